@@ -1,0 +1,90 @@
+"""The denoiser: a factorized space-time transformer over patches (Latte variant 1, arXiv 2401.03048; ST-DiT-3).
+
+Each frame carries its own noise level, so the same network serves text-to-video (all frames noisy), image-to-video
+(the first frame clean), continuation, interpolation and rollout: nothing here knows which. One frame is a video.
+The file imports torch and einops only; sharding, recompute and compilation walk `blocks` from outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from videodiff.denoiser.block import Block
+from videodiff.denoiser.patch import patchify, unpatchify
+from videodiff.denoiser.position import (
+    frame_coordinates,
+    patch_coordinates,
+    rotary_table,
+    sinusoid,
+    space_sinusoid,
+)
+
+
+class SpaceTimeTransformer(nn.Module):
+    """Predict from a noised clip, the noise level of each frame and a caption; what is predicted is the objective's.
+
+    `axes` is repeated over `depth` blocks; `patch` is (pt, ph, pw); `text_width` is the width of the text features.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        patch: Sequence[int] = (1, 4, 4),
+        width: int = 64,
+        depth: int = 6,
+        heads: int = 4,
+        axes: Sequence[str] = ("space", "time"),
+        text_width: int = 64,
+        mlp_ratio: float = 4.0,
+        gate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        unit = math.lcm(4, 2 * heads)
+        if width % unit:
+            raise ValueError(f"model.width: found {width}, expected a multiple of {unit} for {heads} heads")
+        self.patch, self.width, self.heads = tuple(patch), width, heads
+        pixels = channels * self.patch[0] * self.patch[1] * self.patch[2]
+        self.embed = nn.Linear(pixels, width)
+        self.embed_tau = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_fps = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(width, heads, axes[i % len(axes)], mlp_ratio, gate) for i in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.table = nn.Parameter(torch.zeros(2, width))
+        self.head = nn.Linear(width, pixels)
+        for layer in (self.modulate[-1], self.head, self.embed_fps[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor) -> Tensor:
+        """Return the prediction, float32, with the shape of `z`.
+
+        z: noised clip `b c t h w`; tau: noise level of each frame `b t`, 0 clean to 1 noise; text: `b l text_width`
+        with text_mask `b l`, True where there is a word; fps: frames per second, `b`, 0 where unknown.
+        """
+        pt, ph, _ = self.patch
+        h, w = z.shape[-2] // ph, z.shape[-1] // self.patch[2]
+        place, dtype = patch_coordinates(h, w, z.device), self.table.dtype
+        x = self.embed(patchify(z, self.patch).to(dtype)) + space_sinusoid(place, self.width).to(dtype)
+        level = self.embed_tau(sinusoid(1000 * tau.unflatten(1, (-1, pt)).mean(-1), 256).to(dtype))
+        level = level + self.embed_fps(sinusoid(fps, 256).to(dtype))[:, None]
+        modulation = self.modulate(level).unflatten(-1, (6, self.width))
+        rotary = self.rotary(x.shape[1], place)
+        text = self.embed_text(text.to(dtype))
+        for block in self.blocks:
+            x = block(x, modulation, text, text_mask, rotary[block.axes])
+        shift, scale = (self.table + level[:, :, None])[:, :, :, None].unbind(2)
+        x = self.head(torch.addcmul(shift, self.norm(x), 1 + scale))
+        return unpatchify(x, self.patch, h).float()
+
+    def rotary(self, t: int, place: Tensor) -> dict[str, Tensor]:
+        """Return the rotary table of each kind of block for `t` frames of patches centred at `place` (s, 2)."""
+        time = frame_coordinates(t, place.device)[:, None]
+        both = torch.cat([time.repeat_interleave(len(place), 0), place.repeat(t, 1)], dim=-1)
+        coordinates, used = {"space": place, "time": time, "spacetime": both}, {block.axes for block in self.blocks}
+        return {axes: rotary_table(coordinates[axes], self.width // self.heads) for axes in used}
