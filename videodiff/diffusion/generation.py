@@ -1,0 +1,74 @@
+"""Generation: captions and known frames to clips, with the settings of a sampler.
+
+Text-to-video knows no frame, image-to-video the first, continuation the first few, interpolation the two ends: one
+function, told by a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from videodiff.diffusion.guidance import classifier_free, denoise_function
+from videodiff.diffusion.path import Path
+from videodiff.diffusion.sampler import Sampler, generate, schedule
+
+
+class Generation:
+    """Sample clips with `steps` of `sampler`; `shift` moves the steps toward noise, `scale` 1 is no guidance.
+
+    With `lead` frames, text-to-video makes these first and the rest around them.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        steps: int = 20,
+        shift: float = 1.0,
+        scale: float = 1.0,
+        interval: Sequence[float] = (0.0, 1.0),
+        lead: int = 0,
+    ) -> None:
+        if steps < 1:
+            raise ValueError(f"sampler.steps: found {steps}, expected at least 1")
+        self.sampler, self.steps, self.shift, self.scale, self.lead = sampler, steps, shift, scale, lead
+        self.interval = (float(interval[0]), float(interval[1]))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Callable[..., Tensor],
+        condition: Mapping[str, Tensor],
+        null: Mapping[str, Tensor],
+        path: Path,
+        prediction: str,
+        noise: Tensor,
+        clip: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Return clips like `noise` (`b c t h w`); frames marked in `known` (b, t) are taken from `clip`.
+
+        condition: keyword arguments of the denoiser; null: those that replace some of them without a caption.
+        """
+        if clip is None and known is not None and bool(known.any()):
+            raise ValueError(f"known: found {int(known.sum())} frames marked, but no clip to take them from")
+        b, _, t = noise.shape[:3]
+        known = torch.zeros(b, t, dtype=torch.bool, device=noise.device) if known is None else known
+        without = {**condition, **{key: value.expand_as(condition[key]) for key, value in null.items()}}
+        denoise = classifier_free(
+            denoise_function(denoiser, dict(condition), path, prediction),
+            denoise_function(denoiser, without, path, prediction),
+            self.scale,
+            self.interval,
+        )
+        taus = schedule(self.steps, known, self.shift, self.lead)
+        return generate(self.sampler, denoise, path, noise, noise if clip is None else clip, taus)
+
+
+def clip_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Return noise (len(seeds), *shape), each clip from its own seed, so a batch of any size gives the same clips."""
+    return torch.stack(
+        [torch.randn(*shape, generator=Generator(device).manual_seed(seed), device=device) for seed in seeds]
+    )

@@ -1,0 +1,126 @@
+"""Noise levels of a training clip: one number per frame, and which frames are given.
+
+A policy turns one drawn level into the levels of all frames. Frames at 0 are given, so the policy alone decides
+whether a step trains text-to-video, image-to-video, continuation, interpolation or diffusion forcing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Generator, Tensor
+
+Draw = Callable[[int, Generator], Tensor]
+
+
+def uniform(n: int, generator: Generator) -> Tensor:
+    """Draw `n` levels evenly from [0, 1)."""
+    return torch.rand(n, generator=generator, device=generator.device)
+
+
+def logit_normal(n: int, generator: Generator, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Draw `n` levels whose logit is normal (Esser et al. 2024, arXiv 2403.03206, eq. 19)."""
+    return torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=generator.device))
+
+
+def shift_levels(tau: Tensor, shift: float) -> Tensor:
+    """Move levels toward noise by `shift` > 1 (Esser et al. 2024, eq. 23); 0 and 1 stay where they are."""
+    return shift * tau / (shift * tau + (1 - tau))
+
+
+def token_shift(tokens: int, base_tokens: int, base_shift: float) -> float:
+    """Return a shift that grows with the root of the number of tokens: more tokens need more noise to be destroyed."""
+    return base_shift * math.sqrt(tokens / base_tokens)
+
+
+def shared(t: int, draw: Callable[[int], Tensor], generator: Generator) -> Tensor:
+    """Give all frames the same level: text-to-video."""
+    return draw(1).expand(t).clone()
+
+
+def prefix(t: int, draw: Callable[[int], Tensor], generator: Generator, known: int | None = None) -> Tensor:
+    """Give the first `known` frames, or a random number of them from 1 to t - 1: image-to-video, continuation."""
+    tau = shared(t, draw, generator)
+    if known is None:
+        known = int(torch.randint(1, max(t, 2), (), generator=generator, device=generator.device))
+    tau[: min(known, t - 1)] = 0
+    return tau
+
+
+def ends(t: int, draw: Callable[[int], Tensor], generator: Generator) -> Tensor:
+    """Give the first and the last frame: interpolation."""
+    tau = shared(t, draw, generator)
+    if t > 2:
+        tau[0], tau[-1] = 0, 0
+    return tau
+
+
+def independent(t: int, draw: Callable[[int], Tensor], generator: Generator) -> Tensor:
+    """Draw a level for each frame: diffusion forcing (Chen et al. 2024, arXiv 2407.01392)."""
+    return draw(t)
+
+
+def lead(t: int, draw: Callable[[int], Tensor], generator: Generator, first: int = 1) -> Tensor:
+    """Draw a level for the first frames and leave the others pure noise: how sampling starts that lets frames lead."""
+    tau = torch.ones(t, device=generator.device)
+    tau[:first] = draw(1)
+    return tau
+
+
+POLICIES = {"shared": shared, "prefix": prefix, "ends": ends, "independent": independent, "lead": lead}
+COUNTED = {"prefix": "known", "lead": "first"}
+
+
+class NoiseLevels:
+    """Draw the levels of one clip: a policy by weight, a distribution, a shift.
+
+    `policies` maps shared, prefix, ends, independent, lead, prefix_<k> (exactly k frames given) or lead_<k> to a
+    weight; `pure` is the share of draws put at exactly 1, where the given frames and the caption are all there is.
+    """
+
+    def __init__(
+        self,
+        policies: Mapping[str, float] | None = None,
+        distribution: str = "logit_normal",
+        mean: float = 0.0,
+        std: float = 1.0,
+        base_shift: float = 1.0,
+        base_tokens: int = 1024,
+        pure: float = 0.0,
+    ) -> None:
+        names = dict(policies or {"shared": 1.0})
+        self.policies = [policy(name) for name in names]
+        self.weights = torch.tensor([float(weight) for weight in names.values()])
+        if not all(weight >= 0 for weight in self.weights) or not self.weights.sum() > 0:
+            raise ValueError(f"levels.policies: found the weights {names}, expected none negative and one positive")
+        if distribution not in ("uniform", "logit_normal"):
+            raise ValueError(f"levels.distribution: found {distribution!r}, expected uniform or logit_normal")
+        self.base: Draw = uniform if distribution == "uniform" else partial(logit_normal, mean=mean, std=std)
+        self.base_shift, self.base_tokens, self.pure = base_shift, base_tokens, pure
+
+    def __call__(self, t: int, tokens: int, generator: Generator) -> Tensor:
+        """Return the levels (t,) of a clip of `t` frames and `tokens` tokens."""
+        choice = int(torch.multinomial(self.weights.to(generator.device), 1, generator=generator))
+        shift = token_shift(tokens, self.base_tokens, self.base_shift)
+
+        def draw(n: int) -> Tensor:
+            tau = shift_levels(self.base(n, generator), shift)
+            pure = torch.rand(n, generator=generator, device=generator.device) < self.pure
+            return torch.where(pure, 1.0, tau)
+
+        return self.policies[choice](t, draw, generator)
+
+
+def policy(name: str) -> Callable[..., Tensor]:
+    """Return the policy of this name; prefix_3 and lead_1 fix how many frames they speak of."""
+    kind, _, count = name.partition("_")
+    if kind in COUNTED and count.isdigit():
+        return partial(POLICIES[kind], **{COUNTED[kind]: int(count)})
+    if name not in POLICIES:
+        raise ValueError(
+            f"levels.policies: found {name!r}, expected one of {', '.join(POLICIES)}, prefix_<k> or lead_<k>"
+        )
+    return POLICIES[name]

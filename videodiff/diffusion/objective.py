@@ -1,0 +1,97 @@
+"""The objective: the only place where training noise is drawn and the loss is taken.
+
+    tau, eps ~ seed;   z = mix(x, eps, tau);   loss = mean over frames with tau > 0 of || prediction - target ||^2
+
+Every draw comes from a generator keyed by (seed, step, position in the global batch), so a clip meets the same noise
+whatever the number of processes. Usable without Lightning:
+
+    objective = Objective(path=RectifiedFlow(), levels=NoiseLevels())
+    loss = objective(denoiser, x, condition, null, seeds=clip_seeds(0, step, range(len(x))))
+    loss.mean().backward()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videodiff.diffusion.levels import NoiseLevels
+from videodiff.diffusion.path import Path
+from videodiff.diffusion.prediction import KINDS, Prediction, convert
+
+Denoiser = Callable[..., Tensor]
+Condition = Mapping[str, Tensor]
+
+
+def clip_seeds(seed: int, step: int, positions: Iterable[int]) -> list[int]:
+    """Return one 63-bit seed for each position of a global batch."""
+    return [int(np.random.SeedSequence([seed, step, p]).generate_state(1, np.uint64)[0] >> 1) for p in positions]
+
+
+class Objective:
+    """Denoising loss of one batch, one number a clip.
+
+    `prediction` says what the network's output is, `loss` in which form the error is measured (each x, v or eps);
+    `floor` bounds the divisor of a conversion; a caption is dropped with probability `caption_dropout`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        levels: NoiseLevels,
+        prediction: str = "v",
+        loss: str = "v",
+        floor: float = 0.05,
+        caption_dropout: float = 0.1,
+    ) -> None:
+        for name, kind in (("prediction", prediction), ("loss", loss)):
+            if kind not in KINDS:
+                raise ValueError(f"objective.{name}: found {kind!r}, expected one of {', '.join(KINDS)}")
+        self.path, self.levels, self.prediction, self.loss = path, levels, prediction, loss
+        self.floor, self.caption_dropout = floor, caption_dropout
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]
+    ) -> Tensor:
+        """Return the loss of each clip (b,).
+
+        x: clean clips `b c t h w`; condition: keyword arguments of the denoiser, each with a leading axis b; null: what
+        replaces some of them where the caption is dropped; seeds: one a clip.
+        """
+        draws = [self.draw(clip, seed) for clip, seed in zip(x, seeds, strict=True)]
+        tau, eps = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws])
+        dropped = torch.tensor([d[2] for d in draws], device=x.device)
+        return self.error(denoiser, x, eps, tau, drop(condition, null, dropped))
+
+    def draw(self, clip: Tensor, seed: int) -> tuple[Tensor, Tensor, bool]:
+        """Draw the noise levels (t,), the noise `c t h w` and whether the caption is dropped, from one seed."""
+        generator = torch.Generator(clip.device).manual_seed(seed)
+        _, t, h, w = clip.shape
+        tau = self.levels(t, t * h * w, generator)
+        dropped = torch.rand((), generator=generator, device=clip.device) < self.caption_dropout
+        return tau, torch.randn(clip.shape, generator=generator, device=clip.device), bool(dropped)
+
+    def error(self, denoiser: Denoiser, x: Tensor, eps: Tensor, tau: Tensor, condition: Condition) -> Tensor:
+        """Return the mean squared error of each clip over its noisy frames (b,), at given noise."""
+        z = self.path.mix(x, eps, tau)
+        truth = Prediction(x, eps, self.path.velocity(x, eps, tau))
+        # The truth goes through the same floor, so that the exact output has no error at any level.
+        made, wanted = (
+            convert(output, z, tau, self.path, self.prediction, self.floor)
+            for output in (denoiser(z, tau, **condition), getattr(truth, self.prediction))
+        )
+        error = (getattr(made, self.loss) - getattr(wanted, self.loss)).square().mean(dim=(1, 3, 4))
+        noisy = (tau > 0).to(error.dtype)
+        return (error * noisy).sum(1) / noisy.sum(1).clamp_min(1)
+
+
+def drop(condition: Condition, null: Condition, dropped: Tensor) -> dict[str, Tensor]:
+    """Replace the entries that `null` names by those of `null`, for the clips where `dropped` (b,) is true."""
+    kept = dict(condition)
+    for key, value in null.items():
+        where = dropped.view(-1, *[1] * (value.ndim - 1))
+        kept[key] = torch.where(where, value, kept[key])
+    return kept
