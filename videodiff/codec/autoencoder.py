@@ -1,0 +1,220 @@
+"""Any autoencoder of the diffusers library as a codec: an image model frame by frame, or a causal video model.
+
+A causal model turns 1 + k ft frames into 1 + k latent frames (Yu et al. 2023, arXiv 2310.05737): its first latent frame
+is a picture, so one frame is a video. Latents are normalised by channel, (raw - mean) / std, so that the noise of the
+path has their size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+from einops import rearrange
+from torch import Generator, Tensor, nn
+
+from videodiff.pretrained import load_frozen, read_config
+
+
+class Autoencoder(nn.Module):
+    """A frozen diffusers autoencoder between clips `b 3 t h w` in [-1, 1] and normalised latents `b c t' h' w'`.
+
+    `path_or_name` is a folder or a hub name. `mean` and `std`, one number a channel, replace the model's own figures.
+    `tile` is the side in pixels of the tiles that larger clips are cut into, `tile_overlap` the part of it that
+    neighbours share; at most `slice_frames` frames go through the network at once, but always a whole clip of a causal
+    model. Both None: everything at once.
+    """
+
+    def __init__(
+        self,
+        path_or_name: str,
+        subfolder: str | None = None,
+        dtype: str = "bfloat16",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        tile: int | None = None,
+        tile_overlap: float = 0.25,
+        slice_frames: int | None = None,
+        revision: str = "main",
+    ) -> None:
+        super().__init__()
+        cls = autoencoder_class(path_or_name, subfolder, revision)
+        self.vae = load_frozen("codec", cls, str(path_or_name), subfolder, revision, dtype, low_cpu_mem_usage=False)
+        self.kind, self.slice_frames = cls.__name__, slice_frames
+        # Video models are those that convolve over time.
+        self.causal = any(p.ndim == 5 for p in self.vae.encoder.parameters())
+        self.channels = setting(self.vae, "latent_channels", "z_dim")
+        self.compression = compression(self.vae, self.causal)
+        self.add_statistics(mean, std)
+        if slice_frames is not None and slice_frames < 1:
+            raise ValueError(f"codec.slice_frames: found {slice_frames}, expected at least 1, or null")
+        if tile is not None:
+            enable_tiling(self.vae, tile, tile_overlap, self.compression[1])
+
+    def train(self, mode: bool = True) -> Autoencoder:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def latent_frames(self, t: int) -> int:
+        """Return the number of latent frames of a clip of t frames; raise where t does not fit."""
+        ft = self.compression[0]
+        k, rest = divmod(t - 1, ft)
+        if t < 1 or rest:
+            near = f"{max(k, 0) * ft + 1}" + (f" or {(k + 1) * ft + 1}" if k >= 0 else "")
+            raise ValueError(f"codec {self.kind}: found {t} frames, expected 1 + {ft} k (nearest: {near})")
+        return 1 + k
+
+    def frames(self, latent_t: int) -> int:
+        """Return the number of frames of a clip of `latent_t` latent frames."""
+        return 1 + (latent_t - 1) * self.compression[0]
+
+    def encode(self, video: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return normalised latents, float32: the mode of the posterior, or a draw from it with a generator."""
+        return (self.raw(video, generator) - self.mean) / self.std
+
+    def raw(self, video: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return latents as the model gives them, before normalisation."""
+        _, c, t, h, w = video.shape
+        latent_t, (_, fh, fw) = self.latent_frames(t), self.compression
+        if c != 3 or h % fh or w % fw:
+            raise ValueError(
+                f"codec {self.kind}: found clips of {c} channels, {h} x {w}, expected 3 channels, a height divisible "
+                f"by {fh} and a width divisible by {fw}"
+            )
+
+        def network(part: Tensor) -> Tensor:
+            posterior = self.vae.encode(part, return_dict=False)[0]
+            if isinstance(posterior, Tensor):
+                return posterior
+            return posterior.mode() if generator is None else posterior.sample(generator)
+
+        return self.run(network, video, t, (self.channels, latent_t, h // fh, w // fw))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return clips in [-1, 1], float32, of normalised latents."""
+        _, c, latent_t, h, w = latent.shape
+        if c != self.channels:
+            raise ValueError(f"codec {self.kind}: found latents of {c} channels, expected {self.channels}")
+        t, (_, fh, fw) = self.frames(latent_t), self.compression
+
+        def network(part: Tensor) -> Tensor:
+            # CogVideoX decodes what follows the first latent frame in pairs: an odd one out is decoded twice.
+            if self.kind == "AutoencoderKLCogVideoX" and latent_t % 2 == 0:
+                part = torch.cat([part, part[:, :, -1:]], dim=2)
+            # LTX decoders trained as the last denoising step take the noise level that is left: none.
+            last = {"temb": part.new_zeros(len(part))} if self.vae.config.get("timestep_conditioning") else {}
+            made = self.vae.decode(part, return_dict=False, **last)[0]
+            return made[:, :, :t] if self.causal else made
+
+        return self.run(network, latent * self.std + self.mean, t, (3, t, h * fh, w * fw)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def run(self, network: Callable[[Tensor], Tensor], clip: Tensor, t: int, expected: tuple[int, ...]) -> Tensor:
+        """Put a clip of t frames, or its latents, through a network in slices; its result has the shape expected."""
+        length, clip = clip.shape[2], clip.to(self.vae.dtype)
+        limit = self.slice_frames or len(clip) * t
+        rows = max(1, limit // t) if self.causal else limit
+        clip = clip if self.causal else rearrange(clip, "b c t h w -> (b t) c h w")
+        # The dtype chosen here holds inside a trainer's autocast too.
+        with torch.autocast(clip.device.type, enabled=False):
+            made = torch.cat([network(part) for part in clip.split(rows)])
+        made = made if self.causal else rearrange(made, "(b t) c h w -> b c t h w", t=length)
+        if tuple(made.shape[1:]) != expected:
+            raise ValueError(
+                f"codec {self.kind}: found {tuple(made.shape[1:])} (c t h w), expected {expected}: neither an image "
+                f"nor a causal video autoencoder, or its tiles do not fit"
+            )
+        return made.float()
+
+    def add_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Register the mean and standard deviation of each channel, (c, 1, 1, 1)."""
+        if (mean is None) != (std is None):
+            raise ValueError("codec.mean, codec.std: found one of the two, expected both or neither")
+        if mean is None or std is None:
+            mean, std = model_statistics(self.vae, self.channels)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.channels or not all(math.isfinite(v) for v in values):
+                raise ValueError(f"codec.{name}: found {list(values)}, expected {self.channels} numbers, one a channel")
+            self.register_buffer(name, torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1, 1))
+        if min(std) <= 0:
+            raise ValueError(f"codec.std: found {min(std)}, expected numbers above 0")
+
+
+def autoencoder_class(name: str, subfolder: str | None, revision: str) -> type:
+    """Return the diffusers class that config.json names; only autoencoders are let in."""
+    kind = read_config("codec", str(name), subfolder, revision).get("_class_name")
+    cls = getattr(diffusers, kind, None) if isinstance(kind, str) and kind.startswith("Autoencoder") else None
+    if not (inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)):
+        raise ValueError(
+            f"codec: {Path(name, subfolder or '')}: found the class {kind!r} in config.json, expected an autoencoder "
+            f"of diffusers {diffusers.__version__}, such as AutoencoderKL or AutoencoderKLWan"
+        )
+    return cls
+
+
+def setting(vae: nn.Module, *names: str) -> int | None:
+    """Return the first of these that the model's configuration, or the model itself, has."""
+    found = [vae.config.get(name) or getattr(vae, name, None) for name in names]
+    return next((int(value) for value in found if value), None)
+
+
+def compression(vae: nn.Module, causal: bool) -> tuple[int, int, int]:
+    """Return how many frames, rows and columns of pixels one latent stands for."""
+    ft = setting(vae, "scale_factor_temporal", "temporal_compression_ratio") if causal else 1
+    side = setting(vae, "scale_factor_spatial", "spatial_compression_ratio")
+    if side is None:
+        levels = next(vae.config[k] for k in ("block_out_channels", "encoder_block_out_channels") if k in vae.config)
+        side = 2 ** (len(levels) - 1)
+    return ft or 1, side, side
+
+
+def model_statistics(vae: nn.Module, channels: int) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel as the model publishes them, in any of its three ways."""
+    mean, std = (vae.config.get(name) for name in ("latents_mean", "latents_std"))
+    if mean is None and isinstance(getattr(vae, "latents_mean", None), Tensor):
+        mean, std = vae.latents_mean.tolist(), vae.latents_std.tolist()
+    mean = [vae.config.get("shift_factor") or 0.0] * channels if mean is None else mean
+    scale = vae.config.get("scaling_factor") or 1.0
+    return list(mean), [s / scale for s in ([1.0] * channels if std is None else std)]
+
+
+def enable_tiling(vae: nn.Module, tile: int, overlap: float, side: int) -> None:
+    """Turn diffusers' tiling on, with its three dialects: a stride, a part that overlaps, or two attributes."""
+    shared = shared_pixels(tile, overlap, side)
+    values = {"min": tile, "stride": tile - shared, "factor": shared / tile}
+    known = [name for name in inspect.signature(vae.enable_tiling).parameters if name.endswith(("height", "width"))]
+    vae.enable_tiling(**{name: next(v for key, v in values.items() if f"_{key}_" in name) for name in known})
+    if not known:
+        vae.tile_sample_min_size, vae.tile_latent_min_size = tile, tile // side
+        vae.tile_overlap_factor = shared / tile
+
+
+def shared_pixels(tile: int, overlap: float, side: int) -> int:
+    """Return the pixels that neighbours share: whole latents, near `overlap`, and the same after diffusers' rounding.
+
+    Where int(n * factor) and int(n * (1 - factor)) do not add up to n, the tiles would be joined out of place.
+    """
+    n = tile // side
+    options = [k for k in range(1, n) if int(n * (k / n)) == k and int(n * (1 - k / n)) == n - k]
+    if tile % side or not options:
+        raise ValueError(f"codec.tile: found {tile}, expected at least {2 * side} pixels and a multiple of {side}")
+    if not 0 < overlap < 1:
+        raise ValueError(f"codec.tile_overlap: found {overlap}, expected a part of the tile between 0 and 1")
+    return side * min(options, key=lambda k: abs(k - n * overlap))
+
+
+def measure_statistics(codec: Autoencoder, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Return `mean` and `std` as Autoencoder takes them, measured over clips `b c t h w` in [-1, 1]."""
+    count, total, square = 0, 0.0, 0.0
+    for video in batches:
+        raw = codec.raw(video).double().transpose(0, 1).flatten(1)
+        count += raw.shape[1]
+        total, square = total + raw.sum(1), square + raw.square().sum(1)
+    if not count:
+        raise ValueError("codec statistics: found no clip, expected at least one batch")
+    mean = total / count
+    return mean.tolist(), (square / count - mean.square()).clamp_min(0).sqrt().tolist()

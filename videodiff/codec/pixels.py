@@ -1,0 +1,37 @@
+"""The identity codec: the denoiser works on pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def scale_pixels(video: Tensor) -> Tensor:
+    """Turn uint8 pixels into float32 in [-1, 1], on the device where they are."""
+    if video.dtype != torch.uint8:
+        raise ValueError(f"video: found pixels of type {video.dtype}, expected torch.uint8")
+    return video.float() / 127.5 - 1
+
+
+class Pixels(nn.Module):
+    """Leave clips `b c t h w` in [-1, 1] as they are."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.channels, self.compression = channels, (1, 1, 1)
+
+    def latent_frames(self, t: int) -> int:
+        """Return the number of latent frames of a clip of t frames."""
+        return t
+
+    def frames(self, latent_t: int) -> int:
+        """Return the number of frames of a clip of `latent_t` latent frames."""
+        return latent_t
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Return the clip itself."""
+        return video
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return the clip itself."""
+        return latent

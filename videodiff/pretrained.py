@@ -1,0 +1,72 @@
+"""Frozen models made by others: a folder or a name on the Hugging Face hub, its config.json, its safetensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def read_config(what: str, name: str, subfolder: str | None = None, revision: str = "main") -> dict[str, Any]:
+    """Return the config.json of a model; `what` (codec, text) begins the message where there is none."""
+    path = Path(name, subfolder or "", "config.json")
+    if not Path(name).is_dir():
+        path = download_config(what, name, subfolder, revision)
+    if not path.is_file():
+        raise FileNotFoundError(f"{what}: found no {path}, expected a folder written by save_pretrained")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{what}: {path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{what}: {path}: found {type(config).__name__}, expected a JSON object")
+    return config
+
+
+def download_config(what: str, name: str, subfolder: str | None, revision: str) -> Path:
+    """Bring the config.json of a hub model to the local cache; what cannot be a hub name is not asked for."""
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise FileNotFoundError(
+            f"{what}: found no folder {name!r}, expected a folder or a name on the Hugging Face hub"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", subfolder=subfolder, revision=revision))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{what}: found neither a folder nor a readable model of the Hugging Face hub named {name!r}, subfolder "
+            f"{subfolder!r}, revision {revision!r} ({type(error).__name__})"
+        ) from error
+
+
+def load_frozen(
+    what: str, cls: Any, name: str, subfolder: str | None, revision: str, precision: str, **how: Any
+) -> nn.Module:
+    """Load weights from safetensors only, in evaluation mode and without gradients; a missing weight is an error."""
+    where = f"{what}: {Path(name, subfolder or '')}"
+    if precision not in DTYPES:
+        raise ValueError(f"{what}.dtype: found {precision!r}, expected one of {', '.join(DTYPES)}")
+    try:
+        model, info = cls.from_pretrained(
+            name,
+            subfolder=subfolder or "",
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=DTYPES[precision],
+            **how,
+        )
+    # The libraries raise what they like for a broken file: RuntimeError for shapes, SafetensorError for bytes.
+    except Exception as error:
+        raise ValueError(f"{where}: cannot load {cls.__name__}: {' '.join(str(error).split())}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{where}: {len(missing)} weights of {cls.__name__} are not in the file, first {missing[0]}")
+    return model.eval().requires_grad_(False)
