@@ -1,0 +1,161 @@
+from itertools import islice
+
+import lightning
+import pytest
+import torch
+from made_clips import sample, write_dataset
+
+from videodiff.data.datamodule import ClipDataModule
+from videodiff.data.shards import ShardWriter
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("train"), count=10, frames=12)
+
+
+@pytest.fixture(scope="module")
+def validation_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("validation")
+    with ShardWriter(root) as writer:
+        for number in range(5):
+            writer.add(f"held{number}", *sample(number, 12, truth={"radius": [float(number)], "fps": 5.0}))
+    return root
+
+
+def module(root, **how):
+    how = {"frames": 4, "height": 16, "width": 16, "global_batch": 4, "seed": 3, **how}
+    return ClipDataModule(str(root), **how)
+
+
+class Recorder(lightning.LightningModule):
+    """Train a single number and note what each batch held."""
+
+    def __init__(self):
+        super().__init__()
+        self.number, self.seen, self.validated = torch.nn.Parameter(torch.zeros(())), [], []
+
+    def training_step(self, batch, index):
+        self.seen.append((batch["step"], batch["position"].tolist(), batch["key"], batch["video"].sum().item()))
+        return self.number * batch["video"].float().mean()
+
+    def validation_step(self, batch, index):
+        self.validated += batch["key"]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def train(data, folder, steps, checkpoint=None, accumulate=2, **how):
+    recorder = Recorder()
+    trainer = lightning.Trainer(
+        max_steps=steps, max_epochs=-1, accumulate_grad_batches=accumulate, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=folder, limit_val_batches=0, **how,
+    )  # fmt: skip
+    trainer.fit(recorder, datamodule=data, ckpt_path=checkpoint)
+    trainer.save_checkpoint(folder / f"{steps}.ckpt")
+    return recorder.seen
+
+
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(root, tmp_path):
+    straight = train(module(root, micro_batch=2), tmp_path, 5)
+    train(module(root, micro_batch=2), tmp_path, 2)
+    rest = train(module(root, micro_batch=2, cache_gib=1.0), tmp_path, 5, checkpoint=tmp_path / "2.ckpt")
+    assert [step for step, *_ in straight] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert rest == straight[4:]
+
+
+def test_an_epoch_that_the_trainer_cuts_short_goes_on_where_it_stopped(root, tmp_path):
+    straight = train(module(root), tmp_path, 5, accumulate=1)
+    cut = train(module(root), tmp_path, 5, accumulate=1, limit_train_batches=2)
+    assert cut == straight
+
+
+def test_the_checkpoint_holds_the_step_that_training_reached(root, tmp_path):
+    train(module(root, micro_batch=2), tmp_path, 3)
+    state = torch.load(tmp_path / "3.ckpt", weights_only=True)["ClipDataModule"]
+    assert {name: state[name] for name in ("step", "seed", "global_batch", "samples")} == {
+        "step": 3, "seed": 3, "global_batch": 4, "samples": 10,
+    }  # fmt: skip
+    assert set(state) == {"step", "seed", "global_batch", "samples", "fingerprint"}
+
+
+def test_a_trainer_that_accumulates_another_number_of_batches_is_an_error(root, tmp_path):
+    with pytest.raises(ValueError, match="accumulate_grad_batches: found 2, expected 4"):
+        train(module(root, micro_batch=1), tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": 4}, {"global_batch": 8}, {"fingerprint": "another"}, {"samples": 9}], ids=lambda w: next(iter(w))
+)
+def test_the_state_of_another_stream_is_an_error(root, wrong):
+    state = {**module(root).state_dict(), **wrong}
+    with pytest.raises(ValueError, match=rf"data\.{next(iter(wrong))}: found .* expected {wrong.popitem()[1]!r}"):
+        module(root).load_state_dict(state)
+
+
+def test_the_state_fits_another_micro_batch_and_another_number_of_workers(root):
+    data = module(root, micro_batch=1, num_workers=2)
+    data.load_state_dict({**module(root).state_dict(), "step": 7})
+    assert next(iter(data.train_dataloader().batch_sampler))[0].step == 7
+
+
+def test_workers_deliver_what_the_main_process_delivers(root):
+    plain = list(islice(module(root).train_dataloader(), 3))
+    loader = module(root, num_workers=2, cache_gib=1.0).train_dataloader()
+    for batch, expected in zip(islice(loader, 3), plain, strict=True):
+        assert batch["key"] == expected["key"]
+        assert torch.equal(batch["video"], expected["video"])
+
+
+def test_memory_is_pinned_only_where_there_is_a_gpu(root):
+    assert module(root).train_dataloader().pin_memory == torch.cuda.is_available()
+
+
+def test_validation_takes_the_first_clips_in_order_with_their_truth(root, validation_root):
+    data = module(root, validation_root=str(validation_root), validation_clips=3, micro_batch=2)
+    batches = list(data.val_dataloader())
+    assert [batch["key"] for batch in batches] == [["held0", "held1"], ["held2"]]
+    assert [truth["radius"] for batch in batches for truth in batch["truth"]] == [[0.0], [1.0], [2.0]]
+    assert torch.cat([batch["position"] for batch in batches]).tolist() == [0, 1, 2]
+
+
+def test_validation_is_the_same_every_time(root, validation_root):
+    data = module(root, validation_root=str(validation_root))
+    first, second = (next(iter(data.val_dataloader()))["video"] for _ in range(2))
+    again = next(iter(module(root, validation_root=str(validation_root), seed=99).val_dataloader()))["video"]
+    assert torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(("clips", "world", "expected"), [(4, 2, [2, 3]), (5, 2, [0, 1, 2, 3, 4]), (4, 4, [1])])
+def test_ranks_share_the_validation_clips_only_where_they_divide(root, validation_root, clips, world, expected):
+    data = module(root, validation_root=str(validation_root), validation_clips=clips)
+    data._rank = lambda: (1, world)
+    assert [item.index for item in data.val_dataloader().sampler] == expected
+
+
+def test_the_trainer_validates_and_no_validation_set_is_none(root, validation_root, tmp_path):
+    recorder = Recorder()
+    data = module(root, validation_root=str(validation_root), micro_batch=4)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.validate(recorder, datamodule=data, verbose=False)
+    assert recorder.validated == [f"held{number}" for number in range(5)]
+    assert module(root).val_dataloader() == []
+
+
+def test_check_finds_what_would_fail_later(root, tmp_path):
+    module(root).check(world=2)
+    with pytest.raises(ValueError, match="expected a multiple of"):
+        module(root, micro_batch=3).check()
+    with pytest.raises(FileNotFoundError, match="found no such folder"):
+        module(root, validation_root=str(tmp_path / "none")).check()
+    with pytest.raises(ValueError, match="found 12 frames"):
+        module(root, frames=13).check()
+
+
+@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"validation_clips": 0}])
+def test_settings_that_cannot_be_are_an_error(root, wrong):
+    with pytest.raises(ValueError, match="expected >= 0, >= 1"):
+        module(root, **wrong)

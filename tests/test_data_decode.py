@@ -1,0 +1,125 @@
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_clips import moving_square, write_video
+
+from videodiff.data.decode import DecodeError, decode, decode_by_pyav, probe, read_frames, resize
+from videodiff.data.encode import encode
+
+CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
+WITH_B_FRAMES = write_video(moving_square(45), bf="3", g="20")
+
+
+def all_frames(video: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 44), min_size=1, max_size=6))
+def test_any_frames_in_any_order_are_those_of_a_full_decode(indices):
+    if not hasattr(all_frames, "whole"):
+        all_frames.whole = all_frames(WITH_B_FRAMES)
+    assert np.abs(decode(WITH_B_FRAMES, indices).astype(int) - all_frames.whole[indices]).max() <= 2
+
+
+def test_frames_are_told_apart_by_their_content():
+    frames, found = moving_square(30), decode(encode(moving_square(30), 5.0), [29, 0, 17])
+    for index, image in zip([29, 0, 17], found, strict=True):
+        assert np.abs(frames.astype(int) - image).mean(axis=(1, 2, 3)).argmin() == index
+
+
+@pytest.mark.parametrize("codec", ["libsvtav1", "libx265", "libvpx-vp9"])
+def test_a_codec_that_decord_may_not_know_is_read_all_the_same(codec):
+    video = write_video(moving_square(10, 64, 64), codec, container="matroska")
+    assert np.abs(decode(video, [7, 2]).astype(int) - all_frames(video)[[7, 2]]).max() <= 3
+
+
+def test_pyav_alone_gives_the_frames_in_the_order_asked_for():
+    whole = all_frames(WITH_B_FRAMES)
+    assert np.array_equal(decode_by_pyav(WITH_B_FRAMES, [30, 3, 3]), whole[[30, 3, 3]])
+
+
+def test_probe_tells_size_frames_rate_and_duration():
+    info = probe(encode(moving_square(11, 48, 64), 10.0))
+    assert (info.width, info.height, info.frames, info.fps) == (64, 48, 11, 10.0)
+    assert info.duration == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("video", [b"", b"no video", bytes(5000), encode(moving_square(), 5.0)[:300]])
+def test_what_is_no_video_is_a_decode_error(video):
+    for read in (probe, lambda v: decode(v, [0]), lambda v: list(read_frames(v))):
+        with pytest.raises(DecodeError):
+            read(video)
+
+
+def test_a_file_with_sound_only_is_a_decode_error():
+    file = io.BytesIO()
+    with av.open(file, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(DecodeError, match="found no video stream"):
+        probe(file.getvalue())
+
+
+@pytest.mark.parametrize("read", [decode, decode_by_pyav])
+def test_a_frame_beyond_the_end_is_a_decode_error_that_says_how_many_there_are(read):
+    with pytest.raises(DecodeError, match="found 8 frames, expected frame 8"):
+        read(encode(moving_square(8), 5.0), [0, 8])
+
+
+@pytest.mark.parametrize("indices", [[], [-1]])
+def test_no_frames_and_negative_ones_are_an_error(indices):
+    with pytest.raises(ValueError, match="expected frame numbers"):
+        decode(encode(moving_square(), 5.0), indices)
+
+
+def test_a_damaged_frame_is_a_decode_error():
+    video = bytearray(write_video(np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)))
+    start = video.index(b"mdat")
+    video[start + 20_000 : start + 20_400] = bytes(400)
+    with pytest.raises(DecodeError, match=r"damaged|cannot be decoded"):
+        list(read_frames(bytes(video)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.integers(1, 70))
+def test_resize_gives_the_size_asked_for_and_keeps_a_colour(h, w, height, width):
+    frames = np.full((2, h, w, 3), (200, 30, 90), dtype=np.uint8)
+    found = resize(frames, height, width)
+    assert found.shape == (2, height, width, 3)
+    assert np.abs(found.astype(int) - (200, 30, 90)).max() <= 1
+
+
+def test_resize_crops_the_centre():
+    frames = np.zeros((1, 20, 60, 3), dtype=np.uint8)
+    frames[:, :, 20:40] = 255
+    assert (resize(frames, 20, 20) == 255).all()
+
+
+def test_resize_takes_the_mean_of_what_falls_into_a_pixel():
+    frames = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    frames[:, :, ::4] = 255
+    inner = resize(frames, 16, 16)[:, 1:-1, 1:-1]
+    assert inner.min() > 255 / 4 - 20
+    assert inner.max() < 255 / 4 + 20
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the example clips are not part of the repository")
+@pytest.mark.parametrize("name", ["derived_vfr_sintel.mp4", "energon_sync_test.mp4", "torchcodec_av1_video.mkv"])
+def test_real_clips_decode_as_pyav_decodes_them(name):
+    video, wanted = (CLIPS / name).read_bytes(), [90, 3, 41]
+    found = {}
+    for number, frame in enumerate(read_frames(video)):
+        if number in wanted:
+            found[number] = frame.to_ndarray(format="rgb24")
+        if number > max(wanted):
+            break
+    assert np.abs(decode(video, wanted).astype(int) - np.stack([found[n] for n in wanted])).max() <= 2

@@ -1,0 +1,187 @@
+"""Shards: plain WebDataset tars, written whole or not at all, and read by offset."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from videodiff.data.decode import VideoInfo
+from videodiff.data.manifest import FIELDS, NAME, ManifestError, sync_folder, write_manifest, write_whole
+from videodiff.text.words import split_words
+
+WORDS = "words.txt"
+REQUIRED = ("width", "height", "frames", "fps")
+
+
+class ShardWriter:
+    """Write samples into `root/<name>-00000.tar` ..., a new shard where one would pass `shard_bytes`.
+
+    Use it in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then
+    the new shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within
+    those renames has no manifest and so is no dataset.
+    """
+
+    def __init__(self, root: str | Path, shard_bytes: int = 256 * 2**20, name: str = "shard") -> None:
+        self.root, self.shard_bytes, self.name = Path(root), shard_bytes, name
+        self.rows: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
+        self.words: Counter[str] = Counter()
+        self.keys: set[str] = set()
+        self.samples = 0
+        self.tar: tarfile.TarFile | None = None
+        self.file: BinaryIO | None = None
+
+    def __enter__(self) -> ShardWriter:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._discard()
+        return self
+
+    def add(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> None:
+        """Append one sample: its files by extension and what the manifest shall say of it.
+
+        `row` needs width, height, frames and fps; source, licence, duration and `score_*` are optional, the rest is
+        filled in here.
+        """
+        row = self._checked(key, members, row)
+        size = sum(len(data) + 1024 for data in members.values())
+        if self.tar is not None and self.tar.offset + size > self.shard_bytes:
+            self._close_shard()
+        if self.tar is None:
+            self._open_shard()
+        offset = self.tar.offset
+        for extension, data in members.items():
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            member.size, member.mode = len(data), 0o444
+            self.tar.addfile(member, io.BytesIO(data))
+        captions = read_captions(members)
+        self.words.update(word for caption in captions for word in split_words(caption))
+        self.keys.add(key)
+        self.samples += 1
+        place = {"shard": self._shard_name(), "key": key, "offset": offset, "size": self.tar.offset - offset}
+        sums = {"captions": len(captions), "sha256": hashlib.sha256(members["mp4"]).hexdigest()}
+        self.rows.append({**row, **place, **sums})
+
+    def _checked(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> dict[str, Any]:
+        if not re.fullmatch(r"[^./\\\s\x00-\x1f][^./\\\x00-\x1f]*", key) or key in self.keys:
+            raise ValueError(f"key: found {key!r}, expected a new one without dots, slashes and control characters")
+        if "mp4" not in members or not all(re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+)*", name) for name in members):
+            raise ValueError(
+                f"{key}: found members {sorted(members)}, expected mp4 and extensions like txt or text.npy"
+            )
+        missing = [name for name in REQUIRED if name not in row]
+        unknown = [name for name in row if name not in FIELDS and not name.startswith("score_")]
+        if missing or unknown:
+            raise ValueError(f"{key}: row without {missing} and with {unknown}, expected {REQUIRED} and score_* only")
+        return {"source": "", "licence": "", "duration": row["frames"] / row["fps"], **row}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            self._discard()
+
+    def _shard_name(self) -> str:
+        return f"{self.name}-{len(self.shards):05d}.tar"
+
+    def _open_shard(self) -> None:
+        self.file = (self.root / f".{self._shard_name()}.partial").open("w+b")
+        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+
+    def _close_shard(self) -> None:
+        self.tar.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.seek(0)
+        digest, name = hashlib.sha256(), self._shard_name()
+        while block := self.file.read(2**20):
+            digest.update(block)
+        shard = {"name": name, "bytes": self.file.tell(), "samples": self.samples, "sha256": digest.hexdigest()}
+        self.file.close()
+        self.shards.append(shard)
+        self.tar, self.file, self.samples = None, None, 0
+
+    def _commit(self) -> None:
+        if not self.rows:
+            raise ValueError(f"{self.root}: found no samples to write, expected at least one")
+        self._close_shard()
+        # Without its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
+        (self.root / NAME).unlink(missing_ok=True)
+        for shard in self.shards:
+            os.replace(self.root / f".{shard['name']}.partial", self.root / shard["name"])
+        for stale in self._tars() - {shard["name"] for shard in self.shards}:
+            (self.root / stale).unlink()
+        sync_folder(self.root)
+        ranked = sorted(self.words, key=lambda word: (-self.words[word], word))
+        write_whole(self.root / WORDS, "".join(f"{word}\n" for word in ranked).encode())
+        write_manifest(self.root, self.rows, self.shards)
+
+    def _tars(self) -> set[str]:
+        pattern = re.compile(rf"{re.escape(self.name)}-\d{{5}}\.tar")
+        return {path.name for path in self.root.iterdir() if pattern.fullmatch(path.name)}
+
+    def _discard(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        for partial in self.root.glob(f".{self.name}-*.tar.partial"):
+            partial.unlink()
+
+
+def clip_sample(
+    video: bytes, info: VideoInfo, captions: Sequence[str], source: str = "", licence: str = "", truth: Any = None
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the members and the row of a clip, as `ShardWriter.add` takes them; the first caption is the txt."""
+    row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
+    row |= {"source": source, "licence": licence}
+    notes = row | ({"captions": list(captions)} if len(captions) > 1 else {}) | ({"truth": truth} if truth else {})
+    text = captions[0] if captions else ""
+    return {"mp4": video, "txt": text.encode(), "json": json.dumps(notes).encode()}, row
+
+
+def read_captions(members: dict[str, bytes]) -> list[str]:
+    """Return the captions of a sample: the list in its json, else its txt; none where that is empty."""
+    listed = read_notes(members).get("captions")
+    captions = listed if isinstance(listed, list) else [members.get("txt", b"").decode()]
+    return [caption for caption in captions if isinstance(caption, str) and caption]
+
+
+def read_notes(members: dict[str, bytes]) -> dict[str, Any]:
+    """Return the json of a sample, empty where it has none."""
+    notes = json.loads(members.get("json", b"{}"))
+    if not isinstance(notes, dict):
+        raise ValueError(f"json: found {type(notes).__name__}, expected an object")
+    return notes
+
+
+def read_sample(root: str | Path, row: dict[str, Any], only: Collection[str] | None = None) -> dict[str, bytes]:
+    """Return the files of a sample by extension, read at its offset; with `only`, those of these extensions."""
+    path, prefix, end = Path(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
+    members, found = {}, False
+    try:
+        with path.open("rb") as file:
+            file.seek(row["offset"])
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.offset >= end:
+                        break
+                    if not member.name.startswith(prefix) or not member.isreg():
+                        raise tarfile.ReadError(f"found {member.name!r}")
+                    extension, found = member.name.removeprefix(prefix), True
+                    if only is None or extension in only:
+                        members[extension] = tar.extractfile(member).read()
+    except (tarfile.TarError, OSError) as error:
+        raise ManifestError(
+            f"{path}: {row['key']}: expected its files at offset {row['offset']}, as in the manifest: {error}"
+        ) from error
+    if not found:
+        raise ManifestError(f"{path}: {row['key']}: found no file at offset {row['offset']}, expected {prefix}mp4")
+    return members
