@@ -1,0 +1,166 @@
+"""One video on its way into a shard: read it in full, keep it where it is fit for training, else encode it again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import decord
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from videodiff.data.decode import DecodeError, VideoInfo, best_stream, probe, read_frames
+from videodiff.data.encode import encode
+
+# Mean difference of two decoders' pixels, 0 to 255, above which they do not show the same frame.
+SAME_FRAME = 2.0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the container says: size as coded and as shown, frames and those it hides, which of them are keyframes."""
+
+    container: str
+    codec: str
+    pixels: str
+    coded: tuple[int, int]
+    shown: tuple[int, int]
+    fps: Fraction
+    frames: int
+    hidden: int
+    keyframes: tuple[int, ...]
+    even: bool
+
+
+def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo, str]:
+    """Return a video that decord reads as PyAV does, its size, and why it was encoded again (empty: it was not).
+
+    DecodeError where any of its frames is missing or damaged.
+    """
+    header = read_header(video)
+    reason = unfit(header, short_side) or differs(video, header)
+    if not reason:
+        fps = float(header.fps)
+        return video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), ""
+    size, rotation = even_size(header.shown, short_side), next(read_frames(video)).rotation
+    frames = every_frame(video, header)
+    frames = frames if header.even else on_clock(frames, header.fps)
+    video = encode(upright(frames, size, rotation), float(header.fps), crf=crf)
+    return video, probe(video), reason
+
+
+def read_header(video: bytes) -> Header:
+    """Read packets without decoding them."""
+    try:
+        with av.open(io.BytesIO(video)) as container:
+            stream = best_stream(container)
+            context, promised = stream.codec_context, stream.frames
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            rate, ratio = stream.average_rate or stream.guessed_rate, stream.sample_aspect_ratio or 1
+            times = np.sort([packet.pts for packet in packets if packet.pts is not None and not packet.is_discard])
+            keyframes = np.searchsorted(
+                times, [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+            )
+            hidden, base, name = sum(packet.is_discard for packet in packets), stream.time_base, container.format.name
+            coded = context.width, context.height
+            pixels, codec = context.pix_fmt or "unknown", context.codec.canonical_name
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot be opened: {error.strerror}") from error
+    if len(packets) < promised:
+        raise DecodeError(f"found {len(packets)} frames, expected {promised} as in its header: cut short")
+    if len(packets) == hidden or not rate:
+        raise DecodeError(f"found {len(packets) - hidden} frames at {rate} fps, expected at least one")
+    gaps = np.diff(times) if len(times) > 1 else np.ones(1)
+    usual = float(np.median(gaps))
+    even = bool(len(times) and gaps.max() <= 1.5 * usual)
+    if not even and usual > 0:
+        rate = Fraction(1 / (usual * float(base))).limit_denominator(1001)
+    shown = round(coded[0] * ratio), coded[1]
+    frames, keyframes = len(packets) - hidden, tuple(keyframes.tolist())
+    return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, even)
+
+
+def unfit(header: Header, short_side: int) -> str:
+    """Return why a video cannot stay as it is, by its header; empty where it may."""
+    width, height = header.coded
+    reasons = {
+        f"codec {header.codec}": header.codec != "h264",
+        f"pixels {header.pixels}": header.pixels != "yuv420p",
+        f"container {header.container.split(',')[0]}": "mp4" not in header.container,
+        f"odd size {width}x{height}": width % 2 or height % 2,
+        f"pixels not square, shown as {header.shown[0]}x{header.shown[1]}": abs(header.shown[0] - width) > 0.01 * width,
+        f"size {width}x{height}": min(width, height) > short_side,
+        f"{header.hidden} hidden frames": header.hidden,
+        "uneven frame times": not header.even,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def differs(video: bytes, header: Header) -> str:
+    """Decode all of a video with PyAV and compare some frames with decord's; return what differs, empty if nothing.
+
+    A frame missing or damaged is a DecodeError. In open groups of pictures decord misreads the frames before a keyframe
+    that it seeks; with one keyframe it never seeks, and is not asked.
+    """
+    later = [number for number in header.keyframes if 0 < number < header.frames]
+    middle = later[len(later) // 2] if later else 0
+    checked = sorted({0, middle - 1, middle, header.frames - 1}) if later else []
+    frames = []
+    for number, frame in enumerate(every_frame(video, header)):
+        if frame.rotation:
+            return f"rotated by {frame.rotation} degrees"
+        if number in checked:
+            frames.append(frame.to_ndarray(format="rgb24", threads=1))
+    if not checked:
+        return ""
+    try:
+        reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
+        if len(reader) != header.frames:
+            return f"decord finds {len(reader)} of {header.frames} frames"
+        found = reader.get_batch(checked).asnumpy()
+    except (decord.DECORDError, RuntimeError):
+        return "decord cannot read it"
+    if found.shape[1:3] != frames[0].shape[:2]:
+        return "decord finds another size"
+    error = np.abs(found.astype(np.int16) - np.stack(frames)).mean(axis=(1, 2, 3)).max()
+    return f"decord is off by {error:.1f} levels" if error > SAME_FRAME else ""
+
+
+def every_frame(video: bytes, header: Header) -> Iterator[av.VideoFrame]:
+    """Yield the frames that the header promises; it is a DecodeError if they are fewer or more."""
+    count = 0
+    for frame in read_frames(video):
+        yield frame
+        count += 1
+    if count != header.frames:
+        raise DecodeError(f"found {count} frames that decode, expected {header.frames}")
+
+
+def on_clock(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
+    """Yield one frame a tick of a steady clock, the newest one, where the frames come unevenly."""
+    before, start, ticks = next(frames), None, 0
+    for frame in frames:
+        start = before.time if start is None else start
+        for _ in range(ticks, round((frame.time - start) * fps)):
+            yield before
+            ticks += 1
+        before = frame
+    yield before
+
+
+def upright(frames: Iterator[av.VideoFrame], size: tuple[int, int], rotation: int) -> Iterator[np.ndarray]:
+    """Yield uint8 `h w c` of this width and height, turned as the camera was held."""
+    reformatter = VideoReformatter()
+    for frame in frames:
+        width, height = size
+        frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
+        yield np.rot90(frame.to_ndarray(), round(rotation / 90))
+
+
+def even_size(shown: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Return width and height, both even, scaled down to this short side where they are larger."""
+    scale = min(1.0, short_side / min(shown))
+    return tuple(max(round(side * scale) // 2 * 2, 2) for side in shown)

@@ -1,0 +1,137 @@
+"""Pack: captioned video in, shards and a manifest out, and not one clip lost without its name and the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_prep.footage import fit_video
+from data_prep.pool import Lost, run_ordered
+from data_prep.sources import Clip, Found, Rejection, find_clips
+from videodiff.data.decode import DecodeError
+from videodiff.data.manifest import write_whole
+from videodiff.data.shards import ShardWriter, clip_sample
+
+REJECTED = "rejected.jsonl"
+
+
+@dataclass
+class PackReport:
+    """What became of every entry of the source: `packed + len(rejected) == found`.
+
+    `reencoded` maps the names of clips that were encoded again to the reason; `ignored_columns` are those of the table
+    that nothing reads.
+    """
+
+    root: Path
+    found: int
+    packed: int = 0
+    reencoded: dict[str, str] = field(default_factory=dict)
+    rejected: list[Rejection] = field(default_factory=list)
+    ignored_columns: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many clips were rejected for which class of reason."""
+        return dict(Counter(rejection.reason for rejection in self.rejected).most_common())
+
+    def format(self, shown: int = 10) -> str:
+        """Return the report as lines, with the first rejected clips by name."""
+        lines = [f"{self.packed:,} of {self.found:,} clips packed into {self.root} in {self.seconds:.1f} s"]
+        lines += [f"{len(self.reencoded):,} encoded again"] * bool(self.reencoded)
+        lines += [f"{count:,} rejected: {reason}" for reason, count in self.reasons.items()]
+        lines += [f"    {clip.name}: {clip.reason}: {clip.detail}" for clip in self.rejected[:shown]]
+        lines += [f"    all in {self.root / REJECTED}"] * (len(self.rejected) > shown)
+        lines += [f"columns not read: {', '.join(self.ignored_columns)}"] * bool(self.ignored_columns)
+        return "\n".join(lines)
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    captions: str | Path | None = None,
+    require_caption: bool = True,
+    video_column: str | None = None,
+    caption_column: str | None = None,
+    short_side: int = 720,
+    crf: int = 18,
+    workers: int | None = None,
+    timeout: float = 300.0,
+    shard_bytes: int = 256 * 2**20,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackReport:
+    """Pack a folder of video with captions beside them, or a CSV or JSONL that names both, into the dataset `out`.
+
+    Every clip is decoded in full. H.264 in mp4, yuv420p, evenly timed and at most `short_side` pixels high or wide
+    stays as it is; the rest is encoded again with `crf`. What cannot be used is listed in the report and in
+    `rejected.jsonl` of `out`. A clip that takes over `timeout` seconds is one of these. The result does not depend on
+    `workers` (None: one a core). `progress` is called with clips done and clips in all.
+    """
+    start = time.perf_counter()
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if min(workers, short_side) < 1 or timeout <= 0 or not 0 <= crf <= 51:
+        raise ValueError(
+            f"pack: found workers={workers} short_side={short_side} timeout={timeout} crf={crf}, expected at least 1, "
+            "at least 1, above 0, 0 to 51"
+        )
+    found = find_clips(source, captions, video_column, caption_column)
+    report = PackReport(Path(out), len(found.clips) + len(found.rejected), ignored_columns=found.ignored)
+    report.rejected += found.rejected
+    usable = captioned(found, report) if require_caption else found.clips
+    try:
+        with ShardWriter(out, shard_bytes) as writer:
+            results = run_ordered(partial(prepare, short_side=short_side, crf=crf), usable, workers, timeout)
+            for done, (clip, result) in enumerate(zip(usable, results, strict=True), 1):
+                record(clip, result, writer, report)
+                if progress is not None:
+                    progress(done, len(usable))
+            if not report.packed:
+                raise ValueError(f"source: found no clip in {source} that can be packed\n{report.format()}")
+    finally:
+        lines = "".join(json.dumps(asdict(rejection)) + "\n" for rejection in report.rejected)
+        write_whole(Path(out) / REJECTED, lines.encode())
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def captioned(found: Found, report: PackReport) -> list[Clip]:
+    """Return the clips that have a caption and report the others."""
+    for clip in found.clips:
+        if not clip.captions:
+            report.rejected.append(Rejection(clip.name, "caption missing", "found no caption, or an empty one"))
+    return [clip for clip in found.clips if clip.captions]
+
+
+def prepare(clip: Clip, short_side: int, crf: int) -> tuple[dict[str, bytes], dict[str, Any], str] | Rejection:
+    """Return members, row and why the clip was encoded again (empty: it was not), or why it is rejected."""
+    if not clip.path.is_file():
+        return Rejection(clip.name, "video missing", f"found no file {clip.path}")
+    try:
+        video, info, reason = fit_video(clip.path.read_bytes(), short_side, crf)
+    except DecodeError as error:
+        return Rejection(clip.name, "video undecodable", str(error))
+    except OSError as error:
+        return Rejection(clip.name, "video unreadable", str(error))
+    return *clip_sample(video, info, clip.captions, clip.source, clip.licence, clip.truth), reason
+
+
+def record(clip: Clip, result: Any, writer: ShardWriter, report: PackReport) -> None:
+    """Write a prepared clip, or add it to the rejected ones."""
+    if isinstance(result, Lost):
+        result = Rejection(clip.name, f"video {result.reason}", result.detail)
+    if isinstance(result, Rejection):
+        report.rejected.append(result)
+        return
+    members, row, reason = result
+    writer.add(clip.key, members, row)
+    report.packed += 1
+    if reason:
+        report.reencoded[clip.name] = reason
