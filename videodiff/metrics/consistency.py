@@ -1,0 +1,38 @@
+"""Consistency of a clip over time that needs no network (VBench, arXiv 2311.17982), in [0, 1], 1 for a still clip."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def temporal_flickering(frames: np.ndarray, where: np.ndarray | None = None) -> float:
+    """Return VBench's (255 - mean |I_t - I_t+1|) / 255 of frames uint8 `t h w c`; meant for what does not move.
+
+    where: bool (t, h, w), the pixels that count, such as the background; a pixel must count in both frames.
+    """
+    steps = np.abs(np.diff(frames.astype(np.float64), axis=0)).mean(axis=-1)
+    return close(steps, None if where is None else where[:-1] & where[1:])
+
+
+def motion_smoothness(frames: np.ndarray) -> float:
+    """Return how well odd frames are the mean of their neighbours: VBench's figure without its network."""
+    signal = frames.astype(np.float64)
+    inner = signal[1:-1:2]
+    return close(np.abs(inner - (signal[:-2:2][: len(inner)] + signal[2::2]) / 2).mean(axis=-1))
+
+
+def consistency(frames: np.ndarray) -> dict[str, float]:
+    """Return both, by the names under which they are written."""
+    return {
+        "temporal_flickering_score": temporal_flickering(frames),
+        "motion_smoothness_score": motion_smoothness(frames),
+    }
+
+
+def close(error: np.ndarray, where: np.ndarray | None = None) -> float:
+    """Return 1 - mean error / 255, frame by frame as VBench averages; a clip too short to change is still."""
+    if where is not None:
+        if not where.any(axis=(1, 2)).all():
+            raise ValueError("where: found a pair of frames without a common pixel, expected at least one in each pair")
+        return float(np.mean([1 - e[w].mean() / 255 for e, w in zip(error, where, strict=True)])) if len(error) else 1.0
+    return float(1 - error.mean() / 255) if len(error) else 1.0

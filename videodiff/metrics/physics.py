@@ -1,0 +1,189 @@
+"""How far a sampled clip is from the law of its world, and whether it shows what its caption says.
+
+Everything is measured in world units and seconds, on the predicted frames in which every ball of the truth is wholly in
+view. A ball that is not seen stays where it was last seen: vanishing costs as much as standing still, never less.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from videodiff.metrics.captions import Phrase, phrases
+from videodiff.metrics.parsing import Track, seen_colours, track, track_phyworld
+from videodiff.worlds.bouncing import SIZES, SPEEDS
+from videodiff.worlds.scene import SIDE, Scene
+
+# PhyWorld's floor of a speed to divide by, so that a ball at rest has a scale too.
+SLOWEST = 0.5
+FREE_FRAMES = 3
+
+
+def continuation(frames: np.ndarray, scene: Scene, given: int = 3) -> dict[str, float]:
+    """Measure a clip uint8 `t h w c` that continues the first `given` frames of a scene.
+
+    Beside what `motion` returns, PhyWorld's own `phyworld_velocity_error` where the scene is one of its worlds.
+    """
+    numbers = motion(track(frames), scene, given)
+    if is_phyworld(scene):
+        numbers["phyworld_velocity_error"] = phyworld_velocity_error(frames, scene, given)
+    return numbers
+
+
+def motion(tracked: Track, scene: Scene, given: int = 3) -> dict[str, float]:
+    """Measure a track against the truth.
+
+    velocity_error: |mean v - true mean v| over the frames, mean over balls (PhyWorld's, as a vector norm);
+    velocity_error_per_frame: mean |v - true v|; position_error, position_error_last: units; momentum_error,
+    energy_error: fractions, mass = radius squared, scaled by the truth's first frame; shape_drift: (largest - smallest
+    radius) / true radius; permanence_share: frames in which exactly the right balls are seen. For two balls without
+    walls also velocity, momentum and energy error before and after their contact.
+    """
+    if len(tracked.position) != len(scene.position):
+        raise ValueError(f"frames: found {len(tracked.position)}, expected the scene's {len(scene.position)}")
+    mine, frames = tracked.of(scene.colour), scored_frames(scene, given)
+    x, true_x = held(mine, scene, given)[frames], scene.position[frames]
+    v, true_v = np.diff(x, axis=0) * scene.fps, np.diff(true_x, axis=0) * scene.fps
+    off, radius = norm(x - true_x), mine.radius()[frames]
+    right = (tracked.count()[frames] == len(scene.colour)) & mine.visible[frames].all(axis=1)
+    numbers = {
+        "velocity_error": velocity_error(v, true_v),
+        "velocity_error_per_frame": float(norm(v - true_v).mean()),
+        "position_error": float(off.mean()),
+        "position_error_last": float(off[-1].mean()),
+        "momentum_error": momentum_error(v, true_v, scene),
+        "energy_error": energy_error(v, true_v, scene),
+        "shape_drift": float(((radius.max(axis=0) - radius.min(axis=0)) / scene.radius).mean()),
+        "permanence_share": float(right.mean()),
+    }
+    if is_phyworld(scene) and len(scene.colour) == 2:
+        numbers |= around_contact(v, true_v, scene, frames)
+    return numbers
+
+
+def around_contact(v: np.ndarray, true_v: np.ndarray, scene: Scene, frames: np.ndarray) -> dict[str, float]:
+    """Measure what `motion` does apart before and after the two balls touch, without the interval of the contact."""
+    turns = np.flatnonzero((np.abs(np.diff(scene.velocity[frames], axis=0)) > 1e-6).any(axis=(1, 2)))
+    contact = int(turns[0]) if len(turns) else len(v)
+    measures = {"velocity": lambda a, b, _: velocity_error(a, b), "momentum": momentum_error, "energy": energy_error}
+    return {
+        f"{name}_error_{when}": measure(v[part], true_v[part], scene)
+        for when, part in (("before", slice(0, contact)), ("after", slice(contact + 1, None)))
+        for name, measure in measures.items()
+        if len(v[part])
+    }
+
+
+def velocity_error(v: np.ndarray, true_v: np.ndarray) -> float:
+    """Return |mean v - true mean v| over the frames, mean over balls; both (t, n, 2)."""
+    return float(norm(v.mean(axis=0) - true_v.mean(axis=0)).mean())
+
+
+def momentum_error(v: np.ndarray, true_v: np.ndarray, scene: Scene) -> float:
+    """Return the mean |p - true p| as a fraction of the sum of the balls' |momentum| in the first frame."""
+    mass = scene.radius**2
+    return float(norm(np.tensordot(v - true_v, mass, axes=(1, 0))).mean() / (mass * first_speed(scene)).sum())
+
+
+def energy_error(v: np.ndarray, true_v: np.ndarray, scene: Scene) -> float:
+    """Return the mean |E - true E| as a fraction of the kinetic energy in the first frame."""
+    mass = scene.radius**2
+    energy, true_energy = (v**2).sum(axis=-1) @ mass, (true_v**2).sum(axis=-1) @ mass
+    return float(np.abs(energy - true_energy).mean() / (mass * first_speed(scene) ** 2).sum())
+
+
+def first_speed(scene: Scene) -> np.ndarray:
+    """Return the speed (n,) of each ball in the first frame, at least SLOWEST."""
+    return np.maximum(norm(scene.velocity[0]), SLOWEST)
+
+
+def norm(vectors: np.ndarray) -> np.ndarray:
+    """Return the length of vectors (..., 2)."""
+    return np.linalg.norm(vectors, axis=-1)
+
+
+def scored_frames(scene: Scene, given: int) -> np.ndarray:
+    """Return the numbers of the predicted frames with every ball wholly in view, up to the first where one is not."""
+    # A ball that touches a wall may stand a rounding error outside.
+    reach = scene.radius[:, None] - 1e-4
+    inside = ((scene.position >= reach) & (scene.position <= SIDE - reach)).all(axis=(1, 2))
+    out = np.flatnonzero(~inside[given:])
+    last = given + out[0] if len(out) else len(scene.position)
+    if last < given + 2:
+        raise ValueError(
+            f"scene: found {max(last - given, 0)} predicted frames with every ball in view after {given} given ones, "
+            f"expected at least 2 to measure a velocity"
+        )
+    return np.arange(given, last)
+
+
+def held(mine: Track, scene: Scene, given: int) -> np.ndarray:
+    """Return positions (t, n, 2) without gaps: the truth in the given frames, then each ball where it was last seen."""
+    position = scene.position.copy()
+    for k in range(given, len(position)):
+        position[k] = np.where(mine.visible[k][:, None], mine.position[k], position[k - 1])
+    return position
+
+
+def is_phyworld(scene: Scene) -> bool:
+    """Tell whether a scene is of one of PhyWorld's worlds: nothing stops at the edge of the view."""
+    return not scene.walls
+
+
+def phyworld_velocity_error(frames: np.ndarray, scene: Scene, given: int = 3) -> float:
+    """Return PhyWorld's velocity error as its evaluate.py computes it, in its own coordinates and with its own parser.
+
+    One disc: |mean vx - v0|. Two: the mean over both of |mean vx - true mean vx|, mean of before and after the contact.
+    """
+    where = scored_frames(scene, given)
+    x = track_phyworld(frames[where], scene.colour)[0][..., 0]
+    vx, true_vx = np.diff(x, axis=0) * scene.fps, np.diff(scene.position[where, :, 0], axis=0) * scene.fps
+    if len(scene.colour) == 1:
+        return float(abs(vx.mean() - scene.velocity[0, 0, 0]))
+    jumps = np.flatnonzero((np.abs(np.diff(true_vx, axis=0)) > 0.1).any(axis=1))
+    contact = int(jumps[0]) + 1 if len(jumps) else len(true_vx) - 1
+    parts = [part for part in (slice(0, contact), slice(contact + 1, None)) if len(true_vx[part])]
+    return float(np.mean([np.abs(vx[part].mean(axis=0) - true_vx[part].mean(axis=0)).mean() for part in parts]))
+
+
+def text_to_video(frames: np.ndarray, caption: str, fps: float) -> dict[str, float]:
+    """Measure whether a clip uint8 `t h w c` drawn from its caption alone shows it; every number is a share of 1.
+
+    colour_accuracy: exactly the captioned colours are there; count_accuracy: frames with the right number of balls;
+    direction, speed and size_accuracy: balls that do what their words say in the first 3 frames, where the caption has
+    such words and, for the first two, the clip more than one frame. A ball that is not seen is wrong in everything.
+    """
+    asked, seen = phrases(caption), track(frames)
+    balls = seen.of([phrase.colour for phrase in asked])
+    numbers = {
+        "colour_accuracy": float(set(seen_colours(frames)) == {phrase.colour for phrase in asked}),
+        "count_accuracy": float((seen.count() == len(asked)).mean()),
+    }
+    last = min(FREE_FRAMES, len(frames)) - 1
+    moved = balls.position[last] - balls.position[0]
+    if last > 0:
+        numbers["direction_accuracy"] = share([heads(way, phrase) for way, phrase in zip(moved, asked, strict=True)])
+    if last > 0 and all(phrase.pace for phrase in asked):
+        words = [nearest(speed, SPEEDS) for speed in norm(moved) * fps / last]
+        numbers["speed_accuracy"] = share([word == phrase.pace for word, phrase in zip(words, asked, strict=True)])
+    if all(phrase.size for phrase in asked):
+        radii = np.where(balls.visible, balls.radius(), np.nan)[: last + 1].mean(axis=0)
+        words = [nearest(radius, SIZES) for radius in radii]
+        numbers["size_accuracy"] = share([word == phrase.size for word, phrase in zip(words, asked, strict=True)])
+    return numbers
+
+
+def heads(way: np.ndarray, phrase: Phrase) -> bool:
+    """Tell whether a displacement (2,) is within 45 degrees of the direction word; NaN is not."""
+    return bool(way @ phrase.heading() > np.sqrt(0.5) * norm(way))
+
+
+def nearest(value: float, bins: dict[str, tuple[float, float]]) -> str | None:
+    """Return the word whose range is nearest to a value, None for NaN."""
+    if np.isnan(value):
+        return None
+    return min(bins, key=lambda word: max(bins[word][0] - value, value - bins[word][1], 0.0))
+
+
+def share(right: list[bool]) -> float:
+    """Return the share that is right."""
+    return float(np.mean(right))

@@ -1,0 +1,50 @@
+"""From numbers of single clips to the mean, its standard error and the table of evaluation.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+KINDS = {"model": "model", "ground truth": "floor"}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and its standard error, None for a single value; no value, NaN and infinity are errors."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.size == 0:
+        raise ValueError("values: found none, expected at least one")
+    if not np.isfinite(numbers).all():
+        wrong = np.flatnonzero(~np.isfinite(numbers))
+        raise ValueError(
+            f"values: found {numbers[wrong[0]]} at {wrong[0]} ({len(wrong)} in all), expected finite numbers"
+        )
+    if numbers.size == 1:
+        return float(numbers[0]), None
+    return float(numbers.mean()), float(numbers.std(ddof=1) / np.sqrt(numbers.size))
+
+
+def summarise(clips: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    """Return each number's mean as `name`, its standard error as `name_stderr` and, where only some clips have it, how
+    many as `name_clips`.
+    """
+    if not clips:
+        raise ValueError("clips: found none, expected at least one")
+    summary: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for clip in clips for name in clip):
+        values = [clip[name] for clip in clips if name in clip]
+        try:
+            summary[name], summary[f"{name}_stderr"] = mean_and_error(values)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if len(values) < len(clips):
+            summary[f"{name}_clips"] = len(values)
+    return summary
+
+
+def physics_table(predictors: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, str | float | None]]:
+    """Return a row a predictor, from the numbers of each of its clips: name, kind, clips, means and standard errors."""
+    return [
+        {"name": name, "kind": KINDS.get(name, "reference"), "clips": len(clips), **summarise(clips)}
+        for name, clips in predictors.items()
+    ]
