@@ -1,0 +1,79 @@
+"""Muon under ZeRO: DeepSpeed orthogonalises whole gradients before it shards them; the step and the average are ours.
+
+ZeRO hands an optimizer flat pieces of matrices, which no Muon can orthogonalise; DeepSpeed does it for parameters
+marked `use_muon` if the optimizer is its own class. Its step has the size 1 / sqrt(columns) per entry, ours 0.2:
+matrices are grouped by their columns and the learning rate carries the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+from torch import Tensor, nn
+
+from videodiff.training.optimizer import Group, Muon, average
+
+
+class ZeroMuon(MuonWithAuxAdam):
+    """The optimizer `videodiff.training.optimizer.Muon`, as DeepSpeed can shard it; same arguments."""
+
+    def __init__(
+        self,
+        params: Iterable[Group],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.999,
+    ) -> None:
+        groups = []
+        for group in params:
+            decay = group.get("weight_decay", weight_decay)
+            if group["matrix"]:
+                for columns, matrices in by_columns(group["params"]).items():
+                    scaled = lr * 0.2 * columns**0.5
+                    # DeepSpeed decays by its own learning rate, which is the scaled one here.
+                    settings = {"lr": scaled, "momentum": momentum, "weight_decay": decay * lr / scaled}
+                    groups.append({"params": matrices, "use_muon": True, "ns_method": "standard", **settings})
+            else:
+                settings = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": decay}
+                groups.append({"params": list(group["params"]), "use_muon": False, **settings})
+        for group in groups:
+            for p in group["params"]:
+                p.use_muon = group["use_muon"]
+        super().__init__(groups)
+        self.ema_decay = ema_decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None, step_id: int | None = None) -> Tensor | None:
+        """Take one step, then move the average."""
+        loss = super().step(closure, step_id)
+        for group in self.param_groups:
+            for p in group["params"] if group["use_muon"] else []:
+                self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        average(self, self.ema_decay)
+        return loss
+
+
+def by_columns(matrices: Iterable[nn.Parameter]) -> dict[int, list[nn.Parameter]]:
+    """Group matrices by their number of columns."""
+    groups: dict[int, list[nn.Parameter]] = {}
+    for p in matrices:
+        groups.setdefault(p.shape[1], []).append(p)
+    return groups
+
+
+def sharded(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
+    """Return the optimizer to use under ZeRO in the place of this one; `config` is DeepSpeed's and may be changed."""
+    if not (isinstance(optimizer, partial) and optimizer.func is Muon):
+        return optimizer
+    # A piece of a summed gradient is of no use to Muon.
+    config["zero_optimization"]["reduce_scatter"] = False
+    # DeepSpeed clips what Muon made of the gradient, whose norm says nothing: it would shrink every step.
+    config["gradient_clipping"] = 0.0
+    return partial(ZeroMuon, *optimizer.args, **optimizer.keywords)

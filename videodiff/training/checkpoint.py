@@ -1,0 +1,118 @@
+"""Checkpoints: one folder a step, complete or absent.
+
+    checkpoints/step_00000500/
+        state.ckpt            everything that training needs to go on (a folder of shards under ZeRO)
+        average.safetensors   the averaged weights by name: all that sampling needs, whatever the strategy was
+        checkpoint.json       the step and the size of every file, written last
+
+The folder is written under a temporary name and renamed when its last byte is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import lightning
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from videodiff.training.average import averages
+
+
+def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
+    """Write the checkpoint of the current step; every rank has to call. Returns its folder."""
+    final = folder / f"step_{trainer.global_step:08d}"
+    partial = folder / f".{final.name}.partial"
+    if trainer.is_global_zero:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    trainer.strategy.barrier("checkpoint folder")
+    module = trainer.lightning_module
+    average = averages(module, trainer.strategy.optimizers[0])
+    trainer.save_checkpoint(partial / "state.ckpt")
+    if trainer.is_global_zero:
+        save_file({name: value.cpu().contiguous() for name, value in average.items()}, partial / "average.safetensors")
+        files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+        record = {"version": 1, "step": trainer.global_step, "files": files}
+        (partial / "checkpoint.json").write_text(json.dumps(record, indent=1))
+        for path in partial.rglob("*"):
+            sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        sync(folder)
+    trainer.strategy.barrier("checkpoint written")
+    return final
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step_*"))
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """Return the newest checkpoint of a run; it is an error if there is none, or if it is not whole."""
+    found = checkpoints(run)
+    if not found:
+        raise FileNotFoundError(f"{run}: found no checkpoint, expected {run / 'checkpoints' / 'step_*'}")
+    return whole(found[-1])
+
+
+def whole(checkpoint: Path) -> Path:
+    """Return the checkpoint if every file has the size its record gives, else raise."""
+    try:
+        files = json.loads((checkpoint / "checkpoint.json").read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{checkpoint}: found no readable checkpoint.json ({error}), expected one") from error
+    for name, size in files.items():
+        path = checkpoint / name
+        there = path.stat().st_size if path.is_file() else None
+        if there != size:
+            raise ValueError(f"{path}: found {'no file' if there is None else f'{there} bytes'}, expected {size} bytes")
+    return checkpoint
+
+
+def load_average(checkpoint: Path, module: nn.Module) -> nn.Module:
+    """Load the averaged weights into the trainable parameters of `module`; every name and shape must agree."""
+    path = checkpoint / "average.safetensors"
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: found a damaged file ({error}), expected averaged weights") from error
+    wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    check_names(path, saved, wanted)
+    with torch.no_grad():
+        for name, p in wanted.items():
+            p.copy_(saved[name])
+    return module
+
+
+def check_names(path: Path, saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raise one line where the weights in a file are not those of the model."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        found, expected = saved.get(name), wanted.get(name)
+        if found is None or expected is None or found.shape != expected.shape:
+            shapes = ["no such weight" if v is None else f"shape {tuple(v.shape)}" for v in (found, expected)]
+            raise ValueError(
+                f"{path}: weight {name}: found {shapes[0]}, expected {shapes[1]}; the checkpoint is of another model "
+                "configuration"
+            )
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints of a folder and what an interrupted save left."""
+    for old in [*sorted(folder.glob("step_*"))[: -keep or None], *folder.glob(".step_*.partial")]:
+        shutil.rmtree(old)

@@ -1,0 +1,52 @@
+"""From a batch to what the denoiser is given: the cached tensor where the batch has one, else the encoder's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videodiff.codec.pixels import scale_pixels
+
+
+def encode_video(batch: dict[str, Any], codec: nn.Module, device: torch.device | str) -> Tensor:
+    """Return clean clips `b c t h w` in the codec's space, float32, from `latent` or from uint8 `video`."""
+    if "latent" not in batch:
+        return codec.encode(scale_pixels(batch["video"].to(device, non_blocking=True)))
+    latent = batch["latent"].to(device, torch.float32, non_blocking=True)
+    if latent.shape[1] != codec.channels:
+        raise ValueError(
+            f"cached latents {first_key(batch)}: found {latent.shape[1]} channels, expected the {codec.channels} of "
+            f"the codec {type(codec).__name__}"
+        )
+    return latent
+
+
+def encode_text(batch: dict[str, Any], encoder: nn.Module, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return text features `b l d`, float32, and their mask `b l`, from `text` and `text_mask` or from `caption`.
+
+    Cached text is padded to the length of the encoder's own, so that a dropped caption can take its place.
+    """
+    if "text" not in batch:
+        text, mask = encoder(batch["caption"])
+        return text.to(device), mask.to(device)
+    if encoder.trainable:
+        raise ValueError(
+            f"cached text {first_key(batch)}: found a trainable encoder, expected the frozen one it is from"
+        )
+    text = batch["text"].to(device, torch.float32, non_blocking=True)
+    mask = batch["text_mask"].to(device, torch.bool, non_blocking=True)
+    spare = encoder.max_length - text.shape[1]
+    if text.shape[2] != encoder.width or spare < 0:
+        raise ValueError(
+            f"cached text {first_key(batch)}: found {text.shape[1]} tokens of width {text.shape[2]}, expected at most "
+            f"{encoder.max_length} of width {encoder.width}, as the encoder gives"
+        )
+    return F.pad(text, (0, 0, 0, spare)), F.pad(mask, (0, spare))
+
+
+def first_key(batch: dict[str, Any]) -> str:
+    """Return where to look for a wrong batch: the key of its first sample."""
+    return f"({batch['key'][0]} ...)" if batch.get("key") else "of the batch"

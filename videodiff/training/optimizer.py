@@ -1,0 +1,146 @@
+"""Optimizers whose state holds the average: AdamW, and Muon for the matrices of the blocks.
+
+The EMA of each parameter lives in `optimizer.state[parameter]["ema"]` beside its moments, so it moves only on real
+optimizer steps, ZeRO shards it, and checkpoints carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+Group = dict[str, Any]
+
+
+@torch.no_grad()
+def average(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Move the EMA of every parameter toward its value; the decay starts low: min(decay, (1 + step) / (10 + step))."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    states = [optimizer.state[p] for p in parameters]
+    for p, state in zip(parameters, states, strict=True):
+        if "ema" not in state:
+            state["ema"] = p.to(torch.float32, copy=True)
+    steps = [int(state["step"]) for state in states]
+    if parameters:
+        weights = [1 - min(decay, (1 + step) / (10 + step)) for step in steps]
+        torch._foreach_lerp_([state["ema"] for state in states], [p.float() for p in parameters], weights)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) with an EMA of the weights in its state."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[Group],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.999,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        self.ema_decay = ema_decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one step, then move the average."""
+        loss = super().step(closure)
+        average(self, self.ema_decay)
+        return loss
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for groups marked `matrix`, AdamW for the others, with an EMA of all weights.
+
+    A matrix moves along the orthogonal factor of its momentum, scaled by 0.2 sqrt(max(rows, columns)) so that its
+    step has the size of an AdamW step at the same learning rate (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Group],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.999,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "matrix": False})
+        self.ema_decay = ema_decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one step, then move the average."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for p in parameters:
+                self.state[p].setdefault("step", torch.zeros(()))
+            if parameters:
+                (self._matrices if group["matrix"] else self._adamw)(group, parameters)
+        average(self, self.ema_decay)
+        return loss
+
+    def _matrices(self, group: Group, parameters: list[Tensor]) -> None:
+        for p in parameters:
+            if p.ndim != 2:
+                raise ValueError(
+                    f"optimizer: Muon found a parameter of shape {tuple(p.shape)}, expected a matrix: a strategy that "
+                    "flattens the parameters (ZeRO) needs optimizer=adamw"
+                )
+            self.state[p].setdefault("momentum", torch.zeros_like(p))
+            self.state[p]["step"] += 1
+        momenta, grads = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        updates = torch._foreach_lerp(grads, momenta, group["momentum"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        for shape in dict.fromkeys(p.shape for p in parameters):
+            same = [i for i, p in enumerate(parameters) if p.shape == shape]
+            steps = orthogonalise(torch.stack([updates[i] for i in same])) * (0.2 * max(shape) ** 0.5)
+            torch._foreach_add_([parameters[i] for i in same], list(steps), alpha=-group["lr"])
+
+    def _adamw(self, group: Group, parameters: list[Tensor]) -> None:
+        for p in parameters:
+            self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+            self.state[p].setdefault("exp_avg_sq", torch.zeros_like(p))
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
+    """Return about the nearest orthogonal matrix to each of a stack (n, rows, columns), by a quintic iteration.
+
+    The coefficients are Muon's: they raise all singular values to between 0.7 and 1.2 in five steps.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.mT if tall else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
