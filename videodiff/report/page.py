@@ -1,0 +1,218 @@
+"""The report of a run: one HTML file that plays without a network."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from videodiff.report import table
+from videodiff.report.curves import Panel, draw, panels, plot_ranking
+from videodiff.report.run import Clip, Run, facts, flatten, read_run
+from videodiff.report.strip import Example, fit, hero, later, read_frames
+
+WALL, STRIPS, STEPS, LEARNING, RANKINGS = 12, 3, 7, 4, 2
+TINY = 128
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    What the folder does not hold yet is named on the page with the command it comes from; a malformed file is an error
+    that names the file and the place.
+    """
+    found = read_run(run)
+    template = environment().get_template("template.html.j2")
+    return write_whole(found.path / "report.html", template.render(content(found)).encode())
+
+
+def write_hero(run: Path, path: Path, task: str = "continuation", clips: int = 3, dark: bool = False) -> Path:
+    """Write the film strips of the first evaluated clips of a task as one PNG, for a README."""
+    chosen = [clip for clip in read_run(run).clips if clip.task == task][:clips]
+    if not chosen:
+        raise ValueError(f"{run}/evaluation/clips.json: found no clip of task {task!r}, expected at least one")
+    return write_whole(Path(path), png(hero([as_example(clip) for clip in chosen], dark=dark)))
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file so that no reader ever sees a part of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return path
+
+
+def environment() -> Environment:
+    """Return the template environment: everything escaped, an unknown name is an error."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"plain": table.plain, "data": data_url, "digest": digest}
+    return made
+
+
+def digest(script: str) -> str:
+    """Return a script's hash as a content security policy names it: no other script may run on the page."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """Return bytes as a URL that holds them."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def png(image: Image.Image) -> bytes:
+    """Encode an image losslessly."""
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def content(run: Run) -> dict[str, Any]:
+    """Return everything the template shows."""
+    where = run.path / "evaluation.json"
+    evaluation = run.evaluation or {}
+    numbers, texts = table.figures(evaluation, where)
+    rows = table.rows(evaluation, where)
+    tasks = list(dict.fromkeys(clip.task for clip in run.clips))
+    return {
+        "run": run,
+        "title": run.path.name,
+        "folder": f"{run.path.parent.name}/{run.path.name}",
+        "facts": facts(run),
+        "summary": summary(run, numbers, texts),
+        "headlines": headlines(numbers),
+        "numbers": numbers,
+        "texts": texts,
+        "rows": rows,
+        "columns": table.columns(rows),
+        "best": table.best(rows),
+        "rankings": rankings(rows, numbers),
+        "panels": panels(run.metrics),
+        "walls": [wall(task, [clip for clip in run.clips if clip.task == task]) for task in tasks],
+        "learning": learning(run),
+        "environment": flatten(run.environment),
+    }
+
+
+def summary(run: Run, numbers: list[table.Measured], texts: dict[str, str]) -> list[str]:
+    """Say in a few sentences what was trained, how the loss went and what was measured."""
+    said = []
+    if "train/loss" in run.metrics:
+        steps, losses = run.metrics["train/loss"]
+        bad = steps[~np.isfinite(losses)]
+        rate = run.metrics.get("train/clips_per_s")
+        pace = f" at {np.nanmedian(rate[1]):,.3g} clips a second" if rate else ""
+        said.append(f"Trained to step {steps[-1]:,}{pace}.")
+        if len(bad):
+            said.append(f"The training loss is not finite at {len(bad)} logged steps, first at step {bad[0]:,}.")
+    if "val/loss" in run.metrics:
+        losses = run.metrics["val/loss"][1]
+        said.append(f"The validation loss went from {losses[0]:.3g} to {losses[-1]:.3g}.")
+    if numbers:
+        held = [figure for figure in numbers if figure.target is not None]
+        measured = " and ".join(f"a {table.plain(f.name)} of {f.text}" for f in headlines(numbers)[:2])
+        world = f" on {texts['world']}" if "world" in texts else ""
+        met = f"; {sum(bool(f.met) for f in held)} of {len(held)} targets are met" if held else ""
+        said.append(f"The evaluation{world} gives {measured}{met}.")
+    return said
+
+
+def headlines(numbers: list[table.Measured]) -> list[table.Measured]:
+    """Return the figures to print large: those with targets, else the first ones with a standard error."""
+    held = [figure for figure in numbers if figure.target is not None]
+    return (held or [figure for figure in numbers if figure.stderr is not None] or numbers)[:4]
+
+
+def rankings(rows: list[table.Row], numbers: list[table.Measured]) -> list[Panel]:
+    """Draw the first columns of the table as dots, best on top."""
+    drawn = []
+    for column in table.columns(rows)[:RANKINGS]:
+        cells = [(row.name, row.cells[column.name], row.kind) for row in rows if column.name in row.cells]
+        cells = sorted((c for c in cells if math.isfinite(c[1].value)), key=lambda c: c[1].value)
+        target = next((figure.target for figure in numbers if figure.name == column.name), None)
+        dots = [
+            (name[:40], c.value, c.stderr or 0.0, kind)
+            for name, c, kind in cells[:: -1 if column.more_is_better else 1]
+        ]
+        if len(dots) > 1:
+            svg = draw(lambda axes, dots=dots, target=target: plot_ranking(axes, dots, target), 0.9 + 0.3 * len(dots))
+            drawn.append(Panel(table.plain(column.name), "", svg))
+    return drawn
+
+
+def wall(task: str, clips: list[Clip]) -> dict[str, Any]:
+    """Return what the page shows of a task: its first clips playing, a few of them as film strips."""
+    shown = [frame(clip) for clip in clips[:WALL]]
+    return {"task": task, "clips": shown, "total": len(clips), "strips": [strips(item) for item in shown[:STRIPS]]}
+
+
+def frame(clip: Clip) -> dict[str, Any]:
+    """Read a clip's videos and its given frames, which the page shows one by one on the clock of the videos."""
+    example = as_example(clip)
+    given = example.sampled[: clip.given]
+    return {
+        "clip": clip,
+        "example": example,
+        "frames": len(example.sampled),
+        "tiny": example.sampled.shape[1] <= TINY,
+        "aspect": f"{example.sampled.shape[2]} / {example.sampled.shape[1]}",
+        "given": [png(Image.fromarray(picture)) for picture in given],
+        "sampled": clip.sampled.read_bytes(),
+        "truth": clip.truth.read_bytes() if clip.truth else None,
+    }
+
+
+def as_example(clip: Clip) -> Example:
+    """Decode a clip's videos; a caption has many true clips, so only a continuation is held against one."""
+    sampled = read_frames(clip.sampled)
+    if len(sampled) <= clip.given:
+        raise ValueError(f"{clip.sampled}: found {len(sampled)} frames, expected more than the {clip.given} given ones")
+    truth = read_frames(clip.truth) if clip.truth and clip.given else None
+    if truth is not None and truth.shape != sampled.shape:
+        raise ValueError(
+            f"{clip.truth}: found frames {truth.shape}, expected {sampled.shape} as in {clip.sampled.name}"
+        )
+    return Example(clip.caption, clip.given, sampled, truth)
+
+
+def strips(item: dict[str, Any], most: int = 16) -> dict[str, Any]:
+    """Return a shown clip's film strips: the given frames and an even choice of the later ones."""
+    example = item["example"]
+    chosen = [*range(example.given), *later(item["frames"], example.given, most - example.given)]
+    named = {"sampled": example.sampled} | ({} if example.truth is None else {"truth": example.truth})
+    pictures = {name: png(fit(frames[chosen], 2 * TINY // 3, example.given)) for name, frames in named.items()}
+    return {"caption": example.caption, "pictures": pictures, "of": item["frames"], "chosen": len(chosen)}
+
+
+def learning(run: Run) -> dict[str, Any]:
+    """Return the videos sampled during training: evenly chosen steps, the first and the last among them."""
+    every = list(run.samples)
+    steps = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, min(STEPS, len(every))).round().astype(int))]
+    names = list(dict.fromkeys(name for step in steps for name in run.samples[step]))[:LEARNING]
+    files = [[run.samples[step].get(name) for step in steps] for name in names]
+    tiny = bool(files) and read_frames(next(filter(None, files[0]))).shape[1] <= TINY
+    return {"steps": steps, "tiny": tiny, "rows": [[file and file.read_bytes() for file in row] for row in files]}

@@ -1,0 +1,156 @@
+"""The numbers of evaluation.json: headline figures against their targets and the table of predictors.
+
+    {"velocity_error": 0.041, "velocity_error_stderr": 0.003, "clips": 256, "world": "uniform motion",
+     "targets": {"velocity_error": 0.05},
+     "table": [{"name": "model", "kind": "model", "clips": 256, "velocity_error": 0.041},
+               {"name": "last frame held", "kind": "reference", "velocity_error": 2.5},
+               {"name": "ground truth", "kind": "floor", "velocity_error": 0.0003}]}
+
+A target is the value to stay below, or to reach where more is better. A row's kind is model, reference, floor or
+ceiling; `<name>_clips` tells on how many clips a figure was measured where it was not on all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KINDS = ("model", "reference", "floor", "ceiling")
+BESIDE = ("_stderr", "_clips")
+MORE_IS_BETTER = {"accuracy", "recall", "precision", "psnr", "ssim", "consistency", "agreement", "share", "score", "r2"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value, its standard error, its number of clips and its target, where it has them."""
+
+    name: str
+    value: float
+    stderr: float | None = None
+    clips: float | None = None
+    target: float | None = None
+
+    @property
+    def more_is_better(self) -> bool:
+        return bool(MORE_IS_BETTER & set(self.name.split("_")))
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None without one."""
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.more_is_better else self.value <= self.target
+
+    @property
+    def text(self) -> str:
+        """The value with as many digits as its standard error makes sense of."""
+        return rounded(self.value, self.stderr)
+
+    @property
+    def error_text(self) -> str:
+        return "" if self.stderr is None else f" ± {rounded(self.stderr, self.stderr)}"
+
+    @property
+    def target_text(self) -> str:
+        return "" if self.target is None else f"{'≥' if self.more_is_better else '≤'} {self.target:g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A predictor of the table: a measured value for some of the columns, over so many clips."""
+
+    name: str
+    kind: str
+    clips: float | None
+    cells: dict[str, Measured]
+
+
+def rounded(value: float, stderr: float | None) -> str:
+    """Write a number to two digits of its standard error, or to three digits of its own."""
+    if not math.isfinite(value):
+        return "not finite"
+    if stderr is not None and math.isfinite(stderr) and stderr > 0:
+        return f"{value:,.{max(0, 1 - math.floor(math.log10(stderr)))}f}"
+    if abs(value) >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def plain(name: str) -> str:
+    """Write a metric's name as words."""
+    return re.sub(r"[_/]+", " ", name)
+
+
+def figures(evaluation: dict[str, Any], where: Path) -> tuple[list[Measured], dict[str, str]]:
+    """Return the flat numbers in their order, with their targets, and the flat texts beside them."""
+    flat = {key: value for key, value in evaluation.items() if key not in ("table", "targets")}
+    texts = {key: str(value) for key, value in flat.items() if isinstance(value, (str, bool))}
+    numbers = {key: value for key, value in flat.items() if key not in texts}
+    targets = evaluation.get("targets") or {}
+    if not isinstance(targets, dict):
+        raise ValueError(f"{where}: targets: found a {type(targets).__name__}, expected an object name -> number")
+    for name in targets:
+        number(targets[name], f"{where}: targets.{name}")
+        if name not in numbers:
+            raise ValueError(f"{where}: targets.{name}: found no figure of this name, expected one beside the targets")
+    return list(measured(numbers, f"{where}: ", targets).values()), texts
+
+
+def rows(evaluation: dict[str, Any], where: Path) -> list[Row]:
+    """Return the rows of the table: the model, the references, then floor and ceiling."""
+    entries = evaluation.get("table") or []
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: table: found a {type(entries).__name__}, expected a list of rows")
+    return sorted(
+        (row(entry, f"{where}: table[{i}]") for i, entry in enumerate(entries)), key=lambda r: KINDS.index(r.kind)
+    )
+
+
+def row(entry: Any, where: str) -> Row:
+    """Check one row of the table."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ValueError(f"{where}: found {str(entry)[:60]!r}, expected an object with a name")
+    kind = entry.get("kind", "model" if entry["name"] == "model" else "reference")
+    if kind not in KINDS:
+        raise ValueError(f"{where}.kind: found {kind!r}, expected one of {', '.join(KINDS)}")
+    numbers = {key: value for key, value in entry.items() if key not in ("name", "kind", "clips")}
+    clips = None if entry.get("clips") is None else number(entry["clips"], f"{where}.clips")
+    return Row(entry["name"], kind, clips, measured(numbers, f"{where}."))
+
+
+def measured(numbers: dict[str, Any], where: str, targets: dict[str, float] | None = None) -> dict[str, Measured]:
+    """Join every number to its `_stderr`, its `_clips` and its target; null is a number that was not measured."""
+    values = {key: number(value, where + key) for key, value in numbers.items() if value is not None}
+    return {
+        name: Measured(name, value, *(values.get(name + end) for end in BESIDE), (targets or {}).get(name))
+        for name, value in values.items()
+        if not name.endswith(BESIDE)
+    }
+
+
+def number(value: Any, where: str) -> float:
+    """Return a JSON number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where}: found {str(value)[:60]!r}, expected a number")
+    return float(value)
+
+
+def columns(table: Sequence[Row]) -> list[Measured]:
+    """Return one entry for each column, in the order in which the rows name them."""
+    return list({name: cell for row in table for name, cell in row.cells.items()}.values())
+
+
+def best(table: Sequence[Row]) -> dict[str, float]:
+    """Return the best value of each column; floor and ceiling do not compete."""
+    competing = [row for row in table if row.kind in ("model", "reference")]
+    found = {}
+    for column in columns(table):
+        values = [row.cells[column.name].value for row in competing if column.name in row.cells]
+        values = [value for value in values if math.isfinite(value)]
+        if values:
+            found[column.name] = max(values) if column.more_is_better else min(values)
+    return found
