@@ -1,0 +1,88 @@
+"""What several tests need: a small dataset of a real world, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from videodiff import cli
+from videodiff.data.decode import probe
+from videodiff.data.encode import encode
+from videodiff.data.shards import ShardWriter, clip_sample
+from videodiff.worlds.bouncing import Bouncing
+from videodiff.worlds.scene import render
+
+
+@pytest.fixture(scope="session")
+def world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of 24 clips of the bouncing world: 8 frames of 16 px, with their truth."""
+    root, world = tmp_path_factory.mktemp("world") / "dataset", Bouncing(balls={1: 0.8, 2: 0.2}, split="all")
+    with ShardWriter(root) as writer:
+        for seed in range(24):
+            scene = world.scene(seed)
+            video = encode(render(scene, 16), scene.fps, crf=8)
+            writer.add(f"{seed:04d}", *clip_sample(video, probe(video), [scene.caption], truth=scene.truth()))
+    (root / "words.txt").write_text("".join(f"{word}\n" for word in world.words()))
+    return root
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs `videodiff` with these arguments here: exit status, standard output and error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["videodiff", *arguments])
+        GlobalHydra.instance().clear()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        out = capfd.readouterr()
+        return status, out.out, out.err
+
+    return run
+
+
+def tiny(dataset: Path) -> list[str]:
+    """Return the overrides of a run that takes a second: the demo's recipe, a network of two blocks."""
+    return [
+        "experiment=bouncing_cpu",
+        f"data.root={dataset}",
+        "data.validation_root=null",
+        "data.height=16",
+        "data.width=16",
+        "data.global_batch=4",
+        "model.width=16",
+        "model.depth=2",
+        "text.width=16",
+        "text.max_words=25",
+        "schedule.warmup=2",
+        "callbacks.samples.every=1000",
+        "callbacks.checkpoints.every=1000",
+    ]
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start `python -m videodiff` as a process of its own, one thread, errors with standard output."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "videodiff", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
+    """Wait for a process that has to succeed and return what it printed."""
+    out, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, out[-3000:]
+    return out

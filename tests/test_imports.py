@@ -1,0 +1,154 @@
+"""Who may import whom: the rooms of the project, checked in the syntax tree of every file."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+    p.relative_to(ROOT).as_posix() for room in ("videodiff", "data_prep") for p in (ROOT / room).rglob("*.py")
+)
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+class Rule(NamedTuple):
+    """A sentence, the files it holds for, and the imports it allows them."""
+
+    sentence: str
+    holds_for: Callable[[str], bool]
+    allows: Callable[[str], bool]
+
+
+def within(name: str, *packages: str) -> bool:
+    """Tell whether a dotted name is one of these packages or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def room(*rooms: str) -> Callable[[str], bool]:
+    """Return a test for files in one of these folders, or being one of these files."""
+    return lambda path: any(path == r or path.startswith(f"{r}/") for r in rooms)
+
+
+def outside(*rooms: str) -> Callable[[str], bool]:
+    return lambda path: not room(*rooms)(path)
+
+
+def only(*packages: str) -> Callable[[str], bool]:
+    return lambda name: within(name, *packages)
+
+
+def never(*packages: str) -> Callable[[str], bool]:
+    return lambda name: not within(name, *packages)
+
+
+def of_the_project_only(*packages: str) -> Callable[[str], bool]:
+    return lambda name: not within(name, "videodiff", "data_prep") or within(name, *packages)
+
+
+RULES = [
+    Rule(
+        "denoiser imports torch, einops, the standard library and itself",
+        room("videodiff/denoiser"),
+        only("torch", "einops", "videodiff.denoiser", *sys.stdlib_module_names),
+    ),
+    Rule(
+        "diffusion never imports lightning, hydra, omegaconf or deepspeed",
+        room("videodiff/diffusion"),
+        never("lightning", "pytorch_lightning", "hydra", "omegaconf", "deepspeed"),
+    ),
+    Rule("data never imports denoiser", room("videodiff/data"), never("videodiff.denoiser")),
+    Rule("worlds imports only worlds", room("videodiff/worlds"), of_the_project_only("videodiff.worlds")),
+    Rule(
+        "metrics imports only worlds and metrics",
+        room("videodiff/metrics"),
+        of_the_project_only("videodiff.worlds", "videodiff.metrics"),
+    ),
+    Rule("data_prep imports only data", room("data_prep"), of_the_project_only("videodiff.data", "data_prep")),
+    Rule("only the pack verb imports data_prep", outside("data_prep", "videodiff/verbs/pack.py"), never("data_prep")),
+    Rule(
+        "hydra and omegaconf stay in cli and verbs",
+        outside("videodiff/cli.py", "videodiff/verbs"),
+        never("hydra", "omegaconf"),
+    ),
+]
+
+
+def imported(source: str, path: str) -> Iterator[str]:
+    """Yield the dotted name of everything a file imports, wherever in the file it does."""
+    package = PurePosixPath(path).parent.parts
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            yield from (".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names)
+
+
+def violations(source: str, path: str) -> list[str]:
+    """Return a line for every import of a file that a rule forbids, and for a name that says nothing."""
+    names, stem = set(imported(source, path)) - {"__future__.annotations"}, PurePosixPath(path).stem
+    found = [(name, rule.sentence) for rule in RULES if rule.holds_for(path) for name in names if not rule.allows(name)]
+    nameless = [f"{path}: the name {stem} says nothing"] if stem in NAMELESS else []
+    return [f"{path} imports {name}: {sentence}" for name, sentence in sorted(found)] + nameless
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_file_imports_only_what_its_room_may(path: str) -> None:
+    assert violations((ROOT / path).read_text(), path) == []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.sentence)
+def test_every_rule_holds_for_some_file(rule: Rule) -> None:
+    assert any(rule.holds_for(path) for path in FILES)
+
+
+FORBIDDEN = [
+    ("videodiff/denoiser/block.py", "import numpy"),
+    ("videodiff/denoiser/block.py", "from videodiff.diffusion.path import Path"),
+    ("videodiff/denoiser/block.py", "from videodiff import parallel"),
+    ("videodiff/denoiser/block.py", "from ..training import module"),
+    ("videodiff/denoiser/block.py", "def f():\n    import deepspeed"),
+    ("videodiff/diffusion/path.py", "import lightning.pytorch as pl"),
+    ("videodiff/diffusion/path.py", "from hydra.utils import instantiate"),
+    ("videodiff/diffusion/path.py", "if True:\n    from omegaconf import DictConfig"),
+    ("videodiff/data/stream.py", "from videodiff.denoiser import patch"),
+    ("videodiff/worlds/scene.py", "from videodiff.data.decode import decode"),
+    ("videodiff/worlds/scene.py", "from .. import data"),
+    ("videodiff/metrics/physics.py", "from videodiff.diffusion.path import Path"),
+    ("data_prep/ledger.py", "import videodiff.training.module"),
+    ("videodiff/training/module.py", "import data_prep"),
+    ("videodiff/verbs/train.py", "from data_prep.ledger import Ledger"),
+    ("videodiff/training/module.py", "from omegaconf import OmegaConf"),
+    ("data_prep/engine.py", "import hydra"),
+    ("videodiff/data/utils.py", ""),
+    ("data_prep/helpers.py", ""),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), FORBIDDEN)
+def test_a_planted_violation_is_caught(path: str, source: str) -> None:
+    assert violations(source, path)
+
+
+ALLOWED = [
+    ("videodiff/denoiser/block.py", "from __future__ import annotations\nimport math\nimport torch.nn.functional as F"),
+    ("videodiff/denoiser/block.py", "from .attention import SelfAttention"),
+    ("videodiff/denoiser/block.py", "from collections.abc import Sequence\nfrom einops import rearrange"),
+    ("videodiff/diffusion/path.py", "import numpy\nfrom torch import Tensor"),
+    ("videodiff/metrics/physics.py", "from videodiff.worlds.scene import Scene"),
+    ("data_prep/ledger.py", "from videodiff.data.manifest import Manifest\nfrom data_prep import engine"),
+    ("videodiff/verbs/pack.py", "import hydra\nfrom data_prep.ledger import Ledger"),
+    ("videodiff/cli.py", "from omegaconf import OmegaConf"),
+    ("videodiff/training/module.py", "import hydraulics\nimport lightning"),
+]
+
+
+@pytest.mark.parametrize(("path", "source"), ALLOWED)
+def test_a_lawful_import_is_not_accused(path: str, source: str) -> None:
+    assert violations(source, path) == []

@@ -1,0 +1,80 @@
+"""From configuration to objects: the one place where `conf/` meets the classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from videodiff.data.decode import resize
+from videodiff.diffusion.objective import Objective
+from videodiff.training.checkpoint import latest_checkpoint, load_average, whole
+
+
+class Model(NamedTuple):
+    """What a run is made of, the parts that training and sampling share."""
+
+    denoiser: nn.Module
+    objective: Objective
+    codec: Any
+    text: nn.Module
+
+
+def build_model(cfg: DictConfig) -> Model:
+    """Instantiate the codec, the text encoder, the denoiser that fits both, and the objective; weights by cfg.seed."""
+    torch.manual_seed(cfg.seed)
+    codec, text = instantiate(cfg.codec), instantiate(cfg.text)
+    check_patch(cfg, codec)
+    denoiser = instantiate(cfg.model, channels=codec.channels, text_width=text.width)
+    return Model(denoiser, instantiate(cfg.objective), codec, text)
+
+
+def check_patch(cfg: DictConfig, codec: Any) -> None:
+    """Raise where the clip of the data does not divide into the codec's pixels times the patches of the model."""
+    for axis, size, unit in zip("hw", (cfg.data.height, cfg.data.width), codec.compression[1:], strict=True):
+        patch = cfg.model.patch["thw".index(axis)]
+        name = {"h": "height", "w": "width"}[axis]
+        if size % (unit * patch):
+            valid = max(size // (unit * patch), 1) * unit * patch
+            raise ValueError(
+                f"data.{name}: found {size}, expected a multiple of {unit * patch} "
+                f"(codec {unit} x model.patch {patch}; nearest: {valid})"
+            )
+    latent_frames, patch = codec.latent_frames(cfg.data.frames), cfg.model.patch[0]
+    if latent_frames % patch:
+        raise ValueError(
+            f"data.frames: found {cfg.data.frames}, {latent_frames} after the codec, expected a multiple of "
+            f"model.patch[0] = {patch}"
+        )
+
+
+def read_run(run: str | Path) -> DictConfig:
+    """Return the resolved configuration of a run folder."""
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
+    return OmegaConf.load(path)
+
+
+def load_run(run: str | Path, checkpoint: str | None = None) -> tuple[DictConfig, Model, Path]:
+    """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used."""
+    cfg = read_run(run)
+    model = build_model(cfg)
+    found = whole(Path(checkpoint)) if checkpoint else latest_checkpoint(Path(run))
+    parts = nn.ModuleDict({"denoiser": model.denoiser})
+    if model.text.trainable:
+        parts["text"] = model.text
+    load_average(found, parts)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for part in (model.denoiser, model.codec, model.text):
+        part.to(device).eval()
+    return cfg, model, found
+
+
+def fit_frames(frames: Any, cfg: DictConfig) -> Any:
+    """Bring uint8 frames `t h w c` to the size that a run was trained at."""
+    return resize(frames, cfg.data.height, cfg.data.width)

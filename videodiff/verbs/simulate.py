@@ -1,0 +1,50 @@
+"""videodiff simulate: a world as real mp4 files with captions and exact truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from videodiff.data.encode import encode
+from videodiff.worlds.scene import render
+
+
+def run(cfg: DictConfig) -> None:
+    """Write the clips into a temporary folder and rename it when the last one is there."""
+    out = Path(cfg.out)
+    if out.exists():
+        raise FileExistsError(f"out: {out} exists already, expected the name of a new folder")
+    for key in ("clips", "size"):
+        if cfg[key] < 1:
+            raise ValueError(f"{key}: found {cfg[key]}, expected at least 1")
+    world = instantiate(cfg.world)
+    partial_out = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial_out, ignore_errors=True)
+    partial_out.mkdir(parents=True)
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.clips)
+    write = partial(write_clip, world=world, folder=partial_out, size=cfg.size, crf=cfg.crf)
+    workers = cfg.workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(write, seeds, chunksize=32), total=len(seeds), unit="clip", desc="simulate"):
+            pass
+    os.replace(partial_out, out)
+    print(f"videodiff simulate: {cfg.clips} clips of {cfg.size} px in {out}")
+
+
+def write_clip(seed: int, world: Any, folder: Path, size: int, crf: int) -> None:
+    """Write one scene as mp4, caption and truth."""
+    scene = world.scene(seed)
+    stem = folder / f"{seed:09d}"
+    stem.with_suffix(".mp4").write_bytes(encode(render(scene, size), scene.fps, crf=crf))
+    stem.with_suffix(".txt").write_text(scene.caption)
+    stem.with_suffix(".json").write_text(json.dumps({"fps": scene.fps, "truth": scene.truth()}))

@@ -1,0 +1,151 @@
+"""videodiff train: compose, build, fit, and leave a run folder that tells all."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from videodiff.data.order import micro_batches
+from videodiff.parallel.strategy import Zero
+from videodiff.training.checkpoint import checkpoints, latest_checkpoint
+from videodiff.training.module import VideoDiffusion
+from videodiff.training.record import write_record
+from videodiff.verbs.build import Model, build_model, read_run
+
+# What may change between the two halves of a run without changing its weights, or only where it is meant to.
+FREE = ("trainer", "strategy", "callbacks", "logger", "resume", "run", "name", "hydra", "sampler", "data.num_workers")
+FREE_DATA = ("data.micro_batch", "data.cache_gib", "data.validation_root", "data.validation_clips", "data.root")
+
+
+def expand(overrides: list[str]) -> list[str]:
+    """Put the overrides of the run named by resume= before the new ones."""
+    run = next((o.partition("=")[2].strip("'\"") for o in overrides if o.startswith("resume=")), "null")
+    if run == "null":
+        return overrides
+    path = Path(run) / "overrides.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
+    new = {o.partition("=")[0] for o in overrides}
+    before = [o for o in OmegaConf.load(path) if o.partition("=")[0] not in new]
+    return [*before, f"run='{run}'", *overrides]
+
+
+def run(cfg: DictConfig) -> None:
+    """Train as configured."""
+    folder = Path(cfg.run)
+    first = is_first_process()
+    if cfg.resume is not None:
+        check_same(cfg, read_run(folder), folder)
+    elif first and checkpoints(folder):
+        raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
+    quiet_and_quick()
+    data = instantiate(cfg.data)
+    data.check(world_size(cfg))
+    model = build_model(cfg)
+    trainer = build_trainer(cfg, model)
+    if first:
+        write_record(folder, resolved(cfg, model), list(HydraConfig.get().overrides.task))
+    optimizer = instantiate(cfg.optimizer)
+    if isinstance(trainer.strategy, Zero):
+        from videodiff.parallel.muon import sharded
+
+        optimizer = sharded(optimizer, trainer.strategy.config)
+    module = VideoDiffusion(*model, optimizer=optimizer, schedule=instantiate(cfg.schedule), seed=cfg.seed)
+    state = latest_checkpoint(folder) / "state.ckpt" if cfg.resume is not None else None
+    trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=not isinstance(trainer.strategy, Zero))
+    if trainer.is_global_zero:
+        print(f"videodiff train: {trainer.global_step} steps in {folder}")
+
+
+def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
+    """Return the configuration with all references filled in; the run must be readable without its dataset."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    if hasattr(model.text, "vocabulary"):
+        config["text"]["vocabulary"] = list(model.text.vocabulary)
+    return config
+
+
+def build_trainer(cfg: DictConfig, model: Model) -> lightning.Trainer:
+    """Build Lightning's trainer; the number of micro-batches a step follows from the global batch."""
+    world = world_size(cfg)
+    accumulate = micro_batches(cfg.data.global_batch, cfg.data.micro_batch or cfg.data.global_batch // world, world)
+    settings = {**cfg.trainer, "val_check_interval": cfg.trainer.val_check_interval * accumulate}
+    if cfg.data.validation_root is None:
+        settings["limit_val_batches"] = 0
+    return instantiate(
+        settings,
+        strategy=instantiate(cfg.strategy),
+        callbacks=build_callbacks(cfg, model),
+        logger=[instantiate(logger) for logger in (cfg.logger or {}).values()],
+        accumulate_grad_batches=accumulate,
+        check_val_every_n_epoch=None,
+        max_epochs=-1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=cfg.run,
+    )
+
+
+def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
+    """Build the callbacks; the progress line needs to know how many tokens a clip has."""
+    codec, patch = model.codec, cfg.model.patch
+    t = codec.latent_frames(cfg.data.frames) // patch[0]
+    h = cfg.data.height // codec.compression[1] // patch[1]
+    w = cfg.data.width // codec.compression[2] // patch[2]
+    more = {"progress": {"tokens_per_clip": t * h * w}}
+    return [instantiate(callback, **more.get(name, {})) for name, callback in (cfg.callbacks or {}).items()]
+
+
+def world_size(cfg: DictConfig) -> int:
+    """Return how many processes train together."""
+    devices = cfg.trainer.devices
+    return cfg.trainer.num_nodes * (devices if isinstance(devices, int) else max(torch.cuda.device_count(), 1))
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is rank 0, before any process group exists."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+def check_same(new: DictConfig, old: DictConfig, folder: Path) -> None:
+    """Raise where the new configuration would train something else than the old one."""
+    free = (*FREE, *FREE_DATA)
+    new = flatten(OmegaConf.to_container(new, resolve=True))
+    old = flatten(OmegaConf.to_container(old, resolve=True))
+    for key in sorted(new.keys() | old.keys()):
+        same = new.get(key) == old.get(key) or key == "text.vocabulary"
+        if not same and not any(key == name or key.startswith(f"{name}.") for name in free):
+            raise ValueError(
+                f"resume={folder}: {key}: found {new.get(key)!r}, expected {old.get(key)!r} as in {folder}/config.yaml"
+            )
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested dictionary with dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {k: v for key, value in node.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
+
+
+def quiet_and_quick() -> None:
+    """Silence Lightning's advice, and keep glibc from returning large blocks to the kernel at every step.
+
+    On a CPU a third of a step is page faults otherwise.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(trim_threshold, 1 << 30)
+        libc.mallopt(mmap_threshold, 1 << 30)
