@@ -1,0 +1,47 @@
+# `make demo` in a fresh clone needs nothing but Python 3.11 or newer; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Bytecode is compiled on first import: compiling all of torch takes longer than the rest of the installation.
+INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup dev demo test lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(VENV)/.core  ## make .venv and install the package with what it needs to run
+dev: $(VENV)/.dev  ## the same, with what the tests need
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: found $$($(PYTHON) --version), expected 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A change of either file installs anew; .dev contains .core.
+$(VENV)/.core: constraints.txt pyproject.toml | $(BIN)/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	touch $(VENV)/.core $@
+
+demo: setup  ## simulate, pack, train, evaluate and report: the whole thing on a laptop, into runs/demo
+	launch/demo.sh
+
+lint: dev  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# One thread: the operations of the tests are small, and some tests start a second process.
+test: lint  ## lint, then all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: setup  ## measure how many clips a second this machine encodes, decodes and trains on
+	$(BIN)/python bench/speed.py
+
+clean:  ## remove .venv and what tools leave behind; datasets and runs stay
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,48 @@
+"""Compare the figures of a run with the targets of its recipe: one line each, exit status 1 where one is missed.
+
+python bench/check_demo.py [runs/demo]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from videodiff.report.table import figures
+
+
+def check(evaluation: Mapping[str, Any], targets: Mapping[str, float], where: Path) -> Iterator[tuple[bool, str]]:
+    """Yield, for each target, whether it is reached and a line that says so; a figure that is not there is a miss."""
+    measured = {name: value for name, value in evaluation.items() if value is not None}
+    known = {name: target for name, target in targets.items() if name in measured}
+    found = {figure.name: figure for figure in figures({**measured, "targets": known}, where)[0]}
+    for name in targets:
+        if name not in known:
+            yield False, f"MISSED   {name}: found no figure of this name in {where}, expected {targets[name]}"
+        else:
+            reached, figure = bool(found[name].met), found[name]
+            verdict = "reached" if reached else "MISSED "
+            yield reached, f"{verdict}  {name}: found {figure.text}{figure.error_text}, expected {figure.target_text}"
+
+
+def main(run: str = "runs/demo") -> None:
+    """Print the comparison and leave with its result."""
+    config, where = Path(run) / "config.yaml", Path(run) / "evaluation.json"
+    for path in (config, where):
+        if not path.is_file():
+            sys.exit(f"check_demo: found no {path}, expected a run that was evaluated (make demo)")
+    targets = yaml.safe_load(config.read_text()).get("targets")
+    if not targets:
+        sys.exit(f"check_demo: {config}: found no targets, expected some: its recipe names none")
+    lines = list(check(json.loads(where.read_text()), targets, where))
+    print("\n".join(line for _, line in lines))
+    sys.exit(0 if all(reached for reached, _ in lines) else 1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

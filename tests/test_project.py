@@ -1,0 +1,155 @@
+"""The files around the code agree with it: versions, pins, recipes' headers, launch scripts, README."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import videodiff
+from videodiff.cli import VERBS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SCRIPTS = [".ci/run", "launch/demo.sh", "launch/torchrun/train.sh", "launch/slurm/train.sbatch"]
+EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+FIGURES = {"colour_accuracy": 0.97, "velocity_error_of_static": 0.3}
+
+
+def makefile_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    return [found for found in map(Requirement, lines) if found.name != project["name"]]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_readme_names_only_targets_that_the_makefile_has() -> None:
+    named = set(re.findall(r"\bmake ([a-z][\w-]*)", README))
+    assert {"demo", "test"} <= named
+    assert named <= makefile_targets()
+
+
+def test_make_help_lists_every_target() -> None:
+    # Under `make test` a make of its own would announce the folder it enters.
+    command = ["make", "--no-print-directory", "help"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in listed.splitlines()} == makefile_targets()
+
+
+def test_readme_calls_only_verbs_that_exist() -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    called = {verb for block in blocks for verb in re.findall(r"^(?:\S*/)?videodiff (\w+)", block, re.MULTILINE)}
+    assert {"train", "sample", "pack"} <= called
+    assert called <= set(VERBS)
+
+
+def test_readme_links_and_experiments_exist() -> None:
+    linked = [path for path in re.findall(r"\]\(([^)#:]+)\)", README) if not path.endswith("demo.png")]
+    assert linked
+    missing = [path for path in linked if not (ROOT / path).exists()]
+    missing += [name for name in re.findall(r"experiment=(\w+)", README) if name not in {p.stem for p in EXPERIMENTS}]
+    assert missing == []
+
+
+def test_changelog_has_an_entry_for_the_version_of_the_package() -> None:
+    assert re.search(rf"^## \[{re.escape(videodiff.__version__)}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_dependency_is_pinned_to_a_version_it_allows(requirement: Requirement) -> None:
+    pinned = {name.lower(): version for name, version in pins().items()}
+    assert requirement.specifier.contains(pinned[requirement.name.lower()])
+
+
+def test_constraints_are_sorted_and_free_of_local_versions() -> None:
+    names = list(pins())
+    assert names == sorted(names, key=str.lower)
+    assert not any("+" in version for version in pins().values())
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_recipe_begins_with_its_command_hardware_time_and_result(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    header = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    assert lines[0] == "# @package _global_"
+    for part in (rf"videodiff train .*experiment={path.stem}\b", r"^# hardware: ", r"^# time: ", r"^# result: "):
+        assert re.search(part, header, re.MULTILINE), part
+
+
+def test_the_image_uses_the_constraints_and_does_not_run_as_root() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    installs = [line for line in lines if "pip install" in line]
+    assert installs
+    assert all("-c constraints.txt" in line for line in installs)
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1] not in ("root", "0")
+
+
+def test_everything_that_the_image_copies_is_in_its_context() -> None:
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {name for names in copied for name in names.split()}
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert sources == kept
+    assert all((ROOT / name).exists() for name in sources)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_shell_script_parses_and_may_be_executed(script: str) -> None:
+    checked = subprocess.run(["bash", "-n", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.stderr == ""
+    assert checked.returncode == 0
+    assert os.access(ROOT / script, os.X_OK)
+
+
+def check_demo(tmp_path: Path, evaluation: dict[str, object], targets: str) -> tuple[int, str]:
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "config.yaml").write_text(targets)
+    command = [sys.executable, str(ROOT / "bench" / "check_demo.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_demo_passes_when_every_target_is_reached(tmp_path: Path) -> None:
+    code, text = check_demo(tmp_path, FIGURES, "targets: {colour_accuracy: 0.95, velocity_error_of_static: 0.5}")
+    assert code == 0
+    assert text.count("reached") == 2
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        FIGURES | {"colour_accuracy": 0.94},
+        FIGURES | {"velocity_error_of_static": 0.51},
+        FIGURES | {"colour_accuracy": None},
+        FIGURES | {"colour_accuracy": float("nan")},
+        {"velocity_error_of_static": 0.3},
+    ],
+    ids=["too low", "too high", "not measured", "not a number", "absent"],
+)
+def test_the_demo_fails_with_one_line_for_a_missed_target(tmp_path: Path, evaluation: dict[str, object]) -> None:
+    code, text = check_demo(tmp_path, evaluation, "targets: {colour_accuracy: 0.95, velocity_error_of_static: 0.5}")
+    assert code == 1
+    assert text.count("MISSED") == 1
+    assert len(text.splitlines()) == 2
+
+
+def test_the_demo_fails_when_its_recipe_names_no_targets(tmp_path: Path) -> None:
+    code, text = check_demo(tmp_path, FIGURES, "name: demo")
+    assert code == 1
+    assert "found no targets" in text
