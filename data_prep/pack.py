@@ -16,7 +16,7 @@ from data_prep.footage import fit_video
 from data_prep.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from videodiff.data.decode import DecodeError
-from videodiff.data.manifest import write_whole
+from videodiff.data.files import write_whole
 from videodiff.data.shards import ShardWriter, clip_sample
 
 REJECTED = "rejected.jsonl"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,15 +119,15 @@ class Manifest:
             )
 
 
-def write_manifest(root: Path, rows: list[dict[str, Any]], shards: list[dict[str, Any]]) -> None:
-    """Write the manifest in one piece; columns beyond the fixed ones are `score_*` numbers."""
+def manifest_bytes(rows: list[dict[str, Any]], shards: list[dict[str, Any]]) -> bytes:
+    """Return the file of a manifest; columns beyond the fixed ones are `score_*` numbers."""
     scores = sorted({name for row in rows for name in row} - FIELDS.keys())
     schema = pa.schema([*FIELDS.items(), *((name, pa.float64()) for name in scores)])
     head = json.dumps({"version": VERSION, "shards": shards})
     table = pa.Table.from_pylist(rows, schema=schema.with_metadata({"videodiff": head}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    write_whole(root / NAME, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def plain_name(name: str) -> str:
@@ -136,23 +135,3 @@ def plain_name(name: str) -> str:
     if Path(name).name != name or not name.endswith(".tar"):
         raise ValueError(f"shard: found {name!r}, expected the plain name of a tar")
     return name
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there either whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring renames in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

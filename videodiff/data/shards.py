@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,7 +16,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from videodiff.data.decode import VideoInfo
-from videodiff.data.manifest import FIELDS, NAME, ManifestError, sync_folder, write_manifest, write_whole
+from videodiff.data.files import stage, sync
+from videodiff.data.manifest import FIELDS, NAME, ManifestError, manifest_bytes
 from videodiff.text.words import split_words
 
 WORDS = "words.txt"
@@ -114,16 +116,22 @@ class ShardWriter:
         if not self.rows:
             raise ValueError(f"{self.root}: found no samples to write, expected at least one")
         self._close_shard()
-        # Without its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
+        ranked = sorted(self.words, key=lambda word: (-self.words[word], word))
+        staged = {
+            WORDS: stage(self.root / WORDS, "".join(f"{word}\n" for word in ranked).encode()),
+            NAME: stage(self.root / NAME, manifest_bytes(self.rows, self.shards)),
+        }
+        # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without its
+        # manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
         (self.root / NAME).unlink(missing_ok=True)
         for shard in self.shards:
             os.replace(self.root / f".{shard['name']}.partial", self.root / shard["name"])
         for stale in self._tars() - {shard["name"] for shard in self.shards}:
             (self.root / stale).unlink()
-        sync_folder(self.root)
-        ranked = sorted(self.words, key=lambda word: (-self.words[word], word))
-        write_whole(self.root / WORDS, "".join(f"{word}\n" for word in ranked).encode())
-        write_manifest(self.root, self.rows, self.shards)
+        sync(self.root)
+        for name, partial in staged.items():
+            os.replace(partial, self.root / name)
+        sync(self.root)
 
     def _tars(self) -> set[str]:
         pattern = re.compile(rf"{re.escape(self.name)}-\d{{5}}\.tar")
@@ -131,9 +139,12 @@ class ShardWriter:
 
     def _discard(self) -> None:
         if self.file is not None:
-            self.file.close()
-        for partial in self.root.glob(f".{self.name}-*.tar.partial"):
-            partial.unlink()
+            # On a full disk closing fails too, by the last bytes; these are not wanted any more.
+            with contextlib.suppress(OSError):
+                self.file.close()
+        for pattern in (f".{self.name}-*.tar.partial", f".{WORDS}.partial", f".{NAME}.partial"):
+            for partial in self.root.glob(pattern):
+                partial.unlink()
 
 
 def clip_sample(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import io
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from videodiff.data.files import write_whole
 from videodiff.report import table
 from videodiff.report.curves import Panel, draw, panels, plot_ranking
 from videodiff.report.run import Clip, Run, facts, flatten, read_run
@@ -42,23 +40,6 @@ def write_hero(run: Path, path: Path, task: str = "continuation", clips: int = 3
     if not chosen:
         raise ValueError(f"{run}/evaluation/clips.json: found no clip of task {task!r}, expected at least one")
     return write_whole(Path(path), png(hero([as_example(clip) for clip in chosen], dark=dark)))
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file so that no reader ever sees a part of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    return path
 
 
 def environment() -> Environment:

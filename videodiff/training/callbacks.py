@@ -167,5 +167,10 @@ class Progress(ProgressBar):
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self.bar.close()
 
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        # What is said of it stands on a line of its own.
+        if self.bar is not None:
+            self.bar.close()
+
     def print(self, *args: Any, **kwargs: Any) -> None:
         tqdm.write(" ".join(str(arg) for arg in args))

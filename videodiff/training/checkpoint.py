@@ -21,7 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from videodiff.data.files import sync
 from videodiff.training.average import averages
+
+AVERAGE = "average.safetensors"
 
 
 def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
@@ -32,30 +35,35 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     trainer.strategy.barrier("checkpoint folder")
-    module = trainer.lightning_module
-    average = averages(module, trainer.strategy.optimizers[0])
-    trainer.save_checkpoint(partial / "state.ckpt")
-    if trainer.is_global_zero:
-        save_file({name: value.cpu().contiguous() for name, value in average.items()}, partial / "average.safetensors")
-        files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-        record = {"version": 1, "step": trainer.global_step, "files": files}
-        (partial / "checkpoint.json").write_text(json.dumps(record, indent=1))
-        for path in partial.rglob("*"):
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        sync(folder)
+    try:
+        write_parts(trainer, partial)
+        if trainer.is_global_zero:
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            sync(folder)
+    except OSError:
+        # On a full disk a part of a checkpoint would only take the room that is needed.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     trainer.strategy.barrier("checkpoint written")
     return final
 
 
-def sync(path: Path) -> None:
-    """Force a file or a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_parts(trainer: lightning.Trainer, folder: Path) -> None:
+    """Write the files of a checkpoint, down to the disk; under ZeRO every rank writes its shard of the state."""
+    average = averages(trainer.lightning_module, trainer.strategy.optimizers[0])
+    trainer.save_checkpoint(folder / "state.ckpt")
+    if trainer.is_global_zero:
+        weights, path = {name: value.cpu().contiguous() for name, value in average.items()}, folder / AVERAGE
+        try:
+            save_file(weights, path)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
+        files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+        record = {"version": 1, "step": trainer.global_step, "files": files}
+        (folder / "checkpoint.json").write_text(json.dumps(record, indent=1))
+        for path in folder.rglob("*"):
+            sync(path)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -87,7 +95,7 @@ def whole(checkpoint: Path) -> Path:
 
 def load_average(checkpoint: Path, module: nn.Module) -> nn.Module:
     """Load the averaged weights into the trainable parameters of `module`; every name and shape must agree."""
-    path = checkpoint / "average.safetensors"
+    path = checkpoint / AVERAGE
     try:
         saved = load_file(path)
     except SafetensorError as error:

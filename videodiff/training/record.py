@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from videodiff.data.manifest import write_whole
+from videodiff.data.files import write_whole
 
 PACKAGES = ("videodiff", "torch", "lightning", "hydra-core", "webdataset", "deepspeed", "decord", "av", "numpy")
 

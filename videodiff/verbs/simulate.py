@@ -34,10 +34,13 @@ def run(cfg: DictConfig) -> None:
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.clips)
     write = partial(write_clip, world=world, folder=partial_out, size=cfg.size, crf=cfg.crf)
     workers = cfg.workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(write, seeds, chunksize=32), total=len(seeds), unit="clip", desc="simulate"):
-            pass
-    os.replace(partial_out, out)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for _ in tqdm(pool.map(write, seeds, chunksize=32), total=len(seeds), unit="clip", desc="simulate"):
+                pass
+        os.replace(partial_out, out)
+    finally:
+        shutil.rmtree(partial_out, ignore_errors=True)
     print(f"videodiff simulate: {cfg.clips} clips of {cfg.size} px in {out}")
 
 

@@ -1,0 +1,74 @@
+"""A full disk ends every verb that writes with one line, and what was there before stays as it was.
+
+The disk is a real one: a file system of a few hundred KiB in memory, in a mount namespace of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny
+
+WITHIN = "mount -t tmpfs -o size=4m none {disk} && cp -a {before}/. {disk} && {fill} && {run}; s=$?; {keep}; exit $s"
+FILL = "head -c $(( ($(df -k --output=avail {disk} | tail -1) - {left}) * 1024 )) /dev/zero > {disk}/filling"
+
+
+def on_a_full_disk(before: Path, after: Path, left: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb in a copy of `before` on a disk with `left` KiB to spare; `after` gets what is there then."""
+    disk = after.with_name("disk")
+    disk.mkdir(), after.mkdir()
+    places = {"disk": disk, "before": before, "left": left, "keep": f"rm {disk}/filling; cp -a {disk}/. {after}"}
+    command = " ".join([sys.executable, "-m", "videodiff", *(f"'{argument}'" for argument in arguments)])
+    script = WITHIN.format(**places, fill=FILL.format(**places), run=f"cd {disk} && {command}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def before(tmp_path: Path, world_dataset: Path) -> Path:
+    """Return a folder with a dataset `data`, its clips loose in `clips`, and nothing else."""
+    folder = tmp_path / "before"
+    shutil.copytree(world_dataset, folder / "data")
+    subprocess.run(["tar", "-xf", next(world_dataset.glob("*.tar")), "-C", folder], check=True)
+    (folder / "clips").mkdir()
+    for path in folder.glob("0*"):
+        path.rename(folder / "clips" / path.name)
+    return folder
+
+
+VERBS = {
+    "simulate": (20, ["simulate", "world=bouncing", "size=32", "out=more", "clips=64", "workers=1"]),
+    "pack": (20, ["pack", "source=clips", "out=data", "workers=1"]),
+    "train": (100, ["train", "name=a", *tiny(Path("data")), "trainer.max_steps=4", "callbacks.checkpoints.every=2"]),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(before: Path, tmp_path: Path, verb: str) -> None:
+    left, arguments = VERBS[verb]
+    done = on_a_full_disk(before, tmp_path / "after", left, *arguments)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1, done.stderr
+    assert last.startswith(f"videodiff {verb}: error: "), done.stderr
+    assert "No space left on device" in last
+    assert "Traceback" not in done.stderr
+    found = contents(tmp_path / "after")
+    assert contents(before).items() <= found.items()
+    assert not [name for name in found if ".partial" in name]
+    assert not list((tmp_path / "after").glob("runs/*/checkpoints/step_*"))
