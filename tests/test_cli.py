@@ -93,6 +93,24 @@ def test_sizes_and_batches_that_do_not_divide_are_named(
     assert "global_batch: found 4, expected a multiple of micro_batch 1 x 3 processes" in err
 
 
+def test_a_key_that_the_chosen_schedule_does_not_take_is_named(
+    call: Call, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call("train", *tiny(world_dataset), "schedule=constant")
+    assert status == 1
+    assert "schedule.decay: found 0.5, expected one of warmup for videodiff.training.schedule.constant" in err
+    status, _, _ = call("train", *tiny(world_dataset), "schedule=constant", "~schedule.decay", "trainer.max_steps=1")
+    assert status == 0
+
+
+def test_a_reader_may_stop_reading(trained: Path) -> None:
+    reader = f"{sys.executable} -m videodiff inspect runs/small | head -n 1"
+    done = subprocess.run(["sh", "-c", reader], cwd=trained, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("run ")
+    assert done.stderr == ""
+
+
 def test_a_run_is_not_overwritten(call: Call, trained: Path, world_dataset: Path, monkeypatch: object) -> None:
     monkeypatch.chdir(trained)
     before = latest_checkpoint(trained / "runs/small").stat().st_mtime_ns

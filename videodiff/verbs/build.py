@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,19 @@ def build_model(cfg: DictConfig) -> Model:
     check_patch(cfg, codec)
     denoiser = instantiate(cfg.model, channels=codec.channels, text_width=text.width)
     return Model(denoiser, instantiate(cfg.objective), codec, text)
+
+
+def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
+    """Return what a group names, to be called later; a key that it does not take is an error now."""
+    made = instantiate(part)
+    taken = [key for key, value in inspect.signature(made.func).parameters.items() if value.default is not value.empty]
+    for key, value in made.keywords.items():
+        if key not in taken:
+            raise ValueError(
+                f"{name}.{key}: found {value!r}, expected one of {', '.join(taken)} for {part._target_} "
+                f"(~{name}.{key} takes it away)"
+            )
+    return made
 
 
 def check_patch(cfg: DictConfig, codec: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,6 +17,8 @@ from videodiff.verbs.build import read_run
 
 def run(cfg: DictConfig) -> None:
     """Tell by what the folder holds which of the three it is."""
+    # Whoever reads only the head of it needs no error.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     path = Path(cfg.folder)
     if not path.is_dir():
         raise FileNotFoundError(f"folder: found no {path}, expected a dataset, a run or a checkpoint")

@@ -20,7 +20,7 @@ from videodiff.parallel.strategy import Zero
 from videodiff.training.checkpoint import checkpoints, latest_checkpoint
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
-from videodiff.verbs.build import Model, build_model, read_run
+from videodiff.verbs.build import Model, build_model, instantiate_partial, read_run
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = ("trainer", "strategy", "callbacks", "logger", "resume", "run", "name", "hydra", "sampler", "data.num_workers")
@@ -49,18 +49,18 @@ def run(cfg: DictConfig) -> None:
     elif first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
     quiet_and_quick()
+    optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
     data = instantiate(cfg.data)
     data.check(world_size(cfg))
     model = build_model(cfg)
     trainer = build_trainer(cfg, model)
     if first:
         write_record(folder, resolved(cfg, model), list(HydraConfig.get().overrides.task))
-    optimizer = instantiate(cfg.optimizer)
     if isinstance(trainer.strategy, Zero):
         from videodiff.parallel.muon import sharded
 
         optimizer = sharded(optimizer, trainer.strategy.config)
-    module = VideoDiffusion(*model, optimizer=optimizer, schedule=instantiate(cfg.schedule), seed=cfg.seed)
+    module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
     state = latest_checkpoint(folder) / "state.ckpt" if cfg.resume is not None else None
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=not isinstance(trainer.strategy, Zero))
     if trainer.is_global_zero:
