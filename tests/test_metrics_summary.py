@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from videodiff.metrics.summary import mean_and_error, physics_table, summarise
+from videodiff.metrics.summary import mean_and_error, predictor_table, summarise
 
 
 def test_mean_and_standard_error_are_those_of_the_sample():
@@ -40,7 +40,7 @@ def test_an_error_names_the_metric():
 
 
 def test_the_table_has_a_row_a_predictor_with_its_kind():
-    table = physics_table({"model": [{"e": 1.0}, {"e": 2.0}], "ground truth": [{"e": 0.0}], "law": [{"e": 0.1}]})
+    table = predictor_table({"model": [{"e": 1.0}, {"e": 2.0}], "ground truth": [{"e": 0.0}], "law": [{"e": 0.1}]})
     assert [(row["name"], row["kind"], row["clips"], row["e"]) for row in table] == [
         ("model", "model", 2, 1.5),
         ("ground truth", "floor", 1, 0.0),
@@ -51,4 +51,4 @@ def test_the_table_has_a_row_a_predictor_with_its_kind():
 
 def test_a_predictor_without_clips_is_refused():
     with pytest.raises(ValueError, match="clips: found none"):
-        physics_table({"model": []})
+        predictor_table({"model": []})

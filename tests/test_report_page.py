@@ -17,7 +17,7 @@ from videodiff.report.page import as_example, write_hero, write_report
 from videodiff.report.run import Clip
 
 HOSTILE = '"><script>alert(1)</script><img src=http://example.org/x.png>'
-SECTIONS = ("summary", "samples", "strips", "physics", "curves", "learning", "configuration")
+SECTIONS = ("summary", "samples", "strips", "measurements", "curves", "learning", "configuration")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ class ClipDataModule(lightning.LightningDataModule):
     """Deliver batches of clips; see `Clips` for the window, the cache and what may be delivered.
 
     The state is one integer, the optimizer step: it fits any number of processes, micro-batches and workers, as long as
-    seed, global batch and dataset are the same. `micro_batch` None is the whole share of a process. Validation takes
-    the first `validation_clips` of `validation_root` (None: no validation), in order, with their first windows.
+    seed, global batch and dataset are the same. `micro_batch` None is the whole share of a process. With `fixed`, each
+    clip is trained on with its first window and caption only. Validation takes the first `validation_clips` of
+    `validation_root` (None: no validation), in order, with theirs.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ClipDataModule(lightning.LightningDataModule):
         validation_clips: int = 64,
         deliver: Sequence[str] = ("video",),
         skip_short: bool = False,
+        fixed: bool = False,
     ) -> None:
         super().__init__()
         if num_workers < 0 or validation_clips < 1:
@@ -49,7 +51,7 @@ class ClipDataModule(lightning.LightningDataModule):
             )
         self.root, self.validation_root, self.validation_clips = root, validation_root, validation_clips
         self.global_batch, self.micro_batch, self.num_workers = global_batch, micro_batch, num_workers
-        self.seed, self.cache_gib, self.loaded_step = seed, cache_gib, 0
+        self.seed, self.cache_gib, self.fixed, self.loaded_step = seed, cache_gib, fixed, 0
         window = {"frames": frames, "height": height, "width": width, "stride": stride}
         self.clip = {**window, "deliver": tuple(deliver), "skip_short": skip_short}
 
@@ -57,7 +59,7 @@ class ClipDataModule(lightning.LightningDataModule):
     def training(self) -> Clips:
         """The training clips, opened at first use."""
         cache_gib = self.cache_gib / max(self.num_workers, 1)
-        return Clips(Manifest.load(self.root), seed=self.seed, cache_gib=cache_gib, **self.clip)
+        return Clips(Manifest.load(self.root), seed=self.seed, cache_gib=cache_gib, fixed=self.fixed, **self.clip)
 
     @cached_property
     def validation(self) -> Clips | None:

@@ -42,7 +42,7 @@ def summarise(clips: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     return summary
 
 
-def physics_table(predictors: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, str | float | None]]:
+def predictor_table(predictors: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, str | float | None]]:
     """Return a row a predictor, from the numbers of each of its clips: name, kind, clips, means and standard errors."""
     return [
         {"name": name, "kind": KINDS.get(name, "reference"), "clips": len(clips), **summarise(clips)}

@@ -15,13 +15,15 @@ from tqdm import tqdm
 
 from videodiff.codec.pixels import scale_pixels
 from videodiff.data.encode import encode
-from videodiff.data.manifest import Manifest, write_whole
+from videodiff.data.files import write_whole
+from videodiff.data.manifest import Manifest
 from videodiff.data.stream import Clips
 from videodiff.diffusion.generation import clip_noise
 from videodiff.metrics.consistency import consistency
+from videodiff.metrics.fidelity import psnr
 from videodiff.metrics.physics import continuation, text_to_video
 from videodiff.metrics.reference import PREDICTORS, measure
-from videodiff.metrics.summary import physics_table, summarise
+from videodiff.metrics.summary import predictor_table, summarise
 from videodiff.training.callbacks import to_frames
 from videodiff.verbs.build import Model, load_run
 from videodiff.verbs.sample import generation_of, latent_mask, latent_shape, sample_videos
@@ -46,6 +48,8 @@ def run(cfg: DictConfig) -> None:
     if unknown:
         raise ValueError(f"tasks: found {unknown[0]!r}, expected some of {', '.join(TASKS)}")
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint)
+    if not 0 < cfg.given < run_cfg.data.frames:
+        raise ValueError(f"given: found {cfg.given}, expected 1 to {run_cfg.data.frames - 1} of the run's frames")
     clips = read_clips(cfg.dataset or run_cfg.data.validation_root, cfg.clips, run_cfg)
     sampled = {task: list(sample_task(task, clips, cfg, run_cfg, model)) for task in cfg.tasks}
     result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": cfg.given}
@@ -104,7 +108,7 @@ def measure_all(clips: list[Clip], sampled: dict[str, list[np.ndarray]], given: 
         result |= {f"{task}_{name}": value for name, value in summarise([consistency(v) for v in videos]).items()}
     result |= {f"truth_{name}": value for name, value in summarise([consistency(c.frames) for c in clips]).items()}
     if any(clip.scene is None for clip in clips):
-        return result
+        return result | (footage(clips, sampled["continuation"], given) if "continuation" in sampled else {})
     if "text_to_video" in sampled:
         followed = [text_to_video(v, c.caption, c.fps) for c, v in zip(clips, sampled["text_to_video"], strict=True)]
         result |= summarise(followed)
@@ -115,8 +119,20 @@ def measure_all(clips: list[Clip], sampled: dict[str, list[np.ndarray]], given: 
         predictors = {"model": [continuation(v, s, given) for v, s in made]}
         predictors |= {name: [measure(p, s, given, size) for s in scenes] for name, p in PREDICTORS.items()}
         predictors["ground truth"] = [continuation(c.frames, c.scene, given) for c in clips]
-        result |= headline(predictors) | {"table": physics_table(predictors)}
+        result |= headline(predictors) | {"table": predictor_table(predictors)}
     return result
+
+
+def footage(clips: list[Clip], sampled: list[np.ndarray], given: int) -> dict[str, Any]:
+    """Return how close the predicted frames of continuations are to the true ones, where no scene tells the motion."""
+    truth = [clip.frames[given:] for clip in clips]
+    held = [np.broadcast_to(clip.frames[given - 1], t.shape) for clip, t in zip(clips, truth, strict=True)]
+    rows = {"model": [frames[given:] for frames in sampled], "last frame held": held}
+    predictors = {name: [{"psnr": psnr(m, t)} for m, t in zip(made, truth, strict=True)] for name, made in rows.items()}
+    static = summarise(predictors["last frame held"])
+    numbers = summarise(predictors["model"])
+    numbers |= {"psnr_static": static["psnr"], "psnr_static_stderr": static["psnr_stderr"]}
+    return numbers | {"table": predictor_table(predictors)}
 
 
 def headline(predictors: dict[str, list[dict[str, float]]]) -> dict[str, float | None]:
