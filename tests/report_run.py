@@ -36,6 +36,8 @@ def write_run(root: Path, size: int = 32, clips: int = 4, steps: int = 2000, cap
     write_clips(root, size, clips, caption)
     for step in np.linspace(0, steps, 5).astype(int)[1:]:
         write_samples(root / "samples" / f"step_{step:08d}", step / steps, size, rng)
+    labels = {f"clip_{i}": f"sample {i} of <b>{caption or 'a ball'}</b>" for i in range(3)}
+    (root / "samples" / "captions.json").write_text(json.dumps(labels))
     (root / "evaluation.json").write_text(json.dumps(evaluation()))
     return root
 

@@ -235,6 +235,10 @@ def test_training_leaves_curves_samples_and_validation_by_level(trained: Path) -
         header
     )
     assert len(list(run.glob("samples/step_00000004/*.mp4"))) == 2
+    labels = json.loads((run / "samples/captions.json").read_text())
+    assert labels.keys() == {"clip_0", "clip_1"}
+    assert labels["clip_0"].endswith("(continued from 3 frames)")
+    assert labels["clip_1"].startswith("a ")
     state = json.loads((run / "environment.json").read_text())
     assert state["versions"]["torch"]
     assert "vocabulary" in (run / "config.yaml").read_text()

@@ -96,6 +96,13 @@ def test_the_best_predictor_is_bold_and_the_floor_does_not_compete(page):
     assert "<b>" not in rows["floor"]
 
 
+def test_samples_of_training_stand_under_what_they_were_made_from(page):
+    learning = page[page.index('<section id="learning">') :]
+    assert learning.count('<p class="note">sample') == 3
+    assert "&lt;b&gt;" in learning
+    assert "<b>" not in learning
+
+
 def test_a_bare_run_says_what_is_absent_and_what_makes_it(bare):
     page = write_report(bare).read_text()
     absent = re.findall(r'class="absent">(.*?) <code>(.*?)</code>', page)

@@ -196,4 +196,6 @@ def learning(run: Run) -> dict[str, Any]:
     names = list(dict.fromkeys(name for step in steps for name in run.samples[step]))[:LEARNING]
     files = [[run.samples[step].get(name) for step in steps] for name in names]
     tiny = bool(files) and read_frames(next(filter(None, files[0]))).shape[1] <= TINY
-    return {"steps": steps, "tiny": tiny, "rows": [[file and file.read_bytes() for file in row] for row in files]}
+    labels = [str(run.labels.get(name, "")) for name in names]
+    videos = [[file and file.read_bytes() for file in row] for row in files]
+    return {"steps": steps, "tiny": tiny, "rows": list(zip(labels, videos, strict=True))}

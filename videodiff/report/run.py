@@ -31,7 +31,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. `metrics` maps a column to (steps, values), `samples` a step to its videos by name."""
+    """A run folder.
+
+    `metrics` maps a column to (steps, values), `samples` a step to its videos by name, `labels` such a name to what the
+    video was made from.
+    """
 
     path: Path
     config: str
@@ -41,6 +45,7 @@ class Run:
     evaluation: dict[str, Any] | None
     clips: list[Clip]
     samples: dict[int, dict[str, Path]]
+    labels: dict[str, Any]
 
 
 def read_run(path: Path) -> Run:
@@ -59,6 +64,7 @@ def read_run(path: Path) -> Run:
         evaluation=read_json(path / "evaluation.json", dict),
         clips=read_clips(path),
         samples=find_samples(path / "samples"),
+        labels=read_json(path / "samples" / "captions.json", dict) or {},
     )
 
 

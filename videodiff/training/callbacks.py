@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videodiff.data.encode import encode
+from videodiff.data.files import write_whole
 from videodiff.diffusion.generation import Generation, clip_noise
 from videodiff.training.average import averaged
 from videodiff.training.checkpoint import prune, save_checkpoint
 from videodiff.training.encoding import encode_video
+from videodiff.training.logging import show_clips
 
 
 class Checkpoints(Callback):
@@ -76,7 +79,8 @@ class StopGently(Callback):
 class SampleClips(Callback):
     """Every `every` optimizer steps, sample the first validation captions with the averaged weights as mp4.
 
-    Half of the clips are continued from their first `given` frames, half are made from the caption alone.
+    Half of the clips are continued from their first `given` frames, half are made from the caption alone;
+    `captions.json` tells which. Dashboards show them too.
     """
 
     def __init__(self, folder: str | Path, generation: Generation, every: int = 1000, clips: int = 4, given: int = 3):
@@ -89,17 +93,14 @@ class SampleClips(Callback):
             self.sampled = step
             module.eval()
             with averaged(module, trainer.strategy.optimizers[0]):
-                videos, fps = self.sample(trainer, module)
+                videos, batch = self.sample(trainer, module)
             module.train()
             if trainer.is_global_zero:
-                folder = self.folder / f"step_{step:08d}"
-                folder.mkdir(parents=True, exist_ok=True)
-                for i, video in enumerate(videos):
-                    (folder / f"clip_{i}.mp4").write_bytes(encode(to_frames(video), fps))
+                self.write(trainer, step, [to_frames(video) for video in videos], batch)
 
     @torch.no_grad()
-    def sample(self, trainer: lightning.Trainer, module: Any) -> tuple[Tensor, float]:
-        """Return sampled videos `b c t h w` in [-1, 1] and their frame rate."""
+    def sample(self, trainer: lightning.Trainer, module: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Return sampled videos `b c t h w` in [-1, 1] and the batch that they are to resemble."""
         batch = first_clips(next(iter(trainer.datamodule.val_dataloader())), self.clips)
         batch = trainer.strategy.batch_to_device(batch)
         x = encode_video(batch, module.codec, module.device)
@@ -112,7 +113,23 @@ class SampleClips(Callback):
                 module.denoiser, module.condition(batch), module.null(), objective.path, objective.prediction,
                 noise, x, known,
             )  # fmt: skip
-        return module.codec.decode(made), float(batch["fps"][0])
+        return module.codec.decode(made), batch
+
+    def write(self, trainer: lightning.Trainer, step: int, clips: list[Any], batch: dict[str, Any]) -> None:
+        """Write the clips of a step, what they were made from, and show them."""
+        folder = self.folder / f"step_{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"clip_{i}.mp4" for i in range(len(clips))]
+        for path, frames in zip(paths, clips, strict=True):
+            path.write_bytes(encode(frames, float(batch["fps"][0])))
+        labels = [
+            caption if i % 2 else f"{caption} (continued from {self.given} frames)"
+            for i, caption in enumerate(batch["caption"])
+        ]
+        names = {path.stem: label for path, label in zip(paths, labels, strict=True)}
+        write_whole(self.folder / "captions.json", json.dumps(names, indent=1).encode())
+        for logger in trainer.loggers:
+            show_clips(logger, step, paths, clips, labels)
 
 
 def first_clips(batch: dict[str, Any], n: int) -> dict[str, Any]:
