@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import finish, start, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 
-from videodiff.training.checkpoint import latest_checkpoint
+from videodiff.training.checkpoint import AVERAGE, latest_checkpoint
 
 SPREADS = {
     "accumulated": ["data.micro_batch=2"],
@@ -31,7 +32,7 @@ def average(folder: Path, dataset: Path, name: str, *more: str) -> dict[str, Ten
     if not (folder / "runs" / name).exists():
         recipe = [*tiny(dataset), "trainer.max_steps=4", f"name={name}", *more]
         finish(start("train", *recipe, cwd=folder))
-    return load_file(latest_checkpoint(folder / "runs" / name) / "average.safetensors")
+    return load_file(latest_checkpoint(folder / "runs" / name) / AVERAGE)
 
 
 @pytest.mark.parametrize("name", SPREADS)
@@ -57,3 +58,22 @@ def test_muon_under_zero_steps_like_muon_of_one_process(folder: Path, world_data
     other = torch.cat([(found[key] - start_weights[key]).flatten() for key in matrices])
     assert moved.norm() > 0
     assert (moved - other).norm() / moved.norm() < 0.2
+
+
+def test_a_run_under_zero_continues_to_the_bit_and_no_other_strategy_takes_it(
+    folder: Path, world_dataset: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A constant schedule does not look at the last step.
+    recipe = [*tiny(world_dataset), *SPREADS["zero2"], "optimizer=adamw", "schedule=constant", "~schedule.decay"]
+    finish(start("train", "name=zero_whole", *recipe, "trainer.max_steps=4", cwd=folder))
+    finish(start("train", "name=zero_half", *recipe, "trainer.max_steps=2", cwd=folder))
+    monkeypatch.chdir(folder)
+    status, _, err = call("train", "resume=runs/zero_half", "strategy=auto", "trainer.devices=1", "data.micro_batch=2")
+    assert status == 1
+    assert "found the state of training ZeRO 2 over 2 processes, expected whole" in err
+    finish(start("train", "resume=runs/zero_half", "trainer.max_steps=4", cwd=folder))
+    wanted, found = (
+        load_file(latest_checkpoint(folder / "runs" / name) / AVERAGE) for name in ("zero_whole", "zero_half")
+    )
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)

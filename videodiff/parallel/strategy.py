@@ -39,6 +39,7 @@ class Zero(DeepSpeedStrategy):
     def __init__(self, config: dict[str, Any]) -> None:
         # Lightning writes into the dictionary it is given.
         super().__init__(config=copy.deepcopy(config))
+        self.stage = config["zero_optimization"]["stage"]
 
     def setup_environment(self) -> None:
         """Set up devices and processes; on a CPU without the checks that only CUDA can pass."""
@@ -56,6 +57,12 @@ class Zero(DeepSpeedStrategy):
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run the backward pass; Lightning has divided the loss by the micro-batches, so DeepSpeed must not."""
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    def teardown(self) -> None:
+        """Leave the process group: gloo may wait for ever if it is left to the end of the process."""
+        super().teardown()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     @property
     def root_device(self) -> torch.device:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -60,10 +61,25 @@ def write_parts(trainer: lightning.Trainer, folder: Path) -> None:
         except SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
         files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        record = {"version": 1, "step": trainer.global_step, "files": files}
+        state = spread(trainer.strategy, trainer.world_size)
+        record = {"version": 1, "step": trainer.global_step, "state": state, "files": files}
         (folder / "checkpoint.json").write_text(json.dumps(record, indent=1))
         for path in folder.rglob("*"):
             sync(path)
+
+
+def spread(strategy: Any, world: int) -> str:
+    """Return how the state of training is spread over files: whole, or by the ranks of a ZeRO stage."""
+    stage = getattr(strategy, "stage", 0)
+    return f"ZeRO {stage} over {world} processes" if stage else "whole"
+
+
+def state_to_resume(checkpoint: Path, strategy: Any, world: int) -> Path:
+    """Return the state of training in a checkpoint; it is an error if this strategy could not read it."""
+    saved = json.loads((checkpoint / "checkpoint.json").read_text())["state"]
+    if (here := spread(strategy, world)) != saved:
+        raise ValueError(f"{checkpoint}: found the state of training {saved}, expected {here} as strategy= asks for")
+    return checkpoint / "state.ckpt"
 
 
 def checkpoints(run: Path) -> list[Path]:

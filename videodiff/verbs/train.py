@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from videodiff.data.order import micro_batches
 from videodiff.parallel.strategy import Zero
-from videodiff.training.checkpoint import checkpoints, latest_checkpoint
+from videodiff.training.checkpoint import checkpoints, latest_checkpoint, state_to_resume
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
 from videodiff.verbs.build import Model, build_model, instantiate_partial, read_run
@@ -54,6 +54,9 @@ def run(cfg: DictConfig) -> None:
     data.check(world_size(cfg))
     model = build_model(cfg)
     trainer = build_trainer(cfg, model)
+    state = None
+    if cfg.resume is not None:
+        state = state_to_resume(latest_checkpoint(folder), trainer.strategy, world_size(cfg))
     if first:
         write_record(folder, resolved(cfg, model), list(HydraConfig.get().overrides.task))
     if isinstance(trainer.strategy, Zero):
@@ -61,7 +64,6 @@ def run(cfg: DictConfig) -> None:
 
         optimizer = sharded(optimizer, trainer.strategy.config)
     module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
-    state = latest_checkpoint(folder) / "state.ckpt" if cfg.resume is not None else None
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=not isinstance(trainer.strategy, Zero))
     if trainer.is_global_zero:
         print(f"videodiff train: {trainer.global_step} steps in {folder}")
