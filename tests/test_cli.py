@@ -111,6 +111,17 @@ def test_a_reader_may_stop_reading(trained: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_sweep_runs_its_settings_in_processes_of_their_own(tmp_path: Path, world_dataset: Path) -> None:
+    settings = ["name=lr_${optimizer.lr}", "optimizer.lr=1e-3,3e-3", "trainer.max_steps=1"]
+    finish(start("train", *tiny(world_dataset), *settings, "hydra/launcher=local", "--multirun", cwd=tmp_path))
+    logs = [path.read_text() for path in tmp_path.glob("runs/multirun/local/*_log.out")]
+    assert sorted(line for log in logs for line in log.splitlines() if line.startswith("videodiff")) == [
+        "videodiff train: 1 steps in runs/lr_0.001",
+        "videodiff train: 1 steps in runs/lr_0.003",
+    ]
+    assert len(logs) == 2
+
+
 def test_a_run_is_not_overwritten(call: Call, trained: Path, world_dataset: Path, monkeypatch: object) -> None:
     monkeypatch.chdir(trained)
     before = latest_checkpoint(trained / "runs/small").stat().st_mtime_ns

@@ -20,6 +20,7 @@ from videodiff.cli import VERBS, conf_dir, groups
 
 CONF = conf_dir()
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+OPTIONS = [file for file in FILES if "/" in file and not file.startswith(("experiment/", "hydra/"))]
 # Their weights come from a hub: what their files name is checked against the signature here, and loaded for real from
 # small models of the same classes in the tests of the two rooms.
 DOWNLOADED = {"codec/sd_vae", "codec/wan_vae", "text/clip", "text/t5", "text/umt5"}
@@ -60,7 +61,7 @@ def test_every_verb_has_a_configuration(verb: str) -> None:
     assert composed(verb, []) is not None
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if "/" in file and not file.startswith("experiment/")])
+@pytest.mark.parametrize("file", OPTIONS)
 def test_a_choice_of_a_group_composes_and_is_built(file: str, world_dataset: Path, tmp_path: Path) -> None:
     group, option = file.removesuffix(".yaml").rsplit("/", 1)
     overrides = [f"{group}={option}"]
@@ -73,6 +74,16 @@ def test_a_choice_of_a_group_composes_and_is_built(file: str, world_dataset: Pat
         with torch.device("meta") if group == "model" else torch.device("cpu"):
             built = instantiate(config) if "_target_" in config else [instantiate(part) for part in config.values()]
         assert built is not None
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("hydra/launcher/")])
+def test_a_launcher_composes_and_is_built(file: str) -> None:
+    GlobalHydra.instance().clear()
+    overrides = [f"hydra/launcher={Path(file).stem}", "data.root=x"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", overrides=overrides, return_hydra_config=True)
+    launcher = instantiate(cfg.hydra.launcher)
+    assert launcher.params["tasks_per_node"] == cfg.trainer.devices
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("experiment/")])
