@@ -55,7 +55,8 @@ def epoch(samples: int) -> dict[str, float]:
     # First and last step that reads from a shard: how many are open at once is what a cache has to hold.
     opened, closed = np.full(len(data.counts), -1), np.zeros(len(data.counts), dtype=int)
     wall, cpu = time.perf_counter(), time.process_time()
-    while drawn < samples and step < mixture.epoch_steps + 2 * len(BUCKETS):
+    # A bucket may be two batches behind its share, so the last sample comes some steps after an epoch's.
+    while drawn < samples and step < 2 * mixture.epoch_steps + 99:
         batch = mixture.batch(step)
         shard, kind, member = (values[batch.epoch == 0] for values in (batch.shard, batch.kind, batch.member))
         seen[number[shard, np.searchsorted(KINDS, kind)] + member] = True
@@ -64,8 +65,8 @@ def epoch(samples: int) -> dict[str, float]:
         closed[shard] = step
     if drawn != samples or not seen.all():
         raise SystemExit(f"{samples}: {drawn} draws reached {seen.sum()} samples, expected each once")
-    reading = np.cumsum(np.bincount(opened, minlength=step + 2) - np.bincount(closed + 1, minlength=step + 2))
     took = {"epoch_s": time.perf_counter() - wall, "epoch_cpu_s": time.process_time() - cpu}
+    reading = np.cumsum(np.bincount(opened, minlength=step + 2) - np.bincount(closed + 1, minlength=step + 2))
     return {"steps": step, **took, "shards_open": int(reading.max())}
 
 

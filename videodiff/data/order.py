@@ -183,7 +183,7 @@ def feistel(cell: np.ndarray, key: np.ndarray, rows: np.ndarray, columns: np.nda
 def shift(key: np.ndarray, x: np.ndarray, turn: int, below: np.ndarray) -> np.ndarray:
     """Return a number in [0, below) for each x."""
     salted = (x | turn << 56).astype(np.uint64)
-    return (mix(key ^ mix(salted)) % below.astype(np.uint64)).astype(np.int64)
+    return (mix(key ^ salted) % below.astype(np.uint64)).astype(np.int64)
 
 
 def absorb(*key: ArrayLike) -> np.ndarray:
