@@ -2,12 +2,28 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videodiff.data.order import draw, global_positions, micro_batches, mix, rank_positions, sample_at
+from videodiff.data.order import (
+    Mesh,
+    absorb,
+    deal,
+    draw,
+    global_positions,
+    micro_batches,
+    mix,
+    parts,
+    permute,
+    places,
+    rank_positions,
+    sample_at,
+)
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
+# A busy machine is no error.
+settings.register_profile("order", deadline=None)
+settings.load_profile("order")
 
 
 @given(st.integers(1, 3000), SEEDS, st.integers(0, 10**9))
@@ -31,7 +47,8 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_every_order_of_five_samples_is_about_equally_likely():
-    seen = Counter(tuple(sample_at(np.arange(5), 5, seed)[1].tolist()) for seed in range(6000))
+    _, orders = sample_at(np.arange(5), 5, np.arange(6000)[:, None])
+    seen = Counter(map(tuple, orders.tolist()))
     chi_squared = sum((count - 50) ** 2 / 50 for count in seen.values())
     # 119 degrees of freedom: mean 119, standard deviation 15.4.
     assert len(seen) == 120
@@ -101,3 +118,59 @@ def test_draws_of_different_keys_are_spread_evenly():
 
 def test_the_order_of_a_key_counts():
     assert [draw(2**60, 1, 2), draw(2**60, 2, 1)] != [draw(2**60, 2, 1), draw(2**60, 1, 2)]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), SEEDS)
+def test_many_permutations_at_once_are_each_a_permutation(sizes, seed):
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.concatenate([np.arange(size) for size in sizes])
+    found = permute(place, np.array(sizes)[which], absorb(seed, which))
+    for number, size in enumerate(sizes):
+        mine = found[which == number]
+        assert np.array_equal(np.sort(mine), np.arange(size))
+        assert np.array_equal(mine, permute(np.arange(size), size, absorb(seed, number)))
+
+
+@settings(max_examples=500)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=9).filter(any), st.integers(0, 10**12))
+def test_turns_are_dealt_by_weight_to_within_two_and_exactly_after_a_round(weights, later):
+    total, players = sum(weights), np.arange(len(weights))
+    turn = np.arange(total)
+    who, before = deal(turn, weights)
+    taken = np.cumsum(who[:, None] == players, axis=0)
+    assert np.array_equal(taken[-1], weights)
+    assert np.array_equal(before, taken[turn, who] - 1)
+    off = np.abs(taken - (turn[:, None] + 1) * np.array(weights) / total).max()
+    assert off < (2 if sum(weight > 0 for weight in weights) > 3 else 1)
+    again, rounds = deal(turn + later * total, weights)
+    assert np.array_equal(again, who)
+    assert np.array_equal(rounds, before + later * np.array(weights)[who])
+
+
+def test_five_turns_to_three_are_those_of_a_line_on_squared_paper():
+    assert deal(np.arange(8), [5, 3])[0].tolist() == [0, 1, 0, 0, 1, 0, 1, 0]
+
+
+@given(st.lists(st.fractions(0, 10**9), min_size=1, max_size=5).filter(any))
+def test_parts_have_the_ratio_of_the_shares_and_fit_the_arithmetic(shares):
+    found, total = parts(shares), sum(shares)
+    assert sum(found) <= 2**31 + len(shares)
+    assert [weight > 0 for weight in found] == [share > 0 for share in shares]
+    assert all(abs(w / sum(found) - float(share / total)) < 1e-8 for w, share in zip(found, shares, strict=True))
+
+
+def test_turns_and_weights_of_any_size_stay_exact():
+    big = [2**31 - 3, 1, 2]
+    assert [int(value) for value in deal(2**31 * 10**6 - 1, big)] in [[who, big[who] * 10**6 - 1] for who in range(3)]
+
+
+@pytest.mark.parametrize("mesh", [Mesh(0, 6, 4), Mesh(0, 6, 0), Mesh(6, 6, 2), Mesh(-1, 6, 2), Mesh(0, 0, 1)])
+def test_a_mesh_that_cannot_be_is_an_error(mesh):
+    with pytest.raises(ValueError, match="mesh: found rank"):
+        places(24, 0, 1, mesh)
+
+
+def test_a_micro_batch_beyond_those_of_a_step_is_an_error():
+    with pytest.raises(ValueError, match="found micro-batch 2, expected one of 2"):
+        places(24, 2, 2, Mesh())

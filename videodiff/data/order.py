@@ -1,17 +1,116 @@
-"""Which sample stands where: pure functions of integers, so that order needs no state and no I/O.
+"""The arithmetic of the order: permute without a table, take turns by weight, share a batch out, draw by key.
 
-The endless stream of a seed has positions 0, 1, 2, ...; global batch `step` is the `global_batch` positions from
-`step * global_batch`. Ranks and micro-batches only share a global batch out: the order knows neither.
+Pure functions of integers, so that order needs no state and no I/O. `mixture.py` makes global batches of them;
+docs/streaming.md tells how, with an example to check by hand.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-TURNS = 6
+ROUNDS = 6
+PARTS = 2**31
+
+
+class Mesh(NamedTuple):
+    """Where a process stands: `sequence` consecutive ranks share one clip among them and take the same batch."""
+
+    rank: int = 0
+    world: int = 1
+    sequence: int = 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the `data_world` different shares of a batch this process takes."""
+        return self.rank // self.sequence
+
+    @property
+    def data_world(self) -> int:
+        """How many shares a global batch is divided into; an error where the sequence groups do not fill the world."""
+        if min(self.world, self.sequence) < 1 or self.world % self.sequence or not 0 <= self.rank < self.world:
+            raise ValueError(
+                f"mesh: found rank {self.rank} of {self.world} in sequence groups of {self.sequence}, expected a rank "
+                f"below the world and groups of one of {divisors(self.world)}"
+            )
+        return self.world // self.sequence
+
+
+ALONE = Mesh()
+
+
+def places(global_batch: int, micro: int, accumulate: int, mesh: Mesh) -> np.ndarray:
+    """Return the places in the global batch that a rank takes in the `micro`-th of its `accumulate` micro-batches."""
+    check_batch_sizes([global_batch], accumulate, mesh)
+    if not 0 <= micro < accumulate:
+        raise ValueError(f"order: found micro-batch {micro}, expected one of {accumulate}")
+    size = global_batch // (accumulate * mesh.data_world)
+    return (micro * mesh.data_world + mesh.data_rank) * size + np.arange(size, dtype=np.int64)
+
+
+def check_batch_sizes(batch_sizes: Sequence[int], accumulate: int, mesh: Mesh) -> None:
+    """Raise where a rank's share of some global batch would not be a whole number of clips a micro-batch."""
+    shares, common = accumulate * mesh.data_world, math.gcd(*batch_sizes)
+    if min(*batch_sizes, shares) < 1 or common % shares:
+        raise ValueError(
+            f"global_batch: found {', '.join(map(str, batch_sizes))} for {mesh.data_world} data ranks x {accumulate} "
+            f"micro-batches = {shares}, expected this product to be one of {divisors(common)}"
+        )
+
+
+def divisors(number: int) -> str:
+    """Return the divisors of a number as a list to read."""
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+
+
+def deal(turn: ArrayLike, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return who takes each of the turns 0, 1, 2, ... and how many turns they took before: shares by weight.
+
+    `sum(weights)` turns give each exactly its weight; after any number of turns each has its share to within two, of
+    two or three players to within one. Bresenham's line deals the turns to two halves of the players, then those of a
+    half to its halves, and so on. No table: any turn is found from its number. Weights sum to less than 2**32.
+    """
+    players = sorted((i for i, weight in enumerate(weights) if weight > 0), key=lambda i: -weights[i])
+    return deal_among(players, np.asarray(turn, dtype=np.int64), weights)
+
+
+def deal_among(players: list[int], turn: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Deal turns among players whose weights descend: cut the list where its two parts weigh most alike."""
+    if len(players) == 1:
+        return np.full_like(turn, players[0]), turn
+    sums = list(itertools.accumulate(weights[i] for i in players))
+    cut = min(range(1, len(players)), key=lambda i: abs(2 * sums[i - 1] - sums[-1]))
+    head, total = sums[cut - 1], sums[-1]
+    # What the head takes of the first n turns is n * head / total, rounded; whole rounds apart, to stay in 64 bits.
+    rounds, rest = np.divmod(turn, total)
+    before = rounds * head + (rest * head + total // 2) // total
+    after = rounds * head + ((rest + 1) * head + total // 2) // total
+    heads, tails = deal_among(players[:cut], before, weights), deal_among(players[cut:], turn - before, weights)
+    return np.where(after > before, heads[0], tails[0]), np.where(after > before, heads[1], tails[1])
+
+
+def parts(shares: Sequence[Fraction]) -> list[int]:
+    """Return integers in the ratio of these shares: exact in lowest terms, beyond 2**31 rounded to as many parts."""
+    unit = math.lcm(*(share.denominator for share in shares))
+    weights = [int(share * unit) for share in shares]
+    common, total = math.gcd(*weights), sum(weights)
+    if total // common <= PARTS:
+        return [weight // common for weight in weights]
+    return [weight and max(1, weight * PARTS // total) for weight in weights]
+
+
+def resume(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
+    """Return the step of a saved state; it is an error if anything that gives the step its meaning was different."""
+    for name, here in identity.items():
+        if state.get(name) != here:
+            raise ValueError(f"data.{name}: found {here!r}, expected {state.get(name)!r} as in the checkpoint")
+    return int(state["step"])
 
 
 def sample_at(position: ArrayLike, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,34 +153,37 @@ def draw(below: int, *key: int) -> int:
     return int(absorb(*key) % np.uint64(below)) if below > 1 else 0
 
 
-def permute(place: np.ndarray, samples: int, key: np.ndarray) -> np.ndarray:
+def permute(place: ArrayLike, samples: ArrayLike, key: ArrayLike) -> np.ndarray:
     """Return where each place goes in the permutation of `samples` that belongs to the key: a Feistel network.
 
     It permutes the cells of a grid that just holds `samples`, and is applied again where it lands outside (cycle
     walking; Black and Rogaway 2002). No table: an epoch of a billion samples costs no memory, and no version of numpy
-    changes it.
+    changes it. Each place may have its own `samples` (below 2**52) and key.
     """
-    rows = math.isqrt(samples - 1) + 1
+    place, samples, key = np.broadcast_arrays(place, samples, key)
+    shape, place, samples, key = place.shape, place.flatten(), samples.ravel(), key.ravel()
+    rows = np.sqrt(samples - 1).astype(np.int64) + 1
     columns = -(-samples // rows)
-    place = feistel(place, key, rows, columns)
-    while (outside := place >= samples).any():
-        place = np.where(outside, feistel(place, key, rows, columns), place)
-    return place
+    outside = np.arange(len(place))
+    while len(outside):
+        place[outside] = feistel(place[outside], key[outside], rows[outside], columns[outside])
+        outside = outside[place[outside] >= samples[outside]]
+    return place.reshape(shape)
 
 
-def feistel(cell: np.ndarray, key: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Permute the cells of a grid: a turn moves the row by a hash of the column, then the column by one of the row."""
+def feistel(cell: np.ndarray, key: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Permute the cells of a grid: a round moves the row by a hash of the column, then the column by one of the row."""
     row, column = np.divmod(cell, columns)
-    for turn in range(TURNS):
+    for turn in range(ROUNDS):
         row = (row + shift(key, column, 2 * turn, rows)) % rows
         column = (column + shift(key, row, 2 * turn + 1, columns)) % columns
     return row * columns + column
 
 
-def shift(key: np.ndarray, x: np.ndarray, turn: int, below: int) -> np.ndarray:
+def shift(key: np.ndarray, x: np.ndarray, turn: int, below: np.ndarray) -> np.ndarray:
     """Return a number in [0, below) for each x."""
     salted = (x | turn << 56).astype(np.uint64)
-    return (mix(key ^ mix(salted)) % np.uint64(below)).astype(np.int64)
+    return (mix(key ^ salted) % below.astype(np.uint64)).astype(np.int64)
 
 
 def absorb(*key: ArrayLike) -> np.ndarray:

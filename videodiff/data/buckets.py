@@ -1,0 +1,122 @@
+"""Buckets: which shape a sample is trained in, and how many clips of a shape make a batch.
+
+Samples that fit the same buckets are of one kind, the bit mask of these buckets. A shard matters to the order only by
+how many samples of each kind it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from videodiff.data.order import draw
+
+UNIT = 2**20
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Clips of `frames` frames of height x width; an image is a clip of one frame.
+
+    `keep`: the share of the samples that come to it and fit that it takes, in (0, 1]; the others go on to the next
+    bucket of the list that they fit, and the last such takes all. `strides`: every how many-th frame may be taken.
+    `crop`: the largest share of the picture that may be cut away to reach the aspect ratio, in [0, 1).
+    """
+
+    frames: int
+    height: int
+    width: int
+    keep: float = 1.0
+    strides: tuple[int, ...] = (1,)
+    crop: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.height, self.width, *self.strides) < 1 or not (0 < self.keep <= 1 > self.crop >= 0):
+            raise ValueError(f"bucket: found {self!r}, expected sizes >= 1, keep in (0, 1], crop in [0, 1)")
+
+    def __str__(self) -> str:
+        return f"{self.frames} x {self.height} x {self.width}"
+
+    def fits(self, frames: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Tell which samples fill it: long enough, never enlarged, not cropped too much."""
+        aspect = (np.asarray(width) * self.height) / (np.asarray(height) * self.width)
+        kept = np.minimum(aspect, 1 / aspect)
+        long_enough = np.asarray(frames) > (self.frames - 1) * min(self.strides)
+        return long_enough & (height >= self.height) & (width >= self.width) & (kept >= 1 - self.crop)
+
+    def window(self, frames: int, *key: int) -> range:
+        """Return the frames to take of a sample: a stride that it is long enough for and a start, drawn by the key."""
+        strides = [stride for stride in self.strides if (self.frames - 1) * stride < frames]
+        stride = strides[draw(len(strides), *key, 2)]
+        span = (self.frames - 1) * stride + 1
+        start = draw(frames - span + 1, *key, 0)
+        return range(start, start + span, stride)
+
+    def tokens(self, patch: Sequence[int]) -> tuple[int, int]:
+        """Return tokens in time and in space; `patch` is (t, h, w) of a token in frames and pixels, codec included."""
+        return -(-self.frames // patch[0]), (self.height // patch[1]) * (self.width // patch[2])
+
+
+def kinds_of(frames: np.ndarray, height: np.ndarray, width: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
+    """Return the kind of each sample, int64: bit i tells whether it fits bucket i (at most 63); 0 fits none."""
+    fits = [bucket.fits(frames, height, width).astype(np.int64) << bit for bit, bucket in enumerate(buckets)]
+    return np.sum(fits, axis=0, dtype=np.int64)
+
+
+def count_kinds(shards: Iterable[np.ndarray], leave_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many samples of each kind each shard holds, `shards kinds`, and the kinds, from those of its samples.
+
+    One shard is held at a time. Samples that fit no bucket are an error unless they may be left out.
+    """
+    found = [np.unique(kinds, return_counts=True) for kinds in shards]
+    kinds, column = np.unique(np.concatenate([kinds for kinds, _ in found]), return_inverse=True)
+    row = np.repeat(np.arange(len(found)), [len(kinds) for kinds, _ in found])
+    counts = np.zeros((len(found), len(kinds)), dtype=np.int64)
+    counts[row, column] = np.concatenate([count for _, count in found])
+    if none := int(counts[:, kinds == 0].sum()):
+        if not leave_out:
+            raise ValueError(f"buckets: found {none} of {counts.sum()} samples that fit no bucket, expected none")
+        counts, kinds = counts[:, kinds > 0], kinds[kinds > 0]
+    return counts, kinds
+
+
+def cascade(arriving: np.ndarray, kind: int, buckets: Sequence[Bucket]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each bucket that a kind fits, how many samples of each shard it takes, and how many were taken before.
+
+    `arriving` counts the samples of the kind in each shard. Of all that arrive up to a shard a bucket takes its `keep`,
+    rounded: exact to half a sample after every shard, and the same number every epoch.
+    """
+    fitting = [i for i in range(len(buckets)) if kind >> i & 1]
+    before = np.zeros_like(arriving)
+    for i in fitting:
+        keep = UNIT if i == fitting[-1] else round(buckets[i].keep * UNIT)
+        taken = np.diff((np.cumsum(arriving - before) * keep + UNIT // 2) // UNIT, prepend=0)
+        yield i, taken, before
+        before = before + taken
+
+
+def forward_flops(time: int, space: int, width: int, axes: Sequence[str], mlp_ratio: float = 4.0, text: int = 0) -> int:
+    """Return the FLOPs of the blocks of a denoiser for one clip of `time` x `space` tokens and `text` words.
+
+    `axes` names for each block what it attends over: space, time or spacetime. A multiply-add counts two.
+    """
+    tokens, seen = time * space, {"space": space, "time": time, "spacetime": time * space}
+    # By token: query, key, value and output; query and output to the text; two layers of the feed-forward part.
+    linear = tokens * (8 + 4 + 4 * mlp_ratio) * width**2 + text * 4 * width**2
+    return int(sum(linear + 4 * tokens * (seen[axis] + text) * width for axis in axes))
+
+
+def batch_sizes(flops: Sequence[int], tokens: Sequence[int], most_tokens: int, shares: int) -> list[int]:
+    """Return the global batch of each bucket such that every step takes about equal time.
+
+    `flops` and `tokens` are those of one clip in each bucket; a micro-batch of one rank holds at most `most_tokens`;
+    `shares` is ranks x micro-batches a step, and every batch is a multiple of it. The time is the least that fills
+    some bucket's memory; a bucket is as near to it as whole clips allow.
+    """
+    if max(tokens) > most_tokens:
+        raise ValueError(f"max_tokens: found {most_tokens}, expected at least {max(tokens)}, one clip of every bucket")
+    fit = [most_tokens // count for count in tokens]
+    time = max(min(clips * cost for clips, cost in zip(fit, flops, strict=True)), *flops)
+    return [shares * max(1, min(clips, round(time / cost))) for clips, cost in zip(fit, flops, strict=True)]
