@@ -1,3 +1,4 @@
+import re
 from itertools import islice
 
 import lightning
@@ -6,6 +7,7 @@ import torch
 from made_clips import sample, write_dataset
 
 from videodiff.data.datamodule import ClipDataModule
+from videodiff.data.order import Mesh
 from videodiff.data.shards import ShardWriter
 
 
@@ -75,10 +77,8 @@ def test_an_epoch_that_the_trainer_cuts_short_goes_on_where_it_stopped(root, tmp
 def test_the_checkpoint_holds_the_step_that_training_reached(root, tmp_path):
     train(module(root, micro_batch=2), tmp_path, 3)
     state = torch.load(tmp_path / "3.ckpt", weights_only=True)["ClipDataModule"]
-    assert {name: state[name] for name in ("step", "seed", "global_batch", "samples")} == {
-        "step": 3, "seed": 3, "global_batch": 4, "samples": 10,
-    }  # fmt: skip
-    assert set(state) == {"step", "seed", "global_batch", "samples", "fingerprint"}
+    assert {name: state[name] for name in ("step", "seed", "batch_sizes")} == {"step": 3, "seed": 3, "batch_sizes": [4]}
+    assert set(state) == {"step", "seed", "window", "buckets", "batch_sizes", "repeats", "fingerprint", "datasets"}
 
 
 def test_a_trainer_that_accumulates_another_number_of_batches_is_an_error(root, tmp_path):
@@ -87,11 +87,15 @@ def test_a_trainer_that_accumulates_another_number_of_batches_is_an_error(root, 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seed": 4}, {"global_batch": 8}, {"fingerprint": "another"}, {"samples": 9}], ids=lambda w: next(iter(w))
+    "wrong",
+    [{"seed": 4}, {"batch_sizes": [8]}, {"fingerprint": "another"}, {"datasets": ["another"]}, {"window": 2}],
+    ids=lambda wrong: next(iter(wrong)),
 )
 def test_the_state_of_another_stream_is_an_error(root, wrong):
     state = {**module(root).state_dict(), **wrong}
-    with pytest.raises(ValueError, match=rf"data\.{next(iter(wrong))}: found .* expected {wrong.popitem()[1]!r}"):
+    with pytest.raises(
+        ValueError, match=rf"data\.{next(iter(wrong))}: found .* expected {re.escape(repr(wrong.popitem()[1]))}"
+    ):
         module(root).load_state_dict(state)
 
 
@@ -132,7 +136,7 @@ def test_validation_is_the_same_every_time(root, validation_root):
 @pytest.mark.parametrize(("clips", "world", "expected"), [(4, 2, [2, 3]), (5, 2, [0, 1, 2, 3, 4]), (4, 4, [1])])
 def test_ranks_share_the_validation_clips_only_where_they_divide(root, validation_root, clips, world, expected):
     data = module(root, validation_root=str(validation_root), validation_clips=clips)
-    data._rank = lambda: (1, world)
+    data._mesh = lambda: Mesh(1, world)
     assert [item.index for item in data.val_dataloader().sampler] == expected
 
 
@@ -159,3 +163,28 @@ def test_check_finds_what_would_fail_later(root, tmp_path):
 def test_settings_that_cannot_be_are_an_error(root, wrong):
     with pytest.raises(ValueError, match="expected >= 0, >= 1"):
         module(root, **wrong)
+
+
+def test_buckets_and_several_datasets_share_the_steps(root, tmp_path_factory):
+    more = write_dataset(tmp_path_factory.mktemp("images"), count=8, frames=1)
+    rules = [
+        {"frames": 4, "height": 16, "width": 16, "keep": 0.5, "global_batch": 2},
+        {"frames": 1, "height": 32, "width": 32, "global_batch": 4},
+    ]
+    data = module(root, more=[{"root": str(more), "repeat": 2}], buckets=rules)
+    steps = int(4 * data.mixture.epoch_steps)
+    batches = list(islice(data.train_dataloader(), steps))
+    shapes = {tuple(batch["video"].shape) for batch in batches}
+    assert shapes == {(2, 3, 4, 16, 16), (4, 3, 1, 32, 32)}
+    # An epoch has 10 clips once and 8 images twice; a batch may straddle two epochs, so four of them are counted.
+    keys = [key for batch in batches for key in batch["key"]]
+    assert abs(len(keys) - 4 * (10 + 2 * 8)) <= 2 * (2 + 4)
+
+
+def test_a_bucket_that_nothing_fits_is_an_error(root):
+    with pytest.raises(ValueError, match="expected at least 400 for 400 x 16 x 16"):
+        module(root, buckets=[{"frames": 400, "height": 16, "width": 16}]).check()
+    with pytest.raises(ValueError, match="bucket 400 x 16 x 16: found no sample that falls into it"):
+        module(
+            root, buckets=[{"frames": 400, "height": 16, "width": 16}, {"frames": 4, "height": 16, "width": 16}]
+        ).check()

@@ -7,8 +7,11 @@ import torch
 from made_clips import sample, write_dataset
 
 from videodiff.data import stream as stream_module
+from videodiff.data.buckets import Bucket
 from videodiff.data.decode import DecodeError, decode, resize
 from videodiff.data.manifest import Manifest, ManifestError
+from videodiff.data.mixture import Dataset, Mixture
+from videodiff.data.order import Mesh
 from videodiff.data.shards import ShardWriter, read_sample
 from videodiff.data.stream import Clips, GlobalBatches, Item, collate
 
@@ -18,8 +21,24 @@ def manifest(tmp_path_factory):
     return Manifest.load(write_dataset(tmp_path_factory.mktemp("stream"), count=6, frames=20))
 
 
-def clips(manifest, frames=4, **how):
-    return Clips(manifest, frames, 32, 32, **how)
+def clips(manifest, frames=4, stride=1, skip_short=False, **how):
+    shape = Bucket(frames, 32, 32, strides=(stride,))
+    return Clips(manifest, [shape], skip=skip_short, any_size=True, **how)
+
+
+class Numbered:
+    """Stands for the clips of a dataset of one shard: a member is its index."""
+
+    def index(self, shard, kind, member):
+        return member
+
+
+def batches(samples, global_batch, micro=None, rank=0, world=1, seed=0, start=0):
+    """Return the batches of a rank over a dataset of one shard and one bucket."""
+    data = Dataset(counts=np.array([[samples]]), kinds=np.array([1]))
+    mixture = Mixture([data], [Bucket(4, 32, 32)], [global_batch], seed)
+    accumulate = global_batch // ((micro or global_batch) * world)
+    return GlobalBatches(mixture, [Numbered()], accumulate, Mesh(rank, world), start)
 
 
 def whole(manifest, index):
@@ -32,9 +51,9 @@ def start_of(window, clip):
     return start
 
 
-def merged(batches, steps, each):
+def merged(ranks, steps, each):
     """Return the items of the first `steps` steps of all ranks, in the order of their positions."""
-    items = [item for rank in batches for batch in islice(rank, steps * each) for item in batch]
+    items = [item for rank in ranks for batch in islice(rank, steps * each) for item in batch]
     return sorted(items)
 
 
@@ -43,28 +62,28 @@ def merged(batches, steps, each):
 @pytest.mark.parametrize("step", [0, 3, 100])
 def test_started_at_a_step_the_stream_is_the_tail_of_one_from_the_start(world, micro, step):
     each = 8 // (micro * world)
-    tail = [GlobalBatches(6, 8, micro, rank, world, seed=5, start=step) for rank in range(world)]
-    one = merged([GlobalBatches(6, 8, 8, seed=5)], step + 4, 1)
+    tail = [batches(6, 8, micro, rank, world, seed=5, start=step) for rank in range(world)]
+    one = merged([batches(6, 8, 8, seed=5)], step + 4, 1)
     assert merged(tail, 4, each) == [item for item in one if item.step >= step]
 
 
 def test_micro_batches_of_all_ranks_have_one_size():
-    sizes = {len(batch) for rank in range(4) for batch in islice(GlobalBatches(3, 16, 2, rank, 4), 10)}
+    sizes = {len(batch) for rank in range(4) for batch in islice(batches(3, 16, 2, rank, 4), 10)}
     assert sizes == {2}
 
 
 def test_an_epoch_holds_every_sample_once_across_ranks_and_batches():
-    items = merged([GlobalBatches(24, 8, 2, rank, 2, seed=1) for rank in range(2)], 6, 2)
+    items = merged([batches(24, 8, 2, rank, 2, seed=1) for rank in range(2)], 6, 2)
     for epoch in (0, 1):
         assert sorted(item.index for item in items if item.epoch == epoch) == list(range(24))
 
 
 def test_the_start_may_be_a_function_that_is_asked_at_every_iteration():
     step = [2]
-    batches = GlobalBatches(6, 4, 4, start=lambda: step[0])
-    first = next(iter(batches))[0].step
+    endless = batches(6, 4, 4, start=lambda: step[0])
+    first = next(iter(endless))[0].step
     step[0] = 7
-    assert (first, next(iter(batches))[0].step) == (2, 7)
+    assert (first, next(iter(endless))[0].step) == (2, 7)
 
 
 def test_a_clip_is_a_window_of_consecutive_frames_with_its_caption(manifest):
@@ -130,7 +149,7 @@ def test_fixed_clips_begin_with_the_first_frame(manifest):
 
 
 def test_frames_are_scaled_and_cropped(manifest):
-    got = Clips(manifest, 4, 16, 24, fixed=True)[Item(0, 0, 0, 0)]["video"]
+    got = Clips(manifest, [Bucket(4, 16, 24)], fixed=True)[Item(0, 0, 0, 0)]["video"]
     assert np.array_equal(got, resize(whole(manifest, 0)[:4], 16, 24))
 
 
@@ -166,7 +185,7 @@ def test_the_truth_is_cut_to_the_window(tmp_path):
 
 def test_a_batch_has_the_axes_and_types_of_the_model(manifest):
     data = clips(manifest)
-    items = next(iter(GlobalBatches(6, 4, 2, rank=1, world=2, seed=3, start=11)))
+    items = next(iter(batches(6, 4, 2, rank=1, world=2, seed=3, start=11)))
     batch = collate([data[item] for item in items])
     assert (batch["video"].shape, batch["video"].dtype) == ((2, 3, 4, 32, 32), torch.uint8)
     assert batch["video"].is_contiguous()
@@ -229,7 +248,9 @@ def mixed(tmp_path):
 
 
 def test_a_clip_shorter_than_the_window_is_an_error_that_names_it(mixed):
-    with pytest.raises(ValueError, match=r"clip1: found 3 frames, expected at least 7 .* \(1 of 3 clips"):
+    with pytest.raises(
+        ValueError, match=r"clip1: found 3 frames of .* expected at least 7 for 4 x 32 x 32 \(1 of 3 clips"
+    ):
         clips(mixed, frames=4, stride=2)
 
 
@@ -247,3 +268,27 @@ def test_leaving_out_all_clips_is_an_error(mixed):
 def test_a_window_or_delivery_that_there_is_not_is_an_error(manifest, wrong):
     with pytest.raises(ValueError, match="expected"):
         clips(manifest, **wrong)
+
+
+def test_every_sample_of_every_shard_is_found_by_its_kind(tmp_path):
+    with ShardWriter(tmp_path, shard_bytes=1) as writer:
+        for number, frames in enumerate((9, 4, 2, 9, 5, 9)):
+            writer.add(f"clip{number}", *sample(number, frames))
+    buckets = [Bucket(8, 16, 16), Bucket(4, 16, 16), Bucket(3, 10_000, 16)]
+    data = Clips(Manifest.load(tmp_path), buckets, skip=True)
+    counts, kinds = data.counts()
+    assert counts.shape == (6, 2)
+    found = [
+        (data.manifest.row(int(data.rows[data.index(shard, kind, member)]))["key"], kind)
+        for column, kind in enumerate(kinds.tolist())
+        for shard in range(6)
+        for member in range(counts[shard, column])
+    ]
+    assert sorted(found) == [("clip0", 3), ("clip1", 2), ("clip3", 3), ("clip4", 2), ("clip5", 3)]
+
+
+def test_a_sample_comes_in_the_shape_of_the_bucket_that_its_item_names(manifest):
+    data = Clips(manifest, [Bucket(8, 16, 24), Bucket(1, 32, 32)], cache_gib=1.0)
+    for _ in range(2):
+        assert data[Item(0, 0, 0, 3, bucket=0)]["video"].shape == (8, 16, 24, 3)
+        assert data[Item(0, 0, 0, 3, bucket=1)]["video"].shape == (1, 32, 32, 3)

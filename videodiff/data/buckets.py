@@ -39,12 +39,20 @@ class Bucket:
     def __str__(self) -> str:
         return f"{self.frames} x {self.height} x {self.width}"
 
+    @property
+    def span(self) -> int:
+        """The frames that a sample needs: those of the smallest stride."""
+        return (self.frames - 1) * min(self.strides) + 1
+
+    def long_enough(self, frames: np.ndarray) -> np.ndarray:
+        """Tell which samples have the frames for it."""
+        return np.asarray(frames) >= self.span
+
     def fits(self, frames: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
         """Tell which samples fill it: long enough, never enlarged, not cropped too much."""
         aspect = (np.asarray(width) * self.height) / (np.asarray(height) * self.width)
         kept = np.minimum(aspect, 1 / aspect)
-        long_enough = np.asarray(frames) > (self.frames - 1) * min(self.strides)
-        return long_enough & (height >= self.height) & (width >= self.width) & (kept >= 1 - self.crop)
+        return self.long_enough(frames) & (height >= self.height) & (width >= self.width) & (kept >= 1 - self.crop)
 
     def window(self, frames: int, *key: int) -> range:
         """Return the frames to take of a sample: a stride that it is long enough for and a start, drawn by the key."""

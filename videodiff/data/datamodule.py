@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -10,20 +11,22 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
+from videodiff.data.buckets import Bucket
 from videodiff.data.manifest import Manifest
-from videodiff.data.order import micro_batches
-from videodiff.data.stream import Clips, GlobalBatches, Item, collate
-
-SAME = ("seed", "global_batch", "samples", "fingerprint")
+from videodiff.data.mixture import Dataset, Mixture
+from videodiff.data.order import Mesh, micro_batches, resume
+from videodiff.data.stream import Clips, Datasets, GlobalBatches, Item, collate
 
 
 class ClipDataModule(lightning.LightningDataModule):
-    """Deliver batches of clips; see `Clips` for the window, the cache and what may be delivered.
+    """Deliver batches of clips; see `Clips` for the cache and what may be delivered, `Mixture` for the order.
 
     The state is one integer, the optimizer step: it fits any number of processes, micro-batches and workers, as long as
-    seed, global batch and dataset are the same. `micro_batch` None is the whole share of a process. With `fixed`, each
-    clip is trained on with its first window and caption only. Validation takes the first `validation_clips` of
-    `validation_root` (None: no validation), in order, with theirs.
+    seed, batches and datasets are the same. `micro_batch` None is the whole share of a process. `more` datasets, each a
+    mapping of root and how often an epoch has its samples (`repeat`), join `root`. `buckets`, mappings of `Bucket`'s
+    arguments and `global_batch`, replace the one shape; `window` shards are shuffled together (None: all). With
+    `fixed`, each clip is trained on with its first window and caption only. Validation takes the first
+    `validation_clips` of `validation_root` (None: no validation), in order, with theirs, in the one shape.
     """
 
     def __init__(
@@ -43,6 +46,9 @@ class ClipDataModule(lightning.LightningDataModule):
         deliver: Sequence[str] = ("video",),
         skip_short: bool = False,
         fixed: bool = False,
+        more: Sequence[Mapping[str, Any]] = (),
+        buckets: Sequence[Mapping[str, Any]] | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         if num_workers < 0 or validation_clips < 1:
@@ -52,21 +58,42 @@ class ClipDataModule(lightning.LightningDataModule):
         self.root, self.validation_root, self.validation_clips = root, validation_root, validation_clips
         self.global_batch, self.micro_batch, self.num_workers = global_batch, micro_batch, num_workers
         self.seed, self.cache_gib, self.fixed, self.loaded_step = seed, cache_gib, fixed, 0
-        window = {"frames": frames, "height": height, "width": width, "stride": stride}
-        self.clip = {**window, "deliver": tuple(deliver), "skip_short": skip_short}
+        self.how, self.window = {"deliver": tuple(deliver), "skip": skip_short}, window
+        self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
+        self.shape = Bucket(frames, height, width, strides=(stride,))
+        self.any_size = buckets is None
+        rules = [{**rule} for rule in buckets or ()]
+        self.batch_sizes = [rule.pop("global_batch", global_batch) for rule in rules] or [global_batch]
+        self.buckets = [Bucket(**{**rule, "strides": tuple(rule.get("strides", (stride,)))}) for rule in rules]
+        self.buckets = self.buckets or [self.shape]
 
     @cached_property
-    def training(self) -> Clips:
-        """The training clips, opened at first use."""
-        cache_gib = self.cache_gib / max(self.num_workers, 1)
-        return Clips(Manifest.load(self.root), seed=self.seed, cache_gib=cache_gib, fixed=self.fixed, **self.clip)
+    def training(self) -> list[Clips]:
+        """The training clips of each dataset, opened at first use."""
+        how = {
+            "cache_gib": self.cache_gib / max(self.num_workers, 1) / len(self.roots),
+            "fixed": self.fixed,
+            **self.how,
+        }
+        return [
+            Clips(Manifest.load(root), self.buckets, self.seed, any_size=self.any_size, **how) for root, _ in self.roots
+        ]
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The order of the training clips."""
+        datasets = [
+            Dataset(*clips.counts(), repeat) for clips, (_, repeat) in zip(self.training, self.roots, strict=True)
+        ]
+        return Mixture(datasets, self.buckets, self.batch_sizes, self.seed, self.window)
 
     @cached_property
     def validation(self) -> Clips | None:
         """The validation clips; they are few and always the same, so they stay decoded in memory."""
         if self.validation_root is None:
             return None
-        return Clips(Manifest.load(self.validation_root), cache_gib=1024.0, fixed=True, **self.clip)
+        manifest = Manifest.load(self.validation_root)
+        return Clips(manifest, [self.shape], cache_gib=1024.0, fixed=True, any_size=True, **self.how)
 
     @property
     def step(self) -> int:
@@ -74,47 +101,48 @@ class ClipDataModule(lightning.LightningDataModule):
         return self.loaded_step if self.trainer is None else self.trainer.global_step
 
     def check(self, world: int = 1) -> None:
-        """Raise one clear line where a dataset cannot be read or the batch does not divide over `world` processes."""
-        micro_batches(self.global_batch, self._micro_batch(world), world)
-        for clips in (self.training, self.validation):
+        """Raise one clear line where a dataset cannot be read or a batch does not divide over `world` processes."""
+        self._batches(Mesh(0, world))
+        for clips in [*self.training, self.validation]:
             if clips is not None:
                 clips[Item(0, 0, 0, 0)]
 
     def train_dataloader(self) -> DataLoader:
         """Return this rank's endless stream of micro-batches from `step` on."""
-        rank, world = self._rank()
-        micro = self._micro_batch(world)
-        batches = GlobalBatches(
-            len(self.training), self.global_batch, micro, rank, world, self.seed, start=lambda: self.step
-        )
-        if self.trainer is not None and self.trainer.accumulate_grad_batches != batches.micro_batches:
+        batches = self._batches(self._mesh())
+        if self.trainer is not None and self.trainer.accumulate_grad_batches != batches.accumulate:
             raise ValueError(
                 f"trainer.accumulate_grad_batches: found {self.trainer.accumulate_grad_batches}, expected "
-                f"{batches.micro_batches} = global_batch {self.global_batch} / ({micro} x {world} processes)"
+                f"{batches.accumulate} = global_batch {self.global_batch} / ({self._micro_batch(batches.mesh.world)} x "
+                f"{batches.mesh.world} processes)"
             )
         workers = {}
         if self.num_workers:
             # Neither decord nor CUDA survives a fork.
             workers = {"num_workers": self.num_workers, "persistent_workers": True, "multiprocessing_context": "spawn"}
-        return self._loader(self.training, batch_sampler=batches, **workers)
+        return self._loader(Datasets(self.training), batch_sampler=batches, **workers)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
         if self.validation is None:
             return []
-        rank, world = self._rank()
+        mesh = self._mesh()
         count = min(self.validation_clips, len(self.validation))
         share = range(count)
-        if count % world == 0:
-            share = share[rank * count // world : (rank + 1) * count // world]
+        if count % mesh.world == 0:
+            share = share[mesh.rank * count // mesh.world : (mesh.rank + 1) * count // mesh.world]
         items = [Item(self.step, index, 0, index) for index in share]
-        return self._loader(self.validation, sampler=items, batch_size=self._micro_batch(world))
+        return self._loader(self.validation, sampler=items, batch_size=self._micro_batch(mesh.world))
 
-    def _loader(self, clips: Clips, **how: Any) -> DataLoader:
+    def _batches(self, mesh: Mesh) -> GlobalBatches:
+        accumulate = micro_batches(self.global_batch, self._micro_batch(mesh.world), mesh.world)
+        return GlobalBatches(self.mixture, self.training, accumulate, mesh, start=lambda: self.step)
+
+    def _loader(self, clips: Clips | Datasets, **how: Any) -> DataLoader:
         return DataLoader(clips, collate_fn=collate, pin_memory=torch.cuda.is_available(), **how)
 
-    def _rank(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+    def _mesh(self) -> Mesh:
+        return Mesh() if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
 
     def _micro_batch(self, world: int) -> int:
         return self.micro_batch or max(self.global_batch // world, 1)
@@ -124,15 +152,8 @@ class ClipDataModule(lightning.LightningDataModule):
         return {"step": self.step, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint; another dataset, seed or global batch is an error."""
-        here = self._identity()
-        for name in SAME:
-            if state[name] != here[name]:
-                raise ValueError(
-                    f"data.{name}: found {here[name]!r} ({self.root}), expected {state[name]!r} as in the checkpoint"
-                )
-        self.loaded_step = state["step"]
+        """Continue at the step of a checkpoint; another dataset, seed, bucket or batch is an error."""
+        self.loaded_step = resume(state, self._identity())
 
     def _identity(self) -> dict[str, Any]:
-        samples, fingerprint = len(self.training), self.training.manifest.fingerprint
-        return {"seed": self.seed, "global_batch": self.global_batch, "samples": samples, "fingerprint": fingerprint}
+        return self.mixture.identity() | {"datasets": [clips.manifest.fingerprint for clips in self.training]}

@@ -1,8 +1,9 @@
-"""From positions in the stream to batches: what is read is decided by integers alone, never by timing or workers."""
+"""From the order to batches: what is read is decided by integers alone, never by timing or workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from videodiff.codec.cached import pad_text, read_latent, read_text
+from videodiff.data.buckets import Bucket, count_kinds, kinds_of
 from videodiff.data.decode import DecodeError, backend_for, decode, resize
 from videodiff.data.manifest import Manifest, ManifestError
-from videodiff.data.order import draw, micro_batches, rank_positions, sample_at
+from videodiff.data.mixture import Mixture
+from videodiff.data.order import ALONE, Mesh, check_batch_sizes, draw
 from videodiff.data.shards import read_captions, read_notes, read_sample
 
 # What of a sample may be delivered, and the members that it is made of.
@@ -20,12 +23,14 @@ MEMBERS = {"video": "mp4", "latent": "latent.npy", "text": "text.npy"}
 
 
 class Item(NamedTuple):
-    """One place in a batch: optimizer step, position in the global batch, epoch, sample index."""
+    """One place in a batch: optimizer step, position in the global batch, and which sample in which bucket it holds."""
 
     step: int
     position: int
     epoch: int
     index: int
+    bucket: int = 0
+    dataset: int = 0
 
 
 class Loaded(NamedTuple):
@@ -39,57 +44,76 @@ class Loaded(NamedTuple):
 
 
 class Clips(Dataset):
-    """Clips of `frames` frames, every `stride`-th, scaled and cropped to height x width; `clips[Item]` gives a sample.
+    """The clips of one dataset, scaled and cropped to the shape of their bucket; `clips[Item]` gives a sample.
 
     The window and the caption are drawn by (seed, epoch, index); with `fixed` they are the first ones, and the truth
     of a simulated clip is delivered too. `cache_gib`: decoded clips are kept in memory until this much is taken.
-    Clips too short for a window are an error unless `skip_short`; then `index` counts the others.
+    A sample that fits no bucket is an error unless `skip`; then `index` counts the others. With `any_size` only
+    the number of frames decides what fits: smaller pictures are enlarged, and cropped as far as the shape asks.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        frames: int,
-        height: int,
-        width: int,
-        stride: int = 1,
+        buckets: Sequence[Bucket],
         seed: int = 0,
         cache_gib: float = 0.0,
         deliver: Sequence[str] = ("video",),
         fixed: bool = False,
-        skip_short: bool = False,
+        skip: bool = False,
+        any_size: bool = False,
     ) -> None:
-        if min(frames, height, width, stride) < 1:
-            raise ValueError(f"clip: found {frames} frames of {height} x {width}, stride {stride}, expected at least 1")
         if unknown := set(deliver) - MEMBERS.keys():
             raise ValueError(f"deliver: found {sorted(unknown)[0]!r}, expected some of {', '.join(MEMBERS)}")
         self.manifest, self.seed, self.fixed, self.deliver = manifest, seed, fixed, tuple(deliver)
-        self.frames, self.height, self.width, self.stride = frames, height, width, stride
-        self.span = (frames - 1) * stride + 1
-        self.rows = self._long_enough(skip_short)
+        self.buckets, frames = list(buckets), manifest.column("frames")
+        if any_size:
+            self.kinds = sum(bucket.long_enough(frames).astype(np.int64) << i for i, bucket in enumerate(self.buckets))
+        else:
+            self.kinds = kinds_of(frames, manifest.column("height"), manifest.column("width"), self.buckets)
+        self.rows = self._fitting(skip)
         self.room, self.cache = int(cache_gib * 2**30), {}
 
-    def _long_enough(self, skip_short: bool) -> np.ndarray:
-        fits = self.manifest.column("frames") >= self.span
-        if not fits.any() or not (skip_short or fits.all()):
+    def _fitting(self, skip: bool) -> np.ndarray:
+        fits = self.kinds > 0
+        if not fits.any() or not (skip or fits.all()):
             row = self.manifest.row(int(np.argmin(fits)))
+            shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
             raise ValueError(
-                f"{self.manifest.root}: {row['key']}: found {row['frames']} frames, expected at least {self.span} for "
-                f"frames={self.frames} stride={self.stride} ({(~fits).sum()} of {len(fits)} clips are shorter; "
-                f"skip_short=true leaves them out)"
+                f"{self.manifest.root}: {row['key']}: found {row['frames']} frames of {row['height']} x {row['width']} "
+                f"pixels, expected at least {shapes} ({(~fits).sum()} of {len(fits)} clips do not fit; skip_short=true "
+                f"leaves them out)"
             )
         return np.flatnonzero(fits)
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @cached_property
+    def shards(self) -> list[np.ndarray]:
+        """The rows of each shard, in the order of the manifest."""
+        names = np.array([shard["name"] for shard in self.manifest.shards])
+        order = np.argsort(names)
+        shard = order[np.searchsorted(names, self.manifest.table.column("shard").to_pylist(), sorter=order)]
+        rows = np.argsort(shard, kind="stable")
+        return np.split(rows, np.searchsorted(shard[rows], np.arange(1, len(names))))
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many samples of each kind each shard holds, and the kinds: what the order needs to know."""
+        return count_kinds((self.kinds[rows] for rows in self.shards), leave_out=True)
+
+    def index(self, shard: int, kind: int, member: int) -> int:
+        """Return the index of the `member`-th sample of a kind in a shard."""
+        rows = self.shards[shard]
+        return int(np.searchsorted(self.rows, rows[self.kinds[rows] == kind][member]))
+
     def __getitem__(self, item: Item | tuple[int, int, int, int]) -> dict[str, Any]:
         item = Item(*item)
         row = self.manifest.row(int(self.rows[item.index]))
         window = self._window(row, item)
-        loaded = self.cache.get(item.index) or self._load(row, item.index, window)
-        choice = 0 if self.fixed else draw(len(loaded.captions), self.seed, item.epoch, item.index, 1)
-        sample = {**loaded.arrays, "caption": loaded.captions[choice], "fps": row["fps"] / self.stride}
+        loaded = self.cache.get((item.bucket, item.index)) or self._load(row, item, window)
+        choice = 0 if self.fixed else draw(len(loaded.captions), *self._key(item), 1)
+        sample = {**loaded.arrays, "caption": loaded.captions[choice], "fps": row["fps"] / window.step}
         sample |= {"key": row["key"], "step": item.step, "position": item.position}
         if loaded.frames is not None:
             sample["video"] = loaded.frames[[loaded.numbers.index(number) for number in window]]
@@ -97,22 +121,27 @@ class Clips(Dataset):
             sample["truth"] = truth_window(loaded.truth, window)
         return sample
 
-    def _window(self, row: dict[str, Any], item: Item) -> range:
-        start = 0 if self.fixed else draw(row["frames"] - self.span + 1, self.seed, item.epoch, item.index, 0)
-        return range(start, start + self.span, self.stride)
+    def _key(self, item: Item) -> tuple[int, ...]:
+        return self.seed, item.epoch, item.index
 
-    def _load(self, row: dict[str, Any], index: int, window: range) -> Loaded:
+    def _window(self, row: dict[str, Any], item: Item) -> range:
+        bucket = self.buckets[item.bucket]
+        if self.fixed:
+            return range(0, (bucket.frames - 1) * bucket.strides[0] + 1, bucket.strides[0])
+        return bucket.window(row["frames"], *self._key(item))
+
+    def _load(self, row: dict[str, Any], item: Item, window: range) -> Loaded:
         """Read a sample, and all of its frames where they fit into the cache: the next window is another one."""
-        numbers = window if self.fixed else range(row["frames"])
-        size = row["size"] + len(numbers) * self.height * self.width * 3 * ("video" in self.deliver)
+        numbers, bucket = window if self.fixed else range(row["frames"]), self.buckets[item.bucket]
+        size = row["size"] + len(numbers) * bucket.height * bucket.width * 3 * ("video" in self.deliver)
         keep = size <= self.room
-        loaded = self._read(row, numbers if keep else window)
+        loaded = self._read(row, bucket, numbers if keep else window)
         if keep:
             self.room -= size
-            self.cache[index] = loaded
+            self.cache[item.bucket, item.index] = loaded
         return loaded
 
-    def _read(self, row: dict[str, Any], numbers: range) -> Loaded:
+    def _read(self, row: dict[str, Any], bucket: Bucket, numbers: range) -> Loaded:
         names = [MEMBERS[name] for name in self.deliver]
         members = read_sample(self.manifest.root, row, {"txt", "json", *names})
         where = f"{self.manifest.root / row['shard']}: {row['key']}"
@@ -120,7 +149,11 @@ class Clips(Dataset):
             raise ManifestError(f"{where}: found no {min(missing)}, expected one for deliver={list(self.deliver)}")
         frames, arrays = None, {}
         if "video" in self.deliver:
-            frames = self._frames(members["mp4"], numbers, backend_for(row["width"]), where)
+            backend = backend_for(row["width"])
+            try:
+                frames = resize(decode(members["mp4"], numbers, backend), bucket.height, bucket.width)
+            except DecodeError as error:
+                raise DecodeError(f"{where}.mp4: {error}") from error
         if "latent" in self.deliver:
             arrays["latent"] = read_latent(members["latent.npy"], where)
         if "text" in self.deliver:
@@ -128,11 +161,15 @@ class Clips(Dataset):
         truth = read_notes(members).get("truth")
         return Loaded(frames, numbers, read_captions(members) or [""], truth, arrays)
 
-    def _frames(self, video: bytes, numbers: range, backend: str, where: str) -> np.ndarray:
-        try:
-            return resize(decode(video, numbers, backend), self.height, self.width)
-        except DecodeError as error:
-            raise DecodeError(f"{where}.mp4: {error}") from error
+
+class Datasets(Dataset):
+    """The clips of several datasets: an item names its own."""
+
+    def __init__(self, clips: Sequence[Clips]) -> None:
+        self.clips = list(clips)
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        return self.clips[item.dataset][item]
 
 
 def truth_window(truth: dict[str, Any] | None, window: range) -> dict[str, Any] | None:
@@ -144,40 +181,39 @@ def truth_window(truth: dict[str, Any] | None, window: range) -> dict[str, Any] 
 
 
 class GlobalBatches(Sampler[list[Item]]):
-    """One rank's micro-batches of an endless stream, from a step on; `start` may be a function that tells the step.
+    """One rank's micro-batches of an endless order, from a step on; `start` may be a function that tells the step.
 
     A function is asked again at each iteration: an epoch cut short by the trainer must not begin from the old place.
+    `clips` are those of the datasets of the mixture.
     """
 
     def __init__(
         self,
-        samples: int,
-        global_batch: int,
-        micro_batch: int,
-        rank: int = 0,
-        world: int = 1,
-        seed: int = 0,
+        mixture: Mixture,
+        clips: Sequence[Clips],
+        accumulate: int = 1,
+        mesh: Mesh = ALONE,
         start: int | Callable[[], int] = 0,
     ) -> None:
-        self.samples, self.global_batch, self.micro_batch = samples, global_batch, micro_batch
-        self.rank, self.world, self.seed, self.start = rank, world, seed, start
-        self.micro_batches = micro_batches(global_batch, micro_batch, world)
+        check_batch_sizes(mixture.batch_sizes, accumulate, mesh)
+        self.mixture, self.clips, self.accumulate, self.mesh, self.start = mixture, clips, accumulate, mesh, start
         # By this name Lightning's DeepSpeed strategy asks for it.
-        self.batch_size = micro_batch
+        self.batch_size = max(mixture.batch_sizes) // (accumulate * mesh.data_world)
 
     def __iter__(self) -> Iterator[list[Item]]:
         step = self.start() if callable(self.start) else self.start
         while True:
-            for micro in range(self.micro_batches):
+            for micro in range(self.accumulate):
                 yield self.batch(step, micro)
             step += 1
 
     def batch(self, step: int, micro: int) -> list[Item]:
         """Return what this rank takes in its `micro`-th micro-batch of a step."""
-        stream = rank_positions(step, micro, self.global_batch, self.micro_batch, self.rank, self.world)
-        epoch, index = sample_at(stream, self.samples, self.seed)
-        places = stream - step * self.global_batch
-        return [Item(step, *place) for place in zip(places.tolist(), epoch.tolist(), index.tolist(), strict=True)]
+        batch = self.mixture.batch(step, micro, self.accumulate, self.mesh)
+        bucket, items = self.mixture.buckets.index(batch.bucket), []
+        for place, dataset, epoch, *sample in zip(*(column.tolist() for column in batch[2:]), strict=True):
+            items.append(Item(step, place, epoch, self.clips[dataset].index(*sample), bucket, dataset))
+        return items
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

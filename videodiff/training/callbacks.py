@@ -143,11 +143,14 @@ def to_frames(video: Tensor) -> Any:
 
 
 class Progress(ProgressBar):
-    """One line: step, loss, clips and tokens a second, time left; the two rates are logged every `every` steps too."""
+    """One line: step, loss, clips and tokens a second, time left; the two rates are logged every `every` steps too.
 
-    def __init__(self, tokens_per_clip: int, every: int = 50, clock: Callable[[], float] = time.perf_counter) -> None:
+    `tokens_per_place`: tokens for each of the t x h x w places of the clips, or latents, that batches hold.
+    """
+
+    def __init__(self, tokens_per_place: float, every: int = 50, clock: Callable[[], float] = time.perf_counter):
         super().__init__()
-        self.tokens, self.every, self.clock = tokens_per_clip, every, clock
+        self.tokens_per_place, self.every, self.clock = tokens_per_place, every, clock
         self.bar: tqdm | None = None
         self.shown = True
 
@@ -162,24 +165,29 @@ class Progress(ProgressBar):
         self.bar = tqdm(
             total=trainer.max_steps, initial=trainer.global_step, disable=hidden, unit="step", mininterval=1.0
         )
-        self.mark = (self.clock(), trainer.global_step)
+        self.measure_from(trainer.global_step)
+
+    def measure_from(self, step: int) -> None:
+        """Begin a new measurement of the rates."""
+        self.since, self.start, self.clips, self.places = self.clock(), step, 0, 0
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        step, (since, start) = trainer.global_step, self.mark
+        step, x = trainer.global_step, batch["video"] if "video" in batch else batch["latent"]
+        self.clips += len(x) * trainer.world_size
+        self.places += x[:, 0].numel() * trainer.world_size
         self.bar.update(step - self.bar.n)
-        if step >= start + self.every:
-            seconds = self.clock() - since
-            clips = (step - start) * trainer.datamodule.global_batch / seconds
-            rates = {"train/clips_per_s": clips, "train/tokens_per_s": clips * self.tokens}
-            module.log_dict(rates, rank_zero_only=True)
+        if step >= self.start + self.every:
+            seconds = self.clock() - self.since
+            clips, tokens = self.clips / seconds, self.places * self.tokens_per_place / seconds
+            module.log_dict({"train/clips_per_s": clips, "train/tokens_per_s": tokens}, rank_zero_only=True)
             loss = float(trainer.callback_metrics["train/loss"])
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {clips:.1f} clips/s, {clips * self.tokens:,.0f} tokens/s")
-            self.mark = (self.clock(), step)
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {clips:.1f} clips/s, {tokens:,.0f} tokens/s")
+            self.measure_from(step)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         # Validation and sampling are not training time.
         if not trainer.sanity_checking and self.bar is not None:
-            self.mark = (self.clock(), trainer.global_step)
+            self.measure_from(trainer.global_step)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self.bar.close()

@@ -49,22 +49,25 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
 
 
 def check_patch(cfg: DictConfig, codec: Any) -> None:
-    """Raise where the clip of the data does not divide into the codec's pixels times the patches of the model."""
-    for axis, size, unit in zip("hw", (cfg.data.height, cfg.data.width), codec.compression[1:], strict=True):
-        patch = cfg.model.patch["thw".index(axis)]
-        name = {"h": "height", "w": "width"}[axis]
-        if size % (unit * patch):
-            valid = max(size // (unit * patch), 1) * unit * patch
+    """Raise where a shape of the data does not divide into the codec's pixels times the patches of the model."""
+    (pt, *patch), units = cfg.model.patch, codec.compression[1:]
+    for where, shape in [
+        ("data", cfg.data),
+        *((f"data.buckets[{i}]", b) for i, b in enumerate(cfg.data.buckets or [])),
+    ]:
+        for name, unit, p in zip(("height", "width"), units, patch, strict=True):
+            if shape[name] % (unit * p):
+                valid = max(shape[name] // (unit * p), 1) * unit * p
+                raise ValueError(
+                    f"{where}.{name}: found {shape[name]}, expected a multiple of {unit * p} "
+                    f"(codec {unit} x model.patch {p}; nearest: {valid})"
+                )
+        latent_frames = codec.latent_frames(shape.frames)
+        if latent_frames % pt:
             raise ValueError(
-                f"data.{name}: found {size}, expected a multiple of {unit * patch} "
-                f"(codec {unit} x model.patch {patch}; nearest: {valid})"
+                f"{where}.frames: found {shape.frames}, {latent_frames} after the codec, expected a multiple of "
+                f"model.patch[0] = {pt}"
             )
-    latent_frames, patch = codec.latent_frames(cfg.data.frames), cfg.model.patch[0]
-    if latent_frames % patch:
-        raise ValueError(
-            f"data.frames: found {cfg.data.frames}, {latent_frames} after the codec, expected a multiple of "
-            f"model.patch[0] = {patch}"
-        )
 
 
 def read_run(run: str | Path) -> DictConfig:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from videodiff.codec.pixels import scale_pixels
+from videodiff.data.buckets import Bucket
 from videodiff.data.encode import encode
 from videodiff.data.files import write_whole
 from videodiff.data.manifest import Manifest
@@ -69,8 +70,9 @@ def read_clips(root: str | None, count: int, run_cfg: DictConfig) -> list[Clip]:
     manifest = Manifest.load(root)
     if len(manifest) < count:
         raise ValueError(f"clips: found {count}, expected at most the {len(manifest)} of {root}")
-    size = {key: run_cfg.data[key] for key in ("frames", "height", "width", "stride")}
-    dataset, clips = Clips(manifest, fixed=True, **size), []
+    data = run_cfg.data
+    shape = Bucket(data.frames, data.height, data.width, strides=(data.stride,))
+    dataset, clips = Clips(manifest, [shape], fixed=True, any_size=True), []
     for i in range(count):
         sample = dataset[(0, i, 0, i)]
         truth, frames = sample["truth"], sample["video"]

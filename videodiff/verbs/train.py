@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -100,12 +101,11 @@ def build_trainer(cfg: DictConfig, model: Model) -> lightning.Trainer:
 
 
 def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
-    """Build the callbacks; the progress line needs to know how many tokens a clip has."""
-    codec, patch = model.codec, cfg.model.patch
-    t = codec.latent_frames(cfg.data.frames) // patch[0]
-    h = cfg.data.height // codec.compression[1] // patch[1]
-    w = cfg.data.width // codec.compression[2] // patch[2]
-    more = {"progress": {"tokens_per_clip": t * h * w}}
+    """Build the callbacks; the progress line needs to know how many tokens there are in what batches hold."""
+    codec, data = model.codec, cfg.data
+    latent = codec.latent_frames(data.frames), data.height // codec.compression[1], data.width // codec.compression[2]
+    held = math.prod((data.frames, data.height, data.width) if "video" in data.deliver else latent)
+    more = {"progress": {"tokens_per_place": math.prod(latent) / math.prod(cfg.model.patch) / held}}
     return [instantiate(callback, **more.get(name, {})) for name, callback in (cfg.callbacks or {}).items()]
 
 
