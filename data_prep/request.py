@@ -20,8 +20,11 @@ class InputError(ValueError):
     """Input that cannot be used: the class of the reason, and what was found and expected."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 class Place(NamedTuple):

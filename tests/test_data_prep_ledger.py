@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.ledger import Ledger, Outcome
@@ -27,7 +27,7 @@ from tests.test_data_prep_ledger import ending, inputs
 ledger, group = Ledger(sys.argv[1]), []
 for request in ledger.admit(inputs(), batch=40):
     group.append(ending(request.id))
-    if random.random() < 0.2:
+    if random.random() < 0.3:
         sys.stdin.read(1)
         ledger.record(group)
         print(*(outcome.id for outcome in group), flush=True)
@@ -135,8 +135,14 @@ def test_an_outcome_is_one_of_three(ledger: Ledger, outcome: tuple) -> None:
     assert ledger.summary()["open"] == 1
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["enter", "retry", "ok", "filtered", "failed", "again"]))))
+# Each step waits for the disk.
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.sampled_from(["enter", "retry", "ok", "filtered", "failed", "again"])),
+        max_size=12,
+    )
+)
 def test_counts_sum_up_after_every_step(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, str]]) -> None:
     ledger = Ledger(tmp_path_factory.mktemp("ledger") / "ledger.sqlite")
     entered: set[int] = set()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_prep.request import BadInput, ClipRequest, InputError, Place, show
 
-MAX_LINE = 16 * 2**20
+MAX_LINE = 4 * 2**20
 MAX_CELL = 2**20
 # What a broken or cut file raises, also a compressed one.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError)
@@ -61,7 +61,7 @@ def json_rows(source: str | Path) -> Rows:
         try:
             with open_binary(path) as file:
                 for number, line in bounded_lines(file):
-                    if line.strip():
+                    if not line.isspace():
                         yield Place(name, number), parse_json(line)
         except UNREADABLE as error:
             yield Place(name), unreadable(error)

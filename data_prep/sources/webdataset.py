@@ -30,7 +30,7 @@ class Member(NamedTuple):
 def read_webdataset(source: str | Path, licence: str = "") -> Items:
     """Yield the videos of a tar, or of the tars of a folder, each whole; `part` says where in the tar it lies.
 
-    A tar that was cut gives its whole samples and one BadInput.
+    A tar that was cut gives one BadInput and the samples before the one that the cut may have touched.
     """
     for name, path in files_of(source, ".tar"):
         try:
