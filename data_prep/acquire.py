@@ -199,7 +199,8 @@ class Acquirer:
             "retries": 0,
             "extractor_retries": 0,
             "noplaylist": True,
-            "extract_flat": "in_playlist",
+            # Of several videos on a page none is known to be the one that is meant.
+            "match_filter": lambda entry, **_: "one of several" if entry.get("playlist_index") else None,
             "fixup": "never",
             "cachedir": False,
             "quiet": True,

@@ -489,6 +489,15 @@ def test_a_tar_that_was_cut_gives_what_is_sure_and_one_rejection(tmp_path: Path,
     assert len(good(items)) == whole
 
 
+def test_a_tar_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", {f"{number}.mp4": b"x" for number in range(3000)})
+    tracemalloc.start()
+    assert sum(isinstance(item, ClipRequest) for item in read_webdataset(path)) == 3000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
 def test_a_member_that_would_leave_the_folder_is_rejected(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "a.tar", {"../../a.mp4": b"x", "/b.mp4": b"x", "c.mp4": b"x"})
     items = list(read_webdataset(path))
