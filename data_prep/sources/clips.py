@@ -1,8 +1,7 @@
-"""Where clips come from: a folder of videos with captions beside them, or a table that names both."""
+"""What `videodiff pack` packs: a folder of videos with captions beside them, or a table that names both."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator
@@ -10,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+from data_prep.request import InputError
+from data_prep.sources.folder import VIDEOS, videos_below
+from data_prep.sources.rows import csv_rows, json_rows
+
 VIDEO_COLUMNS = ("video", "path", "file", "filename", "video_path", "clip")
 CAPTION_COLUMNS = ("caption", "captions", "text")
 USED = ("source", "licence", "license")
@@ -82,7 +84,7 @@ def find_clips(
 def from_folder(folder: Path) -> Found:
     """List the videos below a folder; `<name>.txt` is a caption, `<name>.json` may hold captions, source, licence."""
     found = Found()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS):
+    for path in videos_below(folder):
         name = path.relative_to(folder).as_posix()
         try:
             inside(folder, name)
@@ -111,7 +113,7 @@ def from_table(folder: Path, table: Path, video_column: str | None, caption_colu
         raise FileNotFoundError(f"captions: found no file {table}, expected a CSV or a JSONL")
     clips: dict[str, Clip] = {}
     rejected, columns = {}, set()
-    for line, record in read_table(table):
+    for line, record in read_rows(table):
         video = column(record, video_column, VIDEO_COLUMNS, f"{table}:{line}")
         caption = column(record, caption_column, CAPTION_COLUMNS, f"{table}:{line}")
         columns |= record.keys() - {video, caption, *USED}
@@ -127,24 +129,12 @@ def from_table(folder: Path, table: Path, video_column: str | None, caption_colu
     return Found(list(clips.values()), list(rejected.values()), sorted(map(str, columns)))
 
 
-def read_table(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and record of a CSV or a JSONL."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        if table.suffix.lower() == ".csv":
-            reader = csv.DictReader(file, restkey="further cells")
-            for record in reader:
-                yield reader.line_num, record
-            return
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except ValueError as error:
-                raise ValueError(f"{table}:{line}: found no JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{table}:{line}: found {type(record).__name__}, expected one object a line")
-            yield line, record
+def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line number and record of a CSV or a JSONL; a line that is none is an error."""
+    for place, row in csv_rows(table) if table.suffix.lower() == ".csv" else json_rows(table):
+        if isinstance(row, InputError):
+            raise ValueError(f"{table}:{place.line}: {row.detail}")
+        yield place.line, row
 
 
 def column(record: dict[str, Any], wanted: str | None, known: tuple[str, ...], where: str) -> str:

@@ -1,0 +1,171 @@
+"""The ledger: what became of every input, so that counts sum up at any moment, also after a kill.
+
+SQLite in the standard library gives what this needs in the least code: a transaction is there whole or not at all, also
+after power loss (write-ahead log, fsync at each commit), and several processes may write. Rows are only ever added.
+"""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data_prep.request import NAMESPACE, BadInput, ClipRequest
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS inputs (id BLOB PRIMARY KEY, place TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outcomes (
+    number INTEGER PRIMARY KEY, id BLOB NOT NULL REFERENCES inputs, status TEXT NOT NULL, reason TEXT NOT NULL,
+    retryable INTEGER NOT NULL, detail TEXT NOT NULL, host TEXT NOT NULL, time REAL NOT NULL,
+    CHECK (status IN ('ok', 'filtered', 'failed')), CHECK ((status = 'ok') = (reason = '')),
+    CHECK (status = 'failed' OR NOT retryable)
+);
+CREATE INDEX IF NOT EXISTS by_id ON outcomes (id);
+CREATE VIEW IF NOT EXISTS ended AS SELECT * FROM outcomes
+    WHERE number = (SELECT max(number) FROM outcomes AS later WHERE later.id = outcomes.id);
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an input ended: `ok`, `filtered` for a reason, or `failed` with a class, which may be worth a retry."""
+
+    id: str
+    status: str
+    reason: str = ""
+    retryable: bool = False
+    detail: str = ""
+
+
+class Ledger:
+    """The ledger of one run, in a file on a local disk; every process opens its own.
+
+    Inputs are told apart by their id, and two of the same id by their place: a ledger belongs to one list of inputs, to
+    which lines may be appended.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.base = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        self.base.execute("PRAGMA journal_mode = WAL")
+        self.base.execute("PRAGMA synchronous = FULL")
+        self.base.execute("PRAGMA foreign_keys = ON")
+        self.base.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
+
+    def close(self) -> None:
+        self.base.close()
+
+    def admit(
+        self, items: Iterable[ClipRequest | BadInput], retry: bool = False, batch: int = 1000
+    ) -> Iterator[ClipRequest]:
+        """Enter inputs and yield those that are to be worked on: the ones that have not ended.
+
+        A bad input ends at once as failed, a second one of the same id as filtered. With `retry` nothing is entered,
+        and those are yielded that failed and may be tried again.
+        """
+        items = iter(items)
+        while group := list(islice(items, batch)):
+            yield from self._again(group) if retry else self._enter(group)
+
+    def _enter(self, group: Sequence[ClipRequest | BadInput]) -> list[ClipRequest]:
+        open_items = []
+        with self._transaction():
+            for item in group:
+                place = str(item.place)
+                self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(item.id), place))
+                if self._place(item.id) != place:
+                    twin = str(uuid.uuid5(NAMESPACE, f"{item.id} {place}"))
+                    self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(twin), place))
+                    self._add(Outcome(twin, "filtered", "duplicate", detail=f"as {self._place(item.id)}"))
+                elif isinstance(item, BadInput):
+                    self._add(Outcome(item.id, "failed", item.reason, detail=item.detail))
+                elif self._state(item.id) == "open":
+                    open_items.append(item)
+        return open_items
+
+    def _again(self, group: Sequence[ClipRequest | BadInput]) -> list[ClipRequest]:
+        requests = [item for item in group if isinstance(item, ClipRequest)]
+        entered = [item for item in requests if self._place(item.id) == str(item.place)]
+        return [item for item in entered if self._state(item.id) == "retryable"]
+
+    def record(self, outcomes: Iterable[Outcome]) -> None:
+        """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.
+
+        What has ended stays as it is: only a failure that may be retried is followed by another outcome.
+        """
+        with self._transaction():
+            for outcome in outcomes:
+                if self._place(outcome.id) is None:
+                    raise KeyError(f"{self.path}: found an outcome of {outcome.id}, expected one of its inputs")
+                self._add(outcome)
+
+    def summary(self) -> dict[str, Any]:
+        """Return `inputs`, `ok`, `filtered` by reason, `failed` by class and retryability, and `open`: not ended yet.
+
+        `inputs` is always the sum of the others.
+        """
+        with self._transaction("DEFERRED"):
+            (inputs,) = self.base.execute("SELECT count(*) FROM inputs").fetchone()
+            counts = self.base.execute(
+                "SELECT status, reason, retryable, count(*) FROM ended GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+            ).fetchall()
+        failed: dict[str, dict[str, int]] = {}
+        for status, reason, retryable, count in counts:
+            if status == "failed":
+                failed.setdefault(reason, {})["retryable" if retryable else "permanent"] = count
+        return {
+            "inputs": inputs,
+            "ok": sum(count for status, *_, count in counts if status == "ok"),
+            "filtered": {reason: count for status, reason, _, count in counts if status == "filtered"},
+            "failed": failed,
+            "open": inputs - sum(count for *_, count in counts),
+        }
+
+    def ended(self) -> Iterator[dict[str, Any]]:
+        """Yield how each input ended: id, place, status, reason, retryable, detail, host, time."""
+        rows = self.base.execute(
+            "SELECT inputs.id, place, status, reason, retryable, detail, host, time FROM ended JOIN inputs USING (id)"
+        )
+        names = [column[0] for column in rows.description]
+        for row in rows:
+            yield dict(zip(names, row, strict=True)) | {"id": str(uuid.UUID(bytes=row[0])), "retryable": bool(row[4])}
+
+    def _place(self, id: str) -> str | None:
+        row = self.base.execute("SELECT place FROM inputs WHERE id = ?", (key(id),)).fetchone()
+        return row and row[0]
+
+    def _state(self, id: str) -> str:
+        last = "SELECT retryable FROM outcomes WHERE id = ? ORDER BY number DESC LIMIT 1"
+        row = self.base.execute(last, (key(id),)).fetchone()
+        return "open" if row is None else "retryable" if row[0] else "ended"
+
+    def _add(self, outcome: Outcome) -> None:
+        if self._state(outcome.id) != "ended":
+            values = key(outcome.id), outcome.status, outcome.reason, outcome.retryable, outcome.detail
+            self.base.execute(
+                "INSERT INTO outcomes (id, status, reason, retryable, detail, host, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*values, socket.gethostname(), time.time()),
+            )
+
+    @contextmanager
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
+        self.base.execute(f"BEGIN {kind}")
+        try:
+            yield
+        except BaseException:
+            self.base.execute("ROLLBACK")
+            raise
+        self.base.execute("COMMIT")
+
+
+def key(id: str) -> bytes:
+    """Return the 16 bytes of a UUID, half its text."""
+    return uuid.UUID(id).bytes

@@ -1,0 +1,57 @@
+"""HD-VILA-100M: JSON lines of one video each, its clips inside; no captions (microsoft/XPretrain, hd-vila-100m).
+
+    {"video_id": "...", "url": "https://www.youtube.com/watch?v=...",
+     "clip": [{"clip_id": "<video_id>.<n>.mp4", "span": ["00:00:17.759", "00:00:23.279"]}, ...]}
+
+Captions come from second JSON lines of `clip_id` and `text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from data_prep.request import BadInput, ClipRequest, InputError, Place, checked_name, checked_url, needed, show
+from data_prep.sources.captions import CaptionIndex
+from data_prep.sources.rows import Items, json_rows, to_items
+from data_prep.times import parse_pair
+
+LICENCE = "Microsoft R-UDA v1.0"
+
+
+def read_hdvila(source: str | Path, captions: CaptionIndex | None = None, licence: str = LICENCE) -> Items:
+    """Yield the clips of a JSONL file or a folder of them; `captions` are joined by clip id, never by position.
+
+    A clip that cannot be used costs none of its video's other clips.
+    """
+    items = to_items(json_rows(source), lambda place, row: parse_video(place, row, licence))
+    if captions is None:
+        yield from items
+        return
+    yield from captions.bad
+    for item in items:
+        yield replace(item, captions=captions.find(item.name)) if isinstance(item, ClipRequest) else item
+
+
+def parse_video(place: Place, row: dict[str, Any], licence: str = LICENCE) -> Iterator[ClipRequest | BadInput]:
+    """Yield the clips of one line."""
+    url, parent, clips = checked_url(needed(row, "url")), checked_name(needed(row, "video_id")), needed(row, "clip")
+    if not isinstance(clips, list) or not clips:
+        raise InputError("missing-field", f"found clip {show(clips)}, expected a list of clips")
+    for item, clip in enumerate(clips, 1):
+        at = place._replace(item=item)
+        try:
+            name, span = parse_clip(clip)
+            yield ClipRequest(at, url, span, licence=licence, parent=parent, name=name)
+        except InputError as error:
+            yield BadInput(at, error.reason, error.detail)
+
+
+def parse_clip(clip: Any) -> tuple[str, tuple[Fraction, Fraction]]:
+    """Return name and span of one clip."""
+    if not isinstance(clip, dict):
+        raise InputError("missing-field", f"found {show(clip)}, expected an object of clip_id and span")
+    return checked_name(needed(clip, "clip_id")), parse_pair(needed(clip, "span"))

@@ -1,0 +1,33 @@
+"""InternVid: JSON lines of one clip each (OpenGVLab/InternVid).
+
+{"YoutubeID": "...", "Start_timestamp": "00:00:10.500", "End_timestamp": "00:00:12.300", "Caption": "...",
+ "Aesthetic_Score": 4.2, "UMT_Score": 0.41}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.request import ClipRequest, Place, checked_caption, checked_name, checked_number, needed
+from data_prep.sources.rows import Items, json_rows, to_items
+from data_prep.times import parse_span
+
+LICENCE = "CC-BY-NC-SA-4.0"
+WATCH = "https://www.youtube.com/watch?v="
+
+
+def read_internvid(source: str | Path, licence: str = LICENCE) -> Items:
+    """Yield the clips of a JSONL file or a folder of them; the UMT similarity is the caption's score."""
+    return to_items(json_rows(source), lambda place, row: parse_clip(place, row, licence))
+
+
+def parse_clip(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest]:
+    """Yield the clip of one line."""
+    parent = checked_name(needed(row, "YoutubeID"))
+    span = parse_span(needed(row, "Start_timestamp"), needed(row, "End_timestamp"))
+    captions = checked_caption(needed(row, "Caption"), "internvid", row.get("UMT_Score"))
+    aesthetic = row.get("Aesthetic_Score")
+    notes = {} if aesthetic is None else {"Aesthetic_Score": checked_number(aesthetic)}
+    yield ClipRequest(place, WATCH + parent, span, captions, licence, parent, notes=notes)

@@ -1,0 +1,29 @@
+"""Koala-36M (KwaiVGI/Koala-36M): CSV, a row a clip; `videoID` is `<YouTube id>_<n>`, `timestamp` a Python list as text.
+
+videoID, url, timestamp, caption, and a column for each of its scores (clarity, aesthetic, motion, training suitability)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.request import ClipRequest, Place, checked_caption, checked_name, checked_number, checked_url
+from data_prep.sources.rows import Items, csv_rows, parse_list, to_items
+from data_prep.times import parse_pair
+
+COLUMNS = ("videoID", "url", "timestamp", "caption")
+
+
+def read_koala(source: str | Path, licence: str = "") -> Items:
+    """Yield the clips of a CSV file or a folder of them; every further column that is not empty is a score."""
+    return to_items(csv_rows(source, *COLUMNS), lambda place, row: parse_clip(place, row, licence))
+
+
+def parse_clip(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest]:
+    """Yield the clip of one row."""
+    name, url, span = checked_name(row["videoID"]), checked_url(row["url"]), parse_pair(parse_list(row["timestamp"]))
+    notes = {column: checked_number(value) for column, value in row.items() if column not in COLUMNS and value}
+    captions = checked_caption(row["caption"], "koala-36m")
+    yield ClipRequest(place, url, span, captions, licence, name.rpartition("_")[0], name, notes=notes)

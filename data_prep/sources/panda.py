@@ -1,0 +1,50 @@
+"""Panda-70M: CSV, a row a video, its cells Python lists as text (snap-research/Panda-70M, dataset_dataloading).
+
+    videoID, url, timestamp, caption, matching_score [, desirable_filtering, shot_boundary_detection]
+
+`timestamp` is `[['0:00:16.300', '0:00:32.566'], ...]`; all lists of a row have the same length. Other tools run `eval`
+on these cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.request import BadInput, ClipRequest, InputError, Place, checked_caption, checked_name, checked_url
+from data_prep.sources.rows import Items, csv_rows, parse_list, to_items
+from data_prep.times import parse_pair
+
+COLUMNS = ("videoID", "url", "timestamp", "caption", "matching_score")
+NOTES = ("desirable_filtering", "shot_boundary_detection")
+
+
+def read_panda(source: str | Path, licence: str = "") -> Items:
+    """Yield the clips of a CSV file or a folder of them."""
+    return to_items(csv_rows(source, *COLUMNS), lambda place, row: parse_video(place, row, licence))
+
+
+def parse_video(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest | BadInput]:
+    """Yield the clips of one row; lists of different lengths reject it whole, as no text is sure to be its clip's."""
+    url, parent = checked_url(row["url"]), checked_name(row["videoID"])
+    lists = {name: parse_list(row[name]) for name in (*COLUMNS[2:], *NOTES) if name in row}
+    lengths = {len(values) for values in lists.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        found = {name: len(values) for name, values in lists.items()}
+        raise InputError("unequal-lists", f"found lists of lengths {found}, expected one length from 1 on")
+    for item, values in enumerate(zip(*lists.values(), strict=True), 1):
+        clip = dict(zip(lists, values, strict=True))
+        try:
+            yield ClipRequest(
+                place._replace(item=item),
+                url,
+                parse_pair(clip["timestamp"]),
+                checked_caption(clip["caption"], "panda-70m", clip["matching_score"]),
+                licence,
+                parent,
+                f"{parent}.{item - 1}",
+                notes={name: clip[name] for name in NOTES if name in clip},
+            )
+        except InputError as error:
+            yield BadInput(place._replace(item=item), error.reason, error.detail)

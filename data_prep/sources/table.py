@@ -1,0 +1,97 @@
+"""Any CSV, JSONL or Parquet of a clip a row, whose columns are named by the user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.request import (
+    Caption,
+    ClipRequest,
+    Place,
+    checked_caption,
+    checked_name,
+    checked_source,
+    checked_text,
+    needed,
+    show,
+)
+from data_prep.sources.rows import Items, Rows, csv_rows, json_rows, parquet_rows, to_items
+from data_prep.times import parse_span
+
+MEANINGS = ("video", "start", "end", "caption", "licence", "parent", "name", "fps")
+
+
+def read_table(
+    source: str | Path, columns: Mapping[str, str], unit: str = "", licence: str = "", origin: str = "table"
+) -> Items:
+    """Yield the clips of a `.csv`, `.jsonl` or `.parquet`, or of a folder of one kind of them.
+
+    `columns` gives for each of `MEANINGS` that the table has the name of its column; `video` is needed, and `start` and
+    `end` come together. `unit` is that of both: empty for clock strings, ISO-8601 durations and seconds, else
+    `microseconds` or `frames` (which need `fps`). A caption may be a list of texts. Further columns become notes.
+    """
+    unknown, one = [meaning for meaning in columns if meaning not in MEANINGS], "start" in columns
+    if unknown or "video" not in columns or one != ("end" in columns) or (unit == "frames" and "fps" not in columns):
+        raise ValueError(
+            f"columns: found {show(dict(columns))} with unit {unit!r}, expected video, start and end together, fps for "
+            f"frames, and none but {', '.join(MEANINGS)}"
+        )
+    rows = rows_of(source, columns.values())
+    return to_items(rows, lambda place, row: parse_clip(place, row, columns, unit, licence, origin))
+
+
+def rows_of(source: str | Path, columns: Any) -> Rows:
+    """Return the rows of a table of any kind."""
+    readers = {".csv": csv_rows, ".jsonl": lambda path, *_: json_rows(path), ".parquet": parquet_rows}
+    path = Path(source)
+    found = {suffix for file in (path.iterdir() if path.is_dir() else [path]) for suffix in file.suffixes[-2:]} & {
+        *readers
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f"source: found {' and '.join(sorted(found)) or 'none'} in {source}, expected one of {', '.join(readers)}"
+        )
+    return readers[found.pop()](source, *columns)
+
+
+def parse_clip(
+    place: Place, row: dict[str, Any], columns: Mapping[str, str], unit: str, licence: str, origin: str
+) -> Iterator[ClipRequest]:
+    """Yield the clip of one row."""
+    cell = {meaning: row.get(column) for meaning, column in columns.items()}
+    source = checked_source(needed(row, columns["video"]))
+    span = None
+    if "start" in columns:
+        span = parse_span(needed(row, columns["start"]), needed(row, columns["end"]), unit, cell.get("fps"))
+    notes = {
+        str(name): plain(value) for name, value in row.items() if name not in columns.values() and value is not None
+    }
+    yield ClipRequest(
+        place,
+        source,
+        span,
+        parse_captions(cell.get("caption"), origin),
+        text_of(cell.get("licence")) or licence,
+        text_of(cell.get("parent")),
+        checked_name(cell["name"]) if cell.get("name") else "",
+        notes=notes,
+    )
+
+
+def parse_captions(value: Any, origin: str) -> tuple[Caption, ...]:
+    """Return the captions of a cell: none, one, or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(caption for text in values for caption in checked_caption(text, origin))
+
+
+def text_of(value: Any) -> str:
+    """Return a cell of text or of a number as text; anything else is an InputError."""
+    return checked_text(str(value) if isinstance(value, int | float) else value)
+
+
+def plain(value: Any) -> Any:
+    """Return a cell as JSON can hold it; what it cannot becomes text."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,106 @@
+"""Times as metadata writes them, to exact seconds: a float would put a cut one frame off."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from typing import Any
+
+from data_prep.request import InputError, show
+
+CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9]):([0-5][0-9](?:\.[0-9]{1,9})?)")
+DECIMAL = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,18})?")
+ISO8601 = re.compile(
+    r"P(?=.)(?:([0-9]{1,6})D)?(?:T(?=.)(?:([0-9]{1,6})H)?(?:([0-9]{1,6})M)?(?:([0-9]{1,6}(?:[.,][0-9]{1,9})?)S)?)?"
+)
+
+
+def parse_clock(text: Any) -> Fraction:
+    """Return the seconds of `H:MM:SS.mmm` or `HH:MM:SS.mmm`; `.5` is half a second, not five milliseconds."""
+    found = CLOCK.fullmatch(text) if isinstance(text, str) else None
+    if not found:
+        raise InputError("bad-time", f"found {show(text)}, expected H:MM:SS.mmm or HH:MM:SS.mmm")
+    hours, minutes, seconds = map(Fraction, found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def parse_seconds(value: Any) -> Fraction:
+    """Return seconds, given as a number or as its decimals, as exactly those decimals: 0.1 is a tenth."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, float) and math.isfinite(value) and value >= 0:
+        return Fraction(repr(value))
+    if not isinstance(text, str) or not DECIMAL.fullmatch(text):
+        raise InputError("bad-time", f"found {show(value)}, expected seconds from 0 on")
+    return Fraction(text)
+
+
+def parse_microseconds(value: Any) -> Fraction:
+    """Return the seconds of a whole number of microseconds."""
+    return Fraction(whole(value, "microseconds"), 10**6)
+
+
+def parse_iso8601(text: Any) -> Fraction:
+    """Return the seconds of a duration such as `PT00H00M17S`; years and months have no exact length and are refused."""
+    found = ISO8601.fullmatch(text) if isinstance(text, str) else None
+    if not found:
+        raise InputError("bad-time", f"found {show(text)}, expected a duration such as PT0H1M17.5S")
+    days, hours, minutes, seconds = (Fraction((part or "0").replace(",", ".")) for part in found.groups())
+    return 86400 * days + 3600 * hours + 60 * minutes + seconds
+
+
+def parse_time(value: Any) -> Fraction:
+    """Return the seconds of a clock string, an ISO-8601 duration or a number of seconds, told apart by their form."""
+    if isinstance(value, str) and ":" in value:
+        return parse_clock(value)
+    return parse_iso8601(value) if isinstance(value, str) and value.startswith("P") else parse_seconds(value)
+
+
+def parse_fps(value: Any) -> Fraction:
+    """Return frames per second, of `30000/1001` or of a number; 23.976, 29.97 and 59.94 mean n * 1000 / 1001."""
+    pair = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value) if isinstance(value, str) else None
+    if pair and int(pair[2]):
+        fps = Fraction(int(pair[1]), int(pair[2]))
+    else:
+        fps = parse_seconds(value)
+        ntsc = Fraction(math.ceil(fps) * 1000, 1001)
+        fps = ntsc if abs(fps - ntsc) < Fraction(1, 1000) else fps
+    if not 0 < fps <= 1000:
+        raise InputError("bad-time", f"found {show(value)} fps, expected above 0, up to 1000")
+    return fps
+
+
+def parse_span(start: Any, end: Any, unit: str = "", fps: Any = None) -> tuple[Fraction, Fraction]:
+    """Return start and end in seconds; an InputError unless 0 <= start < end.
+
+    `unit` is empty for clock strings, ISO-8601 durations and seconds, else `microseconds` or `frames`. Of frames, `end`
+    is the first one that is not part of the clip, and `fps` is needed.
+    """
+    if unit == "frames":
+        rate = parse_fps(fps)
+        span = whole(start, "frames") / rate, whole(end, "frames") / rate
+    elif unit in ("", "microseconds"):
+        parse = parse_microseconds if unit else parse_time
+        span = parse(start), parse(end)
+    else:
+        raise ValueError(f"unit: found {unit!r}, expected microseconds, frames or nothing")
+    if span[0] >= span[1]:
+        raise InputError("bad-span", f"found {show(start)} to {show(end)}, expected the start before the end")
+    return span
+
+
+def parse_pair(pair: Any) -> tuple[Fraction, Fraction]:
+    """Return the span of a list of start and end, each as `parse_time` takes it."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise InputError("bad-span", f"found {show(pair)}, expected a list of start and end")
+    return parse_span(*pair)
+
+
+def whole(value: Any, unit: str) -> int:
+    """Return a whole number from 0 on, given as one, as a float without decimals or as digits."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,18}", text):
+        raise InputError("bad-time", f"found {show(value)}, expected whole {unit} from 0 on")
+    return int(text)
