@@ -31,7 +31,7 @@ from data_prep.failures import LATER, NEVER, NOW, AcquireError, classify
 from data_prep.hosts import Hosts
 from data_prep.request import NAMESPACE, ClipRequest, InputError, Part
 from data_prep.sources.folder import VIDEOS, check_inside
-from videodiff.data.manifest import sync_folder
+from videodiff.data.files import sync
 
 T = TypeVar("T")
 BLOCK = 8 * 2**20
@@ -262,7 +262,7 @@ def keep(came: Path, path: Path) -> None:
     with came.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(came, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def digest(path: Path) -> str:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 CONFIGURATION = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{}}
@@ -119,7 +121,10 @@ def site(folder: Path) -> Iterator[Site]:
     """Run nginx over `folder/files` until the block ends."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if program is None:
-        raise RuntimeError("found no nginx, expected the Debian package nginx-light: apt-get install nginx-light")
+        missing = "found no nginx, expected the Debian package nginx-light: apt-get install nginx-light"
+        # A laptop may do without; the check of a change may not.
+        assert "CI" not in os.environ, missing
+        pytest.skip(missing)
     here = Site(folder, free_port())
     here.files.mkdir(parents=True)
     odd = ThreadingHTTPServer(("127.0.0.1", 0), Odd)

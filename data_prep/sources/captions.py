@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.request import BadInput, Caption, InputError, Place, checked_caption, checked_name, needed
 from data_prep.sources.rows import files_of, json_rows
-from videodiff.data.manifest import sync_folder
+from videodiff.data.files import sync
 
 
 class CaptionIndex:
@@ -72,7 +72,7 @@ def build_index(source: str | Path, path: Path, state: str) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def parse_line(row: dict[str, Any] | InputError) -> tuple[str, str]:
