@@ -89,9 +89,9 @@ def test_sizes_and_batches_that_do_not_divide_are_named(
     monkeypatch.chdir(tmp_path)
     _, _, err = call("train", *tiny(world_dataset), "data.height=18")
     assert "data.height: found 18, expected a multiple of 4 (codec 1 x model.patch 4; nearest: 16)" in err
-    odd = "data.buckets=[{frames:1,height:16,width:18}]"
+    odd = "data.buckets=[{frames:1,height:16,width:14}]"
     _, _, err = call("train", *tiny(world_dataset), odd)
-    assert "data.buckets[0].width: found 18, expected a multiple of 4" in err
+    assert "data.buckets[0].width: found 14, expected a multiple of 4" in err
     _, _, err = call("train", *tiny(world_dataset), "trainer.devices=3", "strategy=ddp")
     assert "global_batch: found 4, expected a multiple of micro_batch 1 x 3 processes" in err
 

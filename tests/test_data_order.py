@@ -10,14 +10,11 @@ from videodiff.data.order import (
     absorb,
     deal,
     draw,
-    global_positions,
     micro_batches,
     mix,
     parts,
     permute,
     places,
-    rank_positions,
-    sample_at,
 )
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
@@ -26,28 +23,31 @@ settings.register_profile("order", deadline=None)
 settings.load_profile("order")
 
 
+def shuffled(place, samples, *key):
+    return permute(place, samples, absorb(*key))
+
+
 @given(st.integers(1, 3000), SEEDS, st.integers(0, 10**9))
-def test_every_sample_comes_exactly_once_an_epoch(samples, seed, epoch):
-    found_epoch, index = sample_at(np.arange(samples) + epoch * samples, samples, seed)
-    assert (found_epoch == epoch).all()
-    assert np.array_equal(np.sort(index), np.arange(samples))
+def test_a_permutation_holds_every_sample_once(samples, seed, epoch):
+    assert np.array_equal(np.sort(shuffled(np.arange(samples), samples, seed, epoch)), np.arange(samples))
 
 
-@given(st.integers(1, 10**12), SEEDS, st.lists(st.integers(0, 10**15), min_size=1, max_size=8))
-def test_a_position_means_the_same_alone_and_among_others(samples, seed, positions):
-    _, together = sample_at(positions, samples, seed)
-    alone = [int(sample_at(position, samples, seed)[1]) for position in positions]
+@given(st.integers(1, 10**12), SEEDS, st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8))
+def test_a_place_means_the_same_alone_and_among_others(samples, seed, shares):
+    places = [int(share * samples) for share in shares]
+    together = shuffled(places, samples, seed)
+    alone = [int(shuffled(place, samples, seed)) for place in places]
     assert together.tolist() == alone
     assert ((together >= 0) & (together < samples)).all()
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [sample_at(np.arange(50) + 50 * epoch, 50, seed)[1].tolist() for epoch in range(4) for seed in range(4)]
+    orders = [shuffled(np.arange(50), 50, seed, epoch).tolist() for epoch in range(4) for seed in range(4)]
     assert len({tuple(order) for order in orders}) == 16
 
 
 def test_every_order_of_five_samples_is_about_equally_likely():
-    _, orders = sample_at(np.arange(5), 5, np.arange(6000)[:, None])
+    orders = shuffled(np.arange(5), 5, np.arange(6000)[:, None])
     seen = Counter(map(tuple, orders.tolist()))
     chi_squared = sum((count - 50) ** 2 / 50 for count in seen.values())
     # 119 degrees of freedom: mean 119, standard deviation 15.4.
@@ -56,7 +56,7 @@ def test_every_order_of_five_samples_is_about_equally_likely():
 
 
 def test_neighbours_in_the_dataset_are_no_neighbours_in_the_stream():
-    orders = np.stack([sample_at(np.arange(1000), 1000, seed)[1] for seed in range(50)])
+    orders = np.stack([shuffled(np.arange(1000), 1000, seed) for seed in range(50)])
     # Among 1000 shuffled samples one pair a permutation is expected to be in sequence.
     assert 0.6 < (np.diff(orders, axis=1) == 1).sum(axis=1).mean() < 1.5
 
@@ -68,41 +68,10 @@ def test_the_order_is_the_same_on_every_machine():
     assert [int(first[0]), int(second[0])] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
-@given(st.data(), st.integers(0, 10**6))
-def test_ranks_and_micro_batches_share_out_the_global_batch(data, step):
-    world = data.draw(st.integers(1, 16))
-    micro, accumulate = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
-    batch = world * micro * accumulate
-    parts = [
-        rank_positions(step, turn, batch, micro, rank, world)
-        for turn in range(micro_batches(batch, micro, world))
-        for rank in range(world)
-    ]
-    assert all(len(part) == micro for part in parts)
-    assert np.array_equal(np.sort(np.concatenate(parts)), global_positions(step, batch))
-
-
-@given(st.integers(0, 10**6), st.integers(1, 64))
-def test_global_batches_follow_one_another_without_gap_or_overlap(step, batch):
-    assert global_positions(step, batch)[-1] + 1 == global_positions(step + 1, batch)[0]
-
-
 @pytest.mark.parametrize(("batch", "micro", "world"), [(16, 5, 1), (16, 4, 3), (16, 0, 1), (0, 1, 1), (8, 16, 1)])
 def test_a_global_batch_that_does_not_divide_is_an_error(batch, micro, world):
     with pytest.raises(ValueError, match=f"global_batch: found {batch}, expected a multiple of micro_batch {micro}"):
         micro_batches(batch, micro, world)
-
-
-@pytest.mark.parametrize(("micro", "rank"), [(2, 0), (-1, 0), (0, 2), (0, -1)])
-def test_a_micro_batch_or_rank_that_there_is_not_is_an_error(micro, rank):
-    with pytest.raises(ValueError, match="expected below"):
-        rank_positions(0, micro, 16, 4, rank, 2)
-
-
-@pytest.mark.parametrize(("position", "samples"), [(-1, 5), (0, 0)])
-def test_a_position_before_the_start_and_an_empty_dataset_are_errors(position, samples):
-    with pytest.raises(ValueError, match="expected >= 1"):
-        sample_at(position, samples, 0)
 
 
 @given(st.integers(1, 1000), st.lists(SEEDS, min_size=1, max_size=4))

@@ -113,32 +113,6 @@ def resume(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
     return int(state["step"])
 
 
-def sample_at(position: ArrayLike, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return epoch and sample index of stream positions: entry p % samples of the permutation of epoch p // samples.
-
-    Every sample comes once an epoch; a batch may straddle two epochs.
-    """
-    position = np.asarray(position, dtype=np.int64)
-    if samples < 1 or (position < 0).any():
-        raise ValueError(f"order: found {samples} samples, lowest position {position.min()}, expected >= 1 and >= 0")
-    epoch, place = np.divmod(position, samples)
-    return epoch, permute(place, samples, absorb(seed, epoch))
-
-
-def global_positions(step: int, global_batch: int) -> np.ndarray:
-    """Return the stream positions of a global batch."""
-    return step * global_batch + np.arange(global_batch, dtype=np.int64)
-
-
-def rank_positions(step: int, micro: int, global_batch: int, micro_batch: int, rank: int, world: int) -> np.ndarray:
-    """Return the stream positions of one rank's `micro`-th micro-batch of a step."""
-    steps = micro_batches(global_batch, micro_batch, world)
-    if not (0 <= micro < steps and 0 <= rank < world):
-        raise ValueError(f"order: found micro-batch {micro} of rank {rank}, expected below {steps} and {world}")
-    start = (micro * world + rank) * micro_batch
-    return global_positions(step, global_batch)[start : start + micro_batch]
-
-
 def micro_batches(global_batch: int, micro_batch: int, world: int) -> int:
     """Return how many micro-batches each rank takes a step; it is an error if the global batch does not divide."""
     if min(global_batch, micro_batch, world) < 1 or global_batch % (micro_batch * world):
