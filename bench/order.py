@@ -1,4 +1,4 @@
-"""Measure the order of data: the first batch of one of 1,024 ranks, and an epoch counted sample by sample.
+"""Measure the order of data: the first batch of one of 1,024 ranks, and a whole epoch, counted.
 
 python bench/order.py [samples ...]
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from videodiff.data.buckets import Bucket
+from videodiff.data.buckets import Bucket, count_kinds, kinds_of
 from videodiff.data.mixture import Dataset, Mixture
 from videodiff.data.order import Mesh
 
@@ -70,11 +70,21 @@ def epoch(samples: int) -> dict[str, float]:
     return {"steps": step, **took, "shards_open": int(reading.max())}
 
 
+def count(samples: int) -> dict[str, float]:
+    """Sort samples into kinds shard by shard, as is done once for a manifest; columns of one shard stand for all."""
+    random = np.random.default_rng(0)
+    columns = random.integers(1, 200, SHARD), random.integers(200, 720, SHARD), random.integers(200, 1280, SHARD)
+    cpu = time.process_time()
+    count_kinds((kinds_of(*columns, BUCKETS) for _ in range(samples // SHARD)), leave_out=True)
+    return {"count_cpu_s": time.process_time() - cpu}
+
+
 def measure(samples: int) -> dict[str, Any]:
     """Return the figures of one size; each comes from a process of its own, so that memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         fresh = pool.apply(first_batch, (samples, 0.0))
         late = pool.apply(first_batch, (samples, 0.9))
+        once = pool.apply(count, (samples,))
         whole = pool.apply(epoch, (samples,))
     return {
         "samples": samples,
@@ -84,6 +94,7 @@ def measure(samples: int) -> dict[str, Any]:
         "resume_batch_s": late["wall_s"],
         "resume_batch_cpu_s": late["cpu_s"],
         "peak_gib": max(fresh["peak_gib"], late["peak_gib"]),
+        **once,
         **whole,
     }
 

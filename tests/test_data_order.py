@@ -117,6 +117,12 @@ def test_turns_are_dealt_by_weight_to_within_two_and_exactly_after_a_round(weigh
     assert np.array_equal(rounds, before + later * np.array(weights)[who])
 
 
+@pytest.mark.parametrize(("place", "samples"), [(5, 5), (-1, 5), (0, 0)])
+def test_a_place_outside_of_a_permutation_is_an_error_and_no_endless_walk(place, samples):
+    with pytest.raises(ValueError, match=f"found place {place} of {samples}"):
+        permute(np.array([0, place]), np.array([1, samples]), absorb(0))
+
+
 def test_five_turns_to_three_are_those_of_a_line_on_squared_paper():
     assert deal(np.arange(8), [5, 3])[0].tolist() == [0, 1, 0, 0, 1, 0, 1, 0]
 

@@ -136,6 +136,8 @@ def permute(place: ArrayLike, samples: ArrayLike, key: ArrayLike) -> np.ndarray:
     """
     place, samples, key = np.broadcast_arrays(place, samples, key)
     shape, place, samples, key = place.shape, place.flatten(), samples.ravel(), key.ravel()
+    if (outside := (place < 0) | (place >= samples)).any():
+        raise ValueError(f"order: found place {place[outside][0]} of {samples[outside][0]}, expected one of them")
     rows = np.sqrt(samples - 1).astype(np.int64) + 1
     columns = -(-samples // rows)
     outside = np.arange(len(place))
