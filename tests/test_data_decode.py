@@ -1,4 +1,5 @@
 import io
+import random
 from pathlib import Path
 
 import av
@@ -8,8 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_clips import moving_square, write_video
 
-from videodiff.data.decode import DecodeError, decode, decode_by_pyav, probe, read_frames, resize
-from videodiff.data.encode import encode
+from videodiff.data import decode as room
+from videodiff.data.decode import (
+    DecodeError,
+    decode,
+    decode_by_pyav,
+    decode_into,
+    probe,
+    probe_backend,
+    read_frames,
+    resize,
+)
+from videodiff.data.encode import GOP, encode
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 WITH_B_FRAMES = write_video(moving_square(45), bf="3", g="20")
@@ -123,3 +134,68 @@ def test_real_clips_decode_as_pyav_decodes_them(name):
         if number > max(wanted):
             break
     assert np.abs(decode(video, wanted).astype(int) - np.stack([found[n] for n in wanted])).max() <= 2
+
+
+def edited(video: bytes, hidden: int) -> bytes:
+    """Return a video whose edit list hides the first frames: cut without encoding anew, as editors do."""
+    file, options = io.BytesIO(), {"use_editlist": "1", "avoid_negative_ts": "disabled"}
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format="mp4", options=options) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                # 25 frames a second in units of 1/12800 s.
+                packet.pts, packet.dts, packet.stream = packet.pts - 512 * hidden, packet.dts - 512 * hidden, stream
+                out.mux_one(packet)
+    return file.getvalue()
+
+
+SQUARE = moving_square(70, 96, 96)
+OPEN = {"bf": "3", "x264-params": "open-gop=1:keyint=15:min-keyint=15:scenecut=0:bframes=3:b-adapt=0"}
+LONG = write_video(SQUARE, bf="3", g="250")
+UNEVEN = np.cumsum(np.random.default_rng(0).choice([1, 1, 2, 5], 70)).tolist()
+# Which back-end reads it, and whether the times of its frames are known without decoding.
+KINDS = {
+    "canonical": (encode(SQUARE, 25.0), "decord", True),
+    "one group of pictures": (LONG, "decord", True),
+    "groups of three": (write_video(SQUARE, bf="2", g="3"), "decord", True),
+    "variable rate": (write_video(SQUARE, bf="3", g="20", times=UNEVEN), "decord", True),
+    "narrow": (WITH_B_FRAMES, "pyav", True),
+    "open groups of pictures": (write_video(SQUARE, **OPEN), "pyav", True),
+    "edit list": (edited(LONG, 37), "pyav", True),
+    "edit list over open groups": (edited(write_video(SQUARE, **OPEN), 37), "pyav", False),
+    "av1": (write_video(SQUARE, "libsvtav1", g="20"), "pyav", True),
+    "transport stream": (write_video(SQUARE, container="mpegts", bf="3", g="20"), "pyav", True),
+    "vp8": (write_video(SQUARE, "libvpx", container="matroska", g="20"), "pyav", False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_window_of_every_kind_of_video_is_that_of_a_full_decode(kind, monkeypatch):
+    (video, backend, indexed), dice, from_start = KINDS[kind], random.Random(0), []
+    whole = np.stack([frame.to_ndarray(format="rgb24") for frame in read_frames(video)])
+    assert probe_backend(video) == backend
+    monkeypatch.setattr(
+        room, "decode_from_start", lambda *a, run=room.decode_from_start: from_start.append(a) or run(*a)
+    )
+    for _ in range(12):
+        stride, start = dice.choice([1, 2]), dice.randrange(len(whole) - 20)
+        window = range(start, start + 10 * stride, stride)
+        found = decode(video, window, backend).astype(int)
+        assert np.abs(found - whole[window]).mean(axis=(1, 2, 3)).max() < 1
+    assert bool(from_start) != indexed
+
+
+def test_only_the_groups_of_pictures_that_hold_the_frames_are_decoded(monkeypatch):
+    seen, decoded = [], room.decoded
+    monkeypatch.setattr(room, "decoded", lambda *a: (seen.append(frame.pts) or frame for frame in decoded(*a)))
+    decode_by_pyav(encode(SQUARE, 25.0), [1, 62])
+    assert len(seen) <= 2 + GOP
+
+
+def test_frames_fill_the_memory_given_in_its_size():
+    video, out = encode(SQUARE, 25.0), np.zeros((3, 40, 32, 3), dtype=np.uint8)
+    for backend in ("decord", "pyav"):
+        decode_into(out, video, [4, 0, 9], backend)
+        assert np.abs(out.astype(int) - resize(SQUARE[[4, 0, 9]], 40, 32)).mean() < 6
+    with pytest.raises(DecodeError, match="found 70 frames, expected frame 70"):
+        decode_into(out, video, [4, 0, 70])

@@ -1,0 +1,94 @@
+"""Samples that cannot be read: a line of JSON for each, a budget, and a part of the state of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Sample(NamedTuple):
+    """What names a sample wherever it is drawn: its shard, its key, and the offset in the shard."""
+
+    shard: str
+    key: str
+    offset: int
+
+
+class Loss(NamedTuple):
+    """The first place in the order at which a sample could not be read, and why."""
+
+    order: tuple[int, ...]
+    reason: str
+
+
+class QuarantineError(RuntimeError):
+    """More samples than allowed cannot be read."""
+
+
+class Quarantine:
+    """The samples that could not be read so far; one more than `budget` ends the run.
+
+    A sample is out from the place in the order where it first failed. Places before it had it, and have it again when
+    the run is resumed there: what a place holds depends on the order alone, not on when a fault was noticed. `path`
+    gets a line of JSON for each new sample, on the disk before anything takes its place; None keeps no file.
+    """
+
+    def __init__(self, path: str | Path | None = None, budget: int = 100) -> None:
+        self.path, self.budget = None if path is None else Path(path), budget
+        self.losses: dict[Sample, Loss] = {}
+
+    def holds(self, sample: Sample, order: tuple[int, ...]) -> bool:
+        """Tell whether a sample is out at a place in the order."""
+        return sample in self.losses and self.losses[sample].order <= order
+
+    def add(self, sample: Sample, order: tuple[int, ...], reason: str) -> None:
+        """Put a sample out from a place on; QuarantineError with a summary once they are too many."""
+        known = self.losses.get(sample)
+        if known is None and self.path is not None:
+            append_line(self.path, {**sample._asdict(), "order": order, "reason": reason})
+        if known is None or order < known.order:
+            self.losses[sample] = Loss(order, reason)
+        if len(self.losses) > self.budget:
+            raise QuarantineError(self.summary())
+
+    def summary(self) -> str:
+        """Return in one line how many samples are out, of what and where."""
+        reasons = Counter(loss.reason.partition(":")[0] for loss in self.losses.values())
+        shards = Counter(sample.shard for sample in self.losses)
+        sample, loss = max(self.losses.items(), key=lambda item: item[1].order)
+        return (
+            f"quarantine: found {len(self.losses)} samples that cannot be read ({most(reasons)}; {most(shards)}), "
+            f"expected at most {self.budget}; the last one: {sample.shard}: {sample.key}: {loss.reason}"
+            + (f"; all of them: {self.path}" if self.path else "")
+        )
+
+    def state_dict(self) -> list[list[Any]]:
+        """Return shard, key, offset, order and reason of each sample, as plain values."""
+        return [[*sample, list(loss.order), loss.reason] for sample, loss in list(self.losses.items())]
+
+    def load_state_dict(self, state: Iterable[list[Any]]) -> None:
+        """Add the samples of a state; those of several ranks may be loaded one after another."""
+        for shard, key, offset, order, reason in state:
+            sample, loss = Sample(shard, key, offset), Loss(tuple(order), reason)
+            self.losses[sample] = min(loss, self.losses.get(sample, loss))
+
+
+def most(counts: Counter[str]) -> str:
+    """Return the three largest counts to read."""
+    named = ", ".join(f"{count} {name}" for name, count in counts.most_common(3))
+    return named + (f", {len(counts) - 3} more" if len(counts) > 3 else "")
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append a line of JSON in one write, and bring it to the disk; ranks may share the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
