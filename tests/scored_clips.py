@@ -8,10 +8,12 @@ import numpy as np
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Return a picture with things of every size and sharp edges, as natural ones have: uint8 `h w c`."""
-    rng, picture = np.random.default_rng(seed), np.full((height, width, 3), 128, np.uint8)
+    rng = np.random.default_rng(seed)
+    ground = rng.uniform(60, 200, (3, 4, 3)).astype(np.float32)
+    picture = cv2.resize(ground, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
     for size in np.geomspace(height / 3, 3, 1500):
         where, axes = rng.uniform(0, (width, height)), rng.uniform(size / 3, size, 2)
-        colour = rng.normal(120, 50, 3).clip(30, 225).tolist()
+        colour = (picture[int(where[1]), int(where[0])] + rng.normal(0, 45, 3)).clip(20, 235).tolist()
         cv2.ellipse(picture, (tuple(where), tuple(axes), rng.uniform(0, 180)), colour, cv2.FILLED, cv2.LINE_AA)
     return picture
 
@@ -38,7 +40,12 @@ def with_bars(video: np.ndarray, top: int = 0, left: int = 0) -> np.ndarray:
     """Blacken so many rows and columns at both ends, with the noise of an encoder."""
     video = video.copy()
     noise = np.random.default_rng(0).integers(0, 6, video.shape, dtype=np.uint8)
-    for part in (np.s_[:, :top], np.s_[:, video.shape[1] - top :], np.s_[:, :, :left], np.s_[:, :, video.shape[2] - left :]):
+    for part in (
+        np.s_[:, :top],
+        np.s_[:, video.shape[1] - top :],
+        np.s_[:, :, :left],
+        np.s_[:, :, video.shape[2] - left :],
+    ):
         video[part] = noise[part]
     return video
 

@@ -95,7 +95,7 @@ def test_a_span_that_cannot_be_is_refused_and_costs_no_other(numbered_clip):
 
 
 def test_a_little_beyond_the_end_is_the_end(numbered_clip):
-    path, shown = numbered_clip("b-frames")
+    path, _ = numbered_clip("b-frames")
     assert numbers_in(path, [Span(2, 2.45)])[0] == list(range(50, 60))
 
 

@@ -14,7 +14,7 @@ CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 
 
 def shot(seed: int, frames: int = 40) -> np.ndarray:
-    return panning(frames, 128, 224, speed=2.0, seed=seed)
+    return panning(frames, 128, 224, speed=1.0, seed=seed)
 
 
 def cross_fade(before: np.ndarray, after: np.ndarray, frames: int) -> np.ndarray:
@@ -56,13 +56,12 @@ def test_cuts_follow_the_timestamps_where_frames_come_unevenly(scenes):
     assert scenes(film, times=times) == [(0, times[40]), (times[40], times[-1] + 1)]
 
 
-@pytest.mark.parametrize("length", [15, 25, 40])
-def test_a_cross_fade_is_in_no_scene_and_costs_few_frames_of_the_shots(scenes, length):
+@pytest.mark.parametrize("length", [12, 15, 25])
+def test_a_cross_fade_is_in_no_scene_and_costs_few_frames(scenes, length):
     (first, second) = scenes(cross_fade(shot(0, 70), shot(1, 80), length))
-    begin, end = 70 - length, 70
     assert first[0] == 0
-    assert begin - 4 <= first[1] <= begin + 1 + length // 12
-    assert end - 1 - length // 12 <= second[0] <= end + 4
+    assert 70 - length - 3 <= first[1] <= 70 - length + 1
+    assert 69 <= second[0] <= 73
     assert second[1] == 150 - length
 
 
@@ -71,8 +70,8 @@ def test_a_fade_to_black_and_back_is_in_no_scene(scenes):
     film = cross_fade(cross_fade(shot(0, 70), black, 20), shot(1, 70), 20)
     found = scenes(film)
     assert found[0][0] == 0
-    assert 46 <= found[0][1] <= 52
-    assert 98 <= found[-1][0] <= 104
+    assert 47 <= found[0][1] <= 51
+    assert 99 <= found[-1][0] <= 103
     assert found[-1][1] == 150
 
 
@@ -98,7 +97,8 @@ def test_fitted_spans_are_no_longer_and_no_shorter_and_cover_what_was_long_enoug
     fitted = fit_durations(given_spans, minimum, maximum)
     assert all(minimum - 1e-6 <= span.end - span.start <= maximum + 1e-6 for span in fitted)
     if maximum >= 2 * minimum:
-        whole = sum(span.end - span.start for span in given_spans if span.end - span.start >= minimum)
+        lengths = [round(span.end - span.start, 6) for span in given_spans]
+        whole = sum(length for length in lengths if length >= minimum)
         assert sum(span.end - span.start for span in fitted) == pytest.approx(whole)
 
 
@@ -126,5 +126,6 @@ def test_a_cut_inside_a_dissolve_is_none():
 def test_the_cuts_of_real_footage_are_found_to_the_frame():
     found = find_scenes(CLIPS / "derived_hardcuts_5src.mp4")
     edges = [round(span.start * 24) for span in found]
-    assert set(edges) >= {0, 96, 192, 312, 432}
+    # The first source fades into another picture before it ends.
+    assert {0, 96, 192, 312, 432} <= set(edges)
     assert len(edges) <= 6

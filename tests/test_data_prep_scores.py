@@ -8,7 +8,7 @@ from scored_clips import panning, still, with_bars, with_text
 
 from data_prep.stages.filter import filtered
 from data_prep.stages.score.geometry import geometry
-from data_prep.stages.score.letterbox import Box, find_box, letterbox, lit
+from data_prep.stages.score.letterbox import Box, find_box, letterbox, levels
 from data_prep.stages.score.motion import motion
 from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
@@ -37,7 +37,13 @@ FILTERS = {
     "tiny motion": (motion, {"motion": {"min": 0.02}}, lambda: panning(speed=0.5), panning, "motion below"),
     "too fast": (motion, {"motion": {"max": 0.2}}, lambda: panning(speed=36), panning, "motion above"),
     "jittery": (motion, {"jitter": {"max": 0.1}}, lambda: panning(shake=24), panning, "jitter above"),
-    "letterbox": (letterbox, {"letterbox": {"max": 0.05}}, lambda: with_bars(panning(), 30), panning, "letterbox above"),
+    "letterbox": (
+        letterbox,
+        {"letterbox": {"max": 0.05}},
+        lambda: with_bars(panning(), 30),
+        panning,
+        "letterbox above",
+    ),
     "pillarbox": (
         letterbox,
         {"letterbox": {"max": 0.05}},
@@ -53,7 +59,13 @@ FILTERS = {
         lambda: blurred(panning()),
         "text above",
     ),
-    "overlay": (overlay, {"overlay": {"max": 0.005}}, lambda: with_text(panning(), "@me", 0.6), panning, "overlay above"),
+    "overlay": (
+        overlay,
+        {"overlay": {"max": 0.005}},
+        lambda: with_text(panning(), "@me", 0.6),
+        panning,
+        "overlay above",
+    ),
     "overlay or still": (
         overlay,
         {"overlay": {"max": 0.005}},
@@ -64,7 +76,7 @@ FILTERS = {
     "blur": (quality, {"sharpness": {"min": 5}}, lambda: blurred(panning()), panning, "sharpness below"),
     "dark": (quality, {"brightness": {"min": 0.1}}, lambda: lit_by(panning(), 0.1, 0), panning, "brightness below"),
     "flat": (quality, {"contrast": {"min": 0.03}}, lambda: lit_by(panning(), 0.1, 110), panning, "contrast below"),
-    "blown out": (quality, {"clipped": {"max": 0.3}}, lambda: lit_by(panning(), 1, 140), panning, "clipped above"),
+    "blown out": (quality, {"clipped": {"max": 0.3}}, lambda: lit_by(panning(), 2, 120), panning, "clipped above"),
     "small": (geometry, {"short_side": {"min": 240}}, lambda: info(320, 180), info, "short_side below"),
     "short": (geometry, {"duration": {"min": 2}}, lambda: info(frames=47), lambda: info(frames=48), "duration below"),
     "upright": (geometry, {"aspect": {"min": 1}}, lambda: info(256, 456), info, "aspect below"),
@@ -102,8 +114,8 @@ def test_motion_is_in_heights_of_the_frame_a_second_whatever_the_size():
 
 
 def box_of(video: np.ndarray) -> Box:
-    shares = [lit(frame.max(axis=-1)) for frame in video]
-    return find_box(*(np.max(side, axis=0) for side in zip(*shares, strict=True)))
+    found = [levels(frame.max(axis=-1)) for frame in video]
+    return find_box(*(np.max(side, axis=0) for side in zip(*found, strict=True)))
 
 
 def test_the_box_is_found_to_the_pixel_and_is_even():

@@ -10,11 +10,11 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from data_prep.stages.cut import MICROSECOND, Shown, Span, Timeline, cut, microseconds, read_timeline
+from data_prep.stages.cut import Shown, Span, Timeline, cut, microseconds, read_timeline
 from data_prep.stages.encode import EncodePolicy, Fitter, even_size, schedule
 from data_prep.stages.score.duplicate import video_hash
 from data_prep.stages.score.geometry import geometry
-from data_prep.stages.score.letterbox import Box, find_box, letterbox, lit
+from data_prep.stages.score.letterbox import Box, find_box, letterbox, levels
 from data_prep.stages.score.motion import motion
 from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
@@ -108,7 +108,7 @@ class Maker:
     ) -> None:
         self.ratio, self.policy, self.box, self.crop, self.scored = timeline.ratio, policy, box, crop, scored
         self.kept, self.rate = schedule(times, timeline.fps, policy.fps)
-        self.scored_fps = max(SCORED_FPS, FEWEST * MICROSECOND / float(times[-1] - times[0] + 1))
+        self.scored_fps = max(SCORED_FPS, FEWEST * float(self.rate) / len(self.kept))
         self.due = set(schedule(self.kept, self.rate, self.scored_fps)[0].tolist())
         self.left, self.held = set(self.kept.tolist()), []
         self.decided, self.open_at = box is not None, int(times[0]) + LOOK_AHEAD
@@ -128,9 +128,9 @@ class Maker:
             self.release()
 
     def look(self, frame: av.VideoFrame) -> None:
-        """Note which rows and columns of the source's frame are lit."""
+        """Note how bright the rows and columns of the source's frame are."""
         grey = self.reformatter.reformat(frame, format="gray", threads=1).to_ndarray()
-        rows, columns = lit(grey)
+        rows, columns = levels(grey)
         self.rows = rows if self.rows is None else np.maximum(self.rows, rows)
         self.columns = columns if self.columns is None else np.maximum(self.columns, columns)
 
