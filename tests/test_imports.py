@@ -70,7 +70,11 @@ RULES = [
         of_the_project_only("videodiff.worlds", "videodiff.metrics"),
     ),
     Rule("data_prep imports only data", room("data_prep"), of_the_project_only("videodiff.data", "data_prep")),
-    Rule("only the pack verb imports data_prep", outside("data_prep", "videodiff/verbs/pack.py"), never("data_prep")),
+    Rule(
+        "only the pack and prep verbs import data_prep",
+        outside("data_prep", "videodiff/verbs/pack.py", "videodiff/verbs/prep.py"),
+        never("data_prep"),
+    ),
     Rule(
         "hydra and omegaconf stay in cli and verbs",
         outside("videodiff/cli.py", "videodiff/verbs"),
@@ -144,6 +148,7 @@ ALLOWED = [
     ("videodiff/metrics/physics.py", "from videodiff.worlds.scene import Scene"),
     ("data_prep/ledger.py", "from videodiff.data.manifest import Manifest\nfrom data_prep import engine"),
     ("videodiff/verbs/pack.py", "import hydra\nfrom data_prep.ledger import Ledger"),
+    ("videodiff/verbs/prep.py", "from data_prep.prep import prep"),
     ("videodiff/cli.py", "from omegaconf import OmegaConf"),
     ("videodiff/training/module.py", "import hydraulics\nimport lightning"),
 ]

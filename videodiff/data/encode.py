@@ -21,25 +21,44 @@ def encode(frames: Iterable[np.ndarray], fps: float, crf: int = 18, preset: str 
     """
     if not 0 < fps < 1000:
         raise ValueError(f"fps: found {fps}, expected a number above 0 and below 1000")
-    file, stream, reformatter = io.BytesIO(), None, VideoReformatter()
-    with av.open(file, "w", format="mp4", options=MUXER, io_open=lambda *_: io.BytesIO(file.getvalue())) as container:
-        for number, pixels in enumerate(frames):
-            check(pixels, number)
-            if stream is not None and pixels.shape[:2] != (stream.height, stream.width):
-                size = f"{stream.height} x {stream.width}"
-                raise ValueError(
-                    f"frame {number}: found {pixels.shape[0]} x {pixels.shape[1]}, expected {size} as before"
-                )
-            if stream is None:
-                stream = h264_stream(container, pixels.shape[0], pixels.shape[1], fps, crf, preset)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU601, threads=1)
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        if stream is None:
-            raise ValueError("frames: found none, expected at least one")
-        container.mux(stream.encode(None))
-    return file.getvalue()
+    encoder, reformatter = None, VideoReformatter()
+    for number, pixels in enumerate(frames):
+        check(pixels, number)
+        if encoder is not None and pixels.shape[:2] != (encoder.stream.height, encoder.stream.width):
+            size = f"{encoder.stream.height} x {encoder.stream.width}"
+            raise ValueError(f"frame {number}: found {pixels.shape[0]} x {pixels.shape[1]}, expected {size} as before")
+        if encoder is None:
+            encoder = Encoder(pixels.shape[0], pixels.shape[1], fps, crf, preset)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        encoder.add(reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU601, threads=1))
+    if encoder is None:
+        raise ValueError("frames: found none, expected at least one")
+    return encoder.finish()
+
+
+class Encoder:
+    """One mp4 in the making, for who gets its frames one by one; see `encode`."""
+
+    def __init__(
+        self, height: int, width: int, fps: float, crf: int = 18, preset: str = "veryfast", codec: str = "libx264"
+    ) -> None:
+        self.file, self.frames = io.BytesIO(), 0
+        again = lambda *_: io.BytesIO(self.file.getvalue())  # noqa: E731
+        self.container = av.open(self.file, "w", format="mp4", options=MUXER, io_open=again)
+        self.stream = h264_stream(self.container, height, width, fps, crf, preset, codec)
+        self.fps = float(self.stream.codec_context.framerate)
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Take the next frame: yuv420p in BT.601, of the stream's size. Its own timestamp and kind do not matter."""
+        frame.pts, frame.time_base, frame.pict_type = self.frames, self.stream.codec_context.time_base, 0
+        self.frames += 1
+        self.container.mux(self.stream.encode(frame))
+
+    def finish(self) -> bytes:
+        """Return the file."""
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+        return self.file.getvalue()
 
 
 # bitexact keeps the muxer's version out of the bytes; faststart reads the file again through io_open.
@@ -47,22 +66,29 @@ MUXER = {"movflags": "+faststart", "fflags": "+bitexact"}
 
 
 def h264_stream(
-    container: av.container.OutputContainer, height: int, width: int, fps: float, crf: int, preset: str
+    container: av.container.OutputContainer, height: int, width: int, fps: float, crf: int, preset: str, codec: str
 ) -> av.VideoStream:
     """Add the one stream.
 
-    The matrix is BT.601 and tagged so: a reader that ignores tags assumes BT.601 too, whatever the size. Without
-    mbtree, as on small frames it reads memory that it never wrote: the same frames gave other bytes now and then.
+    The matrix is BT.601 and tagged so: a reader that ignores tags assumes BT.601 too, whatever the size.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    options = {"crf": str(crf), "preset": preset, "g": str(GOP), "flags": "+cgop+bitexact", "x264-params": "mbtree=0"}
-    stream = container.add_stream("libx264", rate=rate, options=options)
+    options = {"g": str(GOP), "flags": "+cgop+bitexact", **CODECS[codec](crf, preset)}
+    stream = container.add_stream(codec, rate=rate, options=options)
     stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
     context = stream.codec_context
     context.thread_count, context.time_base = 1, 1 / rate
     context.colorspace, context.color_range = Colorspace.SMPTE170M, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream
+
+
+# The options of an encoder for this quality. x264 is without mbtree, as on small frames it reads memory that it never
+# wrote: the same frames gave other bytes now and then. NVENC has presets of its own and opens a group with every key.
+CODECS = {
+    "libx264": lambda crf, preset: {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"},
+    "h264_nvenc": lambda crf, preset: {"rc": "vbr", "cq": str(crf), "bf": "0", "forced-idr": "1"},
+}
 
 
 def check(pixels: np.ndarray, number: int) -> None:

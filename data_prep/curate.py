@@ -1,0 +1,189 @@
+"""Curate: which of the clips in a work folder become shards; nothing is decoded, so it may run again at any time.
+
+The shards follow from the work folder and these rules alone: not from workers, restarts or the time of day.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.plan import Plan
+from data_prep.produce import place_of
+from data_prep.request import ClipRequest
+from data_prep.stages.filter import check_thresholds, filtered
+from data_prep.stages.score.duplicate import BITS, near_duplicates
+from videodiff.data.decode import VideoInfo
+from videodiff.data.files import sync
+from videodiff.data.manifest import NAME as MANIFEST
+from videodiff.data.shards import ShardWriter, clip_sample
+
+SCORES = "scores.parquet"
+Note = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which clips are kept.
+
+    filter: see `stages.filter`; near: bits of 256 in which the hashes of near duplicates differ at most, None to keep
+    them; licences: those allowed, None for any; taken: ids, names and sources that are taken down.
+    """
+
+    filter: dict[str, dict[str, float]] = field(default_factory=dict)
+    near: int | None = None
+    licences: Sequence[str] | None = None
+    require_caption: bool = False
+    taken: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_thresholds(self.filter)
+        if self.near is not None and not 0 <= self.near <= BITS:
+            raise ValueError(f"duplicates.near: found {self.near}, expected 0 to {BITS} or null")
+
+
+def curate(plan: Plan, work: Path, out: Path, rules: Rules, shard_bytes: int) -> dict[str, Any]:
+    """Write shards, manifest and scores of the kept clips; return the counts of inputs and of clips.
+
+    Where no clip is kept the dataset is removed: what is left out must not stay in old shards.
+    """
+    reasons, counts = decide(plan, work, rules)
+    write_scores(plan, work, out / SCORES, reasons)
+    if counts["clips"]["kept"]:
+        with ShardWriter(out, shard_bytes) as writer:
+            for (request, notes, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
+                if not reason:
+                    add(writer, work, request, notes, clip)
+        counts["shards"] = {"count": len(writer.shards), "bytes": sum(shard["bytes"] for shard in writer.shards)}
+    else:
+        for path in [out / MANIFEST, *sorted(out.glob("shard-*.tar")), out / "words.txt"]:
+            path.unlink(missing_ok=True)
+        counts["shards"] = {"count": 0, "bytes": 0}
+    for (_, _, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
+        if reason == "takedown":
+            place_of(work, clip["id"], "mp4").unlink(missing_ok=True)
+    return counts
+
+
+def clips_of(plan: Plan, work: Path) -> Iterator[tuple[ClipRequest, Note, Note]]:
+    """Yield every clip in the work folder in the order of the inputs: its request, that one's notes, its own notes."""
+    for request in plan.made():
+        notes = json.loads(place_of(work, request.id, "json").read_bytes())
+        for clip in notes["clips"]:
+            yield request, notes, clip
+
+
+def decide(plan: Plan, work: Path, rules: Rules) -> tuple[list[str], dict[str, Any]]:
+    """Return why each clip is left out, empty where it is kept, and the counts.
+
+    An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip.
+    """
+    reasons, hashes, owners, lost = [], {}, [], 0
+    seen: set[bytes] = set()
+    for number, (request, notes, clip) in enumerate(clips_of(plan, work)):
+        reason = refused(request, clip, rules)
+        digest = bytes.fromhex(clip["sha256"])
+        if not reason and digest in seen:
+            reason = "duplicate"
+        if not reason:
+            seen.add(digest)
+            if clip["perceptual"]:
+                hashes[number] = bytes.fromhex(clip["perceptual"])
+        reasons.append(reason)
+        first = not owners or owners[-1] != request.id
+        lost += len(notes["lost"]) if first else 0
+        owners.append(request.id)
+    if rules.near is not None and hashes:
+        table = np.frombuffer(b"".join(hashes.values()), np.uint8).reshape(len(hashes), -1)
+        for number, found in zip(hashes, near_duplicates(table, rules.near), strict=True):
+            reasons[number] = "near duplicate" if found >= 0 else reasons[number]
+    inputs: dict[str, str] = {}
+    for owner, reason in zip(owners, reasons, strict=True):
+        inputs[owner] = "" if not reason else inputs.get(owner, reason)
+    return reasons, {
+        "inputs": dict(sorted(Counter(inputs.values()).items())),
+        "clips": {
+            "made": len(reasons),
+            "kept": reasons.count(""),
+            "filtered": dict(sorted(Counter(filter(None, reasons)).items())),
+            "lost": lost,
+        },
+    }
+
+
+def refused(request: ClipRequest, clip: Note, rules: Rules) -> str:
+    """Return why a clip is left out whatever the others are, empty where it is not."""
+    if is_taken(request, rules.taken) or clip["id"] in rules.taken:
+        return "takedown"
+    if rules.licences is not None and request.licence not in rules.licences:
+        return "licence"
+    if rules.require_caption and not request.captions:
+        return "no caption"
+    try:
+        found = filtered(clip["scores"], rules.filter)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+    return found.reason if found else ""
+
+
+def is_taken(request: ClipRequest, taken: frozenset[str]) -> bool:
+    """Tell whether a request is taken down: its id, its source, its video's id or its clip's name."""
+    return not taken.isdisjoint({request.id, request.source, request.parent, request.name} - {""})
+
+
+def add(writer: ShardWriter, work: Path, request: ClipRequest, notes: Note, clip: Note) -> None:
+    """Add a clip to the shards, with where it comes from and how it was made."""
+    video, info = place_of(work, clip["id"], "mp4").read_bytes(), VideoInfo(**clip["info"])
+    captions = [caption.text for caption in request.captions]
+    members, row = clip_sample(video, info, captions, request.source, request.licence, request.notes.get("truth"))
+    provenance = {
+        "span": clip["span"],
+        "part": request.part and request.part.name,
+        "parent": request.parent,
+        "name": request.name,
+        "caption_origins": [caption.origin for caption in request.captions],
+        "video_sha256": notes["video_sha256"],
+        "times": clip["times"],
+        "box": clip["box"],
+        "parameters": notes["parameters"],
+    }
+    members["json"] = json.dumps(json.loads(members["json"]) | provenance).encode()
+    writer.add(clip["id"], members, row | {f"score_{name}": value for name, value in clip["scores"].items()})
+
+
+def write_scores(plan: Plan, work: Path, path: Path, reasons: Sequence[str], batch: int = 10_000) -> None:
+    """Write one row a clip, kept or not: ids, source, span, why it is left out, hashes and all scores."""
+    partial, writer, rows = path.with_name(f".{path.name}.partial"), None, []
+    fixed = {"id": "", "input": "", "source": "", "start": 0.0, "end": 0.0, "reason": "", "sha256": "", "hash": ""}
+
+    def flush() -> None:
+        nonlocal writer, rows
+        if writer is None:
+            names = sorted(rows[0].keys() - fixed) if rows else []
+            types = [(n, pa.string() if isinstance(v, str) else pa.float64()) for n, v in fixed.items()]
+            writer = pq.ParquetWriter(partial, pa.schema([*types, *((name, pa.float64()) for name in names)]))
+        writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+        rows = []
+
+    try:
+        for (request, _, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
+            values = [clip["id"], request.id, request.source, *clip["span"], reason, clip["sha256"], clip["perceptual"]]
+            rows.append(dict(zip(fixed, values, strict=True)) | {f"score_{n}": v for n, v in clip["scores"].items()})
+            if len(rows) == batch:
+                flush()
+        flush()
+        writer.close()
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)

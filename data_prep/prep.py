@@ -1,0 +1,256 @@
+"""Prep: from metadata or footage to shards, with every input accounted for.
+
+Two phases meet in the work folder `<out>/.work`. The first makes clips, scores and hashes, a video a task, in worker
+processes that may hang or crash; the ledger says what is on disk. The second (see `curate`) chooses among these clips
+and writes the shards. Each may be killed at any moment and run again, with the same shards in the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data_prep.acquire import Acquirer
+from data_prep.curate import Rules, curate, is_taken
+from data_prep.ledger import Ledger, Outcome
+from data_prep.plan import Plan
+from data_prep.pool import Lost, run_ordered
+from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making, Stop, produce
+from data_prep.sources import READERS, CaptionIndex
+from data_prep.stages.encode import EncodePolicy
+from videodiff.data.files import write_whole
+
+WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
+Progress = Callable[[int, int, Counter], None]
+
+
+def prep(
+    out: str | Path,
+    source: str | Path | None = None,
+    kind: str = "folder",
+    root: str | Path | None = None,
+    reader: Mapping[str, Any] | None = None,
+    acquire: Mapping[str, Any] | None = None,
+    cut: Mapping[str, Any] | None = None,
+    encode: Mapping[str, Any] | None = None,
+    crop: bool = True,
+    score: bool = True,
+    filter: Mapping[str, Mapping[str, float]] | None = None,
+    near: int | None = None,
+    licences: Sequence[str] | None = None,
+    require_caption: bool = False,
+    takedown: str | Path | None = None,
+    retry: str | None = None,
+    shard_bytes: int = 256 * 2**20,
+    workers: int | None = None,
+    timeout: float = 3600.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Turn the inputs of `source` into the dataset `out` and return what `summary.json` there says.
+
+    kind, reader: one of `sources.READERS` and its further arguments; root: folder or URL below which the videos lie
+    (None: that of the source); acquire: arguments of `Acquirer`; cut, encode: those of `CutPolicy`, `EncodePolicy`;
+    filter, near, licences, require_caption: see `curate.Rules`; takedown: a file of ids, names and sources, a line
+    each, that are left out of this dataset from now on; retry: `failed` makes only those again that failed and may be
+    tried again; timeout: seconds that one video may take. Without `source` nothing is read, fetched or decoded: the
+    shards are written anew from what is there.
+
+    In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
+    An input is a request of the source: one span, or one whole video. Where scenes are looked for it gives any number
+    of clips: it is ok if one of them is kept, else filtered for the reason of its first clip. `clips` counts the clips
+    themselves. A full disk is an OSError; what was done is kept.
+    """
+    out = Path(out)
+    work, workers = out / WORK, os.cpu_count() or 1 if workers is None else workers
+    if workers < 1 or timeout <= 0 or shard_bytes < 1 or retry not in (None, "failed"):
+        raise ValueError(
+            f"prep: found workers={workers} timeout={timeout} shard_bytes={shard_bytes} retry={retry}, expected at "
+            "least 1, above 0, at least 1, failed or null"
+        )
+    begun = read_settings(work / SETTINGS)
+    if source is None and not begun:
+        raise ValueError(f"source: found none, and no {work} of an earlier call; expected source=<path>")
+    taken = frozenset() if takedown is None else read_lines(takedown)
+    Rules(filter or {}, near, licences, require_caption)
+    name = begun["source"] if source is None else full_name(source)
+    root = str(place_of_videos(name) if root is None else root)
+    making = Making(work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}))
+    items = None if source is None or retry else open_source(source, kind, reader or {}, work)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(work):
+            if source is not None or retry:
+                check_settings(work / SETTINGS, {"source": name, **making.parameters})
+            ledger = Ledger(work / LEDGER)
+            plan = Plan(work / PLAN, work / LEDGER)
+            taken |= remember(work / TAKEN, taken)
+            if items is not None:
+                plan.add(ledger.admit(items))
+            if source is not None or retry:
+                make_all(plan, ledger, making, taken, retry is not None, workers, timeout, progress)
+            rules = Rules(filter or {}, near, licences, require_caption, taken)
+            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes))
+            write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+            plan.close(), ledger.close()
+    except sqlite3.OperationalError as error:
+        raise OSError(errno.ENOSPC if "full" in str(error) else errno.EIO, str(error), str(work)) from error
+    return summary
+
+
+def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: Path) -> Iterator[Any]:
+    """Return the items of a source, of which the first is read at once: a mistyped path leaves nothing behind."""
+    if kind not in READERS:
+        raise ValueError(f"kind: found {kind!r}, expected one of {', '.join(READERS)}")
+    options = {name: value for name, value in reader.items() if value}
+    if "captions" in options and kind == "hdvila":
+        work.mkdir(parents=True, exist_ok=True)
+        table = options["captions"]
+        options["captions"] = CaptionIndex(table, work / "captions.sqlite", Path(table).name)
+    try:
+        items = READERS[kind](source, **options)
+    except TypeError as error:
+        raise ValueError(f"reader: found {', '.join(options) or 'nothing'} for kind={kind}: {error}") from error
+    first = next(items, None)
+    if first is None and not (work / SETTINGS).is_file():
+        raise ValueError(f"source: found no inputs in {source}, expected at least one")
+    return items if first is None else chain([first], items)
+
+
+def full_name(source: str | Path) -> str:
+    """Return a source as it is called from anywhere."""
+    return str(source) if "://" in str(source) else str(Path(source).resolve())
+
+
+def place_of_videos(source: str) -> str:
+    """Return the folder of a source, itself if it is one."""
+    return source if Path(source).is_dir() else source.rpartition("/")[0]
+
+
+def read_lines(path: str | Path) -> frozenset[str]:
+    """Return the lines of a file; empty ones and those that begin with # are none."""
+    try:
+        lines = {line.strip() for line in Path(path).read_text("utf-8-sig").splitlines()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"takedown: {path} cannot be read: {error}") from error
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+def remember(path: Path, taken: frozenset[str]) -> frozenset[str]:
+    """Add to the list of what is taken down, which is never shortened, and return it."""
+    before = read_lines(path) if path.is_file() else frozenset()
+    if not taken <= before:
+        write_whole(path, "".join(f"{line}\n" for line in sorted(taken | before)).encode())
+    return taken | before
+
+
+@contextmanager
+def locked(work: Path) -> Iterator[None]:
+    """Be alone in a work folder: no other run, and no worker that a killed one left."""
+    with (work / "run.lock").open("w") as run, (work / WORKERS).open("w") as workers:
+        seize(run, f"{work}: found another run at work in this folder, expected none")
+        seize(workers, f"{work}: found a worker of an earlier run that does not end, expected none", 30)
+        fcntl.flock(workers, fcntl.LOCK_UN)
+        for left in [*work.glob(".*.partial"), *(work / CLIPS).glob("*/.*.partial")]:
+            left.unlink()
+        yield
+
+
+def seize(file: Any, complaint: str, seconds: float = 0.0) -> None:
+    """Lock a file, or raise after so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise ValueError(complaint) from None
+        time.sleep(0.05)
+
+
+def check_settings(path: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise where a work folder was begun otherwise: clips made in two ways must not meet in one dataset."""
+    before = flat(read_settings(path)) or flat(wanted)
+    for key, value in flat(wanted).items():
+        if before.get(key) != value:
+            raise ValueError(f"{key}: found {value}, expected {before.get(key)} as in {path}, or another out")
+    if not path.is_file():
+        write_whole(path, json.dumps(wanted, indent=1).encode())
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what a work folder was begun with, nothing where it was not."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def make_all(
+    plan: Plan,
+    ledger: Ledger,
+    making: Making,
+    taken: frozenset[str],
+    retry: bool,
+    workers: int,
+    timeout: float,
+    progress: Progress | None,
+) -> None:
+    """Make the clips of all requests that have not ended, or with `retry` of those that failed for now."""
+    Acquirer(making.folder / VIDEOS, making.root, **making.acquire)  # a mistake in its settings ends here
+    if taken:
+        down = plan.sources(retry).only(lambda request: is_taken(request, taken))
+        ledger.record(Outcome(request.id, "filtered", "takedown") for request in list(down))
+    sources, counts = plan.sources(retry), Counter()
+    for number, result in enumerate(run_ordered(partial(produce, making=making), sources, workers, timeout)):
+        if isinstance(result, Stop):
+            raise OSError(errno.ENOSPC, f"{result.detail}; the same command goes on from here")
+        if isinstance(result, Lost):
+            reason = result.reason if result.reason in ("timeout", "crashed") else "unexpected"
+            requests = sources[number]
+            ledger.record(Outcome(request.id, "failed", reason, True, result.detail) for request in requests)
+            counts["failed"] += len(requests)
+        else:
+            counts.update(result.statuses)
+            counts["bytes"] += result.size
+        if progress is not None:
+            progress(sum(counts[status] for status in ("ok", "filtered", "failed")), sources.requests, counts)
+    shutil.rmtree(making.folder / VIDEOS)
+
+
+def account(ledger: Mapping[str, Any], curated: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary: what the ledger says, with its ok inputs told apart by what the rules keep."""
+    inputs = dict(curated.pop("inputs"))
+    ok, filtered = inputs.pop("", 0), Counter(ledger["filtered"])
+    filtered.update(inputs)
+    return {**ledger, "ok": ok, "filtered": dict(sorted(filtered.items())), **curated}
+
+
+def format_summary(summary: Mapping[str, Any], out: str | Path) -> str:
+    """Return a summary as lines."""
+    clips, shards = summary["clips"], summary["shards"]
+    lines = [
+        f"{summary['ok']:,} of {summary['inputs']:,} inputs ok: {clips['kept']:,} of {clips['made']:,} clips in "
+        f"{shards['count']:,} shards, {shards['bytes'] / 2**20:.1f} MiB, in {out}"
+    ]
+    lines += [f"{count:,} filtered: {reason}" for reason, count in summary["filtered"].items()]
+    for reason, kinds in summary["failed"].items():
+        lines += [f"{count:,} failed: {reason} ({kind})" for kind, count in kinds.items()]
+    lines += [f"{summary['open']:,} not worked on yet"] * bool(summary["open"])
+    return "\n".join(lines)

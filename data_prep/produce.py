@@ -1,0 +1,258 @@
+"""Produce: fetch one video and make all its clips, each on disk whole before the ledger says so; runs in a worker."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import cv2
+
+from data_prep.acquire import Acquired, Acquirer
+from data_prep.failures import classify
+from data_prep.ledger import Ledger, Outcome
+from data_prep.request import ClipRequest
+from data_prep.stages.clips import ReadyClip, make_clips
+from data_prep.stages.cut import MICROSECOND, SLACK, Span, Timeline, microseconds, packets, read_timeline, refuse
+from data_prep.stages.encode import EncodePolicy
+from data_prep.stages.scenes import find_scenes, fit_durations
+from data_prep.stages.score.duplicate import exact_hash
+from videodiff.data.decode import DecodeError, best_stream
+from videodiff.data.files import write_whole
+
+LEDGER, CLIPS, VIDEOS, WORKERS = "ledger.sqlite", "clips", "videos", "workers.lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class CutPolicy:
+    """What of a video becomes clips: its `spans` (or, without one, all of it), or the `scenes` in these.
+
+    detector, threshold, min_scene: see `scenes.find_scenes`; scenes over `maximum` seconds are split into equal parts,
+    those under `minimum` left out. Spans are cut as they are.
+    """
+
+    by: str = "spans"
+    detector: str = "adaptive"
+    threshold: float | None = None
+    min_scene: float = 0.6
+    minimum: float = 2.0
+    maximum: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.by not in ("spans", "scenes") or self.detector not in ("adaptive", "content"):
+            raise ValueError(
+                f"cut: found by={self.by} detector={self.detector}, expected spans or scenes, adaptive or content"
+            )
+        fit_durations([], self.minimum, self.maximum)
+
+
+@dataclass(frozen=True)
+class Making:
+    """How clips are made, and the work folder they are put in."""
+
+    folder: Path
+    root: str
+    cut: CutPolicy = field(default_factory=CutPolicy)
+    encode: EncodePolicy = field(default_factory=EncodePolicy)
+    crop: bool = True
+    score: bool = True
+    acquire: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the bytes and the scores of a clip follow from."""
+        return {"cut": asdict(self.cut), "encode": asdict(self.encode), "crop": self.crop, "score": self.score}
+
+
+class Done(NamedTuple):
+    """What became of the requests of a video, and the bytes of their clips."""
+
+    statuses: list[str]
+    size: int
+
+
+class Stop(NamedTuple):
+    """Why no worker can go on: the disk is full."""
+
+    detail: str
+
+
+def produce(requests: Sequence[ClipRequest], making: Making) -> Done | Stop:
+    """Make the clips of requests of one video and note in the ledger how each request ended."""
+    join_run(making.folder / WORKERS)
+    ledger, statuses, size = Ledger(making.folder / LEDGER), [], 0
+    try:
+        for outcome, written in ends(requests, making):
+            ledger.record([outcome])
+            statuses.append(outcome.status)
+            size += written
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return Stop(str(error))
+    except sqlite3.OperationalError as error:
+        return Stop(f"{ledger.path}: {error}")
+    finally:
+        ledger.close()
+    return Done(statuses, size)
+
+
+@cache
+def join_run(lock: Path) -> int:
+    """Hold a share of the lock for life, and make that life end with the process that started this one.
+
+    Whoever starts the run again waits for the lock, so never are two workers at the same files.
+    """
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    cv2.setNumThreads(1)
+    if (parent := multiprocessing.parent_process()) is not None:
+        if not parent.is_alive():
+            os._exit(1)
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    return handle
+
+
+def ends(requests: Sequence[ClipRequest], making: Making) -> Iterator[tuple[Outcome, int]]:
+    """Yield how each request ends, once, and the bytes written for it."""
+    try:
+        video = Acquirer(making.folder / VIDEOS, making.root, **making.acquire).fetch(requests[0])
+    except Exception as error:
+        failure = classify(error)
+        for request in requests:
+            yield Outcome(request.id, "failed", failure.reason, failure.retryable, failure.detail), 0
+        return
+    left = {request.id for request in requests}
+    try:
+        for outcome, written in cut_all(requests, video, making):
+            left.discard(outcome.id)
+            yield outcome, written
+    except (DecodeError, av.FFmpegError) as error:
+        for request in requests:
+            if request.id in left:
+                yield Outcome(request.id, "failed", "undecodable", detail=str(error)), 0
+    finally:
+        if video.temporary:
+            video.path.unlink()
+
+
+def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) -> Iterator[tuple[Outcome, int]]:
+    """Cut, score and encode the clips of all requests from one decode; yield the end of each request."""
+    timeline = read_timeline(video.path)
+    spans, owners, lost, made = [], [], {}, {}
+    scenes = find_scenes(video.path, *scene_settings(making.cut), timeline) if making.cut.by == "scenes" else None
+    for number, request in enumerate(requests):
+        wanted = spans_of(request, video.path, timeline, scenes, making.cut)
+        if isinstance(wanted, Outcome):
+            yield wanted, 0
+        else:
+            spans += wanted
+            owners += [number] * len(wanted)
+            lost[number], made[number] = [], []
+    waiting = {number: owners.count(number) for number in made}
+    for place, clip in make_clips(video.path, spans, making.encode, making.crop, making.score) if spans else ():
+        number = owners[place]
+        if isinstance(clip, ReadyClip):
+            made[number].append(
+                keep_clip(making.folder, clip_id(requests[number], spans[place], making), spans[place], clip)
+            )
+        else:
+            lost[number].append(str(clip))
+        waiting[number] -= 1
+        if not waiting[number]:
+            clips = sorted(made.pop(number), key=lambda note: note["span"])
+            yield finish(requests[number], clips, lost.pop(number), video.sha256, making)
+
+
+def scene_settings(cut: CutPolicy) -> tuple[str, float | None, float]:
+    return cut.detector, cut.threshold, cut.min_scene
+
+
+def spans_of(
+    request: ClipRequest, video: Path, timeline: Timeline, scenes: list[Span] | None, cut: CutPolicy
+) -> list[Span] | Outcome:
+    """Return what is to be cut for a request, or how it ends without."""
+    span = Span(0.0, timeline.end / MICROSECOND) if request.span is None else Span(*map(float, request.span))
+    reason = refuse(span, timeline)
+    if (reason or request.span is None) and (missing := missing_end(video)):
+        return Outcome(request.id, "failed", "truncated", detail=missing)
+    if reason:
+        return Outcome(request.id, "failed", "bad-span", detail=reason)
+    if scenes is None:
+        return [span]
+    inside = [Span(max(start, span.start), min(end, span.end)) for start, end in scenes]
+    found = fit_durations((part for part in inside if part.start < part.end), cut.minimum, cut.maximum)
+    found = [part for part in found if not refuse(part, timeline)]
+    return found or Outcome(request.id, "filtered", "no scene", detail=f"found none of {cut.minimum:g} s or more")
+
+
+def missing_end(video: Path) -> str:
+    """Return how much earlier a file ends than its header says, empty where it does not.
+
+    A span tells how much is wanted; of a whole video only the header can.
+    """
+    with av.open(str(video)) as container:
+        stream = best_stream(container)
+        if stream.duration is None:
+            return ""
+        ends = [packet.pts + (packet.duration or 0) for packet in packets(container, stream) if packet.pts is not None]
+        found = (max(ends, default=0) - (stream.start_time or 0)) * stream.time_base
+        expected = stream.duration * stream.time_base
+        early = microseconds(expected - found) > SLACK
+        return f"found {float(found):g} s of video, expected {float(expected):g} s as in its header" if early else ""
+
+
+def clip_id(request: ClipRequest, span: Span, making: Making) -> str:
+    """Return the UUID-5 of source and span: the request's own, or with scenes that of the scene."""
+    if making.cut.by == "spans":
+        return request.id
+    start, end = (Fraction(microseconds(time), MICROSECOND) for time in span)
+    return replace(request, span=(start, end)).id
+
+
+def place_of(folder: Path, id: str, ending: str) -> Path:
+    """Return where in the work folder something of an id lies."""
+    return folder / CLIPS / id[:3] / f"{id}.{ending}"
+
+
+def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, Any]:
+    """Write the mp4 of a clip and return all else that is known of it."""
+    path = place_of(folder, id, "mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, clip.video)
+    return {
+        "id": id,
+        "span": list(span),
+        "info": asdict(clip.info),
+        "times": clip.times,
+        "box": list(clip.box),
+        "scores": clip.scores,
+        "perceptual": clip.perceptual.hex(),
+        "sha256": exact_hash(clip.video),
+        "bytes": len(clip.video),
+    }
+
+
+def finish(
+    request: ClipRequest, clips: list[dict[str, Any]], lost: list[str], sha256: str, making: Making
+) -> tuple[Outcome, int]:
+    """Write the notes of a request whose clips are all on disk; return how it ended."""
+    if not clips:
+        return Outcome(request.id, "failed", "undecodable", detail=lost[0]), 0
+    notes = {"clips": clips, "lost": lost, "video_sha256": sha256, "parameters": making.parameters}
+    path = place_of(making.folder, request.id, "json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(notes).encode())
+    return Outcome(request.id, "ok"), sum(clip["bytes"] for clip in clips)

@@ -1,0 +1,189 @@
+"""Clips: the frames of one decode become mp4s, scores and hashes, clip by clip, as the frames come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from data_prep.stages.cut import Shown, Span, Timeline, cut, microseconds, read_timeline
+from data_prep.stages.encode import EncodePolicy, Fitter, even_size, schedule
+from data_prep.stages.score.duplicate import video_hash
+from data_prep.stages.score.geometry import geometry
+from data_prep.stages.score.letterbox import Box, find_box, letterbox, levels
+from data_prep.stages.score.motion import motion
+from data_prep.stages.score.overlay import overlay
+from data_prep.stages.score.quality import quality
+from data_prep.stages.score.text import text
+from videodiff.data.decode import DecodeError, VideoInfo
+from videodiff.data.encode import Encoder
+
+# Frames a second that are scored, but at least so many a clip; their short side in pixels.
+SCORED_FPS, FEWEST, SCORED_SIDE = 2.0, 4, 256
+# Microseconds of a clip after which its bars are decided on; until then its frames are held back.
+LOOK_AHEAD = 1_000_000
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What is measured on a clip: uint8 `t h w c` at so many frames a second, cropped and upright."""
+
+    frames: np.ndarray
+    fps: float
+
+
+@dataclass(frozen=True)
+class ReadyClip:
+    """A clip as it goes into a shard.
+
+    times: when each of its frames is shown in its source, in microseconds; box: what was left of the source's frame,
+    before turning it upright; perceptual: see `duplicate.video_hash`; sampled: frames for scores by a model.
+    """
+
+    video: bytes
+    info: VideoInfo
+    times: list[int]
+    box: Box
+    scores: dict[str, float]
+    perceptual: bytes
+    sampled: Sampled
+
+
+def make_clips(
+    source: str | Path, spans: Sequence[Span], policy: EncodePolicy, crop: bool = True, scored: bool = True
+) -> Iterator[tuple[int, ReadyClip | DecodeError]]:
+    """Yield the number of each span with its clip, or with why there is none; DecodeError where there is no video.
+
+    The source is decoded once. Letterbox bars are decided on in the first second of a clip and cropped (`crop`); the
+    clips in which the rest disagrees, such as one that opens in the dark, are decoded once more. Without `scored`
+    there are no scores but those of the geometry. Memory: the samples and the mp4s of the spans open at one time.
+    """
+    timeline = read_timeline(source)
+    again: dict[int, Box] = {}
+    for number, made in make(source, spans, timeline, policy, {}, crop, scored):
+        if isinstance(made, Box):
+            again[number] = made
+        else:
+            yield number, made
+    numbers = list(again)
+    boxes = {place: again[number] for place, number in enumerate(numbers)}
+    redone = [spans[number] for number in numbers]
+    for place, made in make(source, redone, timeline, policy, boxes, crop, scored) if redone else ():
+        yield numbers[place], made
+
+
+def make(
+    source: str | Path,
+    spans: Sequence[Span],
+    timeline: Timeline,
+    policy: EncodePolicy,
+    boxes: dict[int, Box],
+    crop: bool,
+    scored: bool,
+) -> Iterator[tuple[int, ReadyClip | DecodeError | Box]]:
+    """Yield a clip, an error, or the box that the clip must be made with instead."""
+    makers: dict[int, Maker] = {}
+    for number, item in cut(source, spans, timeline):
+        if isinstance(item, Shown):
+            if number not in makers:
+                times = timeline.within(*map(microseconds, spans[number]))
+                makers[number] = Maker(times, timeline, policy, boxes.get(number), crop, scored)
+            makers[number].add(item)
+        elif item is None:
+            yield number, makers.pop(number).finish()
+        else:
+            makers.pop(number, None)
+            yield number, item
+
+
+class Maker:
+    """One clip in the making."""
+
+    def __init__(
+        self, times: np.ndarray, timeline: Timeline, policy: EncodePolicy, box: Box | None, crop: bool, scored: bool
+    ) -> None:
+        self.ratio, self.policy, self.box, self.crop, self.scored = timeline.ratio, policy, box, crop, scored
+        self.kept, self.rate = schedule(times, timeline.fps, policy.fps)
+        self.scored_fps = max(SCORED_FPS, FEWEST * float(self.rate) / len(self.kept))
+        self.due = set(schedule(self.kept, self.rate, self.scored_fps)[0].tolist())
+        self.left, self.held = set(self.kept.tolist()), []
+        self.decided, self.open_at = box is not None, int(times[0]) + LOOK_AHEAD
+        self.rows = self.columns = self.fitter = self.encoder = self.error = None
+        self.samples: list[np.ndarray] = []
+        self.reformatter = VideoReformatter()
+
+    def add(self, shown: Shown) -> None:
+        """Take the next frame that is shown in the span."""
+        if self.error is not None or shown.time not in self.left:
+            return
+        self.left.remove(shown.time)
+        if self.crop and not self.decided and shown.time in self.due:
+            self.look(shown.frame)
+        self.held.append(shown)
+        if self.encoder is not None or self.decided or not self.crop or shown.time >= self.open_at:
+            self.release()
+
+    def look(self, frame: av.VideoFrame) -> None:
+        """Note how bright the rows and columns of the source's frame are."""
+        grey = self.reformatter.reformat(frame, format="gray", threads=1).to_ndarray()
+        rows, columns = levels(grey)
+        self.rows = rows if self.rows is None else np.maximum(self.rows, rows)
+        self.columns = columns if self.columns is None else np.maximum(self.columns, columns)
+
+    def release(self) -> None:
+        """Encode the frames that were held back."""
+        try:
+            for time, frame in self.held:
+                if self.fitter is None:
+                    self.start(frame)
+                fitted = self.fitter(frame)
+                if self.scored and time in self.due:
+                    self.sample(fitted)
+                self.encoder.add(fitted)
+        except DecodeError as error:
+            self.error = error
+        self.held = []
+
+    def start(self, first: av.VideoFrame) -> None:
+        """Decide on the box and open the encoder."""
+        if self.box is None:
+            self.box = find_box(self.rows, self.columns) if self.crop else Box(0, 0, first.height, first.width)
+        self.fitter = Fitter(first, self.box, self.ratio, self.policy.short_side)
+        policy, size = self.policy, (self.fitter.height, self.fitter.width)
+        self.encoder = Encoder(*size, float(self.rate), policy.crf, policy.preset, policy.codec)
+        self.area = first.width * first.height
+
+    def sample(self, fitted: av.VideoFrame) -> None:
+        """Keep a frame for the scores."""
+        width, height = even_size(fitted.width, fitted.height, SCORED_SIDE)
+        small = self.reformatter.reformat(fitted, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
+        self.samples.append(small.to_ndarray())
+
+    def finish(self) -> ReadyClip | DecodeError | Box:
+        """Return the clip, why there is none, or the box that it needs."""
+        self.release()
+        if self.error is not None:
+            return self.error
+        if self.crop and not self.decided and (box := find_box(self.rows, self.columns)) != self.box:
+            return box
+        video, rate = self.encoder.finish(), self.encoder.fps
+        info = VideoInfo(self.fitter.width, self.fitter.height, self.encoder.frames, rate, self.encoder.frames / rate)
+        scores, perceptual = geometry(info), b""
+        scores["cropped"] = 1 - self.box.height * self.box.width / self.area
+        sampled = Sampled(np.stack(self.samples) if self.scored else np.empty((0, 0, 0, 3), np.uint8), self.scored_fps)
+        if self.scored:
+            scores |= pixel_scores(sampled.frames, sampled.fps)
+            perceptual = video_hash(sampled.frames)
+        return ReadyClip(video, info, self.kept.tolist(), self.box, scores, perceptual, sampled)
+
+
+def pixel_scores(frames: np.ndarray, fps: float) -> dict[str, float]:
+    """Return every score that needs no model from outside, of uint8 `t h w c` at `fps`."""
+    return {name: value for score in PIXEL_SCORES for name, value in score(frames, fps).items()}
+
+
+PIXEL_SCORES = (motion, letterbox, text, overlay, quality)

@@ -1,0 +1,117 @@
+"""Encode: cut, crop, turn, scale and time the frames of a clip as the encode policy says, and make an mp4 of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.filter import Graph
+
+from data_prep.stages.cut import MICROSECOND
+from videodiff.data.decode import DecodeError
+from videodiff.data.encode import CODECS, Encoder
+
+# Tried in this order where hardware is wanted.
+HARDWARE_FIRST = ("h264_nvenc", "libx264")
+
+
+@dataclass(frozen=True)
+class EncodePolicy:
+    """How every clip is encoded: H.264, yuv420p, closed GOP of 12, index in front, one stream, constant frame rate.
+
+    short_side: pixels, larger clips are scaled down to it, none is scaled up; fps: faster sources lose frames until
+    they are no faster, none is repeated; crf, preset, codec: see `videodiff.data.encode`. Only libx264 gives the same
+    bytes on every machine.
+    """
+
+    short_side: int = 256
+    fps: float | None = None
+    crf: int = 18
+    preset: str = "veryfast"
+    codec: str = "libx264"
+
+    def __post_init__(self) -> None:
+        if self.short_side < 2 or not 0 <= self.crf <= 51 or not (self.fps is None or 0 < self.fps < 1000):
+            raise ValueError(
+                f"encode: found short_side={self.short_side} crf={self.crf} fps={self.fps}, expected at least 2, 0 to "
+                "51, above 0 and below 1000 or null"
+            )
+        if self.codec not in CODECS:
+            raise ValueError(f"encode.codec: found {self.codec!r}, expected one of {', '.join(CODECS)}")
+
+
+def first_working(codecs: Sequence[str] = HARDWARE_FIRST) -> str:
+    """Return the first encoder that encodes a frame here: that one is compiled in does not mean that it works."""
+    for codec in codecs:
+        with contextlib.suppress(av.FFmpegError, ValueError, KeyError):
+            encoder = Encoder(256, 256, 24.0, codec=codec)
+            encoder.add(av.VideoFrame.from_ndarray(np.zeros((384, 256), np.uint8), format="yuv420p"))
+            encoder.finish()
+            return codec
+    raise ValueError(f"encode.codec: found none of {', '.join(codecs)} working, expected one")
+
+
+def schedule(times: np.ndarray, usual: Fraction, fps: float | None) -> tuple[np.ndarray, Fraction]:
+    """Return which of a clip's frames are kept, by their times in microseconds, and the constant rate they play at.
+
+    Without `fps` every frame is kept, once. With it the first frame in each of its ticks is. The rate is the source's
+    `usual` one, but where these frames come at another: the mean one.
+    """
+    if fps is not None:
+        # The hundredth of a tick forgives timestamps that were rounded down.
+        ticks = np.floor((times - times[0]) * (fps / MICROSECOND) + 0.01)
+        kept = times[np.flatnonzero(np.diff(ticks, prepend=-1))]
+        if len(kept) < len(times):
+            return kept, Fraction(fps).limit_denominator(1001)
+    if len(times) < 2:
+        return times, usual
+    mean = Fraction((len(times) - 1) * MICROSECOND, int(times[-1] - times[0]))
+    return times, usual if abs(mean / usual - 1) < 0.01 else mean
+
+
+def even_size(width: float, height: float, short_side: int) -> tuple[int, int]:
+    """Return width and height, both even, scaled down to this short side where they are larger."""
+    scale = min(1.0, short_side / min(width, height))
+    return tuple(max(2 * round(side * scale / 2), 2) for side in (width, height))
+
+
+class Fitter:
+    """Crop, turn and scale frames like `first` to yuv420p in BT.601.
+
+    box: top, left, height, width in the frame as coded; ratio: width of a pixel as shown over its height. The matrix
+    is changed after scaling, when there are fewer pixels. Every step is bit-exact on every processor.
+    """
+
+    def __init__(self, first: av.VideoFrame, box: tuple[int, int, int, int], ratio: Fraction, short_side: int) -> None:
+        top, left, height, width = box
+        self.kind = first.width, first.height, first.format.name
+        turns = round(first.rotation / 90) % 4
+        shown = (width * ratio, height) if turns % 2 == 0 else (height, width * ratio)
+        self.width, self.height = even_size(*shown, short_side)
+        scaled = (self.width, self.height) if turns % 2 == 0 else (self.height, self.width)
+        self.graph = Graph()
+        self.graph.threads = 1
+        steps = [
+            ("buffer", "video_size={}x{}:pix_fmt={}".format(*self.kind)
+             + f":time_base=1/{MICROSECOND}:colorspace={int(first.colorspace)}:range={int(first.color_range)}"),
+            ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
+            ("scale", "{}:{}:flags=area+accurate_rnd+bitexact".format(*scaled)),
+            ("scale", "out_color_matrix=bt601:out_range=tv:flags=accurate_rnd+bitexact"),
+            ("format", "yuv420p"),
+            *[("transpose", "cclock")] * turns,
+            ("buffersink", None),
+        ]  # fmt: skip
+        nodes = [self.graph.add(name, arguments) for name, arguments in steps]
+        self.graph.link_nodes(*nodes).configure()
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Return a new frame; DecodeError where the source changed its size or format."""
+        kind = frame.width, frame.height, frame.format.name
+        if kind != self.kind:
+            raise DecodeError(f"found a frame of {kind}, expected {self.kind} as before")
+        self.graph.vpush(frame)
+        return self.graph.vpull()

@@ -1,0 +1,47 @@
+"""videodiff prep: metadata or footage in, curated shards and a summary of every input out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from data_prep.prep import WORK, format_summary, prep
+from videodiff.data.files import write_whole
+
+OVERRIDES = "overrides.yaml"
+ONCE = {"source", "takedown", "retry", "out"}
+
+
+def expand(overrides: list[str]) -> list[str]:
+    """Without source= put the overrides of the last call for this out= before the new ones."""
+    given = dict(o.partition("=")[::2] for o in overrides)
+    path = Path(given.get("out", "").strip("'\"")) / WORK / OVERRIDES
+    if "source" in given or "out" not in given or not path.is_file():
+        return overrides
+    return [*(o for o in OmegaConf.load(path) if o.partition("=")[0] not in given), *overrides]
+
+
+def run(cfg: DictConfig) -> None:
+    """Prepare as configured and print what became of the inputs."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    rules = settings.pop("prep")
+    limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
+    bar = tqdm(unit="input", desc="prep", delay=0.5)
+
+    def show(done: int, total: int, counts: Counter) -> None:
+        bar.total = total
+        rest = ", ".join(f"{counts[status]} {status}" for status in ("ok", "filtered", "failed") if counts[status])
+        bar.set_postfix_str(f"{rest}, {counts['bytes'] / 2**30:.2f} GiB", refresh=False)
+        bar.update(done - bar.n)
+
+    try:
+        summary = prep(**settings, filter=limits, near=rules["duplicates"]["near"], progress=show)
+    finally:
+        bar.close()
+    kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
+    write_whole(Path(cfg.out) / WORK / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)).encode())
+    print(format_summary(summary, cfg.out))
