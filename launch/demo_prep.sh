@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What `make demo-prep` runs: simulated footage behind a local web server, metadata with spans, shards, a summary.
+# Starts afresh each time: removes datasets/demo_prep and nothing else.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+port=${PORT:-8765}
+bin=${BIN:-.venv/bin}
+root=datasets/demo_prep
+
+rm -rf $root
+mkdir -p $root
+"$bin/videodiff" simulate world=bouncing out=$root/footage clips=24 size=96
+mkdir $root/footage/again
+cp $root/footage/*3.mp4 $root/footage/again/                      # these come twice,
+: > $root/footage/empty.mp4                                       # this one is empty,
+head -c 3000 $root/footage/again/*13.mp4 > $root/footage/cut.mp4  # and this one ends early.
+
+"$bin/python" - $root "http://127.0.0.1:$port" <<'END'
+import json, pathlib, sys
+
+root, url = pathlib.Path(sys.argv[1]), sys.argv[2]
+lines = []
+for video in sorted(root.glob("footage/**/*.mp4")):
+    caption = root / "footage" / f"{video.stem}.txt"
+    words = caption.read_text().strip() if caption.is_file() else None
+    for start, end in ((0, 1), (1, 2)):
+        address = f"{url}/{video.relative_to(root / 'footage')}"
+        lines.append({"url": address, "start": start, "end": end, "caption": words, "licence": "CC0-1.0"})
+lines.append({"url": f"{url}/missing.mp4", "start": 0, "end": 1})
+lines.append({"url": f"{url}/0000.mp4", "start": 2, "end": 1})
+text = "".join(json.dumps(line) + "\n" for line in lines) + "this is no JSON\n"
+(root / "metadata.jsonl").write_text(text)
+END
+
+"$bin/python" -m http.server "$port" --bind 127.0.0.1 --directory $root/footage > /dev/null 2>&1 &
+server=$!
+trap 'kill $server' EXIT
+sleep 2
+
+"$bin/videodiff" prep source=$root/metadata.jsonl kind=table out=$root/out acquire.rate=1000 \
+    "reader.columns={video:url,start:start,end:end,caption:caption,licence:licence}" \
+    prep.filter.duration.min=0.5 prep.filter.motion.min=0.001 prep.filter.short_side.min=32
+"$bin/videodiff" inspect $root/out
+echo "== $SECONDS s. What became of every input is in $root/out/summary.json:"
+cat $root/out/summary.json
