@@ -14,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from videodiff.data.cache import CachedFolder
 from videodiff.data.decode import VideoInfo
 from videodiff.data.manifest import FIELDS, NAME, ManifestError, sync_folder, write_manifest, write_whole
+from videodiff.data.remote import RemoteError, Url, place_of
 from videodiff.text.words import split_words
 
 WORDS = "words.txt"
@@ -162,9 +164,14 @@ def read_notes(members: dict[str, bytes]) -> dict[str, Any]:
     return notes
 
 
-def read_sample(root: str | Path, row: dict[str, Any], only: Collection[str] | None = None) -> dict[str, bytes]:
-    """Return the files of a sample by extension, read at its offset; with `only`, those of these extensions."""
-    path, prefix, end = Path(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
+def read_sample(
+    root: str | Path | Url | CachedFolder, row: dict[str, Any], only: Collection[str] | None = None
+) -> dict[str, bytes]:
+    """Return the files of a sample by extension, read at its offset; with `only`, those of these extensions.
+
+    `root` is a folder, a URL that is read by ranges, or the `root` of a manifest that was loaded with a cache.
+    """
+    path, prefix, end = place_of(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
     members, found = {}, False
     try:
         with path.open("rb") as file:
@@ -178,6 +185,8 @@ def read_sample(root: str | Path, row: dict[str, Any], only: Collection[str] | N
                     extension, found = member.name.removeprefix(prefix), True
                     if only is None or extension in only:
                         members[extension] = tar.extractfile(member).read()
+    except RemoteError:
+        raise
     except (tarfile.TarError, OSError) as error:
         raise ManifestError(
             f"{path}: {row['key']}: expected its files at offset {row['offset']}, as in the manifest: {error}"
