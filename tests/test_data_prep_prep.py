@@ -219,7 +219,7 @@ def test_a_takedown_leaves_shards_scores_and_work_folder(copied, tmp_path, prepa
 
 
 def read_sample_ids(out: Path) -> list[str]:
-    return Manifest.load(out).table.column("key").to_pylist()
+    return Manifest.load(out).column("key").tolist()
 
 
 def test_only_allowed_licences_are_kept_and_nothing_of_the_rest_stays(copied):

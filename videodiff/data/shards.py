@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -15,9 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from videodiff.data.cache import CachedFolder
 from videodiff.data.decode import VideoInfo
 from videodiff.data.files import stage, sync
-from videodiff.data.manifest import FIELDS, NAME, ManifestError, manifest_bytes
+from videodiff.data.manifest import FIELDS, NAME, ManifestError, ManifestWriter
+from videodiff.data.remote import RemoteError, Url, place_of
 from videodiff.text.words import split_words
 
 WORDS = "words.txt"
@@ -117,21 +120,21 @@ class ShardWriter:
             raise ValueError(f"{self.root}: found no samples to write, expected at least one")
         self._close_shard()
         ranked = sorted(self.words, key=lambda word: (-self.words[word], word))
-        staged = {
-            WORDS: stage(self.root / WORDS, "".join(f"{word}\n" for word in ranked).encode()),
-            NAME: stage(self.root / NAME, manifest_bytes(self.rows, self.shards)),
-        }
-        # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without its
-        # manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
-        (self.root / NAME).unlink(missing_ok=True)
-        for shard in self.shards:
-            os.replace(self.root / f".{shard['name']}.partial", self.root / shard["name"])
-        for stale in self._tars() - {shard["name"] for shard in self.shards}:
-            (self.root / stale).unlink()
-        sync(self.root)
-        for name, partial in staged.items():
-            os.replace(partial, self.root / name)
-        sync(self.root)
+        words = stage(self.root / WORDS, "".join(f"{word}\n" for word in ranked).encode())
+        rows, scores = iter(self.rows), sorted({name for row in self.rows for name in row} - FIELDS.keys())
+        with ManifestWriter(self.root, scores) as manifest:
+            for shard in self.shards:
+                manifest.add(shard, list(itertools.islice(rows, shard["samples"])))
+            manifest.finish()
+            # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without
+            # its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
+            (self.root / NAME).unlink(missing_ok=True)
+            for shard in self.shards:
+                os.replace(self.root / f".{shard['name']}.partial", self.root / shard["name"])
+            for stale in self._tars() - {shard["name"] for shard in self.shards}:
+                (self.root / stale).unlink()
+            os.replace(words, self.root / WORDS)
+            sync(self.root)
 
     def _tars(self) -> set[str]:
         pattern = re.compile(rf"{re.escape(self.name)}-\d{{5}}\.tar")
@@ -173,9 +176,14 @@ def read_notes(members: dict[str, bytes]) -> dict[str, Any]:
     return notes
 
 
-def read_sample(root: str | Path, row: dict[str, Any], only: Collection[str] | None = None) -> dict[str, bytes]:
-    """Return the files of a sample by extension, read at its offset; with `only`, those of these extensions."""
-    path, prefix, end = Path(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
+def read_sample(
+    root: str | Path | Url | CachedFolder, row: dict[str, Any], only: Collection[str] | None = None
+) -> dict[str, bytes]:
+    """Return the files of a sample by extension, read at its offset; with `only`, those of these extensions.
+
+    `root` is a folder, a URL that is read by ranges, or the `root` of a manifest that was loaded with a cache.
+    """
+    path, prefix, end = place_of(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
     members, found = {}, False
     try:
         with path.open("rb") as file:
@@ -189,6 +197,8 @@ def read_sample(root: str | Path, row: dict[str, Any], only: Collection[str] | N
                     extension, found = member.name.removeprefix(prefix), True
                     if only is None or extension in only:
                         members[extension] = tar.extractfile(member).read()
+    except RemoteError:
+        raise
     except (tarfile.TarError, OSError) as error:
         raise ManifestError(
             f"{path}: {row['key']}: expected its files at offset {row['offset']}, as in the manifest: {error}"

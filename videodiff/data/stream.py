@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,23 +88,14 @@ class Clips(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @cached_property
-    def shards(self) -> list[np.ndarray]:
-        """The rows of each shard, in the order of the manifest."""
-        names = np.array([shard["name"] for shard in self.manifest.shards])
-        order = np.argsort(names)
-        shard = order[np.searchsorted(names, self.manifest.table.column("shard").to_pylist(), sorter=order)]
-        rows = np.argsort(shard, kind="stable")
-        return np.split(rows, np.searchsorted(shard[rows], np.arange(1, len(names))))
-
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return how many samples of each kind each shard holds, and the kinds: what the order needs to know."""
-        return count_kinds((self.kinds[rows] for rows in self.shards), leave_out=True)
+        return count_kinds(np.split(self.kinds, self.manifest.starts[1:-1]), leave_out=True)
 
     def index(self, shard: int, kind: int, member: int) -> int:
         """Return the index of the `member`-th sample of a kind in a shard."""
-        rows = self.shards[shard]
-        return int(np.searchsorted(self.rows, rows[self.kinds[rows] == kind][member]))
+        start, stop = self.manifest.starts[shard : shard + 2]
+        return int(np.searchsorted(self.rows, start + np.flatnonzero(self.kinds[start:stop] == kind)[member]))
 
     def __getitem__(self, item: Item | tuple[int, int, int, int]) -> dict[str, Any]:
         item = Item(*item)

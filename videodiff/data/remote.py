@@ -1,0 +1,217 @@
+"""Files at a URL (http, https, s3), read by ranges: a request that fails is made again, later and later."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+
+ATTEMPTS = 6
+WAIT = 0.5  # seconds before the second attempt, twice as many before each further one
+CONNECT, READ = 10.0, 60.0  # seconds without a sign of life
+PIECE = 2**24
+BUFFER = 2**18
+BUSY = {408, 425, 429, 500, 502, 503, 504}
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role",
+    "http": "a line for its host in ~/.netrc",
+    "https": "a line for its host in ~/.netrc",
+}
+
+
+class RemoteError(OSError):
+    """A file at a URL that cannot be read."""
+
+
+class Broken(Exception):
+    """An attempt that failed, and of which the next may succeed."""
+
+
+class Piece(NamedTuple):
+    """A range of a file, the size of the whole file, and its ETag: another one means another content."""
+
+    data: bytes
+    size: int
+    tag: str
+
+
+@dataclass(frozen=True)
+class Url:
+    """A file or folder at a URL; like a `Path` it has `/`, `parent` and `open`."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.text)
+        if parts.scheme not in CREDENTIALS or not parts.hostname or "@" in parts.netloc:
+            expected = ", ".join(f"{scheme}://" for scheme in CREDENTIALS)
+            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+            raise ValueError(f"url: found {shown}, expected {expected} and a host, without a user")
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __truediv__(self, name: str) -> Url:
+        return Url(f"{self.text.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.text.rsplit("/", 1)[1]
+
+    @property
+    def parent(self) -> Url:
+        """The folder that a file lies in."""
+        return Url(self.text.rsplit("/", 1)[0])
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Open a file for reading and seeking; only what is read is fetched."""
+        return io.BufferedReader(Ranges(self), BUFFER)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield a file from begin to end; RemoteError where it was replaced on the way."""
+        piece = fetch(self, 0, PIECE)
+        yield piece.data
+        for start in range(PIECE, piece.size, PIECE):
+            yield fetch(self, start, start + PIECE, piece.tag).data
+
+
+class Ranges(io.RawIOBase):
+    """A file at a URL of which every read is a request."""
+
+    def __init__(self, url: Url) -> None:
+        self.url, self.position = url, 0
+        _, self.size, self.tag = fetch(url, 0, 1)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self.position >= self.size or not len(buffer):
+            return 0
+        data = fetch(self.url, self.position, self.position + min(len(buffer), PIECE), self.tag).data
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def place_of(name: Any) -> Any:
+    """Return a Url for a string with a scheme, a Path for another one; what is a place already stays."""
+    if not isinstance(name, str):
+        return name
+    return Url(name) if "://" in name else Path(name)
+
+
+def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
+    """Return the bytes from start to stop, fewer at the end of the file; with `tag`, of the file that has this ETag."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            # Partly random: a thousand ranks that failed together must not come back together.
+            time.sleep(WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        try:
+            piece = attempt_fetch(url, start, stop)
+            break
+        except Broken as error:
+            reason = error
+    else:
+        raise RemoteError(f"{url}: found no answer in {ATTEMPTS} attempts: {reason}") from reason
+    if tag not in (None, piece.tag):
+        raise RemoteError(f"{url}: found ETag {piece.tag}, expected {tag}: it was replaced while it was read")
+    return piece
+
+
+def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
+    """Ask for a range once; Broken where it may be there later, RemoteError where it will not."""
+    scheme = urlsplit(url.text).scheme
+    status, headers, data = GET[scheme](url.text, f"bytes={start}-{stop - 1}")
+    if status in BUSY:
+        raise Broken(f"status {status}")
+    if status in (401, 403):
+        raise RemoteError(
+            f"{url}: found status {status}, expected a file that the credentials may read: set {CREDENTIALS[scheme]}"
+        )
+    if status == 404:
+        raise RemoteError(f"{url}: found no such file, expected one")
+    if status != 206:
+        raise RemoteError(f"{url}: found status {status}, expected 206: a server that answers with ranges")
+    size = int(headers["content-range"].rpartition("/")[2])
+    if len(data) != min(stop, size) - start:
+        raise Broken(f"ended after {len(data)} of {min(stop, size) - start} bytes")
+    return Piece(data, size, headers.get("etag", ""))
+
+
+Reply = tuple[int, Mapping[str, str], bytes]
+
+
+def get_http(url: str, span: str) -> Reply:
+    """Return status, headers and, of a range, the bytes."""
+    headers = {"Range": span, "Accept-Encoding": "identity"}
+    session = http_session(os.getpid(), threading.get_ident())
+    try:
+        with session.get(url, headers=headers, timeout=(CONNECT, READ), stream=True) as reply:
+            return reply.status_code, reply.headers, reply.content if reply.status_code == 206 else b""
+    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        raise Broken(innermost(error)) from error
+
+
+@functools.lru_cache(maxsize=64)
+def http_session(process: int, thread: int) -> requests.Session:
+    """Return connections that stay open; they may not be shared among threads, nor with a forked process."""
+    return requests.Session()
+
+
+def get_s3(url: str, span: str) -> Reply:
+    """Return status, headers and, of a range, the bytes."""
+    from botocore import exceptions
+
+    bucket, key = urlsplit(url).netloc, urlsplit(url).path.lstrip("/")
+    try:
+        reply = s3_client(os.getpid()).get_object(Bucket=bucket, Key=key, Range=span)
+        data = reply["Body"].read()
+    except exceptions.ClientError as error:
+        return error.response["ResponseMetadata"]["HTTPStatusCode"], {}, b""
+    except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
+        raise Broken(innermost(error)) from error
+    except exceptions.BotoCoreError as error:
+        raise RemoteError(f"{url}: {error}: set {CREDENTIALS['s3']}") from error
+    return reply["ResponseMetadata"]["HTTPStatusCode"], reply["ResponseMetadata"]["HTTPHeaders"], data
+
+
+@functools.lru_cache(maxsize=1)
+def s3_client(process: int) -> Any:
+    """Return a client with the credentials and the endpoint that the environment names, as for any AWS program."""
+    from botocore.config import Config
+    from botocore.session import get_session
+
+    settings = Config(connect_timeout=CONNECT, read_timeout=READ, retries={"total_max_attempts": 1})
+    return get_session().create_client("s3", config=settings)
+
+
+GET: dict[str, Callable[[str, str], Reply]] = {"http": get_http, "https": get_http, "s3": get_s3}
+
+
+def innermost(error: BaseException) -> str:
+    """Return what went wrong at last, without the layers that passed it on."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return str(error) or type(error).__name__
