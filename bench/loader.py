@@ -1,0 +1,265 @@
+"""Measure the loader against the decode ceiling and beside other loaders: same clips, windows, decoder and processes.
+
+python bench/loader.py [clips [rounds]]
+
+The ceiling is a bare loop in as many processes, that reads and decodes and keeps nothing. Every loader is warm before
+it is timed, and all take turns, round after round: a machine is never the same twice. Writes bench/out/loader.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch  # before decord
+
+# isort: split
+import numpy as np
+import torch.nn.functional as F
+import webdataset
+from torch.utils.data import DataLoader, Dataset
+
+from videodiff.data import encode as encoding
+from videodiff.data.decode import decode, decode_into, probe
+from videodiff.data.manifest import Manifest
+from videodiff.data.order import draw
+from videodiff.data.quarantine import Quarantine, Sample
+from videodiff.data.shards import ShardWriter, clip_sample, read_sample
+from videodiff.data.workers import Request, Work, Workers
+
+try:
+    # Its package of image datasets asks for torchvision.
+    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+    import streaming
+except ImportError:
+    streaming = None
+
+SIZE, FRAMES, LENGTH, BATCH, PROCESSES, TURNS = 256, 16, 64, 16, 2, 4
+
+
+def scene(seed: int) -> np.ndarray:
+    """Return uint8 `t h w c`: a rough texture that moves under a little grain, about as hard as footage."""
+    random = torch.Generator().manual_seed(seed)
+    octaves = [torch.rand(1, 3, 2**k, 2**k, generator=random) / 2 ** (k / 2) for k in range(2, 8)]
+    wide = sum(F.interpolate(octave, (SIZE + 2 * LENGTH,) * 2, mode="bilinear") for octave in octaves)[0]
+    wide = 255 * (wide - wide.min()) / (wide.max() - wide.min())
+    views = torch.stack([wide[:, t : t + SIZE, 2 * t : 2 * t + SIZE] for t in range(LENGTH)])
+    grain = 3 * torch.randn(views.shape, generator=random)
+    return (views + grain).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def write(root: Path, clips: int) -> None:
+    """Write the same clips as tars, as loose files, and as MDS."""
+    (root / "files").mkdir()
+    with contextlib.ExitStack() as stack:
+        tars = stack.enter_context(ShardWriter(root / "tars", shard_bytes=2**20))
+        mds = streaming and stack.enter_context(
+            streaming.MDSWriter(out=str(root / "mds"), columns={"number": "int", "mp4": "bytes"}, size_limit=2**20)
+        )
+        for number in range(clips):
+            video = encoding.encode(scene(number), 24.0)
+            tars.add(f"{number:05d}", *clip_sample(video, probe(video), ["a texture"]))
+            (root / "files" / f"{number:05d}.mp4").write_bytes(video)
+            if mds:
+                mds.write({"number": number, "mp4": video})
+
+
+def window(number: int, turn: int) -> range:
+    """Return the frames to take of a clip the n-th time."""
+    start = draw(LENGTH - FRAMES + 1, number, turn)
+    return range(start, start + FRAMES)
+
+
+def read_clip(task: tuple[str, dict[str, Any], range], out: np.ndarray) -> str:
+    """Read a clip of the tars into the batch."""
+    root, row, numbers = task
+    members = read_sample(root, row, {"mp4", "txt"})
+    decode_into(out, members["mp4"], numbers)
+    return members["txt"].decode()
+
+
+def bare(root: Path, share: int, clips: int, barrier: Any) -> None:
+    """Read and decode one share of the clips again and again, whenever the barrier opens."""
+    torch.set_num_threads(1)
+    manifest = Manifest.load(root / "tars")
+    rows = [manifest.row(index) for index in range(share, clips, PROCESSES)]
+    out = np.empty((FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
+    for turn in range(1_000_000):
+        barrier.wait()
+        for row in rows:
+            read_clip((str(manifest.root), row, window(int(row["key"]), turn)), out)
+        barrier.wait()
+
+
+@contextlib.contextmanager
+def ceiling(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+    """Clips a second without a loader."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(PROCESSES + 1)
+    processes = [
+        context.Process(target=bare, args=(root, share, clips, barrier), daemon=True) for share in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+
+    def measure(turns: int) -> float:
+        start = time.perf_counter()
+        for _ in range(turns):
+            barrier.wait()
+            barrier.wait()
+        return turns * clips / (time.perf_counter() - start)
+
+    yield measure
+    for process in processes:
+        process.kill()
+
+
+@contextlib.contextmanager
+def ours(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+    """The workers of this project, over the tars in a shuffled order."""
+    manifest = Manifest.load(root / "tars")
+    rows, place = [manifest.row(index) for index in range(clips)], str(manifest.root)
+    order = np.random.default_rng(0).permutation(clips).tolist()
+
+    def requests() -> Iterator[Request]:
+        number, turn, batch = 0, 0, 0
+        while True:
+            works = []
+            for position in range(BATCH):
+                row = rows[order[number]]
+                sample = Sample(row["shard"], row["key"], row["offset"])
+                works.append(Work((batch, position), sample, (place, row, window(int(row["key"]), turn))))
+                number, turn = (number + 1) % clips, turn + (number + 1) // clips
+            yield Request((FRAMES, SIZE, SIZE, 3), works)
+            batch += 1
+
+    with Workers(read_clip, PROCESSES, BATCH * FRAMES * SIZE * SIZE * 3, stand_in, Quarantine(budget=0)) as workers:
+        batches = workers.batches(requests())
+        yield lambda turns: rate((batch.frames for batch in batches), turns * clips)
+        batches.close()
+
+
+def stand_in(asked: Work, attempt: int) -> Work:
+    raise RuntimeError(f"{asked.sample}: cannot be read")
+
+
+class Files(Dataset):
+    """Loose files, read and decoded one by one."""
+
+    def __init__(self, root: Path, clips: int) -> None:
+        self.root, self.clips = root, clips
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        turn, number = divmod(index, self.clips)
+        return decode((self.root / f"{number:05d}.mp4").read_bytes(), window(number, turn))
+
+
+@contextlib.contextmanager
+def map_style(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+    """torch's DataLoader over loose files."""
+    yield from timed(DataLoader, Files(root / "files", clips), clips)
+
+
+def first_window(sample: dict[str, Any]) -> np.ndarray:
+    return decode(sample["mp4"], window(int(sample["__key__"]), 0))
+
+
+@contextlib.contextmanager
+def web_dataset(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+    """The webdataset library with a decode stage, over the tars."""
+    tars = sorted(map(str, (root / "tars").glob("*.tar")))
+    data = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None).map(first_window).repeat()
+    yield from timed(DataLoader, data, clips)
+
+
+if streaming:
+
+    class Mds(streaming.StreamingDataset):
+        """MosaicML's streaming dataset with a decode stage."""
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            sample = super().__getitem__(index)
+            return decode(sample["mp4"], window(sample["number"], 0))
+
+
+@contextlib.contextmanager
+def mosaicml(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+    """MosaicML Streaming over its own format."""
+    streaming.base.util.clean_stale_shared_memory()
+    data = Mds(local=str(root / "mds"), batch_size=BATCH, shuffle=True, epoch_size=100 * clips)
+    yield from timed(streaming.StreamingDataLoader, data, clips)
+
+
+def timed(kind: type[DataLoader], data: Any, clips: int) -> Iterator[Callable[[int], float]]:
+    """Yield the measure of a DataLoader with the same processes and batches."""
+    loader = kind(data, batch_size=BATCH, num_workers=PROCESSES, multiprocessing_context="spawn", drop_last=True)
+    batches = [iter(loader)]
+    yield lambda turns: rate(batches[0], turns * clips)
+    # Its processes end with it.
+    batches.clear()
+
+
+def rate(batches: Iterator[Any], clips: int) -> float:
+    """Return clips a second over so many of them, all of full shape; a few batches were taken before."""
+    start, seen = time.perf_counter(), 0
+    while seen < clips:
+        batch = next(batches)
+        assert tuple(batch.shape) == (BATCH, FRAMES, SIZE, SIZE, 3)
+        seen += len(batch)
+        del batch
+    return seen / (time.perf_counter() - start)
+
+
+def gop_ratio() -> float:
+    """Return how many times more windows are decoded from groups of 12 pictures than from one long one, by CPU time."""
+    took = []
+    for encoding.GOP in (250, 12):
+        video = encoding.encode(scene(0), 24.0)
+        start = time.process_time()
+        for turn in range(40):
+            decode(video, window(0, turn))
+        took.append(time.process_time() - start)
+    return took[0] / took[1]
+
+
+def main() -> None:
+    """Print a line a round and the ratios, medians over rounds, and write bench/out/loader.json."""
+    given = [int(number) for number in sys.argv[1:]]
+    clips, rounds = given + [96, 3][len(given) :]
+    kinds = {"ceiling": ceiling, "ours": ours, "webdataset": web_dataset, "map_style": map_style}
+    if streaming:
+        kinds["mosaicml"] = mosaicml
+    rates = {name: [] for name in kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), clips)
+        for _ in range(rounds):
+            for name, kind in kinds.items():
+                # One at a time: processes that wait still take memory and time.
+                with kind(Path(folder), clips) as measure:
+                    measure(1)
+                    rates[name].append(measure(TURNS))
+                print(f"{name} {rates[name][-1]:.1f} clips/s", flush=True)
+    found = {"ceiling_fraction": median(a / b for a, b in zip(rates["ours"], rates["ceiling"], strict=True))}
+    for name in set(kinds) - {"ceiling", "ours"}:
+        found[f"vs_{name}"] = median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
+    found |= {"gop_12_vs_long": gop_ratio(), "clips_a_second": rates, "clips": clips, "processes": PROCESSES}
+    print(json.dumps({name: value for name, value in found.items() if isinstance(value, float)}, indent=2))
+    out = Path(__file__).parent / "out" / "loader.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
