@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_clips import write_dataset
 
+from videodiff.data import manifest as manifest_module
 from videodiff.data.manifest import FIELDS, Manifest, ManifestError
 
 
@@ -132,4 +133,49 @@ def test_a_gap_in_a_column_is_an_error(root):
     sizes = [None, *values(root, "fps")[1:]]
     pq.write_table(table.set_column(table.column_names.index("fps"), "fps", [sizes]), path)
     with pytest.raises(ManifestError, match=r"column fps: .* without gaps"):
+        Manifest.load(root)
+
+
+@pytest.mark.parametrize("group", [1, 4, 5, 100])
+def test_rows_are_read_by_shard_however_the_row_groups_lie(root, group):
+    whole = Manifest.load(root)
+    rows = [whole.row(index) for index in range(6)]
+    path = root / "manifest.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=group)
+    manifest = Manifest.load(root)
+    assert [manifest.row(index) for index in (5, 0, 3, 1, 4, 2, -1)] == [rows[i] for i in (5, 0, 3, 1, 4, 2, 5)]
+    shards = [shard["name"] for shard in manifest.shards]
+    assert [set(part[0]) for part in manifest.by_shard("shard")] == [{name} for name in shards]
+    assert [len(frames) for _, frames in manifest.by_shard("key", "frames")] == manifest.counts.tolist()
+    assert manifest.block(1).to_pylist() == [row for row in rows if row["shard"] == shards[1]]
+    with pytest.raises(IndexError, match="found row 6, expected one of 6"):
+        manifest.row(6)
+
+
+def test_row_groups_are_whole_shards_and_few_rows_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_module, "ROWS_A_GROUP", 3)
+    monkeypatch.setattr(manifest_module, "ROWS_KEPT", 4)
+    root = write_dataset(tmp_path, count=9)
+    manifest, file = Manifest.load(root), pq.ParquetFile(root / "manifest.parquet")
+    assert file.num_row_groups > 1
+    assert set(manifest.groups) <= set(manifest.starts)
+    for index in range(9):
+        assert manifest.row(index)["key"] == f"clip{index}"
+        assert sum(map(len, manifest.kept.values())) <= 4
+
+
+def test_the_fingerprint_of_an_older_manifest_is_computed_from_its_rows(root):
+    expected = Manifest.load(root).fingerprint
+    path = root / "manifest.parquet"
+    table = pq.read_table(path)
+    head = json.loads(table.schema.metadata[b"videodiff"])
+    assert head.pop("fingerprint") == expected
+    pq.write_table(table.replace_schema_metadata({"videodiff": json.dumps(head)}), path)
+    assert Manifest.load(root).fingerprint == expected
+
+
+def test_rows_and_the_list_of_shards_must_agree_in_number(root):
+    path = root / "manifest.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 5), path)
+    with pytest.raises(ManifestError, match="found 5 rows, expected 6 as its shards have"):
         Manifest.load(root)

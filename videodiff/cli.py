@@ -23,6 +23,7 @@ VERBS = {
     "prep": "from metadata or footage to curated shards, every input accounted for",
     "simulate": "write clips of a simulated world: mp4, caption and exact truth",
     "pack": "turn a folder, CSV or JSONL of captioned video into shards and a manifest",
+    "index": "give tars written by anyone a manifest, on disk or at a URL",
     "train": "fit a denoiser to a dataset; resume=<run> continues one to the bit",
     "sample": "make clips from captions, and from given frames",
     "evaluate": "measure a run: physics against the truth, caption following, flicker",
@@ -30,7 +31,7 @@ VERBS = {
     "inspect": "tell what is in a dataset, a run or a checkpoint",
 }
 # The verbs whose first argument may be a bare path, and the key it stands for.
-POSITIONAL = {"report": "run", "inspect": "folder", "evaluate": "run", "sample": "run"}
+POSITIONAL = {"index": "tars", "report": "run", "inspect": "folder", "evaluate": "run", "sample": "run"}
 FAILURES = (ValueError, OSError, HydraException, OmegaConfBaseException)
 
 

@@ -24,6 +24,8 @@ from videodiff.data.remote import RemoteError, Url, place_of
 from videodiff.text.words import split_words
 
 WORDS = "words.txt"
+# Of the files of a sample the first of these is its video; an image is a video of one frame.
+VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "jpg", "jpeg", "png", "webp")
 REQUIRED = ("width", "height", "frames", "fps")
 
 
@@ -119,6 +121,7 @@ class ShardWriter:
         if not self.rows:
             raise ValueError(f"{self.root}: found no samples to write, expected at least one")
         self._close_shard()
+<<<<<<< HEAD
         ranked = sorted(self.words, key=lambda word: (-self.words[word], word))
         words = stage(self.root / WORDS, "".join(f"{word}\n" for word in ranked).encode())
         rows, scores = iter(self.rows), sorted({name for row in self.rows for name in row} - FIELDS.keys())
@@ -135,6 +138,17 @@ class ShardWriter:
                 (self.root / stale).unlink()
             os.replace(words, self.root / WORDS)
             sync(self.root)
+=======
+        # Without its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
+        (self.root / NAME).unlink(missing_ok=True)
+        for shard in self.shards:
+            os.replace(self.root / f".{shard['name']}.partial", self.root / shard["name"])
+        for stale in self._tars() - {shard["name"] for shard in self.shards}:
+            (self.root / stale).unlink()
+        sync_folder(self.root)
+        write_whole(self.root / WORDS, rank_words(self.words))
+        write_manifest(self.root, self.rows, self.shards)
+>>>>>>> remote
 
     def _tars(self) -> set[str]:
         pattern = re.compile(rf"{re.escape(self.name)}-\d{{5}}\.tar")
@@ -161,11 +175,22 @@ def clip_sample(
     return {"mp4": video, "txt": text.encode(), "json": json.dumps(notes).encode()}, row
 
 
+def rank_words(words: Counter[str]) -> bytes:
+    """Return the content of words.txt: one word a line, the most frequent first."""
+    return "".join(f"{word}\n" for word in sorted(words, key=lambda word: (-words[word], word))).encode()
+
+
 def read_captions(members: dict[str, bytes]) -> list[str]:
-    """Return the captions of a sample: the list in its json, else its txt; none where that is empty."""
-    listed = read_notes(members).get("captions")
-    captions = listed if isinstance(listed, list) else [members.get("txt", b"").decode()]
+    """Return the captions of a sample: `captions` of its json, else its txt, else `caption` of its json."""
+    notes = read_notes(members)
+    listed, alone = notes.get("captions"), members.get("txt", b"").decode() or notes.get("caption")
+    captions = listed if isinstance(listed, list) else [alone]
     return [caption for caption in captions if isinstance(caption, str) and caption]
+
+
+def video_of(members: dict[str, bytes]) -> str | None:
+    """Return the extension of a sample's video, None where it has none."""
+    return next((name for name in VIDEOS if name in members), None)
 
 
 def read_notes(members: dict[str, bytes]) -> dict[str, Any]:
@@ -194,7 +219,7 @@ def read_sample(
                         break
                     if not member.name.startswith(prefix) or not member.isreg():
                         raise tarfile.ReadError(f"found {member.name!r}")
-                    extension, found = member.name.removeprefix(prefix), True
+                    extension, found = member.name.removeprefix(prefix).lower(), True
                     if only is None or extension in only:
                         members[extension] = tar.extractfile(member).read()
     except RemoteError:
