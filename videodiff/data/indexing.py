@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from braceexpand import braceexpand
 
 from videodiff.data.decode import probe
-from videodiff.data.manifest import NAME, Manifest, ManifestWriter, plain_name, write_whole
+from videodiff.data.files import write_whole
+from videodiff.data.manifest import NAME, Manifest, ManifestWriter, plain_name
 from videodiff.data.remote import Url, place_of
 from videodiff.data.shards import VIDEOS, WORDS, rank_words, read_captions, read_notes, video_of
 from videodiff.text.words import split_words

@@ -121,9 +121,7 @@ class ShardWriter:
         if not self.rows:
             raise ValueError(f"{self.root}: found no samples to write, expected at least one")
         self._close_shard()
-<<<<<<< HEAD
-        ranked = sorted(self.words, key=lambda word: (-self.words[word], word))
-        words = stage(self.root / WORDS, "".join(f"{word}\n" for word in ranked).encode())
+        words = stage(self.root / WORDS, rank_words(self.words))
         rows, scores = iter(self.rows), sorted({name for row in self.rows for name in row} - FIELDS.keys())
         with ManifestWriter(self.root, scores) as manifest:
             for shard in self.shards:
@@ -138,17 +136,6 @@ class ShardWriter:
                 (self.root / stale).unlink()
             os.replace(words, self.root / WORDS)
             sync(self.root)
-=======
-        # Without its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
-        (self.root / NAME).unlink(missing_ok=True)
-        for shard in self.shards:
-            os.replace(self.root / f".{shard['name']}.partial", self.root / shard["name"])
-        for stale in self._tars() - {shard["name"] for shard in self.shards}:
-            (self.root / stale).unlink()
-        sync_folder(self.root)
-        write_whole(self.root / WORDS, rank_words(self.words))
-        write_manifest(self.root, self.rows, self.shards)
->>>>>>> remote
 
     def _tars(self) -> set[str]:
         pattern = re.compile(rf"{re.escape(self.name)}-\d{{5}}\.tar")
