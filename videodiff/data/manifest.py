@@ -268,6 +268,9 @@ class ManifestWriter:
                 os.replace(self.partial, self.root / NAME)
                 sync(self.root)
         finally:
+            # After an error, or on a full disk, its last bytes are not wanted any more.
+            with contextlib.suppress(OSError, ValueError):
+                self.file.close()
             with contextlib.suppress(OSError):
                 self.output.close()
             self.partial.unlink(missing_ok=True)
