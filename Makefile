@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test lint bench bench-order clean
+.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +31,9 @@ $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 demo: setup  ## simulate, pack, train, evaluate and report: the whole thing on a laptop, into runs/demo
 	launch/demo.sh
 
+demo-prep: dev  ## fetch, cut, score, filter and pack: data preparation from a web server, into datasets/demo_prep
+	launch/demo_prep.sh
+
 lint: dev  ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,6 +47,9 @@ bench: setup  ## measure how many clips a second this machine encodes, decodes a
 
 bench-order: setup  ## the order of 1 M to 100 M samples on 1,024 ranks, into bench/out/order.json
 	$(BIN)/python bench/order.py
+
+bench-loader: dev  ## the decode workers beside other loaders, into bench/out/loader.json
+	$(BIN)/python bench/loader.py
 
 clean:  ## remove .venv and what tools leave behind; datasets and runs stay
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
