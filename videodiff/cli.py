@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from videodiff import __version__
 
 VERBS = {
-    "prep": "from metadata or footage to curated shards, every input accounted for",
     "simulate": "write clips of a simulated world: mp4, caption and exact truth",
     "pack": "turn a folder, CSV or JSONL of captioned video into shards and a manifest",
+    "prep": "from metadata or footage to curated shards, every input accounted for",
     "index": "give tars written by anyone a manifest, on disk or at a URL",
     "train": "fit a denoiser to a dataset; resume=<run> continues one to the bit",
     "sample": "make clips from captions, and from given frames",
