@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
+import os
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -17,17 +18,20 @@ from videodiff.verbs.build import read_run
 
 def run(cfg: DictConfig) -> None:
     """Tell by what the folder holds which of the three it is."""
-    # Whoever reads only the head of it needs no error.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     path = Path(cfg.folder)
     if not path.is_dir():
         raise FileNotFoundError(f"folder: found no {path}, expected a dataset, a run or a checkpoint")
     if (path / "checkpoint.json").exists():
-        print(describe_checkpoint(path))
+        text = describe_checkpoint(path)
     elif (path / "config.yaml").exists():
-        print(describe_run(path))
+        text = describe_run(path)
     else:
-        print(format_description(describe_dataset(path)))
+        text = format_description(describe_dataset(path))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Whoever reads only the head of it needs no error, nor a second one when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe_run(run: Path) -> str:
