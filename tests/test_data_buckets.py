@@ -128,6 +128,13 @@ def test_batch_sizes_make_steps_of_equal_time_within_memory():
     assert max(times) / min(times) < 1.15
 
 
+def test_a_cheap_clip_is_taken_as_often_as_comes_nearest_to_the_time_of_a_dear_one():
+    # Four of the dear ones fill the memory and take 400; thirteen of the cheap ones come nearest to that.
+    assert batch_sizes([100, 30], [10, 1], 40, shares=1) == [4, 13]
+    # One clip of a bucket is the least; its time is that of all.
+    assert batch_sizes([100, 30], [40, 20], 40, shares=6) == [6, 12]
+
+
 def test_a_clip_beyond_memory_is_an_error():
     with pytest.raises(ValueError, match="max_tokens: found 100, expected at least 120"):
         batch_sizes([1, 2], [120, 60], 100, 1)

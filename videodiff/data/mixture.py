@@ -142,7 +142,7 @@ class Mixture:
             )
         if window is not None and window < 1:
             raise ValueError(f"window: found {window}, expected at least one shard, or null for all")
-        self.datasets, self.buckets, self.batch_sizes = list(datasets), list(buckets), list(batch_sizes)
+        self.datasets, self.buckets, self.batch_sizes = list(datasets), list(buckets), [int(n) for n in batch_sizes]
         for data in datasets:
             if data.repeat <= 0 or data.counts.shape[1:] != data.kinds.shape:
                 raise ValueError(
