@@ -74,7 +74,8 @@ def make(kind: str) -> tuple[bytes, dict[int, float]]:
         "one keyframe": {"g": "250", "bf": "3"},
         "b-frames": {"g": "20", "bf": "3"},
         "open groups": {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0:b-adapt=0"},
-        "intra refresh": {"x264-params": "intra-refresh=1:keyint=20:scenecut=0"},
+        # In a transport stream each start of a refresh is marked as a keyframe, though it takes 20 frames to be one.
+        "intra refresh": {"x264-params": "intra-refresh=1:keyint=20:scenecut=0:bframes=0", "container": "mpegts"},
         "only keyframes": {"g": "1"},
         "mkv": {"g": "20", "bf": "3", "container": "matroska"},
         "transport stream": {"g": "20", "bf": "3", "container": "mpegts"},

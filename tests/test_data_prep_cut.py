@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import io
 import itertools
@@ -6,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_clips import write_video
 from numbered_clips import KINDS, make, numbered, read_number
@@ -57,7 +58,7 @@ def test_a_span_gets_exactly_its_frames_wherever_it_begins_and_ends(numbered_cli
     rng, end = np.random.default_rng(0), max(shown.values()) + 0.04
     edges = np.sort(np.round(rng.uniform(0, end, (20, 2)), 3), axis=1)
     spans = [Span(start, stop) for start, stop in edges.tolist() if any(start <= t < stop for t in shown.values())]
-    spans += [Span(0, end), Span(end - 0.05, end), Span(0, 0.001)]
+    spans += [Span(0, end), Span(end - 0.05, end), Span(0, 0.001), Span(0.4, 0.8), Span(0.8, 1.2)]
     # One after the other too, so that each begins with a seek of its own.
     alone = [numbers_in(path, [span])[0] for span in spans[::3]]
     assert numbers_in(path, spans) == {number: expected(shown, span) for number, span in enumerate(spans)}
@@ -71,6 +72,7 @@ def test_the_kinds_are_what_they_are_called(numbered_clip):
     assert [len(timelines[kind].times) for kind in ("edit list", "b-frames")] == [33, 60]
     assert timelines["edit list"].keys[0][0] < 0
     assert np.diff(timelines["uneven"].times).max() > 1.4 * np.diff(timelines["uneven"].times).min()
+    assert len(timelines["intra refresh"].keys) > 1
     assert timelines["stamped by decoding"].ranked
     assert not timelines["b-frames"].ranked
     # An open group: its keyframe is decoded before frames that are shown earlier.
@@ -99,13 +101,15 @@ def test_a_little_beyond_the_end_is_the_end(numbered_clip):
     assert numbers_in(path, [Span(2, 2.45)])[0] == list(range(50, 60))
 
 
-def test_damage_costs_only_the_spans_in_which_it_is_seen(tmp_path):
+@pytest.mark.parametrize("part", ["its head", "its middle"])
+def test_damage_costs_only_the_spans_in_which_it_is_seen(tmp_path, part):
     frames = numbered()
     frames[:, :, ::2] ^= np.random.default_rng(0).integers(0, 30, frames[:, :, ::2].shape, dtype=np.uint8)
     video = bytearray(write_video(frames, g="20", bf="0", **{"x264-params": "scenecut=0"}))
     with av.open(io.BytesIO(bytes(video))) as container:
-        hit = [packet.pos for packet in container.demux(video=0) if packet.size][30]
-    video[hit + 4 : hit + 60] = bytes([255]) * 56
+        at = [packet.pos for packet in container.demux(video=0) if packet.size][30]
+    at += {"its head": 4, "its middle": 300}[part]
+    video[at : at + 60] = bytes([255]) * 60
     path = tmp_path / "damaged.mp4"
     path.write_bytes(video)
     found = numbers_in(path, [Span(0, 1), Span(1, 1.2), Span(1, 1.5), Span(1.4, 1.5), Span(1.6, 2.4)])
@@ -114,6 +118,18 @@ def test_damage_costs_only_the_spans_in_which_it_is_seen(tmp_path):
     assert found[4] == list(range(40, 60))
     assert "damaged" in found[2]
     assert "damaged" in found[3]
+
+
+def test_a_span_that_begins_in_damage_is_not_looked_for_from_the_start(numbered_clip, monkeypatch):
+    path, _ = numbered_clip("only keyframes")
+    timeline, opened = read_timeline(path), []
+    # A frame that no decoding will ever give.
+    timeline = dataclasses.replace(timeline, times=np.sort(np.append(timeline.times, 1_999_999)))
+    original = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or original(*a, **k))
+    ((_, error),) = ((n, item) for n, item in cut(path, [Span(1.9995, 2.2)], timeline) if not isinstance(item, Shown))
+    assert "cut short or damaged" in str(error)
+    assert len(opened) == 3
 
 
 @pytest.mark.parametrize("kind", ["mkv", "transport stream"])
@@ -133,6 +149,7 @@ def test_what_is_no_video_is_a_decode_error(tmp_path, content):
         list(cut(path, [Span(0, 1)]))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 99), st.integers(1, 40)), min_size=1, max_size=12),
     st.lists(st.integers(0, 140), max_size=12, unique=True).map(sorted),

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.stages.filter import check_thresholds, filter_clips, filtered
@@ -53,6 +53,7 @@ def test_other_thresholds_run_on_the_stored_scores_alone():
         assert [key for key, reason in outcome if reason is None] == kept
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=20), st.floats(-1e6, 1e6))
 def test_every_clip_has_one_outcome_and_only_those_within_pass(values, limit):
     clips = [(str(number), {"score": value}) for number, value in enumerate(values)]

@@ -8,7 +8,7 @@ from scored_clips import panning, still, with_bars, with_text
 
 from data_prep.stages.filter import filtered
 from data_prep.stages.score.geometry import geometry
-from data_prep.stages.score.letterbox import Box, find_box, letterbox, levels
+from data_prep.stages.score.letterbox import Bars, Box, letterbox
 from data_prep.stages.score.motion import motion
 from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
@@ -114,8 +114,10 @@ def test_motion_is_in_heights_of_the_frame_a_second_whatever_the_size():
 
 
 def box_of(video: np.ndarray) -> Box:
-    found = [levels(frame.max(axis=-1)) for frame in video]
-    return find_box(*(np.max(side, axis=0) for side in zip(*found, strict=True)))
+    bars = Bars()
+    for frame in video:
+        bars.add(frame.max(axis=-1))
+    return bars.box()
 
 
 def test_the_box_is_found_to_the_pixel_and_is_even():
@@ -129,6 +131,11 @@ def test_a_night_scene_and_a_black_one_have_no_bars():
     fall = np.clip(1.2 - np.abs(np.linspace(-1.2, 1.2, 256)), 0, 1)[:, None, None]
     assert box_of((night * fall).astype(np.uint8)) == Box(0, 0, 256, 456)
     assert box_of(np.zeros((3, 64, 64, 3), np.uint8)) == Box(0, 0, 64, 64)
+
+
+def test_upright_video_in_a_wide_frame_has_bars_and_a_logo_on_black_has_none():
+    assert box_of(with_bars(panning(), 0, 156)) == Box(0, 156, 256, 144)
+    assert box_of(with_bars(panning(), 100, 180)) == Box(0, 0, 256, 456)
 
 
 def test_one_bright_frame_shows_that_there_are_no_bars():

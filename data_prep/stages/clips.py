@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from data_prep.stages.cut import Shown, Span, Timeline, cut, microseconds, read_
 from data_prep.stages.encode import EncodePolicy, Fitter, even_size, schedule
 from data_prep.stages.score.duplicate import video_hash
 from data_prep.stages.score.geometry import geometry
-from data_prep.stages.score.letterbox import Box, find_box, letterbox, levels
+from data_prep.stages.score.letterbox import Bars, Box
 from data_prep.stages.score.motion import motion
 from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
@@ -28,8 +29,7 @@ SCORED_FPS, FEWEST, SCORED_SIDE = 2.0, 4, 256
 LOOK_AHEAD = 1_000_000
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """What is measured on a clip: uint8 `t h w c` at so many frames a second, cropped and upright."""
 
     frames: np.ndarray
@@ -41,7 +41,8 @@ class ReadyClip:
     """A clip as it goes into a shard.
 
     times: when each of its frames is shown in its source, in microseconds; box: what was left of the source's frame,
-    before turning it upright; perceptual: see `duplicate.video_hash`; sampled: frames for scores by a model.
+    before turning it upright; perceptual: see `duplicate.video_hash`; sampled: frames for scores by a model; both None
+    where nothing was to be scored.
     """
 
     video: bytes
@@ -49,8 +50,8 @@ class ReadyClip:
     times: list[int]
     box: Box
     scores: dict[str, float]
-    perceptual: bytes
-    sampled: Sampled
+    perceptual: bytes | None
+    sampled: Sampled | None
 
 
 def make_clips(
@@ -60,7 +61,7 @@ def make_clips(
 
     The source is decoded once. Letterbox bars are decided on in the first second of a clip and cropped (`crop`); the
     clips in which the rest disagrees, such as one that opens in the dark, are decoded once more. Without `scored`
-    there are no scores but those of the geometry. Memory: the samples and the mp4s of the spans open at one time.
+    there are the scores of the geometry only. Memory: samples and mp4s of the spans that are open at one time.
     """
     timeline = read_timeline(source)
     again: dict[int, Box] = {}
@@ -101,61 +102,60 @@ def make(
 
 
 class Maker:
-    """One clip in the making."""
+    """One clip in the making; `box` if it is known."""
 
     def __init__(
         self, times: np.ndarray, timeline: Timeline, policy: EncodePolicy, box: Box | None, crop: bool, scored: bool
     ) -> None:
-        self.ratio, self.policy, self.box, self.crop, self.scored = timeline.ratio, policy, box, crop, scored
+        self.ratio, self.policy, self.box, self.scored = timeline.ratio, policy, box, scored
         self.kept, self.rate = schedule(times, timeline.fps, policy.fps)
         self.scored_fps = max(SCORED_FPS, FEWEST * float(self.rate) / len(self.kept))
-        self.due = set(schedule(self.kept, self.rate, self.scored_fps)[0].tolist())
-        self.left, self.held = set(self.kept.tolist()), []
-        self.decided, self.open_at = box is not None, int(times[0]) + LOOK_AHEAD
-        self.rows = self.columns = self.fitter = self.encoder = self.error = None
-        self.samples: list[np.ndarray] = []
-        self.reformatter = VideoReformatter()
+        self.due = set(schedule(self.kept, self.rate, self.scored_fps)[0].tolist()) if crop or scored else set()
+        self.left, self.held, self.samples = set(self.kept.tolist()), [], []
+        self.crop, self.guess = crop, crop and box is None
+        self.decide_at = int(times[0]) + (LOOK_AHEAD if self.guess else 0)
+        self.bars, self.reformatter = Bars(), VideoReformatter()
+        self.kind = self.fitter = self.encoder = self.error = None
 
     def add(self, shown: Shown) -> None:
         """Take the next frame that is shown in the span."""
-        if self.error is not None or shown.time not in self.left:
+        time, frame = shown
+        if self.error is not None or time not in self.left:
             return
-        self.left.remove(shown.time)
-        if self.crop and not self.decided and shown.time in self.due:
-            self.look(shown.frame)
+        self.left.remove(time)
+        kind = f"{frame.width}x{frame.height} {frame.format.name}"
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            self.error, self.held = DecodeError(f"found a frame of {kind}, expected {self.kind} as before"), []
+            return
+        if time in self.due:
+            self.bars.add(self.reformatter.reformat(frame, format="gray", threads=1).to_ndarray())
         self.held.append(shown)
-        if self.encoder is not None or self.decided or not self.crop or shown.time >= self.open_at:
+        if time >= self.decide_at:
             self.release()
 
-    def look(self, frame: av.VideoFrame) -> None:
-        """Note how bright the rows and columns of the source's frame are."""
-        grey = self.reformatter.reformat(frame, format="gray", threads=1).to_ndarray()
-        rows, columns = levels(grey)
-        self.rows = rows if self.rows is None else np.maximum(self.rows, rows)
-        self.columns = columns if self.columns is None else np.maximum(self.columns, columns)
-
     def release(self) -> None:
-        """Encode the frames that were held back."""
+        """Encode the frames that were held back; the first of them decides on box and size."""
         try:
             for time, frame in self.held:
                 if self.fitter is None:
-                    self.start(frame)
+                    self.begin(frame)
                 fitted = self.fitter(frame)
+                self.encoder.add(fitted)
                 if self.scored and time in self.due:
                     self.sample(fitted)
-                self.encoder.add(fitted)
-        except DecodeError as error:
-            self.error = error
+        except av.FFmpegError as error:
+            self.error = DecodeError(f"{self.kind} cannot be fitted or encoded: {error.strerror}")
         self.held = []
 
-    def start(self, first: av.VideoFrame) -> None:
-        """Decide on the box and open the encoder."""
+    def begin(self, first: av.VideoFrame) -> None:
+        """Open filter and encoder."""
         if self.box is None:
-            self.box = find_box(self.rows, self.columns) if self.crop else Box(0, 0, first.height, first.width)
-        self.fitter = Fitter(first, self.box, self.ratio, self.policy.short_side)
-        policy, size = self.policy, (self.fitter.height, self.fitter.width)
+            self.box = self.bars.box() if self.crop else Box(0, 0, first.height, first.width)
+        policy = self.policy
+        self.fitter = Fitter(first, self.box, self.ratio, policy.short_side)
+        size = self.fitter.height, self.fitter.width
         self.encoder = Encoder(*size, float(self.rate), policy.crf, policy.preset, policy.codec)
-        self.area = first.width * first.height
 
     def sample(self, fitted: av.VideoFrame) -> None:
         """Keep a frame for the scores."""
@@ -168,22 +168,21 @@ class Maker:
         self.release()
         if self.error is not None:
             return self.error
-        if self.crop and not self.decided and (box := find_box(self.rows, self.columns)) != self.box:
+        if self.guess and (box := self.bars.box()) != self.box:
             return box
         video, rate = self.encoder.finish(), self.encoder.fps
         info = VideoInfo(self.fitter.width, self.fitter.height, self.encoder.frames, rate, self.encoder.frames / rate)
-        scores, perceptual = geometry(info), b""
-        scores["cropped"] = 1 - self.box.height * self.box.width / self.area
-        sampled = Sampled(np.stack(self.samples) if self.scored else np.empty((0, 0, 0, 3), np.uint8), self.scored_fps)
+        scores, perceptual, sampled = geometry(info), None, None
         if self.scored:
-            scores |= pixel_scores(sampled.frames, sampled.fps)
+            sampled = Sampled(np.stack(self.samples), self.scored_fps)
+            scores |= {"letterbox": self.bars.share(), **pixel_scores(*sampled)}
             perceptual = video_hash(sampled.frames)
         return ReadyClip(video, info, self.kept.tolist(), self.box, scores, perceptual, sampled)
 
 
 def pixel_scores(frames: np.ndarray, fps: float) -> dict[str, float]:
-    """Return every score that needs no model from outside, of uint8 `t h w c` at `fps`."""
+    """Return every score of uint8 `t h w c` at `fps` that needs no model from outside, but for the letterbox."""
     return {name: value for score in PIXEL_SCORES for name, value in score(frames, fps).items()}
 
 
-PIXEL_SCORES = (motion, letterbox, text, overlay, quality)
+PIXEL_SCORES = (motion, text, overlay, quality)

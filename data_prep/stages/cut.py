@@ -39,9 +39,9 @@ class Timeline:
     """What the packets of a source say without being decoded; times in microseconds from its start.
 
     times: when each frame is shown, ascending; end: when the last one is over; keys: time and seek position of every
-    packet that decoding can start at; fps: mean rate, frames a second; ratio: width
-    of a pixel as shown over its height; ranked: B-frames are stamped with the time of
-    their decoding, so that only the rank of a frame tells when it is shown.
+    packet that decoding can start at; fps: mean rate, frames a second; ratio: width of a pixel as shown over its
+    height; ranked: B-frames are stamped with the time of their decoding, so that only the rank of a frame tells when it
+    is shown.
     """
 
     times: np.ndarray
@@ -185,13 +185,15 @@ def decode_from(
     """Yield time and frame from the one shown at `wanted` on; note in `damage` from when to when frames are not right.
 
     A container may seek further than asked for, and a decoder may need more than one keyframe to recover (intra
-    refresh): where the first frame comes out too late, decoding starts one keyframe earlier.
+    refresh): where the first frame comes out too late, decoding starts one keyframe earlier, and then one more.
     """
-    for key in range(bisect.bisect_right([time for time, _ in timeline.keys], wanted) - 1, -1, -1):
+    latest = bisect.bisect_right([time for time, _ in timeline.keys], wanted) - 1
+    earliest = max(latest - 2, 0)
+    for key in range(latest, earliest - 1, -1):
         damage.clear()
         frames = (shown for shown in read_from(source, timeline, key, damage) if shown[0] >= wanted)
         first = next(frames, None)
-        if first is not None and (first[0] == wanted or key == 0):
+        if first is not None and (first[0] == wanted or key == earliest):
             yield first
             yield from frames
             return
@@ -215,12 +217,14 @@ def read_from(
         stream.codec_context.thread_count = 1
         clock = Clock(container, stream)
         if key > 0:
-            container.seek(timeline.keys[key][1], stream=stream)
+            # Where that is impossible, decoding starts at the start of the file.
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(timeline.keys[key][1], stream=stream)
         ranked = iter(timeline.times.tolist())
         for packet in packets(container, stream):
             try:
                 frames = packet.decode()
-            except av.InvalidDataError:
+            except av.FFmpegError:
                 frames = []
                 if stamp(packet) is not None:
                     spoil(clock(stamp(packet)))

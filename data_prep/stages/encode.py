@@ -12,7 +12,6 @@ import numpy as np
 from av.filter import Graph
 
 from data_prep.stages.cut import MICROSECOND
-from videodiff.data.decode import DecodeError
 from videodiff.data.encode import CODECS, Encoder
 
 # Tried in this order where hardware is wanted.
@@ -88,7 +87,6 @@ class Fitter:
 
     def __init__(self, first: av.VideoFrame, box: tuple[int, int, int, int], ratio: Fraction, short_side: int) -> None:
         top, left, height, width = box
-        self.kind = first.width, first.height, first.format.name
         turns = round(first.rotation / 90) % 4
         shown = (width * ratio, height) if turns % 2 == 0 else (height, width * ratio)
         self.width, self.height = even_size(*shown, short_side)
@@ -96,7 +94,7 @@ class Fitter:
         self.graph = Graph()
         self.graph.threads = 1
         steps = [
-            ("buffer", "video_size={}x{}:pix_fmt={}".format(*self.kind)
+            ("buffer", f"video_size={first.width}x{first.height}:pix_fmt={first.format.name}"
              + f":time_base=1/{MICROSECOND}:colorspace={int(first.colorspace)}:range={int(first.color_range)}"),
             ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
             ("scale", "{}:{}:flags=area+accurate_rnd+bitexact".format(*scaled)),
@@ -109,9 +107,6 @@ class Fitter:
         self.graph.link_nodes(*nodes).configure()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return a new frame; DecodeError where the source changed its size or format."""
-        kind = frame.width, frame.height, frame.format.name
-        if kind != self.kind:
-            raise DecodeError(f"found a frame of {kind}, expected {self.kind} as before")
+        """Return a new frame from one of the same size and format as the first."""
         self.graph.vpush(frame)
         return self.graph.vpull()

@@ -17,6 +17,7 @@ from scenedetect.detector import SceneDetector
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 from data_prep.stages.cut import MICROSECOND, Span, Timeline, decode_from, read_timeline
+from videodiff.data.decode import DecodeError
 
 # Detectors see frames of this width: PySceneDetect's own choice.
 WIDTH = 256
@@ -51,12 +52,16 @@ def find_scenes(
         times.append(time)
         grids.append(cv2.resize(image, GRID, interpolation=cv2.INTER_AREA))
         contrasts.append(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).var())
+    if not times:
+        raise DecodeError("found no frame that decodes, expected at least one")
     found = dissolves(np.array(grids), np.array(contrasts), float(timeline.fps))
     return between(cuts, [(times[first], times[last]) for first, last in found], times[0], timeline.end)
 
 
 def make_detector(detector: str, threshold: float | None, min_scene: float) -> SceneDetector:
     """Return one of PySceneDetect's detectors."""
+    # A whole number would be taken for frames.
+    min_scene = float(min_scene)
     if detector == "adaptive":
         return AdaptiveDetector(3.5 if threshold is None else threshold, min_scene_len=min_scene, window_width=3)
     if detector == "content":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 # A row is as bright as all but this share of its pixels; up to this level, of 255, it is dark; from the last row of a
 # bar to the first of the picture it is this much brighter.
 FEW, DARK, STEP = 0.02, 24, 24
-# Bars thinner than this share of the side are left alone. Every so many pixels of a row are looked at.
-THINNEST, STRIDE = 0.02, 4
+# Bars thinner or thicker than this share of the side are left alone; the thickest are those of upright video in a wide
+# frame, and beyond them is a logo on black.
+THINNEST, THICKEST = 0.02, 0.36
+# Every so many pixels of a row are looked at.
+STRIDE = 8
 
 
 class Box(NamedTuple):
@@ -44,7 +48,7 @@ def bar(level: np.ndarray) -> int:
     first, last = int(content[0]), int(len(level) - 1 - content[-1])
     # Even, as two pixels share a colour.
     width = (min(first, last) + 1) // 2 * 2
-    if width < THINNEST * len(level):
+    if not THINNEST * len(level) <= width <= THICKEST * len(level):
         return 0
     return width if min(step(level, first), step(level[::-1], last)) >= STEP else 0
 
@@ -54,14 +58,31 @@ def step(level: np.ndarray, first: int) -> int:
     return int(level[first : first + 3].max() - level[:first].max())
 
 
-def find_box(rows: np.ndarray, columns: np.ndarray) -> Box:
-    """Return the picture inside the bars, from the brightest that each row and column was in any frame."""
-    top, left = bar(rows), bar(columns)
-    return Box(top, left, len(rows) - 2 * top, len(columns) - 2 * left)
+class Bars:
+    """The bars of a clip whose frames come one by one."""
+
+    def __init__(self) -> None:
+        self.rows = self.columns = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Look at a grey frame, uint8 `h w`, of the same size as those before."""
+        rows, columns = levels(frame)
+        self.rows, self.columns = np.maximum(self.rows, rows), np.maximum(self.columns, columns)
+
+    def box(self) -> Box:
+        """Return the picture inside the bars, for the brightest that each row and column was so far."""
+        top, left = bar(self.rows), bar(self.columns)
+        return Box(top, left, len(self.rows) - 2 * top, len(self.columns) - 2 * left)
+
+    def share(self) -> float:
+        """Return the share of the frame that is bars, 0 to 1."""
+        box = self.box()
+        return 1 - box.height * box.width / (len(self.rows) * len(self.columns))
 
 
 def letterbox(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Return the share of the area of uint8 `t h w c` that is bars, 0 to 1."""
-    found = [levels(frame.max(axis=-1)) for frame in frames]
-    box = find_box(*(np.max(side, axis=0) for side in zip(*found, strict=True)))
-    return {"letterbox": 1 - box.height * box.width / (frames.shape[1] * frames.shape[2])}
+    bars = Bars()
+    for frame in frames:
+        bars.add(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+    return {"letterbox": bars.share()}

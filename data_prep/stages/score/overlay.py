@@ -1,7 +1,6 @@
 """Overlay: edges that never change while the picture about them does: a watermark, a logo, a score board.
 
-After Dekel et al. 2017 (On the Effectiveness of Visible Watermarks): the median of the gradient over time is what all
-frames share.
+After Dekel et al. 2017 (On the Effectiveness of Visible Watermarks): what all frames share is in their mean gradient.
 """
 
 from __future__ import annotations
@@ -20,19 +19,31 @@ def overlay(frames: np.ndarray, fps: float) -> dict[str, float]:
     """
     if len(frames) < 4:
         return {"overlay": 0.0}
-    greys = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    changing = cv2.blur(greys.std(axis=0, dtype=np.float32), (ABOUT, ABOUT)) > CHANGE
-    gradients = np.stack([gradient(grey) for grey in greys])
-    shared = np.median(gradients, axis=0)
-    strength = np.hypot(*shared)
+    greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    steps = [gradient(grey) for grey in greys]
+    across, down = (sum(parts) / len(steps) for parts in zip(*steps, strict=True))
+    strength = cv2.magnitude(across, down)
+    rows, columns = np.nonzero((strength > EDGE) & changing(greys))
     # Nothing passes in front of an overlay: its edge is in every frame, in the same direction.
-    weakest = (gradients * shared).sum(axis=1).min(axis=0) / np.maximum(strength, 1e-6)
-    lasting = (changing & (strength > EDGE) & (weakest > EDGE / 2)).astype(np.uint8)
+    unit = across[rows, columns] / strength[rows, columns], down[rows, columns] / strength[rows, columns]
+    weakest = [x[rows, columns] * unit[0] + y[rows, columns] * unit[1] for x, y in steps]
+    lasting = np.zeros(greys[0].shape, np.uint8)
+    lasting[rows, columns] = np.min(weakest, axis=0) > EDGE / 2
     # What is drawn is closed to the area of letters and signs, and lines one pixel thin are chance.
     closed = cv2.morphologyEx(lasting, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
     return {"overlay": float(cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).mean())}
 
 
-def gradient(grey: np.ndarray) -> np.ndarray:
-    """Return the horizontal and vertical derivative, float32 `2 h w`, in levels a pixel."""
-    return np.stack([cv2.Sobel(grey, cv2.CV_32F, *axes, scale=1 / 8) for axes in ((1, 0), (0, 1))])
+def gradient(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the horizontal and the vertical derivative, float32 `h w`, in levels a pixel."""
+    return tuple(cv2.Sobel(grey, cv2.CV_32F, *axes, scale=1 / 8) for axes in ((1, 0), (0, 1)))
+
+
+def changing(greys: list[np.ndarray]) -> np.ndarray:
+    """Return where the luma about a pixel changes over time: booleans `h w`."""
+    total, squares = (np.zeros(greys[0].shape, np.float32) for _ in range(2))
+    for grey in greys:
+        cv2.accumulate(grey, total)
+        cv2.accumulateSquare(grey, squares)
+    variance = squares / len(greys) - (total / len(greys)) ** 2
+    return cv2.blur(np.sqrt(np.maximum(variance, 0)), (ABOUT, ABOUT)) > CHANGE
