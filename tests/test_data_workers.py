@@ -254,7 +254,7 @@ def sound_tars(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def readers():
-    with Workers(read, 2, 4 * 4 * 32 * 32 * 3, None, Quarantine(), timeout=1.0) as workers:
+    with Workers(read, 2, 4 * 4 * 32 * 32 * 3, None, Quarantine(), timeout=3.0) as workers:
         yield workers
 
 
