@@ -7,7 +7,7 @@ import pytest
 from made_clips import write_dataset
 
 from videodiff.data import manifest as manifest_module
-from videodiff.data.manifest import FIELDS, Manifest, ManifestError
+from videodiff.data.manifest import FIELDS, VERSION, Manifest, ManifestError
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_the_list_of_shards_states_their_size_and_content(root):
     import hashlib
 
     head = json.loads(pq.read_schema(root / "manifest.parquet").metadata[b"videodiff"])
-    assert head["version"] == 1
+    assert head["version"] == VERSION
     assert len(head["shards"]) > 1
     assert sum(shard["samples"] for shard in head["shards"]) == 6
     for shard in head["shards"]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from videodiff.data.cache import Cache
 
 NAME = "manifest.parquet"
-VERSION = 1
+VERSION = 2
 FIELDS = {
     "shard": pa.string(),
     "key": pa.string(),
@@ -38,6 +38,7 @@ FIELDS = {
     "frames": pa.int32(),
     "fps": pa.float64(),
     "duration": pa.float64(),
+    "backend": pa.string(),
     "captions": pa.int32(),
     "source": pa.string(),
     "licence": pa.string(),

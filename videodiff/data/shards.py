@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from videodiff.data.cache import CachedFolder
-from videodiff.data.decode import VideoInfo
+from videodiff.data.decode import VideoInfo, backend_for
 from videodiff.data.files import stage, sync
 from videodiff.data.manifest import FIELDS, NAME, ManifestError, ManifestWriter
-from videodiff.data.remote import RemoteError, Url, place_of
+from videodiff.data.remote import Url, place_of
 from videodiff.text.words import split_words
 
 WORDS = "words.txt"
@@ -55,8 +55,8 @@ class ShardWriter:
     def add(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> None:
         """Append one sample: its files by extension and what the manifest shall say of it.
 
-        `row` needs width, height, frames and fps; source, licence, duration and `score_*` are optional, the rest is
-        filled in here.
+        `row` needs width, height, frames and fps; source, licence, duration, backend and `score_*` are optional, the
+        rest is filled in here.
         """
         row = self._checked(key, members, row)
         size = sum(len(data) + 1024 for data in members.values())
@@ -88,7 +88,9 @@ class ShardWriter:
         unknown = [name for name in row if name not in FIELDS and not name.startswith("score_")]
         if missing or unknown:
             raise ValueError(f"{key}: row without {missing} and with {unknown}, expected {REQUIRED} and score_* only")
-        return {"source": "", "licence": "", "duration": row["frames"] / row["fps"], **row}
+        # Clips that come here are canonical; what others wrote is probed when it is indexed.
+        canonical = {"duration": row["frames"] / row["fps"], "backend": backend_for(row["width"])}
+        return {"source": "", "licence": "", **canonical, **row}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
@@ -209,9 +211,9 @@ def read_sample(
                     extension, found = member.name.removeprefix(prefix).lower(), True
                     if only is None or extension in only:
                         members[extension] = tar.extractfile(member).read()
-    except RemoteError:
-        raise
-    except (tarfile.TarError, OSError) as error:
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: found no such file, expected a shard as in the manifest") from error
+    except tarfile.TarError as error:
         raise ManifestError(
             f"{path}: {row['key']}: expected its files at offset {row['offset']}, as in the manifest: {error}"
         ) from error
