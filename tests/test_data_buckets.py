@@ -35,7 +35,7 @@ BUCKETS = [Bucket(16, 64, 64), Bucket(8, 32, 48, crop=0.3), Bucket(1, 32, 32)]
     ],
 )
 def test_a_sample_fits_where_it_is_long_and_large_enough_and_not_cropped_too_much(frames, height, width, kind):
-    assert kinds_of(np.array([frames]), np.array([height]), np.array([width]), BUCKETS).tolist() == [kind]
+    assert kinds_of(BUCKETS, np.array([frames]), np.array([height]), np.array([width])).tolist() == [kind]
 
 
 def test_a_longer_stride_asks_for_more_frames():

@@ -7,7 +7,9 @@ import torch
 from made_clips import sample, write_dataset
 
 from videodiff.data.datamodule import ClipDataModule
+from videodiff.data.manifest import Manifest
 from videodiff.data.order import Mesh
+from videodiff.data.quarantine import QuarantineError
 from videodiff.data.shards import ShardWriter
 
 
@@ -78,7 +80,17 @@ def test_the_checkpoint_holds_the_step_that_training_reached(root, tmp_path):
     train(module(root, micro_batch=2), tmp_path, 3)
     state = torch.load(tmp_path / "3.ckpt", weights_only=True)["ClipDataModule"]
     assert {name: state[name] for name in ("step", "seed", "batch_sizes")} == {"step": 3, "seed": 3, "batch_sizes": [4]}
-    assert set(state) == {"step", "seed", "window", "buckets", "batch_sizes", "repeats", "fingerprint", "datasets"}
+    assert set(state) == {
+        "step",
+        "seed",
+        "window",
+        "buckets",
+        "batch_sizes",
+        "repeats",
+        "fingerprint",
+        "datasets",
+        "quarantine",
+    }
 
 
 def test_a_trainer_that_accumulates_another_number_of_batches_is_an_error(root, tmp_path):
@@ -107,14 +119,40 @@ def test_the_state_fits_another_micro_batch_and_another_number_of_workers(root):
 
 def test_workers_deliver_what_the_main_process_delivers(root):
     plain = list(islice(module(root).train_dataloader(), 3))
-    loader = module(root, num_workers=2, cache_gib=1.0).train_dataloader()
-    for batch, expected in zip(islice(loader, 3), plain, strict=True):
+    data = module(root, num_workers=2, cache_gib=1.0)
+    for batch, expected in zip(islice(data.train_dataloader(), 3), plain, strict=True):
         assert batch["key"] == expected["key"]
         assert torch.equal(batch["video"], expected["video"])
+    processes = [worker.process for worker in data.workers.pool]
+    data.teardown("fit")
+    assert not any(process.is_alive() for process in processes)
 
 
-def test_memory_is_pinned_only_where_there_is_a_gpu(root):
-    assert module(root).train_dataloader().pin_memory == torch.cuda.is_available()
+def break_clip(root, number):
+    """Overwrite the video of a clip in its shard."""
+    row = Manifest.load(root).row(number)
+    with (root / row["shard"]).open("r+b") as file:
+        file.seek(row["offset"] + 512)
+        file.write(bytes(600))
+
+
+def test_a_run_over_broken_clips_goes_on_and_a_resumed_one_sees_the_same(tmp_path):
+    root = write_dataset(tmp_path / "set", count=10, frames=12)
+    break_clip(root, 4), break_clip(root, 7)
+    straight = train(module(root, micro_batch=2), tmp_path, 6)
+    train(module(root, micro_batch=2), tmp_path, 3)
+    state = torch.load(tmp_path / "3.ckpt", weights_only=True)["ClipDataModule"]
+    assert {loss[1] for loss in state["quarantine"]} == {"clip4", "clip7"}
+    rest = train(module(root, micro_batch=2, num_workers=1), tmp_path, 6, checkpoint=tmp_path / "3.ckpt")
+    assert rest == straight[6:]
+    assert not {"clip4", "clip7"} & {key for _, _, keys, _ in straight for key in keys}
+
+
+def test_a_broken_validation_clip_is_an_error_that_names_it(root, tmp_path):
+    held = write_dataset(tmp_path / "held", count=3, frames=12)
+    break_clip(held, 1)
+    with pytest.raises(QuarantineError, match=r"1 DecodeError.*expected at most 0; the last one: shard-.*clip1"):
+        module(root, validation_root=str(held)).val_dataloader()
 
 
 def test_validation_takes_the_first_clips_in_order_with_their_truth(root, validation_root):
@@ -137,7 +175,7 @@ def test_validation_is_the_same_every_time(root, validation_root):
 def test_ranks_share_the_validation_clips_only_where_they_divide(root, validation_root, clips, world, expected):
     data = module(root, validation_root=str(validation_root), validation_clips=clips)
     data._mesh = lambda: Mesh(1, world)
-    assert [item.index for item in data.val_dataloader().sampler] == expected
+    assert [place for batch in data.val_dataloader() for place in batch["position"].tolist()] == expected
 
 
 def test_the_trainer_validates_and_no_validation_set_is_none(root, validation_root, tmp_path):

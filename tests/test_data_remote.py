@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 from made_clips import sample, write_dataset
 
 from videodiff.data import remote
 from videodiff.data.cache import Cache
+from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.indexing import index_tars
 from videodiff.data.manifest import Manifest, ManifestError
 from videodiff.data.remote import RemoteError, Url, place_of
@@ -376,3 +379,43 @@ def test_missing_credentials_are_one_clear_line(s3, monkeypatch):
     with pytest.raises(RemoteError, match=r"s3://set/manifest\.parquet: .* set AWS_ACCESS_KEY_ID") as error:
         Manifest.load("s3://set")
     assert "\n" not in str(error.value)
+
+
+def module(root, **how):
+    return ClipDataModule(str(root), **{"frames": 4, "height": 16, "width": 16, "global_batch": 3, **how})
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_dataset_at_a_url_trains_like_one_on_disk(nginx, tmp_path, num_workers):
+    root = write_dataset(nginx.files / "set", count=9)
+    expected = list(islice(module(root, window=1).train_dataloader(), 4))
+    data = module(f"{nginx.url}/set", window=1, disk_cache=str(tmp_path / "cache"), num_workers=num_workers)
+    for batch, local in zip(islice(data.train_dataloader(), 4), expected, strict=True):
+        assert torch.equal(batch["video"], local["video"])
+    data.teardown("fit")
+
+
+def test_the_shards_of_the_next_window_are_fetched_while_this_one_is_read(nginx, tmp_path):
+    write_dataset(nginx.files / "set", count=9, shard_bytes=1)
+    data = module(f"{nginx.url}/set", window=3, disk_cache=str(tmp_path / "cache"))
+    loader = data.train_dataloader()
+    loader.request(loader.batch_sampler.batch(0, 0))
+    following = {data.training[0].manifest.shards[shard]["sha256"] for shard in data.mixture.upcoming(0)[0]}
+    until = time.monotonic() + 20
+    while not following <= names(tmp_path / "cache") and time.monotonic() < until:
+        time.sleep(0.01)
+    assert names(tmp_path / "cache") == following
+    read = {data.training[0].manifest.row(item.row)["shard"] for item in loader.batch_sampler.batch(1, 0)}
+    assert read == {data.training[0].manifest.shards[shard]["name"] for shard in data.mixture.upcoming(0)[0]}
+
+
+def test_a_cache_without_room_for_two_windows_is_an_error_that_says_what_would_do(nginx, tmp_path):
+    write_dataset(nginx.files / "set", count=9)
+    small = {"disk_cache": str(tmp_path / "cache"), "disk_cache_gib": 1e-5}
+    with pytest.raises(
+        ValueError,
+        match=r"disk_cache_gib: found 1e-05, expected at least .* two times the shards of window=1 of ",
+    ):
+        module(f"{nginx.url}/set", window=1, **small).check()
+    with pytest.raises(ValueError, match=r"disk_cache_gib: found 1e-05, .*or a smaller window"):
+        module(f"{nginx.url}/set", **small).check()

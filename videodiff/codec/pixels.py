@@ -10,7 +10,8 @@ def scale_pixels(video: Tensor) -> Tensor:
     """Turn uint8 pixels into float32 in [-1, 1], on the device where they are."""
     if video.dtype != torch.uint8:
         raise ValueError(f"video: found pixels of type {video.dtype}, expected torch.uint8")
-    return video.float() / 127.5 - 1
+    # The loader leaves the bytes of frames in the order of decoding.
+    return video.contiguous().float() / 127.5 - 1
 
 
 class Pixels(nn.Module):

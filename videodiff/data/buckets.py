@@ -67,10 +67,15 @@ class Bucket:
         return -(-self.frames // patch[0]), (self.height // patch[1]) * (self.width // patch[2])
 
 
-def kinds_of(frames: np.ndarray, height: np.ndarray, width: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
-    """Return the kind of each sample, int64: bit i tells whether it fits bucket i (at most 63); 0 fits none."""
-    fits = [bucket.fits(frames, height, width).astype(np.int64) << bit for bit, bucket in enumerate(buckets)]
-    return np.sum(fits, axis=0, dtype=np.int64)
+def kinds_of(
+    buckets: Sequence[Bucket], frames: np.ndarray, height: np.ndarray | None = None, width: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the kind of each sample, int64: bit i tells whether it fits bucket i (at most 63); 0 fits none.
+
+    Without height and width the number of frames alone decides.
+    """
+    fits = [bucket.long_enough(frames) if height is None else bucket.fits(frames, height, width) for bucket in buckets]
+    return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
 
 
 def count_kinds(shards: Iterable[np.ndarray], leave_out: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import lightning
@@ -12,21 +13,31 @@ import torch
 from torch.utils.data import DataLoader
 
 from videodiff.data.buckets import Bucket
+from videodiff.data.cache import Cache, CachedFolder
+from videodiff.data.clips import Clips, Reader
 from videodiff.data.manifest import Manifest
 from videodiff.data.mixture import Dataset, Mixture
 from videodiff.data.order import Mesh, micro_batches, resume
-from videodiff.data.stream import Clips, Datasets, GlobalBatches, Item, collate
+from videodiff.data.quarantine import Quarantine
+from videodiff.data.stream import GlobalBatches, Loader, collate, work_of
+from videodiff.data.workers import Read, Request, Work, Workers, read_here
 
 
 class ClipDataModule(lightning.LightningDataModule):
-    """Deliver batches of clips; see `Clips` for the cache and what may be delivered, `Mixture` for the order.
+    """Deliver batches of clips; see `Reader` for the cache and what may be delivered, `Mixture` for the order.
 
-    The state is one integer, the optimizer step: it fits any number of processes, micro-batches and workers, as long as
-    seed, batches and datasets are the same. `micro_batch` None is the whole share of a process. `more` datasets, each a
-    mapping of root and how often an epoch has its samples (`repeat`), join `root`. `buckets`, mappings of `Bucket`'s
-    arguments and `global_batch`, replace the one shape; `window` shards are shuffled together (None: all). With
-    `fixed`, each clip is trained on with its first window and caption only. Validation takes the first
-    `validation_clips` of `validation_root` (None: no validation), in order, with theirs, in the one shape.
+    The state is the optimizer step, and the samples that could not be read: it fits any number of processes,
+    micro-batches and workers, as long as seed, batches and datasets are the same. `micro_batch` None is the whole share
+    of a process. `more` datasets, each a mapping of root and how often an epoch has its samples (`repeat`), join
+    `root`. `buckets`, mappings of `Bucket`'s arguments and `global_batch`, replace the one shape; `window` shards are
+    shuffled together (None: all). With `fixed`, each clip is trained on with its first window and caption only.
+    Validation takes the first `validation_clips` of `validation_root` (None: no validation), in order, with theirs, in
+    the one shape.
+
+    `num_workers` processes read ahead, each clip within `timeout` seconds; with none this process reads, and a decoder
+    that hangs hangs the run. More than `budget` clips that cannot be read end it; `quarantine` is the file that names
+    them. Shards of a root that is a URL are kept in the folder `disk_cache`, at most `disk_cache_gib` of them (None:
+    every clip is read from there).
     """
 
     def __init__(
@@ -49,6 +60,11 @@ class ClipDataModule(lightning.LightningDataModule):
         more: Sequence[Mapping[str, Any]] = (),
         buckets: Sequence[Mapping[str, Any]] | None = None,
         window: int | None = None,
+        timeout: float = 60.0,
+        budget: int = 100,
+        quarantine: str | None = None,
+        disk_cache: str | None = None,
+        disk_cache_gib: float = 64.0,
     ) -> None:
         super().__init__()
         if num_workers < 0 or validation_clips < 1:
@@ -58,7 +74,9 @@ class ClipDataModule(lightning.LightningDataModule):
         self.root, self.validation_root, self.validation_clips = root, validation_root, validation_clips
         self.global_batch, self.micro_batch, self.num_workers = global_batch, micro_batch, num_workers
         self.seed, self.cache_gib, self.fixed, self.loaded_step = seed, cache_gib, fixed, 0
-        self.how, self.window = {"deliver": tuple(deliver), "skip": skip_short}, window
+        self.deliver, self.skip_short, self.window = tuple(deliver), skip_short, window
+        self.timeout, self.quarantine = timeout, Quarantine(quarantine, budget)
+        self.disk_cache = None if disk_cache is None else Cache(disk_cache, disk_cache_gib)
         self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
         self.shape = Bucket(frames, height, width, strides=(stride,))
         self.any_size = buckets is None
@@ -69,31 +87,43 @@ class ClipDataModule(lightning.LightningDataModule):
 
     @cached_property
     def training(self) -> list[Clips]:
-        """The training clips of each dataset, opened at first use."""
-        how = {
-            "cache_gib": self.cache_gib / max(self.num_workers, 1) / len(self.roots),
-            "fixed": self.fixed,
-            **self.how,
-        }
-        return [
-            Clips(Manifest.load(root), self.buckets, self.seed, any_size=self.any_size, **how) for root, _ in self.roots
-        ]
+        """The training clips of each dataset, opened at first use; each draws by a seed of its own."""
+        how = {"fixed": self.fixed, "skip": self.skip_short, "any_size": self.any_size}
+        manifests = [Manifest.load(root, self.disk_cache) for root, _ in self.roots]
+        for manifest in manifests:
+            check_room(manifest, self.window)
+        return [Clips(m, self.buckets, self.seed + number, number, **how) for number, m in enumerate(manifests)]
 
     @cached_property
     def mixture(self) -> Mixture:
         """The order of the training clips."""
-        datasets = [
-            Dataset(*clips.counts(), repeat) for clips, (_, repeat) in zip(self.training, self.roots, strict=True)
-        ]
+        opened = zip(self.training, self.roots, strict=True)
+        datasets = [Dataset(clips.counts, clips.kinds, repeat) for clips, (_, repeat) in opened]
         return Mixture(datasets, self.buckets, self.batch_sizes, self.seed, self.window)
 
     @cached_property
+    def reader(self) -> Reader:
+        """What reads the training clips, here or in a worker."""
+        roots = [clips.manifest.root for clips in self.training]
+        return Reader(roots, self.deliver, self.cache_gib / max(self.num_workers, 1))
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The processes that read the training clips, started at first use."""
+        batches = self._batches(self._mesh())
+        shares = batches.accumulate * batches.mesh.data_world
+        sizes = zip(self.batch_sizes, self.buckets, strict=True)
+        largest = max(size // shares * shape.frames * shape.height * shape.width * 3 for size, shape in sizes)
+        stand_in = Loader(batches, self.reader, self.quarantine).stand_in
+        return Workers(self.reader, self.num_workers, largest, stand_in, self.quarantine, self.timeout)
+
+    @cached_property
     def validation(self) -> Clips | None:
-        """The validation clips; they are few and always the same, so they stay decoded in memory."""
+        """The validation clips."""
         if self.validation_root is None:
             return None
-        manifest = Manifest.load(self.validation_root)
-        return Clips(manifest, [self.shape], cache_gib=1024.0, fixed=True, any_size=True, **self.how)
+        manifest = Manifest.load(self.validation_root, self.disk_cache)
+        return Clips(manifest, [self.shape], fixed=True, skip=self.skip_short, any_size=True)
 
     @property
     def step(self) -> int:
@@ -101,13 +131,16 @@ class ClipDataModule(lightning.LightningDataModule):
         return self.loaded_step if self.trainer is None else self.trainer.global_step
 
     def check(self, world: int = 1) -> None:
-        """Raise one clear line where a dataset cannot be read or a batch does not divide over `world` processes."""
-        self._batches(Mesh(0, world))
-        for clips in [*self.training, self.validation]:
-            if clips is not None:
-                clips[Item(0, 0, 0, 0)]
+        """Raise one clear line where a dataset cannot be read or a batch does not divide over `world` processes.
 
-    def train_dataloader(self) -> DataLoader:
+        Workers find by themselves what cannot be decoded, and survive it.
+        """
+        self._batches(Mesh(0, world)), self.reader
+        for clips in [*self.training, self.validation]:
+            if clips is not None and not self.num_workers:
+                Reader([clips.manifest.root], self.deliver).alone(clips.task(next(clips.fitting()))._replace(dataset=0))
+
+    def train_dataloader(self) -> Loader:
         """Return this rank's endless stream of micro-batches from `step` on."""
         batches = self._batches(self._mesh())
         if self.trainer is not None and self.trainer.accumulate_grad_batches != batches.accumulate:
@@ -116,30 +149,45 @@ class ClipDataModule(lightning.LightningDataModule):
                 f"{batches.accumulate} = global_batch {self.global_batch} / ({self._micro_batch(batches.mesh.world)} x "
                 f"{batches.mesh.world} processes)"
             )
-        workers = {}
-        if self.num_workers:
-            # Neither decord nor CUDA survives a fork.
-            workers = {"num_workers": self.num_workers, "persistent_workers": True, "multiprocessing_context": "spawn"}
-        return self._loader(Datasets(self.training), batch_sampler=batches, **workers)
+        return Loader(batches, self.reader, self.quarantine, (lambda: self.workers) if self.num_workers else None)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
+        return DataLoader(self.validation_batches, batch_size=None) if self.validation_batches else []
+
+    @cached_property
+    def validation_batches(self) -> list[dict[str, Any]]:
+        """The validation clips, which are few and always the same, so they stay decoded; one that fails is an error."""
         if self.validation is None:
             return []
         mesh = self._mesh()
-        count = min(self.validation_clips, len(self.validation))
-        share = range(count)
-        if count % mesh.world == 0:
-            share = share[mesh.rank * count // mesh.world : (mesh.rank + 1) * count // mesh.world]
-        items = [Item(self.step, index, 0, index) for index in share]
-        return self._loader(self.validation, sampler=items, batch_size=self._micro_batch(mesh.world))
+        rows = list(islice(self.validation.fitting(), self.validation_clips))
+        share = range(len(rows))
+        if len(rows) % mesh.world == 0:
+            share = share[mesh.rank * len(rows) // mesh.world : (mesh.rank + 1) * len(rows) // mesh.world]
+        works = [work_of(self.validation.task(rows[place]), 0, place) for place in share]
+        reader, size = Reader([self.validation.manifest.root], self.deliver), self._micro_batch(mesh.world)
+        requests = [Request(reader.shape(w.task), works[i : i + size]) for i, w in enumerate(works) if i % size == 0]
+        return [collate(read) for read in self._read_once(reader, requests)]
+
+    def _read_once(self, reader: Reader, requests: Sequence[Request]) -> Iterator[Read]:
+        if not self.num_workers:
+            yield from read_here(reader, requests, no_stand_in, Quarantine(budget=0))
+            return
+        largest = len(requests[0].works) * self.shape.frames * self.shape.height * self.shape.width * 3
+        workers = min(self.num_workers, len(requests[0].works))
+        with Workers(reader, workers, largest, no_stand_in, Quarantine(budget=0), self.timeout) as pool:
+            yield from pool.batches(requests)
+
+    def teardown(self, stage: str) -> None:
+        """End the workers."""
+        if "workers" in vars(self):
+            self.workers.close()
+            del self.workers
 
     def _batches(self, mesh: Mesh) -> GlobalBatches:
         accumulate = micro_batches(self.global_batch, self._micro_batch(mesh.world), mesh.world)
         return GlobalBatches(self.mixture, self.training, accumulate, mesh, start=lambda: self.step)
-
-    def _loader(self, clips: Clips | Datasets, **how: Any) -> DataLoader:
-        return DataLoader(clips, collate_fn=collate, pin_memory=torch.cuda.is_available(), **how)
 
     def _mesh(self) -> Mesh:
         return Mesh() if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
@@ -148,12 +196,34 @@ class ClipDataModule(lightning.LightningDataModule):
         return self.micro_batch or max(self.global_batch // world, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step and what must be the same for it to mean the same place."""
-        return {"step": self.step, **self._identity()}
+        """Return the step, what must be the same for it to mean the same place, and what all ranks could not read."""
+        losses = [self.quarantine.state_dict()]
+        if torch.distributed.is_initialized():
+            losses *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(losses, self.quarantine.state_dict())
+        return {"step": self.step, "quarantine": [loss for rank in losses for loss in rank], **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the step of a checkpoint; another dataset, seed, bucket or batch is an error."""
         self.loaded_step = resume(state, self._identity())
+        self.quarantine.load_state_dict(state["quarantine"])
 
     def _identity(self) -> dict[str, Any]:
         return self.mixture.identity() | {"datasets": [clips.manifest.fingerprint for clips in self.training]}
+
+
+def no_stand_in(asked: Work, attempt: int) -> Work:
+    """Refuse: what the same clips shall measure at all times must all be there."""
+    raise ValueError(f"{asked.sample.shard}: {asked.sample.key}: cannot be read, expected every validation clip")
+
+
+def check_room(manifest: Manifest, window: int | None) -> None:
+    """Raise where the disk cache of a remote dataset cannot hold two windows: each would push the other out."""
+    if isinstance(manifest.root, CachedFolder):
+        sizes = sorted((shard["bytes"] for shard in manifest.shards), reverse=True)
+        room, needed = manifest.root.cache.bytes, sum(sizes[: 2 * (window or len(sizes))])
+        if needed > room:
+            raise ValueError(
+                f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for two times the "
+                f"shards of window={window or 'null'} of {manifest.root} ({len(sizes)} shards), or a smaller window"
+            )

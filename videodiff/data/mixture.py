@@ -84,6 +84,13 @@ class Shuffled:
             found[1:, here] = self.locate(bucket, number, place[here])
         return found
 
+    def following(self, bucket: int, position: int) -> np.ndarray:
+        """Return the shards of the window after that of a position in a bucket's stream."""
+        number, place = divmod(position, self.samples[bucket])
+        line, pools = self.epoch(number)
+        end = self.window * int(np.searchsorted(pools[bucket].edges, place, side="right"))
+        return line[end : end + self.window] if end < len(line) else self.epoch(number + 1)[0][: self.window]
+
     def locate(self, bucket: int, epoch: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return shard, kind and member at these places of a bucket's epoch."""
         line, pools = self.epoch(epoch)
@@ -180,6 +187,15 @@ class Mixture:
         epoch = sum(stream.samples[bucket] for stream in self.streams)
         ahead, position = 1 + draw(epoch, self.seed, step, place, attempt), np.array([place])
         return self.pick(step, bucket, before * self.batch_sizes[bucket] + position + ahead, position)
+
+    def upcoming(self, step: int) -> list[np.ndarray]:
+        """Return for each dataset the shards that the bucket of a step reads after those that it reads now."""
+        bucket, before = self.turn(step)
+        position, shares = before * self.batch_sizes[bucket], self.shares[bucket]
+        # Each dataset's place in its own stream, to within two.
+        turns = [position * share // sum(shares) for share in shares]
+        found = zip(self.streams, turns, shares, strict=True)
+        return [stream.following(bucket, turn) if share else np.arange(0) for stream, turn, share in found]
 
     def pick(self, step: int, bucket: int, stream: np.ndarray, position: np.ndarray) -> Batch:
         """Return the clips at these positions of a bucket's stream, for these places in the global batch."""

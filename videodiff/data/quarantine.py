@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 
 class Sample(NamedTuple):
-    """What names a sample wherever it is drawn: its shard, its key, and the offset in the shard."""
+    """What names a sample wherever it is drawn: its shard, its key, the offset there, and the number of its dataset."""
 
     shard: str
     key: str
     offset: int
+    dataset: int = 0
 
 
 class Loss(NamedTuple):
@@ -67,13 +68,13 @@ class Quarantine:
         )
 
     def state_dict(self) -> list[list[Any]]:
-        """Return shard, key, offset, order and reason of each sample, as plain values."""
+        """Return shard, key, offset, dataset, order and reason of each sample, as plain values."""
         return [[*sample, list(loss.order), loss.reason] for sample, loss in list(self.losses.items())]
 
     def load_state_dict(self, state: Iterable[list[Any]]) -> None:
         """Add the samples of a state; those of several ranks may be loaded one after another."""
-        for shard, key, offset, order, reason in state:
-            sample, loss = Sample(shard, key, offset), Loss(tuple(order), reason)
+        for *sample, order, reason in state:
+            sample, loss = Sample(*sample), Loss(tuple(order), reason)
             self.losses[sample] = min(loss, self.losses.get(sample, loss))
 
 

@@ -71,6 +71,10 @@ class Read(NamedTuple):
     works: list[Work]
 
 
+Function = Callable[[Any, np.ndarray], Any]
+StandIn = Callable[[Work, int], Work]
+
+
 class Slots:
     """Memory shared with the workers, cut into slots of one batch each; it grows by a slot when all are in use."""
 
@@ -142,7 +146,7 @@ class Errand(NamedTuple):
 class Worker:
     """One process and what it has to do, the present errand first; `spent`: seconds at this one, or at starting."""
 
-    def __init__(self, function: Callable[[Any, np.ndarray], Any], slots: Slots, timeout: float) -> None:
+    def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, function, slots, timeout), daemon=True)
@@ -185,7 +189,7 @@ class Worker:
         return f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
 
 
-def work(connection: Connection, function: Callable[[Any, np.ndarray], Any], slots: Slots, timeout: float) -> None:
+def work(connection: Connection, function: Function, slots: Slots, timeout: float) -> None:
     """Read clips until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch := sys.modules.get("torch"):
@@ -199,8 +203,10 @@ def work(connection: Connection, function: Callable[[Any, np.ndarray], Any], slo
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
             try:
                 answer = True, function(task, slots.clip(slot, place, shape))
+            except OSError as error:
+                answer = None, error
             except Exception as error:
-                answer = False, f"{type(error).__name__}: {error}"
+                answer = False, fault(error)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(answer)
 
@@ -208,18 +214,19 @@ def work(connection: Connection, function: Callable[[Any, np.ndarray], Any], slo
 class Workers:
     """Processes that read batches with `function(task, out)`: it fills `out` (`t h w c`) and returns the rest.
 
-    `function` must be importable by name. `slot_bytes`: those of the largest batch. `timeout`: seconds a clip may take.
-    `ahead`: batches that are read before they are asked for. A clip whose function raises, or whose process hangs or
-    dies twice, goes into the quarantine, and `stand_in(work, attempt)` with attempt 1, 2, ... names others of the same
-    shape for its place. Use it in a `with` block.
+    `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
+    the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for. A
+    clip whose function raises, or whose process hangs or dies twice, goes into the quarantine, and
+    `stand_in(work, attempt)` with attempt 1, 2, ... names others of the same shape for its place. An OSError is raised:
+    a disk or a host is not the fault of a clip. Use it in a `with` block, or `close` it.
     """
 
     def __init__(
         self,
-        function: Callable[[Any, np.ndarray], Any],
+        function: Function,
         workers: int,
         slot_bytes: int,
-        stand_in: Callable[[Work, int], Work],
+        stand_in: StandIn,
         quarantine: Quarantine,
         timeout: float = 60.0,
         ahead: int = 2,
@@ -231,13 +238,20 @@ class Workers:
             )
         self.function, self.stand_in, self.quarantine = function, stand_in, quarantine
         self.timeout, self.ahead, self.slots = timeout, ahead, Slots(slot_bytes)
-        self.failed_starts, self.waiting, self.flights = 0, deque(), deque()
+        self.failed_starts, self.waiting, self.flights, self.reading = 0, deque(), deque(), []
         self.pool = [self.hire() for _ in range(workers)]
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, and an iteration that is still open."""
+        for bell, thread in self.reading:
+            bell.close()
+            thread.join()
         for worker in self.pool:
             worker.end()
         os.close(self.slots.file)
@@ -253,6 +267,7 @@ class Workers:
         done, (wake, bell) = queue.SimpleQueue(), multiprocessing.Pipe(duplex=False)
         thread = threading.Thread(target=self.run, args=(iter(requests), done, wake), daemon=True)
         thread.start()
+        self.reading.append((bell, thread))
         try:
             while (batch := done.get()) is not None:
                 if isinstance(batch, BaseException):
@@ -265,6 +280,7 @@ class Workers:
             bell.close()
             thread.join()
             wake.close()
+            self.reading.clear()
 
     def run(self, requests: Iterator[Request], done: queue.SimpleQueue, wake: Connection) -> None:
         """Read batches until there are no more requests or nobody listens; what went wrong is handed on as well."""
@@ -340,10 +356,12 @@ class Workers:
                     worker.end()
                     self.replace(number, f"timeout: took longer than {worker.limit():g} s")
 
-    def settle(self, errand: Errand, succeeded: bool, result: Any) -> None:
-        """Note a result, or that the clip cannot be read."""
+    def settle(self, errand: Errand, succeeded: bool | None, result: Any) -> None:
+        """Note a result, or that the clip cannot be read; None: it is not the clip's fault."""
         if errand.flight not in self.flights:
             return
+        if succeeded is None:
+            raise result
         if errand.renewed() is not errand:
             self.waiting.appendleft(errand.renewed())
         elif succeeded:
@@ -381,12 +399,38 @@ class Workers:
         self.waiting.appendleft(errand.renewed())
 
     def sound(self, asked: Work) -> Work:
-        """Return the clip asked for, or the first of its stand-ins that is not in quarantine."""
-        taken = asked
-        for attempt in range(1, STAND_INS):
-            if not self.quarantine.holds(taken.sample, asked.order):
-                return taken
-            taken = self.stand_in(asked, attempt)._replace(order=asked.order)
-        raise RuntimeError(
-            f"quarantine: found all of {STAND_INS} stand-ins of {asked.sample} in it, expected one sound"
-        )
+        return sound(asked, self.stand_in, self.quarantine)
+
+
+def sound(asked: Work, stand_in: StandIn, quarantine: Quarantine) -> Work:
+    """Return the clip asked for, or the first of its stand-ins that is not in quarantine."""
+    taken = asked
+    for attempt in range(1, STAND_INS):
+        if not quarantine.holds(taken.sample, asked.order):
+            return taken
+        taken = stand_in(asked, attempt)._replace(order=asked.order)
+    raise RuntimeError(f"quarantine: found all of {STAND_INS} stand-ins of {asked.sample} in it, expected one sound")
+
+
+def fault(error: Exception) -> str:
+    """Return why a clip cannot be read."""
+    return f"{type(error).__name__}: {error}"
+
+
+def read_here(
+    function: Function, requests: Iterable[Request], stand_in: StandIn, quarantine: Quarantine
+) -> Iterator[Read]:
+    """Yield what `Workers.batches` yields, read in this process: whatever hangs or crashes takes it along."""
+    for request in requests:
+        frames = np.empty((len(request.works), *request.shape), dtype=np.uint8)
+        works, rest = list(request.works), [None] * len(request.works)
+        for place, asked in enumerate(request.works):
+            while rest[place] is None:
+                taken = works[place] = sound(asked, stand_in, quarantine)
+                try:
+                    rest[place] = function(taken.task, frames[place])
+                except OSError:
+                    raise
+                except Exception as error:
+                    quarantine.add(taken.sample, asked.order, fault(error))
+        yield Read(frames, rest, works)

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from videodiff.codec.pixels import scale_pixels
 from videodiff.data.buckets import Bucket
+from videodiff.data.clips import Clips, Reader
 from videodiff.data.encode import encode
 from videodiff.data.files import write_whole
 from videodiff.data.manifest import Manifest
-from videodiff.data.stream import Clips
 from videodiff.diffusion.generation import clip_noise
 from videodiff.metrics.consistency import consistency
 from videodiff.metrics.fidelity import psnr
@@ -72,9 +72,9 @@ def read_clips(root: str | None, count: int, run_cfg: DictConfig) -> list[Clip]:
         raise ValueError(f"clips: found {count}, expected at most the {len(manifest)} of {root}")
     data = run_cfg.data
     shape = Bucket(data.frames, data.height, data.width, strides=(data.stride,))
-    dataset, clips = Clips(manifest, [shape], fixed=True, any_size=True), []
+    dataset, reader, clips = Clips(manifest, [shape], fixed=True, any_size=True), Reader([manifest.root]), []
     for i in range(count):
-        sample = dataset[(0, i, 0, i)]
+        sample = reader.alone(dataset.task(i))
         truth, frames = sample["truth"], sample["video"]
         scene = Scene.from_truth(truth, sample["caption"]) if truth and len(truth["position"]) == len(frames) else None
         clips.append(Clip(sample["key"], sample["caption"], float(sample["fps"]), frames, scene))
@@ -159,7 +159,7 @@ def keep_clips(folder: Path, clips: list[Clip], sampled: dict[str, list[np.ndarr
     out, records = folder / "evaluation", []
     out.mkdir(parents=True, exist_ok=True)
     for task, videos in sampled.items():
-        for i, (clip, frames) in enumerate(zip(clips[: cfg.keep], videos, strict=False)):
+        for i, (clip, frames) in enumerate(zip(clips[: cfg.keep], videos[: cfg.keep], strict=True)):
             record = {"task": task, "key": clip.key, "caption": clip.caption, "fps": clip.fps}
             record |= {"given_frames": cfg.given if task == "continuation" else 0}
             for name, shown in (("sampled", frames), ("truth", clip.frames if task == "continuation" else None)):

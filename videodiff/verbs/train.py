@@ -25,7 +25,13 @@ from videodiff.verbs.build import Model, build_model, instantiate_partial, read_
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = ("trainer", "strategy", "callbacks", "logger", "resume", "run", "name", "hydra", "sampler", "data.num_workers")
-FREE_DATA = ("data.micro_batch", "data.cache_gib", "data.validation_root", "data.validation_clips", "data.root")
+FREE_DATA = tuple(
+    f"data.{name}"
+    for name in (
+        *("micro_batch", "cache_gib", "disk_cache", "disk_cache_gib", "validation_root", "validation_clips", "root"),
+        *("timeout", "budget", "quarantine"),
+    )
+)
 
 
 def expand(overrides: list[str]) -> list[str]:
