@@ -12,6 +12,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import botocore.session
 import pytest
 import torch
 from made_clips import sample, write_dataset
@@ -95,8 +96,6 @@ def nginx(tmp_path):
 @pytest.fixture
 def s3(monkeypatch):
     """Return a client of a moto server that the environment points at."""
-    pytest.importorskip("moto")
-    session = pytest.importorskip("botocore.session")
     port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -107,7 +106,7 @@ def s3(monkeypatch):
                         "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     remote.s3_client.cache_clear()
-    client = session.get_session().create_client("s3")
+    client = botocore.session.get_session().create_client("s3")
     client.create_bucket(Bucket="set")
     yield client
     remote.s3_client.cache_clear()
