@@ -1,4 +1,7 @@
+import os
 import re
+import signal
+import time
 from itertools import islice
 
 import lightning
@@ -6,6 +9,8 @@ import pytest
 import torch
 from made_clips import sample, write_dataset
 
+from videodiff.data import datamodule
+from videodiff.data.clips import Reader
 from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.manifest import Manifest
 from videodiff.data.order import Mesh
@@ -30,6 +35,15 @@ def validation_root(tmp_path_factory):
 def module(root, **how):
     how = {"frames": 4, "height": 16, "width": 16, "global_batch": 4, "seed": 3, **how}
     return ClipDataModule(str(root), **how)
+
+
+class HangsAtClip3(Reader):
+    """Stands for a native decoder that never returns."""
+
+    def __call__(self, task, out):
+        while task.row["key"] == "clip3":
+            time.sleep(60)
+        return super().__call__(task, out)
 
 
 class Recorder(lightning.LightningModule):
@@ -126,6 +140,31 @@ def test_workers_deliver_what_the_main_process_delivers(root):
     processes = [worker.process for worker in data.workers.pool]
     data.teardown("fit")
     assert not any(process.is_alive() for process in processes)
+
+
+def test_workers_that_are_killed_cost_no_clip(root):
+    expected = list(islice(module(root).train_dataloader(), 8))
+    data = module(root, num_workers=2)
+    batches = iter(data.train_dataloader())
+    for number, whole in enumerate(expected):
+        batch = next(batches)
+        assert torch.equal(batch["video"], whole["video"])
+        if number % 3 == 1:
+            os.kill(data.workers.pool[number % 2].process.pid, signal.SIGKILL)
+    assert not data.quarantine.losses
+    data.teardown("fit")
+
+
+def test_a_decoder_that_hangs_costs_its_clip_and_not_the_run(tmp_path, monkeypatch):
+    root = write_dataset(tmp_path, count=8, frames=12)
+    monkeypatch.setattr(datamodule, "Reader", HangsAtClip3)
+    data = module(root, num_workers=2, timeout=2.0)
+    keys = [key for batch in islice(data.train_dataloader(), 6) for key in batch["key"]]
+    assert "clip3" not in keys
+    assert len(keys) == 24
+    ((sample, loss),) = data.quarantine.losses.items()
+    assert (sample.key, loss.reason) == ("clip3", "timeout: took longer than 2 s")
+    data.teardown("fit")
 
 
 def break_clip(root, number):

@@ -207,6 +207,8 @@ def test_an_unreachable_host_is_one_clear_line():
 def test_what_will_not_come_is_one_clear_line_at_once(nginx, path, message):
     with pytest.raises(RemoteError, match=message):
         remote.fetch(Url(f"{nginx.url}/{path}"), 0, 10)
+    # It notes a request after it has answered.
+    time.sleep(0.2)
     assert len(nginx.log.read_text().splitlines()) == 1
 
 
