@@ -15,6 +15,7 @@ import pytest
 from made_clips import write_dataset
 from stand_in_codec import act, read
 
+from videodiff.data import workers as workers_module
 from videodiff.data.manifest import Manifest
 from videodiff.data.quarantine import Quarantine, QuarantineError, Sample
 from videodiff.data.workers import Request, Slots, Work, Workers
@@ -323,3 +324,11 @@ def first_sound(asked, other, sound, rows):
         attempt += 1
         taken = other(asked, attempt)
     return taken.sample.key
+
+
+def test_a_process_that_has_read_much_is_replaced_without_a_trace(fresh, monkeypatch):
+    monkeypatch.setattr(workers_module, "LIFE", 5)
+    before = {worker.process.pid for worker in fresh.pool}
+    assert contents(fresh.batches(requests(steps=20))) == np.arange(80).reshape(20, 4).tolist()
+    assert not before & {worker.process.pid for worker in fresh.pool}
+    assert not fresh.quarantine.losses

@@ -40,6 +40,8 @@ TRIES = 2
 # A worker has its next clip at hand when it answers.
 QUEUED = 2
 STAND_INS = 1000
+# Clips that a process reads before another takes its place: native decoders leak, if only some hundred bytes a clip.
+LIFE = 2000
 
 
 class Work(NamedTuple):
@@ -147,15 +149,15 @@ class Worker:
     """One process and what it has to do, the present errand first; `spent`: seconds at this one, or at starting."""
 
     def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
-        # Forked from a process that has imported the function's module and done nothing: a start costs milliseconds, and
-        # the imports are in memory once.
+        # Forked from a process that has imported the function's module and done nothing else: a start costs
+        # milliseconds, and the imports are in memory once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([function.__module__])
+        context.set_forkserver_preload(["__main__", __name__, function.__module__])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, function, slots, timeout), daemon=True)
         self.process.start()
         theirs.close()
-        self.timeout, self.ready, self.errands, self.spent = timeout, False, deque(), 0.0
+        self.timeout, self.ready, self.errands, self.spent, self.read = timeout, False, deque(), 0.0, 0
 
     def give(self, errand: Errand) -> None:
         """Hand over a clip."""
@@ -172,6 +174,7 @@ class Worker:
         except (EOFError, OSError):
             return None
         self.spent = 0.0
+        self.read += 1
         return answer
 
     def limit(self) -> float:
@@ -339,7 +342,7 @@ class Workers:
         """Give clips to the workers that have room, first to those that have nothing."""
         for queued in range(QUEUED):
             for worker in self.pool:
-                if self.waiting and worker.ready and len(worker.errands) == queued:
+                if self.waiting and worker.ready and len(worker.errands) == queued and worker.read < LIFE:
                     worker.give(self.waiting.popleft().renewed())
 
     def collect(self, rung: list[Any], passed: float) -> None:
@@ -353,6 +356,9 @@ class Workers:
                     worker.ready, self.failed_starts = True, 0
                 else:
                     self.settle(worker.errands.popleft(), *answer)
+                if worker.read >= LIFE and not worker.errands:
+                    worker.end()
+                    self.pool[number] = self.hire()
             elif worker.errands or not worker.ready:
                 worker.spent += passed
                 if worker.left() <= 0 and not worker.connection.poll():
