@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader clean
+.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -50,6 +50,10 @@ bench-order: setup  ## the order of 1 M to 100 M samples on 1,024 ranks, into be
 
 bench-loader: dev  ## the decode workers beside other loaders, into bench/out/loader.json
 	$(BIN)/python bench/loader.py
+
+soak: dev  ## the long campaigns: damaged tars, killed workers, memory over 20,000 clips
+	FAULT_RUNS=300 $(BIN)/python -m pytest tests/test_data_workers.py
+	$(BIN)/python bench/soak_loader.py
 
 clean:  ## remove .venv and what tools leave behind; datasets and runs stay
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

@@ -29,12 +29,11 @@ import webdataset
 from torch.utils.data import DataLoader, Dataset
 
 from videodiff.data import encode as encoding
+from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.decode import decode, decode_into, probe
 from videodiff.data.manifest import Manifest
 from videodiff.data.order import draw
-from videodiff.data.quarantine import Quarantine, Sample
 from videodiff.data.shards import ShardWriter, clip_sample, read_sample
-from videodiff.data.workers import Request, Work, Workers
 
 try:
     # Its package of image datasets asks for torchvision.
@@ -123,33 +122,36 @@ def ceiling(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
         process.kill()
 
 
+def module(root: Path) -> ClipDataModule:
+    return ClipDataModule(
+        str(root / "tars"), FRAMES, SIZE, SIZE, global_batch=BATCH, num_workers=PROCESSES, validation_root=None
+    )
+
+
 @contextlib.contextmanager
 def ours(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
-    """The workers of this project, over the tars in a shuffled order."""
-    manifest = Manifest.load(root / "tars")
-    rows, place = [manifest.row(index) for index in range(clips)], str(manifest.root)
-    order = np.random.default_rng(0).permutation(clips).tolist()
-
-    def requests() -> Iterator[Request]:
-        number, turn, batch = 0, 0, 0
-        while True:
-            works = []
-            for position in range(BATCH):
-                row = rows[order[number]]
-                sample = Sample(row["shard"], row["key"], row["offset"])
-                works.append(Work((batch, position), sample, (place, row, window(int(row["key"]), turn))))
-                number, turn = (number + 1) % clips, turn + (number + 1) // clips
-            yield Request((FRAMES, SIZE, SIZE, 3), works)
-            batch += 1
-
-    with Workers(read_clip, PROCESSES, BATCH * FRAMES * SIZE * SIZE * 3, stand_in, Quarantine(budget=0)) as workers:
-        batches = workers.batches(requests())
-        yield lambda turns: rate((batch.frames for batch in batches), turns * clips)
-        batches.close()
+    """What training gets: the order, the workers, whole batches."""
+    data = module(root)
+    batches = (batch["video"].permute(0, 2, 3, 4, 1) for batch in data.train_dataloader())
+    yield lambda turns: rate(batches, turns * clips)
+    data.teardown("fit")
 
 
-def stand_in(asked: Work, attempt: int) -> Work:
-    raise RuntimeError(f"{asked.sample}: cannot be read")
+def first_batch(root: Path, share: float) -> float:
+    """Return the seconds from a fresh start to the first batch, at this share of an epoch."""
+    data = module(root)
+    start = time.perf_counter()
+    data.loaded_step = int(share * data.mixture.epoch_steps)
+    next(iter(data.train_dataloader()))
+    took = time.perf_counter() - start
+    data.teardown("fit")
+    return took
+
+
+def resume_ratio(root: Path, rounds: int = 5) -> float:
+    """Return how many times longer than a fresh start one at 90 % of an epoch takes to its first batch."""
+    first_batch(root, 0.0)
+    return median(first_batch(root, 0.9) / first_batch(root, 0.0) for _ in range(rounds))
 
 
 class Files(Dataset):
@@ -251,9 +253,10 @@ def main() -> None:
                     measure(1)
                     rates[name].append(measure(TURNS))
                 print(f"{name} {rates[name][-1]:.1f} clips/s", flush=True)
-    found = {"ceiling_fraction": median(a / b for a, b in zip(rates["ours"], rates["ceiling"], strict=True))}
-    for name in set(kinds) - {"ceiling", "ours"}:
-        found[f"vs_{name}"] = median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
+        found = {"ceiling_fraction": median(a / b for a, b in zip(rates["ours"], rates["ceiling"], strict=True))}
+        for name in set(kinds) - {"ceiling", "ours"}:
+            found[f"vs_{name}"] = median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
+        found["resume_ratio"] = resume_ratio(Path(folder))
     found |= {"gop_12_vs_long": gop_ratio(), "clips_a_second": rates, "clips": clips, "processes": PROCESSES}
     print(json.dumps({name: value for name, value in found.items() if isinstance(value, float)}, indent=2))
     out = Path(__file__).parent / "out" / "loader.json"

@@ -1,6 +1,7 @@
 """Random datasets, buckets, mixtures, clusters and interruptions: always the same global batches, each sample once."""
 
 import doctest
+import itertools
 import json
 from collections import Counter
 from fractions import Fraction
@@ -275,3 +276,14 @@ def test_the_example_of_the_documentation_is_what_the_code_does():
     result = doctest.testfile(str(Path(__file__).parents[1] / "docs" / "streaming.md"), module_relative=False)
     assert result.attempted >= 15
     assert result.failed == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(recipes(), st.integers(0, 10**6))
+def test_what_a_step_reads_next_is_among_the_shards_that_are_upcoming(recipe, step):
+    mixture = Mixture(**recipe)
+    bucket, before = mixture.turn(step)
+    later = next(s for s in itertools.count(step + 1) if mixture.turn(s) == (bucket, before + 1))
+    batch, upcoming = mixture.batch(later), mixture.upcoming(step)
+    for dataset, shard in zip(batch.dataset.tolist(), batch.shard.tolist(), strict=True):
+        assert shard in upcoming[dataset]

@@ -90,8 +90,6 @@ class ClipDataModule(lightning.LightningDataModule):
         """The training clips of each dataset, opened at first use; each draws by a seed of its own."""
         how = {"fixed": self.fixed, "skip": self.skip_short, "any_size": self.any_size}
         manifests = [Manifest.load(root, self.disk_cache) for root, _ in self.roots]
-        for manifest in manifests:
-            check_room(manifest, self.window)
         return [Clips(m, self.buckets, self.seed + number, number, **how) for number, m in enumerate(manifests)]
 
     @cached_property
@@ -99,7 +97,10 @@ class ClipDataModule(lightning.LightningDataModule):
         """The order of the training clips."""
         opened = zip(self.training, self.roots, strict=True)
         datasets = [Dataset(clips.counts, clips.kinds, repeat) for clips, (_, repeat) in opened]
-        return Mixture(datasets, self.buckets, self.batch_sizes, self.seed, self.window)
+        mixture = Mixture(datasets, self.buckets, self.batch_sizes, self.seed, self.window)
+        for clips, shards in zip(self.training, mixture.open_shards(), strict=True):
+            check_room(clips.manifest, shards)
+        return mixture
 
     @cached_property
     def reader(self) -> Reader:
@@ -217,13 +218,13 @@ def no_stand_in(asked: Work, attempt: int) -> Work:
     raise ValueError(f"{asked.sample.shard}: {asked.sample.key}: cannot be read, expected every validation clip")
 
 
-def check_room(manifest: Manifest, window: int | None) -> None:
-    """Raise where the disk cache of a remote dataset cannot hold two windows: each would push the other out."""
+def check_room(manifest: Manifest, shards: int) -> None:
+    """Raise where the disk cache of a remote dataset cannot hold so many shards: each would push another out."""
     if isinstance(manifest.root, CachedFolder):
         sizes = sorted((shard["bytes"] for shard in manifest.shards), reverse=True)
-        room, needed = manifest.root.cache.bytes, sum(sizes[: 2 * (window or len(sizes))])
+        room, needed = manifest.root.cache.bytes, sum(sizes[:shards])
         if needed > room:
             raise ValueError(
-                f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for two times the "
-                f"shards of window={window or 'null'} of {manifest.root} ({len(sizes)} shards), or a smaller window"
+                f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for {shards} shards "
+                f"of {manifest.root} that are read at once, or a smaller window"
             )

@@ -84,12 +84,18 @@ class Shuffled:
             found[1:, here] = self.locate(bucket, number, place[here])
         return found
 
-    def following(self, bucket: int, position: int) -> np.ndarray:
-        """Return the shards of the window after that of a position in a bucket's stream."""
+    def shards(self, bucket: int, start: int, stop: int) -> np.ndarray:
+        """Return the shards of the windows from that of one position in a bucket's stream to that after another's."""
+        each = -(-len(self.counts) // self.window)
+        windows = range(self.window_of(bucket, start), self.window_of(bucket, stop) + 2)
+        lines = ((self.epoch(number // each)[0], self.window * (number % each)) for number in windows)
+        return np.unique(np.concatenate([line[first : first + self.window] for line, first in lines]))
+
+    def window_of(self, bucket: int, position: int) -> int:
+        """Return the number of the window that a position in a bucket's stream lies in, counted through all epochs."""
         number, place = divmod(position, self.samples[bucket])
-        line, pools = self.epoch(number)
-        end = self.window * int(np.searchsorted(pools[bucket].edges, place, side="right"))
-        return line[end : end + self.window] if end < len(line) else self.epoch(number + 1)[0][: self.window]
+        edges = self.epoch(number)[1][bucket].edges
+        return number * (len(edges) - 1) + int(np.searchsorted(edges, place, side="right")) - 1
 
     def locate(self, bucket: int, epoch: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return shard, kind and member at these places of a bucket's epoch."""
@@ -189,13 +195,22 @@ class Mixture:
         return self.pick(step, bucket, before * self.batch_sizes[bucket] + position + ahead, position)
 
     def upcoming(self, step: int) -> list[np.ndarray]:
-        """Return for each dataset the shards that the bucket of a step reads after those that it reads now."""
+        """Return for each dataset the shards that the bucket of a step reads in its next step, and soon after."""
         bucket, before = self.turn(step)
-        position, shares = before * self.batch_sizes[bucket], self.shares[bucket]
+        size, shares = self.batch_sizes[bucket], self.shares[bucket]
         # Each dataset's place in its own stream, to within two.
-        turns = [position * share // sum(shares) for share in shares]
-        found = zip(self.streams, turns, shares, strict=True)
-        return [stream.following(bucket, turn) if share else np.arange(0) for stream, turn, share in found]
+        begin, end = ([(before + more) * size * share // sum(shares) for share in shares] for more in (1, 2))
+        found = zip(self.streams, begin, end, shares, strict=True)
+        return [stream.shards(bucket, max(b - 2, 0), e) if share else np.arange(0) for stream, b, e, share in found]
+
+    def open_shards(self) -> list[int]:
+        """Return about how many shards of each dataset are read within two steps of every bucket: a cache's size."""
+        totals = []
+        for number, stream in enumerate(self.streams):
+            ends = [2 * n * share[number] // sum(share) for n, share in zip(self.batch_sizes, self.shares, strict=True)]
+            held = sum(len(stream.shards(i, 0, end)) for i, end in enumerate(ends) if self.shares[i][number])
+            totals.append(min(held, len(stream.counts)))
+        return totals
 
     def pick(self, step: int, bucket: int, stream: np.ndarray, position: np.ndarray) -> Batch:
         """Return the clips at these positions of a bucket's stream, for these places in the global batch."""
