@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from conftest import finish, start, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 
+from videodiff.data.manifest import Manifest
 from videodiff.training.checkpoint import AVERAGE, latest_checkpoint
 
 SPREADS = {
@@ -77,3 +80,27 @@ def test_a_run_under_zero_continues_to_the_bit_and_no_other_strategy_takes_it(
     )
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+
+
+def test_what_cannot_be_read_is_replaced_alike_and_the_checkpoint_names_it(folder: Path, world_dataset: Path) -> None:
+    broken = shutil.copytree(world_dataset, folder / "broken")
+    rows = [Manifest.load(broken).row(i) for i in (1, 4)]
+    for row in rows:
+        with (broken / row["shard"]).open("r+b") as file:
+            file.seek(row["offset"] + 512)
+            file.write(bytes(600))
+    adamw = ["optimizer=adamw", "optimizer.lr=1e-3"]
+    wanted = average(folder, broken, "broken_one", *adamw)
+    found = average(folder, broken, "broken_ddp", *adamw, *SPREADS["ddp"], "data.num_workers=1")
+    for key, weight in wanted.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5)
+    lost = []
+    for name in ("broken_one", "broken_ddp"):
+        state = torch.load(latest_checkpoint(folder / "runs" / name) / "state.ckpt", weights_only=True)
+        losses = state["ClipDataModule"]["quarantine"]
+        lines = (folder / "runs" / name / "quarantine.jsonl").read_text().splitlines()
+        assert {json.loads(line)["key"] for line in lines} == {key for _, key, *_ in losses}
+        # Workers read ahead, so they may know of more.
+        lost.append({(key, tuple(order)) for _, key, _, _, order, _ in losses if order[0] < 4})
+    assert lost[0] == lost[1]
+    assert lost[0]
