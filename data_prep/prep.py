@@ -1,8 +1,9 @@
 """Prep: from metadata or footage to shards, with every input accounted for.
 
 Two phases meet in the work folder `<out>/.work`. The first makes clips, scores and hashes, a video a task, in worker
-processes that may hang or crash, here or on a cluster (`engine`); the ledger says what is on disk. The second (see `curate`) chooses among these clips
-and writes the shards. Each may be killed at any moment and run again, with the same shards in the end.
+processes that may hang or crash, here or on a cluster (`engine`); the ledger says what is on disk. The second (see
+`curate`) chooses among these clips and writes the shards. Each may be killed at any moment and run again, with the same
+shards in the end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import os
 import shutil
 import sqlite3
 import time
@@ -34,6 +34,7 @@ from data_prep.stages.encode import EncodePolicy
 from videodiff.data.files import write_whole
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
+LOCAL = Local()
 Progress = Callable[[int, int, Counter], None]
 
 
@@ -57,7 +58,7 @@ def prep(
     shard_bytes: int = 256 * 2**20,
     workers: int | None = None,
     timeout: float = 3600.0,
-    engine: Engine = Local(),
+    engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Turn the inputs of `source` into the dataset `out` and return what `summary.json` there says.
