@@ -31,6 +31,7 @@ from data_prep.pool import Answers, Lost
 from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making, Stop, produce
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
+from videodiff.data.buckets import Bucket
 from videodiff.data.files import write_whole
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
@@ -55,6 +56,8 @@ def prep(
     require_caption: bool = False,
     takedown: str | Path | None = None,
     retry: str | None = None,
+    audio: str = "drop",
+    buckets: Sequence[Mapping[str, Any]] | None = None,
     shard_bytes: int = 256 * 2**20,
     workers: int | None = None,
     timeout: float = 3600.0,
@@ -67,9 +70,10 @@ def prep(
     (None: that of the source); acquire: arguments of `Acquirer`; cut, encode: those of `CutPolicy`, `EncodePolicy`;
     filter, near, licences, require_caption: see `curate.Rules`; takedown: a file of ids, names and sources, a line
     each, that are left out of this dataset from now on; retry: `failed` makes only those again that failed and may be
-    tried again; workers: processes, None for one a core; timeout: seconds that one video may take; engine: where the
-    processes run, which changes no byte. Without `source` nothing is read, fetched or decoded: the
-    shards are written anew from what is there.
+    tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: mappings of arguments of `Bucket`,
+    see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take; engine: where the
+    processes run, which changes no byte. Without `source` nothing is read, fetched or decoded: the shards are written
+    anew from what is there.
 
     In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
     An input is a request of the source: one span, or one whole video. Where scenes are looked for it gives any number
@@ -90,7 +94,10 @@ def prep(
     Rules(filter or {}, near, licences, require_caption)
     name = begun["source"] if source is None else full_name(source)
     root = place_of_videos(name) if root is None else full_name(root)
-    making = Making(work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}))
+    making = Making(
+        work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}), audio
+    )
+    shapes = [bucket_from(rule) for rule in buckets or ()]
     items = None if source is None or retry else open_source(source, kind, reader or {}, work)
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -106,7 +113,7 @@ def prep(
                 run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
                 make_all(plan, ledger, making, taken, retry is not None, run, progress)
             rules = Rules(filter or {}, near, licences, require_caption, taken)
-            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes))
+            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes, shapes))
             write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
             plan.close(), ledger.close()
     except sqlite3.OperationalError as error:
@@ -131,6 +138,16 @@ def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: 
     if first is None and not (work / SETTINGS).is_file():
         raise ValueError(f"source: found no inputs in {source}, expected at least one")
     return items if first is None else chain([first], items)
+
+
+def bucket_from(rule: Mapping[str, Any]) -> Bucket:
+    """Return a bucket as `data.buckets` of training has it."""
+    sizes = {name: tuple(value) if name == "strides" else value for name, value in rule.items()}
+    sizes.pop("global_batch", None)
+    try:
+        return Bucket(**sizes)
+    except TypeError as error:
+        raise ValueError(f"buckets: found {dict(rule)}, expected frames, height, width: {error}") from error
 
 
 def full_name(source: str | Path) -> str:

@@ -26,6 +26,7 @@ from data_prep.engine.local import Node
 from data_prep.failures import classify
 from data_prep.ledger import Outcome
 from data_prep.request import ClipRequest
+from data_prep.stages.audio import cut_audio
 from data_prep.stages.clips import ReadyClip, make_clips
 from data_prep.stages.cut import MICROSECOND, SLACK, Span, Timeline, microseconds, packets, read_timeline, refuse
 from data_prep.stages.encode import EncodePolicy
@@ -72,11 +73,22 @@ class Making:
     crop: bool = True
     score: bool = True
     acquire: dict[str, Any] = field(default_factory=dict)
+    audio: str = "drop"
+
+    def __post_init__(self) -> None:
+        if self.audio not in ("drop", "keep"):
+            raise ValueError(f"audio: found {self.audio!r}, expected drop or keep")
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What the bytes and the scores of a clip follow from."""
-        return {"cut": asdict(self.cut), "encode": asdict(self.encode), "crop": self.crop, "score": self.score}
+        return {
+            "cut": asdict(self.cut),
+            "encode": asdict(self.encode),
+            "crop": self.crop,
+            "score": self.score,
+            "audio": self.audio,
+        }
 
 
 class Stop(NamedTuple):
@@ -146,9 +158,11 @@ def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) ->
     for place, clip in make_clips(video.path, spans, making.encode, making.crop, making.score) if spans else ():
         number = owners[place]
         if isinstance(clip, ReadyClip):
-            made[number].append(
-                keep_clip(making.folder, clip_id(requests[number], spans[place], making), spans[place], clip)
-            )
+            id = clip_id(requests[number], spans[place], making)
+            note = keep_clip(making.folder, id, spans[place], clip)
+            if making.audio == "keep":
+                note["audio"] = keep_audio(making.folder, id, spans[place], video.path)
+            made[number].append(note)
         else:
             lost[number].append(str(clip))
         waiting[number] -= 1
@@ -228,11 +242,25 @@ def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, A
         "info": asdict(clip.info),
         "times": clip.times,
         "box": list(clip.box),
+        "codec": clip.codec,
         "scores": clip.scores,
         "perceptual": clip.perceptual.hex(),
         "sha256": exact_hash(clip.video),
         "bytes": len(clip.video),
     }
+
+
+def keep_audio(folder: Path, id: str, span: Span, video: Path) -> dict[str, Any] | None:
+    """Write the sound of a clip and return what is known of it, None where the video has no sound."""
+    try:
+        sound = cut_audio(video, span)
+    # Whatever is wrong with the sound, the clip is as good without.
+    except Exception as error:
+        return {"lost": f"{type(error).__name__}: {error}"}
+    if sound is None:
+        return None
+    publish(place_of(folder, id, "m4a"), sound)
+    return {"sha256": exact_hash(sound), "bytes": len(sound)}
 
 
 def finish(

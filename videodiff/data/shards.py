@@ -49,9 +49,10 @@ class Group:
 class ShardWriter:
     """Write samples into `root/<name>-00000.tar` ..., a new shard where one would pass `shard_bytes`.
 
-    Samples of different groups get shards of their own, `<name>-<group>-00000.tar`, of which one each is open. Use it in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then
-    the new shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within
-    those renames has no manifest and so is no dataset.
+    Samples of different groups get shards of their own, `<name>-<group>-00000.tar`, of which one each is open. Use it
+    in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then the new
+    shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within those
+    renames has no manifest and so is no dataset.
     """
 
     def __init__(self, root: str | Path, shard_bytes: int = 256 * 2**20, name: str = "shard") -> None:
