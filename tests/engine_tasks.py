@@ -17,13 +17,31 @@ def act(task, node):
     elif kind == "raise":
         raise ValueError(value)
     elif kind == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
+        crash()
     elif kind == "hang":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-        while True:
-            time.sleep(60)
-    elif kind == "once" and not Path(value).exists():
-        # The first to be here stays until its machine goes down.
-        Path(value).touch()
-        time.sleep(600)
+        hang()
+    elif kind == "gpu":
+        yield "gpus", os.environ.get("CUDA_VISIBLE_DEVICES")
     yield "end", str(node.scratch)
+
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    while True:
+        time.sleep(60)
+
+
+def break_some(requests, node, function, folder):
+    """Do what `function` does, but crash or hang after its first answer, or wait, if the video is called so."""
+    answers, kind = function(requests, node), requests[0].source.removesuffix(".mp4")
+    if kind in ("crash", "hang"):
+        yield next(answers)
+        (crash if kind == "crash" else hang)()
+    if kind == "doomed" and not (Path(folder) / "killed").exists():
+        (Path(folder) / "doomed").write_text(str(os.getpid()))
+        hang()
+    yield from answers
