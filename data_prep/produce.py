@@ -244,7 +244,7 @@ def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, A
         "box": list(clip.box),
         "codec": clip.codec,
         "scores": clip.scores,
-        "perceptual": clip.perceptual.hex(),
+        "perceptual": clip.perceptual.hex() if clip.perceptual else "",
         "sha256": exact_hash(clip.video),
         "bytes": len(clip.video),
     }

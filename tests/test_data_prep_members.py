@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import webdataset as wds
-from numbered_clips import sample
+from made_clips import sample
 from scored_clips import panning
 from test_data_prep_audio import RATE, lag, samples_of, sweep, with_sound
 
