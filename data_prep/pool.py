@@ -105,7 +105,8 @@ def run(
                 if worker.ready and worker.task is None and begun < min(len(tasks), ahead()):
                     worker.give(begun, tasks[begun])
                     begun += 1
-            yield collect(pool, function, timeout)
+            if answers := collect(pool, function, timeout):
+                yield answers
     finally:
         for worker in pool:
             worker.end()

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from engine_tasks import act, break_some
+from test_conf import composed
 from test_data_prep_prep import ENDS, dataset, fill, run, temporaries
 
 from data_prep.engine.local import Local
@@ -62,8 +64,15 @@ def cluster() -> Iterator[Cluster]:
 
     # Its workers find the tasks of the tests, and nobody is told of them.
     places = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    before = {name: os.environ.get(name) for name in ("RAY_USAGE_STATS_ENABLED", "PYTHONPATH")}
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(filter(None, places))}
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        # A lost machine is known after 6 s, not 15.
+        "RAY_health_check_period_ms": "2000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
     here = Cluster()
     here.add(num_cpus=0, num_gpus=2)
     here.others = [here.add(num_cpus=1) for _ in range(2)]
@@ -217,6 +226,18 @@ def test_without_ray_the_command_says_how_to_install_it(tmp_path):
     done = subprocess.run([*command, "engine=ray"], **how, check=False)
     line = "videodiff prep: error: engine=ray: found no package ray, expected it: pip install 'videodiff[ray]'\n"
     assert (done.returncode, done.stderr.endswith(line)) == (1, True), done.stderr
+
+
+def test_the_job_for_kubernetes_is_a_command_that_composes():
+    job = yaml.safe_load((ROOT / "launch/kubernetes/prep.yaml").read_text())["spec"]
+    program, verb, *overrides = job["entrypoint"].split()
+    cfg = composed(verb, overrides)
+    assert (program, cfg.engine._target_) == ("videodiff", "data_prep.engine.on_ray.OnRay")
+    pods = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
+    for pod in (pod["template"]["spec"] for pod in pods):
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+        assert cfg.out.startswith(mounts["data"])
 
 
 def test_an_address_without_a_cluster_is_told(tmp_path):

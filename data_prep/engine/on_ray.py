@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -79,7 +80,8 @@ class OnRay:
                     while crew.flying or crew.waiting or crew.begun < len(tasks):
                         crew.enlist()
                         crew.give(tasks)
-                        yield crew.take()
+                        if answers := crew.take():
+                            yield answers
                 finally:
                     crew.dismiss()
         finally:
@@ -283,6 +285,8 @@ class Foreman:
         if not gpus:
             # Ray sets it to the number of cores, which each of the processes would take.
             os.environ["OMP_NUM_THREADS"] = "1"
+        # Or the processes would import the program of Ray's worker, and so Ray: 60 MB and a second each.
+        vars(sys.modules["__main__"]).pop("__file__", None)
         work = hashlib.sha256(paths[0].encode()).hexdigest()[:12]
         self.scratch = make_scratch(Path(scratch or tempfile.gettempdir()) / f"videodiff-{work}")
         self.function, self.timeout = partial(function, node=Node(self.scratch, keeper)), timeout
