@@ -21,7 +21,12 @@ def act(task, node):
     elif kind == "hang":
         hang()
     elif kind == "gpu":
-        yield "gpus", os.environ.get("CUDA_VISIBLE_DEVICES")
+        # Wait for a process with another one.
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+        (Path(value) / f"gpu{gpus}").touch()
+        while len(list(Path(value).glob("gpu*"))) < 2:
+            time.sleep(0.1)
+        yield "gpus", gpus
     yield "end", str(node.scratch)
 
 

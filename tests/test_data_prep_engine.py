@@ -120,7 +120,7 @@ def test_a_task_that_hangs_crashes_or_raises_is_lost_alone_and_what_it_said_befo
 
 
 def test_processes_with_gpus_have_one_each(cluster, tmp_path):
-    found = answers_of(OnRay(), [("gpu", 0)] * 4, tmp_path, gpus=1)
+    found = answers_of(OnRay(), [("gpu", tmp_path)] * 4, tmp_path, timeout=120.0, gpus=1)
     assert {answers[1] for answers in found} == {("gpus", "0"), ("gpus", "1")}
 
 
