@@ -28,7 +28,7 @@ import aiohttp
 import fsspec
 
 from data_prep.failures import LATER, NEVER, NOW, AcquireError, classify
-from data_prep.hosts import Hosts
+from data_prep.hosts import FarHosts, Hosts
 from data_prep.request import NAMESPACE, ClipRequest, InputError, Part
 from data_prep.sources.folder import VIDEOS, check_inside
 from videodiff.data.files import sync
@@ -58,7 +58,7 @@ class Acquirer:
     when the host says, but never over `longest` seconds later. `timeout` is that of a host that says nothing and
     `deadline` that of one video, in seconds. `height` is the most lines of a video from a page; `cookies` (a file in
     Netscape format) is for pages, `proxies` for pages and HTTP, one after the other. `storage` maps schemes such as
-    `s3` to options of fsspec.
+    `s3` to options of fsspec. `keeper` is the address of who keeps the pace for several machines.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Acquirer:
         cookies: str | Path | None = None,
         proxies: Sequence[str] = (),
         storage: Mapping[str, Mapping[str, Any]] | None = None,
+        keeper: str | None = None,
     ) -> None:
         if min(attempts, height, max_bytes) < 1 or min(pause, longest, timeout, deadline) <= 0:
             raise ValueError(
@@ -86,7 +87,8 @@ class Acquirer:
         self.attempts, self.pause, self.longest = attempts, pause, longest
         self.timeout, self.deadline, self.max_bytes, self.height = timeout, deadline, max_bytes, height
         self.cookies, self.proxies, self.storage = read_cookies(cookies), tuple(proxies), storage or {}
-        self.hosts = Hosts(self.folder / "hosts", rate)
+        local = Hosts(self.folder / "hosts", rate)
+        self.hosts = FarHosts(keeper, rate) if keeper else local
 
     def fetch(self, request: ClipRequest) -> Acquired:
         """Return the video of a request; an AcquireError where it does not come, an OSError where the disk is full."""

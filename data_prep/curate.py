@@ -22,6 +22,7 @@ from data_prep.produce import place_of
 from data_prep.request import ClipRequest
 from data_prep.stages.filter import check_thresholds, filtered
 from data_prep.stages.score.duplicate import BITS, near_duplicates
+from videodiff.data.buckets import Bucket
 from videodiff.data.decode import VideoInfo
 from videodiff.data.files import sync
 from videodiff.data.manifest import NAME as MANIFEST
@@ -51,10 +52,13 @@ class Rules:
             raise ValueError(f"duplicates.near: found {self.near}, expected 0 to {BITS} or null")
 
 
-def curate(plan: Plan, work: Path, out: Path, rules: Rules, shard_bytes: int) -> dict[str, Any]:
+def curate(
+    plan: Plan, work: Path, out: Path, rules: Rules, shard_bytes: int, buckets: Sequence[Bucket] = ()
+) -> dict[str, Any]:
     """Write shards, manifest and scores of the kept clips; return the counts of inputs and of clips.
 
-    Where no clip is kept the dataset is removed: what is left out must not stay in old shards.
+    With `buckets` the clips of each lie in shards of their own: one shard of a bucket at most is not full. Where no
+    clip is kept the dataset is removed: what is left out must not stay in old shards.
     """
     reasons, counts = decide(plan, work, rules)
     write_scores(plan, work, out / SCORES, reasons)
@@ -62,7 +66,7 @@ def curate(plan: Plan, work: Path, out: Path, rules: Rules, shard_bytes: int) ->
         with ShardWriter(out, shard_bytes) as writer:
             for (request, notes, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
                 if not reason:
-                    add(writer, work, request, notes, clip)
+                    add(writer, work, request, notes, clip, buckets)
         counts["shards"] = {"count": len(writer.shards), "bytes": sum(shard["bytes"] for shard in writer.shards)}
     else:
         for path in [out / MANIFEST, *sorted(out.glob("shard-*.tar")), out / "words.txt"]:
@@ -70,7 +74,8 @@ def curate(plan: Plan, work: Path, out: Path, rules: Rules, shard_bytes: int) ->
         counts["shards"] = {"count": 0, "bytes": 0}
     for (_, _, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
         if reason == "takedown":
-            place_of(work, clip["id"], "mp4").unlink(missing_ok=True)
+            for ending in ("mp4", "m4a"):
+                place_of(work, clip["id"], ending).unlink(missing_ok=True)
     return counts
 
 
@@ -140,7 +145,9 @@ def is_taken(request: ClipRequest, taken: frozenset[str]) -> bool:
     return not taken.isdisjoint({request.id, request.source, request.parent, request.name} - {""})
 
 
-def add(writer: ShardWriter, work: Path, request: ClipRequest, notes: Note, clip: Note) -> None:
+def add(
+    writer: ShardWriter, work: Path, request: ClipRequest, notes: Note, clip: Note, buckets: Sequence[Bucket]
+) -> None:
     """Add a clip to the shards, with where it comes from and how it was made."""
     video, info = place_of(work, clip["id"], "mp4").read_bytes(), VideoInfo(**clip["info"])
     captions = [caption.text for caption in request.captions]
@@ -154,10 +161,23 @@ def add(writer: ShardWriter, work: Path, request: ClipRequest, notes: Note, clip
         "video_sha256": notes["video_sha256"],
         "times": clip["times"],
         "box": clip["box"],
-        "parameters": notes["parameters"],
+        # Of `auto` it is told what came of it.
+        "parameters": notes["parameters"] | {"encode": notes["parameters"]["encode"] | {"codec": clip["codec"]}},
     }
+    if sound := clip.get("audio"):
+        provenance["audio"] = sound
+        if "lost" not in sound:
+            members["m4a"] = place_of(work, clip["id"], "m4a").read_bytes()
     members["json"] = json.dumps(json.loads(members["json"]) | provenance).encode()
-    writer.add(clip["id"], members, row | {f"score_{name}": value for name, value in clip["scores"].items()})
+    scores = {f"score_{name}": value for name, value in clip["scores"].items()}
+    writer.add(clip["id"], members, row | scores, bucket_of(info, buckets))
+
+
+def bucket_of(info: VideoInfo, buckets: Sequence[Bucket]) -> str:
+    """Return the first bucket that a clip fits, as a name; `none` where it fits none, empty where there are none."""
+    fitting = (bucket for bucket in buckets if bucket.fits(info.frames, info.height, info.width))
+    bucket = next(fitting, None)
+    return f"{bucket.frames}x{bucket.height}x{bucket.width}" if bucket else "none" if buckets else ""
 
 
 def write_scores(plan: Plan, work: Path, path: Path, reasons: Sequence[str], batch: int = 10_000) -> None:

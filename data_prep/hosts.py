@@ -1,15 +1,25 @@
-"""When a host may be asked next, shared by all processes of a machine: one file a host, locked while it is read."""
+"""When a host may be asked next, shared by all processes of a machine, or by those of a cluster.
+
+On a machine there is one file a host, locked while it is read. The machines of a cluster ask a `Keeper` over TCP, a
+line of JSON each time: locks and clocks of several machines are not to be relied on.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import socket
+import socketserver
+import threading
 import time
 from pathlib import Path
 from urllib.parse import quote
 
 # A time further ahead than this was left by a clock that has been set back since.
 FAR = 3600.0
+# Hosts that a keeper remembers before it forgets those that are free.
+MANY = 100_000
 
 
 class Hosts:
@@ -44,3 +54,63 @@ class Hosts:
         finally:
             os.close(file)
         return result
+
+
+class FarHosts(Hosts):
+    """The same pace, held for all machines by the keeper at `address`, "host:port"."""
+
+    def __init__(self, address: str, rate: float) -> None:
+        self.address, self.interval = address, 1 / rate
+
+    def wait(self, host: str) -> None:
+        time.sleep(self._ask({"host": host, "interval": self.interval}))
+
+    def pause(self, host: str, seconds: float) -> None:
+        self._ask({"host": host, "pause": seconds})
+
+    def _ask(self, question: dict[str, str | float]) -> float:
+        name, _, port = self.address.rpartition(":")
+        with socket.create_connection((name, int(port)), timeout=60) as connection, connection.makefile("rw") as lines:
+            lines.write(json.dumps(question) + "\n")
+            lines.flush()
+            return float(lines.readline())
+
+
+class Keeper(socketserver.ThreadingTCPServer):
+    """Keep the pace at which the processes of a cluster ask hosts; use it in a `with` block."""
+
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def __init__(self, name: str) -> None:
+        super().__init__((name, 0), Answer)
+        self.address = f"{name}:{self.server_address[1]}"
+        self.free: dict[str, float] = {}
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Keeper:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def move(self, host: str, interval: float = 0.0, pause: float = 0.0) -> float:
+        """Return in how many seconds a host may be asked, and take that turn, or have everybody wait for `pause`."""
+        with self.lock:
+            now = time.monotonic()
+            if len(self.free) > MANY:
+                self.free = {name: free for name, free in self.free.items() if free > now}
+            turn = max(now, self.free.get(host, now))
+            self.free[host] = max(turn + interval, now + pause)
+        return turn - now
+
+
+class Answer(socketserver.StreamRequestHandler):
+    """One question to a keeper."""
+
+    timeout = 60
+
+    def handle(self) -> None:
+        self.wfile.write(f"{self.server.move(**json.loads(self.rfile.readline(8192)))}\n".encode())

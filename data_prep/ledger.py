@@ -1,7 +1,8 @@
 """The ledger: what became of every input, so that counts sum up at any moment, also after a kill.
 
 SQLite in the standard library gives what this needs in the least code: a transaction is there whole or not at all, also
-after power loss (write-ahead log, fsync at each commit), and several processes may write. Rows are only ever added.
+after power loss (write-ahead log, fsync at each commit). Only the process that leads a run writes, so that its machine
+alone has the file open, wherever the workers are. Rows are only ever added.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,18 @@ CREATE VIEW IF NOT EXISTS ended AS SELECT * FROM outcomes
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an input ended: `ok`, `filtered` for a reason, or `failed` with a class, which may be worth a retry."""
+    """How an input ended, and where: `ok`, `filtered` for a reason, or `failed` with a class, maybe worth a retry."""
 
     id: str
     status: str
     reason: str = ""
     retryable: bool = False
     detail: str = ""
+    host: str = field(default_factory=socket.gethostname, compare=False)
 
 
 class Ledger:
-    """The ledger of one run, in a file on a local disk; every process opens its own.
+    """The ledger of one run, in a file.
 
     Inputs are told apart by their id, and two of the same id by their place: a ledger belongs to one list of inputs, to
     which lines may be appended.
@@ -96,16 +98,18 @@ class Ledger:
         entered = [item for item in requests if self._place(item.id) == str(item.place)]
         return [item for item in entered if self._state(item.id) == "retryable"]
 
-    def record(self, outcomes: Iterable[Outcome]) -> None:
+    def record(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.
 
-        What has ended stays as it is: only a failure that may be retried is followed by another outcome.
+        What has ended stays as it is: only a failure that may be retried is followed by another outcome. Those that
+        are new are returned.
         """
         with self._transaction():
+            outcomes = list(outcomes)
             for outcome in outcomes:
                 if self._place(outcome.id) is None:
                     raise KeyError(f"{self.path}: found an outcome of {outcome.id}, expected one of its inputs")
-                self._add(outcome)
+            return [outcome for outcome in outcomes if self._add(outcome)]
 
     def summary(self) -> dict[str, Any]:
         """Return `inputs`, `ok`, `filtered` by reason, `failed` by class and retryability, and `open`: not ended yet.
@@ -147,13 +151,15 @@ class Ledger:
         row = self.base.execute(last, (key(id),)).fetchone()
         return "open" if row is None else "retryable" if row[0] else "ended"
 
-    def _add(self, outcome: Outcome) -> None:
-        if self._state(outcome.id) != "ended":
-            values = key(outcome.id), outcome.status, outcome.reason, outcome.retryable, outcome.detail
-            self.base.execute(
-                "INSERT INTO outcomes (id, status, reason, retryable, detail, host, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*values, socket.gethostname(), time.time()),
-            )
+    def _add(self, outcome: Outcome) -> bool:
+        if self._state(outcome.id) == "ended":
+            return False
+        values = key(outcome.id), outcome.status, outcome.reason, outcome.retryable, outcome.detail, outcome.host
+        self.base.execute(
+            "INSERT INTO outcomes (id, status, reason, retryable, detail, host, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*values, time.time()),
+        )
+        return True
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:

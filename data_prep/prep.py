@@ -1,8 +1,9 @@
 """Prep: from metadata or footage to shards, with every input accounted for.
 
 Two phases meet in the work folder `<out>/.work`. The first makes clips, scores and hashes, a video a task, in worker
-processes that may hang or crash; the ledger says what is on disk. The second (see `curate`) chooses among these clips
-and writes the shards. Each may be killed at any moment and run again, with the same shards in the end.
+processes that may hang or crash, here or on a cluster (`engine`); the ledger says what is on disk. The second (see
+`curate`) chooses among these clips and writes the shards. Each may be killed at any moment and run again, with the same
+shards in the end.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import os
 import shutil
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,15 +24,18 @@ from typing import Any
 
 from data_prep.acquire import Acquirer
 from data_prep.curate import Rules, curate, is_taken
+from data_prep.engine.local import Engine, Local
 from data_prep.ledger import Ledger, Outcome
 from data_prep.plan import Plan
-from data_prep.pool import Lost, run_ordered
+from data_prep.pool import Answers, Lost
 from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making, Stop, produce
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
+from videodiff.data.buckets import Bucket
 from videodiff.data.files import write_whole
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
+LOCAL = Local()
 Progress = Callable[[int, int, Counter], None]
 
 
@@ -53,9 +56,12 @@ def prep(
     require_caption: bool = False,
     takedown: str | Path | None = None,
     retry: str | None = None,
+    audio: str = "drop",
+    buckets: Sequence[Mapping[str, Any]] | None = None,
     shard_bytes: int = 256 * 2**20,
     workers: int | None = None,
     timeout: float = 3600.0,
+    engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Turn the inputs of `source` into the dataset `out` and return what `summary.json` there says.
@@ -64,17 +70,19 @@ def prep(
     (None: that of the source); acquire: arguments of `Acquirer`; cut, encode: those of `CutPolicy`, `EncodePolicy`;
     filter, near, licences, require_caption: see `curate.Rules`; takedown: a file of ids, names and sources, a line
     each, that are left out of this dataset from now on; retry: `failed` makes only those again that failed and may be
-    tried again; timeout: seconds that one video may take. Without `source` nothing is read, fetched or decoded: the
-    shards are written anew from what is there.
+    tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: mappings of arguments of `Bucket`,
+    see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take; engine: where the
+    processes run, which changes no byte. Without `source` nothing is read, fetched or decoded: the shards are written
+    anew from what is there.
 
     In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
     An input is a request of the source: one span, or one whole video. Where scenes are looked for it gives any number
     of clips: it is ok if one of them is kept, else filtered for the reason of its first clip. `clips` counts the clips
     themselves. A full disk is an OSError; what was done is kept.
     """
-    out = Path(out)
-    work, workers = out / WORK, os.cpu_count() or 1 if workers is None else workers
-    if workers < 1 or timeout <= 0 or shard_bytes < 1 or retry not in (None, "failed"):
+    out = Path(out).absolute()
+    work = out / WORK
+    if (workers is not None and workers < 1) or timeout <= 0 or shard_bytes < 1 or retry not in (None, "failed"):
         raise ValueError(
             f"prep: found workers={workers} timeout={timeout} shard_bytes={shard_bytes} retry={retry}, expected at "
             "least 1, above 0, at least 1, failed or null"
@@ -85,8 +93,11 @@ def prep(
     taken = frozenset() if takedown is None else read_lines(takedown)
     Rules(filter or {}, near, licences, require_caption)
     name = begun["source"] if source is None else full_name(source)
-    root = str(place_of_videos(name) if root is None else root)
-    making = Making(work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}))
+    root = place_of_videos(name) if root is None else full_name(root)
+    making = Making(
+        work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}), audio
+    )
+    shapes = [bucket_from(rule) for rule in buckets or ()]
     items = None if source is None or retry else open_source(source, kind, reader or {}, work)
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -99,9 +110,10 @@ def prep(
             if items is not None:
                 plan.add(ledger.admit(items))
             if source is not None or retry:
-                make_all(plan, ledger, making, taken, retry is not None, workers, timeout, progress)
+                run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
+                make_all(plan, ledger, making, taken, retry is not None, run, progress)
             rules = Rules(filter or {}, near, licences, require_caption, taken)
-            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes))
+            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes, shapes))
             write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
             plan.close(), ledger.close()
     except sqlite3.OperationalError as error:
@@ -126,6 +138,16 @@ def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: 
     if first is None and not (work / SETTINGS).is_file():
         raise ValueError(f"source: found no inputs in {source}, expected at least one")
     return items if first is None else chain([first], items)
+
+
+def bucket_from(rule: Mapping[str, Any]) -> Bucket:
+    """Return a bucket as `data.buckets` of training has it."""
+    sizes = {name: tuple(value) if name == "strides" else value for name, value in rule.items()}
+    sizes.pop("global_batch", None)
+    try:
+        return Bucket(**sizes)
+    except TypeError as error:
+        raise ValueError(f"buckets: found {dict(rule)}, expected frames, height, width: {error}") from error
 
 
 def full_name(source: str | Path) -> str:
@@ -208,8 +230,7 @@ def make_all(
     making: Making,
     taken: frozenset[str],
     retry: bool,
-    workers: int,
-    timeout: float,
+    run: Callable[[Callable, Sequence], Iterator[Answers]],
     progress: Progress | None,
 ) -> None:
     """Make the clips of all requests that have not ended, or with `retry` of those that failed for now."""
@@ -218,19 +239,22 @@ def make_all(
         down = plan.sources(retry).only(lambda request: is_taken(request, taken))
         ledger.record(Outcome(request.id, "filtered", "takedown") for request in list(down))
     sources, counts = plan.sources(retry), Counter()
-    for number, result in enumerate(run_ordered(partial(produce, making=making), sources, workers, timeout)):
-        if isinstance(result, Stop):
-            raise OSError(errno.ENOSPC, f"{result.detail}; the same command goes on from here")
-        if isinstance(result, Lost):
-            reason = result.reason if result.reason in ("timeout", "crashed") else "unexpected"
-            requests = sources[number]
-            ledger.record(Outcome(request.id, "failed", reason, True, result.detail) for request in requests)
-            counts["failed"] += len(requests)
-        else:
-            counts.update(result.statuses)
-            counts["bytes"] += result.size
-        if progress is not None:
-            progress(sum(counts[status] for status in ("ok", "filtered", "failed")), sources.requests, counts)
+    with closing(run(partial(produce, making=making), sources)) as batches:
+        for answers in batches:
+            ended = []
+            for number, answer in answers:
+                if isinstance(answer, Stop):
+                    raise OSError(errno.ENOSPC, f"{answer.detail}; the same command goes on from here")
+                if isinstance(answer, Lost):
+                    reason = answer.reason if answer.reason in ("timeout", "crashed") else "unexpected"
+                    # Those of its requests that ended before stay as they are.
+                    ended += [Outcome(each.id, "failed", reason, True, answer.detail) for each in sources[number]]
+                else:
+                    ended.append(answer[0])
+                    counts["bytes"] += answer[1]
+            counts.update(outcome.status for outcome in ledger.record(ended))
+            if progress is not None:
+                progress(sum(counts[status] for status in ("ok", "filtered", "failed")), sources.requests, counts)
     shutil.rmtree(making.folder / VIDEOS)
 
 

@@ -1,14 +1,16 @@
-"""Produce: fetch one video and make all its clips, each on disk whole before the ledger says so; runs in a worker."""
+"""Produce: fetch one video and make all its clips; runs in a worker, on this machine or another.
+
+A clip is in the work folder whole before the worker tells how its request ended; whoever leads the run then notes that
+in the ledger.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
-import sqlite3
-import threading
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -20,16 +22,18 @@ import av
 import cv2
 
 from data_prep.acquire import Acquired, Acquirer
+from data_prep.engine.local import Node
 from data_prep.failures import classify
-from data_prep.ledger import Ledger, Outcome
+from data_prep.ledger import Outcome
 from data_prep.request import ClipRequest
+from data_prep.stages.audio import cut_audio
 from data_prep.stages.clips import ReadyClip, make_clips
 from data_prep.stages.cut import MICROSECOND, SLACK, Span, Timeline, microseconds, packets, read_timeline, refuse
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stages.scenes import find_scenes, fit_durations
 from data_prep.stages.score.duplicate import exact_hash
 from videodiff.data.decode import DecodeError, best_stream
-from videodiff.data.files import write_whole
+from videodiff.data.files import stage, sync
 
 LEDGER, CLIPS, VIDEOS, WORKERS = "ledger.sqlite", "clips", "videos", "workers.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -69,18 +73,22 @@ class Making:
     crop: bool = True
     score: bool = True
     acquire: dict[str, Any] = field(default_factory=dict)
+    audio: str = "drop"
+
+    def __post_init__(self) -> None:
+        if self.audio not in ("drop", "keep"):
+            raise ValueError(f"audio: found {self.audio!r}, expected drop or keep")
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What the bytes and the scores of a clip follow from."""
-        return {"cut": asdict(self.cut), "encode": asdict(self.encode), "crop": self.crop, "score": self.score}
-
-
-class Done(NamedTuple):
-    """What became of the requests of a video, and the bytes of their clips."""
-
-    statuses: list[str]
-    size: int
+        return {
+            "cut": asdict(self.cut),
+            "encode": asdict(self.encode),
+            "crop": self.crop,
+            "score": self.score,
+            "audio": self.audio,
+        }
 
 
 class Stop(NamedTuple):
@@ -89,46 +97,31 @@ class Stop(NamedTuple):
     detail: str
 
 
-def produce(requests: Sequence[ClipRequest], making: Making) -> Done | Stop:
-    """Make the clips of requests of one video and note in the ledger how each request ended."""
-    join_run(making.folder / WORKERS)
-    ledger, statuses, size = Ledger(making.folder / LEDGER), [], 0
+def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[tuple[Outcome, int] | Stop]:
+    """Make the clips of requests of one video; yield how each request ends, and the bytes of its clips."""
+    join_run(node.scratch / WORKERS)
     try:
-        for outcome, written in ends(requests, making):
-            ledger.record([outcome])
-            statuses.append(outcome.status)
-            size += written
+        yield from ends(requests, node, making)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        return Stop(str(error))
-    except sqlite3.OperationalError as error:
-        return Stop(f"{ledger.path}: {error}")
-    finally:
-        ledger.close()
-    return Done(statuses, size)
+        yield Stop(str(error))
 
 
 @cache
 def join_run(lock: Path) -> int:
-    """Hold a share of the lock for life, and make that life end with the process that started this one.
-
-    Whoever starts the run again waits for the lock, so never are two workers at the same files.
-    """
+    """Hold a share of the lock for life: who starts the run again waits for it, so as not to meet this worker."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(handle, fcntl.LOCK_SH)
     cv2.setNumThreads(1)
-    if (parent := multiprocessing.parent_process()) is not None:
-        if not parent.is_alive():
-            os._exit(1)
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     return handle
 
 
-def ends(requests: Sequence[ClipRequest], making: Making) -> Iterator[tuple[Outcome, int]]:
+def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[tuple[Outcome, int]]:
     """Yield how each request ends, once, and the bytes written for it."""
     try:
-        video = Acquirer(making.folder / VIDEOS, making.root, **making.acquire).fetch(requests[0])
+        acquirer = Acquirer(node.scratch / VIDEOS, making.root, **making.acquire, keeper=node.keeper)
+        video = acquirer.fetch(requests[0])
     except Exception as error:
         failure = classify(error)
         for request in requests:
@@ -165,9 +158,11 @@ def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) ->
     for place, clip in make_clips(video.path, spans, making.encode, making.crop, making.score) if spans else ():
         number = owners[place]
         if isinstance(clip, ReadyClip):
-            made[number].append(
-                keep_clip(making.folder, clip_id(requests[number], spans[place], making), spans[place], clip)
-            )
+            id = clip_id(requests[number], spans[place], making)
+            note = keep_clip(making.folder, id, spans[place], clip)
+            if making.audio == "keep":
+                note["audio"] = keep_audio(making.folder, id, spans[place], video.path)
+            made[number].append(note)
         else:
             lost[number].append(str(clip))
         waiting[number] -= 1
@@ -227,22 +222,45 @@ def place_of(folder: Path, id: str, ending: str) -> Path:
     return folder / CLIPS / id[:3] / f"{id}.{ending}"
 
 
+def publish(path: Path, data: bytes) -> None:
+    """Write a file whole, under a temporary name of this process alone.
+
+    On a cluster a machine that was given up may still be at the same clip; both write the same bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(stage(path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}"), data), path)
+    sync(path.parent)
+
+
 def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, Any]:
     """Write the mp4 of a clip and return all else that is known of it."""
     path = place_of(folder, id, "mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, clip.video)
+    publish(path, clip.video)
     return {
         "id": id,
         "span": list(span),
         "info": asdict(clip.info),
         "times": clip.times,
         "box": list(clip.box),
+        "codec": clip.codec,
         "scores": clip.scores,
-        "perceptual": clip.perceptual.hex(),
+        "perceptual": clip.perceptual.hex() if clip.perceptual else "",
         "sha256": exact_hash(clip.video),
         "bytes": len(clip.video),
     }
+
+
+def keep_audio(folder: Path, id: str, span: Span, video: Path) -> dict[str, Any] | None:
+    """Write the sound of a clip and return what is known of it, None where the video has no sound."""
+    try:
+        sound = cut_audio(video, span)
+    # Whatever is wrong with the sound, the clip is as good without.
+    except Exception as error:
+        return {"lost": f"{type(error).__name__}: {error}"}
+    if sound is None:
+        return None
+    publish(place_of(folder, id, "m4a"), sound)
+    return {"sha256": exact_hash(sound), "bytes": len(sound)}
 
 
 def finish(
@@ -252,7 +270,5 @@ def finish(
     if not clips:
         return Outcome(request.id, "failed", "undecodable", detail=lost[0]), 0
     notes = {"clips": clips, "lost": lost, "video_sha256": sha256, "parameters": making.parameters}
-    path = place_of(making.folder, request.id, "json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(notes).encode())
+    publish(place_of(making.folder, request.id, "json"), json.dumps(notes).encode())
     return Outcome(request.id, "ok"), sum(clip["bytes"] for clip in clips)

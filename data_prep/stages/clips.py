@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from data_prep.stages.cut import Shown, Span, Timeline, cut, microseconds, read_timeline
-from data_prep.stages.encode import EncodePolicy, Fitter, even_size, schedule
+from data_prep.stages.encode import EncodePolicy, Fitter, even_size, open_encoder, schedule
 from data_prep.stages.score.duplicate import video_hash
 from data_prep.stages.score.geometry import geometry
 from data_prep.stages.score.letterbox import Bars, Box
@@ -21,7 +21,6 @@ from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
 from data_prep.stages.score.text import text
 from videodiff.data.decode import DecodeError, VideoInfo
-from videodiff.data.encode import Encoder
 
 # Frames a second that are scored, but at least so many a clip; their short side in pixels.
 SCORED_FPS, FEWEST, SCORED_SIDE = 2.0, 4, 256
@@ -41,14 +40,15 @@ class ReadyClip:
     """A clip as it goes into a shard.
 
     times: when each of its frames is shown in its source, in microseconds; box: what was left of the source's frame,
-    before turning it upright; perceptual: see `duplicate.video_hash`; sampled: frames for scores by a model; both None
-    where nothing was to be scored.
+    before turning it upright; codec: the encoder; perceptual: see `duplicate.video_hash`; sampled: frames for scores by
+    a model; both None where nothing was to be scored.
     """
 
     video: bytes
     info: VideoInfo
     times: list[int]
     box: Box
+    codec: str
     scores: dict[str, float]
     perceptual: bytes | None
     sampled: Sampled | None
@@ -115,7 +115,7 @@ class Maker:
         self.crop, self.guess = crop, crop and box is None
         self.decide_at = int(times[0]) + (LOOK_AHEAD if self.guess else 0)
         self.bars, self.reformatter = Bars(), VideoReformatter()
-        self.kind = self.fitter = self.encoder = self.error = None
+        self.kind = self.fitter = self.encoder = self.codec = self.error = None
 
     def add(self, shown: Shown) -> None:
         """Take the next frame that is shown in the span."""
@@ -152,10 +152,9 @@ class Maker:
         """Open filter and encoder."""
         if self.box is None:
             self.box = self.bars.box() if self.crop else Box(0, 0, first.height, first.width)
-        policy = self.policy
-        self.fitter = Fitter(first, self.box, self.ratio, policy.short_side)
+        self.fitter = Fitter(first, self.box, self.ratio, self.policy.short_side)
         size = self.fitter.height, self.fitter.width
-        self.encoder = Encoder(*size, float(self.rate), policy.crf, policy.preset, policy.codec)
+        self.encoder, self.codec = open_encoder(*size, float(self.rate), self.policy)
 
     def sample(self, fitted: av.VideoFrame) -> None:
         """Keep a frame for the scores."""
@@ -177,7 +176,7 @@ class Maker:
             sampled = Sampled(np.stack(self.samples), self.scored_fps)
             scores |= {"letterbox": self.bars.share(), **pixel_scores(*sampled)}
             perceptual = video_hash(sampled.frames)
-        return ReadyClip(video, info, self.kept.tolist(), self.box, scores, perceptual, sampled)
+        return ReadyClip(video, info, self.kept.tolist(), self.box, self.codec, scores, perceptual, sampled)
 
 
 def pixel_scores(frames: np.ndarray, fps: float) -> dict[str, float]:

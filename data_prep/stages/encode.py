@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import av
 import numpy as np
@@ -23,8 +24,8 @@ class EncodePolicy:
     """How every clip is encoded: H.264, yuv420p, closed GOP of 12, index in front, one stream, constant frame rate.
 
     short_side: pixels, larger clips are scaled down to it, none is scaled up; fps: faster sources lose frames until
-    they are no faster, none is repeated; crf, preset, codec: see `videodiff.data.encode`. Only libx264 gives the same
-    bytes on every machine.
+    they are no faster, none is repeated; crf, preset, codec: see `videodiff.data.encode`, or `auto` for the hardware's
+    encoder where there is one that works. Only libx264 gives the same bytes on every machine.
     """
 
     short_side: int = 256
@@ -39,8 +40,8 @@ class EncodePolicy:
                 f"encode: found short_side={self.short_side} crf={self.crf} fps={self.fps}, expected at least 2, 0 to "
                 "51, above 0 and below 1000 or null"
             )
-        if self.codec not in CODECS:
-            raise ValueError(f"encode.codec: found {self.codec!r}, expected one of {', '.join(CODECS)}")
+        if self.codec not in (*CODECS, "auto"):
+            raise ValueError(f"encode.codec: found {self.codec!r}, expected one of {', '.join(CODECS)}, auto")
 
 
 def first_working(codecs: Sequence[str] = HARDWARE_FIRST) -> str:
@@ -52,6 +53,25 @@ def first_working(codecs: Sequence[str] = HARDWARE_FIRST) -> str:
             encoder.finish()
             return codec
     raise ValueError(f"encode.codec: found none of {', '.join(codecs)} working, expected one")
+
+
+@cache
+def hardware_first() -> tuple[str, ...]:
+    """Return the encoders to try one after the other for a clip: from the first that works here."""
+    return HARDWARE_FIRST[HARDWARE_FIRST.index(first_working()) :]
+
+
+def open_encoder(height: int, width: int, fps: float, policy: EncodePolicy) -> tuple[Encoder, str]:
+    """Return an encoder and its name; hardware refuses some sizes, and more clips at a time than it is made for."""
+    codecs = hardware_first() if policy.codec == "auto" else (policy.codec,)
+    for codec in codecs:
+        encoder = Encoder(height, width, fps, policy.crf, policy.preset, codec)
+        if codec == codecs[-1]:
+            return encoder, codec
+        with contextlib.suppress(av.FFmpegError):
+            encoder.stream.codec_context.open()
+            return encoder, codec
+    raise AssertionError("the last encoder is returned")
 
 
 def schedule(times: np.ndarray, usual: Fraction, fps: float | None) -> tuple[np.ndarray, Fraction]:

@@ -29,30 +29,49 @@ VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "jpg", "jpeg", "png", "webp")
 REQUIRED = ("width", "height", "frames", "fps")
 
 
+class Group:
+    """Shards of samples of one kind: those that are full, the rows of all their samples, and the tar being filled."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
+        self.samples = 0
+        self.tar: tarfile.TarFile | None = None
+        self.file: BinaryIO | None = None
+
+    @property
+    def shard(self) -> str:
+        """The name of the tar being filled."""
+        return f"{self.name}-{len(self.shards):05d}.tar"
+
+
 class ShardWriter:
     """Write samples into `root/<name>-00000.tar` ..., a new shard where one would pass `shard_bytes`.
 
-    Use it in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then
-    the new shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within
-    those renames has no manifest and so is no dataset.
+    Samples of different groups get shards of their own, `<name>-<group>-00000.tar`, of which one each is open. Use it
+    in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then the new
+    shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within those
+    renames has no manifest and so is no dataset.
     """
 
     def __init__(self, root: str | Path, shard_bytes: int = 256 * 2**20, name: str = "shard") -> None:
         self.root, self.shard_bytes, self.name = Path(root), shard_bytes, name
-        self.rows: list[dict[str, Any]] = []
-        self.shards: list[dict[str, Any]] = []
+        self.groups: dict[str, Group] = {}
         self.words: Counter[str] = Counter()
         self.keys: set[str] = set()
-        self.samples = 0
-        self.tar: tarfile.TarFile | None = None
-        self.file: BinaryIO | None = None
 
     def __enter__(self) -> ShardWriter:
         self.root.mkdir(parents=True, exist_ok=True)
         self._discard()
         return self
 
-    def add(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> None:
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """The shards that are full, in the order of the manifest."""
+        return [shard for _, group in sorted(self.groups.items()) for shard in group.shards]
+
+    def add(self, key: str, members: dict[str, bytes], row: dict[str, Any], group: str = "") -> None:
         """Append one sample: its files by extension and what the manifest shall say of it.
 
         `row` needs width, height, frames and fps; source, licence, duration, backend and `score_*` are optional, the
@@ -60,22 +79,23 @@ class ShardWriter:
         """
         row = self._checked(key, members, row)
         size = sum(len(data) + 1024 for data in members.values())
-        if self.tar is not None and self.tar.offset + size > self.shard_bytes:
-            self._close_shard()
-        if self.tar is None:
-            self._open_shard()
-        offset = self.tar.offset
+        open_ = self.groups.setdefault(group, Group(f"{self.name}-{group}" if group else self.name))
+        if open_.tar is not None and open_.tar.offset + size > self.shard_bytes:
+            self._close_shard(open_)
+        if open_.tar is None:
+            self._open_shard(open_)
+        offset = open_.tar.offset
         for extension, data in members.items():
             member = tarfile.TarInfo(f"{key}.{extension}")
             member.size, member.mode = len(data), 0o444
-            self.tar.addfile(member, io.BytesIO(data))
+            open_.tar.addfile(member, io.BytesIO(data))
         captions = read_captions(members)
         self.words.update(word for caption in captions for word in split_words(caption))
         self.keys.add(key)
-        self.samples += 1
-        place = {"shard": self._shard_name(), "key": key, "offset": offset, "size": self.tar.offset - offset}
+        open_.samples += 1
+        place = {"shard": open_.shard, "key": key, "offset": offset, "size": open_.tar.offset - offset}
         sums = {"captions": len(captions), "sha256": hashlib.sha256(members["mp4"]).hexdigest()}
-        self.rows.append({**row, **place, **sums})
+        open_.rows.append({**row, **place, **sums})
 
     def _checked(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> dict[str, Any]:
         if not re.fullmatch(r"[^./\\\s\x00-\x1f][^./\\\x00-\x1f]*", key) or key in self.keys:
@@ -99,32 +119,32 @@ class ShardWriter:
         finally:
             self._discard()
 
-    def _shard_name(self) -> str:
-        return f"{self.name}-{len(self.shards):05d}.tar"
+    def _open_shard(self, group: Group) -> None:
+        group.file = (self.root / f".{group.shard}.partial").open("w+b")
+        group.tar = tarfile.open(fileobj=group.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
 
-    def _open_shard(self) -> None:
-        self.file = (self.root / f".{self._shard_name()}.partial").open("w+b")
-        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
-
-    def _close_shard(self) -> None:
-        self.tar.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.seek(0)
-        digest, name = hashlib.sha256(), self._shard_name()
-        while block := self.file.read(2**20):
+    def _close_shard(self, group: Group) -> None:
+        group.tar.close()
+        group.file.flush()
+        os.fsync(group.file.fileno())
+        group.file.seek(0)
+        digest = hashlib.sha256()
+        while block := group.file.read(2**20):
             digest.update(block)
-        shard = {"name": name, "bytes": self.file.tell(), "samples": self.samples, "sha256": digest.hexdigest()}
-        self.file.close()
-        self.shards.append(shard)
-        self.tar, self.file, self.samples = None, None, 0
+        sums = {"bytes": group.file.tell(), "samples": group.samples, "sha256": digest.hexdigest()}
+        group.file.close()
+        group.shards.append({"name": group.shard, **sums})
+        group.tar, group.file, group.samples = None, None, 0
 
     def _commit(self) -> None:
-        if not self.rows:
+        if not self.groups:
             raise ValueError(f"{self.root}: found no samples to write, expected at least one")
-        self._close_shard()
+        for group in self.groups.values():
+            self._close_shard(group)
         words = stage(self.root / WORDS, rank_words(self.words))
-        rows, scores = iter(self.rows), sorted({name for row in self.rows for name in row} - FIELDS.keys())
+        rows = itertools.chain.from_iterable(group.rows for _, group in sorted(self.groups.items()))
+        named = (name for group in self.groups.values() for row in group.rows for name in row)
+        scores = sorted(set(named) - FIELDS.keys())
         with ManifestWriter(self.root, scores) as manifest:
             for shard in self.shards:
                 manifest.add(shard, list(itertools.islice(rows, shard["samples"])))
@@ -140,14 +160,15 @@ class ShardWriter:
             sync(self.root)
 
     def _tars(self) -> set[str]:
-        pattern = re.compile(rf"{re.escape(self.name)}-\d{{5}}\.tar")
+        pattern = re.compile(rf"{re.escape(self.name)}-(.+-)?\d{{5}}\.tar")
         return {path.name for path in self.root.iterdir() if pattern.fullmatch(path.name)}
 
     def _discard(self) -> None:
-        if self.file is not None:
-            # On a full disk closing fails too, by the last bytes; these are not wanted any more.
-            with contextlib.suppress(OSError):
-                self.file.close()
+        for group in self.groups.values():
+            if group.file is not None:
+                # On a full disk closing fails too, by the last bytes; these are not wanted any more.
+                with contextlib.suppress(OSError):
+                    group.file.close()
         for pattern in (f".{self.name}-*.tar.partial", f".{WORDS}.partial", f".{NAME}.partial"):
             for partial in self.root.glob(pattern):
                 partial.unlink()

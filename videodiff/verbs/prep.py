@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ def expand(overrides: list[str]) -> list[str]:
 def run(cfg: DictConfig) -> None:
     """Prepare as configured and print what became of the inputs."""
     settings = OmegaConf.to_container(cfg, resolve=True)
-    rules = settings.pop("prep")
+    rules, engine = settings.pop("prep"), instantiate(settings.pop("engine"))
     limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
     bar = tqdm(unit="input", desc="prep", delay=0.5)
 
@@ -39,7 +40,7 @@ def run(cfg: DictConfig) -> None:
         bar.update(done - bar.n)
 
     try:
-        summary = prep(**settings, filter=limits, near=rules["duplicates"]["near"], progress=show)
+        summary = prep(**settings, filter=limits, near=rules["duplicates"]["near"], engine=engine, progress=show)
     finally:
         bar.close()
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]

@@ -1,0 +1,56 @@
+"""Local: work in the processes of this machine. And what any engine is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from data_prep.pool import Answers, run
+
+
+class Node(NamedTuple):
+    """The machine that a task runs on: a folder on its disk, and who keeps the pace of hosts where several ask them."""
+
+    scratch: Path
+    keeper: str | None = None
+
+
+class Engine(Protocol):
+    """What runs tasks in processes that may hang or crash."""
+
+    def run(
+        self,
+        function: Callable[[Any, Node], Any],
+        tasks: Sequence[Any],
+        folders: Sequence[str | Path],
+        workers: int | None,
+        timeout: float,
+        gpus: float = 0.0,
+    ) -> Iterator[Answers]:
+        """Yield the answers to all tasks as they come, in lists, see `pool.run`.
+
+        function(task, node): importable by name, returns an answer or yields several; the same task may be run twice,
+        of which only one run is answered. folders: what every machine must see, the first of them the work folder.
+        workers: processes in all, None for as many as there is room for; timeout: seconds a task; gpus: of each
+        process. The tasks in flight, and so the memory, grow with the workers, not with the tasks.
+        """
+
+
+class Local:
+    """Processes of this machine, which all see all its GPUs."""
+
+    def run(
+        self,
+        function: Callable[[Any, Node], Any],
+        tasks: Sequence[Any],
+        folders: Sequence[str | Path],
+        workers: int | None,
+        timeout: float,
+        gpus: float = 0.0,
+    ) -> Iterator[Answers]:
+        """See `Engine`; workers: None is one a core, or one alone where it wants a GPU."""
+        workers = workers or (1 if gpus else os.cpu_count() or 1)
+        return run(partial(function, node=Node(Path(folders[0]))), tasks, workers, timeout)

@@ -1,0 +1,331 @@
+"""Ray: work in the processes of a cluster, whose machines may come and go.
+
+On every machine an actor, the foreman, has a pool of processes as `pool` has it, so a decoder that hangs or crashes is
+found there, as on one machine. A foreman that is gone means a lost machine: its tasks are given to others. Only tasks
+and answers go through Ray; clips go to the work folder, which all machines share, as tens of terabytes of them would
+not go through the one that leads. That one alone writes the ledger.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from data_prep.engine.local import Node
+from data_prep.hosts import Keeper
+from data_prep.pool import Answers, Lost, Worker, collect
+
+# Seconds between two looks at what has come, and at which machines there are; seconds to wait for one at all.
+TICK, LOOK, PATIENCE = 0.5, 5.0, 600.0
+# Machines lost over a task before it is taken for their end.
+LOSSES = 3
+# Bytes of the object store of a Ray of one's own: only tasks and answers go through it.
+STORE = 100 * 2**20
+# What must be the same everywhere for the same bytes.
+PACKAGES = ("videodiff", "av", "numpy", "opencv-python-headless", "scenedetect-headless", "rapidocr", "onnxruntime")
+# Anyone who reaches a Ray may run programs on it. Its 127.0.0.1 Ray would replace by an address of the network.
+LOOPBACK = "127.0.0.2"
+WORKERS = "workers.lock"
+log = logging.getLogger(__name__)
+
+
+class OnRay:
+    """The machines of a Ray cluster; this process runs on one of them.
+
+    address: of the cluster, `host:port` or `auto`; None takes RAY_ADDRESS, and without it starts a Ray of its own on
+    this machine. scratch: a folder on each machine's own disk, for videos on their way; None for its temporary one.
+    """
+
+    def __init__(self, address: str | None = None, scratch: str | None = None) -> None:
+        if address is not None and "://" in address:
+            raise ValueError(f"engine.address: found {address}, expected host:port or auto, from inside the cluster")
+        self.address, self.scratch = address, scratch
+
+    def run(
+        self,
+        function: Callable[[Any, Node], Any],
+        tasks: Sequence[Any],
+        folders: Sequence[str | Path],
+        workers: int | None,
+        timeout: float,
+        gpus: float = 0.0,
+    ) -> Iterator[Answers]:
+        """See `Engine`; a machine has one process a core, or with `gpus` as many as its GPUs allow."""
+        if not len(tasks):
+            return
+        ray = connect(self.address, workers)
+        seen = [str(folder) for folder in folders if "://" not in str(folder)]
+        # Removed with all that is half written, should this process be killed.
+        token = Path(seen[0]) / f".{uuid.uuid4().hex}.partial"
+        token.touch()
+        try:
+            with Keeper(ray.util.get_node_ip_address()) as keeper:
+                about = (function, timeout, self.scratch, keeper.address, [*seen, str(token)], versions(), gpus)
+                crew = Crew(ray, about, workers, gpus)
+                try:
+                    while crew.flying or crew.waiting or crew.begun < len(tasks):
+                        crew.enlist()
+                        crew.give(tasks)
+                        if answers := crew.take():
+                            yield answers
+                finally:
+                    crew.dismiss()
+        finally:
+            token.unlink()
+
+
+def connect(address: str | None, workers: int | None) -> Any:
+    """Return the module ray, connected to a cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ValueError("engine=ray: found no package ray, expected it: pip install 'videodiff[ray]'") from error
+    if ray.is_initialized():
+        return ray
+    address = address or os.environ.get("RAY_ADDRESS")
+    own = {"object_store_memory": STORE, "include_dashboard": False, "_node_ip_address": LOOPBACK}
+    how = {} if address else {"num_cpus": workers or os.cpu_count(), **own}
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING, **how)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"engine.address: found no Ray cluster at {address}: {error}") from error
+    return ray
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides on the bytes of a clip."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+class Share(NamedTuple):
+    """What a foreman takes of a machine."""
+
+    cpus: int
+    gpus: float
+    processes: int
+
+
+def shares(resources: Mapping[str, float], gpus: float) -> list[Share]:
+    """Return how a machine is divided: one foreman for all its cores, or one for each process that has GPUs.
+
+    Processes that have GPUs take no cores, so that neither kind of work waits for the other.
+    """
+    if gpus:
+        return [Share(0, gpus, 1)] * int(resources.get("GPU", 0) / gpus)
+    cpus = int(resources.get("CPU", 0))
+    return [Share(cpus, 0, cpus)] if cpus else []
+
+
+class Team:
+    """A foreman as seen from here: its actor, its processes, and how many tasks it has been given."""
+
+    def __init__(self, actor: Any, processes: int) -> None:
+        self.actor, self.processes, self.ready, self.load = actor, processes, False, 0
+
+
+class Crew:
+    """All foremen of a run and what they are at. `about`: what a foreman is told, see there."""
+
+    def __init__(self, ray: Any, about: tuple, workers: int | None, gpus: float) -> None:
+        self.ray, self.about, self.workers, self.gpus = ray, about, workers, gpus
+        self.teams: dict[tuple[str, int], Team] = {}
+        self.starting: dict[Any, tuple[str, int]] = {}
+        self.flying: dict[Any, tuple[int, tuple[str, int]]] = {}
+        self.waiting: deque[int] = deque()
+        self.losses: Counter[int] = Counter()
+        self.refused: dict[str, str] = {}
+        self.begun, self.looked, self.worked = 0, -LOOK, time.monotonic()
+
+    def enlist(self) -> None:
+        """Put a foreman on every machine that has none yet."""
+        if time.monotonic() < self.looked + LOOK:
+            return
+        self.looked = time.monotonic()
+        room = (self.workers or 2**31) - sum(team.processes for team in self.teams.values())
+        for node in self.ray.nodes():
+            name = node["NodeID"]
+            if not node["Alive"] or name in self.refused:
+                continue
+            for place, share in enumerate(shares(node["Resources"], self.gpus)):
+                if room > 0 and (name, place) not in self.teams:
+                    processes = min(share.processes, room)
+                    room -= processes
+                    self.start((name, place), share._replace(processes=processes, cpus=min(share.cpus, processes)))
+
+    def start(self, slot: tuple[str, int], share: Share) -> None:
+        """Begin to start a foreman."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # Neither the actor nor a task of it is ever started again by Ray: that is decided here.
+        actor_class = self.ray.remote(Foreman).options(
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=share.processes,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(slot[0], soft=False),
+        )
+        team = self.teams[slot] = Team(actor_class.remote(), share.processes)
+        self.starting[team.actor.begin.remote(share.processes, *self.about)] = slot
+
+    def give(self, tasks: Sequence[Any]) -> None:
+        """Give every process a task, then one more each to have at hand."""
+        for depth in (1, 2):
+            for slot, team in self.teams.items():
+                while team.ready and team.load < depth * team.processes and (self.waiting or self.begun < len(tasks)):
+                    number = self.waiting.popleft() if self.waiting else self.begun
+                    self.begun = max(self.begun, number + 1)
+                    self.flying[team.actor.do.remote(tasks[number])] = number, slot
+                    team.load += 1
+
+    def take(self) -> Answers:
+        """Return the answers that have come."""
+        if any(team.ready for team in self.teams.values()):
+            self.worked = time.monotonic()
+        elif time.monotonic() > self.worked + PATIENCE:
+            raise TimeoutError(f"engine=ray: found no machine with free cores for {PATIENCE:g} s, expected one")
+        refs, answers = [*self.starting, *self.flying], []
+        if not refs:
+            time.sleep(TICK)
+            return answers
+        for ref in self.ray.wait(refs, num_returns=len(refs), timeout=TICK, fetch_local=False)[0]:
+            if ref in self.starting:
+                self.take_start(ref, self.starting.pop(ref))
+            else:
+                answers += self.take_answers(ref, *self.flying.pop(ref))
+        return answers
+
+    def take_start(self, ref: Any, slot: tuple[str, int]) -> None:
+        """Have a foreman work who can, and never ask again for one on a machine that cannot be used."""
+        try:
+            complaint = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            complaint = f"no foreman starts there: {str(error).strip().splitlines()[-1].strip()}"
+        if not complaint:
+            self.teams[slot].ready = True
+            return
+        self.refused[slot[0]] = complaint
+        log.warning("machine %s of the Ray cluster is not used: %s", slot[0][:8], complaint)
+        self.drop(slot)
+        if not self.teams:
+            raise ValueError(f"engine=ray: found no machine that can be used: {complaint}")
+
+    def take_answers(self, ref: Any, number: int, slot: tuple[str, int]) -> Answers:
+        """Return the answers of a task; where its machine was lost it waits for another one."""
+        try:
+            answers = [(number, answer) for answer in self.ray.get(ref)]
+        except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError):
+            self.drop(slot)
+            self.losses[number] += 1
+            if self.losses[number] < LOSSES:
+                self.waiting.append(number)
+                return []
+            return [(number, Lost("crashed", f"{LOSSES} machines were lost while at it"))]
+        self.losses.pop(number, None)
+        if slot in self.teams:
+            self.teams[slot].load -= 1
+        return answers
+
+    def drop(self, slot: tuple[str, int]) -> None:
+        """Give up a foreman; one that was only out of reach is ended."""
+        if (team := self.teams.pop(slot, None)) is not None:
+            self.ray.kill(team.actor, no_restart=True)
+
+    def dismiss(self) -> None:
+        """End all foremen; those who are idle clear up first."""
+        idle = [team.actor.end.remote() for team in self.teams.values() if team.ready and not team.load]
+        if idle:
+            self.ray.wait(idle, num_returns=len(idle), timeout=10)
+        for slot in list(self.teams):
+            self.drop(slot)
+
+
+class Foreman:
+    """The actor on a machine, each task in a thread that waits for one of its processes."""
+
+    def begin(
+        self,
+        processes: int,
+        function: Callable[[Any, Node], Any],
+        timeout: float,
+        scratch: str | None,
+        keeper: str,
+        paths: Sequence[str],
+        expected: Mapping[str, str],
+        gpus: float,
+    ) -> str:
+        """Start the processes; return why this machine cannot be used, empty where it can."""
+        missing = [path for path in paths if not Path(path).exists()]
+        if missing:
+            return f"found no {missing[0]}, expected to see the folders of the machine that leads"
+        others = [f"{name} {found}" for name, found in versions().items() if found != expected[name]]
+        if others:
+            return f"found {', '.join(others)}, expected the versions of the machine that leads"
+        if not gpus:
+            # Ray sets it to the number of cores, which each of the processes would take.
+            os.environ["OMP_NUM_THREADS"] = "1"
+        # Or the processes would import the program of Ray's worker, and so Ray: 60 MB and a second each.
+        vars(sys.modules["__main__"]).pop("__file__", None)
+        work = hashlib.sha256(paths[0].encode()).hexdigest()[:12]
+        self.scratch = make_scratch(Path(scratch or tempfile.gettempdir()) / f"videodiff-{work}")
+        self.function, self.timeout = partial(function, node=Node(self.scratch, keeper)), timeout
+        self.idle: SimpleQueue[Worker] = SimpleQueue()
+        for _ in range(processes):
+            self.idle.put(Worker(self.function))
+        return ""
+
+    def do(self, task: Any) -> list[Any | Lost]:
+        """Return the answers to a task."""
+        pool, answers = [self.idle.get()], []
+        while not pool[0].ready:
+            collect(pool, self.function, self.timeout)
+        pool[0].give(0, task)
+        while pool[0].task is not None:
+            answers += collect(pool, self.function, self.timeout)
+        self.idle.put(pool[0])
+        return [answer for _, answer in answers]
+
+    def end(self) -> None:
+        """End the idle processes and leave nothing behind."""
+        while not self.idle.empty():
+            self.idle.get().end()
+        shutil.rmtree(self.scratch)
+
+
+def make_scratch(base: Path) -> Path:
+    """Return a new folder in `base`, and remove those that foremen left who were killed with all their processes."""
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / "begin.lock").open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        for lock in base.glob(f"*/{WORKERS}"):
+            with lock.open() as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                shutil.rmtree(lock.parent)
+        folder = Path(tempfile.mkdtemp(dir=base))
+        # Held for life, as each of the processes will hold a share of it.
+        fcntl.flock(os.open(folder / WORKERS, os.O_RDWR | os.O_CREAT, 0o644), fcntl.LOCK_SH)
+    return folder
