@@ -18,7 +18,13 @@ from videodiff.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPTS = [".ci/run", "launch/demo.sh", "launch/torchrun/train.sh", "launch/slurm/train.sbatch"]
+SCRIPTS = [
+    ".ci/run",
+    "launch/demo.sh",
+    "launch/torchrun/train.sh",
+    "launch/slurm/train.sbatch",
+    "launch/slurm/prep.sbatch",
+]
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 FIGURES = {"colour_accuracy": 0.97, "velocity_error_of_static": 0.3}
 
