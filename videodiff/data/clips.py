@@ -11,10 +11,10 @@ import torch
 
 from videodiff.codec.cached import read_latent, read_text
 from videodiff.data.buckets import Bucket, count_kinds, kinds_of
+from videodiff.data.captions import EVEN, CaptionMix, draw_caption
 from videodiff.data.decode import DecodeError, decode_into
 from videodiff.data.manifest import Manifest, ManifestError
-from videodiff.data.order import draw
-from videodiff.data.shards import VIDEOS, read_captions, read_notes, read_sample, video_of
+from videodiff.data.shards import VIDEOS, Text, read_notes, read_sample, read_texts, video_of
 
 # What of a sample may be delivered beside its frames, and the members that it is made of.
 ARRAYS = {"latent": ("latent.npy", read_latent), "text": ("text.npy", read_text)}
@@ -102,7 +102,7 @@ class Loaded(NamedTuple):
 
     frames: np.ndarray | None
     numbers: range
-    captions: list[str]
+    captions: list[Text]
     truth: dict[str, Any] | None
     arrays: dict[str, torch.Tensor]
 
@@ -111,13 +111,20 @@ class Reader:
     """Read the clip of a task: fill `out` with its frames, uint8 `t h w c`, and return the rest of the sample.
 
     `roots`: those of the datasets, by number. `deliver`: video, latent, text; without video `out` has no frames.
-    `cache_gib`: clips that are read again and again stay decoded in memory until this much is taken.
+    `cache_gib`: clips that are read again and again stay decoded in memory until this much is taken. `captions`: which
+    of several captions are taken how often.
     """
 
-    def __init__(self, roots: Sequence[Any], deliver: Sequence[str] = ("video",), cache_gib: float = 0.0) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Any],
+        deliver: Sequence[str] = ("video",),
+        cache_gib: float = 0.0,
+        captions: CaptionMix = EVEN,
+    ) -> None:
         if unknown := set(deliver) - set(DELIVER):
             raise ValueError(f"deliver: found {sorted(unknown)[0]!r}, expected some of {', '.join(DELIVER)}")
-        self.roots, self.deliver = list(roots), tuple(deliver)
+        self.roots, self.deliver, self.captions = list(roots), tuple(deliver), captions
         self.room, self.kept = int(cache_gib * 2**30), {}
 
     def __call__(self, task: Task, out: np.ndarray) -> dict[str, Any]:
@@ -125,8 +132,9 @@ class Reader:
         loaded = self.kept.get(name) or self._load(name, task, out)
         if loaded.frames is not None:
             np.copyto(out, loaded.frames[[loaded.numbers.index(number) for number in task.numbers]])
-        choice = 0 if task.key is None else draw(len(loaded.captions), *task.key, 1)
-        sample = {**loaded.arrays, "caption": loaded.captions[choice], "key": task.row["key"]}
+        texts = loaded.captions
+        caption = texts[0].text if task.key is None else draw_caption(texts, self.captions, *task.key, 1)
+        sample = {**loaded.arrays, "caption": caption, "key": task.row["key"]}
         sample["fps"] = task.row["fps"] / task.numbers.step
         return sample if task.key else sample | {"truth": truth_window(loaded.truth, task.numbers)}
 
@@ -157,7 +165,7 @@ class Reader:
                 raise DecodeError(f"{where}.{video}: {error}") from error
         arrays = {name: read(members[member], where) for name, (member, read) in ARRAYS.items() if name in self.deliver}
         frames = out if "video" in self.deliver else None
-        return Loaded(frames, numbers, read_captions(members) or [""], read_notes(members).get("truth"), arrays)
+        return Loaded(frames, numbers, read_texts(members) or [Text("")], read_notes(members).get("truth"), arrays)
 
     def alone(self, task: Task) -> dict[str, Any]:
         """Return a whole sample, its frames as `video`."""

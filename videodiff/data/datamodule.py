@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from videodiff.data.buckets import Bucket
 from videodiff.data.cache import Cache, CachedFolder
+from videodiff.data.captions import CaptionMix, check_origins
 from videodiff.data.clips import Clips, Reader
 from videodiff.data.manifest import Manifest
 from videodiff.data.mixture import Dataset, Mixture
@@ -30,9 +31,10 @@ class ClipDataModule(lightning.LightningDataModule):
     micro-batches and workers, as long as seed, batches and datasets are the same. `micro_batch` None is the whole share
     of a process. `more` datasets, each a mapping of root and how often an epoch has its samples (`repeat`), join
     `root`. `buckets`, mappings of `Bucket`'s arguments and `global_batch`, replace the one shape; `window` shards are
-    shuffled together (None: all). With `fixed`, each clip is trained on with its first window and caption only.
-    Validation takes the first `validation_clips` of `validation_root` (None: no validation), in order, with theirs, in
-    the one shape.
+    shuffled together (None: all). With `fixed`, each clip is trained on with its first window and caption only; else
+    `captions`, arguments of `CaptionMix`, say which captions are taken how often. Validation takes the first
+    `validation_clips` of `validation_root` (None: no validation), in order, with their first window and caption, in the
+    one shape.
 
     `num_workers` processes read ahead, each clip within `timeout` seconds; with none this process reads, and a decoder
     that hangs hangs the run. More than `budget` clips that cannot be read end it; `quarantine` is the file that names
@@ -65,6 +67,7 @@ class ClipDataModule(lightning.LightningDataModule):
         quarantine: str | None = None,
         disk_cache: str | None = None,
         disk_cache_gib: float = 64.0,
+        captions: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if num_workers < 0 or validation_clips < 1:
@@ -76,6 +79,7 @@ class ClipDataModule(lightning.LightningDataModule):
         self.seed, self.cache_gib, self.fixed, self.loaded_step = seed, cache_gib, fixed, 0
         self.deliver, self.skip_short, self.window = tuple(deliver), skip_short, window
         self.timeout, self.quarantine = timeout, Quarantine(quarantine, budget)
+        self.captions = CaptionMix(**captions or {})
         self.disk_cache = None if disk_cache is None else Cache(disk_cache, disk_cache_gib)
         self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
         self.shape = Bucket(frames, height, width, strides=(stride,))
@@ -90,6 +94,7 @@ class ClipDataModule(lightning.LightningDataModule):
         """The training clips of each dataset, opened at first use; each draws by a seed of its own."""
         how = {"fixed": self.fixed, "skip": self.skip_short, "any_size": self.any_size}
         manifests = [Manifest.load(root, self.disk_cache) for root, _ in self.roots]
+        check_origins(self.captions, [manifest.caption_origins for manifest in manifests])
         return [Clips(m, self.buckets, self.seed + number, number, **how) for number, m in enumerate(manifests)]
 
     @cached_property
@@ -106,7 +111,7 @@ class ClipDataModule(lightning.LightningDataModule):
     def reader(self) -> Reader:
         """What reads the training clips, here or in a worker."""
         roots = [clips.manifest.root for clips in self.training]
-        return Reader(roots, self.deliver, self.cache_gib / max(self.num_workers, 1))
+        return Reader(roots, self.deliver, self.cache_gib / max(self.num_workers, 1), self.captions)
 
     @cached_property
     def workers(self) -> Workers:

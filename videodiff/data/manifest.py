@@ -58,7 +58,7 @@ class Manifest:
     """The rows of a dataset and the list of its shards; a row is read when it is asked for, with those of its shard.
 
     `root` is where the shards are: a folder, a URL, or a URL read through a cache; `root / name` can be opened.
-    `counts` are the samples of each shard.
+    `counts` are the samples of each shard; `caption_origins` who wrote the captions, None where that is not known.
     """
 
     def __init__(self, path: Path | Url) -> None:
@@ -74,6 +74,7 @@ class Manifest:
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.root: Any = Url(head["shards_at"]) if "shards_at" in head else path.parent
         self.stated_fingerprint = head.get("fingerprint")
+        self.caption_origins: list[str] | None = head.get("caption_origins")
 
     @classmethod
     def load(cls, root: str | Path | Url, cache: Cache | None = None) -> Manifest:
@@ -221,13 +222,16 @@ class ManifestWriter:
     """Write a manifest shard by shard, in row groups of whole shards; use it in a `with` block.
 
     `scores` are columns beyond the fixed ones, numbers. `shards_at`: the URL of the shards, where they do not lie
-    beside the manifest.
+    beside the manifest; `origins`: who wrote the captions, where that is known.
     """
 
-    def __init__(self, root: Path, scores: Sequence[str] = (), shards_at: Url | None = None) -> None:
+    def __init__(
+        self, root: Path, scores: Sequence[str] = (), shards_at: Url | None = None, origins: Sequence[str] = ()
+    ) -> None:
         self.root, self.partial = root, root / f".{NAME}.partial"
         self.schema = pa.schema([*FIELDS.items(), *((name, pa.float64()) for name in scores)])
         self.elsewhere = {} if shards_at is None else {"shards_at": str(shards_at)}
+        self.elsewhere |= {"caption_origins": list(origins)} if origins else {}
         self.shards, self.rows, self.digest = [], [], hashlib.sha256()
 
     def __enter__(self) -> ManifestWriter:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from videodiff.data.cache import CachedFolder
 from videodiff.data.decode import VideoInfo, backend_for
@@ -27,6 +27,13 @@ WORDS = "words.txt"
 # Of the files of a sample the first of these is its video; an image is a video of one frame.
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "jpg", "jpeg", "png", "webp")
 REQUIRED = ("width", "height", "frames", "fps")
+
+
+class Text(NamedTuple):
+    """A caption, and who wrote it, empty where that is not known."""
+
+    text: str
+    origin: str = ""
 
 
 class Group:
@@ -60,6 +67,7 @@ class ShardWriter:
         self.groups: dict[str, Group] = {}
         self.words: Counter[str] = Counter()
         self.keys: set[str] = set()
+        self.origins: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -89,8 +97,9 @@ class ShardWriter:
             member = tarfile.TarInfo(f"{key}.{extension}")
             member.size, member.mode = len(data), 0o444
             open_.tar.addfile(member, io.BytesIO(data))
-        captions = read_captions(members)
-        self.words.update(word for caption in captions for word in split_words(caption))
+        captions = read_texts(members)
+        self.words.update(word for caption in captions for word in split_words(caption.text))
+        self.origins.update(caption.origin for caption in captions if caption.origin)
         self.keys.add(key)
         open_.samples += 1
         place = {"shard": open_.shard, "key": key, "offset": offset, "size": open_.tar.offset - offset}
@@ -145,7 +154,7 @@ class ShardWriter:
         rows = itertools.chain.from_iterable(group.rows for _, group in sorted(self.groups.items()))
         named = (name for group in self.groups.values() for row in group.rows for name in row)
         scores = sorted(set(named) - FIELDS.keys())
-        with ManifestWriter(self.root, scores) as manifest:
+        with ManifestWriter(self.root, scores, origins=sorted(self.origins)) as manifest:
             for shard in self.shards:
                 manifest.add(shard, list(itertools.islice(rows, shard["samples"])))
             manifest.finish()
@@ -196,6 +205,14 @@ def read_captions(members: dict[str, bytes]) -> list[str]:
     listed, alone = notes.get("captions"), members.get("txt", b"").decode() or notes.get("caption")
     captions = listed if isinstance(listed, list) else [alone]
     return [caption for caption in captions if isinstance(caption, str) and caption]
+
+
+def read_texts(members: dict[str, bytes]) -> list[Text]:
+    """Return the captions of a sample with their origins: `caption_origins` of its json, where they are as many."""
+    captions, origins = read_captions(members), read_notes(members).get("caption_origins")
+    if not isinstance(origins, list) or len(origins) != len(captions):
+        origins = [""] * len(captions)
+    return [Text(caption, str(origin)) for caption, origin in zip(captions, origins, strict=True)]
 
 
 def video_of(members: dict[str, bytes]) -> str | None:
