@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from videodiff.data.decode import VideoInfo
 from videodiff.data.files import sync
 from videodiff.data.manifest import NAME as MANIFEST
 from videodiff.data.shards import ShardWriter, clip_sample
+
+if TYPE_CHECKING:
+    from data_prep.caption import Captions
 
 SCORES = "scores.parquet"
 Note = dict[str, Any]
@@ -53,20 +56,26 @@ class Rules:
 
 
 def curate(
-    plan: Plan, work: Path, out: Path, rules: Rules, shard_bytes: int, buckets: Sequence[Bucket] = ()
+    plan: Plan,
+    work: Path,
+    out: Path,
+    rules: Rules,
+    shard_bytes: int,
+    captions: Captions,
+    buckets: Sequence[Bucket] = (),
 ) -> dict[str, Any]:
     """Write shards, manifest and scores of the kept clips; return the counts of inputs and of clips.
 
     With `buckets` the clips of each lie in shards of their own: one shard of a bucket at most is not full. Where no
     clip is kept the dataset is removed: what is left out must not stay in old shards.
     """
-    reasons, counts = decide(plan, work, rules)
+    reasons, counts = decide(plan, work, rules, captions)
     write_scores(plan, work, out / SCORES, reasons)
     if counts["clips"]["kept"]:
         with ShardWriter(out, shard_bytes) as writer:
             for (request, notes, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
                 if not reason:
-                    add(writer, work, request, notes, clip, buckets)
+                    add(writer, work, request, notes, clip, captions, buckets)
         counts["shards"] = {"count": len(writer.shards), "bytes": sum(shard["bytes"] for shard in writer.shards)}
     else:
         for path in [out / MANIFEST, *sorted(out.glob("shard-*.tar")), out / "words.txt"]:
@@ -76,6 +85,7 @@ def curate(
         if reason == "takedown":
             for ending in ("mp4", "m4a"):
                 place_of(work, clip["id"], ending).unlink(missing_ok=True)
+            captions.forget(clip["id"])
     return counts
 
 
@@ -87,8 +97,8 @@ def clips_of(plan: Plan, work: Path) -> Iterator[tuple[ClipRequest, Note, Note]]
             yield request, notes, clip
 
 
-def decide(plan: Plan, work: Path, rules: Rules) -> tuple[list[str], dict[str, Any]]:
-    """Return why each clip is left out, empty where it is kept, and the counts.
+def decide(plan: Plan, work: Path, rules: Rules, captions: Captions | None = None) -> tuple[list[str], dict[str, Any]]:
+    """Return why each clip is left out, empty where it is kept, and the counts; no rule asks for captions without them.
 
     An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip.
     """
@@ -99,6 +109,8 @@ def decide(plan: Plan, work: Path, rules: Rules) -> tuple[list[str], dict[str, A
         digest = bytes.fromhex(clip["sha256"])
         if not reason and digest in seen:
             reason = "duplicate"
+        if not reason and rules.require_caption and captions is not None and not captions.of(request, clip):
+            reason = "no caption"
         if not reason:
             seen.add(digest)
             if clip["perceptual"]:
@@ -131,8 +143,6 @@ def refused(request: ClipRequest, clip: Note, rules: Rules) -> str:
         return "takedown"
     if rules.licences is not None and request.licence not in rules.licences:
         return "licence"
-    if rules.require_caption and not request.captions:
-        return "no caption"
     try:
         found = filtered(clip["scores"], rules.filter)
     except KeyError as error:
@@ -146,18 +156,25 @@ def is_taken(request: ClipRequest, taken: frozenset[str]) -> bool:
 
 
 def add(
-    writer: ShardWriter, work: Path, request: ClipRequest, notes: Note, clip: Note, buckets: Sequence[Bucket]
+    writer: ShardWriter,
+    work: Path,
+    request: ClipRequest,
+    notes: Note,
+    clip: Note,
+    captions: Captions,
+    buckets: Sequence[Bucket],
 ) -> None:
     """Add a clip to the shards, with where it comes from and how it was made."""
     video, info = place_of(work, clip["id"], "mp4").read_bytes(), VideoInfo(**clip["info"])
-    captions = [caption.text for caption in request.captions]
-    members, row = clip_sample(video, info, captions, request.source, request.licence, request.notes.get("truth"))
+    texts = captions.of(request, clip)
+    told = [caption.text for caption in texts]
+    members, row = clip_sample(video, info, told, request.source, request.licence, request.notes.get("truth"))
     provenance = {
         "span": clip["span"],
         "part": request.part and request.part.name,
         "parent": request.parent,
         "name": request.name,
-        "caption_origins": [caption.origin for caption in request.captions],
+        **captions.provenance(texts),
         "video_sha256": notes["video_sha256"],
         "times": clip["times"],
         "box": clip["box"],

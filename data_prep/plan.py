@@ -53,6 +53,11 @@ class Plan:
         )
         return (from_json(text) for (text,) in rows)
 
+    def origins(self) -> set[str]:
+        """Return who wrote the captions of the requests."""
+        rows = self.base.execute("SELECT DISTINCT value ->> 1 FROM requests, json_each(request, '$.captions')")
+        return {origin for (origin,) in rows}
+
     def sources(self, retry: bool = False) -> Sources:
         """Return the requests that have not ended, or with `retry` those that failed and may be tried again."""
         self.base.executescript(TODO.format(wanted="retryable = 1" if retry else "status IS NULL"))

@@ -1,9 +1,10 @@
 """Prep: from metadata or footage to shards, with every input accounted for.
 
-Two phases meet in the work folder `<out>/.work`. The first makes clips, scores and hashes, a video a task, in worker
+Three phases meet in the work folder `<out>/.work`. The first makes clips, scores and hashes, a video a task, in worker
 processes that may hang or crash, here or on a cluster (`engine`); the ledger says what is on disk. The second (see
-`curate`) chooses among these clips and writes the shards. Each may be killed at any moment and run again, with the same
-shards in the end.
+`caption`), where asked for, has captions written for those of these clips that would be kept. The third (see `curate`)
+chooses among the clips and writes the shards. Each may be killed at any moment and run again, with the same shards in
+the end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.acquire import Acquirer
+from data_prep.caption import CaptionPolicy, Captions, caption_all
 from data_prep.curate import Rules, curate, is_taken
 from data_prep.engine.local import Engine, Local
 from data_prep.ledger import Ledger, Outcome
@@ -48,6 +50,7 @@ def prep(
     acquire: Mapping[str, Any] | None = None,
     cut: Mapping[str, Any] | None = None,
     encode: Mapping[str, Any] | None = None,
+    caption: Mapping[str, Any] | None = None,
     crop: bool = True,
     score: bool = True,
     filter: Mapping[str, Mapping[str, float]] | None = None,
@@ -67,18 +70,19 @@ def prep(
     """Turn the inputs of `source` into the dataset `out` and return what `summary.json` there says.
 
     kind, reader: one of `sources.READERS` and its further arguments; root: folder or URL below which the videos lie
-    (None: that of the source); acquire: arguments of `Acquirer`; cut, encode: those of `CutPolicy`, `EncodePolicy`;
-    filter, near, licences, require_caption: see `curate.Rules`; takedown: a file of ids, names and sources, a line
-    each, that are left out of this dataset from now on; retry: `failed` makes only those again that failed and may be
-    tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: mappings of arguments of `Bucket`,
-    see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take; engine: where the
-    processes run, which changes no byte. Without `source` nothing is read, fetched or decoded: the shards are written
-    anew from what is there.
+    (None: that of the source); acquire: arguments of `Acquirer`; cut, encode, caption: those of `CutPolicy`,
+    `EncodePolicy`, `CaptionPolicy`; filter, near, licences, require_caption: see `curate.Rules`; takedown: a file of
+    ids, names and sources, a line each, that are left out of this dataset from now on; retry: `failed` makes and asks
+    only for those again that failed and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a;
+    buckets: mappings of arguments of `Bucket`, see `curate`; workers: processes, None for one a core; timeout: seconds
+    that one video may take; engine: where the processes run, which changes no byte. Without `source` nothing is read,
+    fetched or decoded: the shards are written anew from what is there.
 
     In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
     An input is a request of the source: one span, or one whole video. Where scenes are looked for it gives any number
     of clips: it is ok if one of them is kept, else filtered for the reason of its first clip. `clips` counts the clips
-    themselves. A full disk is an OSError; what was done is kept.
+    themselves, `captions` those that were to be captioned. Where who writes captions gives no answer, `stopped` in it
+    says why, and the shards have those that were written before. A full disk is an OSError; what was done is kept.
     """
     out = Path(out).absolute()
     work = out / WORK
@@ -98,6 +102,9 @@ def prep(
         work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}), audio
     )
     shapes = [bucket_from(rule) for rule in buckets or ()]
+    policy = CaptionPolicy(**caption or {})
+    if policy.by != "none":
+        policy.captioner(work, timeout)  # a mistake in its settings ends here
     items = None if source is None or retry else open_source(source, kind, reader or {}, work)
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -113,9 +120,13 @@ def prep(
                 run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
                 make_all(plan, ledger, making, taken, retry is not None, run, progress)
             rules = Rules(filter or {}, near, licences, require_caption, taken)
-            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes, shapes))
+            written = {}
+            if policy.by != "none":
+                written = {"captions": caption_all(plan, work, rules, policy, retry is not None, timeout, progress)}
+            captions = Captions(work, policy, plan.origins() if policy.use else ())
+            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes, captions, shapes)) | written
             write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
-            plan.close(), ledger.close()
+            captions.close(), plan.close(), ledger.close()
     except sqlite3.OperationalError as error:
         raise OSError(errno.ENOSPC if "full" in str(error) else errno.EIO, str(error), str(work)) from error
     return summary
@@ -277,4 +288,15 @@ def format_summary(summary: Mapping[str, Any], out: str | Path) -> str:
     for reason, kinds in summary["failed"].items():
         lines += [f"{count:,} failed: {reason} ({kind})" for kind, count in kinds.items()]
     lines += [f"{summary['open']:,} not worked on yet"] * bool(summary["open"])
+    if "captions" in summary:
+        lines += format_captions(summary["captions"])
     return "\n".join(lines)
+
+
+def format_captions(found: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a summary about captions."""
+    lines = [f"{found['captioned']:,} of {found['clips']:,} clips captioned by {found['origin']}"]
+    lines += [f"{count:,} captions refused: {reason}" for reason, count in found["refused"].items()]
+    for reason, kinds in found["failed"].items():
+        lines += [f"{count:,} captions failed: {reason} ({kind})" for kind, count in kinds.items()]
+    return lines + [f"{found['open']:,} captions not asked for yet"] * bool(found["open"])

@@ -14,6 +14,7 @@ from data_prep.prep import WORK, format_summary, prep
 from videodiff.data.files import write_whole
 
 OVERRIDES = "overrides.yaml"
+STATUSES = ("ok", "filtered", "captioned", "refused", "failed")
 ONCE = {"source", "takedown", "retry", "out"}
 
 
@@ -35,7 +36,7 @@ def run(cfg: DictConfig) -> None:
 
     def show(done: int, total: int, counts: Counter) -> None:
         bar.total = total
-        rest = ", ".join(f"{counts[status]} {status}" for status in ("ok", "filtered", "failed") if counts[status])
+        rest = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
         bar.set_postfix_str(f"{rest}, {counts['bytes'] / 2**30:.2f} GiB", refresh=False)
         bar.update(done - bar.n)
 
@@ -46,3 +47,5 @@ def run(cfg: DictConfig) -> None:
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
     write_whole(Path(cfg.out) / WORK / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)).encode())
     print(format_summary(summary, cfg.out))
+    if "stopped" in summary.get("captions", {}):
+        raise ConnectionError(summary["captions"]["stopped"])
