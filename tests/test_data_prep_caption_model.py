@@ -13,8 +13,10 @@ import torch
 import transformers
 from scored_clips import panning
 
+from data_prep.pool import Lost
 from data_prep.prep import prep
-from data_prep.stages.caption.model import Asking, Model, answer, claim, generate
+from data_prep.stages.caption import model as model_module
+from data_prep.stages.caption.model import Asking, Model, answer, claim, generate, load
 from data_prep.stages.caption.reply import Failed
 from videodiff.data.encode import encode
 from videodiff.data.manifest import Manifest
@@ -22,7 +24,8 @@ from videodiff.data.shards import read_sample, read_texts
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}assistant: "
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+    "assistant: "
 )
 TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -99,13 +102,22 @@ def test_a_model_answers_each_clip_of_a_batch_as_it_does_alone(kind, models, tmp
     assert "What is seen" not in "".join(reply.text for reply in together)
 
 
-def test_the_frames_and_the_prompt_reach_the_model(models, tmp_path):
-    def reply(clip, **how):
-        return generate([clip], asking(models / "llava", tmp_path, max_tokens=24, **how))[0].text
-
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_frame_and_the_prompt_reach_the_model(kind, models, tmp_path, monkeypatch):
+    model, processor = load(str(models / kind), "main", "cpu")
+    seen, through = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: (seen.append(inputs), through(**inputs))[1])
     video = panning(3, 32, 32)
-    assert reply(video) == reply(video)
-    assert len({reply(video), reply(255 - video), reply(video, prompt="?")}) == 3
+    for changed in (None, 0, 1, 2):
+        clip = video.copy()
+        clip[changed if changed is not None else []] = 0
+        generate([clip], asking(models / kind, tmp_path, max_tokens=1))
+    pixels = [inputs["pixel_values"].reshape(3, -1) for inputs in seen]
+    differ = [[not torch.equal(a, b) for a, b in zip(pixels[0], other, strict=True)] for other in pixels[1:]]
+    assert differ == [[True, False, False], [False, True, False], [False, False, True]]
+    (text,) = processor.batch_decode(seen[0]["input_ids"])
+    assert "user: <" in text
+    assert text.rstrip().endswith("What is seen?\nassistant:")
 
 
 def test_a_clip_that_cannot_be_read_costs_the_others_of_its_batch_nothing(models, tmp_path):
@@ -133,45 +145,41 @@ def made(tmp_path_factory) -> Path:
 
 
 def test_prep_has_its_clips_captioned_by_a_model_in_a_folder(made, models, tmp_path):
-    out = Path(shutil.copytree(made, tmp_path / "out"))
-    # A reply of any letters, as long as it may get, is what random weights give: it must come whole, so it is refused.
-    how = {"by": "model", "model": str(models / "llava"), "frames": 2, "batch": 2, "max_tokens": 4}
-    summary = prep(out, caption=how)
-    found = summary["captions"]
-    assert (found["clips"], found["open"], found["failed"]) == (3, 0, {})
-    assert found["captioned"] + sum(found["refused"].values()) == 3
-    assert (found["origin"], found["captioner"]["model"]) == ("llava", "llava")
-    assert len(found["captioner"]["config"]) == 64
-
-
-def end_at_once(folder: Path, letter: str) -> None:
-    """Change a model so that it says one letter, then ends."""
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(folder)
+    folder = Path(shutil.copytree(models / "llava", tmp_path / "says-a"))
     words = transformers.AutoTokenizer.from_pretrained(folder)
-    model.generation_config.update(forced_bos_token_id=None, forced_eos_token_id=1, max_length=None)
-    model.generation_config.suppress_tokens = [n for n in range(len(words)) if n != words.convert_tokens_to_ids(letter)]
-    model.save_pretrained(folder)
-
-
-def test_what_a_model_says_gets_into_the_shards_under_its_name(made, models, tmp_path):
+    others = [n for n in range(len(words)) if n not in (words.eos_token_id, words.convert_tokens_to_ids("a"))]
+    config = json.loads((folder / "generation_config.json").read_text())
+    end = {"forced_eos_token_id": words.eos_token_id, "begin_suppress_tokens": [words.eos_token_id]}
+    (folder / "generation_config.json").write_text(json.dumps(config | end | {"suppress_tokens": others}))
     out = Path(shutil.copytree(made, tmp_path / "out"))
-    end_at_once(Path(shutil.copytree(models / "llava", tmp_path / "says-a")), "a")
-    summary = prep(out, caption={"by": "model", "model": str(tmp_path / "says-a"), "batch": 2, "max_tokens": 3})
-    assert summary["captions"]["captioned"] == 3
+    summary = prep(out, caption={"by": "model", "model": str(folder), "frames": 2, "batch": 2, "max_tokens": 4})
+    found = summary["captions"]
+    assert (found["clips"], found["captioned"], found["open"]) == (3, 3, 0)
+    assert (found["origin"], found["captioner"]["model"]) == ("says-a", "says-a")
+    assert len(found["captioner"]["config"]) == 64
     manifest = Manifest.load(out)
-    found = [read_texts(read_sample(out, manifest.row(number))) for number in range(3)]
-    assert [[(text.text, text.origin) for text in each] for each in found] == [[("aa", "says-a")]] * 3
+    (first,) = read_texts(read_sample(out, manifest.row(0)))
+    assert first.origin == "says-a"
+    assert set(first.text) == {"a"}
 
 
-def test_a_model_that_cannot_be_loaded_ends_in_one_line(made, models, tmp_path):
+def test_batches_lost_with_their_process_end_the_phase(made, models, tmp_path, monkeypatch):
+    def lose(function, tasks, workers, timeout):
+        return (Lost("crashed", f"batch {number} of {len(task)}") for number, task in enumerate(tasks))
+
+    monkeypatch.setattr(model_module, "run_ordered", lose)
     out = Path(shutil.copytree(made, tmp_path / "out"))
-    broken = Path(shutil.copytree(models / "llava", tmp_path / "broken"))
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(config | {"model_type": "t5", "architectures": ["T5Model"]}))
-    summary = prep(out, caption={"by": "model", "model": str(broken), "batch": 1, "give_up": 2})
-    assert "found no answer to 2 requests in a row" in summary["captions"]["stopped"]
-    assert summary["captions"]["open"] == 3
-    assert summary["ok"] == 3
+    summary = prep(out, caption={"by": "model", "model": str(models / "llava"), "batch": 2, "give_up": 3})
+    stopped = summary["captions"]["stopped"]
+    assert "found no answer to 2 requests in a row, the last for crashed: batch 1 of 1" in stopped
+    assert (summary["captions"]["open"], summary["ok"]) == (3, 3)
+
+
+def test_a_model_without_a_chat_template_is_told(models, tmp_path):
+    silent = Path(shutil.copytree(models / "llava", tmp_path / "silent"))
+    (silent / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="silent: found no chat template"):
+        load(str(silent), "main", "cpu")
 
 
 def test_no_two_processes_take_one_gpu(tmp_path):
