@@ -20,7 +20,7 @@ from data_prep.produce import place_of
 from data_prep.replies import Replies, Todo
 from data_prep.request import Caption, ClipRequest
 from data_prep.stages.caption.endpoint import Endpoint
-from data_prep.stages.caption.reply import Failed, judge
+from data_prep.stages.caption.reply import Judged, judge
 from data_prep.stages.caption.words import check_words, score_words, with_words
 
 REPLIES = "replies.sqlite"
@@ -122,8 +122,8 @@ def caption_all(
 ) -> dict[str, Any]:
     """Ask about the clips that the rules keep and that have no answer yet; return how the clips ended.
 
-    After `give_up` requests in a row without an answer, or where none had one, nothing more is asked; `stopped` then
-    says why. Those requests are not counted as failed: it was not the clips.
+    After `give_up` requests in a row without an answer nothing more is asked, and `stopped` says why, as where no
+    request had one. Those requests are not counted as failed: it was not the clips.
     """
     captioner = policy.captioner(work, timeout)
     replies = Replies(work / REPLIES)
@@ -134,12 +134,14 @@ def caption_all(
     try:
         for batch in answers:
             ends = [(clip, judge(answer, policy.max_words)) for clip, answer in batch]
-            if any(lost(answer) for _, answer in batch):
+            if any(lost(end) for _, end in ends):
                 streak.append(ends)
                 if len(streak) == policy.give_up:
                     break
             else:
-                for group in [*streak, ends]:
+                replies.record(number, ends)
+            if any(end.status != "failed" for _, end in ends):
+                for group in streak:
                     replies.record(number, group)
                 streak, answered = [], True
             counts.update(end.status for _, end in ends)
@@ -147,14 +149,14 @@ def caption_all(
                 progress(sum(counts.values()), todo.clips, counts)
     finally:
         answers.close()
-    stopped = streak and (len(streak) == policy.give_up or not answered)
+    last = next((end for _, end in streak[-1] if lost(end)), None) if streak else None
+    stopped = streak and (len(streak) == policy.give_up or (not answered and last.retryable))
     if not stopped:
         for group in streak:
             replies.record(number, group)
     found = {"origin": policy.name, **replies.counts(number), "captioner": policy.settings}
     replies.close()
     if stopped:
-        _, last = streak[-1][-1]
         asked = f"{policy.url}, model {policy.model}" if policy.by == "endpoint" else policy.model
         found["stopped"] = (
             f"caption: {asked}: found no answer to {len(streak)} requests in a row, the last for {last.reason}: "
@@ -164,9 +166,9 @@ def caption_all(
     return found
 
 
-def lost(answer: Any) -> bool:
+def lost(end: Judged) -> bool:
     """Tell whether an answer is missing for a reason that may lie with who is asked, not with the clip."""
-    return isinstance(answer, Failed) and answer.reason != "undecodable"
+    return end.status == "failed" and end.reason != "undecodable"
 
 
 def wanted(plan: Plan, work: Path, rules: Rules, missing: bool) -> Iterator[str]:

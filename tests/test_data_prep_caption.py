@@ -262,12 +262,32 @@ def test_a_server_that_goes_down_on_the_way_keeps_what_is_done_and_is_not_hammer
     assert "stopped" not in summary["captions"]
 
 
-def test_two_clips_are_enough_to_see_that_a_server_is_down(out):
+def test_few_clips_are_enough_to_see_that_a_server_is_down(out):
     with chat_server(lambda *_: ("status", 401)) as server:
         summary = caption(out, server, concurrency=1, give_up=100)
     assert "for http-401: " in summary["captions"]["stopped"]
     assert summary["captions"]["open"] == CLIPS
     assert len(server.requests) == CLIPS
+
+
+def test_a_server_that_takes_no_clip_as_it_is_ends_each_for_good(out):
+    with chat_server(lambda *_: ("status", 413)) as server:
+        found = caption(out, server, concurrency=1, give_up=100)["captions"]
+    assert found["failed"] == {"http-413": {"permanent": CLIPS}}
+    assert "stopped" not in found
+
+
+def test_a_damaged_clip_says_nothing_about_the_server(out):
+    damaged = Manifest.load(out).column("key")[1]
+    (path,) = out.glob(f".work/clips/*/{damaged}.mp4")
+    path.write_bytes(b"nothing")
+    with chat_server(lambda *_: ("status", 500)) as server:
+        found = caption(out, server, concurrency=1, attempts=1, give_up=2)["captions"]
+        assert len(server.requests) == 2
+        assert found["failed"] == {"undecodable": {"permanent": 1}}
+        assert found["open"] == CLIPS - 1
+        server.act = well
+        assert caption(out, server)["captions"]["captioned"] == CLIPS - 1
 
 
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_shards(out, made, tmp_path):

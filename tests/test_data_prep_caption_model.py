@@ -117,7 +117,7 @@ def test_every_frame_and_the_prompt_reach_the_model(kind, models, tmp_path, monk
     assert differ == [[True, False, False], [False, True, False], [False, False, True]]
     (text,) = processor.batch_decode(seen[0]["input_ids"])
     assert "user: <" in text
-    assert text.rstrip().endswith("What is seen?\nassistant:")
+    assert text.rstrip().endswith("What is seen?assistant:")
 
 
 def test_a_clip_that_cannot_be_read_costs_the_others_of_its_batch_nothing(models, tmp_path):

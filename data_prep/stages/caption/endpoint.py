@@ -106,7 +106,9 @@ class Endpoint:
                 failure = classify(error)
             wait = self.pause * 2**number * random.uniform(0.5, 1.5) if failure.wait is None else failure.wait
             if failure.again != NOW or number + 1 == self.attempts or wait > self.longest:
-                return clip, Failed(failure.reason, failure.retryable, self._unkeyed(failure.detail))
+                # A model that is not there may be there tomorrow.
+                later = failure.retryable or failure.reason == "http-404"
+                return clip, Failed(failure.reason, later, self._unkeyed(failure.detail))
             if failure.busy:
                 self.free = max(self.free, loop.time() + wait)
             else:
