@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,7 @@ class Todo(Sequence):
         return self.batches
 
     def __getitem__(self, index: int) -> list[str]:
+        if not 0 <= index < self.batches:
+            raise IndexError(index)
         rows = self.base.execute("SELECT clip FROM temp.todo WHERE batch = ? ORDER BY number", (index,))
         return [str(uuid.UUID(bytes=clip)) for (clip,) in rows.fetchall()]
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return (self[number] for number in range(len(self)))
