@@ -79,7 +79,8 @@ class ClipDataModule(lightning.LightningDataModule):
         self.seed, self.cache_gib, self.fixed, self.loaded_step = seed, cache_gib, fixed, 0
         self.deliver, self.skip_short, self.window = tuple(deliver), skip_short, window
         self.timeout, self.quarantine = timeout, Quarantine(quarantine, budget)
-        self.captions = CaptionMix(**captions or {})
+        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in (captions or {}).items()}
+        self.captions = CaptionMix(**plain)
         self.disk_cache = None if disk_cache is None else Cache(disk_cache, disk_cache_gib)
         self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
         self.shape = Bucket(frames, height, width, strides=(stride,))
