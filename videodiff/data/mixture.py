@@ -170,7 +170,10 @@ class Mixture:
         shares = list(zip(*by_dataset, strict=True))
         for bucket, share in zip(buckets, shares, strict=True):
             if not any(share):
-                raise ValueError(f"bucket {bucket}: found no sample that falls into it, expected at least one")
+                raise ValueError(
+                    f"bucket {bucket}: found no sample that falls into it, expected at least one (those before it in "
+                    f"the list take their keep of what fits them)"
+                )
         steps = [sum(share) / size for share, size in zip(shares, batch_sizes, strict=True)]
         self.epoch_steps, self.turns, self.shares = sum(steps), parts(steps), [parts(share) for share in shares]
 
@@ -270,6 +273,16 @@ class Curriculum:
         """Return a clip of the same stage for one that cannot be read, as `Mixture.stand_in`."""
         stage = self.stage(step)
         return self.placed(stage, self.stages[stage].stand_in(step - self.first[stage], place, attempt))
+
+    def upcoming(self, step: int) -> list[np.ndarray]:
+        """Return for each dataset of each stage the shards that it reads next, as `Mixture.upcoming`."""
+        stage, found = self.stage(step), [np.arange(0) for _ in range(self.before[-1])]
+        found[self.before[stage] : self.before[stage + 1]] = self.stages[stage].upcoming(step - self.first[stage])
+        return found
+
+    def open_shards(self) -> list[int]:
+        """Return for each dataset of each stage how many shards are read at once, as `Mixture.open_shards`."""
+        return [shards for mixture in self.stages for shards in mixture.open_shards()]
 
     def placed(self, stage: int, batch: Batch) -> Batch:
         """Return the batch of a stage with the step and the datasets of the whole."""
