@@ -65,7 +65,7 @@ def survey(manifest: Manifest, buckets: Sequence[Bucket] = (), any_size: bool = 
         add(found.sizes, width.astype(np.int64) << 32 | height, lambda size: f"{size >> 32}x{size & 0xFFFFFFFF}")
         shape = (frames,) if any_size else (frames, height, width)
         kinds = kinds_of(buckets, *shape) if buckets else np.ones(len(table), dtype=np.int64)
-        fitting += [np.count_nonzero(kinds >> bit & 1) for bit in range(len(buckets))]
+        fitting += np.array([np.count_nonzero(kinds >> bit & 1) for bit in range(len(buckets))], dtype=np.int64)
         used = table.filter(pa.array(kinds > 0))
         add(found.sources, sites(used.column("source")))
         add(found.licences, used.column("licence"))

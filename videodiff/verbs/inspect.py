@@ -66,6 +66,9 @@ def describe(cfg: DictConfig) -> Iterator[str]:
 def describe_data(cfg: DictConfig) -> Iterator[str]:
     """Yield what is in the datasets, what of them falls where, what a step and an epoch are, and what else is asked."""
     cost = clip_cost(cfg) if cfg.data.batch else None
+    if cfg.throughput:
+        # A clip that stays decoded in memory says nothing of decoding.
+        cfg.data.cache_gib = 0.0
     data = build_data(cfg)
     names = [root for root, _ in data.roots]
     surveys = [
