@@ -167,7 +167,7 @@ class ClipDataModule(lightning.LightningDataModule):
         self._batches(Mesh(0, world)), self.reader
         for clips in [*self.training, self.validation]:
             if clips is not None and not self.num_workers:
-                Reader([clips.manifest.root], self.deliver).alone(clips.task(next(clips.fitting()))._replace(dataset=0))
+                Reader([clips.manifest.root], self.deliver).alone(clips.first()._replace(dataset=0))
 
     def accumulate(self, world: int) -> int:
         """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""

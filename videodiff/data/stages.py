@@ -133,8 +133,15 @@ def order_of(
         own = [next(left) for _ in stage.datasets]
         times = [often[number] for number in stage.datasets]
         if stage.weights is not None:
-            times = repeats(stage.weights, [int(samples.sum()) for samples, _ in own])
-        datasets = [Dataset(*samples, time) for samples, time in zip(own, times, strict=True)]
+            samples = [int(counted.sum()) for counted, _ in own]
+            if not all(samples):
+                empty = samples.index(0)
+                raise ValueError(
+                    f"data.weights: found {stage.weights[empty]} for dataset {stage.datasets[empty]} from step "
+                    f"{stage.first} on, expected 0: none of its samples fits a bucket there"
+                )
+            times = repeats(stage.weights, samples)
+        datasets = [Dataset(*counted, time) for counted, time in zip(own, times, strict=True)]
         mixtures.append(Mixture(datasets, stage.buckets, stage.batch_sizes, stage.seed, window))
     if len(stages) == 1:
         return mixtures[0]

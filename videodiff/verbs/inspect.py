@@ -130,8 +130,9 @@ def show(data: ClipDataModule, batches: GlobalBatches, step: int, clips: int) ->
         where = f"{source.manifest.root / task.row['shard']}: {task.row['key']}"
         try:
             sample = data.reader.alone(task)
-            last = task.numbers[-1]
-            frames = f"frames {task.numbers.start} to {last} of {task.row['frames']} by {task.numbers.step}"
+            first, last, stride = task.numbers[0], task.numbers[-1], task.numbers.step
+            frames = f"frame {first}" if first == last else f"frames {first} to {last}"
+            frames += f" of {task.row['frames']}" + f", one in {stride}" * (stride > 1)
             note = f"{where}, {frames}, {sample['fps']:.4g} fps"
             shown.append(Shown(sample["caption"], note, sample.get("video")))
         except (DecodeError, ManifestError) as error:
