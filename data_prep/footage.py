@@ -71,6 +71,8 @@ def read_header(video: bytes) -> Header:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
     if len(packets) < promised:
         raise DecodeError(f"found {len(packets)} frames, expected {promised} as in its header: cut short")
+    if not all(coded):
+        raise DecodeError(f"found a size of {coded[0]} x {coded[1]} pixels, expected a picture")
     if len(packets) == hidden or not rate:
         raise DecodeError(f"found {len(packets) - hidden} frames at {rate} fps, expected at least one")
     gaps = np.diff(times) if len(times) > 1 else np.ones(1)

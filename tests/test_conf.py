@@ -102,11 +102,11 @@ def test_a_recipe_composes_and_its_model_is_built(file: str, world_dataset: Path
 
 
 def test_a_recipe_is_taken_apart_into_objects_by_the_train_verb(world_dataset: Path, tmp_path: Path) -> None:
-    from videodiff.verbs.build import build_model
+    from videodiff.verbs.build import build_data, build_model
     from videodiff.verbs.train import build_trainer
 
     cfg = composed("train", [*tiny(world_dataset), f"run={tmp_path}", "data.micro_batch=1", "logger=tensorboard"])
-    trainer = build_trainer(cfg, build_model(cfg))
+    trainer = build_trainer(cfg, build_model(cfg), build_data(cfg).accumulate(1))
     assert trainer.accumulate_grad_batches == cfg.data.global_batch
     assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVLogger", "TensorBoardLogger"]
 

@@ -10,6 +10,7 @@ import torch
 from made_clips import sample, write_dataset
 
 from videodiff.data import datamodule
+from videodiff.data.buckets import Cost
 from videodiff.data.clips import Reader
 from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.manifest import Manifest
@@ -114,7 +115,7 @@ def test_a_trainer_that_accumulates_another_number_of_batches_is_an_error(root, 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"seed": 4}, {"batch_sizes": [8]}, {"fingerprint": "another"}, {"datasets": ["another"]}, {"window": 2}],
+    [{"seed": 4}, {"batch_sizes": [8]}, {"fingerprint": "another"}, {"datasets": []}, {"window": 2}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_the_state_of_another_stream_is_an_error(root, wrong):
@@ -122,6 +123,12 @@ def test_the_state_of_another_stream_is_an_error(root, wrong):
     with pytest.raises(
         ValueError, match=rf"data\.{next(iter(wrong))}: found .* expected {re.escape(repr(wrong.popitem()[1]))}"
     ):
+        module(root).load_state_dict(state)
+
+
+def test_the_state_of_another_manifest_is_an_error_that_names_it(root, validation_root):
+    state = module(validation_root).state_dict()
+    with pytest.raises(ValueError, match=r"manifest\.parquet: found the manifest \w{12}, expected \w{12} as in the ch"):
         module(root).load_state_dict(state)
 
 
@@ -256,6 +263,73 @@ def test_buckets_and_several_datasets_share_the_steps(root, tmp_path_factory):
     # An epoch has 10 clips once and 8 images twice; a batch may straddle two epochs, so four of them are counted.
     keys = [key for batch in batches for key in batch["key"]]
     assert abs(len(keys) - 4 * (10 + 2 * 8)) <= 2 * (2 + 4)
+
+
+IMAGES = [{"frames": 1, "height": 16, "width": 16}]
+BOTH = [{"frames": 4, "height": 16, "width": 16}, {"frames": 1, "height": 32, "width": 32}]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("images"), count=8, frames=1, first=50)
+
+
+def test_stages_follow_one_another_by_step_and_are_resumed_inside_and_across(root, images, tmp_path):
+    how = {
+        "more": [{"root": str(images)}],
+        "stages": [{"until": 3, "buckets": IMAGES, "weights": [0, 1]}, {"until": None, "buckets": BOTH}],
+        "weights": [0.5, 0.5],
+    }
+    straight = train(module(root, **how), tmp_path, 8, accumulate=1)
+    keys = {
+        number: {key for step, _, keys, _ in straight if (step >= 3) == number for key in keys} for number in (0, 1)
+    }
+    assert all(int(key.removeprefix("clip")) >= 50 for key in keys[0])
+    assert {int(key.removeprefix("clip")) >= 50 for key in keys[1]} == {False, True}
+    for stop in (2, 3, 5):
+        train(module(root, **how), tmp_path, stop, accumulate=1)
+        rest = train(module(root, **how), tmp_path, 8, checkpoint=tmp_path / f"{stop}.ckpt", accumulate=1)
+        assert rest == straight[stop:]
+    state = torch.load(tmp_path / "5.ckpt", weights_only=True)["ClipDataModule"]
+    assert state["step"] == 5
+    with pytest.raises(ValueError, match=r"data\.stage_4\.\w+: found .*, expected None as in the checkpoint"):
+        module(root, **{**how, "stages": [{**how["stages"][0], "until": 4}, how["stages"][1]]}).load_state_dict(state)
+
+
+def test_datasets_of_a_stage_have_their_weights(root, images):
+    data = module(root, more=[{"root": str(images)}], weights=[0.25, 0.75], buckets=IMAGES)
+    keys = [key for batch in islice(data.train_dataloader(), 40) for key in batch["key"]]
+    assert sum(int(key.removeprefix("clip")) >= 50 for key in keys) == 120
+
+
+def test_batches_follow_from_what_a_clip_costs(root):
+    def cost(bucket):
+        return Cost(flops=100 * bucket.frames, tokens=bucket.frames * bucket.height // 16)
+
+    data = module(root, buckets=[{**BOTH[0], "keep": 0.5}, BOTH[1]], batch={"micro_batches": 4, "tokens": 8}, cost=cost)
+    sizes = [len(batch["key"]) for batch in islice(data.train_dataloader(), 40)]
+    assert set(sizes) == {1, 4}
+    assert data.mixture.batch_sizes == [4, 16]
+    assert [data.accumulate(world) for world in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(ValueError, match=r"3 processes \(valid processes: 1, 2, 4\)"):
+        data.check(world=3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"stages": [{"until": None, "buckets": IMAGES}], "buckets": IMAGES},
+            "data.buckets: found some beside data.st",
+        ),
+        ({"weights": [1], "more": [{"root": "x", "repeat": 2}]}, "data.weights: found a repeat in more beside it"),
+        ({"batch": {"micro_batches": 4, "tokens": 8}, "micro_batch": 2}, "data.batch: found beside micro_batch=2"),
+        ({"batch": {"micro_batches": 4}}, "data.batch: found micro_batches, expected tokens too"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_an_error(root, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        module(root, **wrong)
 
 
 def test_a_bucket_that_nothing_fits_is_an_error(root):

@@ -202,10 +202,13 @@ def test_a_curriculum_goes_from_stage_to_stage_by_step_alone():
     first, second = one_dataset(seed=1), one_dataset(seed=2, batch_sizes=[4, 12])
     course = Curriculum([(0, first), (5, second)])
     assert rows(course.batch(4)) == rows(first.batch(4))
-    assert rows(course.batch(7)) == rows(second.batch(2))
+    assert rows(course.batch(7)) == [(1, *row[1:]) for row in rows(second.batch(2))]
     assert course.batch(7).step == 7
     half = course.batch(7, mesh=Mesh(1, 2))
-    assert rows(half) == [rows(second.batch(2))[place] for place in half.position]
+    assert rows(half) == [rows(course.batch(7))[place] for place in half.position]
+    for step, mixture, number in ((4, first, 0), (7, second, 1)):
+        other, expected = course.stand_in(step, 1, 3), mixture.stand_in(step - 5 * number, 1, 3)
+        assert (other.step, rows(other)) == (step, [(number, *row[1:]) for row in rows(expected)])
     state = {"step": 7, **course.identity()}
     assert resume(state, Curriculum([(0, one_dataset(seed=1)), (5, second)]).identity()) == 7
     with pytest.raises(ValueError, match=r"data.stage_5.batch_sizes: found \[2, 6\], expected \[4, 12\]"):

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_the_order_is_the_same_on_every_machine():
 @pytest.mark.parametrize(("batch", "micro", "world"), [(16, 5, 1), (16, 4, 3), (16, 0, 1), (0, 1, 1), (8, 16, 1)])
 def test_a_global_batch_that_does_not_divide_is_an_error(batch, micro, world):
     with pytest.raises(ValueError, match=f"global_batch: found {batch}, expected a multiple of micro_batch {micro}"):
+        micro_batches(batch, micro, world)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "valid"),
+    [
+        (16, None, 5, "processes: 1, 2, 4, 8, 16"),
+        (16, 4, 3, "processes: 1, 2, 4"),
+        (16, 5, 1, "micro_batch: 1, 2, 4, 8, 16"),
+        (16, 0, 1, "micro_batch: 1, 2, 4, 8, 16"),
+    ],
+)
+def test_of_a_global_batch_that_does_not_divide_the_valid_numbers_are_named(batch, micro, world, valid):
+    with pytest.raises(ValueError, match=re.escape(f"(valid {valid})")):
         micro_batches(batch, micro, world)
 
 

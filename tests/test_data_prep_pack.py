@@ -1,3 +1,4 @@
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -5,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_clips import moving_square, write_video
+from PIL import Image
 
 from data_prep.footage import even_size, every_frame, fit_video, read_header, unfit
 from data_prep.pack import pack
+from videodiff.data.buckets import Bucket
+from videodiff.data.clips import Clips, Reader
 from videodiff.data.decode import DecodeError, decode, decode_by_pyav, probe
 from videodiff.data.encode import encode
 from videodiff.data.manifest import Manifest
@@ -296,3 +300,48 @@ def test_real_clips_come_out_fit(name, reason):
 def test_a_real_truncated_clip_is_an_error():
     with pytest.raises(DecodeError, match="cannot be opened"):
         fit_video((CLIPS / "derived_truncated_bbb.mp4").read_bytes(), 240, 18)
+
+
+def picture(kind, size=(48, 32), mode="RGB", rotated=False):
+    """Return an image whose left half is red; with `rotated`, lying on its side with a note to turn it."""
+    image = Image.new(mode, size, (0, 0, 255) if mode == "RGB" else (0, 0, 255, 255))
+    image.paste((255, 0, 0) if mode == "RGB" else (255, 0, 0, 255), (0, 0, size[0] // 2, size[1]))
+    exif = Image.Exif()
+    if rotated:
+        image, exif[0x0112] = image.rotate(90, expand=True), 6
+    file = io.BytesIO()
+    image.save(file, kind, quality=95, exif=exif)
+    return file.getvalue()
+
+
+def test_images_are_packed_as_videos_of_one_frame_and_trained_on(tmp_path):
+    images = {
+        "a.jpg": picture("JPEG"),
+        "b.png": picture("PNG", (37, 29), "RGBA"),
+        "c.webp": picture("WEBP"),
+        "d.jpeg": picture("JPEG", rotated=True),
+        "good.mp4": GOOD,
+        "good.jpg": (picture("JPEG"), None),
+        "torn.jpg": picture("JPEG")[:200],
+        "text.png": b"no picture",
+    }
+    report = pack(fill(tmp_path / "in", images), tmp_path / "out", workers=1)
+    assert report.packed == 5
+    assert {(r.name, r.reason) for r in report.rejected} == {
+        ("good.jpg", "picture of a video"),
+        ("torn.jpg", "video undecodable"),
+        ("text.png", "video undecodable"),
+    }
+    manifest = Manifest.load(tmp_path / "out")
+    found = {row["key"]: row for row in map(manifest.row, range(len(manifest)))}
+    assert {key: (row["frames"], row["width"], row["height"]) for key, row in found.items()} == {
+        "a": (1, 48, 32), "b": (1, 36, 28), "c": (1, 48, 32), "d": (1, 48, 32), "good": (8, 32, 32),
+    }  # fmt: skip
+    clips = Clips(manifest, [Bucket(4, 16, 16), Bucket(1, 16, 24)])
+    for number, key in enumerate("abcd"):
+        clip = Reader([manifest.root]).alone(clips.task(number, bucket=1))
+        assert clip["key"] == key
+        assert clip["video"].shape == (1, 16, 24, 3)
+        left, right = clip["video"][0, :, :8].mean((0, 1)), clip["video"][0, :, -8:].mean((0, 1))
+        assert left[0] > 200 > 60 > left[2]
+        assert right[2] > 200 > 60 > right[0]

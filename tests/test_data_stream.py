@@ -18,6 +18,8 @@ from videodiff.data.stream import GlobalBatches, Loader
 class Numbered:
     """Stands for the clips of a dataset of one shard: a member is its row."""
 
+    buckets = (Bucket(4, 32, 32),)
+
     def row(self, shard, kind, member):
         return member
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.request import InputError
-from data_prep.sources.folder import VIDEOS, videos_below
+from data_prep.sources.folder import VIDEOS, files_below
 from data_prep.sources.rows import csv_rows, json_rows
 
-VIDEO_COLUMNS = ("video", "path", "file", "filename", "video_path", "clip")
+# A still picture is packed as a video of one frame.
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "video_path", "clip")
 CAPTION_COLUMNS = ("caption", "captions", "text")
 USED = ("source", "licence", "license")
 
@@ -59,7 +61,7 @@ def find_clips(
     video_column: str | None = None,
     caption_column: str | None = None,
 ) -> Found:
-    """List the clips of a folder, or of a CSV or JSONL table, in the order of their names or lines.
+    """List the clips and still images of a folder, or of a CSV or JSONL table, in the order of their names or lines.
 
     A table names videos relative to `source` where that is a folder and `captions` the table, else to its own folder;
     a video that is named in several lines has several captions.
@@ -77,15 +79,25 @@ def find_clips(
         found = from_table(folder, Path(table), video_column, caption_column)
     check_keys(found.clips)
     if not found.clips and not found.rejected:
-        raise ValueError(f"source: found no clip in {source}, expected {', '.join(VIDEOS)} or a table that names them")
+        raise ValueError(
+            f"source: found no clip in {source}, expected {', '.join(VIDEOS + IMAGES)} or a table that names them"
+        )
     return found
 
 
 def from_folder(folder: Path) -> Found:
-    """List the videos below a folder; `<name>.txt` is a caption, `<name>.json` may hold captions, source, licence."""
+    """List the videos and images below a folder.
+
+    `<name>.txt` is a caption, `<name>.json` may hold captions, source, licence.
+    """
     found = Found()
-    for path in videos_below(folder):
+    paths = list(files_below(folder, VIDEOS + IMAGES))
+    videos = {path.with_suffix("") for path in paths if path.suffix.lower() in VIDEOS}
+    for path in paths:
         name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in IMAGES and path.with_suffix("") in videos:
+            found.rejected.append(Rejection(name, "picture of a video", "found a video of the same name beside it"))
+            continue
         try:
             inside(folder, name)
             found.clips.append(Clip(name, path, **sidecars(path)))

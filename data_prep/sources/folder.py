@@ -24,7 +24,7 @@ def read_folder(folder: str | Path, licence: str = "") -> Items:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"source: found no folder {folder}, expected one of {', '.join(VIDEOS)}")
-    for path in videos_below(folder):
+    for path in files_below(folder, VIDEOS):
         name = path.relative_to(folder).as_posix()
         try:
             check_inside(folder, path)
@@ -33,12 +33,15 @@ def read_folder(folder: str | Path, licence: str = "") -> Items:
             yield BadInput(Place(name), error.reason, error.detail)
 
 
-def videos_below(folder: Path) -> Iterator[Path]:
-    """Yield the videos of a folder and of those in it, links to folders left out; memory holds one folder's names."""
+def files_below(folder: Path, kinds: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files of these kinds in a folder and in those in it, links to folders left out.
+
+    Memory holds one folder's names.
+    """
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            yield from videos_below(path)
-        elif path.suffix.lower() in VIDEOS:
+            yield from files_below(path, kinds)
+        elif path.suffix.lower() in kinds:
             yield path
 
 

@@ -45,10 +45,8 @@ class Autoencoder(nn.Module):
         cls = autoencoder_class(path_or_name, subfolder, revision)
         self.vae = load_frozen("codec", cls, str(path_or_name), subfolder, revision, dtype, low_cpu_mem_usage=False)
         self.kind, self.slice_frames = cls.__name__, slice_frames
-        # Video models are those that convolve over time.
-        self.causal = any(p.ndim == 5 for p in self.vae.encoder.parameters())
-        self.channels = setting(self.vae, "latent_channels", "z_dim")
-        self.compression = compression(self.vae, self.causal)
+        self.causal = convolves_over_time(self.vae)
+        self.channels, self.compression = latent_shape(self.vae)
         self.add_statistics(mean, std)
         if slice_frames is not None and slice_frames < 1:
             raise ValueError(f"codec.slice_frames: found {slice_frames}, expected at least 1, or null")
@@ -162,14 +160,32 @@ def setting(vae: nn.Module, *names: str) -> int | None:
     return next((int(value) for value in found if value), None)
 
 
-def compression(vae: nn.Module, causal: bool) -> tuple[int, int, int]:
-    """Return how many frames, rows and columns of pixels one latent stands for."""
-    ft = setting(vae, "scale_factor_temporal", "temporal_compression_ratio") if causal else 1
+def convolves_over_time(vae: nn.Module) -> bool:
+    """Tell whether it is a video model."""
+    return any(p.ndim == 5 for p in vae.encoder.parameters())
+
+
+def latent_shape(vae: nn.Module) -> tuple[int, tuple[int, int, int]]:
+    """Return the channels of a latent, and how many frames, rows and columns of pixels one stands for."""
+    over_time = convolves_over_time(vae)
+    ft = setting(vae, "scale_factor_temporal", "temporal_compression_ratio") if over_time else 1
     side = setting(vae, "scale_factor_spatial", "spatial_compression_ratio")
     if side is None:
         levels = next(vae.config[k] for k in ("block_out_channels", "encoder_block_out_channels") if k in vae.config)
         side = 2 ** (len(levels) - 1)
-    return ft or 1, side, side
+    return setting(vae, "latent_channels", "z_dim"), (ft or 1, side, side)
+
+
+def read_shape(
+    path_or_name: str, subfolder: str | None = None, revision: str = "main"
+) -> tuple[int, tuple[int, int, int]]:
+    """Return `latent_shape` of a model by its config.json alone."""
+    cls, config = (
+        autoencoder_class(path_or_name, subfolder, revision),
+        read_config("codec", path_or_name, subfolder, revision),
+    )
+    with torch.device("meta"):
+        return latent_shape(cls.from_config(config))
 
 
 def model_statistics(vae: nn.Module, channels: int) -> tuple[list[float], list[float]]:

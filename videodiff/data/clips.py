@@ -89,6 +89,13 @@ class Clips:
         kinds = kinds_of(self.buckets, *(block.column(name).to_numpy() for name in self.columns))
         return int(self.manifest.starts[shard] + np.flatnonzero(kinds == kind)[member])
 
+    def first(self) -> Task:
+        """Return what is to be read of the first row that fits a bucket, for the first bucket that it fits."""
+        index = next(self.fitting())
+        row = self.manifest.row(index)
+        kind = int(kinds_of(self.buckets, *(np.array([row[name]]) for name in self.columns))[0])
+        return self.task(index, bucket=(kind & -kind).bit_length() - 1)
+
     def task(self, index: int, bucket: int = 0, epoch: int = 0) -> Task:
         """Return what is to be read of a row, for a bucket, in an epoch."""
         row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
@@ -12,14 +12,15 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from videodiff.data.buckets import Bucket
+from videodiff.data.buckets import Bucket, Cost
 from videodiff.data.cache import Cache, CachedFolder
 from videodiff.data.captions import CaptionMix, check_origins
 from videodiff.data.clips import Clips, Reader
 from videodiff.data.manifest import Manifest
-from videodiff.data.mixture import Dataset, Mixture
+from videodiff.data.mixture import Curriculum, Mixture
 from videodiff.data.order import Mesh, micro_batches, resume
 from videodiff.data.quarantine import Quarantine
+from videodiff.data.stages import Budget, check_keys, order_of, read_stages
 from videodiff.data.stream import GlobalBatches, Loader, collate, work_of
 from videodiff.data.workers import Read, Request, Work, Workers, read_here
 
@@ -30,11 +31,13 @@ class ClipDataModule(lightning.LightningDataModule):
     The state is the optimizer step, and the samples that could not be read: it fits any number of processes,
     micro-batches and workers, as long as seed, batches and datasets are the same. `micro_batch` None is the whole share
     of a process. `more` datasets, each a mapping of root and how often an epoch has its samples (`repeat`), join
-    `root`. `buckets`, mappings of `Bucket`'s arguments and `global_batch`, replace the one shape; `window` shards are
-    shuffled together (None: all). With `fixed`, each clip is trained on with its first window and caption only; else
-    `captions`, arguments of `CaptionMix`, say which captions are taken how often. Validation takes the first
-    `validation_clips` of `validation_root` (None: no validation), in order, with their first window and caption, in the
-    one shape.
+    `root`; `weights` are their shares of the samples drawn, instead. `buckets`, mappings of `Bucket`'s arguments and
+    `global_batch`, replace the one shape; `stages`, each with buckets of its own, follow one another by step:
+    `read_stages`. `batch`, a mapping of `micro_batches` and `tokens`, gives each bucket the global batch that makes its
+    step as long as the others by the `cost` of a clip: `Budget`. `window` shards are shuffled together (None: all).
+    With `fixed`, each clip is trained on with its first window and caption only; else `captions`, arguments of
+    `CaptionMix`, say which captions are taken how often. Validation takes the first `validation_clips` of
+    `validation_root` (None: no validation), in order, with their first window and caption, in the one shape.
 
     `num_workers` processes read ahead, each clip within `timeout` seconds; with none this process reads, and a decoder
     that hangs hangs the run. More than `budget` clips that cannot be read end it; `quarantine` is the file that names
@@ -68,6 +71,10 @@ class ClipDataModule(lightning.LightningDataModule):
         disk_cache: str | None = None,
         disk_cache_gib: float = 64.0,
         captions: Mapping[str, Any] | None = None,
+        weights: Sequence[float] | None = None,
+        stages: Sequence[Mapping[str, Any]] | None = None,
+        batch: Mapping[str, int] | None = None,
+        cost: Callable[[Bucket], Cost] | None = None,
     ) -> None:
         super().__init__()
         if num_workers < 0 or validation_clips < 1:
@@ -84,34 +91,55 @@ class ClipDataModule(lightning.LightningDataModule):
         self.disk_cache = None if disk_cache is None else Cache(disk_cache, disk_cache_gib)
         self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
         self.shape = Bucket(frames, height, width, strides=(stride,))
-        self.any_size = buckets is None
-        rules = [{**rule} for rule in buckets or ()]
-        self.batch_sizes = [rule.pop("global_batch", global_batch) for rule in rules] or [global_batch]
-        self.buckets = [Bucket(**{**rule, "strides": tuple(rule.get("strides", (stride,)))}) for rule in rules]
-        self.buckets = self.buckets or [self.shape]
+        self.any_size = buckets is None and stages is None
+        budget = None
+        if batch is not None:
+            check_keys("data.batch", batch, ("micro_batches", "tokens"), needed=("micro_batches", "tokens"))
+            if micro_batch is not None or cost is None:
+                raise ValueError(
+                    f"data.batch: found beside micro_batch={micro_batch} with cost={cost}, expected a cost only"
+                )
+            budget = Budget(**batch, cost=cost)
+            (self.global_batch,) = budget.sizes([self.shape])
+            self.micro_batch = self.global_batch // budget.micro_batches
+        if stages is not None and buckets is not None:
+            raise ValueError("data.buckets: found some beside data.stages, expected them in the stages")
+        if weights is not None and any("repeat" in other for other in more):
+            raise ValueError("data.weights: found a repeat in more beside it, expected one of the two")
+        one = [{"frames": frames, "height": height, "width": width}] if buckets is None else buckets
+        stages = [{"buckets": one}] if stages is None else stages
+        stages = [{"weights": weights, **stage} for stage in stages]
+        self.stages = read_stages(stages, len(self.roots), seed, stride, self.global_batch, budget)
+
+    @cached_property
+    def manifests(self) -> list[Manifest]:
+        """The manifests of the training datasets, opened at first use."""
+        return [Manifest.load(root, self.disk_cache) for root, _ in self.roots]
 
     @cached_property
     def training(self) -> list[Clips]:
-        """The training clips of each dataset, opened at first use; each draws by a seed of its own."""
+        """The training clips of each dataset of the first stage, then of the next; each draws by a seed of its own."""
         how = {"fixed": self.fixed, "skip": self.skip_short, "any_size": self.any_size}
-        manifests = [Manifest.load(root, self.disk_cache) for root, _ in self.roots]
-        check_origins(self.captions, [manifest.caption_origins for manifest in manifests])
-        return [Clips(m, self.buckets, self.seed + number, number, **how) for number, m in enumerate(manifests)]
+        check_origins(self.captions, [manifest.caption_origins for manifest in self.manifests])
+        return [
+            Clips(self.manifests[number], stage.buckets, stage.seed + number, number, **how)
+            for stage in self.stages
+            for number in stage.datasets
+        ]
 
     @cached_property
-    def mixture(self) -> Mixture:
+    def mixture(self) -> Mixture | Curriculum:
         """The order of the training clips."""
-        opened = zip(self.training, self.roots, strict=True)
-        datasets = [Dataset(clips.counts, clips.kinds, repeat) for clips, (_, repeat) in opened]
-        mixture = Mixture(datasets, self.buckets, self.batch_sizes, self.seed, self.window)
-        for clips, shards in zip(self.training, mixture.open_shards(), strict=True):
+        counts, often = [(clips.counts, clips.kinds) for clips in self.training], [repeat for _, repeat in self.roots]
+        order = order_of(self.stages, counts, often, self.window)
+        for clips, shards in zip(self.training, order.open_shards(), strict=True):
             check_room(clips.manifest, shards)
-        return mixture
+        return order
 
     @cached_property
     def reader(self) -> Reader:
         """What reads the training clips, here or in a worker."""
-        roots = [clips.manifest.root for clips in self.training]
+        roots = [manifest.root for manifest in self.manifests]
         return Reader(roots, self.deliver, self.cache_gib / max(self.num_workers, 1), self.captions)
 
     @cached_property
@@ -119,7 +147,7 @@ class ClipDataModule(lightning.LightningDataModule):
         """The processes that read the training clips, started at first use."""
         batches = self._batches(self._mesh())
         shares = batches.accumulate * batches.mesh.data_world
-        sizes = zip(self.batch_sizes, self.buckets, strict=True)
+        sizes = [pair for stage in self.stages for pair in zip(stage.batch_sizes, stage.buckets, strict=True)]
         largest = max(size // shares * shape.frames * shape.height * shape.width * 3 for size, shape in sizes)
         stand_in = Loader(batches, self.reader, self.quarantine).stand_in
         return Workers(self.reader, self.num_workers, largest, stand_in, self.quarantine, self.timeout)
@@ -145,7 +173,11 @@ class ClipDataModule(lightning.LightningDataModule):
         self._batches(Mesh(0, world)), self.reader
         for clips in [*self.training, self.validation]:
             if clips is not None and not self.num_workers:
-                Reader([clips.manifest.root], self.deliver).alone(clips.task(next(clips.fitting()))._replace(dataset=0))
+                Reader([clips.manifest.root], self.deliver).alone(clips.first()._replace(dataset=0))
+
+    def accumulate(self, world: int) -> int:
+        """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
+        return micro_batches(self.global_batch, self.micro_batch, world)
 
     def train_dataloader(self) -> Loader:
         """Return this rank's endless stream of micro-batches from `step` on."""
@@ -193,8 +225,7 @@ class ClipDataModule(lightning.LightningDataModule):
             del self.workers
 
     def _batches(self, mesh: Mesh) -> GlobalBatches:
-        accumulate = micro_batches(self.global_batch, self._micro_batch(mesh.world), mesh.world)
-        return GlobalBatches(self.mixture, self.training, accumulate, mesh, start=lambda: self.step)
+        return GlobalBatches(self.mixture, self.training, self.accumulate(mesh.world), mesh, start=lambda: self.step)
 
     def _mesh(self) -> Mesh:
         return Mesh() if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
@@ -212,6 +243,12 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the step of a checkpoint; another dataset, seed, bucket or batch is an error."""
+        for clips, before in zip(self.training, state.get("datasets", ()), strict=False):
+            if (found := clips.manifest.fingerprint) != before:
+                raise ValueError(
+                    f"{clips.manifest.path}: found the manifest {found[:12]}, expected {before[:12]} as in the "
+                    f"checkpoint: another dataset, or one that was changed"
+                )
         self.loaded_step = resume(state, self._identity())
         self.quarantine.load_state_dict(state["quarantine"])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -169,7 +170,10 @@ class Mixture:
         shares = list(zip(*by_dataset, strict=True))
         for bucket, share in zip(buckets, shares, strict=True):
             if not any(share):
-                raise ValueError(f"bucket {bucket}: found no sample that falls into it, expected at least one")
+                raise ValueError(
+                    f"bucket {bucket}: found no sample that falls into it, expected at least one (those before it in "
+                    f"the list take their keep of what fits them)"
+                )
         steps = [sum(share) / size for share, size in zip(shares, batch_sizes, strict=True)]
         self.epoch_steps, self.turns, self.shares = sum(steps), parts(steps), [parts(share) for share in shares]
 
@@ -241,7 +245,8 @@ class Curriculum:
     """Mixtures one after another, each from its first step on: stages of resolution, length and data.
 
     A stage begins at the start of an epoch of its own, under a seed of its own: with the seed of another it would
-    begin with the same samples.
+    begin with the same samples. The datasets of all stages are counted through: a dataset of the second stage has the
+    number that it has there plus the count of those of the first.
     """
 
     def __init__(self, stages: Sequence[tuple[int, Mixture]]) -> None:
@@ -252,16 +257,36 @@ class Curriculum:
                 f"curriculum: found first steps {self.first} and seeds {seeds}, expected rising steps from 0 and "
                 f"different seeds"
             )
+        self.batch_sizes = [size for mixture in self.stages for size in mixture.batch_sizes]
+        self.before = [0, *itertools.accumulate(len(mixture.datasets) for mixture in self.stages)]
 
-    def stage(self, step: int) -> tuple[Mixture, int]:
-        """Return the mixture of a step, and the step in its own count."""
-        number = max(0, bisect.bisect_right(self.first, step) - 1)
-        return self.stages[number], step - self.first[number]
+    def stage(self, step: int) -> int:
+        """Return the number of the stage of a step."""
+        return max(0, bisect.bisect_right(self.first, step) - 1)
 
     def batch(self, step: int, micro: int = 0, accumulate: int = 1, mesh: Mesh = ALONE) -> Batch:
         """Return what a rank takes in a micro-batch, as `Mixture.batch`."""
-        mixture, own = self.stage(step)
-        return mixture.batch(own, micro, accumulate, mesh)._replace(step=step)
+        stage = self.stage(step)
+        return self.placed(stage, self.stages[stage].batch(step - self.first[stage], micro, accumulate, mesh))
+
+    def stand_in(self, step: int, place: int, attempt: int) -> Batch:
+        """Return a clip of the same stage for one that cannot be read, as `Mixture.stand_in`."""
+        stage = self.stage(step)
+        return self.placed(stage, self.stages[stage].stand_in(step - self.first[stage], place, attempt))
+
+    def upcoming(self, step: int) -> list[np.ndarray]:
+        """Return for each dataset of each stage the shards that it reads next, as `Mixture.upcoming`."""
+        stage, found = self.stage(step), [np.arange(0) for _ in range(self.before[-1])]
+        found[self.before[stage] : self.before[stage + 1]] = self.stages[stage].upcoming(step - self.first[stage])
+        return found
+
+    def open_shards(self) -> list[int]:
+        """Return for each dataset of each stage how many shards are read at once, as `Mixture.open_shards`."""
+        return [shards for mixture in self.stages for shards in mixture.open_shards()]
+
+    def placed(self, stage: int, batch: Batch) -> Batch:
+        """Return the batch of a stage with the step and the datasets of the whole."""
+        return batch._replace(step=self.first[stage] + batch.step, dataset=self.before[stage] + batch.dataset)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for a step to mean the same batch, as plain values."""

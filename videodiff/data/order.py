@@ -113,13 +113,21 @@ def resume(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
     return int(state["step"])
 
 
-def micro_batches(global_batch: int, micro_batch: int, world: int) -> int:
-    """Return how many micro-batches each rank takes a step; it is an error if the global batch does not divide."""
-    if min(global_batch, micro_batch, world) < 1 or global_batch % (micro_batch * world):
-        raise ValueError(
-            f"global_batch: found {global_batch}, expected a multiple of micro_batch {micro_batch} x {world} processes"
+def micro_batches(global_batch: int, micro_batch: int | None, world: int) -> int:
+    """Return how many micro-batches of this size (None: of any) each rank takes a step; an error if none fits."""
+    size = max(global_batch // max(world, 1), 1) if micro_batch is None else micro_batch
+    if min(global_batch, size, world) < 1 or global_batch % (size * world):
+        whole = micro_batch is None or (micro_batch > 0 and global_batch % micro_batch == 0)
+        valid = (
+            f"processes: {divisors(global_batch // (micro_batch or 1))}"
+            if whole
+            else (f"micro_batch: {divisors(global_batch)}")
         )
-    return global_batch // (micro_batch * world)
+        raise ValueError(
+            f"global_batch: found {global_batch}, expected a multiple of micro_batch {size} x {world} processes "
+            f"(valid {valid})"
+        )
+    return global_batch // (size * world)
 
 
 def draw(below: int, *key: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from videodiff.codec.cached import pad_text
 from videodiff.data.cache import CachedFolder
 from videodiff.data.clips import Clips, Reader, Task
-from videodiff.data.mixture import Batch, Mixture
+from videodiff.data.mixture import Batch, Curriculum, Mixture
 from videodiff.data.order import ALONE, Mesh, check_batch_sizes
 from videodiff.data.quarantine import Quarantine, Sample
 from videodiff.data.workers import Read, Request, Work, Workers, read_here
@@ -31,12 +31,12 @@ class GlobalBatches:
     """One rank's micro-batches of an endless order, from a step on; `start` may be a function that tells the step.
 
     A function is asked again at each iteration: an epoch cut short by the trainer must not begin from the old place.
-    `clips` are those of the datasets of the mixture.
+    `clips` are those of the datasets of the mixture, of a curriculum those of every stage.
     """
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: Mixture | Curriculum,
         clips: Sequence[Clips],
         accumulate: int = 1,
         mesh: Mesh = ALONE,
@@ -63,9 +63,11 @@ class GlobalBatches:
         return self._items(self.mixture.stand_in(step, position, attempt))[0]
 
     def _items(self, batch: Batch) -> list[Item]:
-        bucket, items = self.mixture.buckets.index(batch.bucket), []
+        items = []
         for place, dataset, epoch, *sample in zip(*(column.tolist() for column in batch[2:]), strict=True):
-            items.append(Item(batch.step, place, epoch, self.clips[dataset].row(*sample), bucket, dataset))
+            clips = self.clips[dataset]
+            bucket = clips.buckets.index(batch.bucket)
+            items.append(Item(batch.step, place, epoch, clips.row(*sample), bucket, dataset))
         return items
 
 
@@ -104,7 +106,7 @@ class Loader:
         """Have the next window's shards of remote datasets fetched while those of the present one are read."""
         for clips, shards in zip(self.batch_sampler.clips, self.batch_sampler.mixture.upcoming(item.step), strict=True):
             root, place = clips.manifest.root, (item.bucket, clips.number)
-            if isinstance(root, CachedFolder) and self.asked.get(place) != shards.tolist():
+            if len(shards) and isinstance(root, CachedFolder) and self.asked.get(place) != shards.tolist():
                 self.asked[place] = shards.tolist()
                 root.prefetch([clips.manifest.shards[shard]["name"] for shard in self.asked[place]])
 

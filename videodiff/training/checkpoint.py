@@ -137,6 +137,6 @@ def check_names(path: Path, saved: dict[str, Tensor], wanted: dict[str, Tensor])
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a folder and what an interrupted save left."""
-    for old in [*sorted(folder.glob("step_*"))[: -keep or None], *folder.glob(".step_*.partial")]:
+    """Remove all but the newest `keep` checkpoints of a folder (0: none) and what an interrupted save left."""
+    for old in [*sorted(folder.glob("step_*"))[: -keep if keep else 0], *folder.glob(".step_*.partial")]:
         shutil.rmtree(old)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from videodiff.data.buckets import Bucket, Cost, forward_flops
+from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.decode import resize
 from videodiff.diffusion.objective import Objective
+from videodiff.pretrained import read_config
 from videodiff.training.checkpoint import latest_checkpoint, load_average, whole
 
 
@@ -51,10 +55,7 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
 def check_patch(cfg: DictConfig, codec: Any) -> None:
     """Raise where a shape of the data does not divide into the codec's pixels times the patches of the model."""
     (pt, *patch), units = cfg.model.patch, codec.compression[1:]
-    for where, shape in [
-        ("data", cfg.data),
-        *((f"data.buckets[{i}]", b) for i, b in enumerate(cfg.data.buckets or [])),
-    ]:
+    for where, shape in shapes(cfg.data):
         for name, unit, p in zip(("height", "width"), units, patch, strict=True):
             if shape[name] % (unit * p):
                 valid = max(shape[name] // (unit * p), 1) * unit * p
@@ -68,6 +69,53 @@ def check_patch(cfg: DictConfig, codec: Any) -> None:
                 f"{where}.frames: found {shape.frames}, {latent_frames} after the codec, expected a multiple of "
                 f"model.patch[0] = {pt}"
             )
+
+
+def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Yield each shape of a configuration of data, and where it stands."""
+    yield "data", data
+    lists = {"data.buckets": data.buckets}
+    lists |= {f"data.stages[{i}].buckets": stage.get("buckets") for i, stage in enumerate(data.get("stages") or [])}
+    for where, buckets in lists.items():
+        yield from ((f"{where}[{i}]", bucket) for i, bucket in enumerate(buckets or []))
+
+
+def build_data(cfg: DictConfig) -> ClipDataModule:
+    """Instantiate the data; where batches follow from what a clip costs, with the cost."""
+    return instantiate(cfg.data, cost=clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
+
+
+def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
+    """Return what a clip of a bucket costs the denoiser; it follows from configurations, no weights are loaded."""
+    model, codec, text = cfg.model, cfg.codec, cfg.text
+    if "path_or_name" in codec:
+        from videodiff.codec.autoencoder import read_shape
+
+        channels, compression = read_shape(codec.path_or_name, codec.get("subfolder"), codec.get("revision", "main"))
+    else:
+        channels, compression = codec.channels, (1, 1, 1)
+    unit = [size * patch for size, patch in zip(compression, model.patch, strict=True)]
+    how = {
+        "width": model.width,
+        "axes": [model.axes[i % len(model.axes)] for i in range(model.depth)],
+        "mlp_ratio": model.mlp_ratio,
+        "text": text.max_words if "max_words" in text else text.max_length,
+        "text_width": text.width if "width" in text else read_width(text),
+        "patch": channels * math.prod(model.patch),
+    }
+
+    def cost(bucket: Bucket) -> Cost:
+        time, space = bucket.tokens(unit)
+        return Cost(forward_flops(time, space, **how), time * space)
+
+    return cost
+
+
+def read_width(text: DictConfig) -> int:
+    """Return how wide the features of a text encoder are."""
+    config = read_config("text", text.path_or_name, text.get("subfolder"), text.get("revision", "main"))
+    config = config.get("text_config", config)
+    return config["d_model"] if "d_model" in config else config["hidden_size"]
 
 
 def read_run(run: str | Path) -> DictConfig:

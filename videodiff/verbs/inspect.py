@@ -1,4 +1,4 @@
-"""videodiff inspect: what is in a dataset, a run or a checkpoint."""
+"""videodiff inspect: what is in a dataset, a run or a checkpoint, and what training would take of a dataset."""
 
 from __future__ import annotations
 
@@ -6,32 +6,99 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from omegaconf import DictConfig
 from safetensors import safe_open
 
-from videodiff.data.inspection import describe_dataset, format_description
+from videodiff.cli import conf_dir
+from videodiff.data.datamodule import ClipDataModule
+from videodiff.data.decode import DecodeError
+from videodiff.data.inspection import describe_dataset, format_description, format_fits, format_shares, survey
+from videodiff.data.manifest import Manifest, ManifestError
+from videodiff.data.order import Mesh, divisors
+from videodiff.data.stages import format_plan, order_of, plan
+from videodiff.data.stream import GlobalBatches, Loader
+from videodiff.data.throughput import measure
+from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.checkpoint import checkpoints, whole
-from videodiff.verbs.build import read_run
+from videodiff.verbs.build import build_data, clip_cost, read_run
+
+
+def expand(overrides: list[str]) -> list[str]:
+    """Let data= name a dataset, a folder or a URL, as well as a file of the group."""
+    options = {path.stem for path in (conf_dir() / "data").glob("*.yaml")}
+    return [
+        f"data.root={value}" if name == "data" and value.strip("'\"") not in options else override
+        for override in overrides
+        for name, _, value in [override.partition("=")]
+    ]
 
 
 def run(cfg: DictConfig) -> None:
-    """Tell by what the folder holds which of the three it is."""
-    path = Path(cfg.folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"folder: found no {path}, expected a dataset, a run or a checkpoint")
-    if (path / "checkpoint.json").exists():
-        text = describe_checkpoint(path)
-    elif (path / "config.yaml").exists():
-        text = describe_run(path)
-    else:
-        text = format_description(describe_dataset(path))
+    """Tell by what the folder holds which of the three it is; without one, tell of the data."""
     try:
-        print(text, flush=True)
+        for text in describe(cfg):
+            print(text, flush=True)
     except BrokenPipeError:
         # Whoever reads only the head of it needs no error, nor a second one when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def describe(cfg: DictConfig) -> Iterator[str]:
+    """Yield what there is to tell, part by part."""
+    path = Path(cfg.folder or ".")
+    if cfg.folder is None:
+        yield from describe_data(cfg)
+    elif "://" not in cfg.folder and not path.is_dir():
+        raise FileNotFoundError(f"folder: found no {path}, expected a dataset, a run or a checkpoint")
+    elif (path / "checkpoint.json").exists():
+        yield describe_checkpoint(path)
+    elif (path / "config.yaml").exists():
+        yield describe_run(path)
+    else:
+        manifest = Manifest.load(cfg.folder)
+        yield format_description(describe_dataset(manifest, survey(manifest), cfg.captions))
+
+
+def describe_data(cfg: DictConfig) -> Iterator[str]:
+    """Yield what is in the datasets, what of them falls where, what a step and an epoch are, and what else is asked."""
+    cost = clip_cost(cfg) if cfg.data.batch else None
+    if cfg.throughput:
+        # A clip that stays decoded in memory says nothing of decoding.
+        cfg.data.cache_gib = 0.0
+    data = build_data(cfg)
+    names = [root for root, _ in data.roots]
+    surveys = [
+        [survey(data.manifests[n], stage.buckets, data.any_size) for n in stage.datasets] for stage in data.stages
+    ]
+    seen = dict(
+        pair for stage, own in zip(data.stages, surveys, strict=True) for pair in zip(stage.datasets, own, strict=True)
+    )
+    for number, found in sorted(seen.items()):
+        yield format_description(describe_dataset(data.manifests[number], found, cfg.captions)) + "\n"
+    for stage, own in zip(data.stages, surveys, strict=True):
+        yield format_fits(stage.first, stage.buckets, own)
+    counts = [(found.counts, found.kinds) for own in surveys for found in own]
+    order = order_of(data.stages, counts, [repeat for _, repeat in data.roots], data.window)
+    mixtures = getattr(order, "stages", [order])
+    for stage, mixture, own in zip(data.stages, mixtures, surveys, strict=True):
+        yield "" if len(mixtures) == 1 else f"\nfrom step {stage.first:,}"
+        yield format_shares([names[n] for n in stage.datasets], [d.repeat for d in mixture.datasets], own)
+        yield f"{'an epoch':<12}{float(mixture.epoch_steps):,.1f} steps"
+    world, accumulate = cfg.world_size, data.accumulate(cfg.world_size)
+    yield f"\n{format_plan(plan(data.stages, order, accumulate, world, cost))}"
+    valid = divisors(math.gcd(*order.batch_sizes) // (data.micro_batch or 1))
+    yield f"{'processes':<12}{world}, each with {accumulate} micro-batches a step; valid numbers of them: {valid}"
+    if cfg.strips or cfg.throughput:
+        batches = GlobalBatches(data.mixture, data.training, accumulate, Mesh(0, world))
+        if cfg.strips:
+            steps = [show(data, batches, s.first + n, cfg.clips) for s in data.stages for n in range(cfg.batches)]
+            yield f"{'strips':<12}{write_batches(cfg.strips, ', '.join(names), steps)}"
+        if cfg.throughput:
+            yield throughput(data, batches, cfg.seconds)
 
 
 def describe_run(run: Path) -> str:
@@ -52,3 +119,38 @@ def describe_checkpoint(checkpoint: Path) -> str:
     count = sum(math.prod(shape) for shape in sizes.values())
     size = sum(record["files"].values())
     return f"checkpoint  {checkpoint}: step {record['step']}, {count:,} parameters, {size / 2**20:.1f} MiB, whole"
+
+
+def show(data: ClipDataModule, batches: GlobalBatches, step: int, clips: int) -> Step:
+    """Return the first clips of a step as training would take them."""
+    shown, items = [], batches.batch(step, 0)
+    for item in items[:clips]:
+        source = data.training[item.dataset]
+        task = source.task(item.row, item.bucket, item.epoch)
+        where = f"{source.manifest.root / task.row['shard']}: {task.row['key']}"
+        try:
+            sample = data.reader.alone(task)
+            first, last, stride = task.numbers[0], task.numbers[-1], task.numbers.step
+            frames = f"frame {first}" if first == last else f"frames {first} to {last}"
+            frames += f" of {task.row['frames']}" + f", one in {stride}" * (stride > 1)
+            note = f"{where}, {frames}, {sample['fps']:.4g} fps"
+            shown.append(Shown(sample["caption"], note, sample.get("video")))
+        except (DecodeError, ManifestError) as error:
+            shown.append(Shown("", f"cannot be read: {error}", None))
+    bucket = data.training[items[0].dataset].buckets[items[0].bucket]
+    return Step(f"step {step:,}: {bucket}, epoch {items[0].epoch}, the first {len(shown)} of {len(items)} clips", shown)
+
+
+def throughput(data: ClipDataModule, batches: GlobalBatches, seconds: float) -> str:
+    """Measure the loader of one process against the decode ceiling."""
+    loader = Loader(batches, data.reader, data.quarantine, (lambda: data.workers) if data.num_workers else None)
+    items = [item for batch in islice(batches, 16) for item in batch]
+    tasks = [data.training[item.dataset].task(item.row, item.bucket, item.epoch) for item in items]
+    try:
+        found = measure(loader, data.reader, tasks, data.num_workers, seconds)
+    finally:
+        data.teardown("fit")
+    return (
+        f"{'throughput':<12}{found.loader:,.1f} clips a second by the loader with {data.num_workers} workers, "
+        f"{found.loader / found.ceiling:.0%} of the {found.ceiling:,.1f} of bare decoding"
+    )

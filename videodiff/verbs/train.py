@@ -16,12 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from videodiff.data.order import micro_batches
+from videodiff.data.stages import format_plan, plan
 from videodiff.parallel.strategy import Zero
 from videodiff.training.checkpoint import checkpoints, latest_checkpoint, state_to_resume
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
-from videodiff.verbs.build import Model, build_model, instantiate_partial, read_run
+from videodiff.verbs.build import Model, build_data, build_model, clip_cost, instantiate_partial, read_run
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = ("trainer", "strategy", "callbacks", "logger", "resume", "run", "name", "hydra", "sampler", "data.num_workers")
@@ -57,13 +57,15 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
     quiet_and_quick()
     optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
-    data = instantiate(cfg.data)
-    data.check(world_size(cfg))
+    data, world = build_data(cfg), world_size(cfg)
+    data.check(world)
     model = build_model(cfg)
-    trainer = build_trainer(cfg, model)
+    if first and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
+        print(format_plan(plan(data.stages, data.mixture, data.accumulate(world), world, clip_cost(cfg))))
+    trainer = build_trainer(cfg, model, data.accumulate(world))
     state = None
     if cfg.resume is not None:
-        state = state_to_resume(latest_checkpoint(folder), trainer.strategy, world_size(cfg))
+        state = state_to_resume(latest_checkpoint(folder), trainer.strategy, world)
     if first:
         write_record(folder, resolved(cfg, model), list(HydraConfig.get().overrides.task))
     if isinstance(trainer.strategy, Zero):
@@ -84,10 +86,8 @@ def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
     return config
 
 
-def build_trainer(cfg: DictConfig, model: Model) -> lightning.Trainer:
-    """Build Lightning's trainer; the number of micro-batches a step follows from the global batch."""
-    world = world_size(cfg)
-    accumulate = micro_batches(cfg.data.global_batch, cfg.data.micro_batch or cfg.data.global_batch // world, world)
+def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.Trainer:
+    """Build Lightning's trainer, with so many micro-batches a step."""
     settings = {**cfg.trainer, "val_check_interval": cfg.trainer.val_check_interval * accumulate}
     if cfg.data.validation_root is None:
         settings["limit_val_batches"] = 0
