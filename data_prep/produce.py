@@ -28,7 +28,18 @@ from data_prep.ledger import Outcome
 from data_prep.request import ClipRequest
 from data_prep.stages.audio import cut_audio
 from data_prep.stages.clips import ReadyClip, make_clips
-from data_prep.stages.cut import MICROSECOND, SLACK, Span, Timeline, microseconds, packets, read_timeline, refuse
+from data_prep.stages.cut import (
+    MICROSECOND,
+    MILLISECOND,
+    SLACK,
+    Span,
+    Timeline,
+    microseconds,
+    open_video,
+    packets,
+    read_timeline,
+    refuse,
+)
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stages.scenes import find_scenes, fit_durations
 from data_prep.stages.score.duplicate import exact_hash
@@ -181,7 +192,7 @@ def spans_of(
     """Return what is to be cut for a request, or how it ends without."""
     span = Span(0.0, timeline.end / MICROSECOND) if request.span is None else Span(*map(float, request.span))
     reason = refuse(span, timeline)
-    if (reason or request.span is None) and (missing := missing_end(video)):
+    if (reason or span.end * MICROSECOND >= timeline.end) and (missing := missing_end(video)):
         return Outcome(request.id, "failed", "truncated", detail=missing)
     if reason:
         return Outcome(request.id, "failed", "bad-span", detail=reason)
@@ -196,16 +207,18 @@ def spans_of(
 def missing_end(video: Path) -> str:
     """Return how much earlier a file ends than its header says, empty where it does not.
 
-    A span tells how much is wanted; of a whole video only the header can.
+    A span tells how much is wanted; of what reaches to the end only the header can.
     """
-    with av.open(str(video)) as container:
+    with open_video(video) as container:
         stream = best_stream(container)
         if stream.duration is None:
             return ""
-        ends = [packet.pts + (packet.duration or 0) for packet in packets(container, stream) if packet.pts is not None]
-        found = (max(ends, default=0) - (stream.start_time or 0)) * stream.time_base
+        found = [packet for packet in packets(container, stream) if packet.pts is not None]
+        last = max((packet.pts + (packet.duration or 0) for packet in found), default=0)
+        found, fewer = (last - (stream.start_time or 0)) * stream.time_base, len(found) < stream.frames
         expected = stream.duration * stream.time_base
-        early = microseconds(expected - found) > SLACK
+        # Headers round too, but not where they also count more frames.
+        early = microseconds(expected - found) > (MILLISECOND if fewer else SLACK)
         return f"found {float(found):g} s of video, expected {float(expected):g} s as in its header" if early else ""
 
 

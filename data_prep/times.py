@@ -74,11 +74,12 @@ def parse_span(start: Any, end: Any, unit: str = "", fps: Any = None) -> tuple[F
     """Return start and end in seconds; an InputError unless 0 <= start < end.
 
     `unit` is empty for clock strings, ISO-8601 durations and seconds, else `microseconds` or `frames`. Of frames, `end`
-    is the first one that is not part of the clip, and `fps` is needed.
+    is the first one that is not part of the clip, and `fps` is needed; their times are those of the millisecond, as
+    files may not know them better.
     """
     if unit == "frames":
         rate = parse_fps(fps)
-        span = whole(start, "frames") / rate, whole(end, "frames") / rate
+        span = tuple(Fraction(math.floor(whole(frame, "frames") / rate * 1000), 1000) for frame in (start, end))
     elif unit in ("", "microseconds"):
         parse = parse_microseconds if unit else parse_time
         span = parse(start), parse(end)

@@ -2,6 +2,9 @@ import dataclasses
 import functools
 import io
 import itertools
+import math
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,7 +15,10 @@ from hypothesis import strategies as st
 from made_clips import write_video
 from numbered_clips import KINDS, make, numbered, read_number
 
+from data_prep.request import Place
+from data_prep.sources import hdvila
 from data_prep.stages.cut import MICROSECOND, Shown, Span, cut, group, microseconds, read_timeline
+from data_prep.times import parse_span
 from videodiff.data.decode import DecodeError
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
@@ -186,3 +192,35 @@ def test_frames_of_real_clips_are_those_of_a_full_decode(name):
         wanted = [shown for shown in whole if microseconds(span.start) <= shown[0] < microseconds(span.end)]
         assert [time for time, _ in found[number]] == [time for time, _ in wanted]
         assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found[number], wanted, strict=True))
+
+
+RATES = [Fraction(24), Fraction(30), Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001), Fraction(25)]
+
+
+def to_clock(seconds: Fraction, how: Callable[[Fraction], int]) -> str:
+    """Return `HH:MM:SS.mmm`, rounded in one of the ways of those who write metadata."""
+    ms = how(seconds * 1000)
+    return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
+
+
+@pytest.mark.parametrize("rounded", [round, math.floor], ids=["rounded", "truncated"])
+@pytest.mark.parametrize("rate", RATES, ids=str)
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_shots_as_published_meet_between_two_frames_and_lose_none(tmp_path, container, rate, rounded):
+    file, path = io.BytesIO(), tmp_path / "video"
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream("libx264", rate=rate, options={"bf": "2", "g": "12"})
+        stream.height, stream.width, stream.pix_fmt = 64, 160, "yuv420p"
+        for image in numbered():
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")))
+        out.mux(stream.encode(None))
+    path.write_bytes(file.getvalue())
+    shots = [0, 7, 8, 20, 31, 45, 58, 60]
+    clock = [to_clock(number / rate, rounded) for number in shots]
+    clips = [{"clip_id": f"a.{n}.mp4", "span": span} for n, span in enumerate(itertools.pairwise(clock))]
+    row = {"video_id": "a", "url": "https://www.youtube.com/watch?v=a", "clip": clips}
+    spans = [Span(*map(float, request.span)) for request in hdvila.parse_video(Place("meta_part0.jsonl", 1), row)]
+    wanted = [list(range(first, after)) for first, after in itertools.pairwise(shots)]
+    assert numbers_in(path, spans) == dict(enumerate(wanted))
+    pairs = [Span(*map(float, parse_span(*pair, "frames", str(rate)))) for pair in itertools.pairwise(shots)]
+    assert numbers_in(path, pairs) == dict(enumerate(wanted))

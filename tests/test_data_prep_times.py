@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from fractions import Fraction
 
 import pytest
@@ -61,7 +62,9 @@ def test_microseconds_are_whole(count: int) -> None:
 @given(st.integers(0, 10**6), st.integers(1, 10**6), st.sampled_from(["24", "30000/1001", 29.97, 12.5]))
 def test_frames_become_seconds_and_back(start: int, count: int, fps: object) -> None:
     span = parse_span(start, start + count, "frames", fps)
-    assert [second * parse_fps(fps) for second in span] == [start, start + count]
+    # The millisecond in which a frame is shown: the next one begins later.
+    assert [math.ceil(second * parse_fps(fps)) for second in span] == [start, start + count]
+    assert all(second * 1000 == int(second * 1000) for second in span)
 
 
 @given(ANYTHING, ANYTHING, st.sampled_from(["", "microseconds", "frames"]), ANYTHING)

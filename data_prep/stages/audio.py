@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_prep.stages.cut import MICROSECOND, Span
+from data_prep.stages.cut import MICROSECOND, Span, open_video
 from videodiff.data.decode import DecodeError
 
 # Seconds before a span at which decoding starts: codecs of sound need some frames to settle.
@@ -21,7 +21,7 @@ def cut_audio(source: str | Path, span: Span, bitrate: int = 128_000) -> bytes |
     Where the source's sound begins late, pauses or ends early there is silence. bitrate: bits a second.
     """
     try:
-        with av.open(str(source)) as container:
+        with open_video(source) as container:
             if not container.streams.audio:
                 return None
             return encode_audio(*read_samples(container, container.streams.audio[0], span), bitrate)

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from data_prep.stages.cut import Shown, Span, Timeline, cut, microseconds, read_timeline
+from data_prep.stages.cut import Shown, Span, Timeline, cut, read_timeline
 from data_prep.stages.encode import EncodePolicy, Fitter, even_size, open_encoder, schedule
 from data_prep.stages.score.duplicate import video_hash
 from data_prep.stages.score.geometry import geometry
@@ -91,7 +91,7 @@ def make(
     for number, item in cut(source, spans, timeline):
         if isinstance(item, Shown):
             if number not in makers:
-                times = timeline.within(*map(microseconds, spans[number]))
+                times = timeline.within(spans[number])
                 makers[number] = Maker(times, timeline, policy, boxes.get(number), crop, scored)
             makers[number].add(item)
         elif item is None:

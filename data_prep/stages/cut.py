@@ -18,6 +18,12 @@ from videodiff.data.decode import DecodeError, best_stream
 MICROSECOND = 1_000_000
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
 SLACK = 100_000
+# Microseconds in the unit that metadata writes times in. The frame at 2/30 s stands there as 0.067 s: taken exactly, it
+# would be missing from the clip that begins with it and end the one before. So a whole millisecond is the nearest one.
+MILLISECOND = 1000
+
+# What holds video. Not playlists and the like, in which a file names others for ffmpeg to open, here or at any host.
+FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,dv,wtv,ivf,obu,h264,hevc,m4v,vc1"
 
 
 class Span(NamedTuple):
@@ -51,14 +57,21 @@ class Timeline:
     ratio: Fraction
     ranked: bool
 
-    def within(self, start: int, end: int) -> np.ndarray:
-        """Return the times from `start` on and before `end`."""
-        return self.times[np.searchsorted(self.times, start) : np.searchsorted(self.times, end)]
+    def within(self, span: Span) -> np.ndarray:
+        """Return the times of the frames of a span: from its start on and before its end, as precisely as it is."""
+        first, end = np.searchsorted(self.times, list(map(meant, span)))
+        return self.times[first:end]
 
 
 def microseconds(seconds: float) -> int:
     """Round to the unit in which spans and timestamps are compared."""
     return round(seconds * MICROSECOND)
+
+
+def meant(seconds: float) -> int:
+    """Return the first time in microseconds that is not before `seconds` as they are written."""
+    time = microseconds(seconds)
+    return time if time % MILLISECOND else time - MILLISECOND // 2
 
 
 class Clock:
@@ -71,10 +84,15 @@ class Clock:
         return round(ticks * self.unit) - self.origin
 
 
+def open_video(source: str | Path) -> av.container.InputContainer:
+    """Open a file as one of `FORMATS`, whatever its name, and no other file with it."""
+    return av.open(str(source), options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+
+
 def read_timeline(source: str | Path) -> Timeline:
     """Read the timestamps of a source; memory is 8 bytes a frame. DecodeError where it is no video."""
     try:
-        with av.open(str(source)) as container:
+        with open_video(source) as container:
             stream = best_stream(container)
             clock, rate = Clock(container, stream), stream.average_rate or stream.guessed_rate
             ratio = Fraction(stream.sample_aspect_ratio or 1)
@@ -102,14 +120,16 @@ def refuse(span: Span, timeline: Timeline) -> str:
     """Return why a span cannot be cut, empty where it can."""
     if not np.isfinite(span).all() or not 0 <= span.start < span.end:
         return f"found the span {span.start:g} to {span.end:g} s, expected 0 <= start < end"
-    start, end = map(microseconds, span)
-    if end > timeline.end + SLACK:
+    if microseconds(span.end) > timeline.end + SLACK:
         return f"found the span {span.start:g} to {span.end:g} s, expected one in the {timeline.end / MICROSECOND:g} s"
-    return "" if len(timeline.within(start, end)) else f"found no frame between {span.start:g} and {span.end:g} s"
+    return "" if len(timeline.within(span)) else f"found no frame between {span.start:g} and {span.end:g} s"
 
 
 def group(spans: Sequence[tuple[int, int]], keys: Sequence[int]) -> list[list[int]]:
-    """Return the numbers of the spans in runs that are decoded through; between two runs lies a keyframe to seek to."""
+    """Return the numbers of the spans in runs that are decoded through; between two runs lies a keyframe to seek to.
+
+    spans: when first and last frame are shown; keys: when the keyframes are, ascending.
+    """
     runs, reached = [], 0
     for number in sorted(range(len(spans)), key=lambda number: (spans[number], number)):
         start, end = spans[number]
@@ -126,8 +146,8 @@ def cut(
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
     """Yield the number of a span and its next frame; None where it is complete, a DecodeError where it cannot be.
 
-    Every span ends in exactly one None or DecodeError. A frame belongs to each span with start <= its time < end;
-    spans may overlap and come in any order. Damage costs those spans only in which it would be seen. No frame is kept.
+    Every span ends in exactly one None or DecodeError. A frame belongs to each span that `Timeline.within`
+    counts it to; spans may overlap and come in any order. Damage costs those spans only in which it would be seen. No frame is kept.
     """
     timeline = read_timeline(source) if timeline is None else timeline
     fit = []
@@ -136,7 +156,8 @@ def cut(
             yield number, DecodeError(reason)
         else:
             fit.append(number)
-    bounds = [(microseconds(spans[number].start), microseconds(spans[number].end)) for number in fit]
+    shown = [timeline.within(spans[number]) for number in fit]
+    bounds = [(int(times[0]), int(times[-1])) for times in shown]
     for run in group(bounds, [time for time, _ in timeline.keys]):
         for place, item in cut_run(source, {place: bounds[place] for place in run}, timeline):
             yield fit[place], item
@@ -145,36 +166,33 @@ def cut(
 def cut_run(
     source: str | Path, bounds: dict[int, tuple[int, int]], timeline: Timeline
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
-    """Cut spans, sorted by start, that one stretch of decoding covers."""
+    """Cut spans, each from its first to its last frame and sorted by the first, that one stretch of decoding covers."""
     waiting, current, shown, damage = list(bounds), [], {}, []
     last = max(end for _, end in bounds.values())
-    for time, frame in decode_from(source, timeline, int(timeline.within(*bounds[waiting[0]])[0]), damage):
+    for time, frame in decode_from(source, timeline, bounds[waiting[0]][0], damage):
         while waiting and bounds[waiting[0]][0] <= time:
             current.append(waiting.pop(0))
-        for number in [number for number in current if bounds[number][1] <= time]:
+        for number in [number for number in current if bounds[number][1] < time]:
             current.remove(number)
-            yield number, complete(bounds[number], shown.pop(number, []), timeline, damage)
-        if time >= last:
+            yield number, complete(bounds[number], shown.pop(number, []), damage)
+        if time > last:
             return
         for number in current:
             yield number, Shown(time, frame)
             first = shown.get(number, [time])[0]
             shown[number] = [first, time]
     for number in current + waiting:
-        yield number, complete(bounds[number], shown.pop(number, []), timeline, damage)
+        yield number, complete(bounds[number], shown.pop(number, []), damage)
 
 
-def complete(
-    bounds: tuple[int, int], shown: list[int], timeline: Timeline, damage: list[tuple[int, int]]
-) -> DecodeError | None:
+def complete(bounds: tuple[int, int], shown: list[int], damage: list[tuple[int, int]]) -> DecodeError | None:
     """Return None where a span's first and last frame came and nothing in it is damaged."""
-    expected = timeline.within(*bounds)
-    hurt = [start for start, end in damage if start < bounds[1] and end > bounds[0]]
+    hurt = [start for start, end in damage if start <= bounds[1] and end > bounds[0]]
     if hurt:
         return DecodeError(f"the frame at {hurt[0] / MICROSECOND:g} s is damaged")
-    if shown != [expected[0], expected[-1]]:
+    if shown != [*bounds]:
         found = " to ".join(f"{time / MICROSECOND:g}" for time in shown) or "none"
-        wanted = f"{expected[0] / MICROSECOND:g} to {expected[-1] / MICROSECOND:g}"
+        wanted = " to ".join(f"{time / MICROSECOND:g}" for time in bounds)
         return DecodeError(f"found the frames {found} s, expected {wanted} s: cut short or damaged")
     return None
 
@@ -212,7 +230,7 @@ def read_from(
         following = bisect.bisect_right(keys, time)
         damage.append((time, keys[following] if following < len(keys) else timeline.end))
 
-    with av.open(str(source)) as container:
+    with open_video(source) as container:
         stream = best_stream(container)
         stream.codec_context.thread_count = 1
         clock = Clock(container, stream)
@@ -222,12 +240,13 @@ def read_from(
                 container.seek(timeline.keys[key][1], stream=stream)
         ranked = iter(timeline.times.tolist())
         for packet in packets(container, stream):
+            broken = packet.is_corrupt
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                frames = []
-                if stamp(packet) is not None:
-                    spoil(clock(stamp(packet)))
+                frames, broken = [], True
+            if broken and stamp(packet) is not None:
+                spoil(clock(stamp(packet)))
             for frame in frames:
                 time = next(ranked, timeline.end) if timeline.ranked else clock(stamp(frame))
                 if frame.is_corrupt:
