@@ -14,11 +14,12 @@ COUNT = 60
 UNEVEN = [number + number // 4 + (number % 7 == 3) * 0.5 for number in range(COUNT)]
 
 
-def numbered(count: int = COUNT) -> np.ndarray:
-    """Return uint8 `t 64 160 c`, frame n with the bits of n in ten blocks of 32 pixels."""
+def numbered(count: int = COUNT, seed: int = 0) -> np.ndarray:
+    """Return uint8 `t 64 160 c`, frame n with the bits of n in ten blocks of 32 pixels; with `seed` over faint noise."""
     bits = (np.arange(count)[:, None] >> np.arange(10)) & 1
     blocks = np.repeat(np.repeat(bits.reshape(count, 2, 5), 32, 1), 32, 2)
-    return np.repeat(blocks[..., None] * 235, 3, -1).astype(np.uint8)
+    video = np.repeat(blocks[..., None] * 215, 3, -1).astype(np.uint8)
+    return video + np.random.default_rng(seed).integers(0, 20, video.shape[1:], np.uint8) * np.uint8(seed > 0)
 
 
 def read_number(image: np.ndarray) -> int:
@@ -59,9 +60,9 @@ def stamp_by_decoding(packet: av.Packet) -> None:
     packet.pts = packet.dts = packet.dts + round(2 / 25 / packet.time_base)
 
 
-def make(kind: str) -> tuple[bytes, dict[int, float]]:
+def make(kind: str, seed: int = 0) -> tuple[bytes, dict[int, float]]:
     """Return a video of this kind and when each of its frames is shown, in seconds, by number."""
-    frames, even = numbered(), {number: number / 25 for number in range(COUNT)}
+    frames, even = numbered(seed=seed), {number: number / 25 for number in range(COUNT)}
     if kind == "uneven":
         half = [round(2 * time) for time in UNEVEN]
         return write_video(frames, times=half, bf="3", g="20"), {number: time / 25 for number, time in enumerate(half)}
