@@ -23,10 +23,10 @@ from data_prep.request import ClipRequest
 from data_prep.stages.filter import check_thresholds, filtered
 from data_prep.stages.score.duplicate import BITS, near_duplicates
 from videodiff.data.buckets import Bucket
-from videodiff.data.decode import VideoInfo
 from videodiff.data.files import sync
 from videodiff.data.manifest import NAME as MANIFEST
 from videodiff.data.shards import ShardWriter, clip_sample
+from videodiff.data.video import VideoInfo
 
 if TYPE_CHECKING:
     from data_prep.caption import Captions

@@ -43,8 +43,8 @@ from data_prep.stages.cut import (
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stages.scenes import find_scenes, fit_durations
 from data_prep.stages.score.duplicate import exact_hash
-from videodiff.data.decode import DecodeError, best_stream
 from videodiff.data.files import stage, sync
+from videodiff.data.video import DecodeError, best_stream
 
 LEDGER, CLIPS, VIDEOS, WORKERS = "ledger.sqlite", "clips", "videos", "workers.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from data_prep.stages.cut import MICROSECOND, Span, open_video
-from videodiff.data.decode import DecodeError
+from videodiff.data.video import DecodeError
 
 # Seconds before a span at which decoding starts: codecs of sound need some frames to settle.
 SETTLE = 1.0

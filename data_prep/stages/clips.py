@@ -20,7 +20,7 @@ from data_prep.stages.score.motion import motion
 from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
 from data_prep.stages.score.text import text
-from videodiff.data.decode import DecodeError, VideoInfo
+from videodiff.data.video import DecodeError, VideoInfo
 
 # Frames a second that are scored, but at least so many a clip; their short side in pixels.
 SCORED_FPS, FEWEST, SCORED_SIDE = 2.0, 4, 256

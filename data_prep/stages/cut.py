@@ -13,7 +13,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from videodiff.data.decode import DecodeError, best_stream
+from videodiff.data.video import DecodeError, best_stream
 
 MICROSECOND = 1_000_000
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
@@ -146,8 +146,9 @@ def cut(
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
     """Yield the number of a span and its next frame; None where it is complete, a DecodeError where it cannot be.
 
-    Every span ends in exactly one None or DecodeError. A frame belongs to each span that `Timeline.within`
-    counts it to; spans may overlap and come in any order. Damage costs those spans only in which it would be seen. No frame is kept.
+    Every span ends in exactly one None or DecodeError. A frame belongs to each span with start <= its time < end, as
+    `Timeline.within` compares them; spans may overlap and come in any order. Damage costs those spans only in which it
+    would be seen. No frame is kept.
     """
     timeline = read_timeline(source) if timeline is None else timeline
     fit = []

@@ -17,7 +17,7 @@ from scenedetect.detector import SceneDetector
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 from data_prep.stages.cut import MICROSECOND, Span, Timeline, decode_from, read_timeline
-from videodiff.data.decode import DecodeError
+from videodiff.data.video import DecodeError
 
 # Detectors see frames of this width: PySceneDetect's own choice.
 WIDTH = 256

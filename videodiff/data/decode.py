@@ -13,7 +13,6 @@ import io
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch  # before decord: the other order freezes DataLoader workers (dmlc/decord#251)
@@ -25,22 +24,9 @@ import numpy as np
 import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
 
+from videodiff.data.video import DecodeError, VideoInfo, best_stream
+
 decord.logging.set_level(decord.logging.QUIET)
-
-
-class DecodeError(ValueError):
-    """A video that cannot be read."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """Size in pixels, number of frames, frames a second (mean), seconds."""
-
-    width: int
-    height: int
-    frames: int
-    fps: float
-    duration: float
 
 
 def probe(video: bytes) -> VideoInfo:
@@ -235,14 +221,6 @@ def decoded(container: av.container.InputContainer, stream: av.VideoStream) -> I
         if frame.is_corrupt:
             raise DecodeError(f"the frame at {frame.time} s is damaged")
         yield frame
-
-
-def best_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """Return the video stream that decord picks too: a file may hold several."""
-    stream = container.streams.best("video")
-    if stream is None or stream.codec_context is None:
-        raise DecodeError("found no video stream that can be decoded, expected one")
-    return stream
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from videodiff.data.decode import VideoInfo
+from videodiff.data.video import VideoInfo
 
 
 def geometry(info: VideoInfo) -> dict[str, float]:
