@@ -37,6 +37,7 @@ from videodiff.data.buckets import Bucket
 from videodiff.data.files import write_whole
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
+NO_SPACE = f"{os.strerror(errno.ENOSPC)}; the same command goes on from here"
 LOCAL = Local()
 Progress = Callable[[int, int, Counter], None]
 
@@ -128,7 +129,9 @@ def prep(
             write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
             captions.close(), plan.close(), ledger.close()
     except sqlite3.OperationalError as error:
-        raise OSError(errno.ENOSPC if "full" in str(error) else errno.EIO, str(error), str(work)) from error
+        # Of a full disk SQLite may know no more than that writing failed.
+        full = "full" in str(error) or shutil.disk_usage(work).free < 2**16
+        raise OSError(*((errno.ENOSPC, NO_SPACE) if full else (errno.EIO, str(error))), str(work)) from error
     return summary
 
 

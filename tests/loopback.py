@@ -36,6 +36,7 @@ http {{
     location = /bucket {{ default_type application/xml; return 200 '<ListBucketResult></ListBucketResult>'; }}
     location /secret/ {{ return 403; }}
     location /busy/ {{ return 503; }}
+    location /broken/ {{ return 500; }}
     location /far/ {{ add_header Retry-After 86400 always; return 429; }}
     location /odd/ {{
       proxy_pass http://127.0.0.1:{odd}/; proxy_buffering off; proxy_read_timeout 600; proxy_http_version 1.1;

@@ -15,7 +15,7 @@ UNEVEN = [number + number // 4 + (number % 7 == 3) * 0.5 for number in range(COU
 
 
 def numbered(count: int = COUNT, seed: int = 0) -> np.ndarray:
-    """Return uint8 `t 64 160 c`, frame n with the bits of n in ten blocks of 32 pixels; with `seed` over faint noise."""
+    """Return uint8 `t 64 160 c`, frame n with the bits of n in ten blocks of 32 pixels, and the noise of a seed."""
     bits = (np.arange(count)[:, None] >> np.arange(10)) & 1
     blocks = np.repeat(np.repeat(bits.reshape(count, 2, 5), 32, 1), 32, 2)
     video = np.repeat(blocks[..., None] * 215, 3, -1).astype(np.uint8)

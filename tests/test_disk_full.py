@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny
 
+ROOT = str(Path(__file__).parents[1])
 WITHIN = "mount -t tmpfs -o size=4m none {disk} && cp -a {before}/. {disk} && {fill} && {run}; s=$?; {keep}; exit $s"
 FILL = "head -c $(( ($(df -k --output=avail {disk} | tail -1) - {left}) * 1024 )) /dev/zero > {disk}/filling"
 
@@ -25,7 +26,7 @@ def on_a_full_disk(before: Path, after: Path, left: int, *arguments: str) -> sub
     places = {"disk": disk, "before": before, "left": left, "keep": f"rm {disk}/filling; cp -a {disk}/. {after}"}
     command = " ".join([sys.executable, "-m", "videodiff", *(f"'{argument}'" for argument in arguments)])
     script = WITHIN.format(**places, fill=FILL.format(**places), run=f"cd {disk} && {command}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     return subprocess.run(
         ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
         capture_output=True,
@@ -72,3 +73,31 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(before: Path, tmp_pat
     assert contents(before).items() <= found.items()
     assert not [name for name in found if ".partial" in name]
     assert not list((tmp_path / "after").glob("runs/*/checkpoints/step_*"))
+
+
+PREP = ["prep", "source=clips", "score=false", "prep=all", "encode.short_side=16", "workers=1"]
+
+
+@pytest.mark.parametrize("left", [30, 130, 210, 250])
+def test_prep_on_a_full_disk_is_one_line_and_goes_on_to_the_same_bytes(before: Path, tmp_path: Path, left: int) -> None:
+    """The disk fills while inputs are entered, clips are made, and shards are written."""
+    done = on_a_full_disk(before, after := tmp_path / "after", left, *PREP, "out=made")
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert done.returncode == 1, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("videodiff prep: error: ")
+    assert "No space left on device" in errors[0] or "disk is full" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert contents(before).items() <= contents(after).items()
+    assert not (after / "made/manifest.parquet").exists()
+    # Where the disk was mounted: a source is known by its whole path.
+    disk = shutil.copytree(after, tmp_path / "disk", dirs_exist_ok=True)
+    for out in ("made", "whole"):
+        run = [sys.executable, "-m", "videodiff", *PREP, f"out={out}"]
+        again = subprocess.run(run, cwd=disk, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+        assert again.returncode == 0, again.stderr
+    whole = {name: data for name, data in contents(disk / "whole").items() if not name.startswith(".work")}
+    found = {name: data for name, data in contents(disk / "made").items() if not name.startswith(".work")}
+    assert len(whole) > 3
+    assert found == whole
+    assert not list(disk.rglob("*.partial"))
