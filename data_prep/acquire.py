@@ -58,7 +58,8 @@ class Acquirer:
     when the host says, but never over `longest` seconds later. `timeout` is that of a host that says nothing and
     `deadline` that of one video, in seconds. `height` is the most lines of a video from a page; `cookies` (a file in
     Netscape format) is for pages, `proxies` for pages and HTTP, one after the other. `storage` maps schemes such as
-    `s3` to options of fsspec. `keeper` is the address of who keeps the pace for several machines.
+    `s3` to options of fsspec. `keeper` is the address of who keeps the pace for several machines. `local` is a path
+    with `{id}` in place of a video's id: what lies there is not fetched.
     """
 
     def __init__(
@@ -77,12 +78,16 @@ class Acquirer:
         proxies: Sequence[str] = (),
         storage: Mapping[str, Mapping[str, Any]] | None = None,
         keeper: str | None = None,
+        local: str | None = None,
     ) -> None:
         if min(attempts, height, max_bytes) < 1 or min(pause, longest, timeout, deadline) <= 0:
             raise ValueError(
                 f"acquire: found attempts={attempts} height={height} max_bytes={max_bytes} pause={pause} "
                 f"longest={longest} timeout={timeout} deadline={deadline}, expected at least 1 and times above 0"
             )
+        if local is not None and "{id}" not in local:
+            raise ValueError(f"acquire.local: found {local!r}, expected a path with {{id}} in it")
+        self.local = local
         self.folder, self.root = Path(folder), str(root).rstrip("/") or "/"
         self.attempts, self.pause, self.longest = attempts, pause, longest
         self.timeout, self.deadline, self.max_bytes, self.height = timeout, deadline, max_bytes, height
@@ -92,6 +97,8 @@ class Acquirer:
 
     def fetch(self, request: ClipRequest) -> Acquired:
         """Return the video of a request; an AcquireError where it does not come, an OSError where the disk is full."""
+        if (path := self._at_hand(request)) is not None:
+            return Acquired(path, digest(path), temporary=False)
         location = request.source if "://" in request.source else f"{self.root}/{request.source}"
         if "://" not in location:
             check_local(Path(self.root), Path(location))
@@ -107,6 +114,13 @@ class Acquirer:
             finally:
                 shutil.rmtree(folder)
         return Acquired(path, digest(path), temporary=True)
+
+    def _at_hand(self, request: ClipRequest) -> Path | None:
+        """Return the file of a video that was downloaded before, None where there is none."""
+        if self.local is None or request.part or not request.parent:
+            return None
+        path = Path(self.local.replace("{id}", request.parent))
+        return path if Path(request.parent).name == request.parent and path.is_file() else None
 
     def _bring(self, location: str, part: Part | None, folder: Path) -> Path:
         until = time.monotonic() + self.deadline

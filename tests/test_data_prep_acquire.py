@@ -286,7 +286,20 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     assert retry_after("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
 
 
-@pytest.mark.parametrize("option", [{"attempts": 0}, {"timeout": 0}, {"rate": 0}, {"height": 0}])
+def test_what_was_downloaded_before_is_not_fetched_and_no_id_leads_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/abc.mp4").write_bytes(SMALL)
+    (tmp_path / "secret.mp4").write_bytes(SMALL)
+    nobody = f"http://127.0.0.1:{free_port()}/abc.mp4"
+    shop = acquirer(tmp_path / "videos", local=f"{tmp_path}/kept/{{id}}.mp4", attempts=1)
+    video = shop.fetch(ClipRequest(Place("list.jsonl", 1), nobody, parent="abc"))
+    assert (video.path, video.temporary) == (tmp_path / "kept/abc.mp4", False)
+    for parent in ("../secret", "other", ""):
+        with pytest.raises(AcquireError, match="connection"):
+            shop.fetch(ClipRequest(Place("list.jsonl", 1), nobody, parent=parent))
+
+
+@pytest.mark.parametrize("option", [{"attempts": 0}, {"timeout": 0}, {"rate": 0}, {"height": 0}, {"local": "/videos"}])
 def test_an_option_out_of_range_is_an_error(tmp_path: Path, option: dict) -> None:
     with pytest.raises(ValueError, match="found"):
         acquirer(tmp_path, **option)
