@@ -60,13 +60,15 @@ class Ledger:
         self.base.execute("PRAGMA journal_mode = WAL")
         self.base.execute("PRAGMA synchronous = FULL")
         self.base.execute("PRAGMA foreign_keys = ON")
+        # Room for the upper levels of a hundred million ids; it is taken as it is needed.
+        self.base.execute("PRAGMA cache_size = -65536")
         self.base.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
 
     def close(self) -> None:
         self.base.close()
 
     def admit(
-        self, items: Iterable[ClipRequest | BadInput], retry: bool = False, batch: int = 1000
+        self, items: Iterable[ClipRequest | BadInput], retry: bool = False, batch: int = 10_000
     ) -> Iterator[ClipRequest]:
         """Enter inputs and yield those that are to be worked on: the ones that have not ended.
 
@@ -82,8 +84,10 @@ class Ledger:
         with self._transaction():
             for item in group:
                 place = str(item.place)
-                self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(item.id), place))
-                if self._place(item.id) != place:
+                new = self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(item.id), place)).rowcount
+                if new and isinstance(item, ClipRequest):
+                    open_items.append(item)
+                elif not new and self._place(item.id) != place:
                     twin = str(uuid.uuid5(NAMESPACE, f"{item.id} {place}"))
                     self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(twin), place))
                     self._add(Outcome(twin, "filtered", "duplicate", detail=f"as {self._place(item.id)}"))
@@ -174,4 +178,4 @@ class Ledger:
 
 def key(id: str) -> bytes:
     """Return the 16 bytes of a UUID, half its text."""
-    return uuid.UUID(id).bytes
+    return bytes.fromhex(id.replace("-", ""))

@@ -29,7 +29,9 @@ class Plan:
 
     def __init__(self, path: str | Path, ledger: str | Path) -> None:
         self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self.base.executescript(f"PRAGMA synchronous = FULL; BEGIN IMMEDIATE; {TABLES} COMMIT;")
+        self.base.executescript(
+            f"PRAGMA synchronous = FULL; PRAGMA cache_size = -65536; BEGIN IMMEDIATE; {TABLES} COMMIT;"
+        )
         self.base.execute("ATTACH ? AS ledger", (str(ledger),))
 
     def close(self) -> None:
@@ -38,7 +40,7 @@ class Plan:
     def __len__(self) -> int:
         return self.base.execute("SELECT count(*) FROM requests").fetchone()[0]
 
-    def add(self, requests: Iterable[ClipRequest], batch: int = 1000) -> None:
+    def add(self, requests: Iterable[ClipRequest], batch: int = 10_000) -> None:
         """Append those requests that are not in the plan."""
         rows = ((key(request.id), video_of(request), to_json(request)) for request in requests)
         while group := list(islice(rows, batch)):
