@@ -11,12 +11,15 @@ from functools import cache
 import av
 import numpy as np
 from av.filter import Graph
+from av.video.reformatter import ColorRange
 
 from data_prep.stages.cut import MICROSECOND
 from videodiff.data.encode import CODECS, Encoder
 
 # Tried in this order where hardware is wanted.
 HARDWARE_FIRST = ("h264_nvenc", "libx264")
+# Unspecified, BT.470 BG and SMPTE 170M, in the numbers of ITU-T H.273.
+BT601 = (2, 5, 6)
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,18 @@ def even_size(width: float, height: float, short_side: int) -> tuple[int, int]:
     return tuple(max(2 * round(side * scale / 2), 2) for side in (width, height))
 
 
+def is_bt601(frame: av.VideoFrame) -> bool:
+    """Tell whether a frame is yuv420p in BT.601 of limited range, as those are that say nothing."""
+    matrix, limits = int(frame.colorspace) in BT601, int(frame.color_range) in (0, ColorRange.MPEG)
+    return frame.format.name == "yuv420p" and matrix and limits
+
+
 class Fitter:
     """Crop, turn and scale frames like `first` to yuv420p in BT.601.
 
     box: top, left, height, width in the frame as coded; ratio: width of a pixel as shown over its height. The matrix
-    is changed after scaling, when there are fewer pixels. Every step is bit-exact on every processor.
+    is changed after scaling, when there are fewer pixels, and only if it is another. Every step is bit-exact on every
+    processor.
     """
 
     def __init__(self, first: av.VideoFrame, box: tuple[int, int, int, int], ratio: Fraction, short_side: int) -> None:
@@ -118,7 +128,7 @@ class Fitter:
              + f":time_base=1/{MICROSECOND}:colorspace={int(first.colorspace)}:range={int(first.color_range)}"),
             ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
             ("scale", "{}:{}:flags=area+accurate_rnd+bitexact".format(*scaled)),
-            ("scale", "out_color_matrix=bt601:out_range=tv:flags=accurate_rnd+bitexact"),
+            *[("scale", "out_color_matrix=bt601:out_range=tv:flags=accurate_rnd+bitexact")] * (not is_bt601(first)),
             ("format", "yuv420p"),
             *[("transpose", "cclock")] * turns,
             ("buffersink", None),

@@ -1,0 +1,215 @@
+"""Measure cutting and encoding beside plain ffmpeg that decodes each source once for all its clips.
+
+python bench/prep.py [rounds]
+
+Both make the same clips of the same sources: same spans, size, scaler, x264 preset and options, one thread. Seconds
+are those of the processor, of ours without the start of Python, which a worker pays once for all its videos, of ffmpeg
+with the start of a process for each source. The two take turns, and the ratio is that of the median round. Writes
+bench/out/prep.json.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from data_prep.stages.clips import ReadyClip, make_clips
+from data_prep.stages.cut import MICROSECOND, Span, read_timeline
+from data_prep.stages.encode import EncodePolicy, even_size
+from data_prep.stages.score.duplicate import exact_hash
+from videodiff.data.encode import encode
+from videodiff.data.video import DecodeError, best_stream
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE.parents[1] / "shared" / "clips"
+SOURCES, CLIPS, SHORTEST, LONGEST = 25, 8, 1.5, 5.0
+PRESETS = ("medium", "veryfast")
+
+
+def made(number: int) -> bytes:
+    """Return twenty seconds of a camera over a picture with things of every size, with the noise of a sensor."""
+    dice, height, width = np.random.default_rng(number), (360, 480, 720)[number % 3], (640, 854, 1280)[number % 3]
+    picture = np.zeros((height * 2, width * 3, 3), np.float32)
+    for size in (4, 16, 64, 256):
+        grain = dice.normal(0, 25, (size, size * 16 // 9, 3)).astype(np.float32)
+        picture += cv2.resize(grain, (width * 3, height * 2), interpolation=cv2.INTER_CUBIC)
+    noise = dice.normal(0, 3, (8, height, width, 3)).astype(np.float32)
+    frames = (
+        (picture[t // 2 : t // 2 + height, 2 * t : 2 * t + width] + noise[t % 8] + 120).clip(0, 255).astype(np.uint8)
+        for t in range(480)
+    )
+    return encode(frames, 24.0, crf=23, preset="medium")
+
+
+def collect(folder: Path) -> list[Path]:
+    """Return the sources: the example clips that can be read, where they are, and made ones beside them."""
+    found = []
+    for path in sorted(EXAMPLES.glob("*.m*")):
+        try:
+            found += [path] if read_timeline(path).end >= SHORTEST * MICROSECOND else []
+        except DecodeError:
+            continue
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(SOURCES - len(found)):
+        path = folder / f"twenty{number}.mp4"
+        if not path.is_file():
+            path.write_bytes(made(number))
+        found.append(path)
+    return found
+
+
+def spans_in(source: Path, number: int) -> list[Span]:
+    """Return some spans of a source, one after the other with gaps, in whole milliseconds."""
+    dice, end = np.random.default_rng(number), read_timeline(source).end / MICROSECOND
+    spans, at = [], 0.0
+    while len(spans) < CLIPS and end - at >= SHORTEST:
+        start = round(at + dice.uniform(0, min(0.5, end - at - SHORTEST)), 3)
+        stop = round(min(end, start + dice.uniform(SHORTEST, LONGEST)), 3)
+        spans.append(Span(start, stop))
+        at = stop
+    return spans
+
+
+def ours(job: str) -> None:
+    """Make the clips of a job, in a process of its own, and print what it took."""
+    task = json.loads(Path(job).read_text())
+    policy, scored, out = EncodePolicy(preset=task["preset"]), task["scored"], Path(task["out"])
+    startup = time.process_time()
+    if scored:
+        # Loads the text detector, as a worker does once.
+        path, spans = task["work"][0]
+        list(make_clips(path, [Span(*spans[0])], policy))
+    begun, times = time.process_time(), {}
+    for number, (path, spans) in enumerate(task["work"]):
+        for place, clip in make_clips(path, [Span(*span) for span in spans], policy, crop=scored, scored=scored):
+            assert isinstance(clip, ReadyClip), (path, spans[place], clip)
+            (out / f"{number}.{place}.mp4").write_bytes(clip.video)
+            times[f"{number}.{place}"] = clip.times
+            if scored:
+                exact_hash(clip.video)
+    spent = time.process_time() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": spent, "startup": startup, "peak_gib": peak, "times": times}))
+
+
+def run_ours(work: list, preset: str, scored: bool, out: Path) -> dict:
+    job = out / "job.json"
+    job.write_text(json.dumps({"work": work, "preset": preset, "scored": scored, "out": str(out)}))
+    done = subprocess.run([sys.executable, __file__, "ours", job], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def ffmpeg_command(source: str, spans: list[Span], preset: str, out: Path, number: int) -> list[str]:
+    """Return the plainest exact recipe: one decode, one branch a clip that takes its frames by their timestamps."""
+    with av.open(source) as container:
+        stream = best_stream(container)
+        index, ratio = stream.index, stream.sample_aspect_ratio or 1
+        size = even_size(stream.width * ratio, stream.height, EncodePolicy().short_side)
+    # Half a millisecond, as spans are rounded to milliseconds.
+    branches = [
+        f"[s{n}]trim={start - 0.0005:.4f}:{end - 0.0005:.4f},setpts=PTS-STARTPTS,"
+        f"scale={size[0]}:{size[1]}:flags=area+accurate_rnd+bitexact,format=yuv420p[o{n}]"
+        for n, (start, end) in enumerate(spans)
+    ]
+    split = f"[0:{index}]split={len(spans)}" + "".join(f"[s{n}]" for n in range(len(spans)))
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-threads", "1", "-to", f"{spans[-1].end + 0.2:.3f}"]
+    command += ["-i", source, "-filter_complex_threads", "1", "-filter_complex", ";".join([split, *branches])]
+    for n in range(len(spans)):
+        command += ["-map", f"[o{n}]", "-fps_mode", "passthrough", "-c:v", "libx264", "-preset", preset, "-crf", "18"]
+        command += ["-g", "12", "-flags", "+cgop", "-x264-params", "mbtree=0", "-threads", "1"]
+        command += ["-movflags", "+faststart", str(out / f"{number}.{n}.mp4")]
+    return command
+
+
+def run_ffmpeg(work: list, preset: str, out: Path) -> float:
+    """Return the processor seconds of ffmpeg over all sources."""
+    commands = [ffmpeg_command(path, spans, preset, out, number) for number, (path, spans) in enumerate(work)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for command in commands:
+        subprocess.run(command, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+def wrong_clips(work: list, folder: Path) -> int:
+    """Return how many clips have not as many frames as their source shows in their span."""
+    wrong = 0
+    for number, (path, spans) in enumerate(work):
+        timeline = read_timeline(path)
+        wrong += sum(len(timeline.within(s)) != frames_in(folder / f"{number}.{n}.mp4") for n, s in enumerate(spans))
+    return wrong
+
+
+def main(rounds: int = 3) -> None:
+    """Measure, print a line a round, and write the report."""
+    av.logging.set_level(av.logging.PANIC)
+    sources = collect(HERE / "out" / "prep_sources")
+    work = [(str(path), spans_in(path, number)) for number, path in enumerate(sources)]
+    count, presets = sum(len(spans) for _, spans in work), {}
+    print(f"{len(work)} sources, {count} clips, {rounds} rounds", flush=True)
+    have_ffmpeg = shutil.which("ffmpeg") is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        places = {name: Path(scratch) / name for name in ("ffmpeg", "plain", "scored")}
+        for place in places.values():
+            place.mkdir()
+        for preset in PRESETS:
+            seconds, peaks = {name: [] for name in places}, []
+            for _ in range(rounds):
+                if have_ffmpeg:
+                    seconds["ffmpeg"].append(run_ffmpeg(work, preset, places["ffmpeg"]))
+                for name in ("plain", "scored"):
+                    found = run_ours(work, preset, name == "scored", places[name])
+                    seconds[name].append(found["seconds"])
+                    peaks.append(found["peak_gib"])
+                print(preset, {name: round(spent[-1], 2) for name, spent in seconds.items() if spent}, flush=True)
+            plain, scored = seconds["plain"], seconds["scored"]
+            presets[preset] = {
+                "clips_per_cpu_second": count / statistics.median(plain),
+                "scores_overhead": statistics.median(s / p - 1 for s, p in zip(scored, plain, strict=True)),
+                "peak_gib": max(peaks),
+                "wrong_clips": wrong_clips(work, places["plain"]),
+            }
+            if have_ffmpeg:
+                ratios = [f / p for f, p in zip(seconds["ffmpeg"], plain, strict=True)]
+                presets[preset] |= {
+                    "vs_ffmpeg_one_decode": statistics.median(ratios),
+                    "ffmpeg_clips_per_cpu_second": count / statistics.median(seconds["ffmpeg"]),
+                    "ffmpeg_wrong_clips": wrong_clips(work, places["ffmpeg"]),
+                }
+    worst = {
+        name: pick(found[name] for found in presets.values())
+        for name, pick in (
+            ("vs_ffmpeg_one_decode", min),
+            ("clips_per_cpu_second", min),
+            ("scores_overhead", max),
+            ("peak_gib", max),
+        )
+        if all(name in found for found in presets.values())
+    }
+    report = {**worst, "sources": len(work), "clips": count, "rounds": rounds, "presets": presets}
+    path = HERE / "out" / "prep.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["ours"]:
+        ours(sys.argv[2])
+    else:
+        main(*map(int, sys.argv[1:]))
