@@ -241,13 +241,12 @@ def read_from(
                 container.seek(timeline.keys[key][1], stream=stream)
         ranked = iter(timeline.times.tolist())
         for packet in packets(container, stream):
-            broken = packet.is_corrupt
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                frames, broken = [], True
-            if broken and stamp(packet) is not None:
-                spoil(clock(stamp(packet)))
+                frames = []
+                if stamp(packet) is not None:
+                    spoil(clock(stamp(packet)))
             for frame in frames:
                 time = next(ranked, timeline.end) if timeline.ranked else clock(stamp(frame))
                 if frame.is_corrupt:
