@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,34 +101,35 @@ def clips_of(plan: Plan, work: Path) -> Iterator[tuple[ClipRequest, Note, Note]]
 def decide(plan: Plan, work: Path, rules: Rules, captions: Captions | None = None) -> tuple[list[str], dict[str, Any]]:
     """Return why each clip is left out, empty where it is kept, and the counts; no rule asks for captions without them.
 
-    An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip.
+    An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip. Memory: 100 bytes a
+    clip, for its hashes.
     """
-    reasons, hashes, owners, lost = [], {}, [], 0
-    seen: set[bytes] = set()
-    for number, (request, notes, clip) in enumerate(clips_of(plan, work)):
+    reasons, digests, hashes, hashed = [], bytearray(), bytearray(), []
+    for request, _, clip in clips_of(plan, work):
         reason = refused(request, clip, rules)
-        digest = bytes.fromhex(clip["sha256"])
-        if not reason and digest in seen:
-            reason = "duplicate"
         if not reason and rules.require_caption and captions is not None and not captions.of(request, clip):
             reason = "no caption"
-        if not reason:
-            seen.add(digest)
-            if clip["perceptual"]:
-                hashes[number] = bytes.fromhex(clip["perceptual"])
         reasons.append(reason)
-        first = not owners or owners[-1] != request.id
-        lost += len(notes["lost"]) if first else 0
-        owners.append(request.id)
-    if rules.near is not None and hashes:
-        table = np.frombuffer(b"".join(hashes.values()), np.uint8).reshape(len(hashes), -1)
-        for number, found in zip(hashes, near_duplicates(table, rules.near), strict=True):
-            reasons[number] = "near duplicate" if found >= 0 else reasons[number]
-    inputs: dict[str, str] = {}
-    for owner, reason in zip(owners, reasons, strict=True):
-        inputs[owner] = "" if not reason else inputs.get(owner, reason)
+        digests += bytes.fromhex(clip["sha256"])[:16]
+    for number in repeated(reasons, digests):
+        reasons[number] = "duplicate"
+    if rules.near is not None:
+        for number, (_, _, clip) in enumerate(clips_of(plan, work)):
+            if not reasons[number] and clip["perceptual"]:
+                hashes += bytes.fromhex(clip["perceptual"])
+                hashed.append(number)
+    if hashed:
+        table = np.frombuffer(hashes, np.uint8).reshape(len(hashed), -1)
+        for place in np.flatnonzero(near_duplicates(table, rules.near) >= 0):
+            reasons[hashed[place]] = "near duplicate"
+    inputs, lost, number = Counter(), 0, 0
+    for _, clips in groupby(clips_of(plan, work), key=lambda item: item[0].id):
+        notes = [notes for _, notes, _ in clips]
+        mine = reasons[number : number + len(notes)]
+        inputs["" if "" in mine else mine[0]] += 1
+        lost, number = lost + len(notes[0]["lost"]), number + len(notes)
     return reasons, {
-        "inputs": dict(sorted(Counter(inputs.values()).items())),
+        "inputs": dict(sorted(inputs.items())),
         "clips": {
             "made": len(reasons),
             "kept": reasons.count(""),
@@ -135,6 +137,13 @@ def decide(plan: Plan, work: Path, rules: Rules, captions: Captions | None = Non
             "lost": lost,
         },
     }
+
+
+def repeated(reasons: Sequence[str], digests: bytearray) -> np.ndarray:
+    """Return the numbers of the clips that are left in and have the digest, 16 bytes, of an earlier one left in."""
+    left = np.flatnonzero(np.fromiter((not reason for reason in reasons), bool, len(reasons)))
+    found = np.frombuffer(digests, "V16")[left]
+    return np.delete(left, np.unique(found, return_index=True)[1])
 
 
 def refused(request: ClipRequest, clip: Note, rules: Rules) -> str:
