@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import shutil
 import sqlite3
 import time
