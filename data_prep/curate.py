@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data_prep.plan import Plan
 from data_prep.produce import place_of
+from data_prep.progress import Progress, silent, told
 from data_prep.request import ClipRequest
 from data_prep.stages.filter import check_thresholds, filtered
 from data_prep.stages.score.duplicate import BITS, near_duplicates
@@ -53,18 +54,25 @@ class Rules:
 
 
 def curate(
-    plan: Plan, work: Path, out: Path, rules: Rules, shard_bytes: int, buckets: Sequence[Bucket] = ()
+    plan: Plan,
+    work: Path,
+    out: Path,
+    rules: Rules,
+    shard_bytes: int,
+    buckets: Sequence[Bucket] = (),
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write shards, manifest and scores of the kept clips; return the counts of inputs and of clips.
 
     With `buckets` the clips of each lie in shards of their own: one shard of a bucket at most is not full. Where no
     clip is kept the dataset is removed: what is left out must not stay in old shards.
     """
-    reasons, counts = decide(plan, work, rules)
+    reasons, counts = decide(told(clips_of(plan, work), progress, "choose", "clips"), rules)
     write_scores(plan, work, out / SCORES, reasons)
     if counts["clips"]["kept"]:
         with ShardWriter(out, shard_bytes) as writer:
-            for (request, notes, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
+            clips = told(clips_of(plan, work), progress, "pack", "clips", len(reasons))
+            for (request, notes, clip), reason in zip(clips, reasons, strict=True):
                 if not reason:
                     add(writer, work, request, notes, clip, buckets)
         counts["shards"] = {"count": len(writer.shards), "bytes": sum(shard["bytes"] for shard in writer.shards)}
@@ -87,14 +95,14 @@ def clips_of(plan: Plan, work: Path) -> Iterator[tuple[ClipRequest, Note, Note]]
             yield request, notes, clip
 
 
-def decide(plan: Plan, work: Path, rules: Rules) -> tuple[list[str], dict[str, Any]]:
+def decide(clips: Iterable[tuple[ClipRequest, Note, Note]], rules: Rules) -> tuple[list[str], dict[str, Any]]:
     """Return why each clip is left out, empty where it is kept, and the counts.
 
     An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip.
     """
     reasons, hashes, owners, lost = [], {}, [], 0
     seen: set[bytes] = set()
-    for number, (request, notes, clip) in enumerate(clips_of(plan, work)):
+    for number, (request, notes, clip) in enumerate(clips):
         reason = refused(request, clip, rules)
         digest = bytes.fromhex(clip["sha256"])
         if not reason and digest in seen:

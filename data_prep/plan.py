@@ -53,6 +53,11 @@ class Plan:
         )
         return (from_json(text) for (text,) in rows)
 
+    def find(self, id: str) -> ClipRequest:
+        """Return the request of this id."""
+        rows = self.base.execute("SELECT request FROM requests WHERE id = ?", (key(id),))
+        return from_json(rows.fetchone()[0])
+
     def sources(self, retry: bool = False) -> Sources:
         """Return the requests that have not ended, or with `retry` those that failed and may be tried again."""
         self.base.executescript(TODO.format(wanted="retryable = 1" if retry else "status IS NULL"))

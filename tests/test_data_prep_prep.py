@@ -101,8 +101,9 @@ def run(table: Path | None, out: Path, **how) -> dict:
 
 
 def dataset(out: Path) -> dict[str, bytes]:
-    """Return the files of a dataset, without the work folder."""
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
+    """Return the files of a dataset, without the work folder and the page, which tells how long things took."""
+    files = [path for path in sorted(out.iterdir()) if path.is_file() and path.name != "report.html"]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def temporaries(out: Path) -> list[Path]:
