@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ class Histogram(NamedTuple):
     """How a score is spread: counts of kept and of left-out clips in equal bins from `low` to `high`.
 
     With `log` the bins are equal in the logarithm. What lies beyond an end is in the last bin there; `beyond` are those
-    above; clips without the score are `missing`. limits: `min` and `max` where there are any.
+    above; `least` and `most` are the extreme values; clips without the score are `missing`. limits: `min` and `max`
+    where there are any.
     """
 
     name: str
@@ -40,9 +42,11 @@ class Histogram(NamedTuple):
     log: bool
     kept: np.ndarray
     left: np.ndarray
-    beyond: int
-    missing: int
     limits: dict[str, float]
+    beyond: int = 0
+    missing: int = 0
+    least: float = math.inf
+    most: float = -math.inf
 
     @property
     def edges(self) -> np.ndarray:
@@ -130,7 +134,7 @@ def histograms(scores: pq.ParquetFile, limits: Mapping[str, Mapping[str, float]]
         plain = name.removeprefix("score_")
         bounds = dict(limits.get(plain, {}))
         low, high, log = view(sample[name], list(bounds.values()))
-        found.append(Histogram(plain, low, high, log, *np.zeros((2, bins), np.int64), 0, 0, bounds))
+        found.append(Histogram(plain, low, high, log, *np.zeros((2, bins), np.int64), bounds))
     for batch in scores.iter_batches(BATCH, columns=["reason", *names]) if names else ():
         kept = is_kept(batch)
         for number, histogram in enumerate(found):
@@ -178,6 +182,8 @@ def add(histogram: Histogram, values: np.ndarray, kept: np.ndarray) -> Histogram
         left=histogram.left + parts[1],
         beyond=histogram.beyond + int((values[finite] > histogram.high).sum()),
         missing=histogram.missing + int((~finite).sum()),
+        least=min(histogram.least, values[finite].min(initial=math.inf)),
+        most=max(histogram.most, values[finite].max(initial=-math.inf)),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import NamedTuple, TextIO, TypeVar
 
-from videodiff.data.units import size_text, time_text
+from videodiff.data.units import rate_text, size_text, time_text
 
 T = TypeVar("T")
 # Seconds over which the rate is taken, seconds between two lines on a terminal and in a log.
@@ -21,7 +21,7 @@ WINDOW, TERMINAL, LOG = 300.0, 0.25, 30.0
 class Step(NamedTuple):
     """How far a phase has come.
 
-    total: None where it is not known; counts: `clips` made, bytes `fetched` and `written`, and by any other name what
+    total: None where it is not known; counts: `clips` made, bytes `read` and `written`, and by any other name what
     became of the things that are done, in the order in which it is to be told.
     """
 
@@ -116,18 +116,18 @@ def pace(before: tuple[float, Step], now: tuple[float, Step]) -> tuple[float, st
     seconds = max(now[0] - before[0], 1e-9)
     things = (now[1].done - before[1].done) / seconds
     if "clips" not in now[1].counts:
-        return things, f"{things:,.3g} {now[1].unit}/s"
+        return things, f"{rate_text(things)} {now[1].unit}/s"
     clips = now[1].counts["clips"] - before[1].counts.get("clips", 0)
-    return things, f"{clips / seconds:,.3g} clips/s"
+    return things, f"{rate_text(clips / seconds)} clips/s"
 
 
 def line(step: Step, pace: tuple[float, str], took: float | None) -> str:
     """Return progress as a line; `took` is None while the phase goes on."""
-    counts = {name: count for name, count in step.counts.items() if name not in ("clips", "fetched", "written")}
+    counts = {name: count for name, count in step.counts.items() if name not in ("clips", "read", "written")}
     of = "" if step.total is None else f" of {step.total:,}"
     share = f" ({100 * step.done / step.total:.0f} %)" if step.total else ""
     parts = [f"{step.done:,}{of} {step.unit}{share}", pace[1]]
-    parts += [f"{size_text(step.counts[name])} {name}" for name in ("fetched", "written") if name in step.counts]
+    parts += [f"{size_text(step.counts[name])} {name}" for name in ("read", "written") if name in step.counts]
     parts += [f"{count:,} {name}" for name, count in counts.items()]
     if took is not None:
         parts.append(f"in {time_text(took)}")

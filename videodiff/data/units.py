@@ -1,6 +1,16 @@
-"""Units: bytes and seconds as people read them."""
+"""Units: counts, rates, bytes and seconds as people read them."""
 
 from __future__ import annotations
+
+
+def count_text(count: int, name: str) -> str:
+    """Write a number of things: `1 shard`, `1,024 shards`."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
+def rate_text(rate: float) -> str:
+    """Write a number with two or three digits, or all those before its point."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" if rate >= 10 else f"{rate:.2g}"
 
 
 def size_text(count: float) -> str:

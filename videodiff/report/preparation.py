@@ -15,7 +15,7 @@ from PIL import Image
 from videodiff.data.decode import DecodeError, decode, probe, resize
 from videodiff.data.encode import encode
 from videodiff.data.files import write_whole
-from videodiff.data.units import size_text, time_text
+from videodiff.data.units import count_text, rate_text, size_text, time_text
 from videodiff.report.curves import GIVEN, MODEL, MUTED, Panel, draw
 from videodiff.report.page import environment
 from videodiff.report.strip import fit, later
@@ -32,17 +32,17 @@ UNITS = {
     "width": "pixels",
     "height": "pixels",
     "aspect": "width over height",
-    "motion": "mean speed, heights of the frame a second",
-    "moving": "share of the pixels that move",
-    "jitter": "shake, heights of the frame a second",
-    "text": "share of the frame under burnt-in text",
-    "overlay": "share of the frame under a lasting overlay",
-    "letterbox": "share of the source's frame in black bars",
-    "cropped": "share of the source's frame that was cropped",
+    "motion": "mean speed, frame heights a second",
+    "moving": "share of pixels that move",
+    "jitter": "shake, frame heights a second",
+    "text": "share of the frame in text",
+    "overlay": "share of the frame in overlays",
+    "letterbox": "share of the source in black bars",
+    "cropped": "share of the source cropped",
     "sharpness": "deviation of the Laplacian, levels",
     "brightness": "mean luma, 0 to 1",
     "contrast": "deviation of the luma, 0 to 1",
-    "clipped": "share of the pixels that are black or white",
+    "clipped": "share of pixels black or white",
 }
 # The stages of the work in their order; those of others follow, packing is last.
 STAGES = {
@@ -83,12 +83,14 @@ def content(out: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
     failed = {reason: sum(kinds.values()) for reason, kinds in summary["failed"].items()}
     return {
         "title": out.resolve().name,
+        "folder": "/".join(out.resolve().parts[-2:]),
         "summary": summary,
         "lede": lede(summary, figures["seconds"]),
         "headlines": headlines(summary, figures["seconds"]),
         "inputs": input_bars(summary, figures["unmade"]),
         "clips": clip_bars(summary["clips"]),
-        "panels": [panel(histogram) for histogram in figures["histograms"]],
+        "panels": [panel(histogram) for histogram in figures["histograms"] if not says_nothing(histogram)],
+        "constant": [(h.name, f"{h.least:.4g}") for h in figures["histograms"] if says_nothing(h)],
         "walls": walls(figures["wall"], summary["clips"]),
         "failures": figures["failures"],
         "more_failed": sum(failed.values()) - sum(failure.count for failure in figures["failures"]),
@@ -102,8 +104,9 @@ def content(out: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
 def lede(summary: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
     """Say in a sentence or two what became of the inputs."""
     clips, shards = summary["clips"], summary["shards"]
-    said = f"{summary['ok']:,} of {summary['inputs']:,} inputs are in the dataset: {clips['kept']:,} clips, "
-    said += f"{time_text(seconds['kept'])} of video, {size_text(shards['bytes'])} in {shards['count']:,} shards."
+    held = f"{count_text(clips['kept'], 'clip')}, {time_text(seconds['kept'])} of video"
+    files = f"{size_text(shards['bytes'])} in {count_text(shards['count'], 'shard')}"
+    said = f"{summary['ok']:,} of {summary['inputs']:,} inputs are in the dataset: {held}, {files}."
     retryable = sum(kinds.get("retryable", 0) for kinds in summary["failed"].values())
     if retryable:
         said += f" {retryable:,} failures may pass: retry=failed tries them again."
@@ -128,13 +131,15 @@ def percent(part: float, whole: float) -> str:
         return "< 0.1 %"
     if 99.9 < share < 100:
         return "> 99.9 %"
-    return f"{share:.3g} %"
+    return f"{share:.0f} %" if share in (0, 100) else f"{share:.1f} %"
 
 
 def input_bars(summary: Mapping[str, Any], unmade: Mapping[str, int]) -> list[Bar]:
     """Return the bars from the inputs to those of which clips were made."""
     losses = [
-        (reason, count, "failed", kind) for reason, kinds in summary["failed"].items() for kind, count in kinds.items()
+        (reason, count, "failed", "retryable" if kind == "retryable" else "")
+        for reason, kinds in summary["failed"].items()
+        for kind, count in kinds.items()
     ]
     losses = sorted(losses, key=lambda loss: -loss[1])
     losses += [(reason, count, "left", "") for reason, count in sorted(unmade.items(), key=lambda loss: -loss[1])]
@@ -160,12 +165,17 @@ def funnel(first: str, count: int, losses: Sequence[tuple[str, int, str, str]], 
     return [*bars, Bar(last, left, 0.0, left / whole, "kept")]
 
 
+def says_nothing(histogram: Any) -> bool:
+    """Tell whether every clip has the same value of a score that has no limit."""
+    return histogram.least == histogram.most and not histogram.limits and not histogram.missing
+
+
 def panel(histogram: Any) -> Panel:
     """Draw the histogram of a score."""
     notes = [UNITS.get(histogram.name, "")]
     notes += [f"{histogram.beyond:,} beyond"] * bool(histogram.beyond)
     notes += [f"{histogram.missing:,} without it"] * bool(histogram.missing)
-    svg = draw(lambda axes: plot_histogram(axes, histogram), 1.75)
+    svg = draw(lambda axes: plot_histogram(axes, histogram), 1.5, 3.7)
     return Panel(histogram.name, " · ".join(filter(None, notes)), svg)
 
 
@@ -206,12 +216,18 @@ def walls(wall: Mapping[str, Sequence[Any]], clips: Mapping[str, Any]) -> list[d
     for reason, examples in wall.items():
         cards = []
         for example in examples:
-            card = show(example, room)
+            card = show(example, room) | {"found": found(example, reason)}
             room -= len(card["video"] or b"")
             cards.append(card)
         total = clips["filtered"].get(reason, 0) if reason else clips["kept"]
         shown.append({"reason": reason, "cards": cards, "total": total})
     return shown
+
+
+def found(example: Any, reason: str) -> str:
+    """Return the value of the score that a reason is about, if it is about one."""
+    name = reason.partition(" ")[0]
+    return f"{name} {example.scores[name]:.3g}" if example.scores.get(name) is not None else ""
 
 
 def show(example: Any, room: int) -> dict[str, Any]:
@@ -259,7 +275,7 @@ def stages(spent: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": STAGES.get(name, name),
                 "time": time_text(took.seconds),
                 "share": took.seconds / whole,
-                "clips": f"{clips / took.seconds:,.3g}" if clips and took.seconds else "–",
+                "clips": rate_text(clips / took.seconds) if clips and took.seconds else "–",
                 "bytes": f"{size_text(took.bytes / took.seconds)}/s" if took.bytes and took.seconds else "–",
             }
         )
@@ -269,9 +285,9 @@ def stages(spent: Mapping[str, Any]) -> list[dict[str, Any]]:
 def storage(summary: Mapping[str, Any], spent: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return what lies or passed where: name, bytes, and of what."""
     rows = [(spent[name], label, unit) for name, label, unit in STORED if name in spent]
-    found = [(label, size_text(took.bytes), f"{took.items:,} {unit}") for took, label, unit in rows]
+    found = [(label, size_text(took.bytes), count_text(took.items, unit)) for took, label, unit in rows]
     shards = summary["shards"]
-    return [*found, ("shards", size_text(shards["bytes"]), f"{shards['count']:,} files")]
+    return [*found, ("shards", size_text(shards["bytes"]), count_text(shards["count"], "file"))]
 
 
-STORED = [("fetch", "sources read", "videos"), ("encode", "clips in the work folder", "clips")]
+STORED = [("fetch", "sources read", "video"), ("encode", "clips in the work folder", "clip")]
