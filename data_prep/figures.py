@@ -88,7 +88,7 @@ def figures(out: str | Path, limits: Mapping[str, Mapping[str, float]]) -> dict[
     work, summary = out / WORK, json.loads((out / SUMMARY).read_bytes())
     plan, ledger = Plan(work / PLAN, work / LEDGER), Ledger(work / LEDGER)
     try:
-        with pq.ParquetFile(out / SCORES) as scores:
+        with pq.ParquetFile(out / SCORES, pre_buffer=False) as scores:
             return {
                 "summary": summary,
                 "unmade": ledger.summary()["filtered"],
@@ -162,9 +162,9 @@ def view(values: np.ndarray, limits: Sequence[float]) -> tuple[float, float, boo
     positive = values[values > 0]
     middle = [float(np.median(positive))] if len(positive) else []
     anchor = min((x for x in [*limits, *middle] if x > 0), default=0.0)
-    if low >= 0 and 0 < anchor < high / 20:
+    if low >= 0 and high / 1e9 < anchor < high / 20:
         least = float(np.quantile(positive, TAIL)) if len(positive) else anchor
-        return max(min(anchor / 4, least), high / 1e5), high, True
+        return max(min(anchor / 4, least), min(anchor / 4, high / 1e5)), high, True
     room = (high - low) / 40 or max(abs(high), 1) / 2
     return (low if low >= 0 and low - room < 0 else low - room), high + room, False
 
