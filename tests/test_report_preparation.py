@@ -40,6 +40,7 @@ def figures(folder: Path, text: str = "a ball", clips: int = 2, **summary) -> di
 
     spent = {name: SimpleNamespace(seconds=2.0, items=4, bytes=2**20) for name in ("fetch", "encode", text, "pack")}
     failure = {"reason": text, "retryable": True, "host": text, "count": 3, "detail": text, "place": text}
+    same = histogram("fps", limits={}, least=8, most=8, missing=0)
     counts = {"made": 4, "kept": 2, "filtered": {"motion below 0.005": 1, text: 1}, "lost": 1}
     return {
         "summary": {
@@ -54,7 +55,7 @@ def figures(folder: Path, text: str = "a ball", clips: int = 2, **summary) -> di
         },
         "unmade": {text: 1},
         "seconds": {"made": 100.0, "kept": 30.0},
-        "histograms": [histogram("motion"), histogram(text, limits={}), histogram("fps", limits={}, least=8, most=8, missing=0)],
+        "histograms": [histogram("motion"), histogram(text, limits={}), same],
         "wall": {"": [example(0)], "motion below 0.005": [example(1)], text: [example(0)]},
         "failures": [SimpleNamespace(**failure)],
         "machines": [(text, 5, 1), ("b", 4, 3)],

@@ -38,7 +38,6 @@ UNITS = {
     "text": "share of the frame in text",
     "overlay": "share of the frame in overlays",
     "letterbox": "share of the source in black bars",
-    "cropped": "share of the source cropped",
     "sharpness": "deviation of the Laplacian, levels",
     "brightness": "mean luma, 0 to 1",
     "contrast": "deviation of the luma, 0 to 1",
