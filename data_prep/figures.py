@@ -172,18 +172,20 @@ def view(values: np.ndarray, limits: Sequence[float]) -> tuple[float, float, boo
 def add(histogram: Histogram, values: np.ndarray, kept: np.ndarray) -> Histogram:
     """Return a histogram with more values."""
     finite = np.isfinite(values)
-    low, high, bins = histogram.low, histogram.high, len(histogram.kept)
-    inside = np.clip(values, low, high)
+    values, kept = (values, kept) if finite.all() else (values[finite], kept[finite])
+    ends, bins = np.array([histogram.low, histogram.high]), len(histogram.kept)
+    places = np.clip(values, *ends)
     if histogram.log:
-        inside, low, high = np.log(inside), np.log(low), np.log(high)
-    parts = [np.histogram(inside[finite & chosen], bins, (low, high))[0] for chosen in (kept, ~kept)]
+        places, ends = np.log(places, out=places), np.log(ends)
+    bin = ((places - ends[0]) * (bins / (ends[1] - ends[0]))).astype(np.int64).clip(0, bins - 1)
+    left, right = np.bincount(bin + bins * kept, minlength=2 * bins).reshape(2, bins)
     return histogram._replace(
-        kept=histogram.kept + parts[0],
-        left=histogram.left + parts[1],
-        beyond=histogram.beyond + int((values[finite] > histogram.high).sum()),
-        missing=histogram.missing + int((~finite).sum()),
-        least=min(histogram.least, values[finite].min(initial=math.inf)),
-        most=max(histogram.most, values[finite].max(initial=-math.inf)),
+        kept=histogram.kept + right,
+        left=histogram.left + left,
+        beyond=histogram.beyond + int((values > histogram.high).sum()),
+        missing=histogram.missing + len(finite) - len(values),
+        least=float(min(histogram.least, values.min(initial=math.inf))),
+        most=float(max(histogram.most, values.max(initial=-math.inf))),
     )
 
 
