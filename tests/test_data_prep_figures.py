@@ -17,6 +17,7 @@ from scored_clips import panning, still
 from data_prep import figures as module
 from data_prep.figures import choose, figures, histograms, rows_at, view, without_secrets
 from data_prep.prep import prep
+from data_prep.produce import place_of
 from videodiff.data.encode import encode
 
 LIMITS = {"duration": {"min": 1.0}, "motion": {"min": 0.005}}
@@ -155,6 +156,9 @@ def test_the_wall_shows_kept_clips_first_and_never_what_was_taken_down(prepared,
     assert wall["motion below 0.005"][0].scores["motion"] < 0.005
     (tmp_path / "gone.txt").write_text("good1.mp4\nstill.mp4\n")
     prep(prepared, takedown=tmp_path / "gone.txt", filter=LIMITS, encode={"short_side": 32})
+    for row in pq.read_table(prepared / "scores.parquet").to_pylist():
+        # As if the machine had lost power before the clip was deleted.
+        place_of(prepared / ".work", row["id"], "mp4").touch()
     wall = figures(prepared, LIMITS)["wall"]
     assert {clip.source for clips in wall.values() for clip in clips} == {"good0.mp4", "good2.mp4"}
 
