@@ -98,7 +98,10 @@ class Stop(NamedTuple):
     detail: str
 
 
-def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[tuple[Outcome, dict[str, Spent]] | Stop]:
+Ended = tuple[Outcome, dict[str, Spent]]
+
+
+def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Ended | Stop]:
     """Make the clips of requests of one video; yield how each request ends, and what the stages took until then."""
     join_run(node.scratch / WORKERS)
     try:
@@ -276,9 +279,7 @@ def keep_audio(folder: Path, id: str, span: Span, video: Path) -> dict[str, Any]
     return {"sha256": exact_hash(sound), "bytes": len(sound)}
 
 
-def finish(
-    request: ClipRequest, clips: list[dict[str, Any]], lost: list[str], sha256: str, making: Making
-) -> Outcome:
+def finish(request: ClipRequest, clips: list[dict[str, Any]], lost: list[str], sha256: str, making: Making) -> Outcome:
     """Write the notes of a request whose clips are all on disk; return how it ended."""
     if not clips:
         return Outcome(request.id, "failed", "undecodable", detail=lost[0])

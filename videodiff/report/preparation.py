@@ -50,6 +50,7 @@ STAGES = {
     "decode": "decode and cut",
     "score": "score",
     "encode": "fit and encode",
+    "sound": "cut sound",
     "write": "write and note",
 }
 
