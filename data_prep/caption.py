@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from data_prep.curate import Note, Rules, clips_of, decide
 from data_prep.plan import Plan
 from data_prep.produce import place_of
+from data_prep.progress import Progress, Step, silent
 from data_prep.replies import Replies, Todo
 from data_prep.request import Caption, ClipRequest
 from data_prep.stages.caption.endpoint import Endpoint
@@ -118,7 +119,7 @@ def caption_all(
     policy: CaptionPolicy,
     retry: bool,
     timeout: float,
-    progress: Callable[[int, int, Counter], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Ask about the clips that the rules keep and that have no answer yet; return how the clips ended.
 
@@ -145,8 +146,7 @@ def caption_all(
                     replies.record(number, group)
                 streak, answered = [], True
             counts.update(end.status for _, end in ends)
-            if progress is not None:
-                progress(sum(counts.values()), todo.clips, counts)
+            progress(Step("caption", sum(counts.values()), todo.clips, "clips", dict(counts)))
     finally:
         answers.close()
     last = next((end for _, end in streak[-1] if lost(end)), None) if streak else None

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_prep.plan import Plan
 from data_prep.produce import place_of
+from data_prep.progress import Progress, silent, told
 from data_prep.request import ClipRequest
 from data_prep.stages.filter import check_thresholds, filtered
 from data_prep.stages.score.duplicate import BITS, near_duplicates
@@ -64,17 +65,19 @@ def curate(
     shard_bytes: int,
     captions: Captions,
     buckets: Sequence[Bucket] = (),
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write shards, manifest and scores of the kept clips; return the counts of inputs and of clips.
 
     With `buckets` the clips of each lie in shards of their own: one shard of a bucket at most is not full. Where no
     clip is kept the dataset is removed: what is left out must not stay in old shards.
     """
-    reasons, counts = decide(plan, work, rules, captions)
+    reasons, counts = decide(plan, work, rules, captions, progress)
     write_scores(plan, work, out / SCORES, reasons)
     if counts["clips"]["kept"]:
         with ShardWriter(out, shard_bytes) as writer:
-            for (request, notes, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
+            clips = told(clips_of(plan, work), progress, "pack", "clips", len(reasons))
+            for (request, notes, clip), reason in zip(clips, reasons, strict=True):
                 if not reason:
                     add(writer, work, request, notes, clip, captions, buckets)
         counts["shards"] = {"count": len(writer.shards), "bytes": sum(shard["bytes"] for shard in writer.shards)}
@@ -98,14 +101,16 @@ def clips_of(plan: Plan, work: Path) -> Iterator[tuple[ClipRequest, Note, Note]]
             yield request, notes, clip
 
 
-def decide(plan: Plan, work: Path, rules: Rules, captions: Captions | None = None) -> tuple[list[str], dict[str, Any]]:
+def decide(
+    plan: Plan, work: Path, rules: Rules, captions: Captions | None = None, progress: Progress = silent
+) -> tuple[list[str], dict[str, Any]]:
     """Return why each clip is left out, empty where it is kept, and the counts; no rule asks for captions without them.
 
     An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip. Memory: 100 bytes a
     clip, for its hashes.
     """
     reasons, digests, hashes, hashed = [], bytearray(), bytearray(), []
-    for request, _, clip in clips_of(plan, work):
+    for request, _, clip in told(clips_of(plan, work), progress, "choose", "clips"):
         reason = refused(request, clip, rules)
         if not reason and rules.require_caption and captions is not None and not captions.of(request, clip):
             reason = "no caption"

@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.request import NAMESPACE, BadInput, ClipRequest
+from data_prep.stopwatch import Spent
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS inputs (id BLOB PRIMARY KEY, place TEXT NOT NULL) WITHOUT ROWID;
@@ -31,6 +32,8 @@ CREATE TABLE IF NOT EXISTS outcomes (
 CREATE INDEX IF NOT EXISTS by_id ON outcomes (id);
 CREATE VIEW IF NOT EXISTS ended AS SELECT * FROM outcomes
     WHERE number = (SELECT max(number) FROM outcomes AS later WHERE later.id = outcomes.id);
+CREATE TABLE IF NOT EXISTS stages (stage TEXT PRIMARY KEY, seconds REAL NOT NULL, items INTEGER NOT NULL,
+    bytes INTEGER NOT NULL);
 """
 
 
@@ -102,18 +105,31 @@ class Ledger:
         entered = [item for item in requests if self._place(item.id) == str(item.place)]
         return [item for item in entered if self._state(item.id) == "retryable"]
 
-    def record(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    def record(self, outcomes: Iterable[Outcome], spent: Mapping[str, Spent] | None = None) -> list[Outcome]:
         """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.
 
         What has ended stays as it is: only a failure that may be retried is followed by another outcome. Those that
-        are new are returned.
+        are new are returned. `spent` is what the stages of the work took since they were last told of.
         """
         with self._transaction():
+            self._spend(spent or {})
             outcomes = list(outcomes)
             for outcome in outcomes:
                 if self._place(outcome.id) is None:
                     raise KeyError(f"{self.path}: found an outcome of {outcome.id}, expected one of its inputs")
             return [outcome for outcome in outcomes if self._add(outcome)]
+
+    def spend(self, spent: Mapping[str, Spent], anew: bool = False) -> None:
+        """Add to what the stages of the work took, or with `anew` replace what was known of these."""
+        with self._transaction():
+            if anew:
+                self.base.executemany("DELETE FROM stages WHERE stage = ?", [(stage,) for stage in spent])
+            self._spend(spent)
+
+    def spent(self) -> dict[str, Spent]:
+        """Return what each stage took, in all processes and calls together but for those that were killed."""
+        rows = self.base.execute("SELECT stage, seconds, items, bytes FROM stages ORDER BY stage")
+        return {stage: Spent(*values) for stage, *values in rows}
 
     def summary(self) -> dict[str, Any]:
         """Return `inputs`, `ok`, `filtered` by reason, `failed` by class and retryability, and `open`: not ended yet.
@@ -164,6 +180,13 @@ class Ledger:
             (*values, time.time()),
         )
         return True
+
+    def _spend(self, spent: Mapping[str, Spent]) -> None:
+        self.base.executemany(
+            "INSERT INTO stages VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds, "
+            "items = items + excluded.items, bytes = bytes + excluded.bytes",
+            [(stage, *values) for stage, values in spent.items()],
+        )
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:

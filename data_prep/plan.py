@@ -60,6 +60,11 @@ class Plan:
         rows = self.base.execute("SELECT DISTINCT value ->> 1 FROM requests, json_each(request, '$.captions')")
         return {origin for (origin,) in rows}
 
+    def find(self, id: str) -> ClipRequest:
+        """Return the request of this id."""
+        rows = self.base.execute("SELECT request FROM requests WHERE id = ?", (key(id),))
+        return from_json(rows.fetchone()[0])
+
     def sources(self, retry: bool = False) -> Sources:
         """Return the requests that have not ended, or with `retry` those that failed and may be tried again."""
         self.base.executescript(TODO.format(wanted="retryable = 1" if retry else "status IS NULL"))

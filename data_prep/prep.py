@@ -32,15 +32,16 @@ from data_prep.ledger import Ledger, Outcome
 from data_prep.plan import Plan
 from data_prep.pool import Answers, Lost
 from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making, Stop, produce
+from data_prep.progress import Progress, Step, silent, told
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
+from data_prep.stopwatch import Spent, clock, total
 from videodiff.data.buckets import Bucket
 from videodiff.data.files import write_whole
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
 NO_SPACE = f"{os.strerror(errno.ENOSPC)}; the same command goes on from here"
 LOCAL = Local()
-Progress = Callable[[int, int, Counter], None]
 
 
 def prep(
@@ -67,7 +68,7 @@ def prep(
     workers: int | None = None,
     timeout: float = 3600.0,
     engine: Engine = LOCAL,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Turn the inputs of `source` into the dataset `out` and return what `summary.json` there says.
 
@@ -117,7 +118,7 @@ def prep(
             plan = Plan(work / PLAN, work / LEDGER)
             taken |= remember(work / TAKEN, taken)
             if items is not None:
-                plan.add(ledger.admit(items))
+                plan.add(ledger.admit(told(items, progress, "read", "inputs")))
             if source is not None or retry:
                 run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
                 make_all(plan, ledger, making, taken, retry is not None, run, progress)
@@ -126,7 +127,11 @@ def prep(
             if policy.by != "none":
                 written = {"captions": caption_all(plan, work, rules, policy, retry is not None, timeout, progress)}
             captions = Captions(work, policy, plan.origins() if policy.use else ())
-            summary = account(ledger.summary(), curate(plan, work, out, rules, shard_bytes, captions, shapes)) | written
+            with clock("pack"):
+                curated = curate(plan, work, out, rules, shard_bytes, captions, shapes, progress)
+            clock.count("pack", curated["clips"]["kept"], curated["shards"]["bytes"])
+            ledger.spend({"pack": clock.take()["pack"]}, anew=True)
+            summary = account(ledger.summary(), curated) | written
             write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
             captions.close(), plan.close(), ledger.close()
     except sqlite3.OperationalError as error:
@@ -246,17 +251,20 @@ def make_all(
     taken: frozenset[str],
     retry: bool,
     run: Callable[[Callable, Sequence], Iterator[Answers]],
-    progress: Progress | None,
+    progress: Progress,
 ) -> None:
     """Make the clips of all requests that have not ended, or with `retry` of those that failed for now."""
     Acquirer(making.folder / VIDEOS, making.root, **making.acquire)  # a mistake in its settings ends here
     if taken:
         down = plan.sources(retry).only(lambda request: is_taken(request, taken))
         ledger.record(Outcome(request.id, "filtered", "takedown") for request in list(down))
-    sources, counts = plan.sources(retry), Counter()
+    sources, counts = plan.sources(retry), so_far(ledger.summary())
+    counts["failed"] -= sources.requests if retry else 0
+    inputs = sources.requests + sum(counts.values())
+    progress(Step("make", inputs - sources.requests, inputs, counts=shown(counts)))
     with closing(run(partial(produce, making=making), sources)) as batches:
         for answers in batches:
-            ended = []
+            ended, parts = [], []
             for number, answer in answers:
                 if isinstance(answer, Stop):
                     raise OSError(errno.ENOSPC, f"{answer.detail}; the same command goes on from here")
@@ -266,11 +274,26 @@ def make_all(
                     ended += [Outcome(each.id, "failed", reason, True, answer.detail) for each in sources[number]]
                 else:
                     ended.append(answer[0])
-                    counts["bytes"] += answer[1]
-            counts.update(outcome.status for outcome in ledger.record(ended))
-            if progress is not None:
-                progress(sum(counts[status] for status in ("ok", "filtered", "failed")), sources.requests, counts)
+                    parts.append(answer[1])
+            spent = total(parts)
+            counts.update(outcome.status for outcome in ledger.record(ended, spent))
+            made, read = spent.get("encode", Spent()), spent.get("fetch", Spent())
+            counts.update(clips=made.items, read=read.bytes, written=made.bytes)
+            done = sum(counts[status] for status in ("ok", "filtered", "failed"))
+            progress(Step("make", done, inputs, counts=shown(counts)))
     shutil.rmtree(making.folder / VIDEOS)
+
+
+def so_far(ledger: Mapping[str, Any]) -> Counter:
+    """Return how many inputs ended in each way."""
+    failed = sum(count for kinds in ledger["failed"].values() for count in kinds.values())
+    return Counter(ok=ledger["ok"], filtered=sum(ledger["filtered"].values()), failed=failed)
+
+
+def shown(counts: Counter) -> dict[str, int]:
+    """Return counts as progress tells them: what is ok so far is made, and only then held against the rules."""
+    names = ("clips", "read", "written", "filtered", "failed")
+    return {"made": counts["ok"]} | {name: counts[name] for name in names}
 
 
 def account(ledger: Mapping[str, Any], curated: dict[str, Any]) -> dict[str, Any]:

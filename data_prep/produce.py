@@ -43,6 +43,7 @@ from data_prep.stages.cut import (
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stages.scenes import find_scenes, fit_durations
 from data_prep.stages.score.duplicate import exact_hash
+from data_prep.stopwatch import Spent, clock
 from videodiff.data.files import stage, sync
 from videodiff.data.video import DecodeError, best_stream
 
@@ -108,11 +109,16 @@ class Stop(NamedTuple):
     detail: str
 
 
-def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[tuple[Outcome, int] | Stop]:
-    """Make the clips of requests of one video; yield how each request ends, and the bytes of its clips."""
+Ended = tuple[Outcome, dict[str, Spent]]
+
+
+def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Ended | Stop]:
+    """Make the clips of requests of one video; yield how each request ends, and what the stages took until then."""
     join_run(node.scratch / WORKERS)
     try:
-        yield from ends(requests, node, making)
+        with clock("decode"):
+            for outcome in ends(requests, node, making):
+                yield outcome, clock.take()
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -128,39 +134,44 @@ def join_run(lock: Path) -> int:
     return handle
 
 
-def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[tuple[Outcome, int]]:
-    """Yield how each request ends, once, and the bytes written for it."""
+def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Outcome]:
+    """Yield how each request ends, once."""
     try:
-        acquirer = Acquirer(node.scratch / VIDEOS, making.root, **making.acquire, keeper=node.keeper)
-        video = acquirer.fetch(requests[0])
+        with clock("fetch"):
+            acquirer = Acquirer(node.scratch / VIDEOS, making.root, **making.acquire, keeper=node.keeper)
+            video = acquirer.fetch(requests[0])
     except Exception as error:
         failure = classify(error)
         for request in requests:
-            yield Outcome(request.id, "failed", failure.reason, failure.retryable, failure.detail), 0
+            yield Outcome(request.id, "failed", failure.reason, failure.retryable, failure.detail)
         return
+    clock.count("fetch", 1, video.path.stat().st_size)
     left = {request.id for request in requests}
     try:
-        for outcome, written in cut_all(requests, video, making):
+        for outcome in cut_all(requests, video, making):
             left.discard(outcome.id)
-            yield outcome, written
+            yield outcome
     except (DecodeError, av.FFmpegError) as error:
         for request in requests:
             if request.id in left:
-                yield Outcome(request.id, "failed", "undecodable", detail=str(error)), 0
+                yield Outcome(request.id, "failed", "undecodable", detail=str(error))
     finally:
         if video.temporary:
             video.path.unlink()
 
 
-def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) -> Iterator[tuple[Outcome, int]]:
+def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) -> Iterator[Outcome]:
     """Cut, score and encode the clips of all requests from one decode; yield the end of each request."""
     timeline = read_timeline(video.path)
     spans, owners, lost, made = [], [], {}, {}
-    scenes = find_scenes(video.path, *scene_settings(making.cut), timeline) if making.cut.by == "scenes" else None
+    scenes = None
+    if making.cut.by == "scenes":
+        with clock("scenes"):
+            scenes = find_scenes(video.path, *scene_settings(making.cut), timeline)
     for number, request in enumerate(requests):
         wanted = spans_of(request, video.path, timeline, scenes, making.cut)
         if isinstance(wanted, Outcome):
-            yield wanted, 0
+            yield wanted
         else:
             spans += wanted
             owners += [number] * len(wanted)
@@ -170,16 +181,21 @@ def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) ->
         number = owners[place]
         if isinstance(clip, ReadyClip):
             id = clip_id(requests[number], spans[place], making)
-            note = keep_clip(making.folder, id, spans[place], clip)
+            with clock("write"):
+                note = keep_clip(making.folder, id, spans[place], clip)
+            clock.count("encode", 1, len(clip.video))
             if making.audio == "keep":
-                note["audio"] = keep_audio(making.folder, id, spans[place], video.path)
+                with clock("sound"):
+                    note["audio"] = keep_audio(making.folder, id, spans[place], video.path)
             made[number].append(note)
         else:
             lost[number].append(str(clip))
         waiting[number] -= 1
         if not waiting[number]:
             clips = sorted(made.pop(number), key=lambda note: note["span"])
-            yield finish(requests[number], clips, lost.pop(number), video.sha256, making)
+            with clock("write"):
+                outcome = finish(requests[number], clips, lost.pop(number), video.sha256, making)
+            yield outcome
 
 
 def scene_settings(cut: CutPolicy) -> tuple[str, float | None, float]:
@@ -276,12 +292,10 @@ def keep_audio(folder: Path, id: str, span: Span, video: Path) -> dict[str, Any]
     return {"sha256": exact_hash(sound), "bytes": len(sound)}
 
 
-def finish(
-    request: ClipRequest, clips: list[dict[str, Any]], lost: list[str], sha256: str, making: Making
-) -> tuple[Outcome, int]:
+def finish(request: ClipRequest, clips: list[dict[str, Any]], lost: list[str], sha256: str, making: Making) -> Outcome:
     """Write the notes of a request whose clips are all on disk; return how it ended."""
     if not clips:
-        return Outcome(request.id, "failed", "undecodable", detail=lost[0]), 0
+        return Outcome(request.id, "failed", "undecodable", detail=lost[0])
     notes = {"clips": clips, "lost": lost, "video_sha256": sha256, "parameters": making.parameters}
     publish(place_of(making.folder, request.id, "json"), json.dumps(notes).encode())
-    return Outcome(request.id, "ok"), sum(clip["bytes"] for clip in clips)
+    return Outcome(request.id, "ok")

@@ -105,8 +105,9 @@ def run(table: Path | None, out: Path, **how) -> dict:
 
 
 def dataset(out: Path) -> dict[str, bytes]:
-    """Return the files of a dataset, without the work folder."""
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
+    """Return the files of a dataset, without the work folder and the page, which tells how long things took."""
+    files = [path for path in sorted(out.iterdir()) if path.is_file() and path.name != "report.html"]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def temporaries(out: Path) -> list[Path]:
@@ -272,6 +273,29 @@ def test_only_allowed_licences_are_kept_and_nothing_of_the_rest_stays(copied):
     assert run(None, copied, licences=[])["ok"] == 0
     assert not list(copied.glob("*.tar"))
     assert not (copied / "manifest.parquet").exists()
+
+
+def test_clips_without_a_caption_are_left_out_on_request(copied):
+    summary = run(None, copied, require_caption=True)
+    assert captions(copied) == ["first half", "middle", "second half", "all"]
+    assert summary["filtered"]["no caption"] == 4
+
+
+def test_its_phases_and_their_counts_are_told(prepared, tmp_path):
+    steps = []
+    run(prepared[0] / "in/list.jsonl", tmp_path / "out", progress=steps.append)
+    assert list(dict.fromkeys(step.phase for step in steps)) == ["read", "make", "choose", "pack"]
+    first, *_, last = [step for step in steps if step.phase == "make"]
+    assert (first.done, first.total, last.done, last.total) == (3, 15, 15, 15)
+    assert {name: last.counts[name] for name in ("made", "clips", "filtered", "failed")} == {
+        "made": 8,
+        "clips": 8,
+        "filtered": 1,
+        "failed": 6,
+    }
+    sources = [path.stat().st_size for path in (prepared[0] / "in").glob("*.mp4") if path.stat().st_size]
+    assert last.counts["read"] == sum(sources)
+    assert last.counts["written"] == sum(path.stat().st_size for path in tmp_path.glob("out/.work/clips/*/*.mp4"))
 
 
 def test_a_failure_that_may_pass_is_tried_again_on_request_only(tmp_path):

@@ -1,15 +1,12 @@
 import base64
 import hashlib
-import http.server
 import json
 import os
 import re
-import shutil
-import subprocess
-import threading
 
 import numpy as np
 import pytest
+from browser import BROWSERS, seen_by
 from report_run import evaluation, write_run
 
 from videodiff.data.encode import encode
@@ -168,41 +165,8 @@ def test_the_hero_of_a_task_that_was_not_evaluated_is_an_error(run, tmp_path):
         write_hero(run, tmp_path / "hero.png", task="interpolation")
 
 
-WATCH = b"""<iframe src="/report.html" width="1280" height="9000"></iframe><script>
-const look = () => {
-  const [ready, all] = (frames[0].document.documentElement.dataset.videos || "0/-").split("/");
-  ready == all ? fetch("/seen/" + all) : setTimeout(look, 50);
-};
-look();
-</script>"""
-
-
-@pytest.mark.parametrize("browser", [name for name in ("chromium", "google-chrome") if shutil.which(name)])
+@pytest.mark.parametrize("browser", BROWSERS)
 def test_every_video_plays_in_a_browser(browser, page, tmp_path):
-    seen = threading.Event()
-    answers = {"/": WATCH, "/report.html": page.encode(), f"/seen/{page.count('<video ')}": b""}
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path in answers else 404)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(answers.get(self.path, b""))
-            if self.path.startswith("/seen/") and self.path in answers:
-                seen.set()
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        quiet = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-sync"
-        profile = [f"--user-data-dir={tmp_path}", "--disable-component-update", "--remote-debugging-port=0"]
-        command = [browser, *quiet.split(), *profile, f"http://127.0.0.1:{server.server_port}/"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            assert seen.wait(60), "not every video reached its first frame"
-        finally:
-            process.terminate()
-            process.wait(30)
-            server.shutdown()
+    count = page.count("<video ")
+    script = f"await until(() => page.document.documentElement.dataset.videos == '{count}/{count}'); say('all');"
+    assert seen_by(browser, page.encode(), script, tmp_path) == "all", "not every video reached its first frame"

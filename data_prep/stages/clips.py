@@ -20,6 +20,7 @@ from data_prep.stages.score.motion import motion
 from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
 from data_prep.stages.score.text import text
+from data_prep.stopwatch import clock
 from videodiff.data.video import DecodeError, VideoInfo
 
 # Frames a second that are scored, but at least so many a clip; their short side in pixels.
@@ -129,7 +130,8 @@ class Maker:
             self.error, self.held = DecodeError(f"found a frame of {kind}, expected {self.kind} as before"), []
             return
         if time in self.due:
-            self.bars.add(self.reformatter.reformat(frame, format="gray", threads=1).to_ndarray())
+            with clock("score"):
+                self.bars.add(self.reformatter.reformat(frame, format="gray", threads=1).to_ndarray())
         self.held.append(shown)
         if time >= self.decide_at:
             self.release()
@@ -140,10 +142,12 @@ class Maker:
             for time, frame in self.held:
                 if self.fitter is None:
                     self.begin(frame)
-                fitted = self.fitter(frame)
-                self.encoder.add(fitted)
+                with clock("encode"):
+                    fitted = self.fitter(frame)
+                    self.encoder.add(fitted)
                 if self.scored and time in self.due:
-                    self.sample(fitted)
+                    with clock("score"):
+                        self.sample(fitted)
         except av.FFmpegError as error:
             self.error = DecodeError(f"{self.kind} cannot be fitted or encoded: {error.strerror}")
         self.held = []
@@ -169,13 +173,15 @@ class Maker:
             return self.error
         if self.guess and (box := self.bars.box()) != self.box:
             return box
-        video, rate = self.encoder.finish(), self.encoder.fps
+        with clock("encode"):
+            video, rate = self.encoder.finish(), self.encoder.fps
         info = VideoInfo(self.fitter.width, self.fitter.height, self.encoder.frames, rate, self.encoder.frames / rate)
         scores, perceptual, sampled = geometry(info), None, None
         if self.scored:
             sampled = Sampled(np.stack(self.samples), self.scored_fps)
-            scores |= {"letterbox": self.bars.share(), **pixel_scores(*sampled)}
-            perceptual = video_hash(sampled.frames)
+            with clock("score"):
+                scores |= {"letterbox": self.bars.share(), **pixel_scores(*sampled)}
+                perceptual = video_hash(sampled.frames)
         return ReadyClip(video, info, self.kept.tolist(), self.box, self.codec, scores, perceptual, sampled)
 
 

@@ -85,10 +85,10 @@ def noise_levels(metrics: dict[str, Curve]) -> dict[float, Curve]:
     return dict(sorted(found.items()))
 
 
-def draw(plot: Callable[[Axes], None], height: float = 3.0) -> str:
+def draw(plot: Callable[[Axes], None], height: float = 3.0, width: float = 5.4) -> str:
     """Return what `plot` draws on its axes as SVG text without sizes, fonts and colours of its own."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         plot(figure.add_subplot())
         page = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

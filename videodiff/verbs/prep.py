@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
+from data_prep.figures import figures
 from data_prep.prep import WORK, format_summary, prep
+from data_prep.progress import Meter
 from videodiff.data.files import write_whole
+from videodiff.report.preparation import write_preparation
 
 OVERRIDES = "overrides.yaml"
-STATUSES = ("ok", "filtered", "captioned", "refused", "failed")
 ONCE = {"source", "takedown", "retry", "out"}
 
 
@@ -32,20 +32,11 @@ def run(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True)
     rules, engine = settings.pop("prep"), instantiate(settings.pop("engine"))
     limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
-    bar = tqdm(unit="input", desc="prep", delay=0.5)
-
-    def show(done: int, total: int, counts: Counter) -> None:
-        bar.total = total
-        rest = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-        bar.set_postfix_str(f"{rest}, {counts['bytes'] / 2**30:.2f} GiB", refresh=False)
-        bar.update(done - bar.n)
-
-    try:
-        summary = prep(**settings, filter=limits, near=rules["duplicates"]["near"], engine=engine, progress=show)
-    finally:
-        bar.close()
+    with Meter() as meter:
+        summary = prep(**settings, filter=limits, near=rules["duplicates"]["near"], engine=engine, progress=meter)
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
     write_whole(Path(cfg.out) / WORK / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)).encode())
     print(format_summary(summary, cfg.out))
+    print(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, limits))}")
     if "stopped" in summary.get("captions", {}):
         raise ConnectionError(summary["captions"]["stopped"])
