@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from videodiff.codec.autoencoder import Autoencoder
-from videodiff.codec.cached import latent_member, pad_text, read_latent, read_text, text_member
+from videodiff.codec.cached import (
+    EncodingError,
+    encode_captions,
+    latent_member,
+    pad_text,
+    read_latent,
+    read_text,
+    text_record,
+    write_array,
+)
 from videodiff.codec.pixels import Pixels, scale_pixels
 from videodiff.text.words import Words
 
@@ -42,25 +51,30 @@ def test_a_cached_clip_is_what_the_codec_gives_in_half_precision(tmp_path):
     statistics = {"latents_mean": [0.0] * 4, "latents_std": [0.1] * 4}
     diffusers.AutoencoderKLWan(**wan, **statistics).save_pretrained(tmp_path)
     codec = Autoencoder(str(tmp_path), dtype="float32")
-    data = latent_member(codec, frames())
+    data = latent_member(codec, [frames()])
     expected = codec.encode(scale_pixels(torch.from_numpy(frames()).permute(3, 0, 1, 2)[None]))[0]
     assert np.load(io.BytesIO(data), allow_pickle=False).dtype == np.float16
     assert read_latent(data, "x").shape == (4, 2, 2, 2)
     torch.testing.assert_close(read_latent(data, "x"), expected, atol=1e-6, rtol=1e-3)
 
 
+def test_parts_of_a_clip_are_encoded_by_themselves_and_joined_in_time():
+    whole, parts = (latent_member(Pixels(), clip) for clip in ([frames()], [frames()[:3], frames()[3:]]))
+    assert whole == parts
+    assert read_latent(whole, "x").shape == (3, 5, 16, 16)
+
+
 def test_a_cached_caption_is_its_tokens_without_padding():
-    data = text_member(Frozen(), "a red ball")
+    one, other = encode_captions(Frozen(), ["a red ball", ""])
+    data = write_array(one, "text.npy")
     assert read_text(data, "x").tolist() == [[1.0, 1.0], [1.0, 1.0], [3.0, 3.0], [4.0, 4.0]]
-
-
-def test_a_cached_empty_caption_has_one_token():
-    assert read_text(text_member(Frozen(), ""), "x").shape == (1, 2)
+    assert read_text(write_array(other, "text.1.npy"), "x").shape == (1, 2)
 
 
 def test_the_text_of_a_trainable_encoder_is_never_cached():
-    with pytest.raises(ValueError, match="found the trainable encoder Words, expected a frozen one"):
-        text_member(Words(["a"]), "a")
+    for use in (lambda encoder: encode_captions(encoder, ["a"]), text_record):
+        with pytest.raises(ValueError, match="found the trainable encoder Words, expected a frozen one"):
+            use(Words(["a"]))
 
 
 def test_numbers_that_do_not_fit_in_half_precision_are_an_error():
@@ -68,8 +82,8 @@ def test_numbers_that_do_not_fit_in_half_precision_are_an_error():
         def encode(self, video):
             return video * 1e5
 
-    with pytest.raises(ValueError, match=r"latent\.npy: found numbers up to 1e\+05"):
-        latent_member(Bright(), frames(1))
+    with pytest.raises(EncodingError, match=r"latent\.npy: found numbers up to 1e\+05"):
+        latent_member(Bright(), [frames(1)])
 
 
 def test_captions_of_different_length_are_padded_and_masked():

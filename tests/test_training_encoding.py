@@ -56,6 +56,19 @@ def test_cached_text_takes_the_place_of_the_encoder_and_has_its_length():
     assert made_mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
 
 
+def test_a_caption_of_which_no_tokens_are_cached_is_the_empty_one():
+    class Null(Frozen):
+        def forward(self, captions):
+            assert list(captions) == [""]
+            return torch.full((1, 5, 2), 7.0), torch.tensor([[True, False, False, False, False]])
+
+    text, mask = torch.rand(2, 3, 2), torch.tensor([[True, True, True], [False, False, False]])
+    made, made_mask = encode_text({"text": text, "text_mask": mask, "caption": ["a b c", ""]}, Null(), "cpu")
+    torch.testing.assert_close(made[0, :3], text[0], rtol=0, atol=0)
+    assert made[1].unique().tolist() == [7.0]
+    assert made_mask.int().tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 4), (1, 6, 2)])
 def test_text_of_another_encoder_is_an_error_that_names_the_sample(shape):
     batch = {"text": torch.zeros(shape), "text_mask": torch.ones(shape[:2], dtype=torch.bool), "key": ["k7"]}

@@ -24,6 +24,7 @@ VERBS = {
     "pack": "turn a folder, CSV or JSONL of captioned video into shards and a manifest",
     "prep": "from metadata or footage to curated shards, every input accounted for",
     "index": "give tars written by anyone a manifest, on disk or at a URL",
+    "cache": "encode a dataset once by a codec and a text encoder, to train from instead",
     "train": "fit a denoiser to a dataset; resume=<run> continues one to the bit",
     "sample": "make clips from captions, and from given frames",
     "evaluate": "measure a run: physics against the truth, caption following, flicker",
@@ -31,7 +32,14 @@ VERBS = {
     "inspect": "tell what is in a dataset, a run or a checkpoint",
 }
 # The verbs whose first argument may be a bare path, and the key it stands for.
-POSITIONAL = {"index": "tars", "report": "run", "inspect": "folder", "evaluate": "run", "sample": "run"}
+POSITIONAL = {
+    "index": "tars",
+    "cache": "root",
+    "report": "run",
+    "inspect": "folder",
+    "evaluate": "run",
+    "sample": "run",
+}
 FAILURES = (ValueError, OSError, HydraException, OmegaConfBaseException)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+# What a config.json says of who wrote it, and of how it is loaded.
+IRRELEVANT = ("transformers_version", "dtype", "torch_dtype")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -70,3 +75,25 @@ def load_frozen(
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{where}: {len(missing)} weights of {cls.__name__} are not in the file, first {missing[0]}")
     return model.eval().requires_grad_(False)
+
+
+def fingerprint(settings: Mapping[str, Any], model: nn.Module) -> str:
+    """Return a sha-256 over settings and weights, by name, type, shape and bytes: what a frozen model's answers follow
+    from. Where the model lies, and which version of a library wrote it, is no part of it.
+    """
+    weights = sorted(model.state_dict().items())
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(hash_tensor, (weight for _, weight in weights))
+        lines = [f"{name} {digest}" for (name, _), digest in zip(weights, digests, strict=True)]
+    return hashlib.sha256("\n".join([json.dumps(settings, sort_keys=True), *lines]).encode()).hexdigest()
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """Return type, shape and sha-256 of the bytes of a tensor."""
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
+
+
+def essential(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a config.json a model's answers may follow from."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in IRRELEVANT}

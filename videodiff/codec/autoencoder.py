@@ -10,14 +10,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from videodiff.pretrained import load_frozen, read_config
+from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
 
 
 class Autoencoder(nn.Module):
@@ -42,9 +44,13 @@ class Autoencoder(nn.Module):
         revision: str = "main",
     ) -> None:
         super().__init__()
-        cls = autoencoder_class(path_or_name, subfolder, revision)
+        config = read_config("codec", str(path_or_name), subfolder, revision)
+        cls = autoencoder_class(config, Path(path_or_name, subfolder or ""))
         self.vae = load_frozen("codec", cls, str(path_or_name), subfolder, revision, dtype, low_cpu_mem_usage=False)
         self.kind, self.slice_frames = cls.__name__, slice_frames
+        self.name = f"{self.kind} {Path(path_or_name, subfolder or '')}"
+        self.settings: dict[str, Any] = {"codec": self.kind, "config": essential(config), "tile": tile}
+        self.settings |= {"tile_overlap": tile_overlap} if tile is not None else {}
         self.causal = convolves_over_time(self.vae)
         self.channels, self.compression = latent_shape(self.vae)
         self.add_statistics(mean, std)
@@ -52,6 +58,11 @@ class Autoencoder(nn.Module):
             raise ValueError(f"codec.slice_frames: found {slice_frames}, expected at least 1, or null")
         if tile is not None:
             enable_tiling(self.vae, tile, tile_overlap, self.compression[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return what its latents follow from, as a sha-256; `slice_frames` changes none of them."""
+        return fingerprint(self.settings, self)
 
     def train(self, mode: bool = True) -> Autoencoder:
         """Stay in evaluation mode."""
@@ -142,13 +153,13 @@ class Autoencoder(nn.Module):
             raise ValueError(f"codec.std: found {min(std)}, expected numbers above 0")
 
 
-def autoencoder_class(name: str, subfolder: str | None, revision: str) -> type:
-    """Return the diffusers class that config.json names; only autoencoders are let in."""
-    kind = read_config("codec", str(name), subfolder, revision).get("_class_name")
+def autoencoder_class(config: dict[str, Any], where: Path) -> type:
+    """Return the diffusers class that a config.json names; only autoencoders are let in."""
+    kind = config.get("_class_name")
     cls = getattr(diffusers, kind, None) if isinstance(kind, str) and kind.startswith("Autoencoder") else None
     if not (inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)):
         raise ValueError(
-            f"codec: {Path(name, subfolder or '')}: found the class {kind!r} in config.json, expected an autoencoder "
+            f"codec: {where}: found the class {kind!r} in config.json, expected an autoencoder "
             f"of diffusers {diffusers.__version__}, such as AutoencoderKL or AutoencoderKLWan"
         )
     return cls
@@ -180,10 +191,8 @@ def read_shape(
     path_or_name: str, subfolder: str | None = None, revision: str = "main"
 ) -> tuple[int, tuple[int, int, int]]:
     """Return `latent_shape` of a model by its config.json alone."""
-    cls, config = (
-        autoencoder_class(path_or_name, subfolder, revision),
-        read_config("codec", path_or_name, subfolder, revision),
-    )
+    config = read_config("codec", path_or_name, subfolder, revision)
+    cls = autoencoder_class(config, Path(path_or_name, subfolder or ""))
     with torch.device("meta"):
         return latent_shape(cls.from_config(config))
 

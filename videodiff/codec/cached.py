@@ -1,14 +1,19 @@
 """Encoded clips and captions that travel in the shard, so that training needs no encoder.
 
-`<key>.latent.npy` is float16 `c t h w`, normalised by its codec; `<key>.text.npy` is float16 `l d`, without padding.
+`<key>.latent.npy` is float16 `c t h w`, normalised by its codec; `<key>.text.npy` is float16 `l d`, without padding,
+of the first caption, `<key>.text.1.npy` of the second one, and so on. float16 has three more bits for each number than
+encoders in bfloat16 give, up to 65504. The manifest says which models they are of.
 Arrays are read without pickle, and their size is checked against their header before memory is taken for them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +22,66 @@ from torch import Tensor, nn
 
 from videodiff.codec.pixels import scale_pixels
 
+# How frames become what the codec is given, and its answer what is stored; another way needs another sentence.
+TRANSFORM = "scaled to cover, bilinear antialiased; centre cropped; x / 127.5 - 1; mode; normalised; float16"
 
-def latent_member(codec: nn.Module, frames: np.ndarray, device: str | torch.device = "cpu") -> bytes:
-    """Return the `latent.npy` of a clip: uint8 frames `t h w c`, encoded by a codec that is on `device`."""
-    video = torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None]
-    return write_array(codec.encode(scale_pixels(video))[0], "latent.npy")
+
+class EncodingError(ValueError):
+    """A clip or a caption whose encoding cannot be stored."""
+
+
+def latent_member(codec: nn.Module, parts: Iterable[np.ndarray], device: str | torch.device = "cpu") -> bytes:
+    """Return the `latent.npy` of a clip: uint8 frames `t h w c`, encoded part by part by a codec that is on `device`.
+
+    Like training on the fly it takes the mode of the posterior.
+    """
+    videos = (torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] for frames in parts)
+    return write_array(torch.cat([codec.encode(scale_pixels(video))[0] for video in videos], dim=1), "latent.npy")
 
 
 @torch.no_grad()
-def text_member(encoder: nn.Module, caption: str) -> bytes:
-    """Return the `text.npy` of a caption by a frozen encoder."""
+def encode_captions(encoder: nn.Module, captions: Sequence[str]) -> list[Tensor]:
+    """Return what is to become `text.npy`, `l d`, of each caption by a frozen encoder."""
     if encoder.trainable:
         raise ValueError(f"text.npy: found the trainable encoder {type(encoder).__name__}, expected a frozen one")
-    text, mask = encoder([caption])
-    return write_array(text[0][mask[0]], "text.npy")
+    return [text[mask] for text, mask in zip(*encoder(captions), strict=True)]
+
+
+def text_names(captions: int) -> list[str]:
+    """Return the members of so many captions; a clip without one has the empty one."""
+    return ["text.npy", *(f"text.{number}.npy" for number in range(1, captions))]
+
+
+def latent_record(codec: nn.Module, sizes: Sequence[Sequence[int]], windows: dict[str, Any]) -> dict[str, Any]:
+    """Return what the latents of a dataset follow from, and the fingerprint of it.
+
+    sizes: height and width of the clips; windows: the fields of `Windows`.
+    """
+    how = {"codec": codec.fingerprint, "sizes": [list(size) for size in sizes], **windows, "transform": TRANSFORM}
+    return {"of": codec.name, **how, "fingerprint": digest(how)}
+
+
+def text_record(encoder: nn.Module) -> dict[str, Any]:
+    """Return what the text of a dataset follows from, and the fingerprint of it."""
+    if encoder.trainable:
+        raise ValueError(f"text: found the trainable encoder {type(encoder).__name__}, expected a frozen one")
+    how = {"encoder": encoder.fingerprint, "dtype": "float16"}
+    return {"of": encoder.name, **how, "fingerprint": digest(how)}
+
+
+def digest(how: dict[str, Any]) -> str:
+    """Return the sha-256 of plain values."""
+    return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+
+
+def check_record(what: str, found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+    """Raise where a dataset is not what the configured codec or text encoder would make of it."""
+    if found["fingerprint"] != expected["fingerprint"]:
+        raise ValueError(
+            f"{where}: found {what} of {found['of']} (fingerprint {found['fingerprint'][:12]}), expected that of the "
+            f"configured {expected['of']} (fingerprint {expected['fingerprint'][:12]}): configure the first, or make "
+            f"the dataset anew by videodiff cache"
+        )
 
 
 def write_array(array: Tensor, where: str) -> bytes:
@@ -38,7 +89,7 @@ def write_array(array: Tensor, where: str) -> bytes:
     with np.errstate(over="ignore"):
         half = array.cpu().numpy().astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(f"{where}: found numbers up to {array.abs().max():.3g}, expected finite ones below 65504")
+        raise EncodingError(f"{where}: found numbers up to {array.abs().max():.3g}, expected finite ones below 65504")
     stream = io.BytesIO()
     np.save(stream, half, allow_pickle=False)
     return stream.getvalue()

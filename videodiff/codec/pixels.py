@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
+
+from videodiff.pretrained import fingerprint
 
 
 def scale_pixels(video: Tensor) -> Tensor:
@@ -19,7 +23,13 @@ class Pixels(nn.Module):
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.channels, self.compression = channels, (1, 1, 1)
+        self.channels, self.compression, self.causal = channels, (1, 1, 1), False
+        self.name = f"Pixels of {channels} channels"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return what its latents follow from, as a sha-256."""
+        return fingerprint({"codec": "Pixels", "channels": self.channels}, self)
 
     def latent_frames(self, t: int) -> int:
         """Return the number of latent frames of a clip of t frames."""

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
+from torch import Tensor, nn
 
-from videodiff.codec.cached import read_latent, read_text
+from videodiff.codec.cached import (
+    check_record,
+    digest,
+    latent_record,
+    read_latent,
+    read_text,
+    text_names,
+    text_record,
+)
 from videodiff.data.buckets import Bucket, count_kinds, kinds_of
 from videodiff.data.captions import EVEN, CaptionMix, draw_caption
 from videodiff.data.decode import DecodeError, decode_into
 from videodiff.data.manifest import Manifest, ManifestError
 from videodiff.data.shards import VIDEOS, Text, read_notes, read_sample, read_texts, video_of
+from videodiff.data.windows import Windows
 
-# What of a sample may be delivered beside its frames, and the members that it is made of.
-ARRAYS = {"latent": ("latent.npy", read_latent), "text": ("text.npy", read_text)}
-DELIVER = ("video", *ARRAYS)
+# What of a sample may be delivered.
+DELIVER = ("video", "latent", "text")
 
 
 class Task(NamedTuple):
     """What is to be read: a row of a dataset, and these frames, scaled to height x width.
 
     What is chosen at random is drawn by `key`; without one the first is taken, and the truth of a simulated clip too.
+    `windows`: how cached latents are cut, None where they are not asked for.
     """
 
     dataset: int
@@ -33,6 +43,7 @@ class Task(NamedTuple):
     height: int
     width: int
     key: tuple[int, ...] | None
+    windows: Windows | None = None
 
 
 class Clips:
@@ -40,7 +51,8 @@ class Clips:
 
     The window and the caption are drawn by (seed, epoch, row); with `fixed` they are the first ones. A sample that fits
     no bucket is an error unless `skip`. With `any_size` only the number of frames decides what fits: smaller pictures
-    are enlarged, and cropped as far as the shape asks.
+    are enlarged, and cropped as far as the shape asks. Where latents are to be delivered a sample fits the buckets of
+    their very size, and its windows are those that they allow.
     """
 
     def __init__(
@@ -52,11 +64,14 @@ class Clips:
         fixed: bool = False,
         skip: bool = False,
         any_size: bool = False,
+        deliver: Sequence[str] = ("video",),
     ) -> None:
         self.manifest, self.buckets, self.seed, self.number, self.fixed = manifest, list(buckets), seed, number, fixed
-        self.columns = ("frames",) if any_size else ("frames", "height", "width")
+        self.records = {what: record_of(manifest, what) for what in ("latent", "text") if what in deliver}
+        self.windows = windows_of(self.records, self.buckets, str(manifest.path))
+        self.columns = ("frames",) if any_size and self.windows is None else ("frames", "height", "width")
         self.counts, self.kinds = count_kinds(
-            (kinds_of(self.buckets, *columns) for columns in manifest.by_shard(*self.columns)), leave_out=True
+            (self.kinds_of(*columns) for columns in manifest.by_shard(*self.columns)), leave_out=True
         )
         if not len(self) or not (skip or len(self) == len(manifest)):
             raise ValueError(self._misfit())
@@ -77,7 +92,7 @@ class Clips:
 
     def _fits(self) -> Iterator[bool]:
         for columns in self.manifest.by_shard(*self.columns):
-            yield from (kinds_of(self.buckets, *columns) > 0).tolist()
+            yield from (self.kinds_of(*columns) > 0).tolist()
 
     def fitting(self) -> Iterator[int]:
         """Yield the rows that fit a bucket, in order."""
@@ -86,32 +101,84 @@ class Clips:
     def row(self, shard: int, kind: int, member: int) -> int:
         """Return the row of the `member`-th sample of a kind in a shard."""
         block: pa.Table = self.manifest.block(shard)
-        kinds = kinds_of(self.buckets, *(block.column(name).to_numpy() for name in self.columns))
+        kinds = self.kinds_of(*(block.column(name).to_numpy() for name in self.columns))
         return int(self.manifest.starts[shard] + np.flatnonzero(kinds == kind)[member])
 
     def first(self) -> Task:
         """Return what is to be read of the first row that fits a bucket, for the first bucket that it fits."""
         index = next(self.fitting())
         row = self.manifest.row(index)
-        kind = int(kinds_of(self.buckets, *(np.array([row[name]]) for name in self.columns))[0])
+        kind = int(self.kinds_of(*(np.array([row[name]]) for name in self.columns))[0])
         return self.task(index, bucket=(kind & -kind).bit_length() - 1)
+
+    def kinds_of(self, *columns: np.ndarray) -> np.ndarray:
+        """Return the kind of each sample, see `buckets.kinds_of`."""
+        if self.windows is None:
+            return kinds_of(self.buckets, *columns)
+        frames, height, width = columns
+        fits = [b.long_enough(frames) & (height == b.height) & (width == b.width) for b in self.buckets]
+        return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
+
+    def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
+        """Raise where the cached latents or texts are not those of this codec and this text encoder."""
+        where, found = str(self.manifest.path), self.records
+        if "latent" in found:
+            windows = {name: found["latent"][name] for name in ("stride", "frames", "latents")}
+            check_record("latent", found["latent"], latent_record(codec, found["latent"]["sizes"], windows), where)
+        if "text" in found:
+            check_record("text", found["text"], text_record(text), where)
 
     def task(self, index: int, bucket: int = 0, epoch: int = 0) -> Task:
         """Return what is to be read of a row, for a bucket, in an epoch."""
         row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)
         first = range(0, (shape.frames - 1) * shape.strides[0] + 1, shape.strides[0])
-        numbers = first if self.fixed else shape.window(row["frames"], *key)
-        return Task(self.number, row, numbers, shape.height, shape.width, None if self.fixed else key)
+        draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
+        numbers = first if self.fixed else draw_window(row["frames"], *key)
+        return Task(self.number, row, numbers, shape.height, shape.width, None if self.fixed else key, self.windows)
+
+
+def record_of(manifest: Manifest, what: str) -> dict[str, Any]:
+    """Return what the manifest says that the latents, or the text, of its dataset are of."""
+    record = manifest.encoded.get(what)
+    if record is None:
+        raise ManifestError(
+            f"{manifest.path}: found no word of what made {what}.npy, expected one for deliver={what}, as "
+            f"`videodiff cache` writes it"
+        )
+    how = {name: value for name, value in record.items() if name not in ("of", "fingerprint")}
+    if record.get("fingerprint") != digest(how):
+        raise ManifestError(f"{manifest.path}: found a {what} record with another fingerprint, expected {digest(how)}")
+    return record
+
+
+def windows_of(records: dict[str, dict[str, Any]], buckets: Sequence[Bucket], where: str) -> Windows | None:
+    """Return how latents are cut, None where there are none; a bucket that they cannot fill is an error."""
+    if "latent" not in records:
+        return None
+    record = records["latent"]
+    windows = Windows(*(record[name] for name in ("stride", "frames", "latents")))
+    for bucket in buckets:
+        try:
+            windows.check(bucket)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if [bucket.height, bucket.width] not in record["sizes"]:
+            sizes = " or ".join(f"{height} x {width}" for height, width in record["sizes"])
+            raise ValueError(
+                f"{where}: found latents of {sizes} pixels, expected those of {bucket.height} x {bucket.width}"
+            )
+    return windows
 
 
 class Loaded(NamedTuple):
-    """What of a sample is kept in memory: the frames of these numbers `t h w c` (None without video), and the rest."""
+    """What of a sample is kept in memory: the frames of these numbers `t h w c`, all latents, the text by caption."""
 
     frames: np.ndarray | None
     numbers: range
     captions: list[Text]
     truth: dict[str, Any] | None
-    arrays: dict[str, torch.Tensor]
+    latent: Tensor | None
+    texts: list[Tensor]
 
 
 class Reader:
@@ -139,16 +206,24 @@ class Reader:
         loaded = self.kept.get(name) or self._load(name, task, out)
         if loaded.frames is not None:
             np.copyto(out, loaded.frames[[loaded.numbers.index(number) for number in task.numbers]])
-        texts = loaded.captions
-        caption = texts[0].text if task.key is None else draw_caption(texts, self.captions, *task.key, 1)
-        sample = {**loaded.arrays, "caption": caption, "key": task.row["key"]}
+        captions = loaded.captions
+        caption = captions[0].text if task.key is None else draw_caption(captions, self.captions, *task.key, 1)
+        sample = {"caption": caption, "key": task.row["key"]}
+        if loaded.latent is not None:
+            sample["latent"] = task.windows.cut(loaded.latent, task.numbers, task.row["frames"])
+        if loaded.texts:
+            stored = dict(zip((each.text for each in captions), loaded.texts, strict=True))
+            # The empty caption of a sample that has others is not stored: no tokens stand for it, see `encode_text`.
+            sample["text"] = stored.get(caption, loaded.texts[0][:0])
         sample["fps"] = task.row["fps"] / task.numbers.step
         return sample if task.key else sample | {"truth": truth_window(loaded.truth, task.numbers)}
 
     def _load(self, name: tuple[Any, ...], task: Task, out: np.ndarray) -> Loaded:
         """Read a sample, and all of its frames where they fit into the cache: the next window is another one."""
         numbers = range(task.row["frames"]) if task.key else task.numbers
-        size = task.row["size"] + len(numbers) * out.shape[1] * out.shape[2] * 3 * ("video" in self.deliver)
+        # Cached arrays are float16 on the disk and float32 in memory.
+        arrays = task.row["size"] * (1 + (self.deliver != ("video",)))
+        size = arrays + len(numbers) * out.shape[1] * out.shape[2] * 3 * ("video" in self.deliver)
         if size > self.room:
             return self._read(task, task.numbers, out)._replace(frames=None)
         self.room -= size
@@ -159,7 +234,8 @@ class Reader:
     def _read(self, task: Task, numbers: range, out: np.ndarray) -> Loaded:
         """Read a sample; its frames go to `out`."""
         root, row = self.roots[task.dataset], task.row
-        needed = [ARRAYS[name][0] for name in self.deliver if name in ARRAYS]
+        names = {"latent": ["latent.npy"], "text": text_names(row["captions"])}
+        needed = [member for name in self.deliver for member in names.get(name, ())]
         members = read_sample(root, row, {"txt", "json", *needed, *(VIDEOS if "video" in self.deliver else ())})
         where = f"{root / row['shard']}: {row['key']}"
         video = video_of(members)
@@ -170,9 +246,10 @@ class Reader:
                 decode_into(out, members[video], numbers, row["backend"])
             except DecodeError as error:
                 raise DecodeError(f"{where}.{video}: {error}") from error
-        arrays = {name: read(members[member], where) for name, (member, read) in ARRAYS.items() if name in self.deliver}
-        frames = out if "video" in self.deliver else None
-        return Loaded(frames, numbers, read_texts(members) or [Text("")], read_notes(members).get("truth"), arrays)
+        latent = read_latent(members["latent.npy"], where) if "latent" in self.deliver else None
+        texts = [read_text(members[name], where) for name in names["text"] if "text" in self.deliver]
+        frames, captions = out if "video" in self.deliver else None, read_texts(members) or [Text("")]
+        return Loaded(frames, numbers, captions, read_notes(members).get("truth"), latent, texts)
 
     def alone(self, task: Task) -> dict[str, Any]:
         """Return a whole sample, its frames as `video`."""

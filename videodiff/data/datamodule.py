@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from videodiff.data.buckets import Bucket, Cost
@@ -119,7 +120,7 @@ class ClipDataModule(lightning.LightningDataModule):
     @cached_property
     def training(self) -> list[Clips]:
         """The training clips of each dataset of the first stage, then of the next; each draws by a seed of its own."""
-        how = {"fixed": self.fixed, "skip": self.skip_short, "any_size": self.any_size}
+        how = {"fixed": self.fixed, "skip": self.skip_short, "any_size": self.any_size, "deliver": self.deliver}
         check_origins(self.captions, [manifest.caption_origins for manifest in self.manifests])
         return [
             Clips(self.manifests[number], stage.buckets, stage.seed + number, number, **how)
@@ -158,7 +159,8 @@ class ClipDataModule(lightning.LightningDataModule):
         if self.validation_root is None:
             return None
         manifest = Manifest.load(self.validation_root, self.disk_cache)
-        return Clips(manifest, [self.shape], fixed=True, skip=self.skip_short, any_size=True)
+        how = {"skip": self.skip_short, "any_size": True, "deliver": self.deliver}
+        return Clips(manifest, [self.shape], fixed=True, **how)
 
     @property
     def step(self) -> int:
@@ -178,6 +180,12 @@ class ClipDataModule(lightning.LightningDataModule):
     def accumulate(self, world: int) -> int:
         """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
         return micro_batches(self.global_batch, self.micro_batch, world)
+
+    def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
+        """Raise where a dataset holds latents or text of another codec or another text encoder than these."""
+        for clips in [*self.training, self.validation]:
+            if clips is not None:
+                clips.check_encoders(codec, text)
 
     def train_dataloader(self) -> Loader:
         """Return this rank's endless stream of micro-batches from `step` on."""

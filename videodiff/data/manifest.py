@@ -59,6 +59,7 @@ class Manifest:
 
     `root` is where the shards are: a folder, a URL, or a URL read through a cache; `root / name` can be opened.
     `counts` are the samples of each shard; `caption_origins` who wrote the captions, None where that is not known.
+    `encoded` says of cached latents and text what they are of, see `codec.cached`.
     """
 
     def __init__(self, path: Path | Url) -> None:
@@ -75,6 +76,7 @@ class Manifest:
         self.root: Any = Url(head["shards_at"]) if "shards_at" in head else path.parent
         self.stated_fingerprint = head.get("fingerprint")
         self.caption_origins: list[str] | None = head.get("caption_origins")
+        self.encoded = {what: dict(record) for what, record in head.get("encoded", {}).items()}
 
     @classmethod
     def load(cls, root: str | Path | Url, cache: Cache | None = None) -> Manifest:
@@ -222,16 +224,22 @@ class ManifestWriter:
     """Write a manifest shard by shard, in row groups of whole shards; use it in a `with` block.
 
     `scores` are columns beyond the fixed ones, numbers. `shards_at`: the URL of the shards, where they do not lie
-    beside the manifest; `origins`: who wrote the captions, where that is known.
+    beside the manifest; `origins`: who wrote the captions, where that is known. `encoded`: see `Manifest`.
     """
 
     def __init__(
-        self, root: Path, scores: Sequence[str] = (), shards_at: Url | None = None, origins: Sequence[str] = ()
+        self,
+        root: Path,
+        scores: Sequence[str] = (),
+        shards_at: Url | None = None,
+        origins: Sequence[str] = (),
+        encoded: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.root, self.partial = root, root / f".{NAME}.partial"
         self.schema = pa.schema([*FIELDS.items(), *((name, pa.float64()) for name in scores)])
-        self.elsewhere = {} if shards_at is None else {"shards_at": str(shards_at)}
-        self.elsewhere |= {"caption_origins": list(origins)} if origins else {}
+        self.more = {} if shards_at is None else {"shards_at": str(shards_at)}
+        self.more |= {"caption_origins": list(origins)} if origins else {}
+        self.more |= {"encoded": encoded} if encoded else {}
         self.shards, self.rows, self.digest = [], [], hashlib.sha256()
 
     def __enter__(self) -> ManifestWriter:
@@ -260,7 +268,7 @@ class ManifestWriter:
             return
         self._write()
         head = {"version": VERSION, "shards": self.shards, "fingerprint": self.digest.hexdigest()}
-        self.file.add_key_value_metadata({"videodiff": json.dumps(head | self.elsewhere)})
+        self.file.add_key_value_metadata({"videodiff": json.dumps(head | self.more)})
         self.file.close()
         self.output.flush()
         os.fsync(self.output.fileno())

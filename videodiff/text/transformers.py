@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from videodiff.pretrained import load_frozen, read_config
+from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
 
 # model_type of config.json -> class; `clip` is a whole CLIP, of which the text half is read.
 CLASSES = {
@@ -17,6 +19,9 @@ CLASSES = {
     "clip": "CLIPTextModel",
     "clip_text_model": "CLIPTextModel",
 }
+
+# Two tokenizers with the same words that cut this alike are taken to be the same.
+PROBE = "A small RED ball -- isn't it? -- rolls (slowly) down 3.14 m of Hügel;\tthen,  it's gone."
 
 
 class Transformers(nn.Module):
@@ -42,13 +47,21 @@ class Transformers(nn.Module):
     ) -> None:
         super().__init__()
         name = str(path_or_name)
-        kind = kind or read_config("text", name, subfolder, revision).get("model_type")
+        config = read_config("text", name, subfolder, revision)
+        kind = kind or config.get("model_type")
         if kind not in CLASSES:
             raise ValueError(f"text: {name}: found the model type {kind!r}, expected one of {', '.join(CLASSES)}")
         cls = getattr(transformers, CLASSES[kind])
         self.model = load_frozen("text", cls, name, subfolder, revision, dtype)
         self.tokenizer = load_tokenizer(name, tokenizer_subfolder, revision, self.model.config.vocab_size)
         self.width, self.max_length, self.layer = self.model.config.hidden_size, max_length, layer
+        self.name = f"{CLASSES[kind]} {Path(name, subfolder or '')}"
+        self.settings = {
+            "encoder": CLASSES[kind],
+            "config": essential(config),
+            "max_length": max_length,
+            "layer": layer,
+        }
         self.empty: tuple[Tensor, Tensor] | None = None
         self.check()
 
@@ -60,6 +73,12 @@ class Transformers(nn.Module):
         layers = self.model.config.num_hidden_layers
         if not -layers <= self.layer <= -1:
             raise ValueError(f"text.layer: found {self.layer}, expected -{layers} to -1")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return what its features follow from, as a sha-256; the tokenizer counts by its words and by what it does."""
+        words = {"vocabulary": self.tokenizer.get_vocab(), "probe": self.tokenizer(PROBE)["input_ids"]}
+        return fingerprint(self.settings | words, self.model)
 
     def train(self, mode: bool = True) -> Transformers:
         """Stay in evaluation mode."""

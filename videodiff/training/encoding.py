@@ -44,7 +44,13 @@ def encode_text(batch: dict[str, Any], encoder: nn.Module, device: torch.device 
             f"cached text {first_key(batch)}: found {text.shape[1]} tokens of width {text.shape[2]}, expected at most "
             f"{encoder.max_length} of width {encoder.width}, as the encoder gives"
         )
-    return F.pad(text, (0, 0, 0, spare)), F.pad(mask, (0, spare))
+    text, mask = F.pad(text, (0, 0, 0, spare)), F.pad(mask, (0, spare))
+    if "" in batch.get("caption", ()):
+        # Of a sample with captions none of which is to be taken there are no tokens.
+        (null, null_mask), none = encoder([""]), ~mask.any(1)
+        text = torch.where(none[:, None, None], null.to(device), text)
+        mask = torch.where(none[:, None], null_mask.to(device), mask)
+    return text, mask
 
 
 def first_key(batch: dict[str, Any]) -> str:

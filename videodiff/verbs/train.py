@@ -60,6 +60,7 @@ def run(cfg: DictConfig) -> None:
     data, world = build_data(cfg), world_size(cfg)
     data.check(world)
     model = build_model(cfg)
+    data.check_encoders(model.codec, model.text)
     if first and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
         print(format_plan(plan(data.stages, data.mixture, data.accumulate(world), world, clip_cost(cfg))))
     trainer = build_trainer(cfg, model, data.accumulate(world))

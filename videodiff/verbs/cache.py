@@ -1,0 +1,65 @@
+"""videodiff cache: a dataset encoded once by a codec and a text encoder, to train from instead."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from tqdm import tqdm
+
+from videodiff.data.precompute import FAILED, Plan, precompute
+
+SHOWN = 5
+
+
+def expand(overrides: list[str]) -> list[str]:
+    """Take `data=` for `root=`: conf/data is a group, of training."""
+    return [f"root={o.partition('=')[2]}" if o.startswith(("data=", "data.root=")) else o for o in overrides]
+
+
+def run(cfg: DictConfig) -> None:
+    """Encode as configured; print what there is and what is left out."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    parts = {name: settings.pop(name, None) for name in ("codec", "text")}
+    workers, video = settings.pop("workers"), settings.pop("video")
+    video = parts["codec"] is None if video is None else video
+    settings |= {"root": str(cfg.root), "out": Path(cfg.out), "sizes": sizes_of(settings["sizes"])}
+    plan = Plan(build=partial(build, **parts), video=video, **settings)
+    bar = tqdm(unit="clip", desc="cache", delay=0.5)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    try:
+        made = precompute(plan, workers, show)
+    finally:
+        bar.close()
+    if made:
+        print(
+            f"{cfg.out}: {made['samples']:,} samples in {made['shards']:,} shards, {made['bytes'] / 2**20:.1f} MiB, "
+            f"{made['failed']:,} left out"
+        )
+        lines = (Path(cfg.out) / FAILED).read_text().splitlines()
+        for entry in map(json.loads, lines[:SHOWN]):
+            print(f"  {entry['shard']}: {entry['key']}: {entry['reason']}")
+        if len(lines) > SHOWN:
+            print(f"  and {len(lines) - SHOWN} more in {Path(cfg.out) / FAILED}")
+
+
+def sizes_of(sizes: Any) -> list[tuple[int, int]]:
+    """Return heights and widths; what is none is an error."""
+    whole = isinstance(sizes, list) and all(isinstance(size, list) and len(size) == 2 for size in sizes)
+    if not whole or not all(isinstance(side, int) for size in sizes for side in size):
+        raise ValueError(f"sizes: found {sizes}, expected a list like [[256, 256], [192, 336]]: height, width")
+    return [(height, width) for height, width in sizes]
+
+
+def build(codec: dict[str, Any] | None, text: dict[str, Any] | None) -> tuple[nn.Module | None, nn.Module | None]:
+    """Build codec and text encoder of their configurations, in whichever process they are to work."""
+    return instantiate(codec), instantiate(text)
