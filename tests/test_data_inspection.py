@@ -91,15 +91,15 @@ def write_manifest(root, shards):
 def test_clips_are_counted_by_bucket_and_those_that_fit_none_by_reason(tmp_path):
     buckets = [Bucket(16, 64, 64), Bucket(4, 32, 32, crop=0.2)]
     shards = [
-        [{}, {"frames": 3}, {"height": 16, "width": 16}],
+        [{}, {"frames": 3}, {"height": 16, "width": 16}, {"frames": 8, "height": 16, "width": 16}],
         [{"height": 40, "width": 40}, {"width": 200}, {"height": 33, "width": 99}],
     ]
     found = survey(write_manifest(tmp_path, shards), buckets)
     assert found.fitting == [1, 2]
-    assert found.misfits == {"too few frames": 1, "too small": 1, "cropped too much": 2}
+    assert found.misfits == {"too few frames": 1, "too small": 2, "cropped too much": 2}
     assert (found.kinds.tolist(), found.counts.tolist()) == ([2, 3], [[0, 1], [1, 0]])
     text = format_fits(0, buckets, [found])
-    assert "1 fit 16 x 64 x 64, 2 fit 4 x 32 x 32; 4 of 6 fit none: cropped too much (2)" in text
+    assert "1 fit 16 x 64 x 64, 2 fit 4 x 32 x 32; 5 of 7 fit none: too small (2), cropped too much (2)" in text
     assert survey(Manifest.load(tmp_path), buckets, any_size=True).misfits == {"too few frames": 1}
 
 
