@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader soak clean
+.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-prep soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,8 +51,13 @@ bench-order: setup  ## the order of 1 M to 100 M samples on 1,024 ranks, into be
 bench-loader: dev  ## the decode workers beside other loaders, into bench/out/loader.json
 	$(BIN)/python bench/loader.py
 
-soak: dev  ## the long campaigns: damaged tars, killed workers, memory over 20,000 clips
+bench-prep: dev  ## cutting and encoding beside ffmpeg that decodes once, into bench/out/prep.json
+	$(BIN)/python bench/prep.py
+
+soak: dev  ## the long campaigns: damaged tars and videos, killed processes, memory over 20,000 clips
 	FAULT_RUNS=300 $(BIN)/python -m pytest tests/test_data_workers.py
+	PREP_RUNS=500 $(BIN)/python -m pytest tests/test_data_prep_campaign.py tests/test_data_prep_exact.py \
+	    tests/test_data_prep_prep.py
 	$(BIN)/python bench/soak_loader.py
 
 clean:  ## remove .venv and what tools leave behind; datasets and runs stay
