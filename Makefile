@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-prep soak clean
+.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-batches bench-prep soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -50,6 +50,9 @@ bench-order: setup  ## the order of 1 M to 100 M samples on 1,024 ranks, into be
 
 bench-loader: dev  ## the decode workers beside other loaders, into bench/out/loader.json
 	$(BIN)/python bench/loader.py
+
+bench-batches: setup  ## how long a step takes in each bucket, with batches of equal time and with equal batches
+	$(BIN)/python bench/batches.py
 
 bench-prep: dev  ## cutting and encoding beside ffmpeg that decodes once, into bench/out/prep.json
 	$(BIN)/python bench/prep.py

@@ -276,9 +276,10 @@ def test_only_allowed_licences_are_kept_and_nothing_of_the_rest_stays(copied):
 
 
 def test_clips_without_a_caption_are_left_out_on_request(copied):
+    before = run(None, copied)
     summary = run(None, copied, require_caption=True)
     assert captions(copied) == ["first half", "middle", "second half", "all"]
-    assert summary["filtered"]["no caption"] == 4
+    assert summary["filtered"]["no caption"] == before["ok"] - summary["ok"] > 0
 
 
 def test_its_phases_and_their_counts_are_told(prepared, tmp_path):
