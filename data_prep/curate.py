@@ -32,6 +32,7 @@ from videodiff.data.video import VideoInfo
 
 if TYPE_CHECKING:
     from data_prep.caption import Captions
+    from data_prep.rate import Ratings
 
 SCORES = "scores.parquet"
 Note = dict[str, Any]
@@ -42,7 +43,8 @@ class Rules:
     """Which clips are kept.
 
     filter: see `stages.filter`; near: bits of 256 in which the hashes of near duplicates differ at most, None to keep
-    them; licences: those allowed, None for any; taken: ids, names and sources that are taken down.
+    them; licences: those allowed, None for any; taken: ids, names and sources that are taken down; ratings: the scores
+    by models, which clips have that meet the other limits.
     """
 
     filter: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Rules:
     licences: Sequence[str] | None = None
     require_caption: bool = False
     taken: frozenset[str] = frozenset()
+    ratings: Ratings | None = None
 
     def __post_init__(self) -> None:
         check_thresholds(self.filter)
@@ -73,13 +76,13 @@ def curate(
     clip is kept the dataset is removed: what is left out must not stay in old shards.
     """
     reasons, counts = decide(plan, work, rules, captions, progress)
-    write_scores(plan, work, out / SCORES, reasons)
+    write_scores(plan, work, out / SCORES, rules, reasons)
     if counts["clips"]["kept"]:
         with ShardWriter(out, shard_bytes) as writer:
             clips = told(clips_of(plan, work), progress, "pack", "clips", len(reasons))
             for (request, notes, clip), reason in zip(clips, reasons, strict=True):
                 if not reason:
-                    add(writer, work, request, notes, clip, captions, buckets)
+                    add(writer, work, request, notes, rated(request, clip, rules), captions, buckets)
         counts["shards"] = {"count": len(writer.shards), "bytes": sum(shard["bytes"] for shard in writer.shards)}
     else:
         for path in [out / MANIFEST, *sorted(out.glob("shard-*.tar")), out / "words.txt"]:
@@ -111,6 +114,7 @@ def decide(
     """
     reasons, digests, hashes, hashed = [], bytearray(), bytearray(), []
     for request, _, clip in told(clips_of(plan, work), progress, "choose", "clips"):
+        clip = rated(request, clip, rules)
         reason = refused(request, clip, rules)
         if not reason and rules.require_caption and captions is not None and not captions.of(request, clip):
             reason = "no caption"
@@ -149,6 +153,18 @@ def repeated(reasons: Sequence[str], digests: bytearray) -> np.ndarray:
     left = np.flatnonzero(np.fromiter((not reason for reason in reasons), bool, len(reasons)))
     found = np.frombuffer(digests, "V16")[left]
     return np.delete(left, np.unique(found, return_index=True)[1])
+
+
+def rated(request: ClipRequest, clip: Note, rules: Rules) -> Note:
+    """Return a clip with the scores by models among its own, None for those that it does not have."""
+    if rules.ratings is None:
+        return clip
+    return clip | {"scores": clip["scores"] | rules.ratings.of(clip["id"], captions_of(request))}
+
+
+def captions_of(request: ClipRequest) -> list[str]:
+    """Return the captions that the source gives."""
+    return [caption.text for caption in request.captions]
 
 
 def refused(request: ClipRequest, clip: Note, rules: Rules) -> str:
@@ -211,7 +227,7 @@ def bucket_of(info: VideoInfo, buckets: Sequence[Bucket]) -> str:
     return f"{bucket.frames}x{bucket.height}x{bucket.width}" if bucket else "none" if buckets else ""
 
 
-def write_scores(plan: Plan, work: Path, path: Path, reasons: Sequence[str], batch: int = 10_000) -> None:
+def write_scores(plan: Plan, work: Path, path: Path, rules: Rules, reasons: Sequence[str], batch: int = 10_000) -> None:
     """Write one row a clip, kept or not: ids, source, span, why it is left out, hashes and all scores."""
     partial, writer, rows = path.with_name(f".{path.name}.partial"), None, []
     fixed = {"id": "", "input": "", "source": "", "start": 0.0, "end": 0.0, "reason": "", "sha256": "", "hash": ""}
@@ -228,7 +244,8 @@ def write_scores(plan: Plan, work: Path, path: Path, reasons: Sequence[str], bat
     try:
         for (request, _, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
             values = [clip["id"], request.id, request.source, *clip["span"], reason, clip["sha256"], clip["perceptual"]]
-            rows.append(dict(zip(fixed, values, strict=True)) | {f"score_{n}": v for n, v in clip["scores"].items()})
+            scores = rated(request, clip, rules)["scores"]
+            rows.append(dict(zip(fixed, values, strict=True)) | {f"score_{n}": v for n, v in scores.items()})
             if len(rows) == batch:
                 flush()
         flush()

@@ -33,6 +33,7 @@ from data_prep.plan import Plan
 from data_prep.pool import Answers, Lost
 from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making, Stop, produce
 from data_prep.progress import Progress, Step, silent, told
+from data_prep.rate import RATED, RATINGS, Models, Ratings, find_models, rate
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stopwatch import Spent, clock, total
@@ -60,6 +61,7 @@ def prep(
     near: int | None = None,
     licences: Sequence[str] | None = None,
     require_caption: bool = False,
+    models: Mapping[str, Any] | None = None,
     takedown: str | Path | None = None,
     retry: str | None = None,
     audio: str = "drop",
@@ -74,12 +76,13 @@ def prep(
 
     kind, reader: one of `sources.READERS` and its further arguments; root: folder or URL below which the videos lie
     (None: that of the source); acquire: arguments of `Acquirer`; cut, encode, caption: those of `CutPolicy`,
-    `EncodePolicy`, `CaptionPolicy`; filter, near, licences, require_caption: see `curate.Rules`; takedown: a file of
-    ids, names and sources, a line each, that are left out of this dataset from now on; retry: `failed` makes and asks
-    only for those again that failed and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a;
-    buckets: mappings of arguments of `Bucket`, see `curate`; workers: processes, None for one a core; timeout: seconds
-    that one video may take; engine: where the processes run, which changes no byte. Without `source` nothing is read,
-    fetched or decoded: the shards are written anew from what is there.
+    `EncodePolicy`, `CaptionPolicy`; filter, near, licences, require_caption: see `curate.Rules`; models: see
+    `rate.find_models`, and `gpus` of each process that runs them; takedown: a file of ids, names and sources, a line
+    each, that are left out of this dataset from now on; retry: `failed` makes and asks only for those again that failed
+    and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: mappings of arguments
+    of `Bucket`, see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take;
+    engine: where the processes run, which changes no byte. Without `source` nothing is read, fetched or decoded but
+    clips that a model has not rated yet: the shards are written anew from what is there.
 
     In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
     An input is a request of the source: one span, or one whole video. Where scenes are looked for it gives any number
@@ -98,7 +101,12 @@ def prep(
     if source is None and not begun:
         raise ValueError(f"source: found none, and no {work} of an earlier call; expected source=<path>")
     taken = frozenset() if takedown is None else read_lines(takedown)
-    Rules(filter or {}, near, licences, require_caption)
+    # A clip is rated by models only where it meets the other limits.
+    filter = dict(sorted((filter or {}).items(), key=lambda limits: limits[0] in RATED))
+    Rules(filter, near, licences, require_caption)
+    models = dict(models or {})
+    gpus = models.pop("gpus", 0.0)
+    found = find_models(models, filter)
     name = begun["source"] if source is None else full_name(source)
     root = place_of_videos(name) if root is None else full_name(root)
     making = Making(
@@ -122,7 +130,10 @@ def prep(
             if source is not None or retry:
                 run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
                 make_all(plan, ledger, making, taken, retry is not None, run, progress)
-            rules = Rules(filter or {}, near, licences, require_caption, taken)
+            ratings = None if found == Models() else Ratings(work / RATINGS, found)
+            rules = Rules(filter, near, licences, require_caption, taken, ratings)
+            if ratings is not None:
+                rate(plan, ratings, work, rules, engine, workers, timeout, gpus, progress)
             written = {}
             if policy.by != "none":
                 written = {"captions": caption_all(plan, work, rules, policy, retry is not None, timeout, progress)}

@@ -53,7 +53,7 @@ def test_version(call: Call) -> None:
 
 
 MISTAKES = {
-    "verb": (["trian"], "found the verb 'trian', expected one of simulate, pack, prep, index, train"),
+    "verb": (["trian"], "found the verb 'trian', expected one of simulate, pack, prep, index, cache, train"),
     "key": (["train", "trainer.max_stepz=3"], "found no key 'trainer.max_stepz'; did you mean 'trainer.max_steps'?"),
     "group": (["train", "modle=S"], "found no key 'modle'; did you mean 'model'?"),
     "option": (["train", "model=XXL"], "found no model 'XXL', expected one of B, L, S, XL, tiny; did you mean 'XL'?"),

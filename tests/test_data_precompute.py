@@ -258,7 +258,7 @@ def test_killed_and_finished_by_two_processes_or_by_torchrun_it_has_the_same_byt
         for name, calls in runs
     ]
     assert [process.wait(300) for process in processes] == [-signal.SIGKILL] * 2
-    notes = [len(list((tmp_path / name / ".work").glob("*.tar.json"))) for name, _ in runs]
+    notes = [len(list((tmp_path / name / ".cache").glob("*.tar.json"))) for name, _ in runs]
     assert notes == [1, 2]
     assert len(list((tmp_path / "append").glob(".*.partial"))) == 1
     assert len(list((tmp_path / "write_whole").glob("*.tar"))) == 3
@@ -403,12 +403,14 @@ def test_settings_that_do_not_fit_are_an_error_before_anything_is_written(models
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_other_shards_is_not_written_into(models, source, tmp_path):
+def test_a_folder_of_other_shards_is_not_written_into_and_no_url(models, source, tmp_path):
     other = Path(shutil.copytree(source, tmp_path / "other"))
-    for out in (source, other):
-        with pytest.raises(ValueError, match="out: found"):
+    for out, message in ((source, "the dataset itself"), (other, "shards of another kind"), (Path("s3://b/c"), "URL")):
+        with pytest.raises(ValueError, match=f"out: found {message}|out: found the {message}"):
             precompute(plan_of(models, source, out), workers=1)
-    assert contents(other).items() >= contents(source).items()
+    assert contents(other) == contents(source)
+    assert not (other / ".cache").exists()
+    assert not Path("s3:").exists()
 
 
 def test_pickled_weights_are_never_read(models, source, tmp_path):

@@ -363,8 +363,8 @@ def test_clips_made_in_two_ways_do_not_meet(copied, prepared):
 
 
 def test_a_score_that_was_not_computed_is_named(copied):
-    with pytest.raises(ValueError, match=r"filter\.aesthetic: found no such score"):
-        run(None, copied, filter={"aesthetic": {"min": 5}})
+    with pytest.raises(ValueError, match=r"filter\.beauty: found no such score"):
+        run(None, copied, filter={"beauty": {"min": 5}})
 
 
 def test_a_request_survives_the_plan():

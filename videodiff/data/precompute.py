@@ -1,8 +1,8 @@
 """Precompute: a dataset encoded once, into one beside it with the same shards, keys and order, to train from instead.
 
 Each shard is made whole by one process, from its own samples alone: its bytes depend neither on the number of processes
-nor on what was interrupted. Beside it `.work` notes its rows and the shard it is of; a run makes what has no such note.
-The manifest is written last, and what has none is no dataset.
+nor on what was interrupted. `.cache` notes its rows and the shard it is of; a run makes what has no such note. The
+manifest is written last, and what has none is no dataset.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from videodiff.data.shards import VIDEOS, WORDS, read_captions, read_sample, vid
 from videodiff.data.windows import PIECE, Windows
 from videodiff.data.workers import Read, Request, Work, Workers, read_here
 
-WORK, SETTINGS, FAILED = ".work", "settings.json", "failed.jsonl"
+WORK, SETTINGS, FAILED = ".cache", "settings.json", "failed.jsonl"
 # Samples whose captions go through the text encoder together.
 TOGETHER = 16
 Encoders = tuple[nn.Module | None, nn.Module | None]
@@ -94,6 +94,7 @@ def precompute(
         )
     source, encoders = Manifest.load(plan.root), plan.build()
     records = records_of(plan, encoders)
+    check_out(plan.out, source)
     if world > 1:
         return together(plan, source, encoders, records, rank, world, progress)
     with locked(plan.out):
@@ -121,9 +122,9 @@ def together(
     distributed.init_process_group("gloo", timeout=timedelta(days=30))
     try:
         with locked(plan.out) if rank == 0 else contextlib.nullcontext():
-            told = [begin(plan, source, records) if rank == 0 else None]
-            distributed.broadcast_object_list(told, src=0)
-            share = told[0][rank::world]
+            missing = [begin(plan, source, records) if rank == 0 else None]
+            distributed.broadcast_object_list(missing, src=0)
+            share = missing[0][rank::world]
             local = int(os.environ.get("LOCAL_RANK", 0))
             encode_shards(plan, source, encoders, share, local, counter(progress, source, share))
             distributed.barrier()
@@ -154,18 +155,14 @@ def records_of(plan: Plan, encoders: Encoders) -> dict[str, dict[str, Any]]:
 
 def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
     """Return the numbers of the shards that are missing; while there are any the folder is no dataset."""
-    if isinstance(source.path, Path) and source.path.parent.resolve() == plan.out.resolve():
-        raise ValueError(f"out: found the dataset itself, {plan.out}, expected another folder")
-    settings = {**records, "video": plan.video}
-    path = plan.out / WORK / SETTINGS
-    if not path.is_file() and any(plan.out.glob("*.tar")):
-        raise ValueError(f"out: found shards of another kind in {plan.out}, expected an empty folder")
+    settings, path = {**records, "video": plan.video}, plan.out / WORK / SETTINGS
     before = json.loads(path.read_text()) if path.is_file() else settings
     for what in sorted(before.keys() | settings.keys()):
         (old, old_name), (new, new_name) = (told(which.get(what)) for which in (before, settings))
         if old != new:
             raise ValueError(f"{what}: found {new_name}, expected {old_name} as in {path}, or another out")
-    write_whole(path, json.dumps(before, indent=1).encode())
+    if not path.is_file():
+        write_whole(path, json.dumps(settings, indent=1).encode())
     for left in [*plan.out.glob(".*.partial"), *path.parent.glob(".*.partial")]:
         left.unlink()
     names = {shard["name"] for shard in source.shards}
@@ -177,6 +174,16 @@ def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
         tar.unlink()
         (path.parent / f"{tar.name}.json").unlink(missing_ok=True)
     return missing
+
+
+def check_out(out: Path, source: Manifest) -> None:
+    """Raise where the encoded dataset cannot or must not be written."""
+    if ":/" in str(out):
+        raise ValueError(f"out: found the URL {out}, expected a folder")
+    if isinstance(source.path, Path) and source.path.parent.resolve() == out.resolve():
+        raise ValueError(f"out: found the dataset itself, {out}, expected another folder")
+    if not (out / WORK / SETTINGS).is_file() and any(out.glob("*.tar")):
+        raise ValueError(f"out: found shards of another kind in {out}, expected an empty folder")
 
 
 def told(setting: Any) -> tuple[Any, Any]:
@@ -242,7 +249,7 @@ def spread(
         while open_ends:
             for end in wait(list(open_ends)):
                 try:
-                    told = end.recv()
+                    message = end.recv()
                 except EOFError:
                     process = open_ends.pop(end)
                     process.join()
@@ -251,9 +258,9 @@ def spread(
                             f"a process ended with exit code {process.exitcode}; the same command goes on from here"
                         ) from None
                     continue
-                if isinstance(told, BaseException):
-                    raise told
-                add(told)
+                if isinstance(message, BaseException):
+                    raise message
+                add(message)
     finally:
         for process in processes:
             process.kill()

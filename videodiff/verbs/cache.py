@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     video = parts["codec"] is None if video is None else video
     settings |= {"root": str(cfg.root), "out": Path(cfg.out), "sizes": sizes_of(settings["sizes"])}
     plan = Plan(build=partial(build, **parts), video=video, **settings)
-    bar = tqdm(unit="clip", desc="cache", delay=0.5)
+    bar = tqdm(unit="clip", desc="cache", delay=0.5, disable=os.environ.get("RANK", "0") != "0")
 
     def show(done: int, total: int) -> None:
         bar.total = total

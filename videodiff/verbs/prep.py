@@ -32,8 +32,10 @@ def run(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg, resolve=True)
     rules, engine = settings.pop("prep"), instantiate(settings.pop("engine"))
     limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
+    limits = {score: sides for score, sides in limits.items() if sides}
+    near, models = rules["duplicates"]["near"], rules.get("models")
     with Meter() as meter:
-        summary = prep(**settings, filter=limits, near=rules["duplicates"]["near"], engine=engine, progress=meter)
+        summary = prep(**settings, filter=limits, near=near, models=models, engine=engine, progress=meter)
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
     write_whole(Path(cfg.out) / WORK / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)).encode())
     print(format_summary(summary, cfg.out))

@@ -65,6 +65,11 @@ class NsfwScores:
         return {"nsfw": logits.softmax(-1)[:, self.label].max().item()}
 
 
+def looks(frames: int) -> list[int]:
+    """Return the frames that are looked at in a clip of so many."""
+    return np.unique(np.linspace(0, frames - 1, LOOKS).round().astype(int)).tolist()
+
+
 class Pixels:
     """Frames to what a vision model expects: scaled, cropped to a square, normalised as preprocessor_config.json says.
 
@@ -81,8 +86,7 @@ class Pixels:
 
     def __call__(self, frames: np.ndarray) -> Tensor:
         """Return float32 `n c size size` of some frames of uint8 `t h w c`."""
-        chosen = np.unique(np.linspace(0, len(frames) - 1, LOOKS).round().astype(int))
-        images = torch.from_numpy(frames[chosen]).permute(0, 3, 1, 2).float() / 255
+        images = torch.from_numpy(frames[looks(len(frames))]).permute(0, 3, 1, 2).float() / 255
         scale = self.size / min(images.shape[2:])
         height, width = (max(self.size, round(side * scale)) for side in images.shape[2:])
         images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
