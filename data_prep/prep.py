@@ -76,13 +76,13 @@ def prep(
 
     kind, reader: one of `sources.READERS` and its further arguments; root: folder or URL below which the videos lie
     (None: that of the source); acquire: arguments of `Acquirer`; cut, encode, caption: those of `CutPolicy`,
-    `EncodePolicy`, `CaptionPolicy`; filter, near, licences, require_caption: see `curate.Rules`; models:
-    see `rate.find_models`, and `gpus` of each process that runs them; takedown: a file of
-    ids, names and sources, a line each, that are left out of this dataset from now on; retry: `failed` makes and asks
-    only for those again that failed and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a;
-    buckets: mappings of arguments of `Bucket`, see `curate`; workers: processes, None for one a core; timeout: seconds
-    that one video may take; engine: where the processes run, which changes no byte. Without `source` nothing is read,
-    fetched or decoded: the shards are written anew from what is there.
+    `EncodePolicy`, `CaptionPolicy`; filter, near, licences, require_caption: see `curate.Rules`; models: see
+    `rate.find_models`, and `gpus` of each process that runs them; takedown: a file of ids, names and sources, a line
+    each, that are left out of this dataset from now on; retry: `failed` makes and asks only for those again that failed
+    and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: mappings of arguments
+    of `Bucket`, see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take;
+    engine: where the processes run, which changes no byte. Without `source` nothing is read, fetched or decoded but
+    clips that a model has not rated or captioned yet: the shards are written anew from what is there.
 
     In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
     An input is a request of the source: one span, or one whole video. Where scenes are looked for it gives any number
