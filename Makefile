@@ -38,9 +38,10 @@ lint: dev  ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# One thread: the operations of the tests are small, and some tests start a second process.
-test: lint  ## lint, then all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread: the operations of the tests are small, and some tests start a second process. A file of tests, which
+# shares what it has prepared, stays in one process.
+test: lint  ## lint, then all tests, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: setup  ## measure how many clips a second this machine encodes, decodes and trains on
 	$(BIN)/python bench/speed.py
