@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def write_video(
             frame.pts, frame.time_base = number if times is None else times[number], Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    # SVT-AV1 gives the thread that calls it real-time priority where it may: then nothing else runs on this core.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return file.getvalue()
 
 
