@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-batches bench-prep soak clean
+.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,6 +57,9 @@ bench-batches: setup  ## how long a step takes in each bucket, with batches of e
 
 bench-prep: dev  ## cutting and encoding beside ffmpeg that decodes once, into bench/out/prep.json
 	$(BIN)/python bench/prep.py
+
+bench-prep-plan: dev  ## entering metadata and finding near duplicates at 50 k and 1 M lines
+	$(BIN)/python bench/prep_plan.py
 
 soak: dev  ## the long campaigns: damaged tars and videos, killed processes, memory over 20,000 clips
 	FAULT_RUNS=300 $(BIN)/python -m pytest tests/test_data_workers.py

@@ -339,7 +339,11 @@ class Workers:
             self.waiting.append(Errand(flight, place, flight.works[place]))
 
     def feed(self) -> None:
-        """Give clips to the workers that have room, first to those that have nothing."""
+        """Give clips to the workers that have room, first to those that have nothing; the oldest leave."""
+        for number, worker in enumerate(self.pool):
+            if worker.read >= LIFE and not worker.errands:
+                worker.end()
+                self.pool[number] = self.hire()
         for queued in range(QUEUED):
             for worker in self.pool:
                 if self.waiting and worker.ready and len(worker.errands) == queued and worker.read < LIFE:
@@ -356,9 +360,6 @@ class Workers:
                     worker.ready, self.failed_starts = True, 0
                 else:
                     self.settle(worker.errands.popleft(), *answer)
-                if worker.read >= LIFE and not worker.errands:
-                    worker.end()
-                    self.pool[number] = self.hire()
             elif worker.errands or not worker.ready:
                 worker.spent += passed
                 if worker.left() <= 0 and not worker.connection.poll():
