@@ -18,7 +18,10 @@ from data_prep.stages.encode import EncodePolicy
 from data_prep.stages.filter import filtered
 from videodiff.data.encode import encode
 
-LIMITS = yaml.safe_load((Path(__file__).parents[1] / "conf/prep/default.yaml").read_text())["filter"]
+FILTER = yaml.safe_load((Path(__file__).parents[1] / "conf/prep/default.yaml").read_text())["filter"]
+# Those of models are none until a model is given.
+SET = {name: {side: limit for side, limit in sides.items() if limit is not None} for name, sides in FILTER.items()}
+LIMITS = {name: sides for name, sides in SET.items() if sides}
 FPS, SIZE = 8.0, {"height": 192, "width": 342}
 good = partial(panning, 24, speed=4, **SIZE)
 
