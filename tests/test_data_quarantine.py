@@ -13,8 +13,15 @@ def test_each_sample_gets_one_line(tmp_path):
     quarantine.add(A, (2, 0), "timeout: took longer than 9 s")
     quarantine.add(B, (4, 0), "crashed")
     assert [json.loads(line) for line in quarantine.path.read_text().splitlines()] == [
-        {"shard": "a.tar", "key": "one", "offset": 0, "order": [3, 1], "reason": "timeout: took longer than 9 s"},
-        {"shard": "b.tar", "key": "two", "offset": 512, "order": [4, 0], "reason": "crashed"},
+        {
+            "shard": "a.tar",
+            "key": "one",
+            "offset": 0,
+            "dataset": 0,
+            "order": [3, 1],
+            "reason": "timeout: took longer than 9 s",
+        },
+        {"shard": "b.tar", "key": "two", "offset": 512, "dataset": 0, "order": [4, 0], "reason": "crashed"},
     ]
 
 
