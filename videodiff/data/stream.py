@@ -87,6 +87,7 @@ class Loader:
         # By this name Lightning's DeepSpeed strategy looks for the size of a micro-batch.
         self.batch_sampler = batches
         self.reader, self.quarantine, self.workers, self.asked = reader, quarantine, workers, {}
+        self.remote = any(isinstance(clips.manifest.root, CachedFolder) for clips in batches.clips)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         requests = map(self.request, self.batch_sampler)
@@ -98,7 +99,8 @@ class Loader:
 
     def request(self, items: Sequence[Item]) -> Request:
         """Return a micro-batch as it is asked for."""
-        self.look_ahead(items[0])
+        if self.remote:
+            self.look_ahead(items[0])
         works = [self.work(item) for item in items]
         return Request(self.reader.shape(works[0].task), works)
 
