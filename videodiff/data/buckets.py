@@ -76,6 +76,11 @@ def kinds_of(
     Without height and width the number of frames alone decides.
     """
     fits = [bucket.long_enough(frames) if height is None else bucket.fits(frames, height, width) for bucket in buckets]
+    return mask(fits)
+
+
+def mask(fits: Sequence[np.ndarray]) -> np.ndarray:
+    """Return int64 in which bit i is what `fits[i]` tells of each sample."""
     return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
 
 

@@ -19,7 +19,7 @@ from videodiff.codec.cached import (
     text_names,
     text_record,
 )
-from videodiff.data.buckets import Bucket, count_kinds, kinds_of
+from videodiff.data.buckets import Bucket, count_kinds, kinds_of, mask
 from videodiff.data.captions import EVEN, CaptionMix, draw_caption
 from videodiff.data.decode import DecodeError, decode_into
 from videodiff.data.manifest import Manifest, ManifestError
@@ -116,8 +116,7 @@ class Clips:
         if self.windows is None:
             return kinds_of(self.buckets, *columns)
         frames, height, width = columns
-        fits = [b.long_enough(frames) & (height == b.height) & (width == b.width) for b in self.buckets]
-        return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
+        return mask([b.long_enough(frames) & (height == b.height) & (width == b.width) for b in self.buckets])
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
         """Raise where the cached latents or texts are not those of this codec and this text encoder."""

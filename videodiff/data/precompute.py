@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import math
 import multiprocessing
@@ -43,7 +42,7 @@ from videodiff.data.decode import DecodeError, decode_into
 from videodiff.data.files import sync, write_whole
 from videodiff.data.manifest import NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.quarantine import Quarantine, Sample
-from videodiff.data.shards import VIDEOS, WORDS, read_captions, read_sample, video_of
+from videodiff.data.shards import VIDEOS, WORDS, add_members, read_captions, read_sample, video_of
 from videodiff.data.windows import PIECE, Windows
 from videodiff.data.workers import Read, Request, Work, Workers, read_here
 
@@ -431,10 +430,7 @@ def encode_texts(text: nn.Module, samples: Sequence[dict[str, bytes]]) -> list[l
 def append(tar: tarfile.TarFile, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
     """Add a sample to a tar and return its row; `size`: height and width of what was encoded, if anything was."""
     offset = tar.offset
-    for extension, data in members.items():
-        member = tarfile.TarInfo(f"{row['key']}.{extension}")
-        member.size, member.mode = len(data), 0o444
-        tar.addfile(member, io.BytesIO(data))
+    add_members(tar, row["key"], members)
     encoded = dict(zip(("height", "width"), size, strict=False))
     return {**row, **encoded, "offset": offset, "size": tar.offset - offset}
 

@@ -93,10 +93,7 @@ class ShardWriter:
         if open_.tar is None:
             self._open_shard(open_)
         offset = open_.tar.offset
-        for extension, data in members.items():
-            member = tarfile.TarInfo(f"{key}.{extension}")
-            member.size, member.mode = len(data), 0o444
-            open_.tar.addfile(member, io.BytesIO(data))
+        add_members(open_.tar, key, members)
         captions = read_texts(members)
         self.words.update(word for caption in captions for word in split_words(caption.text))
         self.origins.update(caption.origin for caption in captions if caption.origin)
@@ -181,6 +178,14 @@ class ShardWriter:
         for pattern in (f".{self.name}-*.tar.partial", f".{WORDS}.partial", f".{NAME}.partial"):
             for partial in self.root.glob(pattern):
                 partial.unlink()
+
+
+def add_members(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    """Append the files of one sample to a tar: the same bytes for the same members, without owner and time."""
+    for extension, data in members.items():
+        member = tarfile.TarInfo(f"{key}.{extension}")
+        member.size, member.mode = len(data), 0o444
+        tar.addfile(member, io.BytesIO(data))
 
 
 def clip_sample(
