@@ -23,7 +23,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from videodiff.codec.cached import (
     write_array,
 )
 from videodiff.data.decode import DecodeError, decode_into
-from videodiff.data.files import sync, write_whole
+from videodiff.data.files import replacing, write_whole
 from videodiff.data.manifest import NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.quarantine import Quarantine, Sample
 from videodiff.data.shards import VIDEOS, WORDS, add_members, read_captions, read_sample, video_of
@@ -337,20 +337,6 @@ def encode_shard(
     entry["source_sha256"] = shard["sha256"]
     note = "".join(json.dumps(line) + "\n" for line in (entry, made, failed))
     write_whole(plan.out / WORK / f"{shard['name']}.json", note.encode())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name at the clean end, when it is on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w+b") as file:
-            yield file
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Reads:
