@@ -6,11 +6,11 @@ The shards follow from the work folder and these rules alone: not from workers, 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from data_prep.request import ClipRequest
 from data_prep.stages.filter import check_thresholds, filtered
 from data_prep.stages.score.duplicate import BITS, near_duplicates
 from videodiff.data.buckets import Bucket
-from videodiff.data.files import sync
+from videodiff.data.files import replacing
 from videodiff.data.manifest import NAME as MANIFEST
 from videodiff.data.shards import ShardWriter, clip_sample
 from videodiff.data.video import VideoInfo
@@ -76,23 +76,23 @@ def curate(
     clip is kept the dataset is removed: what is left out must not stay in old shards.
     """
     reasons, counts = decide(plan, work, rules, captions, progress)
-    write_scores(plan, work, out / SCORES, rules, reasons)
-    if counts["clips"]["kept"]:
-        with ShardWriter(out, shard_bytes) as writer:
-            clips = told(clips_of(plan, work), progress, "pack", "clips", len(reasons))
-            for (request, notes, clip), reason in zip(clips, reasons, strict=True):
-                if not reason:
-                    add(writer, work, request, notes, rated(request, clip, rules), captions, buckets)
-        counts["shards"] = {"count": len(writer.shards), "bytes": sum(shard["bytes"] for shard in writer.shards)}
-    else:
+    kept = counts["clips"]["kept"]
+    with scores_table(out / SCORES) as score, ShardWriter(out, shard_bytes) if kept else nullcontext() as shards:
+        clips = told(clips_of(plan, work), progress, "pack", "clips", len(reasons))
+        for (request, notes, clip), reason in zip(clips, reasons, strict=True):
+            clip = rated(request, clip, rules)
+            score(request, clip, reason)
+            if not reason:
+                add(shards, work, request, notes, clip, captions, buckets)
+            elif reason == "takedown":
+                for ending in ("mp4", "m4a"):
+                    place_of(work, clip["id"], ending).unlink(missing_ok=True)
+                captions.forget(clip["id"])
+    if not kept:
         for path in [out / MANIFEST, *sorted(out.glob("shard-*.tar")), out / "words.txt"]:
             path.unlink(missing_ok=True)
-        counts["shards"] = {"count": 0, "bytes": 0}
-    for (_, _, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
-        if reason == "takedown":
-            for ending in ("mp4", "m4a"):
-                place_of(work, clip["id"], ending).unlink(missing_ok=True)
-            captions.forget(clip["id"])
+    written = shards.shards if kept else []
+    counts["shards"] = {"count": len(written), "bytes": sum(shard["bytes"] for shard in written)}
     return counts
 
 
@@ -112,31 +112,29 @@ def decide(
     An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip. Memory: 100 bytes a
     clip, for its hashes.
     """
-    reasons, digests, hashes, hashed = [], bytearray(), bytearray(), []
-    for request, _, clip in told(clips_of(plan, work), progress, "choose", "clips"):
+    reasons, digests, hashes, hashed, firsts, lost, last = [], bytearray(), bytearray(), bytearray(), [], 0, None
+    for number, (request, notes, clip) in enumerate(told(clips_of(plan, work), progress, "choose", "clips")):
+        if request.id != last:
+            firsts.append(number)
+            lost, last = lost + len(notes["lost"]), request.id
         clip = rated(request, clip, rules)
         reason = refused(request, clip, rules)
         if not reason and rules.require_caption and captions is not None and not captions.of(request, clip):
             reason = "no caption"
         reasons.append(reason)
         digests += bytes.fromhex(clip["sha256"])[:16]
+        hashes += bytes.fromhex(clip["perceptual"] or "00" * (BITS // 8))
+        hashed.append(bool(clip["perceptual"]))
     for number in repeated(reasons, digests):
         reasons[number] = "duplicate"
     if rules.near is not None:
-        for number, (_, _, clip) in enumerate(clips_of(plan, work)):
-            if not reasons[number] and clip["perceptual"]:
-                hashes += bytes.fromhex(clip["perceptual"])
-                hashed.append(number)
-    if hashed:
-        table = np.frombuffer(hashes, np.uint8).reshape(len(hashed), -1)
-        for place in np.flatnonzero(near_duplicates(table, rules.near) >= 0):
-            reasons[hashed[place]] = "near duplicate"
-    inputs, lost, number = Counter(), 0, 0
-    for _, clips in groupby(clips_of(plan, work), key=lambda item: item[0].id):
-        notes = [notes for _, notes, _ in clips]
-        mine = reasons[number : number + len(notes)]
-        inputs["" if "" in mine else mine[0]] += 1
-        lost, number = lost + len(notes[0]["lost"]), number + len(notes)
+        left = np.flatnonzero(left_in(reasons) & np.frombuffer(hashed, bool))
+        table = np.frombuffer(hashes, np.uint8).reshape(-1, BITS // 8)[left]
+        for number in left[near_duplicates(table, rules.near) >= 0]:
+            reasons[number] = "near duplicate"
+    inputs = Counter()
+    for begin, end in pairwise([*firsts, len(reasons)]):
+        inputs["" if "" in reasons[begin:end] else reasons[begin]] += 1
     return reasons, {
         "inputs": dict(sorted(inputs.items())),
         "clips": {
@@ -148,9 +146,14 @@ def decide(
     }
 
 
+def left_in(reasons: Sequence[str]) -> np.ndarray:
+    """Return which clips no reason leaves out."""
+    return np.fromiter((not reason for reason in reasons), bool, len(reasons))
+
+
 def repeated(reasons: Sequence[str], digests: bytearray) -> np.ndarray:
     """Return the numbers of the clips that are left in and have the digest, 16 bytes, of an earlier one left in."""
-    left = np.flatnonzero(np.fromiter((not reason for reason in reasons), bool, len(reasons)))
+    left = np.flatnonzero(left_in(reasons))
     found = np.frombuffer(digests, "V16")[left]
     return np.delete(left, np.unique(found, return_index=True)[1])
 
@@ -227,31 +230,32 @@ def bucket_of(info: VideoInfo, buckets: Sequence[Bucket]) -> str:
     return f"{bucket.frames}x{bucket.height}x{bucket.width}" if bucket else "none" if buckets else ""
 
 
-def write_scores(plan: Plan, work: Path, path: Path, rules: Rules, reasons: Sequence[str], batch: int = 10_000) -> None:
-    """Write one row a clip, kept or not: ids, source, span, why it is left out, hashes and all scores."""
-    partial, writer, rows = path.with_name(f".{path.name}.partial"), None, []
+@contextmanager
+def scores_table(path: Path, batch: int = 10_000) -> Iterator[Callable[[ClipRequest, Note, str], None]]:
+    """Open a table of one row a clip, kept or not: ids, source, span, why it is left out, hashes and all scores.
+
+    Gives what appends a clip; all have scores of the same names. The table takes its name at the clean end.
+    """
     fixed = {"id": "", "input": "", "source": "", "start": 0.0, "end": 0.0, "reason": "", "sha256": "", "hash": ""}
+    rows, table = [], None
 
     def flush() -> None:
-        nonlocal writer, rows
-        if writer is None:
-            names = sorted(rows[0].keys() - fixed) if rows else []
+        nonlocal rows, table
+        if table is None:
             types = [(n, pa.string() if isinstance(v, str) else pa.float64()) for n, v in fixed.items()]
-            writer = pq.ParquetWriter(partial, pa.schema([*types, *((name, pa.float64()) for name in names)]))
-        writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+            scores = sorted(rows[0].keys() - fixed) if rows else []
+            table = pq.ParquetWriter(file, pa.schema([*types, *((name, pa.float64()) for name in scores)]))
+        table.write_table(pa.Table.from_pylist(rows, schema=table.schema))
         rows = []
 
-    try:
-        for (request, _, clip), reason in zip(clips_of(plan, work), reasons, strict=True):
-            values = [clip["id"], request.id, request.source, *clip["span"], reason, clip["sha256"], clip["perceptual"]]
-            scores = rated(request, clip, rules)["scores"]
-            rows.append(dict(zip(fixed, values, strict=True)) | {f"score_{n}": v for n, v in scores.items()})
-            if len(rows) == batch:
-                flush()
+    def add(request: ClipRequest, clip: Note, reason: str) -> None:
+        values = [clip["id"], request.id, request.source, *clip["span"], reason, clip["sha256"], clip["perceptual"]]
+        scores = {f"score_{name}": value for name, value in clip["scores"].items()}
+        rows.append(dict(zip(fixed, values, strict=True)) | scores)
+        if len(rows) == batch:
+            flush()
+
+    with replacing(path) as file:
+        yield add
         flush()
-        writer.close()
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+        table.close()

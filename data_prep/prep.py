@@ -1,10 +1,10 @@
 """Prep: from metadata or footage to shards, with every input accounted for.
 
-Three phases meet in the work folder `<out>/.work`. The first makes clips, scores and hashes, a video a task, in worker
-processes that may hang or crash, here or on a cluster (`engine`); the ledger says what is on disk. The second (see
-`caption`), where asked for, has captions written for those of these clips that would be kept. The third (see `curate`)
-chooses among the clips and writes the shards. Each may be killed at any moment and run again, with the same shards in
-the end.
+Four phases meet in the work folder `<out>/.work`. The first (see `produce`) makes clips, scores and hashes, a video a
+task, in worker processes that may hang or crash, here or on a cluster (`engine`); the ledger says what is on disk.
+Where asked for, the second (see `rate`) has those clips rated by models that meet the other limits, and the third (see
+`caption`) has captions written for those that would be kept. The fourth (see `curate`) chooses among the clips and
+writes the shards. Each may be killed at any moment and run again, with the same shards in the end.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from data_prep.rate import RATED, RATINGS, Models, Ratings, find_models, rate
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stopwatch import Spent, clock, total
-from videodiff.data.buckets import Bucket
 from videodiff.data.files import write_whole
+from videodiff.data.stages import read_buckets
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
 NO_SPACE = f"{os.strerror(errno.ENOSPC)}; the same command goes on from here"
@@ -79,8 +79,8 @@ def prep(
     `EncodePolicy`, `CaptionPolicy`; filter, near, licences, require_caption: see `curate.Rules`; models: see
     `rate.find_models`, and `gpus` of each process that runs them; takedown: a file of ids, names and sources, a line
     each, that are left out of this dataset from now on; retry: `failed` makes and asks only for those again that failed
-    and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: mappings of arguments
-    of `Bucket`, see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take;
+    and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: those of training's
+    `data.buckets`, see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take;
     engine: where the processes run, which changes no byte. Without `source` nothing is read, fetched or decoded but
     clips that a model has not rated or captioned yet: the shards are written anew from what is there.
 
@@ -112,43 +112,35 @@ def prep(
     making = Making(
         work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}), audio
     )
-    shapes = [bucket_from(rule) for rule in buckets or ()]
+    shapes = read_buckets("buckets", buckets, stride=1)[0] if buckets else []
     policy = CaptionPolicy(**caption or {})
     if policy.by != "none":
         policy.captioner(work, timeout)  # a mistake in its settings ends here
     items = None if source is None or retry else open_source(source, kind, reader or {}, work)
+    makes = source is not None or retry is not None
     work.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(work):
-            if source is not None or retry:
-                check_settings(work / SETTINGS, {"source": name, **making.parameters})
-            ledger = Ledger(work / LEDGER)
-            plan = Plan(work / PLAN, work / LEDGER)
-            taken |= remember(work / TAKEN, taken)
-            if items is not None:
-                plan.add(ledger.admit(told(items, progress, "read", "inputs")))
-            if source is not None or retry:
-                run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
-                make_all(plan, ledger, making, taken, retry is not None, run, progress)
-            ratings = None if found == Models() else Ratings(work / RATINGS, found)
-            rules = Rules(filter, near, licences, require_caption, taken, ratings)
-            if ratings is not None:
-                rate(plan, ratings, work, rules, engine, workers, timeout, gpus, progress)
-            written = {}
-            if policy.by != "none":
-                written = {"captions": caption_all(plan, work, rules, policy, retry is not None, timeout, progress)}
-            captions = Captions(work, policy, plan.origins() if policy.use else ())
-            with clock("pack"):
-                curated = curate(plan, work, out, rules, shard_bytes, captions, shapes, progress)
-            clock.count("pack", curated["clips"]["kept"], curated["shards"]["bytes"])
-            ledger.spend({"pack": clock.take()["pack"]}, anew=True)
-            summary = account(ledger.summary(), curated) | written
-            write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
-            captions.close(), plan.close(), ledger.close()
-    except sqlite3.OperationalError as error:
-        # Of a full disk SQLite may know no more than that writing failed.
-        full = "full" in str(error) or shutil.disk_usage(work).free < 2**16
-        raise OSError(*((errno.ENOSPC, NO_SPACE) if full else (errno.EIO, str(error))), str(work)) from error
+    with locked(work), books(work) as (plan, ledger):
+        if makes:
+            check_settings(work / SETTINGS, {"source": name, **making.parameters})
+        taken |= remember(work / TAKEN, taken)
+        if items is not None:
+            plan.add(ledger.admit(told(items, progress, "read", "inputs")))
+        if makes:
+            run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
+            make_all(plan, ledger, making, taken, retry is not None, run, progress)
+        ratings = None if found == Models() else Ratings(work / RATINGS, found)
+        rules = Rules(filter, near, licences, require_caption, taken, ratings)
+        if ratings is not None:
+            rate(plan, ratings, work, rules, engine, workers, timeout, gpus, progress)
+        written = {}
+        if policy.by != "none":
+            written = {"captions": caption_all(plan, work, rules, policy, retry is not None, timeout, progress)}
+        with clock("pack"), closing(Captions(work, policy, plan.origins() if policy.use else ())) as captions:
+            curated = curate(plan, work, out, rules, shard_bytes, captions, shapes, progress)
+        clock.count("pack", curated["clips"]["kept"], curated["shards"]["bytes"])
+        ledger.spend({"pack": clock.take()["pack"]}, anew=True)
+        summary = account(ledger.summary(), curated) | written
+        write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
@@ -169,16 +161,6 @@ def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: 
     if first is None and not (work / SETTINGS).is_file():
         raise ValueError(f"source: found no inputs in {source}, expected at least one")
     return items if first is None else chain([first], items)
-
-
-def bucket_from(rule: Mapping[str, Any]) -> Bucket:
-    """Return a bucket as `data.buckets` of training has it."""
-    sizes = {name: tuple(value) if name == "strides" else value for name, value in rule.items()}
-    sizes.pop("global_batch", None)
-    try:
-        return Bucket(**sizes)
-    except TypeError as error:
-        raise ValueError(f"buckets: found {dict(rule)}, expected frames, height, width: {error}") from error
 
 
 def full_name(source: str | Path) -> str:
@@ -218,6 +200,18 @@ def locked(work: Path) -> Iterator[None]:
         for left in [*work.glob(".*.partial"), *(work / CLIPS).glob("*/.*.partial")]:
             left.unlink()
         yield
+
+
+@contextmanager
+def books(work: Path) -> Iterator[tuple[Plan, Ledger]]:
+    """Open what a work folder knows of its inputs; of a disk that fills meanwhile the error says how to go on."""
+    try:
+        with closing(Ledger(work / LEDGER)) as ledger, closing(Plan(work / PLAN, work / LEDGER)) as plan:
+            yield plan, ledger
+    except sqlite3.OperationalError as error:
+        # Of a full disk SQLite may know no more than that writing failed.
+        full = "full" in str(error) or shutil.disk_usage(work).free < 2**16
+        raise OSError(*((errno.ENOSPC, NO_SPACE) if full else (errno.EIO, str(error))), str(work)) from error
 
 
 def seize(file: Any, complaint: str, seconds: float = 0.0) -> None:
