@@ -141,7 +141,7 @@ def first_batch(root: Path, share: float) -> float:
     """Return the seconds from a fresh start to the first batch, at this share of an epoch."""
     data = module(root)
     start = time.perf_counter()
-    data.loaded_step = int(share * data.mixture.epoch_steps)
+    data.loaded_step = int(share * data.order.stages[0].epoch_steps)
     next(iter(data.train_dataloader()))
     took = time.perf_counter() - start
     data.teardown("fit")

@@ -97,6 +97,7 @@ def test_the_checkpoint_holds_the_step_that_training_reached(root, tmp_path):
     assert {name: state[name] for name in ("step", "seed", "batch_sizes")} == {"step": 3, "seed": 3, "batch_sizes": [4]}
     assert set(state) == {
         "step",
+        "stages",
         "seed",
         "window",
         "buckets",
@@ -256,7 +257,7 @@ def test_buckets_and_several_datasets_share_the_steps(root, tmp_path_factory):
         {"frames": 1, "height": 32, "width": 32, "global_batch": 4},
     ]
     data = module(root, more=[{"root": str(more), "repeat": 2}], buckets=rules)
-    steps = int(4 * data.mixture.epoch_steps)
+    steps = int(4 * data.order.stages[0].epoch_steps)
     batches = list(islice(data.train_dataloader(), steps))
     shapes = {tuple(batch["video"].shape) for batch in batches}
     assert shapes == {(2, 3, 4, 16, 16), (4, 3, 1, 32, 32)}
@@ -292,8 +293,24 @@ def test_stages_follow_one_another_by_step_and_are_resumed_inside_and_across(roo
         assert rest == straight[stop:]
     state = torch.load(tmp_path / "5.ckpt", weights_only=True)["ClipDataModule"]
     assert state["step"] == 5
-    with pytest.raises(ValueError, match=r"data\.stage_4\.\w+: found .*, expected None as in the checkpoint"):
+    with pytest.raises(ValueError, match=r"data\.stages: found \[0, 4\], expected \[0, 3\] as in the checkpoint"):
         module(root, **{**how, "stages": [{**how["stages"][0], "until": 4}, how["stages"][1]]}).load_state_dict(state)
+
+
+def test_a_stage_may_be_added_to_a_run_while_it_has_not_begun(root, tmp_path):
+    """Of a run with one shape, and of one with stages: the steps that were taken stay what they were."""
+    short = [{"frames": 2, "height": 16, "width": 16}]
+    first, last = {"until": 4, "buckets": BOTH[:1]}, {"until": None, "buckets": short}
+    one, two = {}, {"stages": [first, {"until": None, "buckets": BOTH[:1]}]}
+    longer = {"stages": [{**first, "until": 3}, last]}
+    three = {"stages": [first, {"until": 6, "buckets": [{**BOTH[0], "keep": 0.5}, *short]}, last]}
+    for before, after in ((one, longer), (two, three)):
+        taken = train(module(root, **before), tmp_path, 3, accumulate=1)
+        rest = train(module(root, **after), tmp_path, 8, checkpoint=tmp_path / "3.ckpt", accumulate=1)
+        assert taken + rest == train(module(root, **after), tmp_path, 8, accumulate=1)
+    state = torch.load(tmp_path / "8.ckpt", weights_only=True)["ClipDataModule"]
+    with pytest.raises(ValueError, match=r"data\.stages: found \[0, 4\], expected \[0, 4, 6\] as in the checkpoint"):
+        module(root, **two).load_state_dict(state)
 
 
 def test_datasets_of_a_stage_have_their_weights(root, images):
@@ -309,7 +326,7 @@ def test_batches_follow_from_what_a_clip_costs(root):
     data = module(root, buckets=[{**BOTH[0], "keep": 0.5}, BOTH[1]], batch={"micro_batches": 4, "tokens": 8}, cost=cost)
     sizes = [len(batch["key"]) for batch in islice(data.train_dataloader(), 40)]
     assert set(sizes) == {1, 4}
-    assert data.mixture.batch_sizes == [4, 16]
+    assert data.order.batch_sizes == [4, 16]
     assert [data.accumulate(world) for world in (1, 2, 4)] == [4, 2, 1]
     with pytest.raises(ValueError, match=r"3 processes \(valid processes: 1, 2, 4\)"):
         data.check(world=3)

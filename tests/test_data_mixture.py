@@ -209,10 +209,13 @@ def test_a_curriculum_goes_from_stage_to_stage_by_step_alone():
     for step, mixture, number in ((4, first, 0), (7, second, 1)):
         other, expected = course.stand_in(step, 1, 3), mixture.stand_in(step - 5 * number, 1, 3)
         assert (other.step, rows(other)) == (step, [(number, *row[1:]) for row in rows(expected)])
-    state = {"step": 7, **course.identity()}
-    assert resume(state, Curriculum([(0, one_dataset(seed=1)), (5, second)]).identity()) == 7
+    state = {"step": 7, **course.identity(7)}
+    assert resume(state, Curriculum([(0, one_dataset(seed=1)), (5, second), (7, one_dataset())]).identity(7)) == 7
     with pytest.raises(ValueError, match=r"data.stage_5.batch_sizes: found \[2, 6\], expected \[4, 12\]"):
-        resume(state, Curriculum([(0, first), (5, one_dataset(seed=2))]).identity())
+        resume(state, Curriculum([(0, first), (5, one_dataset(seed=2))]).identity(7))
+    for others in ([(0, first)], [(0, first), (4, second)], [(0, first), (5, second), (6, one_dataset())]):
+        with pytest.raises(ValueError, match=r"data.stages: found .*, expected \[0, 5\] as in the checkpoint"):
+            resume(state, Curriculum(others).identity(7))
 
 
 @pytest.mark.parametrize(("steps", "seeds"), [((1, 5), (1, 2)), ((0, 0), (1, 2)), ((0, 5), (1, 1)), ((), ())])

@@ -402,7 +402,7 @@ def test_the_shards_of_the_next_window_are_fetched_while_this_one_is_read(nginx,
     loader, shards = data.train_dataloader(), data.training[0].manifest.shards
     loader.request(loader.batch_sampler.batch(0, 0))
     # A batch is a window here: this one, that of the next step, where it ends, and the one after.
-    line = data.mixture.streams[0].epoch(0)[0]
+    line = data.order.stages[0].streams[0].epoch(0)[0]
     soon = {shards[shard]["sha256"] for shard in line[:12]}
     until = time.monotonic() + 20
     while names(tmp_path / "cache") != soon and time.monotonic() < until:

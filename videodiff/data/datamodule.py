@@ -18,7 +18,7 @@ from videodiff.data.cache import Cache, CachedFolder
 from videodiff.data.captions import CaptionMix, check_origins
 from videodiff.data.clips import Clips, Reader
 from videodiff.data.manifest import Manifest
-from videodiff.data.mixture import Curriculum, Mixture
+from videodiff.data.mixture import Curriculum
 from videodiff.data.order import Mesh, micro_batches, resume
 from videodiff.data.quarantine import Quarantine
 from videodiff.data.stages import Budget, check_keys, order_of, read_stages
@@ -129,7 +129,7 @@ class ClipDataModule(lightning.LightningDataModule):
         ]
 
     @cached_property
-    def mixture(self) -> Mixture | Curriculum:
+    def order(self) -> Curriculum:
         """The order of the training clips."""
         counts, often = [(clips.counts, clips.kinds) for clips in self.training], [repeat for _, repeat in self.roots]
         order = order_of(self.stages, counts, often, self.window)
@@ -234,7 +234,7 @@ class ClipDataModule(lightning.LightningDataModule):
             del self.workers
 
     def _batches(self, mesh: Mesh) -> GlobalBatches:
-        return GlobalBatches(self.mixture, self.training, self.accumulate(mesh.world), mesh, start=lambda: self.step)
+        return GlobalBatches(self.order, self.training, self.accumulate(mesh.world), mesh, start=lambda: self.step)
 
     def _mesh(self) -> Mesh:
         return Mesh() if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
@@ -248,21 +248,23 @@ class ClipDataModule(lightning.LightningDataModule):
         if torch.distributed.is_initialized():
             losses *= torch.distributed.get_world_size()
             torch.distributed.all_gather_object(losses, self.quarantine.state_dict())
-        return {"step": self.step, "quarantine": [loss for rank in losses for loss in rank], **self._identity()}
+        lost = [loss for rank in losses for loss in rank]
+        return {"step": self.step, "quarantine": lost, **self._identity(self.step)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint; another dataset, seed, bucket or batch is an error."""
+        """Continue at the step of a checkpoint; another dataset, seed, bucket or batch before it is an error."""
         for clips, before in zip(self.training, state.get("datasets", ()), strict=False):
             if (found := clips.manifest.fingerprint) != before:
                 raise ValueError(
                     f"{clips.manifest.path}: found the manifest {found[:12]}, expected {before[:12]} as in the "
                     f"checkpoint: another dataset, or one that was changed"
                 )
-        self.loaded_step = resume(state, self._identity())
+        self.loaded_step = resume(state, self._identity(state["step"]))
         self.quarantine.load_state_dict(state["quarantine"])
 
-    def _identity(self) -> dict[str, Any]:
-        return self.mixture.identity() | {"datasets": [clips.manifest.fingerprint for clips in self.training]}
+    def _identity(self, step: int) -> dict[str, Any]:
+        begun = self.training[: self.order.before[self.order.begun(step)]]
+        return self.order.identity(step) | {"datasets": [clips.manifest.fingerprint for clips in begun]}
 
 
 def no_stand_in(asked: Work, attempt: int) -> Work:

@@ -288,10 +288,16 @@ class Curriculum:
         """Return the batch of a stage with the step and the datasets of the whole."""
         return batch._replace(step=self.first[stage] + batch.step, dataset=self.before[stage] + batch.dataset)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what must be the same for a step to mean the same batch, as plain values."""
-        stages = zip(self.first, self.stages, strict=True)
-        return {f"stage_{step}.{name}": value for step, stage in stages for name, value in stage.identity().items()}
+    def begun(self, step: int) -> int:
+        """Return how many stages the steps before this one have come to, at least one."""
+        return bisect.bisect_left(self.first, max(step, 1))
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """Return what must be the same for the steps before this one to mean the same batches, as plain values."""
+        found: dict[str, Any] = {"stages": self.first[: self.begun(step)]}
+        for first, stage in zip(found["stages"], self.stages, strict=False):
+            found |= {f"stage_{first}.{name}" if first else name: value for name, value in stage.identity().items()}
+        return found
 
 
 def repeats(weights: Sequence[float], samples: Sequence[int]) -> list[Fraction]:

@@ -122,7 +122,7 @@ def order_of(
     counts: Sequence[tuple[np.ndarray, np.ndarray]],
     often: Sequence[Fraction],
     window: int | None,
-) -> Mixture | Curriculum:
+) -> Curriculum:
     """Return the order of a run.
 
     `counts` are the samples by shard and kind, and the kinds, of every dataset of the first stage, then of the next;
@@ -143,8 +143,6 @@ def order_of(
             times = repeats(stage.weights, samples)
         datasets = [Dataset(*counted, time) for counted, time in zip(own, times, strict=True)]
         mixtures.append(Mixture(datasets, stage.buckets, stage.batch_sizes, stage.seed, window))
-    if len(stages) == 1:
-        return mixtures[0]
     return Curriculum([(stage.first, mixture) for stage, mixture in zip(stages, mixtures, strict=True)])
 
 
@@ -165,14 +163,14 @@ class Planned(NamedTuple):
 
 def plan(
     stages: Sequence[Stage],
-    order: Mixture | Curriculum,
+    order: Curriculum,
     accumulate: int,
     world: int,
     cost: Callable[[Bucket], Cost] | None = None,
 ) -> list[Planned]:
     """Return what the steps of each bucket of each stage are, on so many processes."""
-    found, mixtures = [], order.stages if isinstance(order, Curriculum) else [order]
-    for stage, mixture in zip(stages, mixtures, strict=True):
+    found = []
+    for stage, mixture in zip(stages, order.stages, strict=True):
         for number, (bucket, size) in enumerate(zip(mixture.buckets, mixture.batch_sizes, strict=True)):
             pairs = zip(mixture.datasets, mixture.streams, strict=True)
             samples = Fraction(sum(data.repeat * stream.samples[number] for data, stream in pairs))

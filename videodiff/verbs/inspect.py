@@ -93,7 +93,7 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
     valid = divisors(math.gcd(*order.batch_sizes) // (data.micro_batch or 1))
     yield f"{'processes':<12}{world}, each with {accumulate} micro-batches a step; valid numbers of them: {valid}"
     if cfg.strips or cfg.throughput:
-        batches = GlobalBatches(data.mixture, data.training, accumulate, Mesh(0, world))
+        batches = GlobalBatches(data.order, data.training, accumulate, Mesh(0, world))
         if cfg.strips:
             steps = [show(data, batches, s.first + n, cfg.clips) for s in data.stages for n in range(cfg.batches)]
             yield f"{'strips':<12}{write_batches(cfg.strips, ', '.join(names), steps)}"

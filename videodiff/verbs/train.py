@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> None:
     model = build_model(cfg)
     data.check_encoders(model.codec, model.text)
     if first and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
-        print(format_plan(plan(data.stages, data.mixture, data.accumulate(world), world, clip_cost(cfg))))
+        print(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
     trainer = build_trainer(cfg, model, data.accumulate(world))
     state = None
     if cfg.resume is not None:
