@@ -17,6 +17,7 @@ from videodiff.data.manifest import Manifest
 from videodiff.data.order import Mesh
 from videodiff.data.quarantine import QuarantineError
 from videodiff.data.shards import ShardWriter
+from videodiff.training.module import VideoDiffusion
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,8 @@ class HangsAtClip3(Reader):
 
 class Recorder(lightning.LightningModule):
     """Train a single number and note what each batch held."""
+
+    on_load_checkpoint = VideoDiffusion.on_load_checkpoint
 
     def __init__(self):
         super().__init__()
@@ -83,6 +86,34 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(root, tmp_path):
     rest = train(module(root, micro_batch=2, cache_gib=1.0), tmp_path, 5, checkpoint=tmp_path / "2.ckpt")
     assert [step for step, *_ in straight] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert rest == straight[4:]
+
+
+class Steps(lightning.Callback):
+    """Note the step of each micro-batch, and of the optimizer after it; stop after so many micro-batches."""
+
+    def __init__(self, stop=None):
+        self.seen, self.stop = [], stop
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.seen.append((batch["step"], trainer.global_step))
+        trainer.should_stop |= len(self.seen) == self.stop
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 4)])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_step_stays_whole_with_another_number_of_micro_batches_and_after_a_stop_inside_one(
+    root, tmp_path, before, after, inside
+):
+    """The optimizer steps where a global batch ends, not where Lightning's count of the run before says."""
+    stop = Steps(stop=3 * before + inside)
+    train(module(root, micro_batch=4 // before), tmp_path, 9, accumulate=before, callbacks=[stop])
+    reached = stop.seen[-1][1]
+    assert reached == 3 + (inside and before == 1)
+    steps = Steps()
+    how = {"accumulate": after, "checkpoint": tmp_path / "9.ckpt", "callbacks": [steps]}
+    train(module(root, micro_batch=4 // after), tmp_path, 7, **how)
+    expected = [(step, step + (micro == after - 1)) for step in range(reached, 7) for micro in range(after)]
+    assert steps.seen == expected
 
 
 def test_an_epoch_that_the_trainer_cuts_short_goes_on_where_it_stopped(root, tmp_path):
@@ -356,3 +387,18 @@ def test_a_bucket_that_nothing_fits_is_an_error(root):
         module(
             root, buckets=[{"frames": 400, "height": 16, "width": 16}, {"frames": 4, "height": 16, "width": 16}]
         ).check()
+
+
+def test_a_dataset_with_a_mistyped_key_is_an_error(root):
+    with pytest.raises(ValueError, match=r"data\.more\[0\]\.repeats: found no such key, expected some of root, repeat"):
+        module(root, more=[{"root": str(root), "repeats": 3}])
+    with pytest.raises(ValueError, match=r"data\.more\[0\]: found repeat, expected root too"):
+        module(root, more=[{"repeat": 3}])
+
+
+def test_the_processes_divide_what_the_buckets_have_and_no_batch_that_none_has(root):
+    own = [{**BOTH[0], "global_batch": 6}, {**BOTH[0], "frames": 2, "global_batch": 12}]
+    data = module(root, buckets=own)
+    assert data.accumulate(6) == 1
+    with pytest.raises(ValueError, match="global_batch: found 6"):
+        data.accumulate(4)

@@ -51,3 +51,12 @@ def test_the_budget_counts_samples_not_failures():
     quarantine.add(A, (2, 1), "x")
     with pytest.raises(QuarantineError, match=r"found 2 samples .* \(2 x; 1 a.tar, 1 b.tar\), expected at most 1; "):
         quarantine.add(B, (2, 2), "x: y")
+
+
+def test_what_a_checkpoint_brings_is_no_fault_of_this_process():
+    """A hundred ranks with one broken clip each are no worse after a resume than before."""
+    resumed = Quarantine(budget=1)
+    resumed.load_state_dict([["c.tar", str(number), 0, 0, [1, number], "z"] for number in range(100)])
+    resumed.add(A, (3, 1), "x")
+    with pytest.raises(QuarantineError, match=r"found 102 samples .*; 100 before this start\), expected at most 101; "):
+        resumed.add(B, (3, 2), "y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -23,7 +24,7 @@ from videodiff.data.order import Mesh, micro_batches, resume
 from videodiff.data.quarantine import Quarantine
 from videodiff.data.stages import Budget, check_keys, order_of, read_stages
 from videodiff.data.stream import GlobalBatches, Loader, collate, work_of
-from videodiff.data.workers import Read, Request, Work, Workers, read_here
+from videodiff.data.workers import LIFE, Read, Request, Work, Workers, read_here
 
 
 class ClipDataModule(lightning.LightningDataModule):
@@ -41,9 +42,9 @@ class ClipDataModule(lightning.LightningDataModule):
     `validation_root` (None: no validation), in order, with their first window and caption, in the one shape.
 
     `num_workers` processes read ahead, each clip within `timeout` seconds; with none this process reads, and a decoder
-    that hangs hangs the run. More than `budget` clips that cannot be read end it; `quarantine` is the file that names
-    them. Shards of a root that is a URL are kept in the folder `disk_cache`, at most `disk_cache_gib` of them (None:
-    every clip is read from there).
+    that hangs hangs the run. More than `budget` clips that a process cannot read end it; `quarantine` is the file that
+    names them. Shards of a root that is a URL are kept in the folder `disk_cache`, at most `disk_cache_gib` of them
+    (None: every clip is read from there).
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class ClipDataModule(lightning.LightningDataModule):
         plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in (captions or {}).items()}
         self.captions = CaptionMix(**plain)
         self.disk_cache = None if disk_cache is None else Cache(disk_cache, disk_cache_gib)
+        for number, other in enumerate(more):
+            check_keys(f"data.more[{number}]", other, ("root", "repeat"), needed=("root",))
         self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
         self.shape = Bucket(frames, height, width, strides=(stride,))
         self.any_size = buckets is None and stages is None
@@ -111,6 +114,9 @@ class ClipDataModule(lightning.LightningDataModule):
         stages = [{"buckets": one}] if stages is None else stages
         stages = [{"weights": weights, **stage} for stage in stages]
         self.stages = read_stages(stages, len(self.roots), seed, stride, self.global_batch, budget)
+        sizes = {size for stage in self.stages for size in stage.batch_sizes}
+        if budget is None and self.global_batch not in sizes:
+            self.global_batch = math.gcd(*sizes)
 
     @cached_property
     def manifests(self) -> list[Manifest]:
@@ -152,7 +158,9 @@ class ClipDataModule(lightning.LightningDataModule):
         sizes = [pair for stage in self.stages for pair in zip(stage.batch_sizes, stage.buckets, strict=True)]
         largest = max(size // shares * shape.frames * shape.height * shape.width * 3 for size, shape in sizes)
         stand_in = Loader(batches, self.reader, self.quarantine).stand_in
-        return Workers(self.reader, self.num_workers, largest, stand_in, self.quarantine, self.timeout)
+        # A new process would begin with an empty cache.
+        life = LIFE if not self.cache_gib else math.inf
+        return Workers(self.reader, self.num_workers, largest, stand_in, self.quarantine, self.timeout, life=life)
 
     @cached_property
     def validation(self) -> Clips | None:
@@ -248,8 +256,10 @@ class ClipDataModule(lightning.LightningDataModule):
         if torch.distributed.is_initialized():
             losses *= torch.distributed.get_world_size()
             torch.distributed.all_gather_object(losses, self.quarantine.state_dict())
-        lost = [loss for rank in losses for loss in rank]
-        return {"step": self.step, "quarantine": lost, **self._identity(self.step)}
+        lost = Quarantine()
+        for rank in losses:
+            lost.load_state_dict(rank)
+        return {"step": self.step, "quarantine": lost.state_dict(), **self._identity(self.step)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the step of a checkpoint; another dataset, seed, bucket or batch before it is an error."""

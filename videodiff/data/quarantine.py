@@ -31,7 +31,7 @@ class QuarantineError(RuntimeError):
 
 
 class Quarantine:
-    """The samples that could not be read so far; one more than `budget` ends the run.
+    """The samples that could not be read so far; one more than `budget` in this process since its start ends the run.
 
     A sample is out from the place in the order where it first failed. Places before it had it, and have it again when
     the run is resumed there: what a place holds depends on the order alone, not on when a fault was noticed. `path`
@@ -41,6 +41,7 @@ class Quarantine:
     def __init__(self, path: str | Path | None = None, budget: int = 100) -> None:
         self.path, self.budget = None if path is None else Path(path), budget
         self.losses: dict[Sample, Loss] = {}
+        self.before = 0
 
     def holds(self, sample: Sample, order: tuple[int, ...]) -> bool:
         """Tell whether a sample is out at a place in the order."""
@@ -53,7 +54,7 @@ class Quarantine:
             append_line(self.path, {**sample._asdict(), "order": order, "reason": reason})
         if known is None or order < known.order:
             self.losses[sample] = Loss(order, reason)
-        if len(self.losses) > self.budget:
+        if len(self.losses) - self.before > self.budget:
             raise QuarantineError(self.summary())
 
     def summary(self) -> str:
@@ -61,9 +62,10 @@ class Quarantine:
         reasons = Counter(loss.reason.partition(":")[0] for loss in self.losses.values())
         shards = Counter(sample.shard for sample in self.losses)
         sample, loss = max(self.losses.items(), key=lambda item: item[1].order)
+        what = most(reasons), most(shards), *([f"{self.before} before this start"] if self.before else [])
         return (
-            f"quarantine: found {len(self.losses)} samples that cannot be read ({most(reasons)}; {most(shards)}), "
-            f"expected at most {self.budget}; the last one: {sample.shard}: {sample.key}: {loss.reason}"
+            f"quarantine: found {len(self.losses)} samples that cannot be read ({'; '.join(what)}), "
+            f"expected at most {self.before + self.budget}; the last one: {sample.shard}: {sample.key}: {loss.reason}"
             + (f"; all of them: {self.path}" if self.path else "")
         )
 
@@ -76,6 +78,7 @@ class Quarantine:
         for *sample, order, reason in state:
             sample, loss = Sample(*sample), Loss(tuple(order), reason)
             self.losses[sample] = min(loss, self.losses.get(sample, loss))
+        self.before = len(self.losses)
 
 
 def most(counts: Counter[str]) -> str:

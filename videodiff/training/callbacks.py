@@ -54,9 +54,10 @@ class StopGently(Callback):
     """
 
     def __init__(self) -> None:
-        self.asked, self.before = False, {}
+        self.asked, self.before, self.step = False, {}, 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.step = trainer.global_step
         # Not earlier: Lightning sets its own actions between the start of fitting and that of training.
         for number in (signal.SIGINT, signal.SIGTERM):
             self.before[number] = signal.signal(number, self.ask)
@@ -67,7 +68,9 @@ class StopGently(Callback):
         signal.signal(number, self.before[number] or signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        # What is left of a step in the middle would be lost.
+        ended, self.step = trainer.global_step > self.step, trainer.global_step
+        if ended and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer.should_stop = True
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:

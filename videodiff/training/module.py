@@ -59,6 +59,17 @@ class VideoDiffusion(lightning.LightningModule):
         self.codec.to(self.device)
         self.text.to(self.device)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning count micro-batches from where the stream goes on: the first one of a step.
+
+        It would go on counting those of the run before, which may have had another number of them in a step, or have
+        been cut in the middle of one.
+        """
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counted in ("total", "current"):
+            progress[counted] = dict.fromkeys(progress[counted], done)
+
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """Return the mean loss of this rank's part of the global batch."""
         x = encode_video(batch, self.codec, self.device)
