@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import re
@@ -15,7 +16,6 @@ import pytest
 from made_clips import write_dataset
 from stand_in_codec import act, read
 
-from videodiff.data import workers as workers_module
 from videodiff.data.manifest import Manifest
 from videodiff.data.quarantine import Quarantine, QuarantineError, Sample
 from videodiff.data.workers import Request, Slots, Work, Workers
@@ -326,9 +326,18 @@ def first_sound(asked, other, sound, rows):
     return taken.sample.key
 
 
-def test_a_process_that_has_read_much_is_replaced_without_a_trace(fresh, monkeypatch):
-    monkeypatch.setattr(workers_module, "LIFE", 5)
-    before = {worker.process.pid for worker in fresh.pool}
-    assert contents(fresh.batches(requests(steps=20))) == np.arange(80).reshape(20, 4).tolist()
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_process_that_has_read_much_is_replaced_without_a_trace(fresh, killed):
+    """By one that is ready when it leaves, whichever of the two dies before."""
+    fresh.life, before, until = 5, {worker.process.pid for worker in fresh.pool}, time.monotonic() + 60
+    while before & {worker.process.pid for worker in fresh.pool} and time.monotonic() < until:
+        if killed and any(worker.heir for worker in fresh.pool):
+            random.choice(fresh.pool).process.kill()
+            killed = False
+        assert contents(fresh.batches(requests(steps=20))) == np.arange(80).reshape(20, 4).tolist()
+    fresh.life = math.inf
+    while len(fresh.pool) > 2 and time.monotonic() < until:
+        assert contents(fresh.batches(requests(steps=20))) == np.arange(80).reshape(20, 4).tolist()
+    assert len(fresh.pool) == 2
     assert not before & {worker.process.pid for worker in fresh.pool}
     assert not fresh.quarantine.losses

@@ -41,7 +41,7 @@ TRIES = 2
 QUEUED = 2
 STAND_INS = 1000
 # Clips that a process reads before another takes its place: native decoders leak, if only some hundred bytes a clip.
-LIFE = 2000
+LIFE = 5000
 
 
 class Work(NamedTuple):
@@ -146,7 +146,10 @@ class Errand(NamedTuple):
 
 
 class Worker:
-    """One process and what it has to do, the present errand first; `spent`: seconds at this one, or at starting."""
+    """One process and what it has to do, the present errand first; `spent`: seconds at this one, or at starting.
+
+    `heir`: the process that takes its place once it is ready.
+    """
 
     def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
         # Forked from a process that has imported the function's module and done nothing else: a start costs
@@ -158,6 +161,7 @@ class Worker:
         self.process.start()
         theirs.close()
         self.timeout, self.ready, self.errands, self.spent, self.read = timeout, False, deque(), 0.0, 0
+        self.heir: Worker | None = None
 
     def give(self, errand: Errand) -> None:
         """Hand over a clip."""
@@ -180,6 +184,11 @@ class Worker:
     def limit(self) -> float:
         """Return the seconds it may take for what it is at."""
         return self.timeout if self.ready else START_S
+
+    @property
+    def leaves(self) -> bool:
+        """Tell whether it gets no more clips."""
+        return self.heir is not None and self.heir.ready
 
     def left(self) -> float:
         """Return the seconds until its time is up."""
@@ -221,10 +230,11 @@ class Workers:
     """Processes that read batches with `function(task, out)`: it fills `out` (`t h w c`) and returns the rest.
 
     `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
-    the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for. A
-    clip whose function raises, or whose process hangs or dies twice, goes into the quarantine, and
-    `stand_in(work, attempt)` with attempt 1, 2, ... names others of the same shape for its place. An OSError is raised:
-    a disk or a host is not the fault of a clip. Use it in a `with` block, or `close` it.
+    the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for.
+    `life`: clips that a process reads before another takes its place. A clip whose function raises, or whose process
+    hangs or dies twice, goes into the quarantine, and `stand_in(work, attempt)` with attempt 1, 2, ... names others of
+    the same shape for its place. An OSError is raised: a disk or a host is not the fault of a clip. Use it in a `with`
+    block, or `close` it.
     """
 
     def __init__(
@@ -236,6 +246,7 @@ class Workers:
         quarantine: Quarantine,
         timeout: float = 60.0,
         ahead: int = 2,
+        life: float = LIFE,
     ) -> None:
         if workers < 1 or slot_bytes < 1 or timeout <= 0 or ahead < 1:
             raise ValueError(
@@ -243,7 +254,7 @@ class Workers:
                 f"expected at least one of each, and a timeout above 0"
             )
         self.function, self.stand_in, self.quarantine = function, stand_in, quarantine
-        self.timeout, self.ahead, self.slots = timeout, ahead, Slots(slot_bytes)
+        self.timeout, self.ahead, self.life, self.slots = timeout, ahead, life, Slots(slot_bytes)
         self.failed_starts, self.waiting, self.flights, self.reading = 0, deque(), deque(), []
         self.pool = [self.hire() for _ in range(workers)]
 
@@ -339,23 +350,29 @@ class Workers:
             self.waiting.append(Errand(flight, place, flight.works[place]))
 
     def feed(self) -> None:
-        """Give clips to the workers that have room, first to those that have nothing; the oldest leave."""
-        for number, worker in enumerate(self.pool):
-            if worker.read >= LIFE and not worker.errands:
+        """Give clips to the workers that have room, first to those that have nothing; the oldest leave.
+
+        An old one goes on until its heir is ready: a start takes as long as the imports of the main script.
+        """
+        for worker in list(self.pool):
+            if worker.leaves and not worker.errands:
                 worker.end()
-                self.pool[number] = self.hire()
+                self.pool.remove(worker)
+            elif worker.read >= self.life and worker.heir is None:
+                worker.heir = self.hire()
+                self.pool.append(worker.heir)
         for queued in range(QUEUED):
             for worker in self.pool:
-                if self.waiting and worker.ready and len(worker.errands) == queued and worker.read < LIFE:
+                if self.waiting and worker.ready and len(worker.errands) == queued and not worker.leaves:
                     worker.give(self.waiting.popleft().renewed())
 
     def collect(self, rung: list[Any], passed: float) -> None:
         """Take the answers that are there; replace the workers that died or must."""
-        for number, worker in enumerate(self.pool):
+        for worker in list(self.pool):
             if worker.connection in rung:
                 answer = worker.take()
                 if answer is None:
-                    self.replace(number, f"crashed: {worker.end(GRACE_S)}")
+                    self.replace(worker, f"crashed: {worker.end(GRACE_S)}")
                 elif not worker.ready:
                     worker.ready, self.failed_starts = True, 0
                 else:
@@ -364,7 +381,7 @@ class Workers:
                 worker.spent += passed
                 if worker.left() <= 0 and not worker.connection.poll():
                     worker.end()
-                    self.replace(number, f"timeout: took longer than {worker.limit():g} s")
+                    self.replace(worker, f"timeout: took longer than {worker.limit():g} s")
 
     def settle(self, errand: Errand, succeeded: bool | None, result: Any) -> None:
         """Note a result, or that the clip cannot be read; None: it is not the clip's fault."""
@@ -380,13 +397,17 @@ class Workers:
         else:
             self.lose(errand, result)
 
-    def replace(self, number: int, reason: str) -> None:
+    def replace(self, worker: Worker, reason: str) -> None:
         """Put a new worker in the place of one that was ended; its present clip is to blame, the next one is not."""
-        worker = self.pool[number]
         self.failed_starts += not worker.ready
         if self.failed_starts >= STARTS + len(self.pool):
             raise RuntimeError(f"workers: found {self.failed_starts} that ended before their first clip: {reason}")
-        self.pool[number] = self.hire()
+        self.pool.remove(worker)
+        if worker.heir is None:
+            new = self.hire()
+            self.pool.append(new)
+            for other in self.pool:
+                other.heir = new if other.heir is worker else other.heir
         for turn, errand in reversed(list(enumerate(worker.errands))):
             if errand.flight not in self.flights:
                 continue
