@@ -184,6 +184,7 @@ class Reader:
     """Read the clip of a task: fill `out` with its frames, uint8 `t h w c`, and return the rest of the sample.
 
     `roots`: those of the datasets, by number. `deliver`: video, latent, text; without video `out` has no frames.
+    Latent and text are numpy's: a tensor would pass to another process as shared memory, a file descriptor each.
     `cache_gib`: clips that are read again and again stay decoded in memory until this much is taken. `captions`: which
     of several captions are taken how often.
     """
@@ -209,11 +210,11 @@ class Reader:
         caption = captions[0].text if task.key is None else draw_caption(captions, self.captions, *task.key, 1)
         sample = {"caption": caption, "key": task.row["key"]}
         if loaded.latent is not None:
-            sample["latent"] = task.windows.cut(loaded.latent, task.numbers, task.row["frames"])
+            sample["latent"] = task.windows.cut(loaded.latent, task.numbers, task.row["frames"]).numpy()
         if loaded.texts:
             stored = dict(zip((each.text for each in captions), loaded.texts, strict=True))
             # The empty caption of a sample that has others is not stored: no tokens stand for it, see `encode_text`.
-            sample["text"] = stored.get(caption, loaded.texts[0][:0])
+            sample["text"] = stored.get(caption, loaded.texts[0][:0]).numpy()
         sample["fps"] = task.row["fps"] / task.numbers.step
         return sample if task.key else sample | {"truth": truth_window(loaded.truth, task.numbers)}
 

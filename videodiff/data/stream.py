@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from videodiff.codec.cached import pad_text
@@ -143,9 +144,9 @@ def collate(read: Read) -> dict[str, Any]:
         # The axes change places, the bytes do not: that is left to the device.
         batch["video"] = torch.from_numpy(read.frames).permute(0, 4, 1, 2, 3)
     if "latent" in samples[0]:
-        batch["latent"] = torch.stack([sample["latent"] for sample in samples])
+        batch["latent"] = torch.from_numpy(np.stack([sample["latent"] for sample in samples]))
     if "text" in samples[0]:
-        batch["text"], batch["text_mask"] = pad_text([sample["text"] for sample in samples])
+        batch["text"], batch["text_mask"] = pad_text([torch.from_numpy(sample["text"]) for sample in samples])
     if torch.cuda.is_available():
         batch |= {name: value.pin_memory() for name, value in batch.items() if isinstance(value, torch.Tensor)}
     return batch
