@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from made_clips import sample, write_dataset
 
-from videodiff.data import indexing
+from videodiff.data import indexing, shards
 from videodiff.data.decode import decode
 from videodiff.data.indexing import index_tars
 from videodiff.data.manifest import Manifest
@@ -111,7 +111,7 @@ def test_what_is_too_large_is_not_read(tmp_path, monkeypatch):
 
 
 def test_a_header_that_claims_much_memory_ends_the_tar(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexing, "HEADER_LIMIT", 100)
+    monkeypatch.setattr(shards, "HEADER_LIMIT", 100)
     write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("b.mp4", MP4), (f"{'n' * 200}.mp4", MP4))
     manifest, unusable = index_tars(str(tmp_path), workers=1)
     assert len(manifest) == 1
@@ -119,13 +119,42 @@ def test_a_header_that_claims_much_memory_ends_the_tar(tmp_path, monkeypatch):
     assert "found a header of" in unusable[0].reason
 
 
-@pytest.mark.parametrize(("member", "content"), [("b.mp4", b"no video"), ("b.json", b"{"), ("b.txt", b"\xff")])
+@pytest.mark.parametrize(("member", "content"), [("b.mp4", b"no video"), ("b.json", b"{"), ("b.json", b"[" * 100_000),
+                                                  ("b.txt", b"\xff")])  # fmt: skip
 def test_a_broken_sample_is_listed_and_the_others_are_used(tmp_path, member, content):
     files = {"b.mp4": MP4} | {member: content}
     write_tar(tmp_path / "a.tar", ("a.mp4", MP4), *files.items(), ("c.mp4", MP4))
     manifest, unusable = index_tars(str(tmp_path), workers=1)
     assert [manifest.row(index)["key"] for index in range(2)] == ["a", "c"]
     assert [entry.name for entry in unusable] == ["b"]
+
+
+def test_names_and_notes_that_are_no_unicode_do_not_end_the_index(tmp_path):
+    strange = b"caf\xe9.mp4".decode("utf-8", "surrogateescape")
+    notes = b'{"url": "https://x/\\ud83d", "licence": "CC0"}'
+    write_tar(tmp_path / "a.tar", ("a.mp4", MP4), (strange, MP4), ("b.mp4", MP4), ("b.json", notes))
+    manifest, unusable = index_tars(str(tmp_path), workers=1)
+    assert [(manifest.row(n)["key"], manifest.row(n)["source"]) for n in range(2)] == [("a", ""), ("b", "https://x/?")]
+    assert "not UTF-8" in unusable[0].reason
+
+
+def test_a_number_in_a_header_that_is_none_ends_the_tar(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("a.mp4", {}), ("b.mp4", {}), ("c.mp4", {"GNU.sparse.map": "x"})):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(MP4), headers
+            tar.addfile(info, io.BytesIO(MP4))
+    manifest, unusable = index_tars(str(tmp_path), workers=1)
+    assert len(manifest) == 1
+    assert "cannot be read from here on" in unusable[0].reason
+
+
+def test_a_clip_that_hangs_the_decoder_ends_its_process_and_the_tar_is_named(tmp_path, monkeypatch):
+    for name in "ab":
+        write_tar(tmp_path / f"{name}.tar", (f"{name}.mp4", MP4))
+    monkeypatch.setattr(indexing, "LIMIT_S", 0.001)
+    with pytest.raises(ValueError, match=r"[ab]\.tar: found that a process died, or was at a clip for over 0\.001 s"):
+        index_tars(str(tmp_path), workers=2)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "between"])

@@ -216,3 +216,13 @@ def test_a_link_in_a_tar_is_an_error_and_is_not_followed(tmp_path):
         tar.addfile(link)
     with pytest.raises(ManifestError, match="a: expected its files"):
         read_sample(tmp_path, {"shard": "evil.tar", "key": "a", "offset": 0, "size": 512})
+
+
+def test_a_sparse_file_that_claims_much_memory_is_an_error(tmp_path):
+    """A tar of two kilobytes, whose member would be read as a gigabyte of zeros."""
+    with tarfile.open(tmp_path / "evil.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        bomb = tarfile.TarInfo("a.mp4")
+        bomb.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(2**30)}
+        tar.addfile(bomb)
+    with pytest.raises(ManifestError, match="a: expected its files"):
+        read_sample(tmp_path, {"shard": "evil.tar", "key": "a", "offset": 0, "size": 10240})

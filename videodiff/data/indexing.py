@@ -8,11 +8,13 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +24,13 @@ from videodiff.data.decode import probe, probe_backend
 from videodiff.data.files import write_whole
 from videodiff.data.manifest import NAME, Manifest, ManifestWriter, plain_name
 from videodiff.data.remote import Url, place_of
-from videodiff.data.shards import VIDEOS, WORDS, rank_words, read_captions, read_notes, video_of
+from videodiff.data.shards import VIDEOS, WORDS, BoundedHeader, rank_words, read_captions, read_notes, video_of
 from videodiff.text.words import split_words
 
 UNUSABLE = "unusable.jsonl"
 TEXT_LIMIT = 2**22
 VIDEO_LIMIT = 2**31
-HEADER_LIMIT = 2**20
+LIMIT_S = 300.0
 
 
 class Unusable(NamedTuple):
@@ -123,26 +125,29 @@ def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Ind
         return
     # No fork: neither FFmpeg nor open connections survive one.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = pool.map(index_tar, places)
+        results = pool.map(partial(index_tar, limit=LIMIT_S), places)
         for place in places:
             try:
                 yield next(results)
             except BrokenProcessPool as error:
                 raise ValueError(
-                    f"{place}: found that a process died which read this tar or one of the next {workers}, expected it "
-                    f"to finish: leave the tar out"
+                    f"{place}: found that a process died, or was at a clip for over {LIMIT_S:g} s, which read this or "
+                    f"one of the next {workers} tars, expected it to finish: leave the tar out"
                 ) from error
 
 
-def index_tar(place: Path | Url) -> Indexed:
-    """Read one tar."""
+def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
+    """Read one tar; a clip that takes over `limit` seconds ends the process, 0: none does."""
     rows, words, unusable, keys = [], Counter(), [], set()
     with Hashed(place) as source:
         try:
             with tarfile.open(fileobj=source, mode="r|", tarinfo=BoundedHeader) as tar:
                 for found in read_samples(tar, place.name):
                     if isinstance(found, Sample):
+                        # A decoder that hangs hears no handler: SIGALRM is left to the kernel, which kills.
+                        signal.setitimer(signal.ITIMER_REAL, limit)
                         found = describe(found, place.name, keys)
+                        signal.setitimer(signal.ITIMER_REAL, 0)
                     if isinstance(found, Unusable):
                         unusable.append(found)
                         continue
@@ -150,7 +155,8 @@ def index_tar(place: Path | Url) -> Indexed:
                     rows.append(row)
                     words.update(word for caption in captions for word in split_words(caption))
                 end = tar.offset
-        except tarfile.TarError as error:
+        # A ValueError is of a number in a header.
+        except (tarfile.TarError, ValueError) as error:
             end = 2**63
             unusable.append(Unusable(place.name, tar_end(rows), "", f"cannot be read from here on: {error}"))
         source.drain()
@@ -197,8 +203,12 @@ def fault_of(member: tarfile.TarInfo) -> str | None:
     """Tell why a member cannot be used, None where it can."""
     key, extension = split_name(member.name)
     limit = TEXT_LIMIT if extension in ("txt", "json") else VIDEO_LIMIT
-    if member.name.startswith("/") or ".." in member.name.split("/") or re.search(r"[\\\x00-\x1f]", member.name):
-        return "found a path that leads out of its folder or has control characters"
+    if (
+        member.name.startswith("/")
+        or ".." in member.name.split("/")
+        or re.search(r"[\\\x00-\x1f\ud800-\udfff]", member.name)
+    ):
+        return "found a path that leads out of its folder, is not UTF-8 or has control characters"
     if not member.isreg() or member.issparse():
         return "found a link, folder or special file, expected a plain one"
     if not extension or not key.rpartition("/")[2]:
@@ -218,7 +228,7 @@ def describe(sample: Sample, shard: str, keys: set[str]) -> tuple[dict[str, Any]
             raise ValueError(f"found {', '.join(sample.members)}, expected one of {', '.join(VIDEOS)}")
         info, captions, notes = probe(video), read_captions(sample.members), read_notes(sample.members)
         backend = probe_backend(video)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Unusable(shard, sample.offset, sample.key, str(error))
     keys.add(sample.key)
     row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
@@ -229,17 +239,9 @@ def describe(sample: Sample, shard: str, keys: set[str]) -> tuple[dict[str, Any]
 
 
 def text_of(notes: dict[str, Any], *names: str) -> str:
-    """Return the first of these entries that is text."""
-    return next((notes[name] for name in names if isinstance(notes.get(name), str)), "")
-
-
-class BoundedHeader(tarfile.TarInfo):
-    """A header whose extensions (long names, pax records) tarfile may read into memory whatever size they state."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *tarfile.GNU_TYPES) and self.size > HEADER_LIMIT:
-            raise tarfile.ReadError(f"found a header of {self.size} bytes, expected at most {HEADER_LIMIT}")
-        return super()._proc_member(tar)
+    """Return the first of these entries that is text, with ? for what is not Unicode."""
+    text = next((notes[name] for name in names if isinstance(notes.get(name), str)), "")
+    return text.encode(errors="replace").decode()
 
 
 class Hashed:

@@ -24,6 +24,7 @@ from videodiff.data.remote import Url, place_of
 from videodiff.text.words import split_words
 
 WORDS = "words.txt"
+HEADER_LIMIT = 2**20
 # Of the files of a sample the first of these is its video; an image is a video of one frame.
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "jpg", "jpeg", "png", "webp")
 REQUIRED = ("width", "height", "frames", "fps")
@@ -37,11 +38,14 @@ class Text(NamedTuple):
 
 
 class Group:
-    """Shards of samples of one kind: those that are full, the rows of all their samples, and the tar being filled."""
+    """Shards of samples of one kind: those that are full, the rows of all their samples, and the tar being filled.
 
-    def __init__(self, name: str) -> None:
+    The rows wait on disk, as JSON lines: memory would grow by two kilobytes a sample.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
         self.name = name
-        self.rows: list[dict[str, Any]] = []
+        self.rows = (root / f".{name}-rows.partial").open("wb", buffering=0)
         self.shards: list[dict[str, Any]] = []
         self.samples = 0
         self.tar: tarfile.TarFile | None = None
@@ -68,6 +72,7 @@ class ShardWriter:
         self.words: Counter[str] = Counter()
         self.keys: set[str] = set()
         self.origins: set[str] = set()
+        self.scores: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -87,7 +92,9 @@ class ShardWriter:
         """
         row = self._checked(key, members, row)
         size = sum(len(data) + 1024 for data in members.values())
-        open_ = self.groups.setdefault(group, Group(f"{self.name}-{group}" if group else self.name))
+        if group not in self.groups:
+            self.groups[group] = Group(self.root, f"{self.name}-{group}" if group else self.name)
+        open_ = self.groups[group]
         if open_.tar is not None and open_.tar.offset + size > self.shard_bytes:
             self._close_shard(open_)
         if open_.tar is None:
@@ -101,7 +108,8 @@ class ShardWriter:
         open_.samples += 1
         place = {"shard": open_.shard, "key": key, "offset": offset, "size": open_.tar.offset - offset}
         sums = {"captions": len(captions), "sha256": hashlib.sha256(members["mp4"]).hexdigest()}
-        open_.rows.append({**row, **place, **sums})
+        self.scores.update(row.keys() - FIELDS.keys())
+        open_.rows.write(json.dumps({**row, **place, **sums}).encode() + b"\n")
 
     def _checked(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> dict[str, Any]:
         if not re.fullmatch(r"[^./\\\s\x00-\x1f][^./\\\x00-\x1f]*", key) or key in self.keys:
@@ -148,12 +156,11 @@ class ShardWriter:
         for group in self.groups.values():
             self._close_shard(group)
         words = stage(self.root / WORDS, rank_words(self.words))
-        rows = itertools.chain.from_iterable(group.rows for _, group in sorted(self.groups.items()))
-        named = (name for group in self.groups.values() for row in group.rows for name in row)
-        scores = sorted(set(named) - FIELDS.keys())
-        with ManifestWriter(self.root, scores, origins=sorted(self.origins)) as manifest:
-            for shard in self.shards:
-                manifest.add(shard, list(itertools.islice(rows, shard["samples"])))
+        with ManifestWriter(self.root, sorted(self.scores), origins=sorted(self.origins)) as manifest:
+            for _, group in sorted(self.groups.items()):
+                with open(group.rows.name) as rows:
+                    for shard in group.shards:
+                        manifest.add(shard, list(map(json.loads, itertools.islice(rows, shard["samples"]))))
             manifest.finish()
             # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without
             # its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
@@ -170,14 +177,20 @@ class ShardWriter:
         return {path.name for path in self.root.iterdir() if pattern.fullmatch(path.name)}
 
     def _discard(self) -> None:
-        for group in self.groups.values():
-            if group.file is not None:
-                # On a full disk closing fails too, by the last bytes; these are not wanted any more.
-                with contextlib.suppress(OSError):
-                    group.file.close()
-        for pattern in (f".{self.name}-*.tar.partial", f".{WORDS}.partial", f".{NAME}.partial"):
+        for file in (file for group in self.groups.values() for file in (group.file, group.rows) if file is not None):
+            # On a full disk closing fails too, by the last bytes; these are not wanted any more.
+            with contextlib.suppress(OSError):
+                file.close()
+        for pattern in (f".{self.name}-*.partial", f".{WORDS}.partial", f".{NAME}.partial"):
             for partial in self.root.glob(pattern):
                 partial.unlink()
+
+
+def remove_shards(root: Path, name: str = "shard") -> None:
+    """Remove a dataset, the manifest first, and what a killed writer of it left."""
+    for pattern in (NAME, f"{name}-*.tar", WORDS, f".{name}-*.partial", f".{WORDS}.partial", f".{NAME}.partial"):
+        for path in root.glob(pattern):
+            path.unlink()
 
 
 def add_members(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
@@ -233,6 +246,15 @@ def read_notes(members: dict[str, bytes]) -> dict[str, Any]:
     return notes
 
 
+class BoundedHeader(tarfile.TarInfo):
+    """A header whose extensions (long names, pax records) tarfile may read into memory whatever size they state."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *tarfile.GNU_TYPES) and self.size > HEADER_LIMIT:
+            raise tarfile.ReadError(f"found a header of {self.size} bytes, expected at most {HEADER_LIMIT}")
+        return super()._proc_member(tar)
+
+
 def read_sample(
     root: str | Path | Url | CachedFolder, row: dict[str, Any], only: Collection[str] | None = None
 ) -> dict[str, bytes]:
@@ -245,18 +267,19 @@ def read_sample(
     try:
         with path.open("rb") as file:
             file.seek(row["offset"])
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedHeader) as tar:
                 for member in tar:
                     if member.offset >= end:
                         break
-                    if not member.name.startswith(prefix) or not member.isreg():
-                        raise tarfile.ReadError(f"found {member.name!r}")
+                    plain = member.isreg() and not member.issparse() and member.offset_data + member.size <= end
+                    if not member.name.startswith(prefix) or not plain:
+                        raise tarfile.ReadError(f"found {member.name!r} of {member.size} bytes")
                     extension, found = member.name.removeprefix(prefix).lower(), True
                     if only is None or extension in only:
                         members[extension] = tar.extractfile(member).read()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: found no such file, expected a shard as in the manifest") from error
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:
         raise ManifestError(
             f"{path}: {row['key']}: expected its files at offset {row['offset']}, as in the manifest: {error}"
         ) from error
