@@ -47,7 +47,7 @@ FIELDS = {
 IDENTITY = ("shard", "key", "sha256")
 # Many samples a row group keep the footer small (5 MB for 100 million samples), few keep the rows of one shard near.
 ROWS_A_GROUP = 2**15
-ROWS_KEPT = 2**18
+ROWS_KEPT = 2**20
 
 
 class ManifestError(ValueError):

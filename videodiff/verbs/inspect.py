@@ -69,6 +69,7 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
     if cfg.throughput:
         # A clip that stays decoded in memory says nothing of decoding.
         cfg.data.cache_gib = 0.0
+    cfg.data.quarantine = None  # that file is of a training
     data = build_data(cfg)
     names = [root for root, _ in data.roots]
     surveys = [
@@ -83,9 +84,8 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
         yield format_fits(stage.first, stage.buckets, own)
     counts = [(found.counts, found.kinds) for own in surveys for found in own]
     order = order_of(data.stages, counts, [repeat for _, repeat in data.roots], data.window)
-    mixtures = getattr(order, "stages", [order])
-    for stage, mixture, own in zip(data.stages, mixtures, surveys, strict=True):
-        yield "" if len(mixtures) == 1 else f"\nfrom step {stage.first:,}"
+    for stage, mixture, own in zip(data.stages, order.stages, surveys, strict=True):
+        yield "" if len(order.stages) == 1 else f"\nfrom step {stage.first:,}"
         yield format_shares([names[n] for n in stage.datasets], [d.repeat for d in mixture.datasets], own)
         yield f"{'an epoch':<12}{float(mixture.epoch_steps):,.1f} steps"
     world, accumulate = cfg.world_size, data.accumulate(cfg.world_size)

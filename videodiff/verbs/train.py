@@ -14,7 +14,7 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from videodiff.data.stages import format_plan, plan
 from videodiff.parallel.strategy import Zero
@@ -30,6 +30,8 @@ FREE_DATA = tuple(
     for name in (
         *("micro_batch", "cache_gib", "disk_cache", "disk_cache_gib", "validation_root", "validation_clips", "root"),
         *("timeout", "budget", "quarantine"),
+        # Where they would change a step that was taken, the data say so.
+        *("stages", "buckets", "weights"),
     )
 )
 
@@ -119,7 +121,11 @@ def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
 def world_size(cfg: DictConfig) -> int:
     """Return how many processes train together."""
     devices = cfg.trainer.devices
-    return cfg.trainer.num_nodes * (devices if isinstance(devices, int) else max(torch.cuda.device_count(), 1))
+    if isinstance(devices, ListConfig):
+        devices = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        devices = max(torch.cuda.device_count(), 1)
+    return cfg.trainer.num_nodes * int(devices)
 
 
 def is_first_process() -> bool:
