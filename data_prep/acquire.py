@@ -59,7 +59,7 @@ class Acquirer:
     `deadline` that of one video, in seconds. `height` is the most lines of a video from a page; `cookies` (a file in
     Netscape format) is for pages, `proxies` for pages and HTTP, one after the other. `storage` maps schemes such as
     `s3` to options of fsspec. `keeper` is the address of who keeps the pace for several machines. `local` is a path
-    with `{id}` in place of a video's id: what lies there is not fetched.
+    with `{id}` in place of a video's id: what lies there is not fetched. With `sound` a page's is fetched too.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Acquirer:
         storage: Mapping[str, Mapping[str, Any]] | None = None,
         keeper: str | None = None,
         local: str | None = None,
+        sound: bool = False,
     ) -> None:
         if min(attempts, height, max_bytes) < 1 or min(pause, longest, timeout, deadline) <= 0:
             raise ValueError(
@@ -87,7 +88,7 @@ class Acquirer:
             )
         if local is not None and "{id}" not in local:
             raise ValueError(f"acquire.local: found {local!r}, expected a path with {{id}} in it")
-        self.local = local
+        self.local, self.sound = local, sound
         self.folder, self.root = Path(folder), str(root).rstrip("/") or "/"
         self.attempts, self.pause, self.longest = attempts, pause, longest
         self.timeout, self.deadline, self.max_bytes, self.height = timeout, deadline, max_bytes, height
@@ -131,6 +132,7 @@ class Acquirer:
             if "://" in location:
                 self._from_file(location, part, file, until)
             else:
+                self._check(part.size, until)
                 copy_part(Path(location), part, file)
         return path
 
@@ -202,8 +204,10 @@ class Acquirer:
     def _from_page(self, url: str, folder: Path, until: float, proxy: str | None) -> Path:
         import yt_dlp  # its import takes a second, which a process that reads files shall not pay
 
+        picture = f"[height<=?{self.height}]"
         options = {
-            "format": f"bv*[height<=?{self.height}]",
+            # Sound comes apart from the picture, and ffmpeg joins them, or with it.
+            "format": f"bv*{picture}+ba/b{picture}/bv*{picture}" if self.sound else f"bv*{picture}",
             "format_sort": ["vcodec:h264", "res", "fps"],
             "outtmpl": {"default": "video.%(ext)s"},
             "paths": {"home": str(folder)},
@@ -263,12 +267,14 @@ def check_local(root: Path, path: Path) -> None:
 
 def copy_part(archive: Path, part: Part, file: BinaryIO) -> None:
     """Copy a part of a local file; an AcquireError where the file ends before it."""
+    left = part.size
     with archive.open("rb") as whole:
         whole.seek(part.offset)
-        data = whole.read(part.size)
-    if len(data) != part.size:
-        raise AcquireError("truncated", NEVER, f"found {len(data)} bytes of {part.name}, expected {part.size}")
-    file.write(data)
+        while block := whole.read(min(left, BLOCK)):
+            file.write(block)
+            left -= len(block)
+    if left:
+        raise AcquireError("truncated", NEVER, f"found {part.size - left} bytes of {part.name}, expected {part.size}")
 
 
 def keep(came: Path, path: Path) -> None:

@@ -26,8 +26,7 @@ from data_prep.stages.filter import check_thresholds, filtered
 from data_prep.stages.score.duplicate import BITS, near_duplicates
 from videodiff.data.buckets import Bucket
 from videodiff.data.files import replacing
-from videodiff.data.manifest import NAME as MANIFEST
-from videodiff.data.shards import ShardWriter, clip_sample
+from videodiff.data.shards import ShardWriter, clip_sample, remove_shards
 from videodiff.data.video import VideoInfo
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def curate(
     clip is kept the dataset is removed: what is left out must not stay in old shards.
     """
     reasons, counts = decide(plan, work, rules, captions, progress)
-    kept = counts["clips"]["kept"]
+    kept, gone = counts["clips"]["kept"], []
     with scores_table(out / SCORES) as score, ShardWriter(out, shard_bytes) if kept else nullcontext() as shards:
         clips = told(clips_of(plan, work), progress, "pack", "clips", len(reasons))
         for (request, notes, clip), reason in zip(clips, reasons, strict=True):
@@ -85,12 +84,14 @@ def curate(
             if not reason:
                 add(shards, work, request, notes, clip, captions, buckets)
             elif reason == "takedown":
-                for ending in ("mp4", "m4a"):
-                    place_of(work, clip["id"], ending).unlink(missing_ok=True)
-                captions.forget(clip["id"])
+                gone.append(clip["id"])
     if not kept:
-        for path in [out / MANIFEST, *sorted(out.glob("shard-*.tar")), out / "words.txt"]:
-            path.unlink(missing_ok=True)
+        remove_shards(out)
+    # A scene in the spans of two inputs is one clip, and one of them may still have it.
+    for id in gone if not kept else (id for id in gone if id not in shards.keys):
+        for ending in ("mp4", "m4a"):
+            place_of(work, id, ending).unlink(missing_ok=True)
+        captions.forget(id)
     written = shards.shards if kept else []
     counts["shards"] = {"count": len(written), "bytes": sum(shard["bytes"] for shard in written)}
     return counts
@@ -256,6 +257,9 @@ def scores_table(path: Path, batch: int = 10_000) -> Iterator[Callable[[ClipRequ
             flush()
 
     with replacing(path) as file:
-        yield add
-        flush()
-        table.close()
+        try:
+            yield add
+            flush()
+        finally:
+            if table is not None:
+                table.close()

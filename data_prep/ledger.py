@@ -70,40 +70,30 @@ class Ledger:
     def close(self) -> None:
         self.base.close()
 
-    def admit(
-        self, items: Iterable[ClipRequest | BadInput], retry: bool = False, batch: int = 10_000
-    ) -> Iterator[ClipRequest]:
-        """Enter inputs and yield those that are to be worked on: the ones that have not ended.
+    def admit(self, items: Iterable[ClipRequest | BadInput], batch: int = 10_000) -> Iterator[ClipRequest]:
+        """Enter inputs and yield the requests, those that have ended too: what is said of them may have changed.
 
-        A bad input ends at once as failed, a second one of the same id as filtered. With `retry` nothing is entered,
-        and those are yielded that failed and may be tried again.
+        A bad input ends at once as failed, a second one of the same id as filtered.
         """
         items = iter(items)
         while group := list(islice(items, batch)):
-            yield from self._again(group) if retry else self._enter(group)
+            yield from self._enter(group)
 
     def _enter(self, group: Sequence[ClipRequest | BadInput]) -> list[ClipRequest]:
-        open_items = []
+        requests = []
         with self._transaction():
             for item in group:
                 place = str(item.place)
                 new = self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(item.id), place)).rowcount
-                if new and isinstance(item, ClipRequest):
-                    open_items.append(item)
-                elif not new and self._place(item.id) != place:
+                if not new and self._place(item.id) != place:
                     twin = str(uuid.uuid5(NAMESPACE, f"{item.id} {place}"))
                     self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(twin), place))
                     self._add(Outcome(twin, "filtered", "duplicate", detail=f"as {self._place(item.id)}"))
                 elif isinstance(item, BadInput):
                     self._add(Outcome(item.id, "failed", item.reason, detail=item.detail))
-                elif self._state(item.id) == "open":
-                    open_items.append(item)
-        return open_items
-
-    def _again(self, group: Sequence[ClipRequest | BadInput]) -> list[ClipRequest]:
-        requests = [item for item in group if isinstance(item, ClipRequest)]
-        entered = [item for item in requests if self._place(item.id) == str(item.place)]
-        return [item for item in entered if self._state(item.id) == "retryable"]
+                else:
+                    requests.append(item)
+        return requests
 
     def record(self, outcomes: Iterable[Outcome], spent: Mapping[str, Spent] | None = None) -> list[Outcome]:
         """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.

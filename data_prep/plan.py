@@ -25,7 +25,7 @@ CREATE INDEX temp.todo_by_video ON todo (video, number);
 
 
 class Plan:
-    """The requests of one work folder, in a file beside its ledger; requests are only ever added."""
+    """The requests of one work folder, in a file beside its ledger; they are only ever added, or told anew."""
 
     def __init__(self, path: str | Path, ledger: str | Path) -> None:
         self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
@@ -41,11 +41,15 @@ class Plan:
         return self.base.execute("SELECT count(*) FROM requests").fetchone()[0]
 
     def add(self, requests: Iterable[ClipRequest], batch: int = 10_000) -> None:
-        """Append those requests that are not in the plan."""
+        """Append requests, and take over what has changed of those in the plan: captions, licence, notes."""
+        insert = (
+            "INSERT INTO requests (id, video, request) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE "
+            "SET request = excluded.request WHERE request != excluded.request"
+        )
         rows = ((key(request.id), video_of(request), to_json(request)) for request in requests)
         while group := list(islice(rows, batch)):
             self.base.execute("BEGIN")
-            self.base.executemany("INSERT OR IGNORE INTO requests (id, video, request) VALUES (?, ?, ?)", group)
+            self.base.executemany(insert, group)
             self.base.execute("COMMIT")
 
     def made(self) -> Iterator[ClipRequest]:
@@ -102,9 +106,11 @@ def video_of(request: ClipRequest) -> str:
 
 
 def to_json(request: ClipRequest) -> str:
-    """Return a request as text."""
+    """Return a request as text: JSON, also for SQLite, so that notes that are no numbers become null."""
     span = request.span and list(map(str, request.span))
-    return json.dumps({**vars(request), "span": span, "id": None})
+    text = json.dumps({**vars(request), "span": span, "id": None})
+    strange = "NaN" in text or "Infinity" in text
+    return json.dumps(json.loads(text, parse_constant=lambda _: None)) if strange else text
 
 
 def from_json(text: str) -> ClipRequest:

@@ -41,6 +41,7 @@ from videodiff.data.files import write_whole
 from videodiff.data.stages import read_buckets
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
+OVERRIDES = "overrides.yaml"
 NO_SPACE = f"{os.strerror(errno.ENOSPC)}; the same command goes on from here"
 LOCAL = Local()
 
@@ -71,6 +72,7 @@ def prep(
     timeout: float = 3600.0,
     engine: Engine = LOCAL,
     progress: Progress = silent,
+    overrides: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Turn the inputs of `source` into the dataset `out` and return what `summary.json` there says.
 
@@ -81,7 +83,8 @@ def prep(
     each, that are left out of this dataset from now on; retry: `failed` makes and asks only for those again that failed
     and may be tried again; audio: `keep` has the sound of each clip beside it, as m4a; buckets: those of training's
     `data.buckets`, see `curate`; workers: processes, None for one a core; timeout: seconds that one video may take;
-    engine: where the processes run, which changes no byte. Without `source` nothing is read, fetched or decoded but
+    engine: where the processes run, which changes no byte; overrides: what the work folder is to remember of this call,
+    `OVERRIDES`. Without `source` nothing is read, fetched or decoded but
     clips that a model has not rated or captioned yet: the shards are written anew from what is there.
 
     In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
@@ -116,12 +119,15 @@ def prep(
     policy = CaptionPolicy(**caption or {})
     if policy.by != "none":
         policy.captioner(work, timeout)  # a mistake in its settings ends here
-    items = None if source is None or retry else open_source(source, kind, reader or {}, work)
+    with disk_errors(work):
+        items = None if source is None or retry else open_source(source, kind, reader or {}, work)
     makes = source is not None or retry is not None
     work.mkdir(parents=True, exist_ok=True)
     with locked(work), books(work) as (plan, ledger):
         if makes:
             check_settings(work / SETTINGS, {"source": name, **making.parameters})
+        if overrides is not None:
+            write_whole(work / OVERRIDES, json.dumps(list(overrides)).encode())
         taken |= remember(work / TAKEN, taken)
         if items is not None:
             plan.add(ledger.admit(told(items, progress, "read", "inputs")))
@@ -157,6 +163,8 @@ def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: 
         items = READERS[kind](source, **options)
     except TypeError as error:
         raise ValueError(f"reader: found {', '.join(options) or 'nothing'} for kind={kind}: {error}") from error
+    if Path(source).is_dir() and Path(source).resolve() in work.resolve().parents:
+        raise ValueError(f"out: found {work.parent} in the source {source}, where its clips would be taken for footage")
     first = next(items, None)
     if first is None and not (work / SETTINGS).is_file():
         raise ValueError(f"source: found no inputs in {source}, expected at least one")
@@ -204,10 +212,16 @@ def locked(work: Path) -> Iterator[None]:
 
 @contextmanager
 def books(work: Path) -> Iterator[tuple[Plan, Ledger]]:
-    """Open what a work folder knows of its inputs; of a disk that fills meanwhile the error says how to go on."""
+    """Open what a work folder knows of its inputs."""
+    with disk_errors(work), closing(Ledger(work / LEDGER)) as ledger, closing(Plan(work / PLAN, work / LEDGER)) as plan:
+        yield plan, ledger
+
+
+@contextmanager
+def disk_errors(work: Path) -> Iterator[None]:
+    """Raise as an OSError what SQLite says of a disk; of a full one it tells how to go on."""
     try:
-        with closing(Ledger(work / LEDGER)) as ledger, closing(Plan(work / PLAN, work / LEDGER)) as plan:
-            yield plan, ledger
+        yield
     except sqlite3.OperationalError as error:
         # Of a full disk SQLite may know no more than that writing failed.
         full = "full" in str(error) or shutil.disk_usage(work).free < 2**16

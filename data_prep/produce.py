@@ -138,7 +138,8 @@ def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterato
     """Yield how each request ends, once."""
     try:
         with clock("fetch"):
-            acquirer = Acquirer(node.scratch / VIDEOS, making.root, **making.acquire, keeper=node.keeper)
+            how = {"sound": making.audio == "keep", "keeper": node.keeper, **making.acquire}
+            acquirer = Acquirer(node.scratch / VIDEOS, making.root, **how)
             video = acquirer.fetch(requests[0])
     except Exception as error:
         failure = classify(error)
@@ -279,15 +280,15 @@ def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, A
     }
 
 
-def keep_audio(folder: Path, id: str, span: Span, video: Path) -> dict[str, Any] | None:
-    """Write the sound of a clip and return what is known of it, None where the video has no sound."""
+def keep_audio(folder: Path, id: str, span: Span, video: Path) -> dict[str, Any]:
+    """Write the sound of a clip and return what is known of it, or why there is none."""
     try:
         sound = cut_audio(video, span)
     # Whatever is wrong with the sound, the clip is as good without.
     except Exception as error:
         return {"lost": f"{type(error).__name__}: {error}"}
     if sound is None:
-        return None
+        return {"lost": "found no sound in the video"}
     publish(place_of(folder, id, "m4a"), sound)
     return {"sha256": exact_hash(sound), "bytes": len(sound)}
 

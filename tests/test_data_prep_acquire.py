@@ -6,12 +6,15 @@ import errno
 import hashlib
 import pickle
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import pytest
 from loopback import Site, free_port, site
+from test_data_prep_audio import sweep, with_sound
 
 from data_prep import acquire
 from data_prep.acquire import Acquirer
@@ -210,6 +213,23 @@ def test_of_a_page_h264_is_preferred_and_the_height_is_capped(tmp_path: Path, we
         request = wanted(f"{web.url}/master.m3u8")
         found[height] = acquirer(tmp_path / str(height), height=height).fetch(request).path.read_bytes()
     assert found == {720: b"low" * 100, 1080: b"high" * 100}
+
+
+def test_of_a_page_the_sound_is_fetched_on_request(tmp_path: Path, web: Site) -> None:
+    """As pages have them: picture and sound in streams of their own."""
+    (tmp_path / "loud.mkv").write_bytes(with_sound(sweep()))
+    streams = ["-map", "0:v", "-map", "0:a", "-c:v", "libx264", "-c:a", "aac", "-f", "hls", "-hls_list_size", "0"]
+    grouped = ["-var_stream_map", "v:0,agroup:sound a:0,agroup:sound,default:yes", "-master_pl_name", "apart.m3u8"]
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(tmp_path / "loud.mkv"), *streams, *grouped]
+    subprocess.run([*command, str(web.files / "apart_%v.m3u8")], check=True)
+    kinds = {}
+    for sound in (False, True):
+        path = acquirer(tmp_path / str(sound), sound=sound).fetch(wanted(f"{web.url}/apart.m3u8")).path
+        with av.open(str(path)) as container:
+            kinds[sound] = sorted(stream.type for stream in container.streams)
+    assert kinds == {False: ["video"], True: ["audio", "video"]}
+    # A page whose only stream holds both, and one without sound, are fetched as they are.
+    assert acquirer(tmp_path / "one", sound=True).fetch(wanted(f"{web.url}/one.html")).path.read_bytes() == SMALL
 
 
 @pytest.mark.parametrize("path", ["small.mp4", "direct/small"])

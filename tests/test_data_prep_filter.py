@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.stages.filter import check_thresholds, filter_clips, filtered
+from data_prep.stages.filter import check_thresholds, filtered
 
 THRESHOLDS = {"motion": {"min": 0.02, "max": 2}, "text": {"max": 0.05}}
 
@@ -42,21 +42,16 @@ def test_a_score_that_was_never_computed_is_an_error_that_lists_those_that_were(
 def test_a_threshold_with_a_typing_error_is_an_error(thresholds, message):
     with pytest.raises(ValueError, match=message):
         check_thresholds(thresholds)
-    with pytest.raises(ValueError, match=message):
-        list(filter_clips([("a", {"text": 0.0})], thresholds))
 
 
 def test_other_thresholds_run_on_the_stored_scores_alone():
     stored = json.dumps({"a": {"motion": 0.5, "text": 0.0}, "b": {"motion": 0.5, "text": 0.2}})
     for limit, kept in ((0.05, ["a"]), (0.3, ["a", "b"])):
-        outcome = filter_clips(json.loads(stored).items(), {"text": {"max": limit}})
-        assert [key for key, reason in outcome if reason is None] == kept
+        limits = {"text": {"max": limit}}
+        assert [key for key, scores in json.loads(stored).items() if filtered(scores, limits) is None] == kept
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=20), st.floats(-1e6, 1e6))
-def test_every_clip_has_one_outcome_and_only_those_within_pass(values, limit):
-    clips = [(str(number), {"score": value}) for number, value in enumerate(values)]
-    outcomes = dict(filter_clips(clips, {"score": {"min": limit}}))
-    assert list(outcomes) == [key for key, _ in clips]
-    assert all((outcomes[key] is None) == (scores["score"] >= limit) for key, scores in clips)
+@given(st.floats(allow_nan=True, allow_infinity=True), st.floats(-1e6, 1e6))
+def test_only_what_is_within_passes(value, limit):
+    assert (filtered({"score": value}, {"score": {"min": limit}}) is None) == (value >= limit)

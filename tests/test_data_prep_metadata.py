@@ -201,6 +201,9 @@ def test_panda_as_published(tmp_path: Path) -> None:
         (SPANS, "[" * 10_000, "[1, 1]", "bad-cell"),
         (SPANS, "-" * 10_000 + "1", "[1, 1]", "bad-cell"),
         (SPANS, "['a', 'b']", "[9" + "9" * 5000 + ", 1]", "bad-cell"),
+        (SPANS, "['a', 'b']", "[0x" + "f" * 5000 + ", 1]", "bad-cell"),
+        (SPANS, "['a', 'b']", "[{1}, 1]", "bad-cell"),
+        (SPANS, "[b'a', 'b']", "[1, 1]", "bad-cell"),
         (SPANS, "['a', 'b', 'c']", "[1, 1]", "unequal-lists"),
         ("[]", "[]", "[]", "unequal-lists"),
         ("", "['a', 'b']", "[1, 1]", "bad-cell"),
@@ -487,6 +490,14 @@ def test_a_tar_that_was_cut_gives_what_is_sure_and_one_rejection(tmp_path: Path,
     items = list(read_webdataset(path))
     assert bad(items) == {"a.tar": "unreadable-file"}
     assert len(good(items)) == whole
+
+
+def test_tars_that_cannot_be_read_in_place_are_told_apart(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "in" / "a.tar", {"0.mp4": b"first"})
+    (tmp_path / "in" / "b.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.rename(path.with_name(b"caf\xe9.tar".decode("utf-8", "surrogateescape")))
+    items = list(read_webdataset(tmp_path / "in"))
+    assert bad(items) == {"b.tar.gz": "unreadable-file", "caf\\udce9.tar#1": "bad-path"}
 
 
 def test_a_tar_is_read_in_bounded_memory(tmp_path: Path) -> None:

@@ -318,6 +318,64 @@ def test_a_failure_that_may_pass_is_tried_again_on_request_only(tmp_path):
     assert temporaries(out) == []
 
 
+def test_what_is_said_of_a_video_may_change_between_calls(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        (tmp_path / f"in/{number}.mp4").write_bytes(GOOD[number])
+    (tmp_path / "in/0.json").write_text('{"caption": "before", "licence": "CC0-1.0", "score": NaN}')
+    how = {**MADE, "workers": 1, "score": False, "overrides": ["licences=[CC0-1.0]"]}
+    rules = {"licences": ["CC0-1.0"]}
+    assert prep(tmp_path / "out", tmp_path / "in", **how, **rules)["filtered"] == {"licence": 1}
+    assert captions(tmp_path / "out") == ["before"]
+    made = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out/.work/clips").rglob("*.mp4"))
+    (tmp_path / "in/0.json").write_text('{"caption": "after", "licence": "none"}')
+    (tmp_path / "in/1.json").write_text('{"caption": "other", "licence": "CC0-1.0"}')
+    assert prep(tmp_path / "out", tmp_path / "in", **how, **rules)["filtered"] == {"licence": 1}
+    assert captions(tmp_path / "out") == ["other"]
+    caption = {"use": ["sidecar"]}
+    assert prep(tmp_path / "out", **how, caption=caption)["ok"] == 2
+    assert captions(tmp_path / "out") == ["after", "other"]
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out/.work/clips").rglob("*.mp4")) == made
+
+
+def test_a_dataset_inside_its_footage_would_become_footage(tmp_path):
+    (tmp_path / "0.mp4").write_bytes(GOOD[0])
+    for out in (tmp_path, tmp_path / "out"):
+        with pytest.raises(ValueError, match=r"out: found .* in the source .*, where its clips would be taken"):
+            prep(out, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.mp4"]
+
+
+def test_a_call_that_is_cut_short_is_remembered(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/0.mp4").write_bytes(GOOD[0])
+
+    class Broken:
+        def run(self, *_, **__):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prep(tmp_path / "out", tmp_path / "in", engine=Broken(), overrides=["licences=[CC0-1.0]"])
+    assert json.loads((tmp_path / "out/.work/overrides.yaml").read_text()) == ["licences=[CC0-1.0]"]
+
+
+def test_a_scene_of_two_inputs_outlives_the_takedown_of_one(tmp_path):
+    shots = np.concatenate([panning(40, **SIZE, speed=1, seed=seed) for seed in (1, 2)])
+    (tmp_path / "0.mp4").write_bytes(encode(shots, FPS))
+    rows = [{"video": "0.mp4", "from": 0, "to": end, "name": name} for end, name in ((10, "a"), (9, "b"))]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reader = {"columns": {"video": "video", "start": "from", "end": "to", "name": "name"}}
+    cut = {"by": "scenes", "minimum": 1.0}
+    how = {"kind": "table", "reader": reader, **MADE, "workers": 1, "score": False, "cut": cut}
+    first = prep(tmp_path / "out", tmp_path / "list.jsonl", **how)
+    assert first["clips"]["filtered"]["duplicate"] >= 1, "the two have a scene in common"
+    (tmp_path / "gone.txt").write_text("a\n")
+    for _ in range(2):
+        summary = prep(tmp_path / "out", takedown=tmp_path / "gone.txt", **MADE, cut=cut, score=False)
+        assert (summary["ok"], summary["filtered"]) == (1, {"takedown": 1})
+    assert Manifest.load(tmp_path / "out").column("width").tolist() == [48] * summary["clips"]["kept"]
+
+
 def test_the_scenes_of_a_folder_of_footage_become_clips_of_their_own(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -162,3 +164,20 @@ def test_real_clips_are_told_apart(bad, good, score, limits):
             found.append(filtered(score(shots, 2.0), limits))
     assert found[0] is not None
     assert found[1] is None
+
+
+THIN = """
+import itertools, numpy as np
+from data_prep.stages.score.motion import motion
+dice = np.random.default_rng(0)
+sides = [2, 4, 8, 12, 16, 20, 24, 32, 48, 128, 256, 512]
+for height, width in itertools.product(sides, sides):
+    found = motion(dice.integers(0, 256, (3, height, width, 3), np.uint8), 2.0)
+    assert all(np.isfinite(value) for value in found.values()), (height, width, found)
+"""
+
+
+def test_thin_clips_have_a_motion():
+    """Of which DIS crashes the process, so that another one tries."""
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", THIN], check=True, cwd=root, timeout=120)

@@ -189,7 +189,9 @@ def parse_literal(text: Any) -> Any:
     if not isinstance(text, str) or len(text) > MAX_CELL:
         raise InputError("bad-cell", f"found {show(text)}, expected a list of up to {MAX_CELL} letters")
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        json.dumps(value, allow_nan=False)  # what cannot be written down: bytes, sets, numbers of thousands of digits
+        return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise InputError("bad-cell", f"found {show(text)}, expected a literal list and no code") from error
 

@@ -10,7 +10,9 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from data_prep.request import BadInput, ClipRequest, InputError, Part, Place, show
+from fsspec.utils import infer_compression
+
+from data_prep.request import BadInput, ClipRequest, InputError, Part, Place, checked_path, show
 from data_prep.sources.folder import VIDEOS, parse_video
 from data_prep.sources.rows import UNREADABLE, Items, files_of, open_binary, unreadable
 
@@ -33,6 +35,9 @@ def read_webdataset(source: str | Path, licence: str = "") -> Items:
     A tar that was cut gives one BadInput and the samples before the one that the cut may have touched.
     """
     for name, path in files_of(source, ".tar"):
+        if infer_compression(name):
+            yield BadInput(Place(name), "unreadable-file", "found a compressed tar, expected a plain one")
+            continue
         try:
             with open_binary(path) as file:
                 samples = groupby(read_members(file), key=lambda member: member.key)
@@ -73,7 +78,7 @@ def parse_sample(place: Place, members: list[Member], licence: str) -> ClipReque
         part = files[videos[0]].part
         text, notes = (files[extension].data if extension in files else b"" for extension in SIDECARS)
         request = parse_video(part.name, text.decode("utf-8-sig"), json.loads(notes or b"{}"), licence)
-        return replace(request, place=place, source=place.file, name=key, part=part)
+        return replace(request, place=place, source=checked_path(place.file), name=key, part=part)
     except InputError as error:
         return BadInput(place, error.reason, error.detail)
     except (ValueError, RecursionError) as error:

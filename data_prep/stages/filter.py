@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 Thresholds = Mapping[str, Mapping[str, float]]
@@ -43,12 +43,3 @@ def filtered(scores: Mapping[str, float], thresholds: Thresholds) -> Filtered | 
                 word = "below" if side == "min" else "above"
                 return Filtered(f"{name} {word} {limit:g}", f"found {name} {found:.4g}, {side} {limit:g}")
     return None
-
-
-def filter_clips(
-    clips: Iterable[tuple[str, Mapping[str, float]]], thresholds: Thresholds
-) -> Iterator[tuple[str, Filtered | None]]:
-    """Yield the key of every clip and why it is left out, None for those that stay; one at a time, in their order."""
-    check_thresholds(thresholds)
-    for key, scores in clips:
-        yield key, filtered(scores, thresholds)

@@ -9,12 +9,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.figures import figures
-from data_prep.prep import WORK, format_summary, prep
+from data_prep.prep import OVERRIDES, WORK, format_summary, prep
 from data_prep.progress import Meter
-from videodiff.data.files import write_whole
 from videodiff.report.preparation import write_preparation
 
-OVERRIDES = "overrides.yaml"
 ONCE = {"source", "takedown", "retry", "out"}
 
 
@@ -34,10 +32,10 @@ def run(cfg: DictConfig) -> None:
     limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
     limits = {score: sides for score, sides in limits.items() if sides}
     near, models = rules["duplicates"]["near"], rules.get("models")
-    with Meter() as meter:
-        summary = prep(**settings, filter=limits, near=near, models=models, engine=engine, progress=meter)
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
-    write_whole(Path(cfg.out) / WORK / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(kept)).encode())
+    rules = {"filter": limits, "near": near, "models": models}
+    with Meter() as meter:
+        summary = prep(**settings, **rules, engine=engine, progress=meter, overrides=kept)
     print(format_summary(summary, cfg.out))
     print(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, limits))}")
     if "stopped" in summary.get("captions", {}):

@@ -77,7 +77,9 @@ def judge(answer: Reply | Failed, max_words: int) -> Judged:
     """Return how a clip ended by this answer; the detail of what was refused is the reply itself."""
     if isinstance(answer, Failed):
         return Judged("failed", answer.reason, answer.retryable, detail=answer.detail)
-    text = strip_boilerplate(answer.text)
+    # Half a surrogate pair, which JSON may hold, can be written nowhere.
+    reply = answer.text.encode(errors="replace").decode()
+    text = strip_boilerplate(reply)
     reason = ""
     if answer.finish == "refusal" or REFUSAL.search(text.replace("’", "'")):
         reason = "refusal"
@@ -87,7 +89,7 @@ def judge(answer: Reply | Failed, max_words: int) -> Judged:
         reason = "cut off"
     elif len(text.split()) > max_words:
         reason = "too long"
-    return Judged("refused", reason, detail=answer.text[:2000]) if reason else Judged("captioned", text=text)
+    return Judged("refused", reason, detail=reply[:2000]) if reason else Judged("captioned", text=text)
 
 
 def strip_boilerplate(reply: str) -> str:

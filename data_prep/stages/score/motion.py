@@ -10,6 +10,8 @@ import numpy as np
 from data_prep.stages.score.camera import camera
 
 HEIGHT = 144
+# Thinner than this DIS crashes the process.
+THINNEST = 32
 # Heights of the frame a second above which a pixel moves; compression noise in still footage stays below.
 STILL = 0.01
 
@@ -20,7 +22,7 @@ def motion(frames: np.ndarray, fps: float) -> dict[str, float]:
     motion: mean speed; moving: share of the pixels that move at all; jitter: mean change of the median velocity, the
     camera's, from one pair of frames to the next; pan, tilt, zoom: see `camera`.
     """
-    greys = [cv2.cvtColor(shrink(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    greys = [cv2.cvtColor(resized(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flows = [dis.calc(a, b, None) * (fps / a.shape[0]) for a, b in pairwise(greys)]
     if not flows:
@@ -37,9 +39,10 @@ def motion(frames: np.ndarray, fps: float) -> dict[str, float]:
     }
 
 
-def shrink(frame: np.ndarray) -> np.ndarray:
-    """Scale a frame to `HEIGHT` pixels, where it is higher."""
+def resized(frame: np.ndarray) -> np.ndarray:
+    """Scale a frame to `HEIGHT` pixels, where it is higher, and to `THINNEST` where a side is less."""
     height, width = frame.shape[:2]
-    if height <= HEIGHT:
-        return frame
-    return cv2.resize(frame, (max(round(width * HEIGHT / height), 16), HEIGHT), interpolation=cv2.INTER_AREA)
+    scale = min(HEIGHT / height, 1.0)
+    scale = max(scale, THINNEST / (min(height, width)))
+    size = max(round(width * scale), THINNEST), max(round(height * scale), THINNEST)
+    return frame if size == (width, height) else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
