@@ -59,7 +59,7 @@ bench-batches: setup  ## how long a step takes in each bucket, with batches of e
 bench-prep: dev  ## cutting and encoding beside ffmpeg that decodes once, into bench/out/prep.json
 	$(BIN)/python bench/prep.py
 
-bench-prep-plan: dev  ## entering metadata and finding near duplicates at 50 k and 1 M lines
+bench-prep-plan: dev  ## entering metadata and finding near duplicates at 1 M and 10 M lines
 	$(BIN)/python bench/prep_plan.py
 
 soak: dev  ## the long campaigns: damaged tars and videos, killed processes, memory over 20,000 clips

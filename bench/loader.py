@@ -2,13 +2,16 @@
 
 python bench/loader.py [clips [rounds]]
 
-The ceiling is a bare loop in as many processes, that reads and decodes and keeps nothing. Every loader is warm before
-it is timed, and all take turns, round after round: a machine is never the same twice. Writes bench/out/loader.json.
+The ceiling is a bare loop in as many processes, that reads and decodes and keeps nothing. The other loaders have the
+decode stage that their users write: decord's reader, its batch, as numpy. All are started and warm before anything is
+timed, and take short turns, as a machine is never the same twice. A turn begins with batches that are not timed, since
+they were read ahead while others had theirs. Writes bench/out/loader.json.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import multiprocessing
 import sys
@@ -23,6 +26,7 @@ from typing import Any
 import torch  # before decord
 
 # isort: split
+import decord
 import numpy as np
 import torch.nn.functional as F
 import webdataset
@@ -42,7 +46,9 @@ try:
 except ImportError:
     streaming = None
 
-SIZE, FRAMES, LENGTH, BATCH, PROCESSES, TURNS = 256, 16, 64, 16, 2, 4
+SIZE, FRAMES, LENGTH, BATCH, PROCESSES = 256, 16, 64, 16, 2
+# Batches of a turn: those that may have been read ahead, and those timed.
+AHEAD, TIMED = 8, 24
 
 
 def scene(seed: int) -> np.ndarray:
@@ -100,7 +106,7 @@ def bare(root: Path, share: int, clips: int, barrier: Any) -> None:
 
 
 @contextlib.contextmanager
-def ceiling(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+def ceiling(root: Path, clips: int) -> Iterator[Callable[[], float]]:
     """Clips a second without a loader."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(PROCESSES + 1)
@@ -110,12 +116,14 @@ def ceiling(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
     for process in processes:
         process.start()
 
-    def measure(turns: int) -> float:
-        start = time.perf_counter()
-        for _ in range(turns):
+    def measure() -> float:
+        ahead, timed = (-(-batches * BATCH // clips) for batches in (AHEAD, TIMED))
+        for turn in range(ahead + timed):
+            if turn == ahead:
+                start = time.perf_counter()
             barrier.wait()
             barrier.wait()
-        return turns * clips / (time.perf_counter() - start)
+        return timed * clips / (time.perf_counter() - start)
 
     yield measure
     for process in processes:
@@ -129,11 +137,11 @@ def module(root: Path) -> ClipDataModule:
 
 
 @contextlib.contextmanager
-def ours(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+def ours(root: Path, clips: int) -> Iterator[Callable[[], float]]:
     """What training gets: the order, the workers, whole batches."""
     data = module(root)
     batches = (batch["video"].permute(0, 2, 3, 4, 1) for batch in data.train_dataloader())
-    yield lambda turns: rate(batches, turns * clips)
+    yield lambda: rate(batches)
     data.teardown("fit")
 
 
@@ -154,6 +162,11 @@ def resume_ratio(root: Path, rounds: int = 5) -> float:
     return median(first_batch(root, 0.9) / first_batch(root, 0.0) for _ in range(rounds))
 
 
+def plain_decode(video: bytes, numbers: range) -> np.ndarray:
+    """Return the frames as any tutorial does."""
+    return decord.VideoReader(io.BytesIO(video), num_threads=1).get_batch(list(numbers)).asnumpy()
+
+
 class Files(Dataset):
     """Loose files, read and decoded one by one."""
 
@@ -165,25 +178,25 @@ class Files(Dataset):
 
     def __getitem__(self, index: int) -> np.ndarray:
         turn, number = divmod(index, self.clips)
-        return decode((self.root / f"{number:05d}.mp4").read_bytes(), window(number, turn))
+        return plain_decode((self.root / f"{number:05d}.mp4").read_bytes(), window(number, turn))
 
 
 @contextlib.contextmanager
-def map_style(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+def map_style(root: Path, clips: int) -> Iterator[Callable[[], float]]:
     """torch's DataLoader over loose files."""
-    yield from timed(DataLoader, Files(root / "files", clips), clips)
+    yield from timed(DataLoader, Files(root / "files", clips))
 
 
 def first_window(sample: dict[str, Any]) -> np.ndarray:
-    return decode(sample["mp4"], window(int(sample["__key__"]), 0))
+    return plain_decode(sample["mp4"], window(int(sample["__key__"]), 0))
 
 
 @contextlib.contextmanager
-def web_dataset(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+def web_dataset(root: Path, clips: int) -> Iterator[Callable[[], float]]:
     """The webdataset library with a decode stage, over the tars."""
     tars = sorted(map(str, (root / "tars").glob("*.tar")))
     data = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None).map(first_window).repeat()
-    yield from timed(DataLoader, data, clips)
+    yield from timed(DataLoader, data)
 
 
 if streaming:
@@ -193,35 +206,35 @@ if streaming:
 
         def __getitem__(self, index: int) -> np.ndarray:
             sample = super().__getitem__(index)
-            return decode(sample["mp4"], window(sample["number"], 0))
+            return plain_decode(sample["mp4"], window(sample["number"], 0))
 
 
 @contextlib.contextmanager
-def mosaicml(root: Path, clips: int) -> Iterator[Callable[[int], float]]:
+def mosaicml(root: Path, clips: int) -> Iterator[Callable[[], float]]:
     """MosaicML Streaming over its own format."""
     streaming.base.util.clean_stale_shared_memory()
-    data = Mds(local=str(root / "mds"), batch_size=BATCH, shuffle=True, epoch_size=100 * clips)
-    yield from timed(streaming.StreamingDataLoader, data, clips)
+    data = Mds(local=str(root / "mds"), batch_size=BATCH, shuffle=True, epoch_size=1000 * clips)
+    yield from timed(streaming.StreamingDataLoader, data)
 
 
-def timed(kind: type[DataLoader], data: Any, clips: int) -> Iterator[Callable[[int], float]]:
+def timed(kind: type[DataLoader], data: Any) -> Iterator[Callable[[], float]]:
     """Yield the measure of a DataLoader with the same processes and batches."""
     loader = kind(data, batch_size=BATCH, num_workers=PROCESSES, multiprocessing_context="spawn", drop_last=True)
     batches = [iter(loader)]
-    yield lambda turns: rate(batches[0], turns * clips)
+    yield lambda: rate(batches[0])
     # Its processes end with it.
     batches.clear()
 
 
-def rate(batches: Iterator[Any], clips: int) -> float:
-    """Return clips a second over so many of them, all of full shape; a few batches were taken before."""
-    start, seen = time.perf_counter(), 0
-    while seen < clips:
+def rate(batches: Iterator[Any]) -> float:
+    """Return clips a second, all of full shape, once what was read ahead is taken."""
+    for number in range(AHEAD + TIMED):
+        if number == AHEAD:
+            start = time.perf_counter()
         batch = next(batches)
         assert tuple(batch.shape) == (BATCH, FRAMES, SIZE, SIZE, 3)
-        seen += len(batch)
         del batch
-    return seen / (time.perf_counter() - start)
+    return TIMED * BATCH / (time.perf_counter() - start)
 
 
 def gop_ratio() -> float:
@@ -239,20 +252,21 @@ def gop_ratio() -> float:
 def main() -> None:
     """Print a line a round and the ratios, medians over rounds, and write bench/out/loader.json."""
     given = [int(number) for number in sys.argv[1:]]
-    clips, rounds = given + [96, 3][len(given) :]
+    clips, rounds = given + [96, 8][len(given) :]
     kinds = {"ceiling": ceiling, "ours": ours, "webdataset": web_dataset, "map_style": map_style}
     if streaming:
         kinds["mosaicml"] = mosaicml
     rates = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), clips)
-        for _ in range(rounds):
-            for name, kind in kinds.items():
-                # One at a time: processes that wait still take memory and time.
-                with kind(Path(folder), clips) as measure:
-                    measure(1)
-                    rates[name].append(measure(TURNS))
-                print(f"{name} {rates[name][-1]:.1f} clips/s", flush=True)
+        with contextlib.ExitStack() as stack:
+            measures = {name: stack.enter_context(kind(Path(folder), clips)) for name, kind in kinds.items()}
+            for measure in measures.values():
+                measure()
+            for _ in range(rounds):
+                for name, measure in measures.items():
+                    rates[name].append(measure())
+                print(", ".join(f"{name} {rates[name][-1]:.1f}" for name in kinds), "clips/s", flush=True)
         found = {"ceiling_fraction": median(a / b for a, b in zip(rates["ours"], rates["ceiling"], strict=True))}
         for name in set(kinds) - {"ceiling", "ours"}:
             found[f"vs_{name}"] = median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))

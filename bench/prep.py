@@ -4,12 +4,14 @@ python bench/prep.py [rounds]
 
 Both make the same clips of the same sources: same spans, size, scaler, x264 preset and options, one thread. Seconds
 are those of the processor, of ours without the start of Python, which a worker pays once for all its videos, of ffmpeg
-with the start of a process for each source. The two take turns, and the ratio is that of the median round. Writes
-bench/out/prep.json.
+with the start of a process for each source. The two take turns, and the ratio is that of the median round. Where
+video2dataset can be imported, the two stages of its exact path take a turn too, at x264's own preset, which it cannot
+change; only the clips that it delivers count. Writes bench/out/prep.json.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import shutil
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import av
@@ -35,6 +38,8 @@ HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "shared" / "clips"
 SOURCES, CLIPS, SHORTEST, LONGEST = 25, 8, 1.5, 5.0
 PRESETS = ("medium", "veryfast")
+FFMPEG = shutil.which("ffmpeg") is not None
+VIDEO2DATASET = FFMPEG and importlib.util.find_spec("video2dataset") is not None
 
 
 def made(number: int) -> bytes:
@@ -103,11 +108,12 @@ def ours(job: str) -> None:
     print(json.dumps({"seconds": spent, "startup": startup, "peak_gib": peak, "times": times}))
 
 
-def run_ours(work: list, preset: str, scored: bool, out: Path) -> dict:
+def run_apart(who: str, work: list, out: Path, **options: object) -> dict:
+    """Return what `ours` or `theirs` prints of all sources."""
     job = out / "job.json"
-    job.write_text(json.dumps({"work": work, "preset": preset, "scored": scored, "out": str(out)}))
-    done = subprocess.run([sys.executable, __file__, "ours", job], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+    job.write_text(json.dumps({"work": work, "out": str(out), **options}))
+    done = subprocess.run([sys.executable, __file__, who, job], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def ffmpeg_command(source: str, spans: list[Span], preset: str, out: Path, number: int) -> list[str]:
@@ -135,11 +141,36 @@ def ffmpeg_command(source: str, spans: list[Span], preset: str, out: Path, numbe
 def run_ffmpeg(work: list, preset: str, out: Path) -> float:
     """Return the processor seconds of ffmpeg over all sources."""
     commands = [ffmpeg_command(path, spans, preset, out, number) for number, (path, spans) in enumerate(work)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = processor_seconds()
     for command in commands:
         subprocess.run(command, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return processor_seconds() - before
+
+
+def theirs(job: str) -> None:
+    """Make the clips of a job with video2dataset, in a process of its own, and print what it and its ffmpeg took."""
+    from video2dataset.subsamplers import ClippingSubsampler, ResolutionSubsampler
+
+    task, delivered = json.loads(Path(job).read_text()), 0
+    clipping = ClippingSubsampler(5, {"video": "mp4"}, precision="exact")
+    resolution = ResolutionSubsampler("scale", video_size=EncodePolicy().short_side)
+    before = processor_seconds()
+    for number, (path, spans) in enumerate(task["work"]):
+        streams, metas, error = clipping({"video": [Path(path).read_bytes()]}, {"key": str(number), "clips": spans})
+        if error is None:
+            streams, metas, error = resolution(streams, metas)
+        if error is not None:
+            print(f"{path}: {error}", file=sys.stderr)
+            continue
+        for place, video in enumerate(streams["video"]):
+            (Path(task["out"]) / f"{number}.{place}.mp4").write_bytes(video)
+            delivered += 1
+    print(json.dumps({"seconds": processor_seconds() - before, "clips": delivered}))
+
+
+def processor_seconds() -> float:
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
 def frames_in(path: Path) -> int:
@@ -148,60 +179,72 @@ def frames_in(path: Path) -> int:
 
 
 def wrong_clips(work: list, folder: Path) -> int:
-    """Return how many clips have not as many frames as their source shows in their span."""
+    """Return how many of the delivered clips have not as many frames as their source shows in their span."""
     wrong = 0
     for number, (path, spans) in enumerate(work):
         timeline = read_timeline(path)
-        wrong += sum(len(timeline.within(s)) != frames_in(folder / f"{number}.{n}.mp4") for n, s in enumerate(spans))
+        clips = [(folder / f"{number}.{place}.mp4", span) for place, span in enumerate(spans)]
+        wrong += sum(len(timeline.within(span)) != frames_in(clip) for clip, span in clips if clip.is_file())
     return wrong
 
 
+def measure(work: list, preset: str, rounds: int, scratch: Path) -> dict:
+    """Return the medians of a preset, with a line of processor seconds a round."""
+    count, delivered, peaks, seconds = sum(len(spans) for _, spans in work), 0, [], defaultdict(list)
+    places = {name: scratch / name for name in ("ffmpeg", "plain", "scored", "video2dataset")}
+    for place in places.values():
+        place.mkdir(exist_ok=True)
+    for _ in range(rounds):
+        if FFMPEG:
+            seconds["ffmpeg"].append(run_ffmpeg(work, preset, places["ffmpeg"]))
+        for name in ("plain", "scored"):
+            found = run_apart("ours", work, places[name], preset=preset, scored=name == "scored")
+            seconds[name].append(found["seconds"])
+            peaks.append(found["peak_gib"])
+        if VIDEO2DATASET and preset == "medium":
+            found = run_apart("theirs", work, places["video2dataset"])
+            seconds["video2dataset"].append(found["seconds"])
+            delivered = found["clips"]
+        print(preset, {name: round(spent[-1], 2) for name, spent in seconds.items()}, flush=True)
+
+    def ratio(name: str) -> float:
+        return statistics.median(them / us for them, us in zip(seconds[name], seconds["plain"], strict=True))
+
+    report = {
+        "clips_per_cpu_second": count / statistics.median(seconds["plain"]),
+        "scores_overhead": ratio("scored") - 1,
+        "peak_gib": max(peaks),
+        "wrong_clips": wrong_clips(work, places["plain"]),
+    }
+    if seconds["ffmpeg"]:
+        report |= {
+            "vs_ffmpeg_one_decode": ratio("ffmpeg"),
+            "ffmpeg_clips_per_cpu_second": count / statistics.median(seconds["ffmpeg"]),
+            "ffmpeg_wrong_clips": wrong_clips(work, places["ffmpeg"]),
+        }
+    if seconds["video2dataset"]:
+        report |= {
+            "vs_video2dataset": ratio("video2dataset") * count / delivered,
+            "video2dataset_clips_per_cpu_second": delivered / statistics.median(seconds["video2dataset"]),
+            "video2dataset_missing_clips": count - delivered,
+            "video2dataset_wrong_clips": wrong_clips(work, places["video2dataset"]),
+        }
+    return report
+
+
 def main(rounds: int = 3) -> None:
-    """Measure, print a line a round, and write the report."""
+    """Measure, print a line a round, and write the report: of each figure the worse one of the two presets."""
     av.logging.set_level(av.logging.PANIC)
     sources = collect(HERE / "out" / "prep_sources")
     work = [(str(path), spans_in(path, number)) for number, path in enumerate(sources)]
-    count, presets = sum(len(spans) for _, spans in work), {}
+    count = sum(len(spans) for _, spans in work)
     print(f"{len(work)} sources, {count} clips, {rounds} rounds", flush=True)
-    have_ffmpeg = shutil.which("ffmpeg") is not None
     with tempfile.TemporaryDirectory() as scratch:
-        places = {name: Path(scratch) / name for name in ("ffmpeg", "plain", "scored")}
-        for place in places.values():
-            place.mkdir()
-        for preset in PRESETS:
-            seconds, peaks = {name: [] for name in places}, []
-            for _ in range(rounds):
-                if have_ffmpeg:
-                    seconds["ffmpeg"].append(run_ffmpeg(work, preset, places["ffmpeg"]))
-                for name in ("plain", "scored"):
-                    found = run_ours(work, preset, name == "scored", places[name])
-                    seconds[name].append(found["seconds"])
-                    peaks.append(found["peak_gib"])
-                print(preset, {name: round(spent[-1], 2) for name, spent in seconds.items() if spent}, flush=True)
-            plain, scored = seconds["plain"], seconds["scored"]
-            presets[preset] = {
-                "clips_per_cpu_second": count / statistics.median(plain),
-                "scores_overhead": statistics.median(s / p - 1 for s, p in zip(scored, plain, strict=True)),
-                "peak_gib": max(peaks),
-                "wrong_clips": wrong_clips(work, places["plain"]),
-            }
-            if have_ffmpeg:
-                ratios = [f / p for f, p in zip(seconds["ffmpeg"], plain, strict=True)]
-                presets[preset] |= {
-                    "vs_ffmpeg_one_decode": statistics.median(ratios),
-                    "ffmpeg_clips_per_cpu_second": count / statistics.median(seconds["ffmpeg"]),
-                    "ffmpeg_wrong_clips": wrong_clips(work, places["ffmpeg"]),
-                }
-    worst = {
-        name: pick(found[name] for found in presets.values())
-        for name, pick in (
-            ("vs_ffmpeg_one_decode", min),
-            ("clips_per_cpu_second", min),
-            ("scores_overhead", max),
-            ("peak_gib", max),
-        )
-        if all(name in found for found in presets.values())
-    }
+        presets = {preset: measure(work, preset, rounds, Path(scratch)) for preset in PRESETS}
+    worse = {"vs_ffmpeg_one_decode": min, "vs_video2dataset": min, "clips_per_cpu_second": min}
+    worse |= {"scores_overhead": max, "peak_gib": max}
+    found = {name: [preset[name] for preset in presets.values() if name in preset] for name in worse}
+    worst = {name: worse[name](values) for name, values in found.items() if values}
     report = {**worst, "sources": len(work), "clips": count, "rounds": rounds, "presets": presets}
     path = HERE / "out" / "prep.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
@@ -209,7 +252,7 @@ def main(rounds: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["ours"]:
-        ours(sys.argv[2])
+    if sys.argv[1:2] in (["ours"], ["theirs"]):
+        {"ours": ours, "theirs": theirs}[sys.argv[1]](sys.argv[2])
     else:
         main(*map(int, sys.argv[1:]))
