@@ -183,3 +183,17 @@ def test_a_run_is_not_resumed_on_another_manifest(
     assert status == 1
     assert re.search(r"manifest.parquet: found the manifest \w{12}, expected \w{12} as in the checkpoint", err)
     assert err.splitlines()[-1].startswith("videodiff train: error")
+
+
+def test_a_run_goes_on_with_other_stages_to_come(
+    call: Call, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = [*tiny(world_dataset), f"data.buckets=[{IMAGE}]", f"text.vocabulary={world_dataset}/words.txt"]
+    assert call("train", "name=one", *one, "trainer.max_steps=2")[0] == 0
+    clips = IMAGE.replace("frames: 1", "frames: 4")
+    for until, steps, expected in ((2, 4, 0), (1, 6, 1)):
+        stages = f"data.stages=[{{until: {until}, buckets: [{IMAGE}]}}, {{until: null, buckets: [{clips}]}}]"
+        status, _, err = call("train", "resume=runs/one", "data.buckets=null", stages, f"trainer.max_steps={steps}")
+        assert status == expected, err
+    assert "data.stages: found [0, 1], expected [0, 2] as in the checkpoint" in err
