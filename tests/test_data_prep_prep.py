@@ -328,7 +328,7 @@ def test_what_is_said_of_a_video_may_change_between_calls(tmp_path):
     assert prep(tmp_path / "out", tmp_path / "in", **how, **rules)["filtered"] == {"licence": 1}
     assert captions(tmp_path / "out") == ["before"]
     made = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out/.work/clips").rglob("*.mp4"))
-    (tmp_path / "in/0.json").write_text('{"caption": "after", "licence": "none"}')
+    (tmp_path / "in/0.json").write_text('{"caption": "after", "licence": "none", "score": NaN}')
     (tmp_path / "in/1.json").write_text('{"caption": "other", "licence": "CC0-1.0"}')
     assert prep(tmp_path / "out", tmp_path / "in", **how, **rules)["filtered"] == {"licence": 1}
     assert captions(tmp_path / "out") == ["other"]
