@@ -39,10 +39,9 @@ lint: dev  ## ruff: rules and formatting
 	$(BIN)/ruff format --check .
 
 # One thread: the operations of the tests are small, and some tests start a second process. A file of tests, which
-# shares what it has prepared, stays in one process; the file that takes longest begins first.
+# shares what it has prepared, stays in one process; conftest.py says which one begins.
 test: lint  ## lint, then all tests, a process a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
-	    tests/test_parallel_strategy.py tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: setup  ## measure how many clips a second this machine encodes, decodes and trains on
 	$(BIN)/python bench/speed.py

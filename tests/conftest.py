@@ -19,6 +19,11 @@ from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import render
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, as it stays in one process: at the end it would run alone."""
+    items.sort(key=lambda item: item.path.name != "test_parallel_strategy.py")
+
+
 @pytest.fixture(scope="session")
 def world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a dataset of 24 clips of the bouncing world: 8 frames of 16 px, with their truth."""
