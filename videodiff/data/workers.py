@@ -402,10 +402,10 @@ class Workers:
         self.failed_starts += not worker.ready
         if self.failed_starts >= STARTS + len(self.pool):
             raise RuntimeError(f"workers: found {self.failed_starts} that ended before their first clip: {reason}")
-        self.pool.remove(worker)
-        if worker.heir is None:
-            new = self.hire()
-            self.pool.append(new)
+        if worker.heir is not None:
+            self.pool.remove(worker)
+        else:
+            new = self.pool[self.pool.index(worker)] = self.hire()
             for other in self.pool:
                 other.heir = new if other.heir is worker else other.heir
         for turn, errand in reversed(list(enumerate(worker.errands))):
