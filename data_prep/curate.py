@@ -88,7 +88,8 @@ def curate(
     if not kept:
         remove_shards(out)
     # A scene in the spans of two inputs is one clip, and one of them may still have it.
-    for id in gone if not kept else (id for id in gone if id not in shards.keys):
+    used = shards.keys if kept else set()
+    for id in (id for id in gone if id not in used):
         for ending in ("mp4", "m4a"):
             place_of(work, id, ending).unlink(missing_ok=True)
         captions.forget(id)

@@ -138,7 +138,7 @@ def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterato
     """Yield how each request ends, once."""
     try:
         with clock("fetch"):
-            how = {"sound": making.audio == "keep", "keeper": node.keeper, **making.acquire}
+            how = {**making.acquire, "sound": making.audio == "keep", "keeper": node.keeper}
             acquirer = Acquirer(node.scratch / VIDEOS, making.root, **how)
             video = acquirer.fetch(requests[0])
     except Exception as error:

@@ -294,8 +294,9 @@ class Curriculum:
 
     def identity(self, step: int) -> dict[str, Any]:
         """Return what must be the same for the steps before this one to mean the same batches, as plain values."""
-        found: dict[str, Any] = {"stages": self.first[: self.begun(step)]}
-        for first, stage in zip(found["stages"], self.stages, strict=False):
+        begun = self.begun(step)
+        found: dict[str, Any] = {"stages": self.first[:begun]}
+        for first, stage in zip(self.first[:begun], self.stages[:begun], strict=True):
             found |= {f"stage_{first}.{name}" if first else name: value for name, value in stage.identity().items()}
         return found
 

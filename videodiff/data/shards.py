@@ -181,16 +181,20 @@ class ShardWriter:
             # On a full disk closing fails too, by the last bytes; these are not wanted any more.
             with contextlib.suppress(OSError):
                 file.close()
-        for pattern in (f".{self.name}-*.partial", f".{WORDS}.partial", f".{NAME}.partial"):
-            for partial in self.root.glob(pattern):
-                partial.unlink()
+        for partial in unfinished(self.root, self.name):
+            partial.unlink()
+
+
+def unfinished(root: Path, name: str) -> list[Path]:
+    """Return what a writer has in a folder that has not taken its name."""
+    patterns = (f".{name}-*.partial", f".{WORDS}.partial", f".{NAME}.partial")
+    return [path for pattern in patterns for path in root.glob(pattern)]
 
 
 def remove_shards(root: Path, name: str = "shard") -> None:
     """Remove a dataset, the manifest first, and what a killed writer of it left."""
-    for pattern in (NAME, f"{name}-*.tar", WORDS, f".{name}-*.partial", f".{WORDS}.partial", f".{NAME}.partial"):
-        for path in root.glob(pattern):
-            path.unlink()
+    for path in (root / NAME, *root.glob(f"{name}-*.tar"), root / WORDS, *unfinished(root, name)):
+        path.unlink(missing_ok=True)
 
 
 def add_members(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
