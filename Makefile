@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Bytecode is compiled on first import: compiling all of torch takes longer than the rest of the installation.
 INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# Where the environment forbids to keep it, every process would compile torch anew, for nine seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan soak clean
