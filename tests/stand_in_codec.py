@@ -29,6 +29,11 @@ def act(task: tuple[str, int], out: np.ndarray) -> dict[str, Any]:
     elif kind == "crash":
         out[: len(out) // 2] = 255
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "greedy":
+        # As the kernel ends what takes all memory.
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "nap":
+        time.sleep(0.3)
     elif kind == "exit":
         os._exit(3)
     elif kind == "raise":

@@ -70,7 +70,7 @@ def test_batches_come_in_order_whatever_takes_how_long(fresh):
 
 
 def test_clips_that_cannot_be_read_are_replaced_and_named(fresh):
-    kinds = {2: "hang", 5: "abort", 6: "raise", 9: "crash", 12: "exit", 19: "stop"}
+    kinds = {2: "hang", 5: "abort", 6: "raise", 9: "crash", 12: "exit", 14: "greedy", 19: "stop"}
     found = contents(fresh.batches(requests(kinds)))
     expected = np.arange(20).reshape(5, 4)
     for number in kinds:
@@ -83,6 +83,7 @@ def test_clips_that_cannot_be_read_are_replaced_and_named(fresh):
         "clip6": "ValueError: no {such} frame",
         "clip9": "crashed: the process ended by SIGSEGV",
         "clip12": "crashed: the process exited with 3",
+        "clip14": "crashed: the process ended by SIGKILL",
         "clip19": "timeout: took longer than 2 s",
     }
     assert {(line["shard"], line["offset"]) for line in lines} == {("a.tar", number) for number in kinds}
@@ -139,6 +140,23 @@ def test_a_worker_killed_from_outside_costs_no_sample(fresh):
         del batch
     assert found == np.arange(48).reshape(12, 4).tolist()
     assert fresh.quarantine.losses == {}
+
+
+def test_a_clip_whose_worker_is_killed_again_and_again_is_still_read(fresh):
+    killed = []
+
+    def kill():
+        while len(killed) < 3:
+            for worker in list(fresh.pool):
+                if worker.ready and worker.errands and worker.process.pid not in killed:
+                    killed.append(worker.process.pid)
+                    worker.process.kill()
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    assert contents(fresh.batches([Request(SHAPE, [clip(0, 0, 1, "nap")])])) == [[1]]
+    assert len(killed) == 3
 
 
 def test_reading_ahead_is_bounded_and_memory_is_used_again(fresh):
