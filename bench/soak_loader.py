@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch  # before decord
+import torch
 
 # isort: split
 import numpy as np
@@ -44,17 +44,17 @@ def write(root: Path) -> list[dict[str, Any]]:
     return [manifest.row(index) for index in range(len(manifest))]
 
 
-def read_clip(task: tuple[str, dict[str, Any], int, str], out: np.ndarray) -> int:
+def read_clip(task: tuple[str, dict[str, Any], int], out: np.ndarray) -> int:
     """Read a window of a clip; return the memory of this process in bytes."""
-    root, row, start, backend = task
+    root, row, start = task
     members = read_sample(root, row, {"mp4"})
-    decode_into(out, members["mp4"], range(start, start + FRAMES), backend)
+    decode_into(out, members["mp4"], range(start, start + FRAMES))
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def work(root: Path, rows: list[dict[str, Any]], order: tuple[int, int], number: int) -> Work:
     row = rows[number % CLIPS]
-    task = (str(root), row, number * 7 % (48 - FRAMES), ("decord", "pyav")[number % 5 == 0])
+    task = (str(root), row, number * 7 % (48 - FRAMES))
     return Work(order, Sample(row["shard"], row["key"], row["offset"]), task)
 
 

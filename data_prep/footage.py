@@ -15,6 +15,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from videodiff.data.decode import DecodeError, VideoInfo, best_stream, probe, read_frames
 from videodiff.data.encode import encode
 
+decord.logging.set_level(decord.logging.QUIET)
+
 # Mean difference of two decoders' pixels, 0 to 255, above which they do not show the same frame.
 SAME_FRAME = 2.0
 

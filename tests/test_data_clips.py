@@ -101,18 +101,6 @@ def test_a_cache_takes_no_more_memory_than_it_may(manifest):
     assert 0 < held <= room
 
 
-def test_a_clip_is_read_by_the_back_end_that_its_row_names(tmp_path, monkeypatch):
-    members, row = sample(0)
-    with ShardWriter(tmp_path) as writer:
-        writer.add("a", members, {**row, "backend": "decord"})
-        writer.add("b", members, {**row, "backend": "pyav"})
-    seen = []
-    monkeypatch.setattr(clips_module, "decode_into", lambda *arguments: seen.append(arguments[3]))
-    data = clips(Manifest.load(tmp_path))
-    data(0), data(1)
-    assert seen == ["decord", "pyav"]
-
-
 def test_an_image_is_a_clip_of_one_frame(tmp_path):
     picture, file = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3), io.BytesIO()
     Image.fromarray(picture).save(file, "png")

@@ -69,7 +69,7 @@ def test_of_a_large_dataset_only_some_captions_are_read(tmp_path):
 
 ROW = {
     "width": 64, "height": 64, "frames": 16, "fps": 8.0, "duration": 2.0, "captions": 1, "source": "", "licence": "",
-    "sha256": "0" * 64, "backend": "decord",
+    "sha256": "0" * 64,
 }  # fmt: skip
 
 

@@ -243,7 +243,7 @@ class Reader:
             raise ManifestError(f"{where}: found no {min(missing)}, expected one for deliver={list(self.deliver)}")
         if "video" in self.deliver:
             try:
-                decode_into(out, members[video], numbers, row["backend"])
+                decode_into(out, members[video], numbers)
             except DecodeError as error:
                 raise DecodeError(f"{where}.{video}: {error}") from error
         latent = read_latent(members["latent.npy"], where) if "latent" in self.deliver else None

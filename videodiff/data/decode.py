@@ -1,8 +1,8 @@
-"""One function reads frames out of a video in memory, by one of two back-ends.
+"""One function reads frames out of a video in memory: exactly those that are shown, whatever wrote the file.
 
-decord reads canonical clips. PyAV reads all others exactly: those that decord's wheel cannot open (AV1), and those of
-which it gives other frames than are shown (open groups of pictures, edit lists). Both carry their own ffmpeg;
-torchcodec, as exact as PyAV and no faster here, needs ffmpeg's libraries on the machine.
+PyAV carries its own ffmpeg. Used with care it is also the fastest here: the times of all pictures are read from the
+headers, decoding begins at the keyframe before the frames asked for, and opening decodes nothing. bench/decoders.py
+measures it beside decord, which gives other frames than are shown of open groups of pictures and of edit lists.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ import contextlib
 import io
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch  # before decord: the other order freezes DataLoader workers (dmlc/decord#251)
-
-# isort: split
 import av
-import decord
 import numpy as np
+import torch
 import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
 
 from videodiff.data.video import DecodeError, VideoInfo, best_stream
 
-decord.logging.set_level(decord.logging.QUIET)
+# Or ffmpeg decodes a picture to learn more of the stream than reading it takes.
+QUICK = {"skip_frame": "all", "max_probe_packets": "0"}
 
 
 def probe(video: bytes) -> VideoInfo:
@@ -40,72 +38,48 @@ def probe(video: bytes) -> VideoInfo:
     return VideoInfo(width, height, frames, fps, frames / fps)
 
 
-def decode(video: bytes, indices: Sequence[int], backend: str = "decord") -> np.ndarray:
+def decode(video: bytes, indices: Sequence[int]) -> np.ndarray:
     """Return the frames of these numbers, in this order: uint8 `t h w c`, RGB; DecodeError where that cannot be.
 
-    `backend` is decord or pyav; what decord cannot read goes to PyAV. Only the groups of pictures are decoded that hold
-    a frame asked for.
+    Only the groups of pictures are decoded that hold a frame asked for.
     """
-    numbers = [int(index) for index in indices]
-    if not numbers or min(numbers) < 0:
-        raise ValueError(f"indices: found {numbers}, expected frame numbers from 0")
-    if backend == "pyav":
-        return decode_by_pyav(video, numbers)
-    try:
-        reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
-    except (decord.DECORDError, RuntimeError):
-        return decode_by_pyav(video, numbers)
-    if max(numbers) >= len(reader):
-        raise DecodeError(f"found {len(reader)} frames, expected frame {max(numbers)}")
-    try:
-        # Where `asnumpy` would copy.
-        return torch.utils.dlpack.from_dlpack(reader.get_batch(numbers).to_dlpack()).numpy()
-    except (decord.DECORDError, RuntimeError):
-        return decode_by_pyav(video, numbers)
+    out = None
+    for number, image in find_frames(video, indices):
+        out = np.empty((len(indices), *image.shape), dtype=np.uint8) if out is None else out
+        for place in np.flatnonzero(np.equal(indices, number)):
+            out[place] = image
+    return out
 
 
-def decode_into(out: np.ndarray, video: bytes, indices: Sequence[int], backend: str = "decord") -> None:
+def decode_into(out: np.ndarray, video: bytes, indices: Sequence[int]) -> None:
     """Fill uint8 `t h w c` with these frames, scaled and cropped to its size, as `decode` and `resize` give them."""
-    np.copyto(out, resize(decode(video, indices, backend), *out.shape[1:3]))
+    for number, image in find_frames(video, indices):
+        fitted = resize(image[None], *out.shape[1:3])[0]
+        for place in np.flatnonzero(np.equal(indices, number)):
+            out[place] = fitted
 
 
-def backend_for(width: int) -> str:
-    """Return the back-end to try first for a canonical clip of this width.
+def find_frames(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and image, uint8 `h w c`, of each of these frames, by the times at which they are shown.
 
-    decord 0.6 copies rows of 24, 48 or 72 pixels with their padding and then refuses the result; at such sizes PyAV is
-    the faster one anyway.
+    One that comes twice is the second time as it shall be.
     """
-    return "pyav" if width < 80 else "decord"
-
-
-def probe_backend(video: bytes) -> str:
-    """Return the back-end to read a video of anybody with: decord where nothing leads it astray, else pyav.
-
-    It shows frames that an edit list hides, and decodes those that lead a keyframe without what they refer to; the
-    pictures tell both. A look at a few frames tells the rest: transport streams, ten bits a colour.
-    """
-    with opened(video) as (container, stream):
-        pictures, width = read_index(container, stream), stream.codec_context.width
-    if pictures is None or leading(pictures) or not all(picture.shown for picture in pictures):
-        return "pyav"
-    count = len(pictures)
-    numbers = sorted({0, count // 3, 2 * count // 3, count - 1})
-    truth = decode_by_pyav(video, numbers)
-    try:
-        reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
-        alike = len(reader) == count and differ(reader.get_batch(numbers).asnumpy(), truth) <= ALIKE
-    except (decord.DECORDError, RuntimeError):
-        return "pyav"
-    return backend_for(width) if alike else "pyav"
-
-
-# Levels of 255, the mean over a frame: two versions of ffmpeg convert colours with less than 1.
-ALIKE = 3.0
-
-
-def differ(frames: np.ndarray, others: np.ndarray) -> float:
-    """Return the mean difference of the two frames that differ most."""
-    return float(np.abs(frames.astype(np.int16) - others).mean(axis=(1, 2, 3)).max())
+    numbers = sorted({int(index) for index in indices})
+    if not numbers or numbers[0] < 0:
+        raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
+    with opened(video, quick=True) as (container, stream):
+        pictures = read_index(container, stream)
+        # A file that begins within a group of pictures shows fewer of them than it holds.
+        if pictures and pictures[0].key and pictures[0].pts == min(picture.pts for picture in pictures):
+            shown = sorted(picture.pts for picture in pictures if picture.shown)
+            if numbers[-1] >= len(shown):
+                raise DecodeError(f"found {len(shown)} frames, expected frame {numbers[-1]}")
+            count, images = 0, seek_frames(container, stream, pictures, [shown[number] for number in numbers])
+            for count, image in enumerate(images, 1):
+                yield numbers[count - 1], image
+            if count == len(numbers):
+                return
+    yield from decode_from_start(video, numbers)
 
 
 class Picture(NamedTuple):
@@ -117,6 +91,8 @@ class Picture(NamedTuple):
     shown: bool
 
 
+# Decoders that can be told of each picture whether it may be left out.
+SKIPPING = {"h264", "hevc"}
 # One packet is one picture, and keyframes are marked as such.
 INDEXED = {"h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9"}
 
@@ -127,87 +103,91 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream) -
     times = {packet.pts for packet in packets}
     if stream.codec_context.name not in INDEXED or None in times or len(times) < len(packets):
         return None
-    return [Picture(p.pts, p.pts if p.dts is None else p.dts, p.is_keyframe, not p.is_discard) for p in packets]
+    return [Picture(packet.pts, decoding_time(packet), packet.is_keyframe, not packet.is_discard) for packet in packets]
 
 
-def leading(pictures: Sequence[Picture]) -> bool:
-    """Tell whether a picture is shown before the keyframe that it is decoded after."""
-    last = None
-    for picture in pictures:
-        last = picture if picture.key else last
-        if last is None or picture.pts < last.pts:
-            return True
-    return False
-
-
-def decode_by_pyav(video: bytes, numbers: Sequence[int]) -> np.ndarray:
-    """Return frames found by the times at which they are shown; see `decode`."""
-    with opened(video) as (container, stream):
-        pictures = read_index(container, stream)
-        # A file that begins within a group of pictures shows fewer of them than it holds.
-        if pictures and pictures[0].key and pictures[0].pts == min(picture.pts for picture in pictures):
-            shown = sorted(picture.pts for picture in pictures if picture.shown)
-            if max(numbers) >= len(shown):
-                raise DecodeError(f"found {len(shown)} frames, expected frame {max(numbers)}")
-            found = seek_frames(container, stream, pictures, sorted({shown[number] for number in numbers}))
-            if found is not None:
-                return np.stack([found[shown[number]] for number in numbers])
-    return decode_from_start(video, numbers)
+def decoding_time(packet: av.Packet) -> int | None:
+    """Return when a packet is decoded, as far as it says."""
+    return packet.pts if packet.dts is None else packet.dts
 
 
 def seek_frames(
     container: av.container.InputContainer, stream: av.VideoStream, pictures: Sequence[Picture], times: Sequence[int]
-) -> dict[int, np.ndarray] | None:
-    """Return the frames of these ascending times, each decoded from the last keyframe before it.
+) -> Iterator[np.ndarray]:
+    """Yield the frames of these ascending times, each decoded from the last keyframe before it.
 
-    None where one is missing. Pictures that lead a keyframe are shown before it, and so belong to the keyframe before.
+    It ends where one is missing, or times do not tell. Pictures that lead a keyframe are shown before it, and so belong
+    to the keyframe before.
     """
-    keys, found, wanted = sorted((p.pts, p.dts) for p in pictures if p.key), {}, deque(times)
+    keys, wanted = sorted((p.pts, p.dts) for p in pictures if p.key), deque(times)
+    only = set(times) if stream.codec_context.name in SKIPPING else None
+    # Where these are the same although the order is not, they are those of decoding.
+    same_times = all(picture.pts == picture.dts for picture in pictures)
     reformatter = VideoReformatter()
     while wanted:
         number = bisect.bisect_right(keys, wanted[0], key=lambda key: key[0]) - 1
         after = keys[number + 1][0] if number + 1 < len(keys) else math.inf
-        container.seek(min(keys[number]), stream=stream)
-        for frame in decoded(container, stream):
+        for frame in decoded(packets_from(container, stream, *keys[number]), stream, only):
+            if frame.pts > wanted[0] or (same_times and stream.codec_context.has_b_frames):
+                return
             if frame.pts == wanted[0]:
-                found[frame.pts] = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                yield reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 wanted.popleft()
-            # A frame is missing, or the next one can be had from a later keyframe.
-            if not wanted or frame.pts > wanted[0] or wanted[0] >= after:
+            # The next one can be had from a later keyframe.
+            if not wanted or wanted[0] >= after:
                 break
         else:
-            return None
-        if wanted and frame.pts > wanted[0]:
-            return None
-    return found
+            return
 
 
-def decode_from_start(video: bytes, numbers: Sequence[int]) -> np.ndarray:
+def packets_from(
+    container: av.container.InputContainer, stream: av.VideoStream, pts: int, dts: int
+) -> Iterator[av.Packet]:
+    """Yield the packets from the keyframe of these times on, or from an earlier one."""
+    # In MP4 the time of display leads to it, that of decoding to the keyframe before; elsewhere the latter is right.
+    for start in (pts, min(pts, dts)):
+        container.seek(start, stream=stream)
+        packets = container.demux(stream)
+        first = next(packets)
+        if decoding_time(first) is None or decoding_time(first) <= dts:
+            break
+    yield first
+    yield from packets
+
+
+def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Decode all frames up to the last one asked for: the meaning of their numbers, whatever the file."""
-    wanted, found = set(numbers), {}
     for number, frame in enumerate(read_frames(video)):
-        if number in wanted:
-            found[number] = frame.to_ndarray(format="rgb24", threads=1)
-        if len(found) == len(wanted):
-            return np.stack([found[number] for number in numbers])
-    raise DecodeError(f"found {number + 1} frames, expected frame {max(numbers)}")
+        if number in numbers:
+            yield number, frame.to_ndarray(format="rgb24", threads=1)
+        if number == numbers[-1]:
+            return
+    raise DecodeError(f"found {number + 1} frames, expected frame {numbers[-1]}")
 
 
 def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
     """Yield every frame in the order of display; DecodeError where one is damaged or there is none."""
     frame = None
     with opened(video) as (container, stream):
-        for frame in decoded(container, stream):
+        for frame in decoded(container.demux(stream), stream):
             yield frame
     if frame is None:
         raise DecodeError("found no frame, expected at least one")
 
 
 @contextlib.contextmanager
-def opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a video and its stream, one thread; what ffmpeg finds wrong with it is a DecodeError."""
+def opened(video: bytes, quick: bool = False) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a video and its best stream, one thread; what ffmpeg finds wrong with it is a DecodeError.
+
+    `quick`: without decoding, after which the stream's format is not known yet.
+    """
     try:
-        with av.open(io.BytesIO(video)) as container:
+        with av.open(io.BytesIO(video), options=QUICK if quick else None) as container:
+            # Which of several is the best shows in their pictures.
+            if quick and len(container.streams.video) > 1:
+                with opened(video) as found:
+                    yield found
+                return
             stream = best_stream(container)
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -215,12 +195,20 @@ def opened(video: bytes) -> Iterator[tuple[av.container.InputContainer, av.Video
         raise DecodeError(f"cannot be decoded: {error.strerror}") from error
 
 
-def decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Yield the frames from here on; DecodeError where one is damaged."""
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise DecodeError(f"the frame at {frame.time} s is damaged")
-        yield frame
+def decoded(
+    packets: Iterable[av.Packet], stream: av.VideoStream, only: Collection[int] | None = None
+) -> Iterator[av.VideoFrame]:
+    """Yield the frames of these packets; DecodeError where one is damaged.
+
+    With `only`, times of display, other pictures are left out, but for those that these may refer to.
+    """
+    for packet in packets:
+        if only is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in only else "NONREF"
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise DecodeError(f"the frame at {frame.time} s is damaged")
+            yield frame
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
 
-from videodiff.data.decode import probe, probe_backend
+from videodiff.data.decode import decode, probe
 from videodiff.data.files import write_whole
 from videodiff.data.manifest import NAME, Manifest, ManifestWriter, plain_name
 from videodiff.data.remote import Url, place_of
@@ -227,12 +227,11 @@ def describe(sample: Sample, shard: str, keys: set[str]) -> tuple[dict[str, Any]
         if video is None:
             raise ValueError(f"found {', '.join(sample.members)}, expected one of {', '.join(VIDEOS)}")
         info, captions, notes = probe(video), read_captions(sample.members), read_notes(sample.members)
-        backend = probe_backend(video)
+        decode(video, [0])
     except (ValueError, RecursionError) as error:
         return Unusable(shard, sample.offset, sample.key, str(error))
     keys.add(sample.key)
     row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
-    row |= {"backend": backend}
     row |= {"shard": shard, "key": sample.key, "offset": sample.offset, "size": sample.end - sample.offset}
     row |= {"source": text_of(notes, "source", "url"), "licence": text_of(notes, "licence", "license")}
     return row | {"captions": len(captions), "sha256": hashlib.sha256(video).hexdigest()}, captions

@@ -38,7 +38,6 @@ FIELDS = {
     "frames": pa.int32(),
     "fps": pa.float64(),
     "duration": pa.float64(),
-    "backend": pa.string(),
     "captions": pa.int32(),
     "source": pa.string(),
     "licence": pa.string(),

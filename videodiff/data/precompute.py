@@ -387,7 +387,7 @@ def read_part(task: tuple[Any, dict[str, Any], range] | None, out: np.ndarray) -
         name = video_of(members)
         if name is None:
             raise DecodeError(f"found no video, expected one of {', '.join(VIDEOS)}")
-        decode_into(out, members[name], numbers, row["backend"])
+        decode_into(out, members[name], numbers)
     return True
 
 

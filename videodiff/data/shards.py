@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from videodiff.data.cache import CachedFolder
-from videodiff.data.decode import VideoInfo, backend_for
+from videodiff.data.decode import VideoInfo
 from videodiff.data.files import stage, sync
 from videodiff.data.manifest import FIELDS, NAME, ManifestError, ManifestWriter
 from videodiff.data.remote import Url, place_of
@@ -87,8 +87,8 @@ class ShardWriter:
     def add(self, key: str, members: dict[str, bytes], row: dict[str, Any], group: str = "") -> None:
         """Append one sample: its files by extension and what the manifest shall say of it.
 
-        `row` needs width, height, frames and fps; source, licence, duration, backend and `score_*` are optional, the
-        rest is filled in here.
+        `row` needs width, height, frames and fps; source, licence, duration and `score_*` are optional, the rest is
+        filled in here.
         """
         row = self._checked(key, members, row)
         size = sum(len(data) + 1024 for data in members.values())
@@ -122,9 +122,7 @@ class ShardWriter:
         unknown = [name for name in row if name not in FIELDS and not name.startswith("score_")]
         if missing or unknown:
             raise ValueError(f"{key}: row without {missing} and with {unknown}, expected {REQUIRED} and score_* only")
-        # Clips that come here are canonical; what others wrote is probed when it is indexed.
-        canonical = {"duration": row["frames"] / row["fps"], "backend": backend_for(row["width"])}
-        return {"source": "", "licence": "", **canonical, **row}
+        return {"source": "", "licence": "", "duration": row["frames"] / row["fps"], **row}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:

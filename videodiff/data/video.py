@@ -1,4 +1,4 @@
-"""What a video is, without torch and decord: data preparation starts many processes, which decode by PyAV alone."""
+"""What a video is, without torch: data preparation starts many processes, which import little."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class VideoInfo:
 
 
 def best_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """Return the video stream that decord picks too: a file may hold several."""
+    """Return the video stream that ffmpeg finds best: a file may hold several."""
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:
         raise DecodeError("found no video stream that can be decoded, expected one")

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from videodiff.data.decode import DecodeError, backend_for, decode, probe
+from videodiff.data.decode import DecodeError, decode, probe
 
 QUALITY = 90
 
@@ -23,7 +23,7 @@ def read_frames(path: Path, count: int, side: int) -> np.ndarray:
     except OSError as error:
         raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
     info = probe(video)
-    frames = decode(video, spread(info.frames, count), backend_for(info.width))
+    frames = decode(video, spread(info.frames, count))
     scale = side / min(info.height, info.width)
     if scale >= 1:
         return frames

@@ -1,0 +1,63 @@
+"""Measure reading windows of frames beside decord, which most loaders use: canonical clips, one thread, one process.
+
+python bench/decoders.py [clips [rounds]]
+
+For groups of 12 pictures, as our clips have them, and of 250, as x264 makes them, and for every, every second and every
+fourth frame: processor milliseconds a window of 16 frames, medians over rounds. Both must give the same frames.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable
+
+import torch  # before decord
+
+# isort: split
+import decord
+import numpy as np
+from loader import FRAMES, LENGTH, scene
+
+from videodiff.data import encode as encoding
+from videodiff.data.decode import decode
+from videodiff.data.order import draw
+
+
+def by_decord(video: bytes, numbers: range) -> np.ndarray:
+    return decord.VideoReader(io.BytesIO(video), num_threads=1).get_batch(list(numbers)).asnumpy()
+
+
+def window(number: int, turn: int, stride: int) -> range:
+    """Return the frames to take of a clip the n-th time."""
+    length = (FRAMES - 1) * stride + 1
+    start = draw(LENGTH - length + 1, number, turn)
+    return range(start, start + length, stride)
+
+
+def milliseconds(read: Callable[[bytes, range], np.ndarray], videos: list[bytes], stride: int, turn: int) -> float:
+    start = time.process_time()
+    for number, video in enumerate(videos):
+        read(video, window(number, turn, stride))
+    return 1000 * (time.process_time() - start) / len(videos)
+
+
+def main(clips: int = 16, rounds: int = 7) -> None:
+    """Print a line for each kind of clip and window."""
+    torch.set_num_threads(1)
+    for encoding.GOP in (12, 250):
+        videos = [encoding.encode(scene(number), 24.0) for number in range(clips)]
+        for stride in (1, 2, 4):
+            for number, video in enumerate(videos):
+                numbers = window(number, 0, stride)
+                assert np.array_equal(decode(video, numbers), by_decord(video, numbers))
+            both = by_decord, decode
+            took = np.array([[milliseconds(read, videos, stride, turn) for read in both] for turn in range(rounds)])
+            (theirs, ours), ratio = np.median(took, axis=0), np.median(took[:, 0] / took[:, 1])
+            kind = f"groups of {encoding.GOP}, every {stride}"
+            print(f"{kind}: decord {theirs:.1f} ms, here {ours:.1f} ms, ratio {ratio:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
