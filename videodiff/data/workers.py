@@ -37,7 +37,7 @@ START_S, STARTS = 180.0, 3
 GRACE_S = 1.0
 # A disk may be slow once: twice is no accident. SIGKILL comes from outside, and a process that is idle may have had it
 # long ago; only where it comes again and again is it the kernel, whose memory the clip takes.
-TRIES, TRIES_KILLED = 2, 6
+SUSPICION, SUSPICION_KILLED, GUILT = 3, 1, 6
 # A worker has its next clip at hand when it answers.
 QUEUED = 2
 STAND_INS = 1000
@@ -133,12 +133,12 @@ class Flight:
 
 
 class Errand(NamedTuple):
-    """One clip for one worker, and how often it was lost before."""
+    """One clip for one worker, and how much it is suspected of what ended others."""
 
     flight: Flight
     place: int
     work: Work
-    lost: int = 0
+    suspected: int = 0
 
     def renewed(self) -> Errand:
         """Return the errand for what the place shall hold now: another clip may have been taken meanwhile."""
@@ -233,7 +233,7 @@ class Workers:
     `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
     the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for.
     `life`: clips that a process reads before another takes its place. A clip whose function raises, or whose process
-    hangs or crashes twice or is killed six times, goes into the quarantine, and `stand_in(work, attempt)` with attempt
+    hangs or crashes twice, or is killed six times, goes into the quarantine, and `stand_in(work, attempt)` with attempt
     1, 2, ... names others of the same shape for its place. An OSError is raised: a disk or a host is not the fault of a
     clip. Use it in a `with` block, or `close` it.
     """
@@ -375,7 +375,7 @@ class Workers:
                 if answer is None:
                     reason = f"crashed: {worker.end(GRACE_S)}"
                     killed = worker.process.exitcode == -signal.SIGKILL
-                    self.replace(worker, reason, TRIES_KILLED if killed else TRIES)
+                    self.replace(worker, reason, SUSPICION_KILLED if killed else SUSPICION)
                 elif not worker.ready:
                     worker.ready, self.failed_starts = True, 0
                 else:
@@ -400,7 +400,7 @@ class Workers:
         else:
             self.lose(errand, result)
 
-    def replace(self, worker: Worker, reason: str, tries: int = TRIES) -> None:
+    def replace(self, worker: Worker, reason: str, suspicion: int = SUSPICION) -> None:
         """Put a new worker in the place of one that was ended; its present clip is to blame, the next one is not."""
         self.failed_starts += not worker.ready
         if self.failed_starts >= STARTS + len(self.pool):
@@ -414,8 +414,9 @@ class Workers:
         for turn, errand in reversed(list(enumerate(worker.errands))):
             if errand.flight not in self.flights:
                 continue
-            if turn > 0 or errand.lost + 1 < tries:
-                self.waiting.appendleft(errand._replace(lost=errand.lost + (turn == 0)))
+            suspected = errand.suspected + suspicion * (turn == 0)
+            if suspected < GUILT:
+                self.waiting.appendleft(errand._replace(suspected=suspected))
             else:
                 self.settle(errand, False, reason)
 
