@@ -2,7 +2,7 @@
 
 python bench/soak_loader.py [clips [damaged runs]]
 
-Real clips and the real back-ends; the tests do the same with a stand-in codec that also hangs and aborts.
+Real clips and the real decoder; the tests do the same with a stand-in codec that also hangs and aborts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-# isort: split
 import numpy as np
+import torch
 
 from videodiff.data.decode import decode_into, probe
 from videodiff.data.encode import encode

@@ -232,7 +232,7 @@ def rate_clips(
     scorers, found = load(models, gpu), []
     for clip in chunk:
         video = place_of(work, clip.id, "mp4").read_bytes()
-        frames = decode(video, looks(clip.frames), "pyav")
+        frames = decode(video, looks(clip.frames))
         found.append({kind: scorers[kind](frames, clip.captions) for kind in clip.wanted})
     return found
 

@@ -140,14 +140,14 @@ def edited(video: bytes, hidden: int) -> bytes:
     return file.getvalue()
 
 
-def mistimed(video: bytes) -> bytes:
-    """Return a video whose pictures are to be shown when they are decoded, as some tools cut."""
+def mistimed(video: bytes, container: str = "mp4", late: int = 0) -> bytes:
+    """Return a video whose pictures are to be shown when they are decoded, or so many ticks later."""
     file = io.BytesIO()
-    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format="mp4") as out:
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as out:
         stream = out.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(source.streams.video[0]):
             if packet.size:
-                packet.pts, packet.stream = packet.dts, stream
+                packet.pts, packet.stream = packet.dts + late, stream
                 out.mux_one(packet)
     return file.getvalue()
 
@@ -186,6 +186,12 @@ KINDS = {
     "edit list over open groups": (edited(write_video(SQUARE, **OPEN), 37), False),
     "two streams": (two_streams(write_video(moving_square(70, 48, 48), g="20"), write_video(SQUARE, g="20")), True),
     "times of decoding": (mistimed(LONG), False),
+    "times of decoding and a tick": (mistimed(LONG, late=1), False),
+    "times of decoding in Matroska": (mistimed(LONG, "matroska"), False),
+    "times of decoding in a transport stream": (mistimed(LONG, "mpegts"), False),
+    "AVI": (write_video(SQUARE, container="avi", bf="3", g="20"), False),
+    "interlaced": (write_video(SQUARE, flags="+ildct+ilme", g="20"), False),
+    "MPEG-4 part 2": (write_video(SQUARE, "mpeg4", container="avi", g="20"), False),
     "no pictures out of order": (write_video(SQUARE, bf="0", g="20"), True),
     "av1": (write_video(SQUARE, "libsvtav1", g="20"), True),
     "hevc": (write_video(SQUARE, "libx265", container="matroska", g="20"), True),
@@ -202,9 +208,10 @@ def test_every_window_of_every_kind_of_video_is_that_of_a_full_decode(kind, monk
     monkeypatch.setattr(
         room, "decode_from_start", lambda *a, run=room.decode_from_start: from_start.append(a) or run(*a)
     )
+    assert probe(video).frames == len(whole)
     for _ in range(12):
-        stride, start = dice.choice([1, 2, 4]), dice.randrange(len(whole) - 28)
-        window = range(start, start + 8 * stride, stride)
+        stride, start, count = dice.choice([1, 2, 4]), dice.randrange(len(whole) - 28), dice.choice([1, 8])
+        window = range(start, start + count * stride, stride)
         assert np.array_equal(decode(video, window), whole[window])
     assert bool(from_start) != indexed
 

@@ -8,22 +8,22 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
-from made_clips import moving_square, write_video
+from made_clips import by_decord, moving_square, write_video
 
-from videodiff.data.decode import decode, decode_by_pyav, probe
+from videodiff.data.decode import decode, probe
 from videodiff.data.encode import encode
 
 
 @pytest.mark.parametrize("side", [32, 96, 1088])
-@pytest.mark.parametrize("read", [decode, decode_by_pyav])
-def test_a_colour_comes_back_through_both_decoders_at_every_height(read, side):
+@pytest.mark.parametrize("read", [decode, by_decord])
+def test_a_colour_comes_back_here_and_in_decord_at_every_height(read, side):
     colours = np.array([(255, 0, 0), (0, 170, 0), (0, 0, 255), (235, 195, 0), (255, 255, 255), (0, 0, 0)])
     frames = np.broadcast_to(colours[:, None, None].astype(np.uint8), (6, side, 32, 3))
     found = read(encode(frames, 5.0), range(6)).astype(int)
     assert np.abs(found - frames).max() <= 4
 
 
-def test_a_stream_tagged_bt709_keeps_its_colour_through_both_decoders():
+def test_a_stream_tagged_bt709_keeps_its_colour_here_and_in_decord():
     red = np.zeros((2, 64, 64, 3), dtype=np.uint8)
     red[..., 0] = 255
     file = io.BytesIO()
@@ -34,7 +34,7 @@ def test_a_stream_tagged_bt709_keeps_its_colour_through_both_decoders():
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1)))
         container.mux(stream.encode(None))
-    for read in (decode, decode_by_pyav):
+    for read in (decode, by_decord):
         assert np.abs(read(file.getvalue(), [0, 1]).astype(int) - red).max() <= 4
 
 

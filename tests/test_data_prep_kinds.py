@@ -179,7 +179,7 @@ def test_a_kind_of_source_becomes_shards(kind, web, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("evil"))
     manifest = Manifest.load(tmp_path / "out")
     samples = [(row, read_sample(tmp_path / "out", row)) for row in map(manifest.row, range(len(manifest)))]
-    shown = [[read_number(i) for i in decode(s["mp4"], range(row["frames"]), "pyav")] for row, s in samples]
+    shown = [[read_number(i) for i in decode(s["mp4"], range(row["frames"]))] for row, s in samples]
     assert shown == wanted
     assert read_captions(samples[1][1]) == ["two"]
     if kind == "internvid":

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_clips import moving_square, write_video
+from made_clips import by_decord, moving_square, write_video
 from PIL import Image
 
 from data_prep.footage import even_size, every_frame, fit_video, read_header, unfit
 from data_prep.pack import pack
 from videodiff.data.buckets import Bucket
 from videodiff.data.clips import Clips, Reader
-from videodiff.data.decode import DecodeError, decode, decode_by_pyav, probe
+from videodiff.data.decode import DecodeError, decode, probe
 from videodiff.data.encode import encode
 from videodiff.data.manifest import Manifest
 from videodiff.data.shards import read_captions, read_sample
@@ -91,7 +91,7 @@ def test_only_what_is_unfit_is_encoded_again(packed):
     members = read_sample(root / "out", Manifest.load(root / "out").row(0))
     original = (root / "in" / "av1.mkv").read_bytes()
     assert read_header(members["mp4"]).codec == "h264"
-    assert np.abs(decode(members["mp4"], range(10)).astype(int) - decode_by_pyav(original, range(10))).mean() < 4
+    assert np.abs(decode(members["mp4"], range(10)).astype(int) - decode(original, range(10))).mean() < 4
 
 
 def test_progress_counts_to_the_end(packed):
@@ -179,7 +179,7 @@ def test_what_decord_or_a_browser_may_not_show_is_encoded_again_and_shows_the_sa
     assert (header.codec, header.pixels, unfit(header, 720)) == ("h264", "yuv420p", "")
     assert (info, info.frames, info.fps) == (probe(fit), 10, 25.0)
     height, width = info.height, info.width
-    shown = decode_by_pyav(video, range(10))[:, :height, :width]
+    shown = decode(video, range(10))[:, :height, :width]
     assert np.abs(decode(fit, range(10)).astype(int) - shown).mean() < 5
 
 
@@ -246,15 +246,15 @@ def test_an_open_group_of_pictures_that_decord_misreads_is_encoded_again():
     frames = np.stack([np.roll(still, 3 * t, axis=1) + np.uint8(t) for t in range(60)])
     params = "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
     video = write_video(frames, **{"x264-params": params})
-    truth = decode_by_pyav(video, range(60)).astype(int)
+    truth = decode(video, range(60)).astype(int)
 
     def wrong(read):
         return np.abs(read - truth).mean(axis=(1, 2, 3)).max()
 
-    assert wrong(np.concatenate([decode(video, [number]) for number in range(60)])) > 10
+    assert wrong(np.concatenate([by_decord(video, [number]) for number in range(60)])) > 10
     fit, _, reason = fit_video(video, 720, 1)
     assert reason.startswith("decord is off by")
-    assert wrong(np.concatenate([decode(fit, [number]) for number in range(60)])) < 5
+    assert wrong(np.concatenate([by_decord(fit, [number]) for number in range(60)])) < 5
 
 
 def test_a_video_that_ends_before_its_header_says_is_an_error():

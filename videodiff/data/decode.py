@@ -1,8 +1,8 @@
-"""One function reads frames out of a video in memory: exactly those that are shown, whatever wrote the file.
+"""One function reads frames out of a video in memory, those that a decoder shows which begins at the first one.
 
 PyAV carries its own ffmpeg. Used with care it is also the fastest here: the times of all pictures are read from the
-headers, decoding begins at the keyframe before the frames asked for, and opening decodes nothing. bench/decoders.py
-measures it beside decord, which gives other frames than are shown of open groups of pictures and of edit lists.
+headers, decoding begins at the keyframe before the frames asked for, and opening decodes nothing. Where times do not
+tell frames apart all are decoded. bench/decoders.py measures it beside decord.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import io
+import itertools
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -28,11 +29,12 @@ QUICK = {"skip_frame": "all", "max_probe_packets": "0"}
 
 
 def probe(video: bytes) -> VideoInfo:
-    """Return what a video says of itself; its packets are counted, as a header may promise more than is there."""
+    """Return what a video says of itself; its frames are counted, as a header may promise more than is there."""
     with opened(video) as (container, stream):
-        frames = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
+        pictures = read_index(container, stream)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         width, height = stream.codec_context.width, stream.codec_context.height
+    frames = sum(1 for _ in read_frames(video)) if pictures is None else sum(picture.shown for picture in pictures)
     if not (frames and fps and width and height):
         raise DecodeError(f"found {frames} frames of {width} x {height} at {fps} fps, expected at least one frame")
     return VideoInfo(width, height, frames, fps, frames / fps)
@@ -46,6 +48,8 @@ def decode(video: bytes, indices: Sequence[int]) -> np.ndarray:
     out = None
     for number, image in find_frames(video, indices):
         out = np.empty((len(indices), *image.shape), dtype=np.uint8) if out is None else out
+        if image.shape != out.shape[1:]:
+            raise DecodeError(f"found frames of {out.shape[1:3]} and of {image.shape[:2]}, expected one size")
         for place in np.flatnonzero(np.equal(indices, number)):
             out[place] = image
     return out
@@ -60,26 +64,19 @@ def decode_into(out: np.ndarray, video: bytes, indices: Sequence[int]) -> None:
 
 
 def find_frames(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and image, uint8 `h w c`, of each of these frames, by the times at which they are shown.
+    """Yield number and image, uint8 `h w c`, of each of these frames.
 
     One that comes twice is the second time as it shall be.
     """
-    numbers = sorted({int(index) for index in indices})
+    numbers, count = sorted({int(index) for index in indices}), 0
     if not numbers or numbers[0] < 0:
         raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
-    with opened(video, quick=True) as (container, stream):
-        pictures = read_index(container, stream)
-        # A file that begins within a group of pictures shows fewer of them than it holds.
-        if pictures and pictures[0].key and pictures[0].pts == min(picture.pts for picture in pictures):
-            shown = sorted(picture.pts for picture in pictures if picture.shown)
-            if numbers[-1] >= len(shown):
-                raise DecodeError(f"found {len(shown)} frames, expected frame {numbers[-1]}")
-            count, images = 0, seek_frames(container, stream, pictures, [shown[number] for number in numbers])
-            for count, image in enumerate(images, 1):
-                yield numbers[count - 1], image
-            if count == len(numbers):
-                return
-    yield from decode_from_start(video, numbers)
+    # What goes wrong on the short way need not be wrong with the video.
+    with contextlib.suppress(DecodeError):
+        for count, image in enumerate(seek_frames(video, numbers), 1):
+            yield numbers[count - 1], image
+    if count < len(numbers):
+        yield from decode_from_start(video, numbers)
 
 
 class Picture(NamedTuple):
@@ -111,33 +108,41 @@ def decoding_time(packet: av.Packet) -> int | None:
     return packet.pts if packet.dts is None else packet.dts
 
 
-def seek_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, pictures: Sequence[Picture], times: Sequence[int]
-) -> Iterator[np.ndarray]:
-    """Yield the frames of these ascending times, each decoded from the last keyframe before it.
+def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the frames of these ascending numbers by their times, each decoded from the last keyframe before it.
 
     It ends where one is missing, or times do not tell. Pictures that lead a keyframe are shown before it, and so belong
     to the keyframe before.
     """
-    keys, wanted = sorted((p.pts, p.dts) for p in pictures if p.key), deque(times)
-    only = set(times) if stream.codec_context.name in SKIPPING else None
-    # Where these are the same although the order is not, they are those of decoding.
-    same_times = all(picture.pts == picture.dts for picture in pictures)
-    reformatter = VideoReformatter()
-    while wanted:
-        number = bisect.bisect_right(keys, wanted[0], key=lambda key: key[0]) - 1
-        after = keys[number + 1][0] if number + 1 < len(keys) else math.inf
-        for frame in decoded(packets_from(container, stream, *keys[number]), stream, only):
-            if frame.pts > wanted[0] or (same_times and stream.codec_context.has_b_frames):
-                return
-            if frame.pts == wanted[0]:
-                yield reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                wanted.popleft()
-            # The next one can be had from a later keyframe.
-            if not wanted or wanted[0] >= after:
-                break
-        else:
+    with opened(video, quick=True) as (container, stream):
+        pictures = read_index(container, stream)
+        # A file that begins within a group of pictures shows fewer of them than it holds.
+        if not pictures or not pictures[0].key or pictures[0].pts > min(picture.pts for picture in pictures):
             return
+        shown = sorted(picture.pts for picture in pictures if picture.shown)
+        wanted = deque(shown[number] for number in numbers if number < len(shown))
+        only = set(wanted) if stream.codec_context.name in SKIPPING else None
+        keys = sorted((picture.pts, picture.dts) for picture in pictures if picture.key)
+        ascending = all(one.pts < other.pts for one, other in itertools.pairwise(pictures))
+        reformatter = VideoReformatter()
+        while wanted:
+            number = bisect.bisect_right(keys, wanted[0], key=lambda key: key[0]) - 1
+            after = keys[number + 1][0] if number + 1 < len(keys) else math.inf
+            for frame in decoded(packets_from(container, stream, *keys[number]), stream, only):
+                # Times of pictures that are shown in another order than they rise are those of decoding.
+                if frame.pts is None or frame.pts > wanted[0] or (ascending and stream.codec_context.has_b_frames):
+                    return
+                # A field may be a picture of its own.
+                if frame.interlaced_frame:
+                    return
+                if frame.pts == wanted[0]:
+                    yield reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                    wanted.popleft()
+                # The next one can be had from a later keyframe.
+                if not wanted or wanted[0] >= after:
+                    break
+            else:
+                return
 
 
 def packets_from(

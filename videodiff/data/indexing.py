@@ -227,7 +227,7 @@ def describe(sample: Sample, shard: str, keys: set[str]) -> tuple[dict[str, Any]
         if video is None:
             raise ValueError(f"found {', '.join(sample.members)}, expected one of {', '.join(VIDEOS)}")
         info, captions, notes = probe(video), read_captions(sample.members), read_notes(sample.members)
-        decode(video, [0])
+        decode(video, [0, info.frames // 3, 2 * info.frames // 3, info.frames - 1])
     except (ValueError, RecursionError) as error:
         return Unusable(shard, sample.offset, sample.key, str(error))
     keys.add(sample.key)
