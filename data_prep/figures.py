@@ -249,7 +249,8 @@ def failures(plan: Plan, most: int = ROWS) -> list[Failure]:
     plan.base.create_function("host_of", 1, host_of, deterministic=True)
     rows = plan.base.execute(
         "SELECT reason, retryable, host_of(video), count(*) AS inputs, detail, min(place) FROM ledger.ended "
-        "JOIN ledger.inputs USING (id) LEFT JOIN requests USING (id) WHERE status = 'failed' "
+        "JOIN ledger.inputs USING (id) LEFT JOIN numbers USING (id) "
+        "LEFT JOIN requests ON requests.number = numbers.number WHERE status = 'failed' "
         "GROUP BY 1, 2, 3 ORDER BY inputs DESC, 1, 3 LIMIT ?",
         (most,),
     )

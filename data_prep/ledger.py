@@ -36,6 +36,9 @@ CREATE TABLE IF NOT EXISTS stages (stage TEXT PRIMARY KEY, seconds REAL NOT NULL
     bytes INTEGER NOT NULL);
 """
 
+# Inputs that are entered at once.
+BATCH = 50_000
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -70,30 +73,30 @@ class Ledger:
     def close(self) -> None:
         self.base.close()
 
-    def admit(self, items: Iterable[ClipRequest | BadInput], batch: int = 10_000) -> Iterator[ClipRequest]:
+    def admit(self, items: Iterable[ClipRequest | BadInput], batch: int = BATCH) -> Iterator[ClipRequest]:
         """Enter inputs and yield the requests, those that have ended too: what is said of them may have changed.
 
         A bad input ends at once as failed, a second one of the same id as filtered.
         """
         items = iter(items)
         while group := list(islice(items, batch)):
-            yield from self._enter(group)
+            with self._transaction():
+                taken = {number for number in index_order([item.id for item in group]) if self._enter(group[number])}
+            yield from (item for number, item in enumerate(group) if number in taken)
 
-    def _enter(self, group: Sequence[ClipRequest | BadInput]) -> list[ClipRequest]:
-        requests = []
-        with self._transaction():
-            for item in group:
-                place = str(item.place)
-                new = self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(item.id), place)).rowcount
-                if not new and self._place(item.id) != place:
-                    twin = str(uuid.uuid5(NAMESPACE, f"{item.id} {place}"))
-                    self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(twin), place))
-                    self._add(Outcome(twin, "filtered", "duplicate", detail=f"as {self._place(item.id)}"))
-                elif isinstance(item, BadInput):
-                    self._add(Outcome(item.id, "failed", item.reason, detail=item.detail))
-                else:
-                    requests.append(item)
-        return requests
+    def _enter(self, item: ClipRequest | BadInput) -> bool:
+        """Enter one input, and tell whether it is a request to be met."""
+        place = str(item.place)
+        new = self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(item.id), place)).rowcount
+        if not new and self._place(item.id) != place:
+            twin = str(uuid.uuid5(NAMESPACE, f"{item.id} {place}"))
+            self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(twin), place))
+            self._add(Outcome(twin, "filtered", "duplicate", detail=f"as {self._place(item.id)}"))
+            return False
+        if isinstance(item, BadInput):
+            self._add(Outcome(item.id, "failed", item.reason, detail=item.detail))
+            return False
+        return True
 
     def record(self, outcomes: Iterable[Outcome], spent: Mapping[str, Spent] | None = None) -> list[Outcome]:
         """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.
@@ -187,6 +190,14 @@ class Ledger:
             self.base.execute("ROLLBACK")
             raise
         self.base.execute("COMMIT")
+
+
+def index_order(ids: Sequence[str]) -> list[int]:
+    """Return the places of ids in the order of an index of them, which so is walked once for all of a batch.
+
+    They are random: entered as they come, each would touch a page of its own, to be read and written for it alone.
+    """
+    return sorted(range(len(ids)), key=ids.__getitem__)
 
 
 def key(id: str) -> bytes:

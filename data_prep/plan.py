@@ -9,13 +9,20 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
-from data_prep.ledger import key
+from data_prep.ledger import BATCH, index_order, key
 from data_prep.request import Caption, ClipRequest, Part, Place
 
+# A plan of before has no numbers by id.
 TABLES = """
-CREATE TABLE IF NOT EXISTS requests (number INTEGER PRIMARY KEY, id BLOB UNIQUE NOT NULL, video TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS requests (number INTEGER PRIMARY KEY, id BLOB NOT NULL, video TEXT NOT NULL,
     request TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS numbers (id BLOB PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_video ON requests (video);
+INSERT INTO numbers SELECT id, number FROM requests WHERE NOT EXISTS (SELECT * FROM numbers) ORDER BY id;
+"""
+UPSERT = """
+INSERT INTO requests VALUES (?, ?, ?, ?)
+    ON CONFLICT (number) DO UPDATE SET request = excluded.request WHERE request != excluded.request;
 """
 TODO = """
 DROP TABLE IF EXISTS temp.todo;
@@ -40,17 +47,25 @@ class Plan:
     def __len__(self) -> int:
         return self.base.execute("SELECT count(*) FROM requests").fetchone()[0]
 
-    def add(self, requests: Iterable[ClipRequest], batch: int = 10_000) -> None:
+    def add(self, requests: Iterable[ClipRequest], batch: int = BATCH) -> None:
         """Append requests, and take over what has changed of those in the plan: captions, licence, notes."""
-        insert = (
-            "INSERT INTO requests (id, video, request) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE "
-            "SET request = excluded.request WHERE request != excluded.request"
-        )
-        rows = ((key(request.id), video_of(request), to_json(request)) for request in requests)
-        while group := list(islice(rows, batch)):
+        requests = iter(requests)
+        while group := list(islice(requests, batch)):
             self.base.execute("BEGIN")
-            self.base.executemany(insert, group)
+            (first,) = self.base.execute("SELECT ifnull(max(number), 0) + 1 FROM requests").fetchone()
+            rows = [(n, key(item.id), video_of(item), to_json(item)) for n, item in self._numbered(group, first)]
+            self.base.executemany(UPSERT, rows)
             self.base.execute("COMMIT")
+
+    def _numbered(self, group: Sequence[ClipRequest], first: int) -> list[tuple[int, ClipRequest]]:
+        """Return requests with their numbers, in the order of these: `first` and more for those that are new."""
+        found = []
+        for place in index_order([request.id for request in group]):
+            number, id = first + place, key(group[place].id)
+            if not self.base.execute("INSERT OR IGNORE INTO numbers VALUES (?, ?)", (id, number)).rowcount:
+                (number,) = self.base.execute("SELECT number FROM numbers WHERE id = ?", (id,)).fetchone()
+            found.append((number, place))
+        return [(number, group[place]) for number, place in sorted(found)]
 
     def made(self) -> Iterator[ClipRequest]:
         """Yield the requests that ended as ok, in order."""
@@ -66,7 +81,8 @@ class Plan:
 
     def find(self, id: str) -> ClipRequest:
         """Return the request of this id."""
-        rows = self.base.execute("SELECT request FROM requests WHERE id = ?", (key(id),))
+        asked = "SELECT request FROM requests JOIN numbers USING (number) WHERE numbers.id = ?"
+        rows = self.base.execute(asked, (key(id),))
         return from_json(rows.fetchone()[0])
 
     def sources(self, retry: bool = False) -> Sources:
