@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import sys
@@ -93,16 +94,23 @@ def read_clip(task: tuple[str, dict[str, Any], range], out: np.ndarray) -> str:
 
 
 def bare(root: Path, share: int, clips: int, barrier: Any) -> None:
-    """Read and decode one share of the clips again and again, whenever the barrier opens."""
+    """Read and decode one share of the clips, as often as a turn of the ceiling needs, whenever the barrier opens."""
     torch.set_num_threads(1)
-    manifest = Manifest.load(root / "tars")
+    manifest, turns = Manifest.load(root / "tars"), itertools.count()
     rows = [manifest.row(index) for index in range(share, clips, PROCESSES)]
     out = np.empty((FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
-    for turn in range(1_000_000):
+    while True:
+        for times in passes(clips):
+            barrier.wait()
+            for turn in itertools.islice(turns, times):
+                for row in rows:
+                    read_clip((str(manifest.root), row, window(int(row["key"]), turn)), out)
         barrier.wait()
-        for row in rows:
-            read_clip((str(manifest.root), row, window(int(row["key"]), turn)), out)
-        barrier.wait()
+
+
+def passes(clips: int) -> tuple[int, int]:
+    """Return how often all clips are read in a turn before it is timed, and then."""
+    return -(-AHEAD * BATCH // clips), -(-TIMED * BATCH // clips)
 
 
 @contextlib.contextmanager
@@ -117,13 +125,11 @@ def ceiling(root: Path, clips: int) -> Iterator[Callable[[], float]]:
         process.start()
 
     def measure() -> float:
-        ahead, timed = (-(-batches * BATCH // clips) for batches in (AHEAD, TIMED))
-        for turn in range(ahead + timed):
-            if turn == ahead:
-                start = time.perf_counter()
-            barrier.wait()
-            barrier.wait()
-        return timed * clips / (time.perf_counter() - start)
+        barrier.wait()
+        barrier.wait()
+        start = time.perf_counter()
+        barrier.wait()
+        return passes(clips)[1] * clips / (time.perf_counter() - start)
 
     yield measure
     for process in processes:
