@@ -8,25 +8,17 @@ fourth frame: processor milliseconds a window of 16 frames, medians over rounds.
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Callable
 
-import torch  # before decord
-
-# isort: split
-import decord
 import numpy as np
-from loader import FRAMES, LENGTH, scene
+import torch
+from loader import FRAMES, LENGTH, plain_decode, scene
 
 from videodiff.data import encode as encoding
 from videodiff.data.decode import decode
 from videodiff.data.order import draw
-
-
-def by_decord(video: bytes, numbers: range) -> np.ndarray:
-    return decord.VideoReader(io.BytesIO(video), num_threads=1).get_batch(list(numbers)).asnumpy()
 
 
 def window(number: int, turn: int, stride: int) -> range:
@@ -51,8 +43,8 @@ def main(clips: int = 16, rounds: int = 7) -> None:
         for stride in (1, 2, 4):
             for number, video in enumerate(videos):
                 numbers = window(number, 0, stride)
-                assert np.array_equal(decode(video, numbers), by_decord(video, numbers))
-            both = by_decord, decode
+                assert np.array_equal(decode(video, numbers), plain_decode(video, numbers))
+            both = plain_decode, decode
             took = np.array([[milliseconds(read, videos, stride, turn) for read in both] for turn in range(rounds)])
             (theirs, ours), ratio = np.median(took, axis=0), np.median(took[:, 0] / took[:, 1])
             kind = f"groups of {encoding.GOP}, every {stride}"
