@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import finish, start, tiny
 
 from videodiff import __version__
@@ -226,6 +227,19 @@ def test_evaluation_and_report_follow_a_run(call: Call, trained: Path, monkeypat
     assert (trained / "hero.png").stat().st_size > 1000
     page = (trained / "runs/small/report.html").read_text()
     assert "data:video/mp4;base64," in page
+
+
+def test_a_run_without_targets_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:
+    run = damage(trained, tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["targets"]
+    for targets in ({}, None):
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, "targets": targets}))
+        status, _, err = call(
+            "evaluate", str(run), "clips=2", "steps=1", "keep=1", "tasks=[continuation]", f"dataset={data_of(trained)}"
+        )
+        assert status == 0, err
+        assert json.loads((run / "evaluation.json").read_text())["targets"] == {}
 
 
 def data_of(trained: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> None:
     sampled = {task: list(sample_task(task, clips, cfg, run_cfg, model)) for task in cfg.tasks}
     result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": cfg.given}
     result |= measure_all(clips, sampled, cfg.given)
-    targets = OmegaConf.to_container(run_cfg.get("targets") or {})
+    targets = dict(run_cfg.get("targets") or {})
     result["targets"] = {name: value for name, value in targets.items() if name in result}
     folder = Path(cfg.run)
     keep_clips(folder, clips, sampled, cfg)
