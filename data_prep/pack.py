@@ -16,7 +16,7 @@ from data_prep.footage import fit_video
 from data_prep.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from videodiff.data.decode import DecodeError
-from videodiff.data.files import write_whole
+from videodiff.data.files import owning, write_whole
 from videodiff.data.shards import ShardWriter, clip_sample
 
 REJECTED = "rejected.jsonl"
@@ -86,9 +86,27 @@ def pack(
     report = PackReport(Path(out), len(found.clips) + len(found.rejected), ignored_columns=found.ignored)
     report.rejected += found.rejected
     usable = captioned(found, report) if require_caption else found.clips
+    with owning(out, "pack"):
+        task = partial(prepare, short_side=short_side, crf=crf)
+        pack_clips(source, usable, report, task, shard_bytes, workers, timeout, progress)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def pack_clips(
+    source: str | Path,
+    usable: list[Clip],
+    report: PackReport,
+    task: Callable[[Clip], Any],
+    shard_bytes: int,
+    workers: int,
+    timeout: float,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the shards of these clips and the list of those that were rejected."""
     try:
-        with ShardWriter(out, shard_bytes) as writer:
-            results = run_ordered(partial(prepare, short_side=short_side, crf=crf), usable, workers, timeout)
+        with ShardWriter(report.root, shard_bytes) as writer:
+            results = run_ordered(task, usable, workers, timeout)
             for done, (clip, result) in enumerate(zip(usable, results, strict=True), 1):
                 record(clip, result, writer, report)
                 if progress is not None:
@@ -97,9 +115,7 @@ def pack(
                 raise ValueError(f"source: found no clip in {source} that can be packed\n{report.format()}")
     finally:
         lines = "".join(json.dumps(asdict(rejection)) + "\n" for rejection in report.rejected)
-        write_whole(Path(out) / REJECTED, lines.encode())
-    report.seconds = time.perf_counter() - start
-    return report
+        write_whole(report.root / REJECTED, lines.encode())
 
 
 def captioned(found: Found, report: PackReport) -> list[Clip]:

@@ -37,7 +37,7 @@ from data_prep.rate import RATED, RATINGS, Models, Ratings, find_models, rate
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stopwatch import Spent, clock, total
-from videodiff.data.files import write_whole
+from videodiff.data.files import owning, remove_abandoned, write_whole
 from videodiff.data.stages import read_buckets
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
@@ -201,12 +201,11 @@ def remember(path: Path, taken: frozenset[str]) -> frozenset[str]:
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
     """Be alone in a work folder: no other run, and no worker that a killed one left."""
-    with (work / "run.lock").open("w") as run, (work / WORKERS).open("w") as workers:
-        seize(run, f"{work}: found another run at work in this folder, expected none")
+    with owning(work.parent, "prep"), (work / WORKERS).open("w") as workers:
         seize(workers, f"{work}: found a worker of an earlier run that does not end, expected none", 30)
         fcntl.flock(workers, fcntl.LOCK_UN)
-        for left in [*work.glob(".*.partial"), *(work / CLIPS).glob("*/.*.partial")]:
-            left.unlink()
+        for folder in (work, *(work / CLIPS).glob("*/")):
+            remove_abandoned(folder)
         yield
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from videodiff.data.files import sync
+from videodiff.data.files import abandoned, lies_at, sync
 from videodiff.data.remote import RemoteError, Url
 
 # A cache may share its folder with other files: it counts and removes its own only.
@@ -168,26 +168,6 @@ def copy(source: Url, file: BinaryIO, size: int) -> tuple[int, str]:
     file.flush()
     os.fsync(file.fileno())
     return found, digest.hexdigest()
-
-
-def lies_at(path: Path, file: BinaryIO) -> bool:
-    """Tell whether an open file is the one under this name: it may have been renamed or removed since."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def abandoned(partial: Path) -> bool:
-    """Remove what a killed process left; tell whether it was so: nobody holds the lock."""
-    with partial.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if lies_at(partial, file):
-            partial.unlink()
-        return True
 
 
 @contextlib.contextmanager

@@ -1,27 +1,151 @@
-"""Files on disk that are there whole or not at all, whatever ends the process or fills the disk."""
+"""Files on disk that are there whole or not at all, and folders with one writer at a time, whatever ends a process.
+
+The kernel holds all locks (flock on open descriptors), so a process that ends in any way leaves none.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
+import socket
+import sys
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+LOCK = ".videodiff.lock"
+# What file systems answer that keep no locks: some mounts of Lustre, and of NFS without a lock daemon.
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+class FolderTaken(ValueError):
+    """A folder that another process writes into."""
+
+
+@contextmanager
+def owning(folder: str | Path, verb: str) -> Iterator[None]:
+    """Be the one process that writes into a folder, made if need be, while the block runs; within it, again at will.
+
+    FolderTaken, which names the owner, where there is one. What dead processes left unfinished in the folder goes.
+    Processes that an owner starts write under its lock and do not take it. Over NFS the lock holds between machines,
+    unless the mount says `nolock` or `local_lock`; a file system without locks is told of on standard error.
+    """
+    folder = Path(folder).resolve()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = own(folder, verb)
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            # Still held: whoever opened this file meanwhile sees that it has no name any more, and looks again.
+            with suppress(FileNotFoundError):
+                os.unlink(lock.lock_file)
+        lock.release()
+        # Where nothing came of it, nothing stays.
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
+
+
+def own(folder: Path, verb: str) -> FileLock:
+    """Take the lock of a folder, or raise at once."""
+    path = folder / LOCK
+    lock = FileLock(path, is_singleton=True, fallback_to_soft=False, preserve_lock_file=True)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # Not zero: a lock whose file its owner removes just now is free a moment later.
+            lock.acquire(timeout=0.2, poll_interval=0.02)
+            break
+        except Timeout:
+            raise FolderTaken(f"{folder}: {owner(path)}; wait for its end, or choose another folder") from None
+        except FileNotFoundError:
+            # The owner before has just removed the folder, empty as it was.
+            continue
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"{folder}: found a file system without locks: no other process must write here", file=sys.stderr)
+            return lock
+    if lock.lock_counter == 1:
+        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        path.write_text(json.dumps({"verb": verb, "pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        remove_abandoned(folder)
+    return lock
+
+
+def owner(path: Path) -> str:
+    """Return who holds a lock, as a sentence."""
+    try:
+        record = json.loads(path.read_text())
+        verb, pid, host, since = (str(record[key])[:80] for key in ("verb", "pid", "host", "since"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process writes here"
+    return f"{verb!r} (process {pid} on {host}) writes here since {since}"
+
+
+def partial_of(path: Path) -> Path:
+    """Return a name beside `path` for what is to become it, that no other writer has."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished files of a folder that no process holds open."""
+    for partial in folder.glob(".*.partial"):
+        if partial.is_file() and not partial.is_symlink():
+            with suppress(FileNotFoundError):
+                abandoned(partial)
+
+
+def lies_at(path: Path, file: BinaryIO) -> bool:
+    """Tell whether an open file is the one under this name: it may have been renamed or removed since."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def abandoned(partial: Path) -> bool:
+    """Remove what a killed process left; tell whether it was so: nobody holds the lock."""
+    with partial.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if lies_at(partial, file):
+            partial.unlink()
+        return True
+
+
+@contextmanager
+def held_partial(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a new file beside `path` and lock it; at the end of the block it is gone, unless it was renamed."""
+    partial = partial_of(path)
+    try:
+        with partial.open("x+b") as file:
+            with suppress(OSError):  # without locks it could be taken for abandoned, by an owner of its folder alone
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file, partial
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes its name at the clean end of the block, when it is on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with held_partial(path) as (file, partial):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
         os.replace(partial, path)
         sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: bytes) -> Path:
@@ -33,9 +157,9 @@ def write_whole(path: Path, data: bytes) -> Path:
 
 def stage(path: Path, data: bytes) -> Path:
     """Write what is to become `path` beside it, down to the disk, and return where: the rename needs no more room."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

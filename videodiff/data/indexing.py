@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from braceexpand import braceexpand
 
 from videodiff.data.decode import decode, probe
-from videodiff.data.files import write_whole
+from videodiff.data.files import owning, write_whole
 from videodiff.data.manifest import NAME, Manifest, ManifestWriter, plain_name
 from videodiff.data.remote import Url, place_of
 from videodiff.data.shards import VIDEOS, WORDS, BoundedHeader, rank_words, read_captions, read_notes, video_of
@@ -77,10 +77,18 @@ def index_tars(
     root = Path(out) if out is not None else parent
     if isinstance(parent, Url) == (out is None) or (out is not None and isinstance(parent, Path)):
         raise ValueError(f"out: found {out}, expected a folder for tars at a URL and none for {parent}")
-    root.mkdir(parents=True, exist_ok=True)
-    if (root / NAME).exists():
-        raise ValueError(f"{root / NAME}: found a manifest, expected none: remove it to index anew")
-    words, unusable, usable = Counter(), [], 0
+    with owning(root, "index"):
+        if (root / NAME).exists():
+            raise ValueError(f"{root / NAME}: found a manifest, expected none: remove it to index anew")
+        unusable = write_index(root, places, workers, progress)
+    return Manifest.load(root), unusable
+
+
+def write_index(
+    root: Path, places: Sequence[Path | Url], workers: int | None, progress: Callable[[int, int], None]
+) -> list[Unusable]:
+    """Write what `index_tars` leaves in a folder; return what is left out."""
+    parent, words, unusable, usable = places[0].parent, Counter(), [], 0
     with ManifestWriter(root, shards_at=parent if isinstance(parent, Url) else None) as writer:
         for done, found in enumerate(index_all(places, workers), start=1):
             words.update(found.words)
@@ -93,7 +101,7 @@ def index_tars(
         if not usable:
             raise ValueError(f"{parent}: found no usable sample in {len(places)} tars: {root / UNUSABLE} tells why")
         write_whole(root / WORDS, rank_words(words))
-    return Manifest.load(root), unusable
+    return unusable
 
 
 def find_tars(tars: str | Sequence[str]) -> list[Path | Url]:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videodiff.data.files import sync
+from videodiff.data.files import partial_of, sync
 from videodiff.data.remote import Url, place_of
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class ManifestWriter:
         origins: Sequence[str] = (),
         encoded: dict[str, dict[str, Any]] | None = None,
     ) -> None:
-        self.root, self.partial = root, root / f".{NAME}.partial"
+        self.root, self.partial = root, partial_of(root / NAME)
         self.schema = pa.schema([*FIELDS.items(), *((name, pa.float64()) for name in scores)])
         self.more = {} if shards_at is None else {"shards_at": str(shards_at)}
         self.more |= {"caption_origins": list(origins)} if origins else {}
@@ -242,7 +242,7 @@ class ManifestWriter:
         self.shards, self.rows, self.digest = [], [], hashlib.sha256()
 
     def __enter__(self) -> ManifestWriter:
-        self.output = self.partial.open("wb")
+        self.output = self.partial.open("xb")
         self.file = pq.ParquetWriter(
             self.output, self.schema, compression="zstd", store_schema=False, write_statistics=False
         )

@@ -8,7 +8,6 @@ manifest is written last, and what has none is no dataset.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -39,7 +38,7 @@ from videodiff.codec.cached import (
     write_array,
 )
 from videodiff.data.decode import DecodeError, decode_into
-from videodiff.data.files import replacing, write_whole
+from videodiff.data.files import owning, remove_abandoned, replacing, write_whole
 from videodiff.data.manifest import NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.quarantine import Quarantine, Sample
 from videodiff.data.shards import VIDEOS, WORDS, add_members, read_captions, read_sample, video_of
@@ -91,12 +90,14 @@ def precompute(
         raise ValueError(
             f"found workers={workers} decoders={plan.decoders} timeout={plan.timeout}, expected at least 1, 0, above 0"
         )
-    source, encoders = Manifest.load(plan.root), plan.build()
-    records = records_of(plan, encoders)
-    check_out(plan.out, source)
-    if world > 1:
-        return together(plan, source, encoders, records, rank, world, progress)
-    with locked(plan.out):
+    if ":/" in str(plan.out):
+        raise ValueError(f"out: found the URL {plan.out}, expected a folder")
+    with owning(plan.out, "cache") if rank == 0 else contextlib.nullcontext():
+        source, encoders = Manifest.load(plan.root), plan.build()
+        records = records_of(plan, encoders)
+        check_out(plan.out, source)
+        if world > 1:
+            return together(plan, source, encoders, records, rank, world, progress)
         missing = begin(plan, source, records)
         if len(missing) > 1 and workers > 1:
             del encoders
@@ -120,14 +121,13 @@ def together(
 
     distributed.init_process_group("gloo", timeout=timedelta(days=30))
     try:
-        with locked(plan.out) if rank == 0 else contextlib.nullcontext():
-            missing = [begin(plan, source, records) if rank == 0 else None]
-            distributed.broadcast_object_list(missing, src=0)
-            share = missing[0][rank::world]
-            local = int(os.environ.get("LOCAL_RANK", 0))
-            encode_shards(plan, source, encoders, share, local, counter(progress, source, share))
-            distributed.barrier()
-            return finish(plan, source, records) if rank == 0 else {}
+        missing = [begin(plan, source, records) if rank == 0 else None]
+        distributed.broadcast_object_list(missing, src=0)
+        share = missing[0][rank::world]
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        encode_shards(plan, source, encoders, share, local, counter(progress, source, share))
+        distributed.barrier()
+        return finish(plan, source, records) if rank == 0 else {}
     finally:
         distributed.destroy_process_group()
 
@@ -161,9 +161,9 @@ def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
         if old != new:
             raise ValueError(f"{what}: found {new_name}, expected {old_name} as in {path}, or another out")
     if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
         write_whole(path, json.dumps(settings, indent=1).encode())
-    for left in [*plan.out.glob(".*.partial"), *path.parent.glob(".*.partial")]:
-        left.unlink()
+    remove_abandoned(path.parent)
     names = {shard["name"] for shard in source.shards}
     stale = [tar for tar in plan.out.glob("*.tar") if tar.name not in names]
     missing = [number for number in range(len(source.shards)) if note_of(plan.out, source.shards[number]) is None]
@@ -176,9 +176,7 @@ def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
 
 
 def check_out(out: Path, source: Manifest) -> None:
-    """Raise where the encoded dataset cannot or must not be written."""
-    if ":/" in str(out):
-        raise ValueError(f"out: found the URL {out}, expected a folder")
+    """Raise where the encoded dataset must not be written."""
     if isinstance(source.path, Path) and source.path.parent.resolve() == out.resolve():
         raise ValueError(f"out: found the dataset itself, {out}, expected another folder")
     if not (out / WORK / SETTINGS).is_file() and any(out.glob("*.tar")):
@@ -190,18 +188,6 @@ def told(setting: Any) -> tuple[Any, Any]:
     if not isinstance(setting, dict):
         return setting, setting
     return setting["fingerprint"], f"{setting['of']} (fingerprint {setting['fingerprint'][:12]})"
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Be the only run at work in a folder."""
-    (out / WORK).mkdir(parents=True, exist_ok=True)
-    with (out / WORK / "run.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"out: found another run at work in {out}, expected none") from None
-        yield
 
 
 def note_of(out: Path, shard: dict[str, Any], lines: int = 1) -> list[Any] | None:

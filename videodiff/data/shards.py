@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from videodiff.data.cache import CachedFolder
 from videodiff.data.decode import VideoInfo
-from videodiff.data.files import stage, sync
+from videodiff.data.files import owning, partial_of, stage, sync
 from videodiff.data.manifest import FIELDS, NAME, ManifestError, ManifestWriter
 from videodiff.data.remote import Url, place_of
 from videodiff.text.words import split_words
@@ -44,17 +44,24 @@ class Group:
     """
 
     def __init__(self, root: Path, name: str) -> None:
-        self.name = name
-        self.rows = (root / f".{name}-rows.partial").open("wb", buffering=0)
+        self.root, self.name = root, name
+        self.rows = partial_of(root / f"{name}-rows").open("xb", buffering=0)
         self.shards: list[dict[str, Any]] = []
         self.samples = 0
         self.tar: tarfile.TarFile | None = None
         self.file: BinaryIO | None = None
+        self.partials: dict[str, Path] = {}
 
     @property
     def shard(self) -> str:
         """The name of the tar being filled."""
         return f"{self.name}-{len(self.shards):05d}.tar"
+
+    def open(self) -> None:
+        """Begin the next tar."""
+        self.partials[self.shard] = partial_of(self.root / self.shard)
+        self.file = self.partials[self.shard].open("x+b")
+        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
 
 
 class ShardWriter:
@@ -75,8 +82,10 @@ class ShardWriter:
         self.scores: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._discard()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(owning(self.root, "pack"))
+            self._discard()
+            self.leave = stack.pop_all()
         return self
 
     @property
@@ -98,7 +107,7 @@ class ShardWriter:
         if open_.tar is not None and open_.tar.offset + size > self.shard_bytes:
             self._close_shard(open_)
         if open_.tar is None:
-            self._open_shard(open_)
+            open_.open()
         offset = open_.tar.offset
         add_members(open_.tar, key, members)
         captions = read_texts(members)
@@ -125,15 +134,12 @@ class ShardWriter:
         return {"source": "", "licence": "", "duration": row["frames"] / row["fps"], **row}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        try:
-            if kind is None:
-                self._commit()
-        finally:
-            self._discard()
-
-    def _open_shard(self, group: Group) -> None:
-        group.file = (self.root / f".{group.shard}.partial").open("w+b")
-        group.tar = tarfile.open(fileobj=group.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        with self.leave:
+            try:
+                if kind is None:
+                    self._commit()
+            finally:
+                self._discard()
 
     def _close_shard(self, group: Group) -> None:
         group.tar.close()
@@ -162,13 +168,24 @@ class ShardWriter:
             manifest.finish()
             # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without
             # its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
+            partials = self._counted()
             (self.root / NAME).unlink(missing_ok=True)
-            for shard in self.shards:
-                os.replace(self.root / f".{shard['name']}.partial", self.root / shard["name"])
+            for name, partial in partials.items():
+                os.replace(partial, self.root / name)
             for stale in self._tars() - {shard["name"] for shard in self.shards}:
                 (self.root / stale).unlink()
             os.replace(words, self.root / WORDS)
             sync(self.root)
+
+    def _counted(self) -> dict[str, Path]:
+        """Return where the new shards lie, by name; it is an error if one is not there as it was written."""
+        partials = {name: path for _, group in sorted(self.groups.items()) for name, path in group.partials.items()}
+        for shard in self.shards:
+            path = partials[shard["name"]]
+            found = path.stat().st_size if path.is_file() else None
+            if found != shard["bytes"]:
+                raise ValueError(f"{path}: found {found} bytes, expected {shard['bytes']}: something else changed it")
+        return partials
 
     def _tars(self) -> set[str]:
         pattern = re.compile(rf"{re.escape(self.name)}-(.+-)?\d{{5}}\.tar")
@@ -185,7 +202,7 @@ class ShardWriter:
 
 def unfinished(root: Path, name: str) -> list[Path]:
     """Return what a writer has in a folder that has not taken its name."""
-    patterns = (f".{name}-*.partial", f".{WORDS}.partial", f".{NAME}.partial")
+    patterns = (f".{name}-*.partial", f".{WORDS}.*partial", f".{NAME}.*partial")
     return [path for pattern in patterns for path in root.glob(pattern)]
 
 

@@ -17,7 +17,7 @@ from videodiff.codec.pixels import scale_pixels
 from videodiff.data.buckets import Bucket
 from videodiff.data.clips import Clips, Reader
 from videodiff.data.encode import encode
-from videodiff.data.files import write_whole
+from videodiff.data.files import owning, write_whole
 from videodiff.data.manifest import Manifest
 from videodiff.diffusion.generation import clip_noise
 from videodiff.metrics.consistency import consistency
@@ -44,6 +44,12 @@ class Clip(NamedTuple):
 
 
 def run(cfg: DictConfig) -> None:
+    """Evaluate; a run folder may be trained in meanwhile, but not evaluated twice at a time."""
+    with owning(Path(cfg.run) / "evaluation", "evaluate"):
+        evaluate(cfg)
+
+
+def evaluate(cfg: DictConfig) -> None:
     """Sample every task, write evaluation.json, and some clips for the report."""
     unknown = [task for task in cfg.tasks if task not in TASKS]
     if unknown:

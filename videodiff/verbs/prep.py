@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep.figures import figures
 from data_prep.prep import OVERRIDES, WORK, format_summary, prep
 from data_prep.progress import Meter
+from videodiff.data.files import owning
 from videodiff.report.preparation import write_preparation
 
 ONCE = {"source", "takedown", "retry", "out"}
@@ -34,9 +35,10 @@ def run(cfg: DictConfig) -> None:
     near, models = rules["duplicates"]["near"], rules.get("models")
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
     rules = {"filter": limits, "near": near, "models": models}
-    with Meter() as meter:
-        summary = prep(**settings, **rules, engine=engine, progress=meter, overrides=kept)
-    print(format_summary(summary, cfg.out))
-    print(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, limits))}")
+    with owning(cfg.out, "prep"):
+        with Meter() as meter:
+            summary = prep(**settings, **rules, engine=engine, progress=meter, overrides=kept)
+        print(format_summary(summary, cfg.out))
+        print(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, limits))}")
     if "stopped" in summary.get("captions", {}):
         raise ConnectionError(summary["captions"]["stopped"])

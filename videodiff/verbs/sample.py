@@ -14,6 +14,7 @@ from torch import Tensor
 from videodiff.codec.pixels import scale_pixels
 from videodiff.data.decode import decode, probe
 from videodiff.data.encode import encode
+from videodiff.data.files import owning
 from videodiff.diffusion.generation import Generation, clip_noise
 from videodiff.training.callbacks import to_frames
 from videodiff.verbs.build import Model, fit_frames, load_run
@@ -34,14 +35,14 @@ def run(cfg: DictConfig) -> None:
         fps = cfg.fps or given_fps
     shape = latent_shape(model, frames, run_cfg.data.height, run_cfg.data.width)
     out = Path(cfg.out or Path(cfg.run) / "generated")
-    out.mkdir(parents=True, exist_ok=True)
     generation = generation_of(cfg, run_cfg)
-    for i, prompt in enumerate(prompts):
-        noise = clip_noise(shape, [cfg.seed + i])
-        video = sample_videos(model, generation, [prompt], fps, noise, clip, known)[0]
-        path = out / f"{i:03d}.mp4"
-        path.write_bytes(encode(to_frames(video), fps))
-        print(f"{path}: {prompt}")
+    with owning(out, "sample"):
+        for i, prompt in enumerate(prompts):
+            noise = clip_noise(shape, [cfg.seed + i])
+            video = sample_videos(model, generation, [prompt], fps, noise, clip, known)[0]
+            path = out / f"{i:03d}.mp4"
+            path.write_bytes(encode(to_frames(video), fps))
+            print(f"{path}: {prompt}")
     print(f"videodiff sample: {len(prompts)} clips from {checkpoint}")
 
 

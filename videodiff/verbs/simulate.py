@@ -16,32 +16,39 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from videodiff.data.encode import encode
+from videodiff.data.files import owning
 from videodiff.worlds.scene import render
 
 
 def run(cfg: DictConfig) -> None:
     """Write the clips into a temporary folder and rename it when the last one is there."""
     out = Path(cfg.out)
-    if out.exists():
-        raise FileExistsError(f"out: {out} exists already, expected the name of a new folder")
     for key in ("clips", "size"):
         if cfg[key] < 1:
             raise ValueError(f"{key}: found {cfg[key]}, expected at least 1")
     world = instantiate(cfg.world)
-    partial_out = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial_out, ignore_errors=True)
-    partial_out.mkdir(parents=True)
-    seeds = range(cfg.first_seed, cfg.first_seed + cfg.clips)
-    write = partial(write_clip, world=world, folder=partial_out, size=cfg.size, crf=cfg.crf)
-    workers = cfg.workers or os.cpu_count() or 1
-    try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for _ in tqdm(pool.map(write, seeds, chunksize=32), total=len(seeds), unit="clip", desc="simulate"):
-                pass
-        os.replace(partial_out, out)
-    finally:
-        shutil.rmtree(partial_out, ignore_errors=True)
+    work = out.with_name(f".{out.name}.partial")
+    with owning(work, "simulate"):
+        if out.exists():
+            raise FileExistsError(f"out: {out} exists already, expected the name of a new folder")
+        try:
+            simulate(cfg, world, work / "clips")
+            os.replace(work / "clips", out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     print(f"videodiff simulate: {cfg.clips} clips of {cfg.size} px in {out}")
+
+
+def simulate(cfg: DictConfig, world: Any, folder: Path) -> None:
+    """Write the clips into a new folder, by several processes."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed one left
+    folder.mkdir()
+    seeds = range(cfg.first_seed, cfg.first_seed + cfg.clips)
+    write = partial(write_clip, world=world, folder=folder, size=cfg.size, crf=cfg.crf)
+    workers = cfg.workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(write, seeds, chunksize=32), total=len(seeds), unit="clip", desc="simulate"):
+            pass
 
 
 def write_clip(seed: int, world: Any, folder: Path, size: int, crf: int) -> None:

@@ -7,15 +7,18 @@ import logging
 import math
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from videodiff.data.files import owning
 from videodiff.data.stages import format_plan, plan
 from videodiff.parallel.strategy import Zero
 from videodiff.training.checkpoint import checkpoints, latest_checkpoint, state_to_resume
@@ -50,7 +53,24 @@ def expand(overrides: list[str]) -> list[str]:
 
 
 def run(cfg: DictConfig) -> None:
-    """Train as configured."""
+    """Train as configured; the first process owns the run folder for all of them."""
+    overrides = [*HydraConfig.get().overrides.task, *name_of_job(cfg)]
+    with owning(cfg.run, "train") if is_first_process() else nullcontext():
+        train(cfg, overrides)
+
+
+def name_of_job(cfg: DictConfig) -> list[str]:
+    """Give each job of a sweep a name of its own where the command line has none: the jobs must not share a folder."""
+    hydra = HydraConfig.get()
+    named = any(override.startswith(("name=", "run=", "resume=")) for override in hydra.overrides.task)
+    if hydra.mode != RunMode.MULTIRUN or named:
+        return []
+    cfg.name = f"{cfg.name}_{hydra.job.num}"
+    return [f"name='{cfg.name}'"]
+
+
+def train(cfg: DictConfig, overrides: list[str]) -> None:
+    """Build and fit."""
     folder = Path(cfg.run)
     first = is_first_process()
     if cfg.resume is not None:
@@ -70,7 +90,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.resume is not None:
         state = state_to_resume(latest_checkpoint(folder), trainer.strategy, world)
     if first:
-        write_record(folder, resolved(cfg, model), list(HydraConfig.get().overrides.task))
+        write_record(folder, resolved(cfg, model), overrides)
     if isinstance(trainer.strategy, Zero):
         from videodiff.parallel.muon import sharded
 
