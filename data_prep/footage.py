@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +15,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from videodiff.data.decode import DecodeError, VideoInfo, best_stream, probe, read_frames
 from videodiff.data.encode import encode
+from videodiff.data.timing import FASTEST_CLOCK, MICROSECOND, PAUSE, SLOWEST_CLOCK, end_of, is_even, lay, usual_rate
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -23,7 +25,10 @@ SAME_FRAME = 2.0
 
 @dataclass(frozen=True)
 class Header:
-    """What the container says: size as coded and as shown, frames and those it hides, which of them are keyframes."""
+    """What the container says: size as coded and as shown, frames and those it hides, which of them are keyframes.
+
+    ticks: which frame each tick of a clock of `fps` shows, None where they come evenly.
+    """
 
     container: str
     codec: str
@@ -34,7 +39,7 @@ class Header:
     frames: int
     hidden: int
     keyframes: tuple[int, ...]
-    even: bool
+    ticks: np.ndarray | None
 
 
 def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo, str]:
@@ -49,7 +54,7 @@ def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo
         return video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), ""
     size, rotation = even_size(header.shown, short_side), next(read_frames(video)).rotation
     frames = every_frame(video, header)
-    frames = frames if header.even else on_clock(frames, header.fps)
+    frames = frames if header.ticks is None else on_clock(frames, header.ticks)
     video = encode(upright(frames, size, rotation), float(header.fps), crf=crf)
     return video, probe(video), reason
 
@@ -62,7 +67,9 @@ def read_header(video: bytes) -> Header:
             context, promised = stream.codec_context, stream.frames
             packets = [packet for packet in container.demux(stream) if packet.size]
             rate, ratio = stream.average_rate or stream.guessed_rate, stream.sample_aspect_ratio or 1
-            times = np.sort([packet.pts for packet in packets if packet.pts is not None and not packet.is_discard])
+            timed = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
+            times = np.sort([packet.pts for packet in timed])
+            stays = max(((packet.pts, packet.duration or 0) for packet in timed), default=(0, 0))[1]
             keyframes = np.searchsorted(
                 times, [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
             )
@@ -77,14 +84,22 @@ def read_header(video: bytes) -> Header:
         raise DecodeError(f"found a size of {coded[0]} x {coded[1]} pixels, expected a picture")
     if len(packets) == hidden or not rate:
         raise DecodeError(f"found {len(packets) - hidden} frames at {rate} fps, expected at least one")
-    gaps = np.diff(times) if len(times) > 1 else np.ones(1)
-    usual = float(np.median(gaps))
-    even = bool(len(times) and gaps.max() <= 1.5 * usual)
-    if not even and usual > 0:
-        rate = Fraction(1 / (usual * float(base))).limit_denominator(1001)
+    frames, ticks = len(packets) - hidden, None
+    if len(times) == frames:
+        unit = float(base) * MICROSECOND
+        ticks, rate = clock_ticks(np.round(times * unit).astype(np.int64), stays * unit, Fraction(rate))
     shown = round(coded[0] * ratio), coded[1]
-    frames, keyframes = len(packets) - hidden, tuple(keyframes.tolist())
-    return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, even)
+    keyframes = tuple(keyframes.tolist())
+    return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, ticks)
+
+
+def clock_ticks(times: np.ndarray, stays: float, rate: Fraction) -> tuple[np.ndarray | None, Fraction]:
+    """Return the frame that each tick of a clock shows, and its rate; for even times None, and the rate as given."""
+    if is_even(times) and end_of(times, stays, rate) - times[-1] <= PAUSE * MICROSECOND / rate:
+        return None, rate
+    rate = usual_rate(times) if len(np.unique(times)) > 1 else rate
+    rate = min(max(rate, SLOWEST_CLOCK), FASTEST_CLOCK)
+    return lay(times, int(times[0]), end_of(times, stays, rate), rate), rate
 
 
 def unfit(header: Header, short_side: int) -> str:
@@ -98,7 +113,7 @@ def unfit(header: Header, short_side: int) -> str:
         f"pixels not square, shown as {header.shown[0]}x{header.shown[1]}": abs(header.shown[0] - width) > 0.01 * width,
         f"size {width}x{height}": min(width, height) > short_side,
         f"{header.hidden} hidden frames": header.hidden,
-        "uneven frame times": not header.even,
+        "uneven frame times": header.ticks is not None,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -143,16 +158,12 @@ def every_frame(video: bytes, header: Header) -> Iterator[av.VideoFrame]:
         raise DecodeError(f"found {count} frames that decode, expected {header.frames}")
 
 
-def on_clock(frames: Iterator[av.VideoFrame], fps: Fraction) -> Iterator[av.VideoFrame]:
-    """Yield one frame a tick of a steady clock, the newest one, where the frames come unevenly."""
-    before, start, ticks = next(frames), None, 0
-    for frame in frames:
-        start = before.time if start is None else start
-        for _ in range(ticks, round((frame.time - start) * fps)):
-            yield before
-            ticks += 1
-        before = frame
-    yield before
+def on_clock(frames: Iterator[av.VideoFrame], ticks: np.ndarray) -> Iterator[av.VideoFrame]:
+    """Yield the frame that each tick of a clock shows: some come more than once, some not at all."""
+    shown = np.bincount(ticks)
+    for frame, times in itertools.zip_longest(frames, shown, fillvalue=0):
+        for _ in range(times):
+            yield frame
 
 
 def upright(frames: Iterator[av.VideoFrame], size: tuple[int, int], rotation: int) -> Iterator[np.ndarray]:

@@ -224,19 +224,40 @@ def spans_of(
 def missing_end(video: Path) -> str:
     """Return how much earlier a file ends than its header says, empty where it does not.
 
-    A span tells how much is wanted; of what reaches to the end only the header can.
+    A span tells how much is wanted; of what reaches to the end only the header can. Some headers count from time 0,
+    others from the first frame on. That of a segment may speak of the whole film: there the last box has to be whole.
     """
+    boxes = dict(top_boxes(video))
+    if "moof" in boxes:
+        end, size = max(boxes.values()), video.stat().st_size
+        return f"found {size:,} bytes, expected {end:,} as its last part says" if end > size else ""
     with open_video(video) as container:
         stream = best_stream(container)
         if stream.duration is None:
             return ""
         found = [packet for packet in packets(container, stream) if packet.pts is not None]
         last = max((packet.pts + (packet.duration or 0) for packet in found), default=0)
-        found, fewer = (last - (stream.start_time or 0)) * stream.time_base, len(found) < stream.frames
-        expected = stream.duration * stream.time_base
+        fewer, first = len(found) < stream.frames, stream.start_time or 0
+        first = first if fewer else min(first, 0)
+        found, expected = (last - first) * stream.time_base, stream.duration * stream.time_base
         # Headers round too, but not where they also count more frames.
         early = microseconds(expected - found) > (MILLISECOND if fewer else SLACK)
         return f"found {float(found):g} s of video, expected {float(expected):g} s as in its header" if early else ""
+
+
+def top_boxes(video: Path) -> Iterator[tuple[str, int]]:
+    """Yield type and end, in bytes from the start, of every outermost box of an MP4 file; of other files nothing."""
+    with video.open("rb") as file:
+        start, size = 0, video.stat().st_size
+        while start + 8 <= size:
+            file.seek(start)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if start == 0 and kind not in (b"ftyp", b"styp", b"moov", b"moof", b"sidx"):
+                return
+            # 1: the length follows as 64 bits; 0: up to the end of the file.
+            length = int.from_bytes(file.read(8), "big") if length == 1 else length or size - start
+            start += max(length, 8)
+            yield kind.decode("latin-1"), start
 
 
 def clip_id(request: ClipRequest, span: Span, making: Making) -> str:

@@ -12,6 +12,7 @@ from made_clips import write_video
 from numbered_clips import make, read_number, remux
 from scored_clips import panning, with_bars
 
+from data_prep.stages.audio import cut_audio
 from data_prep.stages.clips import ReadyClip, make_clips, pixel_scores
 from data_prep.stages.cut import Span, microseconds
 from data_prep.stages.encode import EncodePolicy, even_size, first_working, schedule
@@ -49,33 +50,49 @@ times_of_frames = st.lists(st.integers(8_000, 120_000), max_size=60).map(
 
 
 @settings(deadline=None)
-@given(times_of_frames, st.sampled_from([None, 1.0, 8.0, 23.976, 30.0, 120.0]))
-def test_frames_are_dropped_to_the_rate_and_never_repeated(times, fps):
-    kept, rate = schedule(times, Fraction(25), fps)
-    assert kept[0] == times[0]
-    assert (np.diff(kept) > 0).all()
+@given(
+    times_of_frames,
+    st.integers(0, 500_000),
+    st.integers(1, 500_000),
+    st.sampled_from([None, 1.0, 8.0, 23.976, 30.0, 120.0]),
+)
+def test_a_clip_shows_at_every_moment_what_its_source_shows(times, lead, tail, fps):
+    bounds = max(int(times[0]) - lead, 0), int(times[-1]) + tail
+    kept, rate = schedule(times, bounds, Fraction(25), fps)
+    tick = float(1e6 / rate)
     assert set(kept.tolist()) <= set(times.tolist())
-    if fps is None:
-        assert len(kept) == len(times)
-    else:
-        ticks = np.floor((kept - kept[0]) * fps / 1e6 + 0.01)
-        assert len(np.unique(ticks)) == len(kept)
-        assert float(rate) <= max(fps, 125) + 1e-6
+    assert (np.diff(kept) >= 0).all()
+    assert abs(len(kept) * tick - (bounds[1] - bounds[0])) <= 2 * tick
+    for number, time in enumerate(kept):
+        # From a tick and a half before the frame's place in the clip to as much after it, the source shows it too.
+        moment = bounds[0] + number * tick
+        later = times[times > time]
+        assert time <= moment + 1.5 * tick or time == times[0]
+        assert not len(later) or later[0] > moment - 1.5 * tick
+    assert fps is None or float(rate) <= fps + 1e-6 or len(kept) == len(times)
 
 
 def test_half_the_rate_is_every_second_frame_in_spite_of_rounded_timestamps():
     times = np.array([round(number * 1e6 / 60) for number in range(120)])
-    kept, rate = schedule(times, Fraction(60), 30.0)
+    kept, rate = schedule(times, (0, 2_000_000), Fraction(60), 30.0)
     assert (kept == times[::2]).all()
     assert rate == 30
 
 
-def test_the_rate_is_that_of_the_source_or_where_frames_come_unevenly_the_mean():
+def test_even_frames_keep_the_rate_of_the_source_or_their_own():
     even = np.array([round(number * 1e6 * 1001 / 30000) for number in range(40)])
-    assert schedule(even, Fraction(30000, 1001), None)[1] == Fraction(30000, 1001)
-    assert schedule(even, Fraction(30000, 1001), 60.0)[1] == Fraction(30000, 1001)
-    assert schedule(even[::2], Fraction(30000, 1001), None)[1] == pytest.approx(15000 / 1001, rel=1e-4)
-    assert schedule(even[:1], Fraction(24), None)[1] == 24
+    ntsc, bounds = Fraction(30000, 1001), (0, int(even[-1]) + 33_367)
+    assert schedule(even, bounds, ntsc, None)[1] == ntsc
+    assert schedule(even, bounds, ntsc, 60.0)[1] == ntsc
+    assert schedule(even[::2], bounds, ntsc, None)[1] == pytest.approx(15000 / 1001, rel=1e-4)
+    assert schedule(even[:1], (0, 30_000), Fraction(24), None)[1] == 24
+
+
+def test_a_frame_that_stays_is_repeated_and_the_slide_before_a_span_is_shown_in_it():
+    slides = np.array([0, 3_000_000, 3_500_000])
+    kept, rate = schedule(slides, (1_000_000, 4_000_000), Fraction(2), None)
+    assert rate == 2
+    assert (kept / 500_000).tolist() == [0, 0, 0, 0, 6, 7]
 
 
 @settings(deadline=None)
@@ -104,7 +121,58 @@ def test_an_encoder_is_taken_only_if_it_works_here():
 # The clips.
 
 
-@pytest.mark.parametrize("kind", ["uneven", "open groups", "edit list", "transport stream"])
+def flash_and_beep(flash: float, seconds: float, container: str = "mp4") -> bytes:
+    """Return a video with sound: 30 frames in its first second, then two a second; one is white, a beep is with it."""
+    moments = [number / 30 for number in range(30)] + [1 + number / 2 for number in range(int(2 * (seconds - 1)))]
+    file, unit = io.BytesIO(), Fraction(1, 30)
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream("libx264", rate=30, options={"crf": "20", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt, stream.codec_context.time_base = 32, 32, "yuv420p", unit
+        sound = out.add_stream("aac", rate=48_000, layout="mono")
+        for moment in moments:
+            image = np.full((32, 32, 3), 255 if moment == flash else 0, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = round(30 * moment), unit
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        wave = np.zeros((1, int(seconds * 48_000)), np.float32)
+        beep = slice(int(flash * 48_000), int((flash + 0.1) * 48_000))
+        wave[:, beep] = np.sin(np.arange(beep.stop - beep.start) * 0.13)
+        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        for packet in [*sound.encode(frame), *sound.encode(None)]:
+            out.mux(packet)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("fps", [None, 10.0])
+@pytest.mark.parametrize("span", [Span(0, 3.5), Span(1.2, 3.4)])
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_flash_and_its_beep_stay_together_where_frames_come_unevenly(tmp_path, clips_of, fps, span, container):
+    video = flash_and_beep(2.0, 4.0, container)
+    (clip,) = clips_of(video, [span], EncodePolicy(fps=fps), **QUICK)
+    assert clip.info.duration == pytest.approx(span.end - span.start, abs=1.5 / clip.info.fps)
+    bright = rgb(clip.video).mean(axis=(1, 2, 3)) > 128
+    with av.open(io.BytesIO(cut_audio(tmp_path / "source", span))) as sound:
+        wave = np.concatenate([frame.to_ndarray()[0] for frame in sound.decode(audio=0)])
+    beep = np.flatnonzero(np.abs(wave) > 0.3)[0] / 48_000
+    assert bright.argmax() / clip.info.fps == pytest.approx(beep, abs=0.5 / clip.info.fps + 0.05)
+    assert bright.sum() / clip.info.fps == pytest.approx(0.5, abs=1 / clip.info.fps)
+
+
+def test_an_uneven_clip_shows_at_every_moment_the_frame_of_its_source(clips_of):
+    video, shown = make("uneven")
+    spans = [Span(0.5, 1.1), Span(0.9, 1.3), Span(0, 0.3)]
+    for span, clip in zip(spans, clips_of(video, spans, **QUICK), strict=True):
+        tick = 1 / clip.info.fps
+        assert clip.info.duration == pytest.approx(span.end - span.start, abs=1.5 * tick)
+        for place, number in enumerate(numbers(clip)):
+            moment = span.start + place * tick
+            assert shown[number] <= moment + tick
+            assert shown[number + 1] >= moment - tick
+
+
+@pytest.mark.parametrize("kind", ["open groups", "edit list", "transport stream"])
 def test_every_frame_of_a_span_is_in_its_clip_once_with_its_own_time(clips_of, kind):
     video, shown = make(kind)
     spans = [Span(0.5, 1.1), Span(0.9, 1.3), Span(0, 0.3)]
@@ -271,6 +339,9 @@ def test_real_clips_keep_their_frames_and_lose_their_bars():
     with av.open(str(CLIPS / "derived_vfr_sintel.mp4")) as container:
         shown = [round(frame.time * 1e6) for frame in container.decode(video=0)]
     ((_, uneven),) = make_clips(CLIPS / "derived_vfr_sintel.mp4", [Span(1, 4)], EncodePolicy(), scored=False)
-    assert uneven.times == [time for time in shown if 1e6 <= time < 4e6]
+    # Of 24 frames a second some are missing.
+    moments = 1e6 + np.arange(72) * 1e6 / 24
+    assert uneven.times == [max(time for time in shown if time < moment + 2e4) for moment in moments]
+    assert (uneven.info.fps, uneven.info.frames) == (24, 72)
     ((_, boxed),) = make_clips(CLIPS / "derived_letterbox_text_bbb.mp4", [Span(0, 3)], EncodePolicy(), scored=False)
     assert boxed.box == (44, 0, 272, 640)

@@ -59,6 +59,11 @@ def check(path: Path, seed: int, count: int) -> None:
             found[number].append((item.time, planes(item.frame)))
     for number, span in enumerate(spans):
         wanted = [(time, frame) for time, frame in shown if meant(span.start) <= time < meant(span.end)]
+        before = [(time, frame) for time, frame in shown if time < meant(span.start)][-1:]
+        if before and found[number][0][0] < meant(span.start):
+            # The frame that is shown when the span begins, as the next one comes only after a pause.
+            assert wanted[0][0] - before[0][0] > 1.5 * np.median(np.diff([time for time, _ in shown]))
+            wanted = before + wanted
         assert [frame for _, frame in found[number]] == [frame for _, frame in wanted], (path.name, span)
         assert np.abs(np.array(found[number])[:, 0].astype(int) - [time for time, _ in wanted]).max() <= 1000
 

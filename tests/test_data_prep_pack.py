@@ -1,8 +1,10 @@
 import io
 import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from made_clips import by_decord, moving_square, write_video
@@ -209,6 +211,59 @@ def test_frames_that_come_unevenly_are_put_on_a_steady_clock():
     assert (info.fps, info.frames) == (25.0, 13)
     shown = [np.abs(frames.astype(int) - image).mean(axis=(1, 2, 3)).argmin() for image in decode(fit, range(13))]
     assert shown == [0, 1, 2, 3, 3, 3, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("gap", [1, 300, 1200], ids=["a tick", "3 ms", "13 ms"])
+@pytest.mark.parametrize("pairs", [2, 15])
+def test_frames_that_come_in_pairs_keep_their_mean_rate(gap, pairs):
+    # 15 pairs a second, in ticks of a ninety-thousandth.
+    times = [6000 * pair + place * gap for pair in range(pairs) for place in range(2)]
+    found = in_ticks(times)
+    header = read_header(found)
+    assert header.fps == 30
+    _, info, reason = fit_video(found, 720, 18)
+    assert reason == "uneven frame times"
+    assert info.duration == pytest.approx(pairs / 15, abs=1.5 / 30)
+
+
+def test_a_change_of_the_rate_is_put_on_one_clock():
+    times = [*(3750 * number for number in range(48)), *(180_000 + 3000 * number for number in range(60))]
+    _, info, reason = fit_video(in_ticks(times), 720, 18)
+    assert reason == "uneven frame times"
+    assert info.fps in (24, 30)
+    assert info.duration == pytest.approx(4, abs=1.5 / 24)
+
+
+def test_the_last_frame_stays_as_long_as_its_file_says():
+    frames, ends = moving_square(5), io.BytesIO()
+    with av.open(ends, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        packets = []
+        for image in frames:
+            packets += stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))
+        packets += stream.encode(None)
+        packets[-1].duration = 25
+        for packet in packets:
+            out.mux(packet)
+    _, info, reason = fit_video(ends.getvalue(), 720, 18)
+    assert reason == "uneven frame times"
+    assert (info.fps, info.frames) == (25, 29)
+
+
+def in_ticks(times: list[int]) -> bytes:
+    """Return a video whose frames are shown at these ninety-thousandths of a second."""
+    file, unit = io.BytesIO(), Fraction(1, 90_000)
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=30, options={"bf": "0", "video_track_timescale": "90000"})
+        stream.height, stream.width, stream.pix_fmt, stream.codec_context.time_base = 32, 32, "yuv420p", unit
+        stream.time_base = unit
+        for time, image in zip(times, moving_square(len(times)), strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = time, unit
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def test_a_video_that_a_phone_held_sideways_is_turned_upright():

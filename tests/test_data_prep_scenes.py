@@ -53,7 +53,10 @@ def test_one_shot_is_one_scene_and_a_fast_pan_is_no_cut(scenes):
 def test_cuts_follow_the_timestamps_where_frames_come_unevenly(scenes):
     film = np.concatenate([shot(0), shot(1)])
     times = [number + number // 4 for number in range(80)]
-    assert scenes(film, times=times) == [(0, times[40]), (times[40], times[-1] + 1)]
+    first, (start, end) = scenes(film, times=times)
+    assert (first, start) == ((0, times[40]), times[40])
+    # The last frame stays for one frame or two: the writer of the file has to guess.
+    assert times[-1] + 1 <= end <= times[-1] + 2
 
 
 @pytest.mark.parametrize("length", [12, 15, 25])

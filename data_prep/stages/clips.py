@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,9 @@ class Sampled(NamedTuple):
 class ReadyClip:
     """A clip as it goes into a shard.
 
-    times: when each of its frames is shown in its source, in microseconds; box: what was left of the source's frame,
-    before turning it upright; codec: the encoder; perceptual: see `duplicate.video_hash`; sampled: frames for scores by
-    a model; both None where nothing was to be scored.
+    times: when each of its frames comes to be shown in its source, in microseconds; box: what was left of the source's
+    frame, before turning it upright; codec: the encoder; perceptual: see `duplicate.video_hash`; sampled: frames for
+    scores by a model; both None where nothing was to be scored.
     """
 
     video: bytes
@@ -92,8 +93,7 @@ def make(
     for number, item in cut(source, spans, timeline):
         if isinstance(item, Shown):
             if number not in makers:
-                times = timeline.within(spans[number])
-                makers[number] = Maker(times, timeline, policy, boxes.get(number), crop, scored)
+                makers[number] = Maker(spans[number], timeline, policy, boxes.get(number), crop, scored)
             makers[number].add(item)
         elif item is None:
             yield number, makers.pop(number).finish()
@@ -106,13 +106,16 @@ class Maker:
     """One clip in the making; `box` if it is known."""
 
     def __init__(
-        self, times: np.ndarray, timeline: Timeline, policy: EncodePolicy, box: Box | None, crop: bool, scored: bool
+        self, span: Span, timeline: Timeline, policy: EncodePolicy, box: Box | None, crop: bool, scored: bool
     ) -> None:
         self.ratio, self.policy, self.box, self.scored = timeline.ratio, policy, box, scored
-        self.kept, self.rate = schedule(times, timeline.fps, policy.fps)
+        times = timeline.within(span)
+        self.kept, self.rate = schedule(times, timeline.bounds(span), timeline.usual, policy.fps)
         self.scored_fps = max(SCORED_FPS, FEWEST * float(self.rate) / len(self.kept))
-        self.due = set(schedule(self.kept, self.rate, self.scored_fps)[0].tolist()) if crop or scored else set()
-        self.left, self.held, self.samples = set(self.kept.tolist()), [], []
+        due = due_frames(len(self.kept), float(self.rate), self.scored_fps) if crop or scored else []
+        # How often each frame is encoded, and sampled for the scores.
+        self.left, self.due = Counter(self.kept.tolist()), Counter(self.kept[due].tolist())
+        self.held, self.samples = [], []
         self.crop, self.guess = crop, crop and box is None
         self.decide_at = int(times[0]) + (LOOK_AHEAD if self.guess else 0)
         self.bars, self.reformatter = Bars(), VideoReformatter()
@@ -123,7 +126,6 @@ class Maker:
         time, frame = shown
         if self.error is not None or time not in self.left:
             return
-        self.left.remove(time)
         kind = f"{frame.width}x{frame.height} {frame.format.name}"
         self.kind = self.kind or kind
         if kind != self.kind:
@@ -144,10 +146,11 @@ class Maker:
                     self.begin(frame)
                 with clock("encode"):
                     fitted = self.fitter(frame)
-                    self.encoder.add(fitted)
+                    for _ in range(self.left.pop(time)):
+                        self.encoder.add(fitted)
                 if self.scored and time in self.due:
                     with clock("score"):
-                        self.sample(fitted)
+                        self.sample(fitted, self.due[time])
         except av.FFmpegError as error:
             self.error = DecodeError(f"{self.kind} cannot be fitted or encoded: {error.strerror}")
         self.held = []
@@ -160,11 +163,11 @@ class Maker:
         size = self.fitter.height, self.fitter.width
         self.encoder, self.codec = open_encoder(*size, float(self.rate), self.policy)
 
-    def sample(self, fitted: av.VideoFrame) -> None:
-        """Keep a frame for the scores."""
+    def sample(self, fitted: av.VideoFrame, times: int) -> None:
+        """Keep a frame for the scores, so many times."""
         width, height = even_size(fitted.width, fitted.height, SCORED_SIDE)
         small = self.reformatter.reformat(fitted, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
-        self.samples.append(small.to_ndarray())
+        self.samples += [small.to_ndarray()] * times
 
     def finish(self) -> ReadyClip | DecodeError | Box:
         """Return the clip, why there is none, or the box that it needs."""
@@ -183,6 +186,13 @@ class Maker:
                 scores |= {"letterbox": self.bars.share(), **pixel_scores(*sampled)}
                 perceptual = video_hash(sampled.frames)
         return ReadyClip(video, info, self.kept.tolist(), self.box, self.codec, scores, perceptual, sampled)
+
+
+def due_frames(count: int, rate: float, fps: float) -> np.ndarray:
+    """Return the places of the frames to score, of `count` at `rate` a second: the first one in each tick of `fps`."""
+    # The hundredth of a tick forgives rates that were rounded.
+    ticks = np.floor(np.arange(count) * (fps / rate) + 0.01)
+    return np.flatnonzero(np.diff(ticks, prepend=-1))
 
 
 def pixel_scores(frames: np.ndarray, fps: float) -> dict[str, float]:

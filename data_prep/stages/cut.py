@@ -13,9 +13,9 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from videodiff.data.timing import MICROSECOND, PAUSE, end_of, is_even, usual_rate
 from videodiff.data.video import DecodeError, best_stream
 
-MICROSECOND = 1_000_000
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
 SLACK = 100_000
 # Microseconds in the unit that metadata writes times in. The frame at 2/30 s stands there as 0.067 s: taken exactly, it
@@ -45,22 +45,33 @@ class Timeline:
     """What the packets of a source say without being decoded; times in microseconds from its start.
 
     times: when each frame is shown, ascending; end: when the last one is over; keys: time and seek position of every
-    packet that decoding can start at; fps: mean rate, frames a second; ratio: width of a pixel as shown over its
-    height; ranked: B-frames are stamped with the time of their decoding, so that only the rank of a frame tells when it
-    is shown.
+    packet that decoding can start at; fps: mean rate, frames a second; usual: the same or, where they come unevenly,
+    the rate that they fit best; ratio: width of a pixel as shown over its height; ranked: B-frames are stamped with the
+    time of their decoding, so that only the rank of a frame tells when it is shown.
     """
 
     times: np.ndarray
     end: int
     keys: list[tuple[int, int]]
     fps: Fraction
+    usual: Fraction
     ratio: Fraction
     ranked: bool
 
     def within(self, span: Span) -> np.ndarray:
-        """Return the times of the frames of a span: from its start on and before its end, as precisely as it is."""
+        """Return the times of the frames of a span: from its start on and before its end, as precisely as it is.
+
+        Where the first of them comes only after a pause, the frame that is shown in the pause is one of them.
+        """
         first, end = np.searchsorted(self.times, list(map(meant, span)))
-        return self.times[first:end]
+        following = self.times[first] if first < len(self.times) else self.end
+        in_pause = first > 0 and following - self.times[first - 1] > PAUSE * MICROSECOND / self.usual
+        late = 2 * (following - microseconds(span.start)) > MICROSECOND / self.usual
+        return self.times[first - bool(in_pause and late) : end]
+
+    def bounds(self, span: Span) -> tuple[int, int]:
+        """Return from when to when something of the source is shown in a span, in microseconds."""
+        return microseconds(span.start), min(microseconds(span.end), self.end)
 
 
 def microseconds(seconds: float) -> int:
@@ -96,12 +107,14 @@ def read_timeline(source: str | Path) -> Timeline:
             stream = best_stream(container)
             clock, rate = Clock(container, stream), stream.average_rate or stream.guessed_rate
             ratio = Fraction(stream.sample_aspect_ratio or 1)
-            times, keys, ranked = [], [], stream.codec_context.has_b_frames
+            # `stays`: when the last frame comes, and how long it stays, in units of the stream.
+            times, keys, stays, ranked = [], [], (0, 0), stream.codec_context.has_b_frames
             for packet in packets(container, stream):
                 if not packet.size or stamp(packet) is None:
                     continue
                 if not packet.is_discard:
                     times.append(clock(stamp(packet)))
+                    stays = max(stays, (times[-1], packet.duration or 0))
                 ranked = ranked and packet.pts == packet.dts
                 if packet.is_keyframe:
                     keys.append((clock(stamp(packet)), packet.pts if packet.dts is None else packet.dts))
@@ -112,8 +125,9 @@ def read_timeline(source: str | Path) -> Timeline:
     times = np.unique(np.array([time for time in times if keys and time >= keys[0][0]], dtype=np.int64))
     if not len(times) or not rate:
         raise DecodeError(f"found {len(times)} frames at {rate} fps, expected at least one")
-    last = int(np.median(np.diff(times))) if len(times) > 1 else round(MICROSECOND / rate)
-    return Timeline(times, int(times[-1]) + last, keys, Fraction(rate), ratio, bool(ranked))
+    usual = Fraction(rate) if is_even(times) else usual_rate(times)
+    end = end_of(times, float(stays[1] * clock.unit), Fraction(rate))
+    return Timeline(times, end, keys, Fraction(rate), usual, ratio, bool(ranked))
 
 
 def refuse(span: Span, timeline: Timeline) -> str:
@@ -146,9 +160,8 @@ def cut(
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
     """Yield the number of a span and its next frame; None where it is complete, a DecodeError where it cannot be.
 
-    Every span ends in exactly one None or DecodeError. A frame belongs to each span with start <= its time < end, as
-    `Timeline.within` compares them; spans may overlap and come in any order. Damage costs those spans only in which it
-    would be seen. No frame is kept.
+    Every span ends in exactly one None or DecodeError. `Timeline.within` says which frames belong to a span; spans may
+    overlap and come in any order. Damage costs those spans only in which it would be seen. No frame is kept.
     """
     timeline = read_timeline(source) if timeline is None else timeline
     fit = []

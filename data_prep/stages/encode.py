@@ -13,11 +13,13 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import ColorRange
 
-from data_prep.stages.cut import MICROSECOND
 from videodiff.data.encode import CODECS, Encoder
+from videodiff.data.timing import FASTEST_CLOCK, MICROSECOND, PAUSE, SLOWEST_CLOCK, STRETCH, is_even, lay, usual_rate
 
 # Tried in this order where hardware is wanted.
 HARDWARE_FIRST = ("h264_nvenc", "libx264")
+# Frames a second, which mp4 can say of even ones.
+SLOWEST_EVEN = Fraction(1, 1000)
 # Unspecified, BT.470 BG and SMPTE 170M, in the numbers of ITU-T H.273.
 BT601 = (2, 5, 6)
 
@@ -27,8 +29,8 @@ class EncodePolicy:
     """How every clip is encoded: H.264, yuv420p, closed GOP of 12, index in front, one stream, constant frame rate.
 
     short_side: pixels, larger clips are scaled down to it, none is scaled up; fps: faster sources lose frames until
-    they are no faster, none is repeated; crf, preset, codec: see `videodiff.data.encode`, or `auto` for the hardware's
-    encoder where there is one that works. Only libx264 gives the same bytes on every machine.
+    they are no faster, slower ones keep their rate; crf, preset, codec: see `videodiff.data.encode`, or `auto` for the
+    hardware's encoder where there is one that works. Only libx264 gives the same bytes on every machine.
     """
 
     short_side: int = 256
@@ -77,22 +79,41 @@ def open_encoder(height: int, width: int, fps: float, policy: EncodePolicy) -> t
     raise AssertionError("the last encoder is returned")
 
 
-def schedule(times: np.ndarray, usual: Fraction, fps: float | None) -> tuple[np.ndarray, Fraction]:
-    """Return which of a clip's frames are kept, by their times in microseconds, and the constant rate they play at.
+def schedule(
+    times: np.ndarray, bounds: tuple[int, int], usual: Fraction, fps: float | None
+) -> tuple[np.ndarray, Fraction]:
+    """Return the times of the frames that a clip shows one after the other, and the constant rate it plays them at.
 
-    Without `fps` every frame is kept, once. With it the first frame in each of its ticks is. The rate is the source's
-    `usual` one, but where these frames come at another: the mean one.
+    times: when each frame comes to be shown, bounds: from when to when the clip is cut, all in microseconds. Frames
+    that come evenly are kept, once each, at the source's `usual` rate or, where these come at another, at their own.
+    Uneven ones, and those that come faster than `fps`, are laid on a clock of the rate they fit best, at most `fps`:
+    what the clip shows at a moment is what the source shows then.
     """
-    if fps is not None:
-        # The hundredth of a tick forgives timestamps that were rounded down.
-        ticks = np.floor((times - times[0]) * (fps / MICROSECOND) + 0.01)
-        kept = times[np.flatnonzero(np.diff(ticks, prepend=-1))]
-        if len(kept) < len(times):
-            return kept, Fraction(fps).limit_denominator(1001)
+    rate, most = mean_rate(times, usual), FASTEST_CLOCK if fps is None else Fraction(fps).limit_denominator(1001)
+    if plays_evenly(times, bounds, rate):
+        if rate <= most:
+            return times, rate
+    elif len(times) > STRETCH:
+        rate = usual_rate(times)
+    else:
+        rate = usual
+    rate = min(max(rate, SLOWEST_CLOCK), most)
+    return times[lay(times, *bounds, rate)], rate
+
+
+def mean_rate(times: np.ndarray, usual: Fraction) -> Fraction:
+    """Return the mean rate of a clip's frames: the source's `usual` one unless it is half a frame off at the end."""
     if len(times) < 2:
-        return times, usual
-    mean = Fraction((len(times) - 1) * MICROSECOND, int(times[-1] - times[0]))
-    return times, usual if abs(mean / usual - 1) < 0.01 else mean
+        return usual
+    length = Fraction(int(times[-1] - times[0]), MICROSECOND)
+    return usual if abs(length * usual - (len(times) - 1)) <= Fraction(1, 2) else (len(times) - 1) / length
+
+
+def plays_evenly(times: np.ndarray, bounds: tuple[int, int], rate: Fraction) -> bool:
+    """Tell whether a clip shows its frames in time if it plays them at this rate, the first and the last one too."""
+    longest = PAUSE * MICROSECOND / rate
+    edges = max(times[0] - bounds[0], bounds[0] - times[0], bounds[1] - times[-1])
+    return SLOWEST_EVEN <= rate < FASTEST_CLOCK and edges <= longest and is_even(times)
 
 
 def even_size(width: float, height: float, short_side: int) -> tuple[int, int]:

@@ -1,0 +1,82 @@
+"""Frames of uneven times on a steady clock: what a source shows at a moment, its clip shows at the same moment."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+MICROSECOND = 1_000_000
+# A gap that is this many times the mean one is a pause, in which the frame before it stays on the screen.
+PAUSE = 1.5
+# Frames a second of the clock that uneven frames are laid on, whatever they would fit.
+SLOWEST_CLOCK, FASTEST_CLOCK = Fraction(1), Fraction(500)
+# Gaps over which a rate is taken: longer than the patterns in which frames come in pairs or are left out in turn.
+STRETCH = 8
+# Of the gaps of frames that keep to a grid with holes, so many are whole multiples of the usual one, to so much.
+ON_GRID, NEAR = 0.9, 0.15
+# Far less than the thousandth between 30 and 29.97, more than what rounding to milliseconds does in some seconds.
+SAME_RATE = 2e-4
+
+
+def is_even(times: np.ndarray) -> bool:
+    """Tell whether frames shown at these ascending times may be played at their mean rate.
+
+    No gap is a pause, and no frame comes a whole gap too early or too late.
+    """
+    if len(times) < 3:
+        return True
+    gaps = np.diff(times)
+    drift = times - times[0] - gaps.mean() * np.arange(len(times))
+    return bool(gaps.max() <= PAUSE * gaps.mean() and np.abs(drift).max() <= gaps.mean())
+
+
+def usual_rate(times: np.ndarray) -> Fraction:
+    """Return the rate of the clock, frames a second, that frames of these ascending times in microseconds fit best.
+
+    Where they keep to a grid from which some are missing it is the rate of the grid. Else it is the rate at which
+    frames come in most stretches: one tiny gap between two frames is no rate, and a long pause does not lower it.
+    """
+    gaps = np.diff(np.unique(times))
+    if not len(gaps):
+        raise ValueError(f"times: found {len(times)} at one moment, expected two moments to tell a rate from")
+    # An even number of gaps, as frames may come in pairs.
+    stretch = min(STRETCH, max(len(gaps) // 2 * 2, 1))
+    spans = np.convolve(gaps, np.ones(stretch), "valid")
+    usual, local = float(np.median(gaps)), float(np.median(spans)) / stretch
+    steps = np.round(gaps / usual)
+    on_grid = (steps >= 1) & (np.abs(gaps / usual - steps) <= NEAR)
+    if on_grid.mean() >= ON_GRID and 2 * usual >= local:
+        # All gaps together are more exact than one, whose ends were rounded.
+        local = float(gaps[on_grid].sum() / steps[on_grid].sum())
+    return named_rate(MICROSECOND / local)
+
+
+def named_rate(rate: float) -> Fraction:
+    """Return the rate that a measured one stands for: a whole number n, n * 1000 / 1001, or what was measured."""
+    whole = max(round(rate), 1)
+    names = [Fraction(whole), Fraction(whole * 1000, 1001)]
+    return next((name for name in names if abs(rate / name - 1) < SAME_RATE), Fraction(rate))
+
+
+def end_of(times: np.ndarray, stays: float, rate: Fraction) -> int:
+    """Return when the last frame is over: after the usual gap, or what its file says where that is a pause.
+
+    times: when each comes to be shown, ascending, stays: how long the last one does, 0 where that is not known, both
+    in microseconds; rate: frames a second, for a single one.
+    """
+    gap = int(np.median(np.diff(times))) if len(times) > 1 else round(MICROSECOND / rate)
+    return int(times[-1]) + (round(stays) if stays > PAUSE * gap else gap)
+
+
+def lay(times: np.ndarray, start: int, end: int, rate: Fraction) -> np.ndarray:
+    """Return which frame each tick of a clock shows, as its place in `times`, from `start` to `end`.
+
+    times: when each frame comes to be shown, ascending; it stays until the next one comes, the first one is there from
+    the start on. All in microseconds; rate: ticks a second. A frame counts from the tick nearest to its time on. Of
+    several that come in one tick the last is shown.
+    """
+    ticks = max(round((end - start) * rate / MICROSECOND), 1)
+    # The hundredth of a tick forgives times that were rounded down: halfway between two ticks counts from the later.
+    places = np.floor((times - start) * (float(rate) / MICROSECOND) + 0.51)
+    return np.maximum(np.searchsorted(places, np.arange(ticks), side="right") - 1, 0)
