@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from videodiff.report.table import figures
+from videodiff.verbs.stored import read_yaml
 
 
 def check(evaluation: Mapping[str, Any], targets: Mapping[str, float], where: Path) -> Iterator[tuple[bool, str]]:
@@ -36,7 +35,7 @@ def main(run: str = "runs/demo") -> None:
     for path in (config, where):
         if not path.is_file():
             sys.exit(f"check_demo: found no {path}, expected a run that was evaluated (make demo)")
-    targets = yaml.safe_load(config.read_text()).get("targets")
+    targets = read_yaml(config).get("targets")
     if not targets:
         sys.exit(f"check_demo: {config}: found no targets, expected some: its recipe names none")
     lines = list(check(json.loads(where.read_text()), targets, where))

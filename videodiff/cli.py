@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from videodiff import __version__
+from videodiff.verbs.groups import conf_dir, groups, options
 
 VERBS = {
     "simulate": "write clips of a simulated world: mp4, caption and exact truth",
@@ -41,13 +41,6 @@ POSITIONAL = {
     "sample": "run",
 }
 FAILURES = (ValueError, OSError, HydraException, OmegaConfBaseException)
-
-
-def conf_dir() -> Path:
-    """Return the configuration folder: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def main() -> None:
@@ -130,19 +123,13 @@ def valid_names(verb: str, group_choices: list[str]) -> list[str]:
 def option_exists(choice: str) -> bool:
     """Tell whether group=option names a file in conf/; raise with the nearest option where it does not."""
     group, _, option = choice.partition("=")
-    options = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
-    if option in options or option == "null":
+    known = options(group)
+    if option in known or option == "null":
         return True
-    near = difflib.get_close_matches(option, options, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
     raise ValueError(
-        f"override {choice!r}: found no {group} {option!r}, expected one of {', '.join(options)}{hint(near)}"
+        f"override {choice!r}: found no {group} {option!r}, expected one of {', '.join(known)}{hint(near)}"
     )
-
-
-def groups(verb: str) -> list[str]:
-    """Return the configuration groups that a verb chooses from."""
-    defaults = OmegaConf.load(conf_dir() / f"{verb}.yaml").defaults
-    return [str(group) for entry in defaults if isinstance(entry, DictConfig) for group in entry if " " not in group]
 
 
 def flat_keys(node: object, prefix: str = "") -> Iterator[str]:
@@ -177,8 +164,7 @@ def verb_help(verb: str) -> str:
     keys = "\n".join(line for line in text.split("\nhydra:")[0].splitlines() if "override hydra" not in line)
     lines = [f"videodiff {verb}: {VERBS[verb]}", "", keys.strip(), ""]
     for group in groups(verb):
-        options = ", ".join(sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")))
-        lines.append(f"{group}=  {options}")
+        lines.append(f"{group}=  {', '.join(options(group))}")
     lines += ["", "Any key may be overridden: key=value, group.key=value. --cfg job prints the whole configuration."]
     return "\n".join(lines)
 

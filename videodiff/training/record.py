@@ -25,9 +25,7 @@ def write_record(folder: Path, config: dict[str, Any], overrides: list[str]) -> 
     """Write config.yaml, overrides.yaml, command.txt and environment.json."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
-    write_whole(
-        folder / "overrides.yaml", yaml.safe_dump([o for o in overrides if not o.startswith("resume=")]).encode()
-    )
+    write_whole(folder / "overrides.yaml", yaml.safe_dump(overrides).encode())
     with (folder / "command.txt").open("a") as file:
         file.write(f"{shlex.join(['videodiff', *sys.argv[1:]])}\n")
     write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from videodiff.data.buckets import Bucket, Cost, forward_flops
 from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.decode import resize
 from videodiff.diffusion.objective import Objective
-from videodiff.pretrained import read_config
+from videodiff.pretrained import read_config as model_config
 from videodiff.training.checkpoint import latest_checkpoint, load_average, whole
+from videodiff.verbs.stored import read_config
 
 
 class Model(NamedTuple):
@@ -113,22 +114,30 @@ def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
 
 def read_width(text: DictConfig) -> int:
     """Return how wide the features of a text encoder are."""
-    config = read_config("text", text.path_or_name, text.get("subfolder"), text.get("revision", "main"))
+    config = model_config("text", text.path_or_name, text.get("subfolder"), text.get("revision", "main"))
     config = config.get("text_config", config)
     return config["d_model"] if "d_model" in config else config["hidden_size"]
 
 
-def read_run(run: str | Path) -> DictConfig:
-    """Return the resolved configuration of a run folder."""
+def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
+    """Return the resolved configuration of a run folder, of which nothing is built but what `conf/` builds.
+
+    `trust`: classes, or modules of classes, that the user vouches for.
+    """
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
-    return OmegaConf.load(path)
+    cfg = OmegaConf.create(read_config(path, trust))
+    if isinstance(OmegaConf.select(cfg, "text.vocabulary"), str):
+        raise ValueError(f"{path}: text.vocabulary: found the name of a file, expected the words themselves")
+    return cfg
 
 
-def load_run(run: str | Path, checkpoint: str | None = None) -> tuple[DictConfig, Model, Path]:
+def load_run(
+    run: str | Path, checkpoint: str | None = None, trust: Sequence[str] = ()
+) -> tuple[DictConfig, Model, Path]:
     """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used."""
-    cfg = read_run(run)
+    cfg = read_run(run, trust)
     model = build_model(cfg)
     found = whole(Path(checkpoint)) if checkpoint else latest_checkpoint(Path(run))
     parts = nn.ModuleDict({"denoiser": model.denoiser})

@@ -54,10 +54,10 @@ def evaluate(cfg: DictConfig) -> None:
     unknown = [task for task in cfg.tasks if task not in TASKS]
     if unknown:
         raise ValueError(f"tasks: found {unknown[0]!r}, expected some of {', '.join(TASKS)}")
-    run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint)
+    run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     if not 0 < cfg.given < run_cfg.data.frames:
         raise ValueError(f"given: found {cfg.given}, expected 1 to {run_cfg.data.frames - 1} of the run's frames")
-    clips = read_clips(cfg.dataset or run_cfg.data.validation_root, cfg.clips, run_cfg)
+    clips = read_clips(dataset_of(cfg, run_cfg), cfg.clips, run_cfg)
     sampled = {task: list(sample_task(task, clips, cfg, run_cfg, model)) for task in cfg.tasks}
     result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": cfg.given}
     result |= measure_all(clips, sampled, cfg.given)
@@ -67,6 +67,17 @@ def evaluate(cfg: DictConfig) -> None:
     keep_clips(folder, clips, sampled, cfg)
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
     print(format_result(result))
+
+
+def dataset_of(cfg: DictConfig, run_cfg: DictConfig) -> str | None:
+    """Return the dataset to measure on; an address that only the run's folder names is an error, and not asked."""
+    root = run_cfg.data.validation_root
+    if cfg.dataset is None and root is not None and ":" in root and not Path(root).is_dir():
+        raise ValueError(
+            f"dataset: found none, and {cfg.run}/config.yaml names {root}, an address that is not asked because a "
+            f"folder says so; expected dataset={root} on this command line if it is to be"
+        )
+    return root if cfg.dataset is None else cfg.dataset
 
 
 def read_clips(root: str | None, count: int, run_cfg: DictConfig) -> list[Clip]:

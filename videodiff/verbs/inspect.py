@@ -6,14 +6,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from omegaconf import DictConfig
 from safetensors import safe_open
 
-from videodiff.cli import conf_dir
 from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.decode import DecodeError
 from videodiff.data.inspection import describe_dataset, format_description, format_fits, format_shares, survey
@@ -25,13 +24,14 @@ from videodiff.data.throughput import measure
 from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.checkpoint import checkpoints, whole
 from videodiff.verbs.build import build_data, clip_cost, read_run
+from videodiff.verbs.groups import options
 
 
 def expand(overrides: list[str]) -> list[str]:
     """Let data= name a dataset, a folder or a URL, as well as a file of the group."""
-    options = {path.stem for path in (conf_dir() / "data").glob("*.yaml")}
+    known = options("data")
     return [
-        f"data.root={value}" if name == "data" and value.strip("'\"") not in options else override
+        f"data.root={value}" if name == "data" and value.strip("'\"") not in known else override
         for override in overrides
         for name, _, value in [override.partition("=")]
     ]
@@ -57,7 +57,7 @@ def describe(cfg: DictConfig) -> Iterator[str]:
     elif (path / "checkpoint.json").exists():
         yield describe_checkpoint(path)
     elif (path / "config.yaml").exists():
-        yield describe_run(path)
+        yield describe_run(path, cfg.trust)
     else:
         manifest = Manifest.load(cfg.folder)
         yield format_description(describe_dataset(manifest, survey(manifest), cfg.captions))
@@ -101,9 +101,9 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
             yield throughput(data, batches, cfg.seconds)
 
 
-def describe_run(run: Path) -> str:
+def describe_run(run: Path, trust: Sequence[str]) -> str:
     """Return the recipe of a run in a few lines, and its checkpoints."""
-    cfg = read_run(run)
+    cfg = read_run(run, trust)
     lines = [f"run         {run}", f"command     {(run / 'command.txt').read_text().strip()}"]
     lines += [f"{key:<12}{cfg[key]._target_}" for key in ("model", "path", "objective", "codec", "text", "optimizer")]
     lines += [f"data        {cfg.data.root}: {cfg.data.frames} frames of {cfg.data.height} x {cfg.data.width}"]

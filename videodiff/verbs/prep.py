@@ -13,6 +13,7 @@ from data_prep.prep import OVERRIDES, WORK, format_summary, prep
 from data_prep.progress import Meter
 from videodiff.data.files import owning
 from videodiff.report.preparation import write_preparation
+from videodiff.verbs.stored import read_overrides
 
 ONCE = {"source", "takedown", "retry", "out"}
 
@@ -23,7 +24,7 @@ def expand(overrides: list[str]) -> list[str]:
     path = Path(given.get("out", "").strip("'\"")) / WORK / OVERRIDES
     if "source" in given or "out" not in given or not path.is_file():
         return overrides
-    return [*(o for o in OmegaConf.load(path) if o.partition("=")[0] not in given), *overrides]
+    return [*read_overrides(path, overrides), *overrides]
 
 
 def run(cfg: DictConfig) -> None:

@@ -7,10 +7,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from videodiff.report.page import write_hero, write_report
+from videodiff.verbs.stored import read_yaml
 
 
 def run(cfg: DictConfig) -> None:
-    """Write the page."""
+    """Write the page; of a configuration that is none it says so."""
+    config = Path(cfg.run) / "config.yaml"
+    if config.is_file():
+        read_yaml(config)
     print(f"videodiff report: {write_report(Path(cfg.run))}")
     if cfg.hero is not None:
         print(f"videodiff report: {write_hero(Path(cfg.run), Path(cfg.hero))}")

@@ -22,7 +22,7 @@ from videodiff.verbs.build import Model, fit_frames, load_run
 
 def run(cfg: DictConfig) -> None:
     """Sample one clip a prompt and write it as mp4."""
-    run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint)
+    run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     prompts = list(cfg.prompts) or ([""] if cfg.given else [])
     if not prompts:
         raise ValueError(

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,22 @@ from videodiff.training.checkpoint import checkpoints, latest_checkpoint, state_
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
 from videodiff.verbs.build import Model, build_data, build_model, clip_cost, instantiate_partial, read_run
+from videodiff.verbs.stored import key_of, read_overrides
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
-FREE = ("trainer", "strategy", "callbacks", "logger", "resume", "run", "name", "hydra", "sampler", "data.num_workers")
+FREE = (
+    "trainer",
+    "strategy",
+    "callbacks",
+    "logger",
+    "resume",
+    "trust",
+    "run",
+    "name",
+    "hydra",
+    "sampler",
+    "data.num_workers",
+)
 FREE_DATA = tuple(
     f"data.{name}"
     for name in (
@@ -47,9 +61,7 @@ def expand(overrides: list[str]) -> list[str]:
     path = Path(run) / "overrides.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
-    new = {o.partition("=")[0] for o in overrides}
-    before = [o for o in OmegaConf.load(path) if o.partition("=")[0] not in new]
-    return [*before, f"run='{run}'", *overrides]
+    return [*read_overrides(path, overrides, dropped=("run",)), f"run='{run}'", *overrides]
 
 
 def run(cfg: DictConfig) -> None:
@@ -74,7 +86,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     folder = Path(cfg.run)
     first = is_first_process()
     if cfg.resume is not None:
-        check_same(cfg, read_run(folder), folder)
+        check_same(cfg, read_run(folder, cfg.trust), folder)
     elif first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
     quiet_and_quick()
@@ -90,7 +102,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if cfg.resume is not None:
         state = state_to_resume(latest_checkpoint(folder), trainer.strategy, world)
     if first:
-        write_record(folder, resolved(cfg, model), overrides)
+        write_record(folder, resolved(cfg, model), to_keep(overrides))
     if isinstance(trainer.strategy, Zero):
         from videodiff.parallel.muon import sharded
 
@@ -99,6 +111,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=not isinstance(trainer.strategy, Zero))
     if trainer.is_global_zero:
         print(f"videodiff train: {trainer.global_step} steps in {folder}")
+
+
+def to_keep(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that a resumed run begins with: whom to trust is said on each command line."""
+    return [override for override in overrides if key_of(override) not in ("resume", "trust")]
 
 
 def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
