@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import tarfile
@@ -9,9 +10,10 @@ import pytest
 import webdataset
 from made_clips import sample, write_dataset
 
-from videodiff.data import indexing, shards
+from videodiff.data import indexing, members
 from videodiff.data.decode import decode
 from videodiff.data.indexing import index_tars
+from videodiff.data.listing import Passed
 from videodiff.data.manifest import Manifest
 from videodiff.data.shards import read_captions, read_sample, video_of
 
@@ -25,7 +27,7 @@ def encoded(container: str, codec: str, frames: int = 3, pixels: str = "yuv420p"
         stream = output.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 48, 32, pixels
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 60 * number, np.uint8))
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 60 * number % 256, np.uint8))
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return file.getvalue()
@@ -81,7 +83,7 @@ def test_an_index_says_of_our_own_shards_what_their_writer_said(tmp_path):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("/etc/a.mp4", "leads out"), ("../a.mp4", "leads out"), ("b/../../a.mp4", "leads out"), ("a", "no key"),
-     (".mp4", "no key"), ("a.txt", "expected one of mp4"), ("good.mp4", "this key before")],
+     (".mp4", "no key"), ("a.txt", "expected one of mp4"), ("good.mp4", "again, expected each name once")],
 )  # fmt: skip
 def test_a_member_that_cannot_be_used_is_listed(tmp_path, name, reason):
     write_tar(tmp_path / "set/a.tar", ("good.mp4", MP4), (name, MP4 if name.endswith("mp4") else b"text"))
@@ -104,14 +106,14 @@ def test_links_are_neither_followed_nor_used(tmp_path):
 
 
 def test_what_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexing, "TEXT_LIMIT", 10)
+    monkeypatch.setattr(members, "TEXT_LIMIT", 10)
     write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("b.json", b" " * 11), ("b.mp4", MP4))
     _, unusable = index_tars(str(tmp_path), workers=1)
     assert reasons(unusable) == {"b.json": "found 11 bytes, expected at most 10"}
 
 
 def test_a_header_that_claims_much_memory_ends_the_tar(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "HEADER_LIMIT", 100)
+    monkeypatch.setattr(members, "HEADER_LIMIT", 100)
     write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("b.mp4", MP4), (f"{'n' * 200}.mp4", MP4))
     manifest, unusable = index_tars(str(tmp_path), workers=1)
     assert len(manifest) == 1
@@ -171,6 +173,69 @@ def test_a_damaged_tar_is_used_up_to_the_damage_and_the_rest_is_listed(tmp_path,
     assert [entry.offset for entry in unusable] == [second]
 
 
+def test_an_unsorted_tar_is_refused_with_what_to_do(tmp_path, call):
+    clips = [(f"{key}.mp4", MP4) for key in "abc"]
+    write_tar(tmp_path / "bad/b.tar", *clips, *((f"{key}.txt", b"a caption") for key in "abc"))
+    with pytest.raises(ValueError, match=r"no usable sample.*b\.tar at 0: a: found its members apart.*--sort=name"):
+        index_tars(str(tmp_path / "bad"), workers=1)
+    # One key that is apart costs itself.
+    write_tar(tmp_path / "mix/b.tar", *clips[:2], ("b.txt", b"two"), ("a.txt", b"one"), clips[2], ("c.txt", b"three"))
+    manifest, unusable = index_tars(str(tmp_path / "mix"), workers=1)
+    rows = [manifest.row(index) for index in range(len(manifest))]
+    assert [(row["key"], row["captions"]) for row in rows] == [("b", 1), ("c", 1)]
+    assert [entry.name for entry in unusable] == ["a"]
+    assert (tmp_path / "mix/words.txt").read_text().split() == ["three", "two"]
+
+
+@pytest.mark.parametrize("between", [[], [("m.mp4", MP4), ("m.txt", b"between")]])
+def test_of_members_of_one_name_the_first_is_used_and_the_others_are_listed(tmp_path, between):
+    other = sample(1)[0]["mp4"]
+    twice = [("a.mp4", MP4), ("a.txt", b"one"), *between, ("a.mp4", other), ("a.txt", b"two")]
+    write_tar(tmp_path / "a.tar", *twice, ("b.mp4", MP4), ("b.txt", b"x"), ("b.txt", b"later"))
+    manifest, unusable = index_tars(str(tmp_path), workers=1)
+    rows = [manifest.row(index) for index in range(len(manifest))]
+    found = {row["key"]: read_sample(manifest.root, row) for row in rows}
+    assert found.keys() == {"a", "b", *(["m"] if between else [])}
+    assert found["a"] == {"mp4": MP4, "txt": b"one"}
+    assert read_captions(found["b"]) == ["x"]
+    assert [(entry.name, entry.reason.partition(",")[0]) for entry in unusable] == [
+        ("a", "found a.mp4 and a.txt again"),
+        ("b", "found b.txt again"),
+    ]
+
+
+def test_a_tar_as_others_make_them_is_indexed_and_read(tmp_path):
+    noise = [("./._a.mp4", b"macOS"), ("./._a.txt", b"macOS"), ("./.DS_Store", b"x")]
+    folder = tarfile.TarInfo("./x")
+    folder.type = tarfile.DIRTYPE
+    members = [folder, noise[0], ("./a.mp4", MP4), noise[1], ("./a.txt", b"one"), noise[2]]
+    members += [("x/b.MP4", MP4), ("x/b.TXT", b"two"), ("c.mp4", MP4), ("c.jpg", b"preview"), ("d.mp4", MP4)]
+    members += [("d.webm", MP4), ("e.csv", b"text\rthree\r"), ("e.ts", encoded("mpegts", "mpeg2video", 9))]
+    members += [("f.gif", encoded("gif", "gif", 3, "rgb8")), (f"{'n' * 150}.mp4", MP4), (f"{'n' * 150}.txt", b"long")]
+    write_tar(tmp_path / "A.TAR", *members)
+    for name in ("b.tar.gz", "notes.md", "sub/c.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    passed = Passed()
+    manifest, unusable = index_tars(str(tmp_path), workers=1, passed=passed)
+    rows = [manifest.row(index) for index in range(len(manifest))]
+    found = {row["key"]: read_captions(read_sample(manifest.root, row)) for row in rows}
+    assert found == {"./a": ["one"], "x/b": ["two"], "c": [], "e": ["three"], "f": [], "n" * 150: ["long"]}
+    assert {row["key"]: row["frames"] for row in rows}["f"] == 3
+    assert reasons(unusable) == {"d": "found mp4 and webm, expected one video in a sample"}
+    assert passed == {"hidden in a tar": 3, ".tar.gz": 1, ".md": 1, "folder": 1}
+
+
+def test_compressed_tars_are_told_what_to_do(tmp_path):
+    path = write_tar(tmp_path / "in/a.tar", ("a.mp4", MP4))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ValueError, match="found a tar compressed by gzip, expected a plain one: uncompress it"):
+        index_tars(str(tmp_path / "in"), workers=1)
+    path.rename(path.with_suffix(".tgz"))
+    with pytest.raises(FileNotFoundError, match=r"there are \.tgz 1 \(unpack it first\)"):
+        index_tars(str(tmp_path / "in"), workers=1)
+
+
 def test_tars_without_anything_usable_are_an_error_and_leave_no_manifest(tmp_path):
     write_tar(tmp_path / "a.tar", ("a.txt", b"text"))
     with pytest.raises(ValueError, match="found no usable sample in 1 tars"):
@@ -197,7 +262,10 @@ def test_a_manifest_is_not_overwritten(tmp_path):
 
 def test_the_verb_prints_what_there_is_and_what_could_not_be_used(tmp_path, call):
     write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("b.txt", b"text"))
+    (tmp_path / "notes.md").touch()
     status, out, _ = call("index", str(tmp_path), "workers=1")
     assert status == 0
     assert "1 samples in 1 shards, 1 unusable" in out
+    assert "1 clips have no caption" in out
+    assert "passed over: .md 1" in out
     assert "b: found txt, expected one of mp4" in out

@@ -28,7 +28,7 @@ with ShardWriter(sys.argv[1], shard_bytes=8_000) as writer:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in sorted(root.iterdir())}
 
 
 def test_webdataset_reads_the_shards_as_they_are(tmp_path):
@@ -192,6 +192,42 @@ def test_a_row_without_what_is_needed_or_with_what_nobody_knows_is_an_error(tmp_
         writer.add("once", *sample(0))
         with pytest.raises(ValueError, match=f"a: row .*{next(iter(change))}"):
             writer.add("a", members, row)
+
+
+@pytest.mark.parametrize("harm", ["bytes", "more", "gone"])
+def test_a_shard_that_is_not_what_was_written_leaves_the_dataset_as_it_was(tmp_path, harm):
+    before = contents(write_dataset(tmp_path))
+
+    def harmed():
+        with ShardWriter(tmp_path) as writer:
+            writer.add("new", *sample(9))
+            (partial,) = tmp_path.glob(".shard-00000.tar.*.partial")
+            if harm == "gone":
+                partial.unlink()
+                return
+            with partial.open("r+b") as file:
+                file.seek(600 if harm == "bytes" else 0, os.SEEK_SET if harm == "bytes" else os.SEEK_END)
+                writer.groups[""].file.file.flush()
+                file.write(b"somebody else's")
+
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        harmed()
+    assert harm == "gone" or "something else changed it, or the disk is damaged" in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_sample_that_is_lost_on_the_way_leaves_the_dataset_as_it_was(tmp_path):
+    before = contents(write_dataset(tmp_path))
+
+    def losing():
+        with ShardWriter(tmp_path) as writer:
+            writer.add("one", *sample(9))
+            writer.add("two", *sample(8))
+            writer.groups[""].rows.truncate(10)
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        losing()
+    assert contents(tmp_path) == before
 
 
 def test_a_manifest_that_points_at_another_sample_is_an_error(tmp_path):

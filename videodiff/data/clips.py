@@ -23,7 +23,7 @@ from videodiff.data.buckets import Bucket, count_kinds, kinds_of, mask
 from videodiff.data.captions import EVEN, CaptionMix, draw_caption
 from videodiff.data.decode import DecodeError, decode_into
 from videodiff.data.manifest import Manifest, ManifestError
-from videodiff.data.shards import VIDEOS, Text, read_notes, read_sample, read_texts, video_of
+from videodiff.data.shards import SIDECARS, VIDEOS, Text, read_notes, read_sample, read_texts, video_of
 from videodiff.data.windows import Windows
 
 # What of a sample may be delivered.
@@ -236,7 +236,7 @@ class Reader:
         root, row = self.roots[task.dataset], task.row
         names = {"latent": ["latent.npy"], "text": text_names(row["captions"])}
         needed = [member for name in self.deliver for member in names.get(name, ())]
-        members = read_sample(root, row, {"txt", "json", *needed, *(VIDEOS if "video" in self.deliver else ())})
+        members = read_sample(root, row, {*SIDECARS, *needed, *(VIDEOS if "video" in self.deliver else ())})
         where = f"{root / row['shard']}: {row['key']}"
         video = video_of(members)
         if missing := (set(needed) - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):

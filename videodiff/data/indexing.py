@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import signal
 import tarfile
 from collections import Counter
@@ -22,14 +21,24 @@ from braceexpand import braceexpand
 
 from videodiff.data.decode import decode, probe
 from videodiff.data.files import owning, write_whole
+from videodiff.data.listing import Fault, Passed, Scan
 from videodiff.data.manifest import NAME, Manifest, ManifestWriter, plain_name
+from videodiff.data.members import (
+    APART,
+    BoundedHeader,
+    compression_of,
+    fault_of,
+    is_hidden,
+    is_noise,
+    one_video,
+    split_name,
+)
 from videodiff.data.remote import Url, place_of
-from videodiff.data.shards import VIDEOS, WORDS, BoundedHeader, rank_words, read_captions, read_notes, video_of
+from videodiff.data.shards import VIDEOS, WORDS, rank_words
+from videodiff.data.sidecars import SIDECARS, read_captions, read_notes
 from videodiff.text.words import split_words
 
 UNUSABLE = "unusable.jsonl"
-TEXT_LIMIT = 2**22
-VIDEO_LIMIT = 2**31
 LIMIT_S = 300.0
 
 
@@ -41,6 +50,11 @@ class Unusable(NamedTuple):
     name: str
     reason: str
 
+    def __str__(self) -> str:
+        """Return it in one line that a terminal can show, whatever the name holds."""
+        name = self.name.encode("unicode_escape", "backslashreplace").decode()
+        return f"{self.shard} at {self.offset}: " + f"{name}: " * bool(name) + self.reason
+
 
 class Indexed(NamedTuple):
     """What a tar holds: its entry in the list of shards, its rows, the words of its captions, and what is left out."""
@@ -49,15 +63,20 @@ class Indexed(NamedTuple):
     rows: list[dict[str, Any]]
     words: Counter[str]
     unusable: list[Unusable]
+    passed: Passed
 
 
 class Sample(NamedTuple):
-    """Neighbouring members with one key, those of `read_captions` and `VIDEOS` with their content."""
+    """Neighbouring members with one key: of each extension the first, sidecars and videos with their content.
+
+    `again` are the names of the others.
+    """
 
     key: str
     offset: int
     end: int
     members: dict[str, bytes]
+    again: list[str]
 
 
 def index_tars(
@@ -65,14 +84,19 @@ def index_tars(
     out: str | Path | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    passed: Passed | None = None,
 ) -> tuple[Manifest, list[Unusable]]:
     """Write the manifest of tars, with words.txt and unusable.jsonl; return it and what it leaves out.
 
     `tars`: a folder, a pattern (* on disk, {000..123} also in a URL), or a list of such, all of one folder. The
     manifest comes beside tars on disk; that of remote ones into the folder `out`. `workers`: processes, None: one a
-    core.
+    core. `passed` counts what of folders and tars was passed over.
+
+    Of several files of one name that neighbour each other in a tar the first is used. A sample whose files are apart
+    from each other is left out, as a row has one place in its tar.
     """
-    places = find_tars(tars)
+    passed = Passed() if passed is None else passed
+    places = find_tars(tars, passed)
     parent = places[0].parent
     root = Path(out) if out is not None else parent
     if isinstance(parent, Url) == (out is None) or (out is not None and isinstance(parent, Path)):
@@ -80,12 +104,16 @@ def index_tars(
     with owning(root, "index"):
         if (root / NAME).exists():
             raise ValueError(f"{root / NAME}: found a manifest, expected none: remove it to index anew")
-        unusable = write_index(root, places, workers, progress)
+        unusable = write_index(root, places, workers, progress, passed)
     return Manifest.load(root), unusable
 
 
 def write_index(
-    root: Path, places: Sequence[Path | Url], workers: int | None, progress: Callable[[int, int], None]
+    root: Path,
+    places: Sequence[Path | Url],
+    workers: int | None,
+    progress: Callable[[int, int], None],
+    passed: Passed,
 ) -> list[Unusable]:
     """Write what `index_tars` leaves in a folder; return what is left out."""
     parent, words, unusable, usable = places[0].parent, Counter(), [], 0
@@ -93,30 +121,42 @@ def write_index(
         for done, found in enumerate(index_all(places, workers), start=1):
             words.update(found.words)
             unusable += found.unusable
+            passed.update(found.passed)
             if found.rows:
                 writer.add(found.shard, found.rows)
                 usable += len(found.rows)
             progress(done, len(places))
         write_whole(root / UNUSABLE, "".join(f"{json.dumps(entry._asdict())}\n" for entry in unusable).encode())
         if not usable:
-            raise ValueError(f"{parent}: found no usable sample in {len(places)} tars: {root / UNUSABLE} tells why")
+            first = f"; the first: {unusable[0]}" if unusable else ""
+            raise ValueError(
+                f"{parent}: found no usable sample in {len(places)} tars: {root / UNUSABLE} tells why{first}"
+            )
         write_whole(root / WORDS, rank_words(words))
     return unusable
 
 
-def find_tars(tars: str | Sequence[str]) -> list[Path | Url]:
+def find_tars(tars: str | Sequence[str], passed: Passed) -> list[Path | Url]:
     """Return the tars that are meant, in the order of their names."""
-    found = []
+    found, faults = [], []
     for pattern in [tars] if isinstance(tars, str) else tars:
-        for name in braceexpand(pattern):
+        # A folder may well be called a,b or {1}.
+        for name in [pattern] if Path(pattern).is_dir() else braceexpand(pattern):
             if "://" in name:
                 found.append(place_of(name))
             elif Path(name).is_dir():
-                found += Path(name).glob("*.tar")
+                items = list(Scan(Path(name), {".tar"}, passed, deep=False))
+                faults += [item for item in items if isinstance(item, Fault)]
+                found += [item.path for item in items if not isinstance(item, Fault)]
             else:
                 found += map(Path, glob.glob(name))
+    if faults:
+        raise ValueError(f"tars: {faults[0].name}: {faults[0].detail}, expected a tar")
     if not found:
-        raise FileNotFoundError(f"tars: found none at {tars}, expected a folder or a pattern that some match")
+        beside = f"; there are {passed}" if passed else ""
+        raise FileNotFoundError(
+            f"tars: found none at {tars}, expected a folder with .tar files or a pattern that some match{beside}"
+        )
     folders = sorted({str(place.parent) for place in found})
     if len(folders) > 1 or len({place.name for place in found}) < len(found):
         raise ValueError(f"tars: found {len(found)} in {', '.join(folders)}, expected different ones of one folder")
@@ -146,99 +186,111 @@ def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Ind
 
 def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
     """Read one tar; a clip that takes over `limit` seconds ends the process, 0: none does."""
-    rows, words, unusable, keys = [], Counter(), [], set()
+    found, unusable, passed = Runs(place.name), [], Passed()
     with Hashed(place) as source:
         try:
             with tarfile.open(fileobj=source, mode="r|", tarinfo=BoundedHeader) as tar:
-                for found in read_samples(tar, place.name):
-                    if isinstance(found, Sample):
-                        # A decoder that hangs hears no handler: SIGALRM is left to the kernel, which kills.
-                        signal.setitimer(signal.ITIMER_REAL, limit)
-                        found = describe(found, place.name, keys)
-                        signal.setitimer(signal.ITIMER_REAL, 0)
-                    if isinstance(found, Unusable):
-                        unusable.append(found)
+                for item in read_samples(tar, place.name, passed):
+                    if isinstance(item, Unusable):
+                        unusable.append(item)
                         continue
-                    row, captions = found
-                    rows.append(row)
-                    words.update(word for caption in captions for word in split_words(caption))
+                    # A decoder that hangs hears no handler: SIGALRM is left to the kernel, which kills.
+                    signal.setitimer(signal.ITIMER_REAL, limit)
+                    found.add(item)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
                 end = tar.offset
         # A ValueError is of a number in a header.
         except (tarfile.TarError, ValueError) as error:
+            how = compression_of(source.head)
+            reason = f"found a tar compressed by {how}, expected a plain one: uncompress it" if how else str(error)
             end = 2**63
-            unusable.append(Unusable(place.name, tar_end(rows), "", f"cannot be read from here on: {error}"))
+            unusable.append(Unusable(place.name, found.end, "", f"cannot be read from here on: {reason}"))
         source.drain()
     # To tarfile a damaged header is the end.
     if source.filled > end:
         unusable.append(Unusable(place.name, end, "", "found something else than a tar's header or its end"))
+    kept, left_out = found.settle()
+    rows = [row for row, _ in kept]
+    words = Counter(word for _, captions in kept for caption in captions for word in split_words(caption))
     shard = {"name": place.name, "bytes": source.size, "samples": len(rows), "sha256": source.digest.hexdigest()}
-    return Indexed(shard, rows, words, unusable)
+    return Indexed(shard, rows, words, sorted(unusable + left_out, key=lambda entry: entry.offset), passed)
 
 
-def tar_end(rows: list[dict[str, Any]]) -> int:
-    """Return where the last sample that could be read ends."""
-    return rows[-1]["offset"] + rows[-1]["size"] if rows else 0
+class Runs:
+    """The samples of one tar as they come, until it is known of which all members lie side by side."""
+
+    def __init__(self, shard: str) -> None:
+        self.shard, self.end = shard, 0
+        self.usable: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        self.seen: dict[str, tuple[int, frozenset[str]]] = {}
+        self.apart: set[str] = set()
+        self.unusable: list[Unusable] = []
+
+    def add(self, sample: Sample) -> None:
+        """Take in a sample, or what came later of one that was there before."""
+        key, extensions = sample.key, frozenset(sample.members)
+        offset, before = self.seen.setdefault(key, (sample.offset, extensions))
+        again = sample.again
+        if offset != sample.offset:
+            again = [*map(f"{key}.{{}}".format, sorted(extensions)), *again]
+            if extensions - before:
+                self.apart.add(key)
+        else:
+            found = describe(sample, self.shard)
+            if isinstance(found, Unusable):
+                self.unusable.append(found)
+            else:
+                self.usable[key] = found
+                self.end = sample.end
+        if again:
+            reason = f"found {' and '.join(again)} again, expected each name once in a tar: the first is used"
+            self.unusable.append(Unusable(self.shard, sample.offset, key, reason))
+
+    def settle(self) -> tuple[list[tuple[dict[str, Any], list[str]]], list[Unusable]]:
+        """Return rows with their captions, and what is left out."""
+        apart = [Unusable(self.shard, self.seen[key][0], key, APART) for key in self.seen if key in self.apart]
+        others = [entry for entry in self.unusable if entry.name not in self.apart]
+        return [found for key, found in self.usable.items() if key not in self.apart], others + apart
 
 
-def read_samples(tar: tarfile.TarFile, shard: str) -> Iterator[Sample | Unusable]:
-    """Yield neighbouring members with one key as a sample, and every member that can belong to none."""
+def read_samples(tar: tarfile.TarFile, shard: str, passed: Passed) -> Iterator[Sample | Unusable]:
+    """Yield neighbouring members with one key as a sample, and every member that can belong to none.
+
+    Folders and hidden files may lie between the members of a sample.
+    """
     sample = None
     for member in tar:
+        if is_noise(member):
+            if not member.isdir():
+                passed["hidden in a tar"] += 1
+            continue
         fault = fault_of(member)
         key, extension = split_name(member.name)
-        if sample and (fault or key != sample.key or extension in sample.members):
+        if sample and (key != sample.key if fault is None else not is_hidden(member)):
             yield sample
             sample = None
-        if fault is None:
-            sample = sample or Sample(key, member.offset, 0, {})
-            wanted = extension in (*VIDEOS, "txt", "json")
-            sample.members[extension] = tar.extractfile(member).read() if wanted else b""
-            sample = sample._replace(end=member.offset_data + -(-member.size // 512) * 512)
-        elif not member.isdir():
+        if fault is not None:
             yield Unusable(shard, member.offset, member.name, fault)
+            continue
+        sample = sample or Sample(key, member.offset, 0, {}, [])
+        sample = sample._replace(end=member.offset_data + -(-member.size // 512) * 512)
+        if extension in sample.members:
+            sample.again.append(member.name)
+            continue
+        wanted = extension in (*VIDEOS, *SIDECARS)
+        sample.members[extension] = tar.extractfile(member).read() if wanted else b""
     if sample:
         yield sample
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Return key and extension: they part at the first dot of the file's name, as in webdataset."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def fault_of(member: tarfile.TarInfo) -> str | None:
-    """Tell why a member cannot be used, None where it can."""
-    key, extension = split_name(member.name)
-    limit = TEXT_LIMIT if extension in ("txt", "json") else VIDEO_LIMIT
-    if (
-        member.name.startswith("/")
-        or ".." in member.name.split("/")
-        or re.search(r"[\\\x00-\x1f\ud800-\udfff]", member.name)
-    ):
-        return "found a path that leads out of its folder, is not UTF-8 or has control characters"
-    if not member.isreg() or member.issparse():
-        return "found a link, folder or special file, expected a plain one"
-    if not extension or not key.rpartition("/")[2]:
-        return "found no key and extension, expected <key>.<extension>"
-    if member.size > limit:
-        return f"found {member.size} bytes, expected at most {limit}"
-    return None
-
-
-def describe(sample: Sample, shard: str, keys: set[str]) -> tuple[dict[str, Any], list[str]] | Unusable:
+def describe(sample: Sample, shard: str) -> tuple[dict[str, Any], list[str]] | Unusable:
     """Return the row of a sample and its captions."""
     try:
-        if sample.key in keys:
-            raise ValueError("found this key before, expected each once in a tar")
-        video = sample.members.get(video_of(sample.members))
-        if video is None:
-            raise ValueError(f"found {', '.join(sample.members)}, expected one of {', '.join(VIDEOS)}")
+        video = sample.members[one_video(sample.members)]
         info, captions, notes = probe(video), read_captions(sample.members), read_notes(sample.members)
         decode(video, [0, info.frames // 3, 2 * info.frames // 3, info.frames - 1])
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Unusable(shard, sample.offset, sample.key, str(error))
-    keys.add(sample.key)
     row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
     row |= {"shard": shard, "key": sample.key, "offset": sample.offset, "size": sample.end - sample.offset}
     row |= {"source": text_of(notes, "source", "url"), "licence": text_of(notes, "licence", "license")}
@@ -252,10 +304,11 @@ def text_of(notes: dict[str, Any], *names: str) -> str:
 
 
 class Hashed:
-    """A file that is read from begin to end: its size, its sha256, and where its last byte that is not 0 ends."""
+    """A file that is read from begin to end: how it begins, its size and sha256, where its last byte not 0 ends."""
 
     def __init__(self, place: Path | Url) -> None:
         self.file, self.size, self.filled, self.digest = place.open("rb"), 0, 0, hashlib.sha256()
+        self.head = b""
 
     def __enter__(self) -> Hashed:
         return self
@@ -265,6 +318,7 @@ class Hashed:
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
+        self.head = self.head or data[:8]
         self.digest.update(data)
         if content := len(data.rstrip(b"\0")):
             self.filled = self.size + content

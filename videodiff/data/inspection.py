@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from videodiff.data.buckets import Bucket, kinds_of
 from videodiff.data.manifest import Manifest
-from videodiff.data.shards import read_captions, read_sample
+from videodiff.data.shards import SIDECARS, read_captions, read_sample
 from videodiff.text.words import split_words
 
 COLUMNS = ("frames", "height", "width", "fps", "duration", "captions", "source", "licence")
@@ -127,7 +127,7 @@ def some_captions(manifest: Manifest, most: int) -> list[str]:
     places = np.unique(np.linspace(0, len(chosen) - 1, min(most, len(chosen))).astype(int))
     rows = [manifest.row(chosen[place]) for place in places]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda row: read_captions(read_sample(manifest.root, row, {"txt", "json"})), rows)
+        found = pool.map(lambda row: read_captions(read_sample(manifest.root, row, SIDECARS)), rows)
         return [caption for captions in found for caption in captions]
 
 

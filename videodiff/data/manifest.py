@@ -303,6 +303,6 @@ def checked_shard(shard: dict[str, Any]) -> dict[str, Any]:
 
 def plain_name(name: str) -> str:
     """Return the name of a shard; one that leads out of the dataset's folder is an error."""
-    if Path(name).name != name or not name.endswith(".tar"):
+    if Path(name).name != name or not name.lower().endswith(".tar"):
         raise ValueError(f"shard: found {name!r}, expected the plain name of a tar")
     return name

@@ -41,7 +41,7 @@ from videodiff.data.decode import DecodeError, decode_into
 from videodiff.data.files import owning, remove_abandoned, replacing, write_whole
 from videodiff.data.manifest import NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.quarantine import Quarantine, Sample
-from videodiff.data.shards import VIDEOS, WORDS, add_members, read_captions, read_sample, video_of
+from videodiff.data.shards import SIDECARS, VIDEOS, WORDS, add_members, read_captions, read_sample, video_of
 from videodiff.data.windows import PIECE, Windows
 from videodiff.data.workers import Read, Request, Work, Workers, read_here
 
@@ -302,7 +302,7 @@ def encode_shard(
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for start in range(0, len(rows), TOGETHER):
                 group = rows[start : start + TOGETHER]
-                samples = [read_sample(source.root, row, None if plan.video else ("txt", "json")) for row in group]
+                samples = [read_sample(source.root, row, None if plan.video else SIDECARS) for row in group]
                 texts = encode_texts(text, samples) if text is not None else None
                 for place, row in enumerate(group):
                     try:

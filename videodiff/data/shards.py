@@ -14,27 +14,37 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 from videodiff.data.cache import CachedFolder
-from videodiff.data.decode import VideoInfo
 from videodiff.data.files import owning, partial_of, stage, sync
 from videodiff.data.manifest import FIELDS, NAME, ManifestError, ManifestWriter
+from videodiff.data.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
 from videodiff.data.remote import Url, place_of
+from videodiff.data.sidecars import SIDECARS, Text, read_captions, read_notes, read_texts
+from videodiff.data.video import VideoInfo
 from videodiff.text.words import split_words
 
+__all__ = [
+    "SIDECARS",
+    "VIDEOS",
+    "WORDS",
+    "ShardWriter",
+    "Text",
+    "clip_sample",
+    "read_captions",
+    "read_notes",
+    "read_sample",
+    "read_texts",
+    "video_of",
+]
+
 WORDS = "words.txt"
-HEADER_LIMIT = 2**20
-# Of the files of a sample the first of these is its video; an image is a video of one frame.
-VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "jpg", "jpeg", "png", "webp")
+# Of the files of a sample one of these is its video; a picture is a video of one frame.
+VIDEOS = (*MOVIES, *STILLS)
+# webdataset takes what follows the first dot of a name for the extension.
+KEY = r"[^./\\\s\x00-\x1f\x7f\ud800-\udfff][^./\\\x00-\x1f\x7f\ud800-\udfff]*"
 REQUIRED = ("width", "height", "frames", "fps")
-
-
-class Text(NamedTuple):
-    """A caption, and who wrote it, empty where that is not known."""
-
-    text: str
-    origin: str = ""
 
 
 class Group:
@@ -49,7 +59,7 @@ class Group:
         self.shards: list[dict[str, Any]] = []
         self.samples = 0
         self.tar: tarfile.TarFile | None = None
-        self.file: BinaryIO | None = None
+        self.file: Hashed | None = None
         self.partials: dict[str, Path] = {}
 
     @property
@@ -60,8 +70,45 @@ class Group:
     def open(self) -> None:
         """Begin the next tar."""
         self.partials[self.shard] = partial_of(self.root / self.shard)
-        self.file = self.partials[self.shard].open("x+b")
+        self.file = Hashed(self.partials[self.shard])
         self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+
+    def close(self) -> None:
+        """End the tar, and compare what is on the disk with what was written."""
+        self.tar.close()
+        self.file.close()
+        path, size, digest = self.partials[self.shard], self.file.size, self.file.digest.hexdigest()
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if (file.tell(), found) != (size, digest):
+                raise ValueError(
+                    f"{path}: found {file.tell()} bytes, expected the {size} that were written: something else changed "
+                    "it, or the disk is damaged"
+                )
+        self.shards.append({"name": self.shard, "bytes": size, "samples": self.samples, "sha256": digest})
+        self.tar, self.file, self.samples = None, None, 0
+
+
+class Hashed:
+    """A new file that is written from begin to end: its size and its sha256."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.size, self.digest = path.open("xb"), 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        """Bring it to the disk."""
+        if not self.file.closed:
+            with self.file:
+                self.file.flush()
+                os.fsync(self.file.fileno())
 
 
 class ShardWriter:
@@ -70,7 +117,8 @@ class ShardWriter:
     Samples of different groups get shards of their own, `<name>-<group>-00000.tar`, of which one each is open. Use it
     in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then the new
     shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within those
-    renames has no manifest and so is no dataset.
+    renames has no manifest and so is no dataset. Before them, what is on the disk is compared with what was added.
+    `without_caption` counts the samples that have none.
     """
 
     def __init__(self, root: str | Path, shard_bytes: int = 256 * 2**20, name: str = "shard") -> None:
@@ -80,6 +128,7 @@ class ShardWriter:
         self.keys: set[str] = set()
         self.origins: set[str] = set()
         self.scores: set[str] = set()
+        self.without_caption = 0
 
     def __enter__(self) -> ShardWriter:
         with contextlib.ExitStack() as stack:
@@ -99,20 +148,20 @@ class ShardWriter:
         `row` needs width, height, frames and fps; source, licence, duration and `score_*` are optional, the rest is
         filled in here.
         """
-        row = self._checked(key, members, row)
+        row, captions = self._checked(key, members, row), read_texts(members)
         size = sum(len(data) + 1024 for data in members.values())
         if group not in self.groups:
             self.groups[group] = Group(self.root, f"{self.name}-{group}" if group else self.name)
         open_ = self.groups[group]
         if open_.tar is not None and open_.tar.offset + size > self.shard_bytes:
-            self._close_shard(open_)
+            open_.close()
         if open_.tar is None:
             open_.open()
         offset = open_.tar.offset
         add_members(open_.tar, key, members)
-        captions = read_texts(members)
         self.words.update(word for caption in captions for word in split_words(caption.text))
         self.origins.update(caption.origin for caption in captions if caption.origin)
+        self.without_caption += not captions
         self.keys.add(key)
         open_.samples += 1
         place = {"shard": open_.shard, "key": key, "offset": offset, "size": open_.tar.offset - offset}
@@ -121,7 +170,7 @@ class ShardWriter:
         open_.rows.write(json.dumps({**row, **place, **sums}).encode() + b"\n")
 
     def _checked(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> dict[str, Any]:
-        if not re.fullmatch(r"[^./\\\s\x00-\x1f][^./\\\x00-\x1f]*", key) or key in self.keys:
+        if not re.fullmatch(KEY, key) or key in self.keys:
             raise ValueError(f"key: found {key!r}, expected a new one without dots, slashes and control characters")
         if "mp4" not in members or not all(re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+)*", name) for name in members):
             raise ValueError(
@@ -141,34 +190,24 @@ class ShardWriter:
             finally:
                 self._discard()
 
-    def _close_shard(self, group: Group) -> None:
-        group.tar.close()
-        group.file.flush()
-        os.fsync(group.file.fileno())
-        group.file.seek(0)
-        digest = hashlib.sha256()
-        while block := group.file.read(2**20):
-            digest.update(block)
-        sums = {"bytes": group.file.tell(), "samples": group.samples, "sha256": digest.hexdigest()}
-        group.file.close()
-        group.shards.append({"name": group.shard, **sums})
-        group.tar, group.file, group.samples = None, None, 0
-
     def _commit(self) -> None:
         if not self.groups:
             raise ValueError(f"{self.root}: found no samples to write, expected at least one")
         for group in self.groups.values():
-            self._close_shard(group)
+            group.close()
         words = stage(self.root / WORDS, rank_words(self.words))
         with ManifestWriter(self.root, sorted(self.scores), origins=sorted(self.origins)) as manifest:
+            rows = 0
             for _, group in sorted(self.groups.items()):
-                with open(group.rows.name) as rows:
+                with open(group.rows.name) as lines:
                     for shard in group.shards:
-                        manifest.add(shard, list(map(json.loads, itertools.islice(rows, shard["samples"]))))
+                        own = list(map(json.loads, itertools.islice(lines, shard["samples"])))
+                        manifest.add(shard, own)
+                        rows += len(own)
             manifest.finish()
             # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without
             # its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
-            partials = self._counted()
+            partials = self._counted(rows)
             (self.root / NAME).unlink(missing_ok=True)
             for name, partial in partials.items():
                 os.replace(partial, self.root / name)
@@ -177,8 +216,11 @@ class ShardWriter:
             os.replace(words, self.root / WORDS)
             sync(self.root)
 
-    def _counted(self) -> dict[str, Path]:
+    def _counted(self, rows: int) -> dict[str, Path]:
         """Return where the new shards lie, by name; it is an error if one is not there as it was written."""
+        counted = sum(shard["samples"] for shard in self.shards)
+        if not rows == counted == len(self.keys):
+            raise ValueError(f"{self.root}: found {rows} rows of {counted} samples, expected {len(self.keys)}")
         partials = {name: path for _, group in sorted(self.groups.items()) for name, path in group.partials.items()}
         for shard in self.shards:
             path = partials[shard["name"]]
@@ -236,44 +278,6 @@ def rank_words(words: Counter[str]) -> bytes:
     return "".join(f"{word}\n" for word in sorted(words, key=lambda word: (-words[word], word))).encode()
 
 
-def read_captions(members: dict[str, bytes]) -> list[str]:
-    """Return the captions of a sample: `captions` of its json, else its txt, else `caption` of its json."""
-    notes = read_notes(members)
-    listed, alone = notes.get("captions"), members.get("txt", b"").decode() or notes.get("caption")
-    captions = listed if isinstance(listed, list) else [alone]
-    return [caption for caption in captions if isinstance(caption, str) and caption]
-
-
-def read_texts(members: dict[str, bytes]) -> list[Text]:
-    """Return the captions of a sample with their origins: `caption_origins` of its json, where they are as many."""
-    captions, origins = read_captions(members), read_notes(members).get("caption_origins")
-    if not isinstance(origins, list) or len(origins) != len(captions):
-        origins = [""] * len(captions)
-    return [Text(caption, str(origin)) for caption, origin in zip(captions, origins, strict=True)]
-
-
-def video_of(members: dict[str, bytes]) -> str | None:
-    """Return the extension of a sample's video, None where it has none."""
-    return next((name for name in VIDEOS if name in members), None)
-
-
-def read_notes(members: dict[str, bytes]) -> dict[str, Any]:
-    """Return the json of a sample, empty where it has none."""
-    notes = json.loads(members.get("json", b"{}"))
-    if not isinstance(notes, dict):
-        raise ValueError(f"json: found {type(notes).__name__}, expected an object")
-    return notes
-
-
-class BoundedHeader(tarfile.TarInfo):
-    """A header whose extensions (long names, pax records) tarfile may read into memory whatever size they state."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *tarfile.GNU_TYPES) and self.size > HEADER_LIMIT:
-            raise tarfile.ReadError(f"found a header of {self.size} bytes, expected at most {HEADER_LIMIT}")
-        return super()._proc_member(tar)
-
-
 def read_sample(
     root: str | Path | Url | CachedFolder, row: dict[str, Any], only: Collection[str] | None = None
 ) -> dict[str, bytes]:
@@ -290,11 +294,14 @@ def read_sample(
                 for member in tar:
                     if member.offset >= end:
                         break
+                    if is_hidden(member):
+                        continue
                     plain = member.isreg() and not member.issparse() and member.offset_data + member.size <= end
                     if not member.name.startswith(prefix) or not plain:
                         raise tarfile.ReadError(f"found {member.name!r} of {member.size} bytes")
                     extension, found = member.name.removeprefix(prefix).lower(), True
-                    if only is None or extension in only:
+                    # Of files of one name the first is meant, see `index_tars`.
+                    if extension not in members and (only is None or extension in only):
                         members[extension] = tar.extractfile(member).read()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: found no such file, expected a shard as in the manifest") from error

@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from videodiff.data.indexing import UNUSABLE, index_tars
+from videodiff.data.listing import Passed
 
 SHOWN = 5
 
@@ -18,12 +19,18 @@ def run(cfg: DictConfig) -> None:
         bar.total = total
         bar.update(done - bar.n)
 
+    passed = Passed()
     try:
-        manifest, unusable = index_tars(**OmegaConf.to_container(cfg, resolve=True), progress=show)
+        settings = OmegaConf.to_container(cfg, resolve=True)
+        manifest, unusable = index_tars(**settings, progress=show, passed=passed)
     finally:
         bar.close()
     print(f"{manifest.path}: {len(manifest):,} samples in {len(manifest.shards)} shards, {len(unusable)} unusable")
+    if silent := sum(int((captions == 0).sum()) for (captions,) in manifest.by_shard("captions")):
+        print(f"{silent:,} clips have no caption")
+    if passed:
+        print(f"passed over: {passed}")
     for entry in unusable[:SHOWN]:
-        print(f"  {entry.shard} at {entry.offset}: {entry.name}: {entry.reason}")
+        print(f"  {entry}")
     if len(unusable) > SHOWN:
         print(f"  and {len(unusable) - SHOWN} more in {manifest.path.parent / UNUSABLE}")

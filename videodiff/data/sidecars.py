@@ -1,0 +1,126 @@
+"""What is said of a video: its captions and notes, from a text, a JSON and a CSV; one reader for folders and tars."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+# Extensions of the members that `read_texts` and `read_notes` read.
+SIDECARS = ("txt", "json", "csv")
+# Entries of a JSON, and columns of a CSV, that are captions.
+CAPTIONS = ("caption", "captions", "text")
+# Bytes of one of them.
+TEXT_LIMIT = 2**22
+# The longer mark first: that of UTF-32 begins with that of UTF-16.
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+
+
+class SidecarError(ValueError):
+    """A file beside a video that cannot be read."""
+
+
+class CaptionError(SidecarError):
+    """A caption that is no text."""
+
+
+class Text(NamedTuple):
+    """A caption, and who wrote it, empty where that is not known."""
+
+    text: str
+    origin: str = ""
+
+
+def read_captions(members: Mapping[str, bytes]) -> list[str]:
+    """Return the captions of a sample, see `read_texts`."""
+    return [caption.text for caption in read_texts(members)]
+
+
+def read_texts(members: Mapping[str, bytes]) -> list[Text]:
+    """Return the captions of a sample, of which `members` are the files by extension, each once.
+
+    That of the txt comes first, then those of `caption`, `captions` and `text` in the json, then the column of one of
+    these names in the csv. In the json each is a text, `{caption, origin}`, or a list of such; `caption_origins` there
+    has the origins of all captions, where it is as long. White space is collapsed, what is blank is none.
+    """
+    notes = read_notes(members)
+    found = [caption for field in CAPTIONS for caption in entries(notes.get(field), f"json: {field}")]
+    if plain := tidy(decode_text(members.get("txt", b""), "txt"), "txt"):
+        same = next((caption for caption in found if caption.text == plain), Text(plain))
+        found = [same, *(caption for caption in found if caption is not same)]
+    found = [caption for caption in [*found, *rows(members.get("csv", b""))] if caption.text]
+    origins = notes.get("caption_origins")
+    if isinstance(origins, list) and len(origins) == len(found):
+        found = [Text(caption.text, caption.origin or str(name)) for caption, name in zip(found, origins, strict=True)]
+    return list(dict.fromkeys(found))
+
+
+def read_notes(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the json of a sample, empty where it has none."""
+    text = decode_text(members.get("json", b""), "json")
+    try:
+        notes = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise SidecarError(f"json: found no JSON: {error}") from error
+    if not isinstance(notes, dict):
+        raise SidecarError(f"json: found {type(notes).__name__}, expected an object")
+    return notes
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Return bytes as text: UTF-8, or what the mark at its begin says; a SidecarError names what is neither."""
+    if len(data) > TEXT_LIMIT:
+        raise SidecarError(f"{name}: found {len(data)} bytes, expected at most {TEXT_LIMIT}")
+    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
+    encoding = MARKS.get(mark, "utf-8")
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise SidecarError(
+            f"{name}: found a byte {data[len(mark) + error.start]:#04x} that is no {encoding.upper()}, expected UTF-8 "
+            f"or UTF-16 with its mark: convert it, as by iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    if "\0" in text:
+        raise SidecarError(f"{name}: found NUL characters, expected UTF-8, or UTF-16 with its mark")
+    return text
+
+
+def entries(value: Any, where: str) -> Iterator[Text]:
+    """Yield the captions of an entry: none, a text, `{caption, origin}`, or a list of such."""
+    for item in value if isinstance(value, list) else [value]:
+        entry = item if isinstance(item, dict) else {"caption": item}
+        text = entry["caption"] if entry.get("caption") is not None else entry.get("text")
+        if (text is None and entry is item) or not (text is None or isinstance(text, str)):
+            raise CaptionError(f"{where}: found {ascii(item)[:100]}, expected text or a list of texts")
+        yield Text(tidy(text or "", where), str(entry.get("origin") or ""))
+
+
+def rows(data: bytes) -> Iterator[Text]:
+    """Yield the captions of a csv with a header; one without a column of captions says something else."""
+    lines = csv.reader(io.StringIO(decode_text(data, "csv"), newline=None))
+    try:
+        header = [column.strip().lower() for column in next(lines, [])]
+        place = next((header.index(name) for name in CAPTIONS if name in header), None)
+        by = header.index("origin") if "origin" in header else None
+        for cells in lines if place is not None else ():
+            if len(cells) > place:
+                yield Text(tidy(cells[place], "csv"), "" if by is None or len(cells) <= by else cells[by].strip())
+    except csv.Error as error:
+        raise SidecarError(f"csv: found no CSV: {error}") from error
+
+
+def tidy(text: str, where: str) -> str:
+    """Return a caption in one line, without control characters; half a surrogate pair is an error."""
+    if re.search(r"[\ud800-\udfff]", text):
+        raise CaptionError(f"{where}: found {ascii(text)[:100]}, expected Unicode text")
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\ufeff]", " ", text).split())
