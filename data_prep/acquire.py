@@ -102,7 +102,7 @@ class Acquirer:
             return Acquired(path, digest(path), temporary=False)
         location = request.source if "://" in request.source else f"{self.root}/{request.source}"
         if "://" not in location:
-            check_local(Path(self.root), Path(location))
+            check_local(Path(self.root), Path(location), request.followed)
             if request.part is None:
                 return Acquired(Path(location), digest(Path(location)), temporary=False)
         name = str(uuid.uuid5(NAMESPACE, json.dumps([request.source, request.part and request.part.name])))
@@ -251,10 +251,11 @@ def is_page(url: str) -> bool:
     return parts.scheme in ("http", "https") and PurePosixPath(parts.path).suffix.lower() not in VIDEOS
 
 
-def check_local(root: Path, path: Path) -> None:
-    """Raise an AcquireError unless a path is a file below a folder, links followed, that can be read."""
+def check_local(root: Path, path: Path, followed: bool = False) -> None:
+    """Raise an AcquireError unless a path is a file that can be read, below a folder where links are not `followed`."""
     try:
-        check_inside(root, path)
+        if not followed:
+            check_inside(root, path)
     except InputError as error:
         raise AcquireError(error.reason, NEVER, error.detail) from error
     if not path.is_file():

@@ -93,6 +93,7 @@ def curate(
         for ending in ("mp4", "m4a"):
             place_of(work, id, ending).unlink(missing_ok=True)
         captions.forget(id)
+    counts["clips"]["without_caption"] = shards.without_caption if kept else 0
     written = shards.shards if kept else []
     counts["shards"] = {"count": len(written), "bytes": sum(shard["bytes"] for shard in written)}
     return counts

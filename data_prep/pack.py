@@ -6,7 +6,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 from data_prep.footage import fit_video
 from data_prep.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
+from data_prep.sources.clips import name_record, shown_name
 from videodiff.data.decode import DecodeError
 from videodiff.data.files import owning, write_whole
+from videodiff.data.listing import Passed
 from videodiff.data.shards import ShardWriter, clip_sample
 
 REJECTED = "rejected.jsonl"
@@ -27,7 +30,7 @@ class PackReport:
     """What became of every entry of the source: `packed + len(rejected) == found`.
 
     `reencoded` maps the names of clips that were encoded again to the reason; `ignored_columns` are those of the table
-    that nothing reads.
+    that nothing reads; `passed` counts the files of the folder that are no clips, `without_caption` packed clips.
     """
 
     root: Path
@@ -36,6 +39,8 @@ class PackReport:
     reencoded: dict[str, str] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
     ignored_columns: list[str] = field(default_factory=list)
+    passed: Passed = field(default_factory=Passed)
+    without_caption: int = 0
     seconds: float = 0.0
 
     @property
@@ -48,8 +53,10 @@ class PackReport:
         lines = [f"{self.packed:,} of {self.found:,} clips packed into {self.root} in {self.seconds:.1f} s"]
         lines += [f"{len(self.reencoded):,} encoded again"] * bool(self.reencoded)
         lines += [f"{count:,} rejected: {reason}" for reason, count in self.reasons.items()]
-        lines += [f"    {clip.name}: {clip.reason}: {clip.detail}" for clip in self.rejected[:shown]]
+        lines += [f"    {shown_name(clip.name)}: {clip.reason}: {clip.detail}" for clip in self.rejected[:shown]]
         lines += [f"    all in {self.root / REJECTED}"] * (len(self.rejected) > shown)
+        lines += [f"{self.without_caption:,} clips have no caption"] * bool(self.without_caption)
+        lines += [f"passed over: {self.passed}"] * bool(self.passed)
         lines += [f"columns not read: {', '.join(self.ignored_columns)}"] * bool(self.ignored_columns)
         return "\n".join(lines)
 
@@ -84,6 +91,7 @@ def pack(
         )
     found = find_clips(source, captions, video_column, caption_column)
     report = PackReport(Path(out), len(found.clips) + len(found.rejected), ignored_columns=found.ignored)
+    report.passed = found.passed
     report.rejected += found.rejected
     usable = captioned(found, report) if require_caption else found.clips
     with owning(out, "pack"):
@@ -104,18 +112,36 @@ def pack_clips(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write the shards of these clips and the list of those that were rejected."""
+    with keeping(report), ShardWriter(report.root, shard_bytes) as writer:
+        results = run_ordered(task, usable, workers, timeout)
+        for done, (clip, result) in enumerate(zip(usable, results, strict=True), 1):
+            record(clip, result, writer, report)
+            if progress is not None:
+                progress(done, len(usable))
+        report.without_caption = writer.without_caption
+        if not report.packed:
+            raise ValueError(f"source: found no clip in {source} that can be packed\n{report.format()}")
+
+
+@contextmanager
+def keeping(report: PackReport) -> Iterator[None]:
+    """Write the list of those that were rejected at the end of the block, however that comes."""
     try:
-        with ShardWriter(report.root, shard_bytes) as writer:
-            results = run_ordered(task, usable, workers, timeout)
-            for done, (clip, result) in enumerate(zip(usable, results, strict=True), 1):
-                record(clip, result, writer, report)
-                if progress is not None:
-                    progress(done, len(usable))
-            if not report.packed:
-                raise ValueError(f"source: found no clip in {source} that can be packed\n{report.format()}")
-    finally:
-        lines = "".join(json.dumps(asdict(rejection)) + "\n" for rejection in report.rejected)
-        write_whole(report.root / REJECTED, lines.encode())
+        yield
+    except BaseException as error:
+        try:
+            write_rejected(report)
+        # The error that ended the work is the one to be shown.
+        except OSError as later:
+            error.add_note(f"{REJECTED} could not be written: {later}")
+        raise
+    write_rejected(report)
+
+
+def write_rejected(report: PackReport) -> None:
+    """Write the list of those that were rejected."""
+    lines = "".join(json.dumps(asdict(rejection)) + "\n" for rejection in report.rejected)
+    write_whole(report.root / REJECTED, lines.encode())
 
 
 def captioned(found: Found, report: PackReport) -> list[Clip]:
@@ -128,15 +154,18 @@ def captioned(found: Found, report: PackReport) -> list[Clip]:
 
 def prepare(clip: Clip, short_side: int, crf: int) -> tuple[dict[str, bytes], dict[str, Any], str] | Rejection:
     """Return members, row and why the clip was encoded again (empty: it was not), or why it is rejected."""
-    if not clip.path.is_file():
-        return Rejection(clip.name, "video missing", f"found no file {clip.path}")
     try:
+        if not clip.path.is_file():
+            return Rejection(clip.name, "video missing", f"found no file {clip.path}")
         video, info, reason = fit_video(clip.path.read_bytes(), short_side, crf)
     except DecodeError as error:
         return Rejection(clip.name, "video undecodable", str(error))
     except OSError as error:
         return Rejection(clip.name, "video unreadable", str(error))
-    return *clip_sample(video, info, clip.captions, clip.source, clip.licence, clip.truth), reason
+    members, row = clip_sample(video, info, clip.captions, clip.source, clip.licence, clip.truth)
+    origins = [text.origin for text in clip.texts]
+    more = name_record(clip.name) | ({"caption_origins": origins} if any(origins) else {})
+    return members | {"json": json.dumps(json.loads(members["json"]) | more).encode()}, row, reason
 
 
 def record(clip: Clip, result: Any, writer: ShardWriter, report: PackReport) -> None:

@@ -38,10 +38,14 @@ from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stopwatch import Spent, clock, total
 from videodiff.data.files import owning, remove_abandoned, write_whole
+from videodiff.data.listing import Passed
 from videodiff.data.stages import read_buckets
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
 OVERRIDES = "overrides.yaml"
+PASSED = "passed_over.json"
+# The kinds of source of which files are listed.
+LISTED = ("folder", "webdataset")
 NO_SPACE = f"{os.strerror(errno.ENOSPC)}; the same command goes on from here"
 LOCAL = Local()
 
@@ -120,7 +124,8 @@ def prep(
     if policy.by != "none":
         policy.captioner(work, timeout)  # a mistake in its settings ends here
     with disk_errors(work):
-        items = None if source is None or retry else open_source(source, kind, reader or {}, work)
+        passed = None if source is None or retry else Passed()
+        items = None if passed is None else open_source(source, kind, reader or {}, work, passed)
     makes = source is not None or retry is not None
     work.mkdir(parents=True, exist_ok=True)
     with locked(work), books(work) as (plan, ledger):
@@ -131,6 +136,7 @@ def prep(
         taken |= remember(work / TAKEN, taken)
         if items is not None:
             plan.add(ledger.admit(told(items, progress, "read", "inputs")))
+            write_whole(work / PASSED, json.dumps(dict(passed.most_common())).encode())
         if makes:
             run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
             make_all(plan, ledger, making, taken, retry is not None, run, progress)
@@ -145,13 +151,16 @@ def prep(
             curated = curate(plan, work, out, rules, shard_bytes, captions, shapes, progress)
         clock.count("pack", curated["clips"]["kept"], curated["shards"]["bytes"])
         ledger.spend({"pack": clock.take()["pack"]}, anew=True)
-        summary = account(ledger.summary(), curated) | written
+        summary = account(ledger.summary(), curated) | written | {"passed_over": read_settings(work / PASSED)}
         write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
-def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: Path) -> Iterator[Any]:
-    """Return the items of a source, of which the first is read at once: a mistyped path leaves nothing behind."""
+def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: Path, passed: Passed) -> Iterator[Any]:
+    """Return the items of a source, of which the first is read at once: a mistyped path leaves nothing behind.
+
+    What a listing of files passes over is counted in `passed` while they are read.
+    """
     if kind not in READERS:
         raise ValueError(f"kind: found {kind!r}, expected one of {', '.join(READERS)}")
     options = {name: value for name, value in reader.items() if value}
@@ -160,14 +169,15 @@ def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: 
         table = options["captions"]
         options["captions"] = CaptionIndex(table, work / "captions.sqlite", Path(table).name)
     try:
-        items = READERS[kind](source, **options)
+        items = READERS[kind](source, **options, **({"passed": passed} if kind in LISTED else {}))
     except TypeError as error:
         raise ValueError(f"reader: found {', '.join(options) or 'nothing'} for kind={kind}: {error}") from error
     if Path(source).is_dir() and Path(source).resolve() in work.resolve().parents:
         raise ValueError(f"out: found {work.parent} in the source {source}, where its clips would be taken for footage")
     first = next(items, None)
     if first is None and not (work / SETTINGS).is_file():
-        raise ValueError(f"source: found no inputs in {source}, expected at least one")
+        beside = f"; there are {passed}" if passed else ""
+        raise ValueError(f"source: found no inputs in {source}, expected at least one{beside}")
     return items if first is None else chain([first], items)
 
 
@@ -333,6 +343,8 @@ def format_summary(summary: Mapping[str, Any], out: str | Path) -> str:
     for reason, kinds in summary["failed"].items():
         lines += [f"{count:,} failed: {reason} ({kind})" for kind, count in kinds.items()]
     lines += [f"{summary['open']:,} not worked on yet"] * bool(summary["open"])
+    lines += [f"{clips['without_caption']:,} clips have no caption"] * bool(clips.get("without_caption"))
+    lines += [f"passed over: {Passed(summary['passed_over'])}"] * bool(summary.get("passed_over"))
     if "captions" in summary:
         lines += format_captions(summary["captions"])
     return "\n".join(lines)

@@ -62,7 +62,8 @@ class ClipRequest:
 
     `source` is a URL, or a path relative to the folder of the videos, so that `id` is the same on every machine. `span`
     is start and end in exact seconds; None is the whole video. `parent` is the video's id and `name` the clip's, as the
-    dataset writes them. `notes` are further facts, as JSON could hold them.
+    dataset writes them. `notes` are further facts, as JSON could hold them. `followed`: the path was found in a folder
+    that the user gave, so that links on it are the user's own; a path that a table names may not leave its folder.
     """
 
     place: Place
@@ -74,6 +75,7 @@ class ClipRequest:
     name: str = ""
     part: Part | None = None
     notes: dict[str, Any] = field(default_factory=dict, hash=False)
+    followed: bool = False
 
     @cached_property
     def id(self) -> str:

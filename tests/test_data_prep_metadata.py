@@ -34,6 +34,7 @@ from data_prep.sources import (
     read_webvid,
 )
 from data_prep.sources.rows import MAX_CELL, MAX_LINE, parse_literal
+from videodiff.data.listing import Passed
 
 WATCH = "https://www.youtube.com/watch?v="
 VIDEO = {
@@ -444,8 +445,11 @@ def test_a_folder_of_video(tmp_path: Path) -> None:
     (root / "g.mp4").symlink_to(tmp_path / "outside.mp4")
     (root / "h").symlink_to(tmp_path)
     (root / "\udcff.mp4").touch()  # a name of bytes that are no UTF-8
-    items = list(read_folder(root, licence="ours"))
-    first, second = good(items)
+    passed = Passed()
+    items = list(read_folder(root, licence="ours", passed=passed))
+    first, second, linked = good(items)
+    assert (linked.source, linked.followed, first.followed) == ("g.mp4", True, True)
+    assert passed == {"linked folder read already": 1}
     assert (first.source, first.captions, first.licence) == ("a/-c.MKV", (), "ours")
     assert second.captions == (Caption("a red ball", "sidecar"), Caption("two", "sidecar"))
     assert (second.licence, second.notes) == ("CC0", {"camera": "still"})
@@ -453,7 +457,6 @@ def test_a_folder_of_video(tmp_path: Path) -> None:
         "d.mp4": "bad-sidecar",
         "e.mp4": "bad-text",
         "f.mp4": "bad-sidecar",
-        "g.mp4": "bad-path",
         "\\udcff.mp4": "bad-path",
     }
 
@@ -514,6 +517,105 @@ def test_a_member_that_would_leave_the_folder_is_rejected(tmp_path: Path) -> Non
     items = list(read_webdataset(path))
     assert [item.name for item in good(items)] == ["c"]
     assert set(bad(items).values()) == {"bad-path"}
+
+
+def tar_of_list(path: Path, *members: tuple[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def captions(items: Iterable[Any]) -> dict[str, list[str]]:
+    return {item.name: [caption.text for caption in item.captions] for item in good(items)}
+
+
+def test_members_that_are_apart_in_a_tar_are_joined(tmp_path: Path) -> None:
+    videos = [(f"{key}.mp4", key.encode()) for key in "abc"]
+    texts = [(f"{key}.txt", f"caption {key}".encode()) for key in "abc"]
+    path = tar_of_list(tmp_path / "a.tar", ("0.mp4", b"0"), ("0.txt", b"zero"), *videos, ("d.mp4", b"d"), *texts)
+    items = list(read_webdataset(path))
+    expected = {"0": ["zero"], "d": [], "a": ["caption a"], "b": ["caption b"], "c": ["caption c"]}
+    assert captions(items) == expected
+    assert bad(items) == {}
+    data = path.read_bytes()
+    assert [data[i.part.offset : i.part.offset + i.part.size] for i in good(items)] == [b"0", b"d", b"a", b"b", b"c"]
+    assert len({item.place for item in items}) == 5
+
+
+def test_members_that_are_apart_in_a_damaged_tar_are_told(tmp_path: Path) -> None:
+    members = [("a.mp4", b"a"), ("b.mp4", b"b"), ("b.txt", b"two"), ("c.mp4", b"c"), ("a.txt", b"one"), ("d.mp4", b"d")]
+    path = tar_of_list(tmp_path / "a.tar", *members)
+    path.write_bytes(path.read_bytes()[: 5 * 1024 + 100])
+    items = list(read_webdataset(path))
+    assert captions(items) == {"b": ["two"], "c": []}
+    assert bad(items) == {"a.tar": "unreadable-file", "a.tar#1": "unreadable-file"}
+
+
+@pytest.mark.parametrize("between", [[], [("m.mp4", b"m"), ("m.txt", b"between")]])
+def test_of_members_of_one_name_the_first_is_used_and_the_others_are_told(tmp_path: Path, between: list) -> None:
+    twice = [("a.mp4", b"first"), ("a.txt", b"one"), *between, ("a.mp4", b"second"), ("a.txt", b"two")]
+    path = tar_of_list(tmp_path / "a.tar", *twice, ("b.mp4", b"b"), ("b.txt", b"x"), ("b.txt", b"corrected"))
+    items = list(read_webdataset(path))
+    found = captions(items)
+    assert (found["a"], found["b"]) == (["one"], ["x"])
+    data = path.read_bytes()
+    (part,) = [item.part for item in good(items) if item.name == "a"]
+    assert data[part.offset : part.offset + part.size] == b"first"
+    assert bad(items) == {"a.tar/a.mp4": "repeated-name", "a.tar/b.txt": "repeated-name"}
+    assert len({item.id for item in items}) == len(items)
+
+
+def test_a_tar_as_others_make_them_is_read(tmp_path: Path) -> None:
+    noise = [(f"./._{name}", b"macOS") for name in ("a.mp4", "a.txt")] + [("./.DS_Store", b"x")]
+    members = [
+        noise[0],
+        ("./a.mp4", b"a"),
+        noise[1],
+        ("./a.txt", b"one"),
+        noise[2],
+        ("x/y/b.MP4", b"b"),
+        ("x/y/b.TXT", b""),
+    ]
+    members += [("c.mp4", b"c"), ("c.jpg", b"preview"), ("d.mp4", b"d"), ("d.webm", b"d"), ("README", b"?")]
+    members += [(f"{'n' * 150}.mp4", b"n"), (f"{'n' * 150}.txt", b"long"), ("e.gif", b"e"), ("f.jpg", b"f")]
+    passed = Passed()
+    items = list(read_webdataset(tar_of_list(tmp_path / "in" / "A.TAR", *members), passed=passed))
+    assert captions(items) == {"a": ["one"], "x/y/b": [], "c": [], "n" * 150: ["long"], "e": []}
+    assert bad(items) == {"A.TAR#4": "no-video", "A.TAR#5": "bad-member", "A.TAR#8": "no-video"}
+    assert passed == {"hidden in a tar": 3}
+    found = list(read_webdataset(tmp_path / "in"))
+    assert captions(found) == captions(items)
+
+
+def test_a_sidecar_in_a_tar_that_is_too_large_is_told(tmp_path: Path) -> None:
+    path = tar_of_list(tmp_path / "a.tar", ("a.mp4", b"a"), ("a.txt", bytes(2**22 + 1)), ("b.mp4", b"b"))
+    items = list(read_webdataset(path))
+    assert captions(items) == {"a": [], "b": []}
+    assert bad(items) == {"a.tar#2": "bad-member"}
+
+
+def test_a_tar_that_is_compressed_says_so_whatever_its_name(tmp_path: Path) -> None:
+    path = tar_of_list(tmp_path / "a.tar", ("a.mp4", b"a"))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    (item,) = read_webdataset(path)
+    assert "compressed by gzip: uncompress it" in item.detail
+
+
+def test_tars_that_are_links_are_read_and_what_is_no_tar_is_counted(tmp_path: Path) -> None:
+    tar_of_list(tmp_path / "blobs" / "0123", ("a.mp4", b"a"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").symlink_to(tmp_path / "blobs" / "0123")
+    write(tmp_path / "in" / "b.tgz", b"")
+    write(tmp_path / "in" / "list.csv", "")
+    passed = Passed()
+    items = list(read_webdataset(tmp_path / "in", passed=passed))
+    assert [(item.source, item.followed) for item in good(items)] == [("a.tar", True)]
+    assert bad(items) == {"b.tgz": "unreadable-file"}
+    assert passed == {".csv": 1}
 
 
 def test_every_kind_of_source_has_a_reader_and_its_items_travel_between_processes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import webdataset
 from made_clips import by_decord, moving_square, write_video
 from PIL import Image
 
@@ -355,6 +357,75 @@ def test_real_clips_come_out_fit(name, reason):
 def test_a_real_truncated_clip_is_an_error():
     with pytest.raises(DecodeError, match="cannot be opened"):
         fit_video((CLIPS / "derived_truncated_bbb.mp4").read_bytes(), 240, 18)
+
+
+def test_names_that_are_no_keys_are_packed_and_what_is_passed_over_is_told(tmp_path, capsys):
+    names = [b"caf\xe9.mp4", b" blank.mp4", b"back\\slash.mp4", b"new\nline.mp4", b"a.b.mp4", b"a_b.mp4", b"good.mp4"]
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in names:
+        path = Path(os.fsdecode(bytes(source) + b"/" + name))
+        path.write_bytes(GOOD)
+        path.with_suffix(".txt").write_text("a caption")
+    (source / "empty.mp4").touch()
+    (source / "empty.txt").write_text("no video")
+    Path(os.fsdecode(bytes(source) + b"/torn\x1b[2J.mp4")).write_bytes(b"no video")
+    for name in ("a.srt", "b.srt", "LICENSE"):
+        (source / name).touch()
+    report = pack(source, tmp_path / "out", workers=1)
+    assert report.packed == len(names)
+    assert {one.reason for one in report.rejected} == {"video undecodable", "caption missing"}
+    manifest = Manifest.load(tmp_path / "out")
+    found = [read_sample(tmp_path / "out", manifest.row(number)) for number in range(len(names))]
+    notes = [json.loads(members["json"]) for members in found]
+    kept = {bytes.fromhex(n["name_bytes"]) if "name_bytes" in n else n["name"].encode() for n in notes}
+    assert kept == set(names)
+    read = webdataset.WebDataset([str(tmp_path / "out" / "shard-00000.tar")], shardshuffle=False)
+    assert [each["__key__"] for each in read] == manifest.column("key").tolist()
+    text = report.format()
+    assert "passed over: .srt 2, no ending 1" in text
+    assert text.isascii()
+    assert "\x1b" not in text
+
+
+def test_clips_without_a_caption_are_counted(tmp_path):
+    source = fill(tmp_path / "in", {"a.mp4": (GOOD, None), "b.mp4": GOOD})
+    report = pack(source, tmp_path / "out", workers=1, require_caption=False)
+    assert "1 clips have no caption" in report.format()
+
+
+def test_containers_and_moving_pictures_are_packed_whatever_their_endings(tmp_path):
+    frames = moving_square(6, 32, 48)
+    kinds = {"A.TS": ("mpegts", "mpeg2video", "yuv420p"), "b.m4v": ("mp4", "mpeg4", "yuv420p"),
+             "c.gif": ("gif", "gif", "rgb8"), "d.wmv": ("asf", "wmv2", "yuv420p"), "e.apng": ("apng", "apng", "rgb24"),
+             "f.mpg": ("mpeg", "mpeg2video", "yuv420p"), "g.FLV": ("flv", "flv", "yuv420p")}  # fmt: skip
+    clips = {name: write_video(frames, codec, pixels, container) for name, (container, codec, pixels) in kinds.items()}
+    report = pack(fill(tmp_path / "in", clips), tmp_path / "out", workers=1)
+    assert report.rejected == []
+    manifest = Manifest.load(tmp_path / "out")
+    rows = [manifest.row(number) for number in range(len(manifest))]
+    assert [(row["key"], row["frames"], row["width"], row["height"]) for row in rows] == [
+        (name.partition(".")[0], 6, 48, 32) for name in kinds
+    ]
+    for row in rows:
+        shown = decode(read_sample(tmp_path / "out", row)["mp4"], range(6)).astype(int)
+        assert np.abs(shown - frames).mean() < 25, row["key"]
+
+
+def test_the_error_that_ended_the_work_is_the_one_that_is_shown(tmp_path, monkeypatch):
+    source = fill(tmp_path / "in", {"a.mp4": GOOD})
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    def broken(*_):
+        raise ValueError("the first error")
+
+    monkeypatch.setattr("data_prep.pack.write_whole", full)
+    monkeypatch.setattr("data_prep.pack.record", broken)
+    with pytest.raises(ValueError, match="the first error") as caught:
+        pack(source, tmp_path / "out", workers=1)
+    assert "rejected.jsonl could not be written: [Errno 28]" in caught.value.__notes__[0]
 
 
 def picture(kind, size=(48, 32), mode="RGB", rotated=False):

@@ -1,9 +1,16 @@
+import hashlib
 import json
 import os
+import re
+import unicodedata
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.sources import find_clips
+from data_prep.sources.clips import name_record, shown_name
 
 
 def folder(root, **files):
@@ -61,18 +68,75 @@ def test_keys_have_no_dots_and_no_slashes(tmp_path):
     assert clip.key == "one__two_three"
 
 
-def test_two_videos_of_one_key_are_an_error_that_names_both(tmp_path):
-    folder(tmp_path, a_dot_mp4="", a_dot_mkv="")
-    with pytest.raises(ValueError, match=r"found 'a\.mkv' and 'a\.mp4', both of key 'a'"):
-        find_clips(tmp_path)
+def test_keys_that_meet_are_told_apart_by_their_names(tmp_path):
+    names = ("a.mkv", "a.mp4", "b.c.mp4", "b_c.mp4", "Ball.mp4", "ball.mp4", "d/e.mp4", "d__e.mp4", "alone.mp4")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_clips(tmp_path)
+    assert found.rejected == []
+    keys = {clip.name: clip.key for clip in found.clips}
+    assert keys.keys() == set(names)
+    assert len({key.casefold() for key in keys.values()}) == len(names)
+    assert keys["alone.mp4"] == "alone"
+    digits = hashlib.sha256(b"a.mkv").hexdigest()[:8]
+    assert keys["a.mkv"] == f"a-{digits}"
+    assert all(re.fullmatch(r".+-[0-9a-f]{8}", key) for name, key in keys.items() if name != "alone.mp4")
 
 
-def test_a_link_out_of_the_folder_is_rejected(tmp_path):
-    folder(tmp_path, outside_dot_mp4="secret", inside__a_dot_mp4="")
-    os.symlink(tmp_path / "outside.mp4", tmp_path / "inside" / "link.mp4")
-    found = find_clips(tmp_path / "inside")
-    assert [(r.name, r.reason) for r in found.rejected] == [("link.mp4", "path leaves the folder")]
-    assert [clip.name for clip in found.clips] == ["a.mp4"]
+@pytest.mark.parametrize(
+    "name",
+    [b"caf\xe9", b" blank", b"blank ", b"back\\slash", b"new\nline", b"escape\x1b[31m", b"n" * 240, "ö".encode() * 110,
+     "e\u0301".encode(), b"tab\t", "\u2028".encode()],
+)  # fmt: skip
+def test_a_name_that_is_no_safe_key_gets_one(tmp_path, name):
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/" + name + b".mp4"))
+    path.touch()
+    (tmp_path / "plain.mp4").touch()
+    keys = {clip.name: clip.key for clip in find_clips(tmp_path).clips}
+    assert keys.pop("plain.mp4") == "plain"
+    ((kept, key),) = keys.items()
+    assert key.endswith("-" + hashlib.sha256(name + b".mp4").hexdigest()[:8])
+    assert key.isprintable()
+    assert key == key.strip() == unicodedata.normalize("NFC", key)
+    assert len(key.encode()) <= 200
+    record = name_record(kept)
+    whole = bytes.fromhex(record["name_bytes"]) if "name_bytes" in record else record["name"].encode()
+    assert whole == name + b".mp4"
+    assert json.loads(json.dumps(record)) == record
+    assert shown_name(kept).isprintable()
+
+
+def test_a_name_that_looks_like_the_key_of_another_is_told_apart(tmp_path):
+    digits = hashlib.sha256(b"a.mkv").hexdigest()[:8]
+    for name in ("a.mkv", "a.mp4", f"a-{digits}.mp4"):
+        (tmp_path / name).touch()
+    clips = find_clips(tmp_path).clips
+    assert len({clip.key for clip in clips}) == len(clips) == 3
+
+
+def test_links_in_the_folder_itself_are_followed(tmp_path):
+    blobs = folder(tmp_path / "blobs", video="", text="a red ball")
+    snapshot = folder(tmp_path / "snapshots" / "abc", note_dot_md="")
+    (snapshot / "a.mp4").symlink_to("../../blobs/video")
+    (snapshot / "a.txt").symlink_to("../../blobs/text")
+    found = find_clips(snapshot)
+    assert captions(found) == {"a.mp4": ("a red ball",)}
+    assert found.clips[0].path.resolve() == blobs / "video"
+    assert found.passed == {".md": 1}
+
+
+def test_a_link_that_a_table_names_is_refused_and_named(tmp_path):
+    root = folder(tmp_path / "in", a_dot_mp4="")
+    folder(tmp_path, secret__b_dot_mp4="")
+    (root / "out").symlink_to(tmp_path / "secret")
+    (root / "home").symlink_to(".")
+    path = table(root, "list.csv", "video,caption\nout/b.mp4,x\nhome/a.mp4,y\n")
+    found = find_clips(path)
+    assert captions(found) == {"home/a.mp4": ("y",)}
+    (one,) = found.rejected
+    assert (one.name, one.reason) == ("out/b.mp4", "path leaves the folder")
+    assert f"by the link 'out' to '{tmp_path}/secret'" in one.detail
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -122,11 +186,33 @@ def test_a_table_without_the_columns_is_an_error_that_lists_what_it_has(tmp_path
         find_clips(path)
 
 
-@pytest.mark.parametrize("line", ["{", "[1, 2]"])
-def test_a_line_that_is_no_record_is_an_error_that_names_it(tmp_path, line):
-    path = table(tmp_path, "list.jsonl", '{"video": "a.mp4", "caption": "x"}\n' + line)
-    with pytest.raises(ValueError, match=r"list\.jsonl:2: found"):
-        find_clips(path)
+@pytest.mark.parametrize(
+    "line", ["{", "[1, 2]", '{"caption": "x"}', '{"video": "c.mp4", "caption": 5}', '{"video": null, "caption": "x"}']
+)
+def test_a_line_that_names_no_clip_costs_itself(tmp_path, line):
+    good = '{"video": "%s.mp4", "caption": "x"}'
+    path = table(tmp_path, "list.jsonl", "\n".join([good % "a", line, good % "b"]))
+    found = find_clips(path)
+    assert list(captions(found)) == ["a.mp4", "b.mp4"]
+    assert [r.name for r in found.rejected] == ["list.jsonl:2"]
+
+
+def test_a_table_may_be_a_parquet_and_captions_have_origins(tmp_path):
+    rows = [{"file_name": "a.mp4", "text": ["one", "two"]}, {"file_name": "b.mp4", "text": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "metadata.parquet")
+    assert captions(find_clips(tmp_path / "metadata.parquet")) == {"a.mp4": ("one", "two"), "b.mp4": ()}
+    path = table(tmp_path, "list.jsonl", '{"video": "a.mp4", "caption": [{"text": "one", "origin": "qwen"}, "two"]}\n')
+    (clip,) = find_clips(path).clips
+    assert [(text.text, text.origin) for text in clip.texts] == [("one", "qwen"), ("two", "")]
+
+
+@pytest.mark.parametrize("name", ["a\0.mp4", "n" * 300 + ".mp4", "loop/a.mp4"])
+def test_a_path_in_a_table_that_no_disk_can_hold_costs_itself(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    rows = [{"video": name, "caption": "x"}, {"video": "a.mp4", "caption": "y"}]
+    found = find_clips(table(tmp_path, "list.jsonl", "\n".join(map(json.dumps, rows))))
+    names = {clip.name for clip in found.clips} | {one.name for one in found.rejected}
+    assert {"a.mp4", name} == names
 
 
 def test_a_missing_source_or_table_is_an_error(tmp_path):
@@ -136,9 +222,18 @@ def test_a_missing_source_or_table_is_an_error(tmp_path):
         find_clips(tmp_path, captions=tmp_path / "none.csv")
 
 
-def test_a_folder_without_videos_is_an_error(tmp_path):
+def test_a_folder_without_videos_is_an_error_that_tells_what_is_there(tmp_path):
     with pytest.raises(ValueError, match="found no clip"):
         find_clips(tmp_path)
+    folder(tmp_path, a_dot_tar="", b_dot_srt="")
+    with pytest.raises(ValueError, match=r"there are \.tar 1 \(`videodiff index` .* read tars\), \.srt 1"):
+        find_clips(tmp_path)
+
+
+def test_a_video_is_no_table(tmp_path):
+    folder(tmp_path, a_dot_mp4="")
+    with pytest.raises(ValueError, match=r"found the video .*expected the folder that it is in"):
+        find_clips(tmp_path / "a.mp4")
 
 
 def test_two_tables_are_an_error(tmp_path):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import InputError
-from data_prep.sources.folder import VIDEOS, files_below
-from data_prep.sources.rows import csv_rows, json_rows
+from data_prep.request import InputError, show
+from data_prep.sources.folder import PREVIEW, leads_out, read_sidecars
+from data_prep.sources.rows import csv_rows, json_rows, parquet_rows
+from videodiff.data.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
+from videodiff.data.sidecars import SidecarError, Text, entries, read_notes, read_texts
 
-# A still picture is packed as a video of one frame.
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "video_path", "clip")
+VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "file_name", "video_path", "clip")
 CAPTION_COLUMNS = ("caption", "captions", "text")
 USED = ("source", "licence", "license")
+# Bytes of a key: a file system allows 255 for the name of a file, its ending among them.
+KEY_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -31,28 +36,30 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video to pack and what is known of it."""
+    """A video to pack and what is known of it; `key` is its name in the dataset, see `with_keys`."""
 
     name: str
     path: Path
-    captions: tuple[str, ...] = ()
+    texts: tuple[Text, ...] = ()
     source: str = ""
     licence: str = ""
     truth: Any = None
+    key: str = ""
 
     @property
-    def key(self) -> str:
-        """The name without extension; webdataset takes what follows the first dot for the extension."""
-        return Path(self.name).with_suffix("").as_posix().replace("/", "__").replace(".", "_")
+    def captions(self) -> tuple[str, ...]:
+        """The captions without their origins."""
+        return tuple(text.text for text in self.texts)
 
 
 @dataclass
 class Found:
-    """What a source holds: clips, entries that cannot be used, and columns that nothing reads."""
+    """What a source holds: clips, entries that cannot be used, columns that nothing reads, files passed over."""
 
     clips: list[Clip] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    passed: Passed = field(default_factory=Passed)
 
 
 def find_clips(
@@ -61,7 +68,7 @@ def find_clips(
     video_column: str | None = None,
     caption_column: str | None = None,
 ) -> Found:
-    """List the clips and still images of a folder, or of a CSV or JSONL table, in the order of their names or lines.
+    """List the clips and still images of a folder, or of a CSV, JSONL or Parquet, in the order of names or lines.
 
     A table names videos relative to `source` where that is a folder and `captions` the table, else to its own folder;
     a video that is named in several lines has several captions.
@@ -71,81 +78,91 @@ def find_clips(
         raise FileNotFoundError(f"source: found no {source}, expected a folder of videos, a CSV or a JSONL")
     if captions is not None and not source.is_dir():
         raise ValueError(f"source: found the file {source}, expected a folder, as captions={captions} is the table")
+    if source.is_file() and ending_of(source.name).lower() in VIDEOS + PICTURES:
+        raise ValueError(f"source: found the video {source}, expected the folder that it is in, or a table")
     table = source if source.is_file() else captions
     if table is None:
         found = from_folder(source)
     else:
         folder = source if source.is_dir() else source.parent
         found = from_table(folder, Path(table), video_column, caption_column)
-    check_keys(found.clips)
     if not found.clips and not found.rejected:
+        beside = f"; there are {found.passed}" if found.passed else ""
         raise ValueError(
-            f"source: found no clip in {source}, expected {', '.join(VIDEOS + IMAGES)} or a table that names them"
+            f"source: found no clip in {source}, expected {', '.join(VIDEOS[:5])}, ... or a table that names them"
+            f"{beside}"
         )
+    found.clips = with_keys(found.clips)
     return found
 
 
 def from_folder(folder: Path) -> Found:
     """List the videos and images below a folder.
 
-    `<name>.txt` is a caption, `<name>.json` may hold captions, source, licence.
+    `<name>.txt` is a caption, `<name>.json` may hold captions, source, licence, and `<name>.csv` captions.
     """
     found = Found()
-    paths = list(files_below(folder, VIDEOS + IMAGES))
-    videos = {path.with_suffix("") for path in paths if path.suffix.lower() in VIDEOS}
-    for path in paths:
-        name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() in IMAGES and path.with_suffix("") in videos:
-            found.rejected.append(Rejection(name, "picture of a video", "found a video of the same name beside it"))
-            continue
-        try:
-            inside(folder, name)
-            found.clips.append(Clip(name, path, **sidecars(path)))
-        except OutsideError as error:
-            found.rejected.append(Rejection(name, "path leaves the folder", str(error)))
-        except (ValueError, OSError) as error:
-            found.rejected.append(Rejection(name, "caption unreadable", str(error)))
+    for item in Scan(folder, VIDEOS + PICTURES, found.passed, SIDECARS):
+        if isinstance(item, Fault):
+            found.rejected.append(Rejection(item.name, "video unreadable", item.detail))
+        elif item.preview:
+            found.rejected.append(Rejection(item.name, PREVIEW, "found a video of the same name beside it"))
+        else:
+            try:
+                found.clips.append(Clip(item.name, item.path, **said(item)))
+            except (InputError, SidecarError) as error:
+                found.rejected.append(Rejection(item.name, "caption unreadable", str(error)))
     return found
 
 
-def sidecars(path: Path) -> dict[str, Any]:
+def said(item: Listed) -> dict[str, Any]:
     """Return what the files beside a video say of it."""
-    text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
-    record = json.loads(notes.read_text("utf-8-sig")) if notes.is_file() else {}
-    if not isinstance(record, dict):
-        raise ValueError(f"{notes.name}: found {type(record).__name__}, expected an object")
-    captions = [text.read_text("utf-8-sig")] if text.is_file() else []
-    captions += [caption for name in CAPTION_COLUMNS for caption in as_list(record.get(name))]
-    return {"captions": tidy(captions), "truth": record.get("truth"), **provenance(record)}
+    members = read_sidecars(item)
+    notes = read_notes(members)
+    return {"texts": tuple(read_texts(members)), "truth": notes.get("truth"), **provenance(notes)}
 
 
 def from_table(folder: Path, table: Path, video_column: str | None, caption_column: str | None) -> Found:
-    """List the clips that a CSV (with a header) or a JSONL names."""
+    """List the clips that a CSV (with a header), a JSONL or a Parquet names; a line that names none is rejected."""
     if not table.is_file():
         raise FileNotFoundError(f"captions: found no file {table}, expected a CSV or a JSONL")
     clips: dict[str, Clip] = {}
-    rejected, columns = {}, set()
+    rejected, columns, missing = {}, set(), None
     for line, record in read_rows(table):
-        video = column(record, video_column, VIDEO_COLUMNS, f"{table}:{line}")
-        caption = column(record, caption_column, CAPTION_COLUMNS, f"{table}:{line}")
-        columns |= record.keys() - {video, caption, *USED}
-        name = os.path.relpath(folder / str(record[video]), folder)
-        try:
-            path = inside(folder, name)
-        except OutsideError as error:
-            rejected[name] = Rejection(name, "path leaves the folder", str(error))
+        where = f"{table.name}:{line}"
+        if isinstance(record, InputError):
+            rejected[where] = Rejection(where, "line unreadable", record.detail)
             continue
-        before = clips.get(name, Clip(name, path))
-        captions = tidy([*before.captions, *as_list(record[caption])])
-        clips[name] = Clip(name, path, captions, **provenance(record))
+        try:
+            video = column(record, video_column, VIDEO_COLUMNS, where)
+            caption = column(record, caption_column, CAPTION_COLUMNS, where)
+            if record[video] is None:
+                raise ValueError(f"{where}: found no {video}, expected the path of one")
+        except ValueError as error:
+            missing = missing or error
+            rejected[where] = Rejection(where, "line unreadable", str(error))
+            continue
+        columns |= record.keys() - {video, caption, *USED}
+        name = os.path.normpath(str(record[video]))
+        try:
+            if why := leads_out(folder, folder / name):
+                rejected[name] = Rejection(name, "path leaves the folder", why)
+                continue
+            name = os.path.relpath(folder / name, folder)
+            before = clips.get(name, Clip(name, folder / name))
+            texts = dict.fromkeys([*before.texts, *(text for text in entries(record[caption], caption) if text.text)])
+            clips[name] = Clip(name, folder / name, tuple(texts), **provenance(record))
+        except SidecarError as error:
+            rejected[where] = Rejection(where, "caption unreadable", str(error))
+    if missing is not None and not clips:
+        raise missing
     return Found(list(clips.values()), list(rejected.values()), sorted(map(str, columns)))
 
 
-def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and record of a CSV or a JSONL; a line that is none is an error."""
-    for place, row in csv_rows(table) if table.suffix.lower() == ".csv" else json_rows(table):
-        if isinstance(row, InputError):
-            raise ValueError(f"{table}:{place.line}: {row.detail}")
+def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """Yield line number and record of a CSV, a JSONL or a Parquet, or what is wrong with a line."""
+    readers = {".csv": csv_rows, ".parquet": parquet_rows}
+    for place, row in readers.get(table.suffix.lower(), json_rows)(table):
         yield place.line, row
 
 
@@ -158,43 +175,68 @@ def column(record: dict[str, Any], wanted: str | None, known: tuple[str, ...], w
     return names[0]
 
 
-class OutsideError(ValueError):
-    """A path that leads out of the source folder."""
-
-
-def inside(folder: Path, name: str) -> Path:
-    """Return the path of a video, which must lie below the folder, links followed."""
-    path = folder / name
-    if folder.resolve() not in path.resolve().parents:
-        raise OutsideError(f"found {name!r}, expected a path inside {folder}")
-    return path
-
-
 def provenance(record: dict[str, Any]) -> dict[str, str]:
-    """Return source and licence where a record has them."""
+    """Return source and licence where a record has them, with ? for what is not Unicode."""
     licence = record.get("licence") or record.get("license") or ""
-    return {"source": str(record.get("source") or ""), "licence": str(licence)}
+    return {
+        name: str(value).encode(errors="replace").decode()
+        for name, value in (("source", record.get("source") or ""), ("licence", licence))
+    }
 
 
-def as_list(value: Any) -> list[str]:
-    """Return captions as a list: none, one, or a list of them; anything else is an error."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(caption, str) for caption in values):
-        raise ValueError(f"caption: found {value!r}, expected text or a list of texts")
-    return values
+def with_keys(clips: list[Clip]) -> list[Clip]:
+    """Return clips with their keys, which are new and safe as names of files on every system.
+
+    A key is the name without ending, with `__` for a slash and `_` for a dot. Where more must be replaced, or two keys
+    are the same but for letters' case and composed accents, eight digits of the name's SHA-256 are appended.
+    """
+    keys = [plain_key(clip.name) for clip in clips]
+    met = Counter(map(folded, keys))
+    safe = [
+        key if met[folded(key)] == 1 and is_safe(key) else marked(key, clip.name, 8)
+        for key, clip in zip(keys, clips, strict=True)
+    ]
+    # A name may look as if it had such digits.
+    met = Counter(map(folded, safe))
+    return [
+        replace(clip, key=key if met[folded(key)] == 1 else marked(key, clip.name, 64))
+        for key, clip in zip(safe, clips, strict=True)
+    ]
 
 
-def tidy(captions: list[str]) -> tuple[str, ...]:
-    """Return captions with white space collapsed, without empty ones and repetitions."""
-    return tuple(dict.fromkeys(text for text in (" ".join(caption.split()) for caption in captions) if text))
+def plain_key(name: str) -> str:
+    """Return a name without ending, dots and slashes: webdataset takes what follows the first dot for the extension."""
+    return name.removesuffix(ending_of(name)).replace("/", "__").replace(".", "_")
 
 
-def check_keys(clips: list[Clip]) -> None:
-    """Raise where two videos would have the same key."""
-    seen: dict[str, str] = {}
-    for clip in clips:
-        if clip.key in seen:
-            raise ValueError(
-                f"source: found {seen[clip.key]!r} and {clip.name!r}, both of key {clip.key!r}; rename one"
-            )
-        seen[clip.key] = clip.name
+def folded(key: str) -> str:
+    """Return what two keys have in common that some file system takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", key).casefold())
+
+
+UNSAFE = r"[\\/.\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+
+
+def is_safe(key: str) -> bool:
+    """Tell whether a key can stay as it is."""
+    plain = key == key.strip() and unicodedata.is_normalized("NFC", key) and not re.search(UNSAFE, key)
+    return bool(plain and key and len(key.encode()) <= KEY_LENGTH)
+
+
+def marked(key: str, name: str, digits: int) -> str:
+    """Return a safe key that no other name has."""
+    key = re.sub(UNSAFE, "_", unicodedata.normalize("NFC", key)).strip()
+    head = key.encode()[: KEY_LENGTH - digits - 1].decode(errors="ignore").strip() or "clip"
+    return f"{head}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:digits]}"
+
+
+def name_record(name: str) -> dict[str, str]:
+    """Return the original name as the json of a clip holds it, with its bytes where it is not Unicode."""
+    raw = os.fsencode(name)
+    known = {"name": raw.decode(errors="backslashreplace")}
+    return known if raw.decode(errors="ignore").encode() == raw else known | {"name_bytes": raw.hex()}
+
+
+def shown_name(name: str) -> str:
+    """Return a name in one line that a terminal can show."""
+    return name if name.isprintable() else show(name)

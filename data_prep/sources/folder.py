@@ -2,75 +2,93 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import BadInput, ClipRequest, InputError, Place, checked_path, checked_text, show
+from data_prep.request import BadInput, Caption, ClipRequest, InputError, Place, checked_path, checked_text, show
 from data_prep.sources.rows import Items
-from data_prep.sources.table import parse_captions
+from videodiff.data.listing import MOVING, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan
+from videodiff.data.sidecars import CAPTIONS, TEXT_LIMIT, CaptionError, SidecarError, read_notes, read_texts
 
-VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
-CAPTIONS = ("caption", "captions", "text")
 LICENCES = ("licence", "license")
+PREVIEW = "picture of a video"
 
 
-def read_folder(folder: str | Path, licence: str = "") -> Items:
-    """Yield the videos below a folder, in the order of their names, each whole.
+def read_folder(folder: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
+    """Yield the videos below a folder, in the order of their names, each whole; `passed` counts what is passed over.
 
     Of the notes, `caption`, `captions` and `text` (one text or a list) and `licence` are taken as such.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"source: found no folder {folder}, expected one of {', '.join(VIDEOS)}")
-    for path in files_below(folder, VIDEOS):
-        name = path.relative_to(folder).as_posix()
+        raise FileNotFoundError(f"source: found no folder {folder}, expected one with videos in it")
+    passed = Passed() if passed is None else passed
+    for item in Scan(folder, (*VIDEOS, *MOVING), passed, SIDECARS):
+        if isinstance(item, Listed) and item.preview:
+            passed[PREVIEW] += 1
+            continue
         try:
-            check_inside(folder, path)
-            yield parse_video(name, *read_sidecars(path), licence)
+            if isinstance(item, Fault):
+                raise InputError("unreadable-file", item.detail)
+            yield parse_video(item.name, read_sidecars(item), licence, followed=True)
         except InputError as error:
-            yield BadInput(Place(name), error.reason, error.detail)
-
-
-def files_below(folder: Path, kinds: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of these kinds in a folder and in those in it, links to folders left out.
-
-    Memory holds one folder's names.
-    """
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            yield from files_below(path, kinds)
-        elif path.suffix.lower() in kinds:
-            yield path
+            yield BadInput(Place(item.name), error.reason, error.detail)
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Raise an InputError where a path leads out of a folder, links followed."""
-    if folder.resolve() not in path.resolve().parents:
-        raise InputError("bad-path", f"found {show(path.name)}, expected a path inside {folder}")
+    """Raise an InputError where a path that a table or a tar names leads out of a folder, links followed."""
+    if why := leads_out(folder, path):
+        raise InputError("bad-path", why)
 
 
-def read_sidecars(path: Path) -> tuple[str, Any]:
-    """Return the text and the notes beside a video, empty where there are none."""
-    text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
+def leads_out(folder: Path, path: Path) -> str:
+    """Return how a path leads out of a folder, links followed; empty where it does not."""
     try:
-        caption = text.read_text("utf-8-sig") if text.is_file() else ""
-        record = json.loads(notes.read_text("utf-8-sig")) if notes.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
+        root, target = folder.resolve(), path.resolve()
+    # Links in a circle, a NUL in the name.
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"found {show(str(path))}, which cannot be followed: {error}"
+    if root in target.parents:
+        return ""
+    parts = [part for part in (*reversed(path.parents), path) if folder in part.parents and part.is_symlink()]
+    link = next((part for part in parts if root not in part.resolve().parents), None)
+    name = show(os.path.relpath(path, folder))
+    if link is None:
+        return f"found {name}, expected a path inside {folder}"
+    way = show(os.path.relpath(link, folder))
+    return (
+        f"found {name}, which leads out of {folder} by the link {way} to {show(os.readlink(link))}, expected a path "
+        f"inside: put a copy there, or list the folder of the videos itself"
+    )
+
+
+def read_sidecars(item: Listed) -> dict[str, bytes]:
+    """Return the content of the files beside a video, by extension."""
+    try:
+        return {ending[1:]: read_bounded(path) for ending, path in item.beside.items()}
+    except OSError as error:
         raise InputError("bad-sidecar", f"found a file beside it that cannot be read: {show(str(error))}") from error
-    return caption, record
 
 
-def parse_video(name: str, text: str, notes: Any, licence: str) -> ClipRequest:
+def read_bounded(path: Path) -> bytes:
+    """Return the content of a file, of one that is too large its begin and one byte more than is allowed."""
+    with path.open("rb") as file:
+        return file.read(TEXT_LIMIT + 1)
+
+
+def parse_video(name: str, members: Mapping[str, bytes], licence: str, followed: bool = False) -> ClipRequest:
     """Return the request of a video and of what lies beside it."""
-    if not isinstance(notes, dict):
-        raise InputError("bad-sidecar", f"found {show(notes)}, expected an object")
-    captions = parse_captions([text], "sidecar")
-    for field in CAPTIONS:
-        captions += parse_captions(notes.get(field), "sidecar")
+    try:
+        notes, texts = read_notes(members), read_texts(members)
+    except CaptionError as error:
+        raise InputError("bad-text", str(error)) from error
+    except SidecarError as error:
+        raise InputError("bad-sidecar", str(error)) from error
+    captions = tuple(Caption(caption.text, caption.origin or "sidecar") for caption in texts)
     licence = next((checked_text(notes[field]) for field in LICENCES if notes.get(field)), licence)
-    rest = {field: value for field, value in notes.items() if field not in CAPTIONS + LICENCES}
+    rest: dict[str, Any] = {field: value for field, value in notes.items() if field not in CAPTIONS + LICENCES}
     return ClipRequest(
-        Place(name), checked_path(name), captions=tuple(dict.fromkeys(captions)), licence=licence, notes=rest
+        Place(name), checked_path(name), captions=captions, licence=licence, notes=rest, followed=followed
     )

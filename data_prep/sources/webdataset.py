@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,76 +10,177 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from fsspec.utils import infer_compression
-
 from data_prep.request import BadInput, ClipRequest, InputError, Part, Place, checked_path, show
-from data_prep.sources.folder import VIDEOS, parse_video
+from data_prep.sources.folder import parse_video
 from data_prep.sources.rows import UNREADABLE, Items, files_of, open_binary, unreadable
-
-SIDECARS = (".txt", ".json")
-MAX_SIDECAR = 2**20
+from videodiff.data.listing import COMPRESSED, MOVING, PACKED_TARS, Fault, Passed, Scan, ending_of
+from videodiff.data.members import (
+    STILLS,
+    BoundedHeader,
+    compression_of,
+    fault_of,
+    is_noise,
+    one_video,
+    split_name,
+)
+from videodiff.data.sidecars import SIDECARS
 
 
 class Member(NamedTuple):
-    """A file of a tar: its sample's key, its extension, where its bytes lie, and these bytes if it is a sidecar."""
+    """A file of a tar: its sample's key, its extension, where its bytes lie, and these bytes if it is a sidecar.
+
+    `fault` tells why it can belong to no sample.
+    """
 
     key: str
     extension: str
     part: Part
     data: bytes
+    fault: str = ""
 
 
-def read_webdataset(source: str | Path, licence: str = "") -> Items:
-    """Yield the videos of a tar, or of the tars of a folder, each whole; `part` says where in the tar it lies.
+def read_webdataset(source: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
+    """Yield the videos of a tar, or of the tars below a folder, each whole; `part` says where in the tar it lies.
 
-    A tar that was cut gives one BadInput and the samples before the one that the cut may have touched.
+    Members of one key that are apart from each other are joined, after the others of their tar. Of several members of
+    one name the first is used. A tar that was cut gives one BadInput and the samples before the one that the cut may
+    have touched. `passed` counts what of folders and tars was passed over.
     """
-    for name, path in files_of(source, ".tar"):
-        if infer_compression(name):
-            yield BadInput(Place(name), "unreadable-file", "found a compressed tar, expected a plain one")
+    passed = Passed() if passed is None else passed
+    for name, path in tars_of(source, passed):
+        if COMPRESSED.fullmatch(ending_of(name)):
+            yield BadInput(
+                Place(name), "unreadable-file", "found a compressed tar, expected a plain one: uncompress it"
+            )
             continue
-        try:
-            with open_binary(path) as file:
-                samples = groupby(read_members(file), key=lambda member: member.key)
-                for item, (_, members) in enumerate(samples, 1):
-                    yield parse_sample(Place(name, item=item), list(members), licence)
-        except (*UNREADABLE, tarfile.TarError) as error:
-            bad = unreadable(error)
-            yield BadInput(Place(name), bad.reason, bad.detail)
+        if isinstance(path, Fault):
+            yield BadInput(Place(name), "unreadable-file", path.detail)
+            continue
+        yield from read_tar(name, path, licence, passed)
 
 
-def read_members(file: BinaryIO) -> Iterator[Member]:
-    """Yield the plain files of a tar; a TarError where it does not end as a tar does."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+def tars_of(source: str | Path, passed: Passed) -> Iterator[tuple[str, str | Fault]]:
+    """Yield name and path of a tar, or of those below a folder, compressed ones among them."""
+    if not Path(source).is_dir():
+        yield from files_of(source, ".tar")
+        return
+    found = False
+    for item in Scan(Path(source), {".tar", *PACKED_TARS}, passed):
+        found = True
+        yield item.name, item if isinstance(item, Fault) else str(item.path)
+    if not found:
+        beside = f"; there are {passed}" if passed else ""
+        raise ValueError(f"source: found no .tar below {source}, expected at least one{beside}")
+
+
+def read_tar(name: str, path: str, licence: str, passed: Passed) -> Items:
+    """Yield the samples of a tar."""
+    waiting: dict[str, tuple[int, list[Member]]] = {}
+    try:
+        with open_binary(path) as file:
+            apart = keys_apart(file)
+            groups = groupby(read_members(file, passed), key=lambda member: (member.fault, member.key))
+            for item, ((fault, key), members) in enumerate(groups, 1):
+                if fault:
+                    reason = "bad-path" if "a path that" in fault else "bad-member"
+                    yield BadInput(Place(name, item=item), reason, fault)
+                elif key in apart:
+                    waiting.setdefault(key, (item, []))[1].extend(members)
+                else:
+                    yield from parse_sample(Place(name, item=item), list(members), licence)
+        for item, members in waiting.values():
+            yield from parse_sample(Place(name, item=item), members, licence)
+    # A ValueError is of a number in a header.
+    except (*UNREADABLE, tarfile.TarError, ValueError) as error:
+        bad = unreadable(error)
+        yield BadInput(Place(name), bad.reason, bad.detail)
+        for key, (item, _) in waiting.items():
+            detail = f"found files of {show(key)} apart from each other in a damaged tar, expected them side by side"
+            yield BadInput(Place(name, item=item), bad.reason, detail)
+
+
+def keys_apart(file: BinaryIO) -> set[str]:
+    """Return the keys whose members do not lie side by side; memory is some bytes a sample.
+
+    What is wrong with the tar is found when it is read.
+    """
+    seen, apart, last = set(), set(), None
+    with contextlib.suppress(*UNREADABLE, tarfile.TarError, ValueError):
+        for info in headers(file):
+            key = None if fault_of(info) else split_name(plain_path(info.name))[0]
+            if is_noise(info) or key == last:
+                continue
+            last = key
+            if key is not None and hash(key) in seen:
+                apart.add(key)
+            seen.add(hash(key))
+    return apart
+
+
+def headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of a tar; a TarError where it does not end as a tar does."""
+    file.seek(0)
+    if how := compression_of(file.read(8)):
+        raise tarfile.ReadError(f"compressed by {how}: uncompress it")
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedHeader) as tar:
         while info := tar.next():
             tar.members.clear()  # tarfile keeps every member it has seen
-            path = PurePosixPath(info.name)
-            stem, _, ending = path.name.partition(".")
-            extension = f".{ending}".lower()
-            if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                read = extension in SIDECARS and info.size <= MAX_SIDECAR
-                data = tar.extractfile(info).read() if read else b""
-                part = Part(info.name, info.offset_data, info.size)
-                yield Member((path.parent / stem).as_posix(), extension, part, data)
+            yield info
         # tarfile takes a header that was cut or overwritten for the end.
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end of archive at byte {tar.offset}")
 
 
-def parse_sample(place: Place, members: list[Member], licence: str) -> ClipRequest | BadInput:
-    """Return the request of one sample."""
+def read_members(file: BinaryIO, passed: Passed) -> Iterator[Member]:
+    """Yield the files of a tar; folders are none, and hidden files are counted only."""
+    for info in headers(file):
+        if is_noise(info):
+            if not info.isdir():
+                passed["hidden in a tar"] += 1
+            continue
+        key, extension = split_name(plain_path(info.name))
+        part, fault = Part(info.name, info.offset_data, info.size), fault_of(info)
+        if fault:
+            yield Member(key, extension, part, b"", f"{show(info.name)}: {fault}")
+            continue
+        data = b""
+        if extension in SIDECARS:
+            file.seek(info.offset_data)
+            data = file.read(info.size)
+            if len(data) < info.size:
+                raise tarfile.ReadError(f"found {len(data)} bytes of {show(info.name)}, expected {info.size}")
+        yield Member(key, extension, part, data)
+
+
+def plain_path(name: str) -> str:
+    """Return the name of a member in its shortest form: `tar -C folder .` puts ./ before all of them."""
+    return PurePosixPath(name).as_posix()
+
+
+def parse_sample(place: Place, members: list[Member], licence: str) -> Iterator[ClipRequest | BadInput]:
+    """Yield the request of one sample; of members of one name the first is used, and the others are told."""
+    files: dict[str, Member] = {}
+    again = [member.part.name for member in members if files.setdefault(member.extension, member) is not member]
     try:
-        files = {member.extension: member for member in members}
-        key, videos = members[0].key, [extension for extension in VIDEOS if extension in files]
-        if len(videos) != 1:
-            found = show(", ".join(files))
-            raise InputError("no-video", f"found {found} of {show(key)}, expected one of {', '.join(VIDEOS)}")
-        part = files[videos[0]].part
-        text, notes = (files[extension].data if extension in files else b"" for extension in SIDECARS)
-        request = parse_video(part.name, text.decode("utf-8-sig"), json.loads(notes or b"{}"), licence)
-        return replace(request, place=place, source=checked_path(place.file), name=key, part=part)
+        yield parse_files(place, members[0].key, files, licence)
     except InputError as error:
-        return BadInput(place, error.reason, error.detail)
-    except (ValueError, RecursionError) as error:
-        return BadInput(place, "bad-sidecar", f"found {show(str(error))}, expected text and JSON")
+        yield BadInput(place, error.reason, error.detail)
+    if again:
+        detail = f"found {show(' and '.join(again))} again, expected each name once in a tar: the first is used"
+        # The place of the sample is that of the request.
+        yield BadInput(Place(f"{place.file}/{again[0]}"), "repeated-name", detail)
+
+
+def parse_files(place: Place, key: str, files: dict[str, Member], licence: str) -> ClipRequest:
+    """Return the request of a sample of these files, by extension; an InputError where it has no video."""
+    try:
+        video = files[one_video(files)]
+    except ValueError as error:
+        raise InputError("no-video", f"{show(key)}: {error}") from error
+    if video.extension in STILLS and f".{video.extension}" not in MOVING:
+        raise InputError("no-video", f"{show(key)}: found {video.extension}, expected a video: pack takes pictures")
+    sidecars = {extension: member.data for extension, member in files.items() if extension in SIDECARS}
+    request = parse_video(plain_path(video.part.name), sidecars, licence, followed=True)
+    return replace(request, place=place, source=checked_path(place.file), name=key, part=video.part)

@@ -23,7 +23,10 @@ SLACK = 100_000
 MILLISECOND = 1000
 
 # What holds video. Not playlists and the like, in which a file names others for ffmpeg to open, here or at any host.
-FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,dv,wtv,ivf,obu,h264,hevc,m4v,vc1"
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,dv,wtv,ivf,obu,h264,hevc,m4v,vc1,gif,apng,"
+    "mjpeg,yuv4mpegpipe"
+)
 
 
 class Span(NamedTuple):
