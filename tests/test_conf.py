@@ -118,7 +118,7 @@ def test_weights_and_biases_needs_no_account(world_dataset: Path, tmp_path: Path
     logger = instantiate(cfg.logger.wandb)
     logger.log_metrics({"train/loss": 1.0}, step=1)
     logger.experiment.finish()
-    assert logger._offline
+    assert logger.experiment.offline
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
 
 

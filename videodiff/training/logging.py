@@ -1,21 +1,123 @@
-"""What the loggers need beside numbers: a word of set-up, and sampled clips to show."""
+"""What loggers need beside numbers: the configuration, sampled clips to show, and a tracker that never ends a run."""
 
 from __future__ import annotations
 
-import os
+import re
+import secrets
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
+import requests
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+# Seconds: until a server has to answer at all, until it has to take a new run, and after training until all of a run
+# has to be uploaded.
+ANSWER_S, START_S, UPLOAD_S = 10.0, 30.0, 300.0
+# How wandb names the folder of a run: when it began, and its id.
+BEGUN = re.compile(r"(?:offline-)?run-([0-9]{8}_[0-9]{6})-([A-Za-z0-9_]+)")
 
 
-def wandb_logger(project: str, name: str, save_dir: str, **options: Any) -> WandbLogger:
-    """Return a Weights & Biases logger, offline where no key is set."""
-    has_key = "WANDB_API_KEY" in os.environ or "api.wandb.ai" in netrc_text()
+class RunTracker(WandbLogger):
+    """Weights & Biases, offline where its server cannot take the run: a tracker does not decide whether training runs.
+
+    `WANDB_MODE`, `WANDB_BASE_URL`, `WANDB_API_KEY` and what else wandb reads from environment and settings hold.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Return the run of wandb, begun at the first call."""
+        if self._experiment is None:
+            import wandb
+
+            mode, reason = usable_mode()
+            settings = wandb.Settings(init_timeout=START_S, finish_timeout=UPLOAD_S, silent=bool(reason))
+            self._wandb_init["settings"] = settings
+            self._wandb_init.pop("anonymous", None)
+            try:
+                self._wandb_init["mode"] = mode
+                run = super().experiment
+            except (wandb.errors.Error, TimeoutError) as error:
+                # Or its id counts as taken by the run that was refused.
+                wandb.teardown()
+                reason, self._wandb_init["mode"] = one_line(error), "offline"
+                run = super().experiment
+            if reason:
+                print(f"wandb: {reason}; the run is kept offline, `wandb sync {run.settings.sync_dir}` uploads it")
+        return super().experiment
+
+    def finalize(self, status: str) -> None:
+        """End the run of wandb, so that the next training of this process begins another."""
+        super().finalize(status)
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=int(status != "success"))
+            self._experiment = None
+
+
+def wandb_logger(project: str, name: str, save_dir: str, **options: Any) -> RunTracker:
+    """Return a Weights & Biases logger for the run in a folder; a resumed one goes on under the same id."""
+    if find_spec("wandb") is None:
+        raise ValueError("logger=wandb: found no package wandb, expected it: pip install 'videodiff[track]'")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(project=project, name=name, save_dir=save_dir, offline=not has_key, **options)
+    id = earlier_id(Path(save_dir)) or secrets.token_hex(4)
+    return RunTracker(project=project, name=name, save_dir=save_dir, id=id, **options)
+
+
+def usable_mode() -> tuple[str, str]:
+    """Return the mode in which wandb can be used here, and why it is offline where the user did not ask for that."""
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.mode != "online":
+        return settings.mode, ""
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "offline", f"found no key for {settings.base_url} (`wandb login` or WANDB_API_KEY)"
+        # wandb itself tries for minutes to reach a host that is not there.
+        requests.head(settings.base_url, timeout=ANSWER_S)
+        wandb.login(prompt=False, verify=True)
+    except requests.RequestException as error:
+        return "offline", f"{settings.base_url} does not answer ({type(error).__name__})"
+    except (wandb.errors.Error, TimeoutError, ValueError) as error:
+        return "offline", one_line(error)
+    return "online", ""
+
+
+def earlier_id(folder: Path) -> str | None:
+    """Return the id under which wandb knows the run in this folder, None where it does not yet."""
+    begun = [found.groups() for path in (folder / "wandb").glob("*") if (found := BEGUN.fullmatch(path.name))]
+    return max(begun)[1] if begun else None
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def log_configuration(loggers: Sequence[Logger], config: dict[str, Any]) -> None:
+    """Give every logger the configuration of the run, without the passwords and signatures of URLs in it."""
+    for logger in loggers:
+        logger.log_hyperparams(without_secrets(config))
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a configuration in which a URL has neither user and password nor a query, which may be a signature."""
+    if isinstance(value, dict):
+        return {key: without_secrets(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(part) for part in value]
+    return re.sub(r"[a-zA-Z][\w+.-]*://[^\s'\"]+", bare, value) if isinstance(value, str) else value
+
+
+def bare(url: re.Match[str]) -> str:
+    """Return a URL without user, password, query and fragment."""
+    parts = urlsplit(url[0])
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def show_clips(
@@ -28,9 +130,3 @@ def show_clips(
     elif isinstance(logger, TensorBoardLogger):
         for path, frames in zip(videos, clips, strict=True):
             logger.experiment.add_images(f"samples/{path.stem}", frames, step, dataformats="NHWC")
-
-
-def netrc_text() -> str:
-    """Return what ~/.netrc holds, where `wandb login` leaves its key."""
-    path = Path.home() / ".netrc"
-    return path.read_text() if path.is_file() else ""

@@ -23,6 +23,7 @@ from videodiff.data.files import owning
 from videodiff.data.stages import format_plan, plan
 from videodiff.parallel.strategy import Zero
 from videodiff.training.checkpoint import checkpoints, latest_checkpoint, state_to_resume
+from videodiff.training.logging import log_configuration
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
 from videodiff.verbs.build import Model, build_data, build_model, clip_cost, instantiate_partial, read_run
@@ -108,6 +109,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
 
         optimizer = sharded(optimizer, trainer.strategy.config)
     module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
+    log_configuration(trainer.loggers, resolved(cfg, model))
     trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=not isinstance(trainer.strategy, Zero))
     if trainer.is_global_zero:
         print(f"videodiff train: {trainer.global_step} steps in {folder}")
