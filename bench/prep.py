@@ -29,9 +29,10 @@ import numpy as np
 
 from data_prep.stages.clips import ReadyClip, make_clips
 from data_prep.stages.cut import MICROSECOND, Span, read_timeline
-from data_prep.stages.encode import EncodePolicy, even_size
+from data_prep.stages.encode import EncodePolicy
 from data_prep.stages.score.duplicate import exact_hash
 from videodiff.data.encode import encode
+from videodiff.data.geometry import Display, even_size
 from videodiff.data.video import DecodeError, best_stream
 
 HERE = Path(__file__).resolve().parent
@@ -121,7 +122,7 @@ def ffmpeg_command(source: str, spans: list[Span], preset: str, out: Path, numbe
     with av.open(source) as container:
         stream = best_stream(container)
         index, ratio = stream.index, stream.sample_aspect_ratio or 1
-        size = even_size(stream.width * ratio, stream.height, EncodePolicy().short_side)
+        size = even_size(Display(ratio).size(stream.width, stream.height), EncodePolicy().short_side)
     # Half a millisecond, as spans are rounded to milliseconds.
     branches = [
         f"[s{n}]trim={start - 0.0005:.4f}:{end - 0.0005:.4f},setpts=PTS-STARTPTS,"

@@ -214,6 +214,7 @@ def add(
         "video_sha256": notes["video_sha256"],
         "times": clip["times"],
         "box": clip["box"],
+        **clip.get("color", {}),
         # Of `auto` it is told what came of it.
         "parameters": notes["parameters"] | {"encode": notes["parameters"]["encode"] | {"codec": clip["codec"]}},
     }

@@ -7,18 +7,22 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
 import av
 import decord
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 
-from videodiff.data.decode import DecodeError, VideoInfo, best_stream, probe, read_frames
+from videodiff.data.decode import decoded, opened, probe, read_frames, show_frames
 from videodiff.data.encode import encode
+from videodiff.data.geometry import UPRIGHT, Display, even_size
+from videodiff.data.screen import color_notes, orientation, transfer_of
 from videodiff.data.timing import FASTEST_CLOCK, MICROSECOND, PAUSE, SLOWEST_CLOCK, end_of, is_even, lay, usual_rate
+from videodiff.data.video import DecodeError, VideoInfo, best_stream, open_video
 
 decord.logging.set_level(decord.logging.QUIET)
 
+Frame = TypeVar("Frame")
 # Mean difference of two decoders' pixels, 0 to 255, above which they do not show the same frame.
 SAME_FRAME = 2.0
 
@@ -52,17 +56,24 @@ def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo
     if not reason:
         fps = float(header.fps)
         return video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), ""
-    size, rotation = even_size(header.shown, short_side), next(read_frames(video)).rotation
-    frames = every_frame(video, header)
-    frames = frames if header.ticks is None else on_clock(frames, header.ticks)
-    video = encode(upright(frames, size, rotation), float(header.fps), crf=crf)
+    with opened(video) as (container, stream, screen):
+        size = even_size(screen.measure(next(decoded(container.demux(stream), stream))), short_side)
+    images = counted(show_frames(video, size), header)
+    images = images if header.ticks is None else on_clock(images, header.ticks)
+    video = encode(images, float(header.fps), crf=crf)
     return video, probe(video), reason
+
+
+def first_notes(video: bytes) -> dict[str, str]:
+    """Return the `color_notes` of the first frame of a video."""
+    with opened(video) as (container, stream, _):
+        return color_notes(next(decoded(container.demux(stream), stream)))
 
 
 def read_header(video: bytes) -> Header:
     """Read packets without decoding them."""
     try:
-        with av.open(io.BytesIO(video)) as container:
+        with open_video(video) as container:
             stream = best_stream(container)
             context, promised = stream.codec_context, stream.frames
             packets = [packet for packet in container.demux(stream) if packet.size]
@@ -88,7 +99,7 @@ def read_header(video: bytes) -> Header:
     if len(times) == frames:
         unit = float(base) * MICROSECOND
         ticks, rate = clock_ticks(np.round(times * unit).astype(np.int64), stays * unit, Fraction(rate))
-    shown = round(coded[0] * ratio), coded[1]
+    shown = Display(Fraction(ratio)).size(*coded)
     keyframes = tuple(keyframes.tolist())
     return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, ticks)
 
@@ -110,7 +121,7 @@ def unfit(header: Header, short_side: int) -> str:
         f"pixels {header.pixels}": header.pixels != "yuv420p",
         f"container {header.container.split(',')[0]}": "mp4" not in header.container,
         f"odd size {width}x{height}": width % 2 or height % 2,
-        f"pixels not square, shown as {header.shown[0]}x{header.shown[1]}": abs(header.shown[0] - width) > 0.01 * width,
+        f"pixels not square, shown as {header.shown[0]}x{header.shown[1]}": header.shown != header.coded,
         f"size {width}x{height}": min(width, height) > short_side,
         f"{header.hidden} hidden frames": header.hidden,
         "uneven frame times": header.ticks is not None,
@@ -129,8 +140,12 @@ def differs(video: bytes, header: Header) -> str:
     checked = sorted({0, middle - 1, middle, header.frames - 1}) if later else []
     frames = []
     for number, frame in enumerate(every_frame(video, header)):
-        if frame.rotation:
-            return f"rotated by {frame.rotation} degrees"
+        if (turned := orientation(frame)) != UPRIGHT:
+            return str(turned)
+        if transfer := transfer_of(frame):
+            return f"high dynamic range ({transfer})"
+        if (frame.width, frame.height) != header.coded:
+            return f"frames of {header.coded[0]}x{header.coded[1]} and {frame.width}x{frame.height}"
         if number in checked:
             frames.append(frame.to_ndarray(format="rgb24", threads=1))
     if not checked:
@@ -150,32 +165,22 @@ def differs(video: bytes, header: Header) -> str:
 
 def every_frame(video: bytes, header: Header) -> Iterator[av.VideoFrame]:
     """Yield the frames that the header promises; it is a DecodeError if they are fewer or more."""
+    return counted(read_frames(video), header)
+
+
+def counted(frames: Iterator[Frame], header: Header) -> Iterator[Frame]:
+    """Yield frames; it is a DecodeError if they are fewer or more than the header promises."""
     count = 0
-    for frame in read_frames(video):
+    for frame in frames:
         yield frame
         count += 1
     if count != header.frames:
         raise DecodeError(f"found {count} frames that decode, expected {header.frames}")
 
 
-def on_clock(frames: Iterator[av.VideoFrame], ticks: np.ndarray) -> Iterator[av.VideoFrame]:
-    """Yield the frame that each tick of a clock shows: some come more than once, some not at all."""
+def on_clock(images: Iterator[np.ndarray], ticks: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the image that each tick of a clock shows: some come more than once, some not at all."""
     shown = np.bincount(ticks)
-    for frame, times in itertools.zip_longest(frames, shown, fillvalue=0):
+    for image, times in itertools.zip_longest(images, shown, fillvalue=0):
         for _ in range(times):
-            yield frame
-
-
-def upright(frames: Iterator[av.VideoFrame], size: tuple[int, int], rotation: int) -> Iterator[np.ndarray]:
-    """Yield uint8 `h w c` of this width and height, turned as the camera was held."""
-    reformatter = VideoReformatter()
-    for frame in frames:
-        width, height = size
-        frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
-        yield np.rot90(frame.to_ndarray(), round(rotation / 90))
-
-
-def even_size(shown: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Return width and height, both even, scaled down to this short side where they are larger."""
-    scale = min(1.0, short_side / min(shown))
-    return tuple(max(round(side * scale) // 2 * 2, 2) for side in shown)
+            yield image

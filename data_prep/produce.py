@@ -35,7 +35,6 @@ from data_prep.stages.cut import (
     Span,
     Timeline,
     microseconds,
-    open_video,
     packets,
     read_timeline,
     refuse,
@@ -45,7 +44,7 @@ from data_prep.stages.scenes import find_scenes, fit_durations
 from data_prep.stages.score.duplicate import exact_hash
 from data_prep.stopwatch import Spent, clock
 from videodiff.data.files import stage, sync
-from videodiff.data.video import DecodeError, best_stream
+from videodiff.data.video import DecodeError, best_stream, open_video
 
 LEDGER, CLIPS, VIDEOS, WORKERS = "ledger.sqlite", "clips", "videos", "workers.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -294,6 +293,7 @@ def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, A
         "times": clip.times,
         "box": list(clip.box),
         "codec": clip.codec,
+        "color": clip.notes,
         "scores": clip.scores,
         "perceptual": clip.perceptual.hex() if clip.perceptual else "",
         "sha256": exact_hash(clip.video),

@@ -63,11 +63,11 @@ def test_what_is_no_video_is_a_decode_error(video):
 
 def test_a_file_with_sound_only_is_a_decode_error():
     file = io.BytesIO()
-    with av.open(file, "w", format="wav") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
+        container.mux([*stream.encode(frame), *stream.encode(None)])
     with pytest.raises(DecodeError, match="found no video stream"):
         probe(file.getvalue())
 

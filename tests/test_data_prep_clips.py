@@ -15,8 +15,9 @@ from scored_clips import panning, with_bars
 from data_prep.stages.audio import cut_audio
 from data_prep.stages.clips import ReadyClip, make_clips, pixel_scores
 from data_prep.stages.cut import Span, microseconds
-from data_prep.stages.encode import EncodePolicy, even_size, first_working, schedule
+from data_prep.stages.encode import EncodePolicy, first_working, schedule
 from videodiff.data.decode import DecodeError, VideoInfo, decode, probe
+from videodiff.data.geometry import even_size
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 QUICK = {"scored": False, "crop": False}
@@ -98,7 +99,7 @@ def test_a_frame_that_stays_is_repeated_and_the_slide_before_a_span_is_shown_in_
 @settings(deadline=None)
 @given(st.integers(2, 4000), st.integers(2, 4000), st.integers(2, 1080))
 def test_sizes_are_even_never_larger_and_keep_their_shape(width, height, short_side):
-    w, h = even_size(width, height, short_side)
+    w, h = even_size((width, height), short_side)
     assert w % 2 == h % 2 == 0
     assert min(w, h) <= max(2, min(short_side, width, height) + 1)
     scale = min(1, short_side / min(width, height))
@@ -225,17 +226,33 @@ def test_a_span_that_cannot_be_cut_is_an_error_in_its_place(clips_of):
     assert [type(clip) for clip in found] == [ReadyClip, DecodeError, DecodeError, ReadyClip]
 
 
-def test_a_source_that_changes_its_size_costs_the_clip_over_the_change_only(clips_of):
-    small, large = (write_video(panning(25, side, 2 * side), container="mpegts", g="12", bf="0") for side in (64, 96))
+def grown(height: int, width: int) -> bytes:
+    """Return a second of 64 x 128 pixels and a second of another size, of a red left and a blue right half each."""
+
+    def halves(height: int, width: int) -> bytes:
+        frames = np.zeros((25, height, width, 3), np.uint8)
+        frames[:, :, : width // 2, 0] = frames[:, :, width // 2 :, 2] = 255
+        return write_video(frames, container="mpegts", g="12", bf="0")
 
     def later(packet: av.Packet) -> None:
         packet.pts, packet.dts = packet.pts + 90_000, packet.dts + 90_000
 
-    joined = small + remux(large, later, "mpegts")
-    found = clips_of(joined, [Span(0, 0.8), Span(0.5, 1.5), Span(1.2, 1.9)], **QUICK)
+    return halves(64, 128) + remux(halves(height, width), later, "mpegts")
+
+
+def test_a_source_that_changes_its_shape_costs_the_clip_over_the_change_only(clips_of):
+    found = clips_of(grown(96, 128), [Span(0, 0.8), Span(0.5, 1.5), Span(1.2, 1.9)], **QUICK)
     assert [type(clip) for clip in found] == [ReadyClip, DecodeError, ReadyClip]
-    assert "found a frame of" in str(found[1])
+    assert str(found[1]) == "found frames shown as 128 x 64 and 128 x 96, expected one shape"
     assert (found[0].info.height, found[2].info.height) == (64, 96)
+
+
+def test_a_source_that_changes_its_size_alone_is_scaled_to_the_first_size(clips_of):
+    for crop in (False, True):
+        (clip,) = clips_of(grown(96, 192), [Span(0.5, 1.5)], **QUICK | {"crop": crop})
+        assert (clip.info.height, clip.info.width, clip.info.frames) == (64, 128, 25)
+        shown = rgb(clip.video)
+        assert (shown[:, 8:-8, 8:56, 0].min(), shown[:, 8:-8, 72:-8, 2].min()) > (240, 240)
 
 
 @pytest.mark.skipif(first_working() == "h264_nvenc", reason="needs an encoder that does not work here")

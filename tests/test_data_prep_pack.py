@@ -12,12 +12,13 @@ import webdataset
 from made_clips import by_decord, moving_square, write_video
 from PIL import Image
 
-from data_prep.footage import even_size, every_frame, fit_video, read_header, unfit
+from data_prep.footage import every_frame, fit_video, read_header, unfit
 from data_prep.pack import pack
 from videodiff.data.buckets import Bucket
 from videodiff.data.clips import Clips, Reader
 from videodiff.data.decode import DecodeError, decode, probe
 from videodiff.data.encode import encode
+from videodiff.data.geometry import even_size
 from videodiff.data.manifest import Manifest
 from videodiff.data.shards import read_captions, read_sample
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_prep.stages.cut import MICROSECOND, Span, open_video
-from videodiff.data.video import DecodeError
+from data_prep.stages.cut import MICROSECOND, Span
+from videodiff.data.video import DecodeError, open_video
 
 # Seconds before a span at which decoding starts: codecs of sound need some frames to settle.
 SETTLE = 1.0

@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from data_prep.stages.cut import Shown, Span, Timeline, cut, read_timeline
-from data_prep.stages.encode import EncodePolicy, Fitter, even_size, open_encoder, schedule
+from data_prep.stages.encode import EncodePolicy, Fitter, open_encoder, schedule
 from data_prep.stages.score.duplicate import video_hash
 from data_prep.stages.score.geometry import geometry
 from data_prep.stages.score.letterbox import Bars, Box
@@ -22,6 +22,8 @@ from data_prep.stages.score.overlay import overlay
 from data_prep.stages.score.quality import quality
 from data_prep.stages.score.text import text
 from data_prep.stopwatch import clock
+from videodiff.data.geometry import even_size, same_shape
+from videodiff.data.screen import show_size, transfer_of
 from videodiff.data.video import DecodeError, VideoInfo
 
 # Frames a second that are scored, but at least so many a clip; their short side in pixels.
@@ -43,7 +45,7 @@ class ReadyClip:
 
     times: when each of its frames comes to be shown in its source, in microseconds; box: what was left of the source's
     frame, before turning it upright; codec: the encoder; perceptual: see `duplicate.video_hash`; sampled: frames for
-    scores by a model; both None where nothing was to be scored.
+    scores by a model; both None where nothing was to be scored; notes: see `screen.color_notes`.
     """
 
     video: bytes
@@ -54,6 +56,7 @@ class ReadyClip:
     scores: dict[str, float]
     perceptual: bytes | None
     sampled: Sampled | None
+    notes: dict[str, str]
 
 
 def make_clips(
@@ -108,7 +111,7 @@ class Maker:
     def __init__(
         self, span: Span, timeline: Timeline, policy: EncodePolicy, box: Box | None, crop: bool, scored: bool
     ) -> None:
-        self.ratio, self.policy, self.box, self.scored = timeline.ratio, policy, box, scored
+        self.policy, self.box, self.scored = policy, box, scored
         times = timeline.within(span)
         self.kept, self.rate = schedule(times, timeline.bounds(span), timeline.usual, policy.fps)
         self.scored_fps = max(SCORED_FPS, FEWEST * float(self.rate) / len(self.kept))
@@ -119,21 +122,24 @@ class Maker:
         self.crop, self.guess = crop, crop and box is None
         self.decide_at = int(times[0]) + (LOOK_AHEAD if self.guess else 0)
         self.bars, self.reformatter = Bars(), VideoReformatter()
-        self.kind = self.fitter = self.encoder = self.codec = self.error = None
+        self.coded = self.shape = self.fitter = self.encoder = self.codec = self.error = None
+        self.notes: dict[str, str] = {}
 
     def add(self, shown: Shown) -> None:
         """Take the next frame that is shown in the span."""
         time, frame = shown
         if self.error is not None or time not in self.left:
             return
-        kind = f"{frame.width}x{frame.height} {frame.format.name}"
-        self.kind = self.kind or kind
-        if kind != self.kind:
-            self.error, self.held = DecodeError(f"found a frame of {kind}, expected {self.kind} as before"), []
+        coded = frame.width, frame.height
+        shape = frame.opaque.size(*coded)
+        self.coded, self.shape = self.coded or coded, self.shape or shape
+        if shape != self.shape and not same_shape(shape, self.shape):
+            found = f"found frames shown as {show_size(self.shape)} and {show_size(shape)}, expected one shape"
+            self.error, self.held = DecodeError(found), []
             return
         if time in self.due:
             with clock("score"):
-                self.bars.add(self.reformatter.reformat(frame, format="gray", threads=1).to_ndarray())
+                self.bars.add(self.reformatter.reformat(frame, *self.coded, "gray", threads=1).to_ndarray())
         self.held.append(shown)
         if time >= self.decide_at:
             self.release()
@@ -145,27 +151,29 @@ class Maker:
                 if self.fitter is None:
                     self.begin(frame)
                 with clock("encode"):
-                    fitted = self.fitter(frame)
+                    fitted = self.fitter(frame, frame.opaque)
                     for _ in range(self.left.pop(time)):
                         self.encoder.add(fitted)
                 if self.scored and time in self.due:
                     with clock("score"):
                         self.sample(fitted, self.due[time])
         except av.FFmpegError as error:
-            self.error = DecodeError(f"{self.kind} cannot be fitted or encoded: {error.strerror}")
+            self.error = DecodeError(f"{show_size(self.coded)} cannot be fitted or encoded: {error.strerror}")
         self.held = []
 
     def begin(self, first: av.VideoFrame) -> None:
         """Open filter and encoder."""
         if self.box is None:
             self.box = self.bars.box() if self.crop else Box(0, 0, first.height, first.width)
-        self.fitter = Fitter(first, self.box, self.ratio, self.policy.short_side)
+        self.fitter = Fitter(first, self.box, first.opaque, self.policy.short_side)
+        if transfer := transfer_of(first):
+            self.notes["transfer"] = transfer
         size = self.fitter.height, self.fitter.width
         self.encoder, self.codec = open_encoder(*size, float(self.rate), self.policy)
 
     def sample(self, fitted: av.VideoFrame, times: int) -> None:
         """Keep a frame for the scores, so many times."""
-        width, height = even_size(fitted.width, fitted.height, SCORED_SIDE)
+        width, height = even_size((fitted.width, fitted.height), SCORED_SIDE)
         small = self.reformatter.reformat(fitted, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
         self.samples += [small.to_ndarray()] * times
 
@@ -179,13 +187,15 @@ class Maker:
         with clock("encode"):
             video, rate = self.encoder.finish(), self.encoder.fps
         info = VideoInfo(self.fitter.width, self.fitter.height, self.encoder.frames, rate, self.encoder.frames / rate)
-        scores, perceptual, sampled = geometry(info), None, None
+        if self.fitter.clear:
+            self.notes["alpha"] = "white"
+        scores, perceptual, sampled = geometry(info) | {"hdr": float("transfer" in self.notes)}, None, None
         if self.scored:
             sampled = Sampled(np.stack(self.samples), self.scored_fps)
             with clock("score"):
                 scores |= {"letterbox": self.bars.share(), **pixel_scores(*sampled)}
                 perceptual = video_hash(sampled.frames)
-        return ReadyClip(video, info, self.kept.tolist(), self.box, self.codec, scores, perceptual, sampled)
+        return ReadyClip(video, info, self.kept.tolist(), self.box, self.codec, scores, perceptual, sampled, self.notes)
 
 
 def due_frames(count: int, rate: float, fps: float) -> np.ndarray:

@@ -13,20 +13,15 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from videodiff.data.screen import Screen
 from videodiff.data.timing import MICROSECOND, PAUSE, end_of, is_even, usual_rate
-from videodiff.data.video import DecodeError, best_stream
+from videodiff.data.video import DecodeError, best_stream, open_video
 
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
 SLACK = 100_000
 # Microseconds in the unit that metadata writes times in. The frame at 2/30 s stands there as 0.067 s: taken exactly, it
 # would be missing from the clip that begins with it and end the one before. So a whole millisecond is the nearest one.
 MILLISECOND = 1000
-
-# What holds video. Not playlists and the like, in which a file names others for ffmpeg to open, here or at any host.
-FORMATS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,dv,wtv,ivf,obu,h264,hevc,m4v,vc1,gif,apng,"
-    "mjpeg,yuv4mpegpipe"
-)
 
 
 class Span(NamedTuple):
@@ -37,7 +32,10 @@ class Span(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A decoded frame and when it is shown, in microseconds from the start of the source."""
+    """A decoded frame and when it is shown, in microseconds from the start of the source.
+
+    How it is shown, a `Display`, is its `opaque`: the place that ffmpeg has for what goes with a frame.
+    """
 
     time: int
     frame: av.VideoFrame
@@ -49,8 +47,8 @@ class Timeline:
 
     times: when each frame is shown, ascending; end: when the last one is over; keys: time and seek position of every
     packet that decoding can start at; fps: mean rate, frames a second; usual: the same or, where they come unevenly,
-    the rate that they fit best; ratio: width of a pixel as shown over its height; ranked: B-frames are stamped with the
-    time of their decoding, so that only the rank of a frame tells when it is shown.
+    the rate that they fit best; ranked: B-frames are stamped with the time of their decoding, so that only the rank of
+    a frame tells when it is shown.
     """
 
     times: np.ndarray
@@ -58,7 +56,6 @@ class Timeline:
     keys: list[tuple[int, int]]
     fps: Fraction
     usual: Fraction
-    ratio: Fraction
     ranked: bool
 
     def within(self, span: Span) -> np.ndarray:
@@ -98,18 +95,12 @@ class Clock:
         return round(ticks * self.unit) - self.origin
 
 
-def open_video(source: str | Path) -> av.container.InputContainer:
-    """Open a file as one of `FORMATS`, whatever its name, and no other file with it."""
-    return av.open(str(source), options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
-
-
 def read_timeline(source: str | Path) -> Timeline:
     """Read the timestamps of a source; memory is 8 bytes a frame. DecodeError where it is no video."""
     try:
         with open_video(source) as container:
             stream = best_stream(container)
             clock, rate = Clock(container, stream), stream.average_rate or stream.guessed_rate
-            ratio = Fraction(stream.sample_aspect_ratio or 1)
             # `stays`: when the last frame comes, and how long it stays, in units of the stream.
             times, keys, stays, ranked = [], [], (0, 0), stream.codec_context.has_b_frames
             for packet in packets(container, stream):
@@ -130,7 +121,7 @@ def read_timeline(source: str | Path) -> Timeline:
         raise DecodeError(f"found {len(times)} frames at {rate} fps, expected at least one")
     usual = Fraction(rate) if is_even(times) else usual_rate(times)
     end = end_of(times, float(stays[1] * clock.unit), Fraction(rate))
-    return Timeline(times, end, keys, Fraction(rate), usual, ratio, bool(ranked))
+    return Timeline(times, end, keys, Fraction(rate), usual, bool(ranked))
 
 
 def refuse(span: Span, timeline: Timeline) -> str:
@@ -250,7 +241,7 @@ def read_from(
     with open_video(source) as container:
         stream = best_stream(container)
         stream.codec_context.thread_count = 1
-        clock = Clock(container, stream)
+        clock, screen = Clock(container, stream), Screen(source, container, stream)
         if key > 0:
             # Where that is impossible, decoding starts at the start of the file.
             with contextlib.suppress(av.FFmpegError):
@@ -267,6 +258,7 @@ def read_from(
                 time = next(ranked, timeline.end) if timeline.ranked else clock(stamp(frame))
                 if frame.is_corrupt:
                     spoil(time)
+                frame.opaque = screen.place(frame)
                 yield time, frame
 
 

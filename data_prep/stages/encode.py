@@ -14,6 +14,8 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange
 
 from videodiff.data.encode import CODECS, Encoder
+from videodiff.data.geometry import Display, Orientation, even_size
+from videodiff.data.screen import is_clear, is_plain, rgb_format, to_standard
 from videodiff.data.timing import FASTEST_CLOCK, MICROSECOND, PAUSE, SLOWEST_CLOCK, STRETCH, is_even, lay, usual_rate
 
 # Tried in this order where hardware is wanted.
@@ -116,12 +118,6 @@ def plays_evenly(times: np.ndarray, bounds: tuple[int, int], rate: Fraction) -> 
     return SLOWEST_EVEN <= rate < FASTEST_CLOCK and edges <= longest and is_even(times)
 
 
-def even_size(width: float, height: float, short_side: int) -> tuple[int, int]:
-    """Return width and height, both even, scaled down to this short side where they are larger."""
-    scale = min(1.0, short_side / min(width, height))
-    return tuple(max(2 * round(side * scale / 2), 2) for side in (width, height))
-
-
 def is_bt601(frame: av.VideoFrame) -> bool:
     """Tell whether a frame is yuv420p in BT.601 of limited range, as those are that say nothing."""
     matrix, limits = int(frame.colorspace) in BT601, int(frame.color_range) in (0, ColorRange.MPEG)
@@ -129,35 +125,78 @@ def is_bt601(frame: av.VideoFrame) -> bool:
 
 
 class Fitter:
-    """Crop, turn and scale frames like `first` to yuv420p in BT.601.
+    """Crop, turn and scale frames to yuv420p in BT.601, in standard range and on white; see `Screen`.
 
-    box: top, left, height, width in the frame as coded; ratio: width of a pixel as shown over its height. The matrix
-    is changed after scaling, when there are fewer pixels, and only if it is another. Every step is bit-exact on every
-    processor.
+    box: top, left, height, width in the first frame as it is coded; display: how that is shown. Frames of another size
+    are cropped in proportion and scaled to the same one. The matrix is changed after scaling, when there are fewer
+    pixels, and only if it is another. Every step is bit-exact on every processor but for those of high dynamic range.
     """
 
-    def __init__(self, first: av.VideoFrame, box: tuple[int, int, int, int], ratio: Fraction, short_side: int) -> None:
-        top, left, height, width = box
-        turns = round(first.rotation / 90) % 4
-        shown = (width * ratio, height) if turns % 2 == 0 else (height, width * ratio)
-        self.width, self.height = even_size(*shown, short_side)
-        scaled = (self.width, self.height) if turns % 2 == 0 else (self.height, self.width)
-        self.graph = Graph()
-        self.graph.threads = 1
-        steps = [
-            ("buffer", f"video_size={first.width}x{first.height}:pix_fmt={first.format.name}"
-             + f":time_base=1/{MICROSECOND}:colorspace={int(first.colorspace)}:range={int(first.color_range)}"),
-            ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
-            ("scale", "{}:{}:flags=area+accurate_rnd+bitexact".format(*scaled)),
-            *[("scale", "out_color_matrix=bt601:out_range=tv:flags=accurate_rnd+bitexact")] * (not is_bt601(first)),
-            ("format", "yuv420p"),
-            *[("transpose", "cclock")] * turns,
-            ("buffersink", None),
-        ]  # fmt: skip
-        nodes = [self.graph.add(name, arguments) for name, arguments in steps]
-        self.graph.link_nodes(*nodes).configure()
+    def __init__(self, first: av.VideoFrame, box: tuple[int, int, int, int], display: Display, short_side: int) -> None:
+        self.box, self.coded, self.clear = box, (first.width, first.height), False
+        self.width, self.height = even_size(display.size(box[3], box[2]), short_side)
+        self.graphs: dict[tuple[object, ...], Graph] = {}
 
-    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return a new frame from one of the same size and format as the first."""
-        self.graph.vpush(frame)
-        return self.graph.vpull()
+    def __call__(self, frame: av.VideoFrame, display: Display) -> av.VideoFrame:
+        """Return a new frame, made of one that is shown like this."""
+        turned, pixels = display.orientation, "yuv420p"
+        if not is_plain(frame):
+            pixels = rgb_format(frame)
+        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turned, pixels
+        if kind not in self.graphs:
+            self.graphs[kind] = chain(frame, self.steps(frame, turned, pixels))
+        fitted = push(self.graphs[kind], frame)
+        if pixels == "yuv420p":
+            return fitted
+        image = fitted.to_ndarray()
+        self.clear = self.clear or is_clear(image)
+        image = np.ascontiguousarray(turned.turn(to_standard(image, frame)))
+        fitted = av.VideoFrame.from_ndarray(image, format="rgb24")
+        if "rgb24" not in self.graphs:
+            self.graphs["rgb24"] = chain(fitted, [("scale", f"{TO_BT601}:flags=accurate_rnd+bitexact"), YUV420P])
+        return push(self.graphs["rgb24"], fitted)
+
+    def steps(self, frame: av.VideoFrame, turned: Orientation, pixels: str) -> list[tuple[str, str]]:
+        """Return the filters for frames like this one; those that go on as RGB are turned later."""
+        top, left, height, width = (
+            round(side * full / first)
+            for side, full, first in zip(
+                self.box, (frame.height, frame.width) * 2, (self.coded[1], self.coded[0]) * 2, strict=True
+            )
+        )
+        steps = [
+            ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
+            ("scale", "{}:{}:flags=area+accurate_rnd+bitexact".format(*turned.swap((self.width, self.height)))),
+        ]
+        if pixels != "yuv420p":
+            return [*steps, ("format", pixels)]
+        return [
+            *steps,
+            *[("scale", f"{TO_BT601}:flags=accurate_rnd+bitexact")] * (not is_bt601(frame)),
+            YUV420P,
+            *[("transpose", "cclock_flip")] * turned.transposed,
+            *[("hflip", None)] * turned.across,
+            *[("vflip", None)] * turned.down,
+        ]
+
+
+TO_BT601, YUV420P = "out_color_matrix=bt601:out_range=tv", ("format", "yuv420p")
+
+
+def chain(frame: av.VideoFrame, steps: Sequence[tuple[str, str | None]]) -> Graph:
+    """Return filters, one after the other, for frames like this one."""
+    graph = Graph()
+    graph.threads = 1
+    source = (
+        f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+        f":time_base=1/{MICROSECOND}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+    )
+    nodes = [graph.add(name, arguments) for name, arguments in [("buffer", source), *steps, ("buffersink", None)]]
+    graph.link_nodes(*nodes).configure()
+    return graph
+
+
+def push(graph: Graph, frame: av.VideoFrame) -> av.VideoFrame:
+    """Return what a frame becomes."""
+    graph.vpush(frame)
+    return graph.vpull()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import io
 import itertools
 import math
 from collections import deque
@@ -20,21 +19,27 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.video.reformatter import VideoReformatter
 
-from videodiff.data.video import DecodeError, VideoInfo, best_stream
-
-# Or ffmpeg decodes a picture to learn more of the stream than reading it takes.
-QUICK = {"skip_frame": "all", "max_probe_packets": "0"}
+from videodiff.data.screen import Screen
+from videodiff.data.video import QUICK, DecodeError, VideoInfo, best_stream, open_video
 
 
 def probe(video: bytes) -> VideoInfo:
-    """Return what a video says of itself; its frames are counted, as a header may promise more than is there."""
-    with opened(video) as (container, stream):
+    """Return what a video says of itself, its size as it is shown.
+
+    Its frames are counted, as a header may promise more than is there.
+    """
+    with opened(video) as (container, stream, _):
         pictures = read_index(container, stream)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        width, height = stream.codec_context.width, stream.codec_context.height
-    frames = sum(1 for _ in read_frames(video)) if pictures is None else sum(picture.shown for picture in pictures)
+    frames, width, height = 0, 0, 0
+    with opened(video) as (container, stream, screen):
+        for frames, frame in enumerate(decoded(container.demux(stream), stream), 1):
+            if frames == 1:
+                width, height = screen.measure(frame)
+            if pictures is not None:
+                frames = sum(picture.shown for picture in pictures)
+                break
     if not (frames and fps and width and height):
         raise DecodeError(f"found {frames} frames of {width} x {height} at {fps} fps, expected at least one frame")
     return VideoInfo(width, height, frames, fps, frames / fps)
@@ -43,13 +48,11 @@ def probe(video: bytes) -> VideoInfo:
 def decode(video: bytes, indices: Sequence[int]) -> np.ndarray:
     """Return the frames of these numbers, in this order: uint8 `t h w c`, RGB; DecodeError where that cannot be.
 
-    Only the groups of pictures are decoded that hold a frame asked for.
+    They are as a player shows them, see `Screen`. Only the groups of pictures are decoded that hold a frame asked for.
     """
     out = None
     for number, image in find_frames(video, indices):
         out = np.empty((len(indices), *image.shape), dtype=np.uint8) if out is None else out
-        if image.shape != out.shape[1:]:
-            raise DecodeError(f"found frames of {out.shape[1:3]} and of {image.shape[:2]}, expected one size")
         for place in np.flatnonzero(np.equal(indices, number)):
             out[place] = image
     return out
@@ -114,7 +117,7 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
     It ends where one is missing, or times do not tell. Pictures that lead a keyframe are shown before it, and so belong
     to the keyframe before.
     """
-    with opened(video, quick=True) as (container, stream):
+    with opened(video, quick=True) as (container, stream, screen):
         pictures = read_index(container, stream)
         # A file that begins within a group of pictures shows fewer of them than it holds.
         if not pictures or not pictures[0].key or pictures[0].pts > min(picture.pts for picture in pictures):
@@ -124,7 +127,6 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         only = set(wanted) if stream.codec_context.name in SKIPPING else None
         keys = sorted((picture.pts, picture.dts) for picture in pictures if picture.key)
         ascending = all(one.pts < other.pts for one, other in itertools.pairwise(pictures))
-        reformatter = VideoReformatter()
         while wanted:
             number = bisect.bisect_right(keys, wanted[0], key=lambda key: key[0]) - 1
             after = keys[number + 1][0] if number + 1 < len(keys) else math.inf
@@ -136,7 +138,7 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
                 if frame.interlaced_frame:
                     return
                 if frame.pts == wanted[0]:
-                    yield reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                    yield screen.show(frame)
                     wanted.popleft()
                 # The next one can be had from a later keyframe.
                 if not wanted or wanted[0] >= after:
@@ -162,18 +164,30 @@ def packets_from(
 
 def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Decode all frames up to the last one asked for: the meaning of their numbers, whatever the file."""
-    for number, frame in enumerate(read_frames(video)):
-        if number in numbers:
-            yield number, frame.to_ndarray(format="rgb24", threads=1)
-        if number == numbers[-1]:
-            return
+    number = -1
+    with opened(video) as (container, stream, screen):
+        for number, frame in enumerate(decoded(container.demux(stream), stream)):
+            if number in numbers:
+                yield number, screen.show(frame)
+            if number == numbers[-1]:
+                return
     raise DecodeError(f"found {number + 1} frames, expected frame {numbers[-1]}")
+
+
+def show_frames(video: bytes, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    """Yield every frame as it is shown, uint8 `h w c`, of this width and height, None: of those of the first one."""
+    image = None
+    with opened(video, size=size) as (container, stream, screen):
+        for image in map(screen.show, decoded(container.demux(stream), stream)):
+            yield image
+    if image is None:
+        raise DecodeError("found no frame, expected at least one")
 
 
 def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
     """Yield every frame in the order of display; DecodeError where one is damaged or there is none."""
     frame = None
-    with opened(video) as (container, stream):
+    with opened(video) as (container, stream, _):
         for frame in decoded(container.demux(stream), stream):
             yield frame
     if frame is None:
@@ -181,21 +195,23 @@ def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
 
 
 @contextlib.contextmanager
-def opened(video: bytes, quick: bool = False) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a video and its best stream, one thread; what ffmpeg finds wrong with it is a DecodeError.
+def opened(
+    video: bytes, quick: bool = False, size: tuple[int, int] | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Screen]]:
+    """Open a video, its best stream, one thread, and a screen; what ffmpeg finds wrong with it is a DecodeError.
 
-    `quick`: without decoding, after which the stream's format is not known yet.
+    `quick`: without decoding, after which the stream's format is not known yet. `size`: of the screen.
     """
     try:
-        with av.open(io.BytesIO(video), options=QUICK if quick else None) as container:
+        with open_video(video, **(QUICK if quick else {})) as container:
             # Which of several is the best shows in their pictures.
             if quick and len(container.streams.video) > 1:
-                with opened(video) as found:
+                with opened(video, size=size) as found:
                     yield found
                 return
             stream = best_stream(container)
             stream.codec_context.thread_count = 1
-            yield container, stream
+            yield container, stream, Screen(video, container, stream, size)
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be decoded: {error.strerror}") from error
 

@@ -1,0 +1,81 @@
+"""Colour: high dynamic range to the range of ordinary video, and transparent pictures onto a white ground."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+# Transfer characteristics of high dynamic range, in the numbers of ITU-T H.273.
+HDR = {16: "pq", 18: "hlg"}
+# Luminance in cd/m2: of the white of ordinary video, of which HDR has more (ITU-R BT.2408), and of the brightest that a
+# nominal HLG display shows (BT.2100).
+WHITE, HLG_PEAK = 203.0, 1000.0
+# Light up to this share of white stays as it is. What is brighter nears white and never reaches it.
+KNEE = 0.85
+# How a display of ordinary video turns its signal into light. It lies between the 2.4 of a dim studio (BT.1886) and the
+# inverse of the camera's curve (BT.709).
+GAMMA = 2.2
+# Light in RGB of BT.2020, and of the P3 of cinemas and phones, to that in RGB of BT.709 (BT.2407; SMPTE EG 432-1).
+TO_BT709 = {
+    9: ((1.660491, -0.587641, -0.072850), (-0.124550, 1.132900, -0.008349), (-0.018151, -0.100579, 1.118730)),
+    12: ((1.224940, -0.224940, 0.0), (-0.042057, 1.042057, 0.0), (-0.019638, -0.078636, 1.098274)),
+    1: ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+}
+BT2020 = 9
+# What each of R, G and B of BT.2020 adds to luminance.
+LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
+# Levels of the table that turns light, from 0 to 1, into a signal; they lie denser in the dark.
+LEVELS = 4096
+
+
+def pq_light(signal: np.ndarray) -> np.ndarray:
+    """Return the light of a PQ signal from 0 to 1, in shares of white: the EOTF of SMPTE ST 2084."""
+    root = np.power(signal, 32 / 2523)
+    share = np.maximum(root - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * root)
+    return 10_000 / WHITE * np.power(share, 16384 / 2610)
+
+
+def hlg_light(signal: np.ndarray) -> np.ndarray:
+    """Return the light before the camera of an HLG signal, from 0 to 1: the inverse OETF of ARIB STD-B67."""
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+
+
+@cache
+def light_table(transfer: str) -> np.ndarray:
+    """Return the light of every signal of 16 bits."""
+    signal = np.arange(65536) / 65535
+    return (pq_light if transfer == "pq" else hlg_light)(signal).astype(np.float32)
+
+
+@cache
+def signal_table() -> np.ndarray:
+    """Return the signal, 0 to 255, of light from 0 to 1, whose square root is counted in `LEVELS`."""
+    return np.round(255 * (np.arange(LEVELS) / (LEVELS - 1)) ** (2 / GAMMA)).astype(np.uint8)
+
+
+def to_sdr(image: np.ndarray, transfer: str, primaries: int) -> np.ndarray:
+    """Return an HDR image, uint16 `h w c` in RGB, as ordinary video, uint8: BT.709, white where HDR has 203 cd/m2.
+
+    transfer: pq or hlg; primaries: in the numbers of H.273, unknown ones are taken for those of BT.2020.
+    """
+    light = light_table(transfer)[image]
+    if transfer == "hlg":
+        # A display shows bright scenes brighter: the OOTF of BT.2100 for one of 1000 cd/m2.
+        luminance = np.maximum(light @ LUMINANCE, 1e-6)[..., None]
+        light *= HLG_PEAK / WHITE * luminance**0.2
+    light = np.maximum(light @ np.array(TO_BT709.get(primaries, TO_BT709[BT2020]), np.float32).T, 0)
+    return signal_table()[np.round((LEVELS - 1) * np.sqrt(compress(light))).astype(np.uint16)]
+
+
+def compress(light: np.ndarray) -> np.ndarray:
+    """Return light of any strength as light below 1: unchanged up to `KNEE`, from there on ever flatter, no edge."""
+    over = np.maximum(light - KNEE, 0) / (1 - KNEE)
+    return np.minimum(light, KNEE) + (1 - KNEE) * over / (1 + over)
+
+
+def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return an image laid on white: uint8 `h w 3`, with `h w 1`, straight alpha."""
+    color, alpha = color.astype(np.uint16), alpha.astype(np.uint16)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
