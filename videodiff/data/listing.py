@@ -29,9 +29,11 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *MOVING)
 SIDECARS = (".txt", ".json", ".csv")
 
 PACKED_TARS = (".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar.lz4", ".tgz", ".txz", ".tbz", ".tbz2", ".tzst")
-COMPRESSED = re.compile(r"\.(tar\.(gz|xz|bz2|zst|lz4|z)|tgz|txz|tbz2?|tzst|zip|rar|7z|gz|xz|bz2|zst)", re.IGNORECASE)
-OURS = re.compile(r"\..*\.partial|\.work|\.cache|\.videodiff\.lock")
-HIDDEN, LEFT, LINKED, FOLDER, NONE = "hidden", "left by videodiff", "linked folder read already", "folder", "no ending"
+COMPRESSED = re.compile(r"\.((tar\.)?(gz|xz|bz2|zst|lz4|z)|tgz|txz|tbz2?|tzst|zip|rar|7z)", re.IGNORECASE)
+# What this project writes into folders.
+OURS = {".work", ".cache", ".videodiff.lock", "manifest.parquet", "scores.parquet", "words.txt"}
+OURS |= {"unusable.jsonl", "rejected.jsonl", "failed.jsonl", "summary.json", "report.html"}
+HIDDEN, LEFT, LINKED, FOLDER, NONE = "hidden", "of videodiff", "linked folder read already", "folder", "no ending"
 
 
 class Listed(NamedTuple):
@@ -77,8 +79,12 @@ def advice(kind: str) -> str:
 
 def ending_of(name: str) -> str:
     """Return the ending of a file's name as it is spelled, with the dot; empty where it has none."""
-    found = re.search(r"(?<=.)(\.tar\.(gz|xz|bz2|zst|lz4|z)|\.[a-z0-9]{1,11})$", name, re.IGNORECASE | re.DOTALL)
-    return found[0] if found else ""
+    stem, _, last = name.rpartition(".")
+    if not stem or not (last.isalnum() and last.isascii()) or len(last) > 11:
+        return ""
+    if len(stem) > 4 and stem.lower().endswith(".tar") and COMPRESSED.fullmatch(f".{last}"):
+        return name[len(stem) - 4 :]
+    return f".{last}"
 
 
 class Scan:
@@ -106,51 +112,42 @@ class Scan:
 
     def _look(self, folder: Path) -> list[Listed | Fault | Path]:
         """Return what a folder holds; a folder in it as its path."""
+        prefix = "" if folder == self.folder else f"{folder.relative_to(self.folder).as_posix()}/"
         try:
             with os.scandir(folder) as opened:
                 entries = sorted(opened, key=lambda entry: entry.name)
         except OSError as error:
-            if folder == self.folder:
+            if not prefix:
                 raise
-            return [Fault(f"{self._name(folder)}/", f"found a folder that cannot be read: {error.strerror}")]
-        found, beside = list(filter(None, map(self._judge, entries))), defaultdict(dict)
-        taken = {stem_of(item.path.name) for item in found if isinstance(item, Listed)}
-        videos = {stem_of(item.path.name) for item in found if isinstance(item, Listed) and not is_picture(item.path)}
+            return [Fault(prefix, f"found a folder that cannot be read: {error.strerror}")]
+        found, beside, sidecars, videos = [], defaultdict(dict), [], set()
         for entry in entries:
-            ending = ending_of(entry.name)
-            if self._is_sidecar(entry, ending):
-                files, kind = beside[stem_of(entry.name)], ending.lower()
-                if stem_of(entry.name) not in taken:
-                    self.passed[f"{ending} without a video"] += 1
-                elif kind in files:
-                    self.passed[f"{ending} beside another"] += 1
-                else:
-                    files[kind] = Path(entry.path)
-        return [
-            item._replace(beside=beside[stem], preview=is_picture(item.path) and stem in videos)
-            if isinstance(item, Listed) and (stem := stem_of(item.path.name))
-            else item
-            for item in found
-        ]
-
-    def _is_sidecar(self, entry: os.DirEntry, ending: str) -> bool:
-        hidden = entry.name.startswith(".")
-        return not hidden and ending.lower() in self.beside and is_kind(entry) == "file"
-
-    def _judge(self, entry: os.DirEntry) -> Listed | Fault | Path | None:
-        """Return what an entry of a folder is, None where it is passed over or lies beside something."""
-        name, ending, path = entry.name, ending_of(entry.name), Path(entry.path)
-        if name.startswith("."):
-            self.passed[LEFT if OURS.fullmatch(name) else HIDDEN] += 1
-            return None
-        kind = is_kind(entry)
-        if kind == "folder":
-            return path if self._enter(entry) else None
-        if ending.lower() in self.endings:
-            return Listed(path, self._name(path), {}) if kind == "file" else Fault(self._name(path), kind)
-        if ending.lower() not in self.beside or kind != "file":
-            self.passed[ending or NONE] += 1
-        return None
+            name, ours = entry.name, is_ours(entry.name)
+            if ours or name.startswith("."):
+                self.passed[LEFT if ours else HIDDEN] += 1
+                continue
+            kind, ending = is_kind(entry), ending_of(name)
+            lower, stem = ending.lower(), composed(name[: len(name) - len(ending)])
+            if kind == "folder":
+                found += [Path(entry.path)] * self._enter(entry)
+            elif lower in self.endings and kind != "file":
+                found.append(Fault(prefix + name, kind))
+            elif lower in self.endings:
+                picture = lower in PICTURES
+                videos.update([stem] * (not picture))
+                found.append(Listed(Path(entry.path), prefix + name, beside[stem], picture))
+            elif lower in self.beside and kind == "file":
+                sidecars.append((stem, ending, entry.path))
+            else:
+                self.passed[ending or NONE] += 1
+        for stem, ending, path in sidecars:
+            if stem not in beside:
+                self.passed[f"{ending} without a video"] += 1
+            elif ending.lower() in beside[stem]:
+                self.passed[f"{ending} beside another"] += 1
+            else:
+                beside[stem][ending.lower()] = Path(path)
+        return [settle(item, videos) if isinstance(item, Listed) and item.preview else item for item in found]
 
     def _enter(self, entry: os.DirEntry) -> bool:
         """Tell whether a folder is to be read, and count it where it is not."""
@@ -170,13 +167,16 @@ class Scan:
         self.seen.add(known)
         return True
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+
+def settle(picture: Listed, videos: Collection[str]) -> Listed:
+    """Return a picture, which is a preview only where one of these stems of videos is its own."""
+    name = picture.path.name
+    return picture._replace(preview=composed(name.removesuffix(ending_of(name))) in videos)
 
 
-def is_picture(path: Path) -> bool:
-    """Tell by its ending whether a file is a picture."""
-    return ending_of(path.name).lower() in PICTURES
+def is_ours(name: str) -> bool:
+    """Tell whether this project writes files of this name, also such as a process that was killed leaves."""
+    return name in OURS or (name.startswith(".") and name.endswith(".partial"))
 
 
 def identity(stat: os.stat_result) -> tuple[int, int]:
@@ -184,9 +184,9 @@ def identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def stem_of(name: str) -> str:
-    """Return a name without its ending, letters and their accents composed: systems differ in how they write them."""
-    return unicodedata.normalize("NFC", name.removesuffix(ending_of(name)))
+def composed(stem: str) -> str:
+    """Return a name with letters and their accents composed: systems differ in how they write them."""
+    return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
 
 
 def is_kind(entry: os.DirEntry) -> str:

@@ -16,7 +16,7 @@ STILLS = tuple(ending[1:] for ending in PICTURES)
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 APART = (
     "found its members apart from each other in the tar, expected them side by side: sort the tar by name, as "
-    "`tar --sort=name -cf` and `sorted` of the names do"
+    "`tar --sort=name -cf` does"
 )
 
 
