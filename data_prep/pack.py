@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.animated import as_video, is_animated
 from data_prep.footage import fit_video
 from data_prep.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
@@ -157,7 +158,8 @@ def prepare(clip: Clip, short_side: int, crf: int) -> tuple[dict[str, bytes], di
     try:
         if not clip.path.is_file():
             return Rejection(clip.name, "video missing", f"found no file {clip.path}")
-        video, info, reason = fit_video(clip.path.read_bytes(), short_side, crf)
+        data = clip.path.read_bytes()
+        video, info, reason = fit_video(as_video(data) if is_animated(data) else data, short_side, crf)
     except DecodeError as error:
         return Rejection(clip.name, "video undecodable", str(error))
     except OSError as error:

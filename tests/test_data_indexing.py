@@ -226,6 +226,18 @@ def test_a_tar_as_others_make_them_is_indexed_and_read(tmp_path):
     assert passed == {"hidden in a tar": 3, ".tar.gz": 1, ".md": 1, "folder": 1}
 
 
+def test_every_tar_that_is_asked_for_must_be_there(tmp_path):
+    for number in (0, 2):
+        write_tar(tmp_path / f"{number}.tar", ("a.mp4", MP4))
+    with pytest.raises(FileNotFoundError, match=r"found none at .*/1\.tar and 1 more"):
+        index_tars(str(tmp_path / "{0..3}.tar"), workers=1)
+    with pytest.raises(FileNotFoundError, match=r"found none at .*/x\.tar, expected"):
+        index_tars([str(tmp_path / "?.tar"), str(tmp_path / "x.tar")], workers=1)
+    (tmp_path / "[raw],{a}").mkdir()
+    write_tar(tmp_path / "[raw],{a}" / "a[1].tar", ("a.mp4", MP4))
+    assert len(index_tars(str(tmp_path / "[raw],{a}" / "a[1].tar"), workers=1)[0]) == 1
+
+
 def test_compressed_tars_are_told_what_to_do(tmp_path):
     path = write_tar(tmp_path / "in/a.tar", ("a.mp4", MP4))
     path.write_bytes(gzip.compress(path.read_bytes()))

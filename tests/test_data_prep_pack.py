@@ -45,6 +45,12 @@ def contents(root):
     return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Let clips be prepared here: to start a process takes seconds."""
+    monkeypatch.setattr("data_prep.pack.run_ordered", lambda function, tasks, workers, timeout: map(function, tasks))
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """A folder with one clip of every fate, packed by two workers."""
@@ -360,7 +366,7 @@ def test_a_real_truncated_clip_is_an_error():
         fit_video((CLIPS / "derived_truncated_bbb.mp4").read_bytes(), 240, 18)
 
 
-def test_names_that_are_no_keys_are_packed_and_what_is_passed_over_is_told(tmp_path, capsys):
+def test_names_that_are_no_keys_are_packed_and_what_is_passed_over_is_told(tmp_path):
     names = [b"caf\xe9.mp4", b" blank.mp4", b"back\\slash.mp4", b"new\nline.mp4", b"a.b.mp4", b"a_b.mp4", b"good.mp4"]
     source = tmp_path / "in"
     source.mkdir()
@@ -389,13 +395,13 @@ def test_names_that_are_no_keys_are_packed_and_what_is_passed_over_is_told(tmp_p
     assert "\x1b" not in text
 
 
-def test_clips_without_a_caption_are_counted(tmp_path):
+def test_clips_without_a_caption_are_counted(tmp_path, in_process):
     source = fill(tmp_path / "in", {"a.mp4": (GOOD, None), "b.mp4": GOOD})
     report = pack(source, tmp_path / "out", workers=1, require_caption=False)
     assert "1 clips have no caption" in report.format()
 
 
-def test_containers_and_moving_pictures_are_packed_whatever_their_endings(tmp_path):
+def test_containers_and_moving_pictures_are_packed_whatever_their_endings(tmp_path, in_process):
     frames = moving_square(6, 32, 48)
     kinds = {"A.TS": ("mpegts", "mpeg2video", "yuv420p"), "b.m4v": ("mp4", "mpeg4", "yuv420p"),
              "c.gif": ("gif", "gif", "rgb8"), "d.wmv": ("asf", "wmv2", "yuv420p"), "e.apng": ("apng", "apng", "rgb24"),
@@ -413,7 +419,26 @@ def test_containers_and_moving_pictures_are_packed_whatever_their_endings(tmp_pa
         assert np.abs(shown - frames).mean() < 25, row["key"]
 
 
-def test_the_error_that_ended_the_work_is_the_one_that_is_shown(tmp_path, monkeypatch):
+def test_an_animated_webp_is_packed_with_its_times_and_on_white(tmp_path, in_process):
+    frames = [Image.new("RGBA", (48, 32), (255, 0, 0, 255 - 51 * number)) for number in range(5)]
+    file = io.BytesIO()
+    times = [100, 100, 300, 100, 100]
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], duration=times, lossless=True)
+    source = fill(
+        tmp_path / "in", {"a.webp": file.getvalue(), "b.webp": file.getvalue()[:150], "c.webp": picture("WEBP")}
+    )
+    report = pack(source, tmp_path / "out", workers=1, crf=1)
+    assert [(one.name, one.reason) for one in report.rejected] == [("b.webp", "video undecodable")]
+    manifest = Manifest.load(tmp_path / "out")
+    rows = [manifest.row(number) for number in range(2)]
+    assert [(row["key"], row["frames"], row["fps"]) for row in rows] == [("a", 7, 10.0), ("c", 1, rows[1]["fps"])]
+    shown = decode(read_sample(tmp_path / "out", rows[0])["mp4"], range(7))[:, 16, 24].astype(int)
+    # Red over white of these opacities: green is what shines through.
+    assert np.abs(shown[:, 1] - [0, 51, 102, 102, 102, 153, 204]).max() < 8
+    assert shown[:, 0].min() > 245
+
+
+def test_the_error_that_ended_the_work_is_the_one_that_is_shown(tmp_path, monkeypatch, in_process):
     source = fill(tmp_path / "in", {"a.mp4": GOOD})
 
     def full(path, data):

@@ -36,6 +36,7 @@ CASES = {
     "empty txt": ({"txt": b"", "json": b'{"caption": "from json"}'}, ["from json"]),
     "txt and json": ({"txt": b"plain", "json": b'{"captions": ["other", "plain"]}'}, ["plain", "other"]),
     "csv": ({"csv": b"caption,origin\r\na,x\r\n\"b, c\",y\r\n"}, ["a", "b, c"]),
+    "csv with semicolons": ({"csv": b"frame;caption\n1;a, b\n2;c\n3\n"}, ["a, b", "c"]),
     "csv with cr": ({"csv": b"\xef\xbb\xbfText\ra\rb\r"}, ["a", "b"]),
     "csv of something else": ({"csv": b"frame,x,y\n0,1,2\n"}, []),
     "controls": ({"txt": b"a\x1b[31m red\x07 ball"}, ["a [31m red ball"]),

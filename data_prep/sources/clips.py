@@ -86,6 +86,8 @@ def find_clips(
     else:
         folder = source if source.is_dir() else source.parent
         found = from_table(folder, Path(table), video_column, caption_column)
+    if table is not None and source.is_dir():
+        count_unnamed(source, found)
     if not found.clips and not found.rejected:
         beside = f"; there are {found.passed}" if found.passed else ""
         raise ValueError(
@@ -159,9 +161,17 @@ def from_table(folder: Path, table: Path, video_column: str | None, caption_colu
     return Found(list(clips.values()), list(rejected.values()), sorted(map(str, columns)))
 
 
+def count_unnamed(folder: Path, found: Found) -> None:
+    """Count the files of a folder that its table does not name."""
+    named = {one.name for one in (*found.clips, *found.rejected)}
+    for item in Scan(folder, VIDEOS + PICTURES, found.passed, SIDECARS):
+        if item.name not in named:
+            found.passed["video or picture that no line names"] += 1
+
+
 def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Yield line number and record of a CSV, a JSONL or a Parquet, or what is wrong with a line."""
-    readers = {".csv": csv_rows, ".parquet": parquet_rows}
+    readers = {".csv": csv_rows, ".tsv": csv_rows, ".parquet": parquet_rows}
     for place, row in readers.get(table.suffix.lower(), json_rows)(table):
         yield place.line, row
 

@@ -138,31 +138,39 @@ def write_index(
 
 def find_tars(tars: str | Sequence[str], passed: Passed) -> list[Path | Url]:
     """Return the tars that are meant, in the order of their names."""
-    found, faults = [], []
+    found, missing = [], []
     for pattern in [tars] if isinstance(tars, str) else tars:
-        # A folder may well be called a,b or {1}.
-        for name in [pattern] if Path(pattern).is_dir() else braceexpand(pattern):
-            if "://" in name:
-                found.append(place_of(name))
-            elif Path(name).is_dir():
-                items = list(Scan(Path(name), {".tar"}, passed, deep=False))
-                faults += [item for item in items if isinstance(item, Fault)]
-                found += [item.path for item in items if not isinstance(item, Fault)]
-            else:
-                found += map(Path, glob.glob(name))
-    if faults:
-        raise ValueError(f"tars: {faults[0].name}: {faults[0].detail}, expected a tar")
+        # A folder may well be called a,b or {1}, and a tar a[1].tar.
+        for name in [pattern] if os.path.exists(pattern) else braceexpand(pattern):
+            own = tars_at(name, passed)
+            found += own
+            missing += [name] * (not own)
     if not found:
         beside = f"; there are {passed}" if passed else ""
         raise FileNotFoundError(
             f"tars: found none at {tars}, expected a folder with .tar files or a pattern that some match{beside}"
         )
+    if missing:
+        more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        raise FileNotFoundError(f"tars: found none at {missing[0]}{more}, expected what is asked for")
     folders = sorted({str(place.parent) for place in found})
     if len(folders) > 1 or len({place.name for place in found}) < len(found):
         raise ValueError(f"tars: found {len(found)} in {', '.join(folders)}, expected different ones of one folder")
     for place in found:
         plain_name(place.name)
     return sorted(found, key=lambda place: place.name)
+
+
+def tars_at(name: str, passed: Passed) -> list[Path | Url]:
+    """Return the tar of this name or at this URL, or the tars of a folder, or those that a pattern matches."""
+    if "://" in name:
+        return [place_of(name)]
+    if os.path.isdir(name):
+        items = list(Scan(Path(name), {".tar"}, passed, deep=False))
+        for fault in (item for item in items if isinstance(item, Fault)):
+            raise ValueError(f"tars: {Path(name) / fault.name}: {fault.detail}, expected a tar")
+        return [item.path for item in items]
+    return [Path(name)] if os.path.exists(name) else [Path(found) for found in glob.glob(name)]
 
 
 def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Indexed]:

@@ -107,14 +107,17 @@ def entries(value: Any, where: str) -> Iterator[Text]:
 
 def rows(data: bytes) -> Iterator[Text]:
     """Yield the captions of a csv with a header; one without a column of captions says something else."""
-    lines = csv.reader(io.StringIO(decode_text(data, "csv"), newline=None))
+    text = decode_text(data, "csv")
     try:
-        header = [column.strip().lower() for column in next(lines, [])]
-        place = next((header.index(name) for name in CAPTIONS if name in header), None)
-        by = header.index("origin") if "origin" in header else None
-        for cells in lines if place is not None else ():
-            if len(cells) > place:
-                yield Text(tidy(cells[place], "csv"), "" if by is None or len(cells) <= by else cells[by].strip())
+        for delimiter in ",;\t|":
+            lines = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter)
+            header = [column.strip().lower() for column in next(lines, [])]
+            place = next((header.index(name) for name in CAPTIONS if name in header), None)
+            by = header.index("origin") if "origin" in header else len(header)
+            if place is not None:
+                for cells in (cells for cells in lines if len(cells) > place):
+                    yield Text(tidy(cells[place], "csv"), cells[by].strip() if by < len(cells) else "")
+                return
     except csv.Error as error:
         raise SidecarError(f"csv: found no CSV: {error}") from error
 
