@@ -302,7 +302,9 @@ def describe(sample: Sample, shard: str) -> tuple[dict[str, Any], list[str]] | U
     row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
     row |= {"shard": shard, "key": sample.key, "offset": sample.offset, "size": sample.end - sample.offset}
     row |= {"source": text_of(notes, "source", "url"), "licence": text_of(notes, "licence", "license")}
-    return row | {"captions": len(captions), "sha256": hashlib.sha256(video).hexdigest()}, captions
+    longest = max((len(split_words(caption)) for caption in captions), default=0)
+    sums = {"captions": len(captions), "words": longest, "sha256": hashlib.sha256(video).hexdigest()}
+    return row | sums, captions
 
 
 def text_of(notes: dict[str, Any], *names: str) -> str:

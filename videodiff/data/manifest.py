@@ -43,6 +43,8 @@ FIELDS = {
     "licence": pa.string(),
     "sha256": pa.string(),
 }
+# Columns that manifests of old lack: the words of the longest caption of a sample.
+LATER = {"words": pa.int32()}
 IDENTITY = ("shard", "key", "sha256")
 # Many samples a row group keep the footer small (5 MB for 100 million samples), few keep the rows of one shard near.
 ROWS_A_GROUP = 2**15
@@ -161,6 +163,11 @@ class Manifest:
                 done, shard = done + int(self.counts[shard]), shard + 1
             held = held.slice(done)
 
+    @property
+    def counts_words(self) -> bool:
+        """Whether the rows tell how many words the longest caption of a sample has."""
+        return "words" in self.file.schema_arrow.names
+
     @cached_property
     def fingerprint(self) -> str:
         """Return a hash of which clips there are and in which order, wherever the dataset lies."""
@@ -174,9 +181,9 @@ class Manifest:
     def check(self) -> None:
         """Raise where rows and shards cannot belong together, as far as a look at the first rows tells."""
         schema = self.file.schema_arrow
-        for name, kind in FIELDS.items():
+        for name, kind in (FIELDS | LATER).items():
             found = schema.field(name).type if name in schema.names else "none"
-            if found != kind:
+            if found != kind and (name in FIELDS or found != "none"):
                 raise ManifestError(f"{self.path}: column {name}: found {found}, expected {kind} without gaps")
         if self.groups[-1] == 0:
             raise ManifestError(f"{self.path}: found no samples, expected at least one")
@@ -235,7 +242,7 @@ class ManifestWriter:
         encoded: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.root, self.partial = root, partial_of(root / NAME)
-        self.schema = pa.schema([*FIELDS.items(), *((name, pa.float64()) for name in scores)])
+        self.schema = pa.schema([*FIELDS.items(), *LATER.items(), *((name, pa.float64()) for name in scores)])
         self.more = {} if shards_at is None else {"shards_at": str(shards_at)}
         self.more |= {"caption_origins": list(origins)} if origins else {}
         self.more |= {"encoded": encoded} if encoded else {}

@@ -159,13 +159,16 @@ class ShardWriter:
             open_.open()
         offset = open_.tar.offset
         add_members(open_.tar, key, members)
-        self.words.update(word for caption in captions for word in split_words(caption.text))
+        words = [split_words(caption.text) for caption in captions]
+        for own in words:
+            self.words.update(own)
         self.origins.update(caption.origin for caption in captions if caption.origin)
         self.without_caption += not captions
         self.keys.add(key)
         open_.samples += 1
         place = {"shard": open_.shard, "key": key, "offset": offset, "size": open_.tar.offset - offset}
-        sums = {"captions": len(captions), "sha256": hashlib.sha256(members["mp4"]).hexdigest()}
+        sums = {"captions": len(captions), "words": max(map(len, words), default=0)}
+        sums |= {"sha256": hashlib.sha256(members["mp4"]).hexdigest()}
         self.scores.update(row.keys() - FIELDS.keys())
         open_.rows.write(json.dumps({**row, **place, **sums}).encode() + b"\n")
 
