@@ -67,7 +67,12 @@ def test_a_choice_of_a_group_composes_and_is_built(file: str, world_dataset: Pat
     overrides = [f"{group}={option}"]
     if verb_of(group) == "train":
         overrides += [f"data.root={world_dataset}", f"run={tmp_path}"]
-    config = OmegaConf.to_container(composed(verb_of(group), overrides)[group], resolve=True)
+    cfg = composed(verb_of(group), overrides)
+    if group == "text":
+        from videodiff.verbs.build import fill_text
+
+        fill_text(cfg)
+    config = OmegaConf.to_container(cfg[group], resolve=True)
     for part in targets(config):
         check_arguments(part)
     if f"{group}/{option}" not in DOWNLOADED and group not in COMPLETED:
@@ -102,10 +107,11 @@ def test_a_recipe_composes_and_its_model_is_built(file: str, world_dataset: Path
 
 
 def test_a_recipe_is_taken_apart_into_objects_by_the_train_verb(world_dataset: Path, tmp_path: Path) -> None:
-    from videodiff.verbs.build import build_data, build_model
+    from videodiff.verbs.build import build_data, build_model, fill_text
     from videodiff.verbs.train import build_trainer
 
     cfg = composed("train", [*tiny(world_dataset), f"run={tmp_path}", "data.micro_batch=1", "logger=tensorboard"])
+    fill_text(cfg)
     trainer = build_trainer(cfg, build_model(cfg), build_data(cfg).accumulate(1))
     assert trainer.accumulate_grad_batches == cfg.data.global_batch
     assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVLogger", "TensorBoardLogger"]

@@ -84,6 +84,29 @@ def mask(fits: Sequence[np.ndarray]) -> np.ndarray:
     return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
 
 
+def misfits(
+    buckets: Sequence[Bucket], frames: np.ndarray, height: np.ndarray | None = None, width: np.ndarray | None = None
+) -> dict[str, int]:
+    """Return for which reason how many of these samples fit no bucket: the bucket that comes nearest decides.
+
+    Without height and width only the number of frames can be a reason.
+    """
+    if not len(frames):
+        return {}
+    long = np.stack([bucket.long_enough(frames) for bucket in buckets])
+    if height is None or width is None:
+        large = fits = long
+    else:
+        large = long & np.stack([(height >= bucket.height) & (width >= bucket.width) for bucket in buckets])
+        fits = np.stack([bucket.fits(frames, height, width) for bucket in buckets])
+    counts = {
+        "too few frames": int((~long.any(0)).sum()),
+        "too small": int((long.any(0) & ~large.any(0)).sum()),
+        "cropped too much": int((large.any(0) & ~fits.any(0)).sum()),
+    }
+    return {reason: count for reason, count in counts.items() if count}
+
+
 def count_kinds(shards: Iterable[np.ndarray], leave_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return how many samples of each kind each shard holds, `shards kinds`, and the kinds, from those of its samples.
 

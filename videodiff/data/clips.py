@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from videodiff.codec.cached import (
     text_names,
     text_record,
 )
-from videodiff.data.buckets import Bucket, count_kinds, kinds_of, mask
+from videodiff.data.buckets import Bucket, count_kinds, kinds_of, mask, misfits
 from videodiff.data.captions import EVEN, CaptionMix, draw_caption
 from videodiff.data.decode import DecodeError, decode_into
 from videodiff.data.manifest import Manifest, ManifestError
@@ -50,9 +51,10 @@ class Clips:
     """The clips of one dataset, that of this `number` among several, and the frames to take of each for a bucket.
 
     The window and the caption are drawn by (seed, epoch, row); with `fixed` they are the first ones. A sample that fits
-    no bucket is an error unless `skip`. With `any_size` only the number of frames decides what fits: smaller pictures
-    are enlarged, and cropped as far as the shape asks. Where latents are to be delivered a sample fits the buckets of
-    their very size, and its windows are those that they allow.
+    no bucket is an error unless `skip`; `misfits` counts them by reason. `rates` counts for each bucket the frames a
+    second that its clips have after the stride. With `any_size` only the number of frames decides what fits: smaller
+    pictures are enlarged, and cropped as far as the shape asks. Where latents are to be delivered a sample fits the
+    buckets of their very size, and its windows are those that they allow.
     """
 
     def __init__(
@@ -70,20 +72,47 @@ class Clips:
         self.records = {what: record_of(manifest, what) for what in ("latent", "text") if what in deliver}
         self.windows = windows_of(self.records, self.buckets, str(manifest.path))
         self.columns = ("frames",) if any_size and self.windows is None else ("frames", "height", "width")
-        self.counts, self.kinds = count_kinds(
-            (self.kinds_of(*columns) for columns in manifest.by_shard(*self.columns)), leave_out=True
-        )
+        self.misfits: Counter[str] = Counter()
+        self.rates: list[Counter[float]] = [Counter() for _ in self.buckets]
+        self.counts, self.kinds = count_kinds(map(self._count, manifest.by_shard(*self.columns, "fps")), leave_out=True)
         if not len(self) or not (skip or len(self) == len(manifest)):
             raise ValueError(self._misfit())
+
+    def _count(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the kind of each sample of a shard, and count what fits nowhere and the rates of the rest."""
+        (*shape, fps), frames = columns, columns[0]
+        kinds = self.kinds_of(*shape)
+        if not kinds.all():
+            self.misfits.update(self._reasons([column[kinds == 0] for column in shape]))
+        for number, (bucket, rates) in enumerate(zip(self.buckets, self.rates, strict=True)):
+            left = (kinds >> number & 1).astype(bool)
+            for stride in bucket.strides:
+                usable = left & ((bucket.frames - 1) * stride < frames)
+                found, count = np.unique(np.round(fps[usable] / stride, 3), return_counts=True)
+                rates.update(dict(zip(found.tolist(), count.tolist(), strict=True)))
+                left = left & ~usable if self.fixed else left
+        return kinds
+
+    def _reasons(self, shape: Sequence[np.ndarray]) -> dict[str, int]:
+        reasons = misfits(self.buckets, *shape)
+        # Latents are taken as they are, neither scaled nor cropped.
+        other = len(shape[0]) - sum(reasons.values())
+        return reasons | ({"latents of another size": other} if other else {})
+
+    @property
+    def left_out(self) -> str:
+        """How many samples fit no bucket, by reason."""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.misfits.most_common())
+        return f"{self.misfits.total():,} of {len(self.manifest):,} clips do not fit: {reasons}"
 
     def _misfit(self) -> str:
         first = next(index for index, fits in enumerate(self._fits()) if not fits)
         row = self.manifest.row(first)
         shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
+        remedy = "skip_short=true leaves them out" if len(self) else "no clip is left to train on"
         return (
             f"{self.manifest.root}: {row['key']}: found {row['frames']} frames of {row['height']} x {row['width']} "
-            f"pixels, expected at least {shapes} ({len(self.manifest) - len(self)} of {len(self.manifest)} clips do "
-            f"not fit; skip_short=true leaves them out)"
+            f"pixels, expected at least {shapes} ({self.left_out}; {remedy})"
         )
 
     def __len__(self) -> int:
@@ -97,6 +126,16 @@ class Clips:
     def fitting(self) -> Iterator[int]:
         """Yield the rows that fit a bucket, in order."""
         return (index for index, fits in enumerate(self._fits()) if fits)
+
+    def worded(self, most: int) -> Iterator[int]:
+        """Yield the rows that fit a bucket and may have a caption of more words; all where the manifest tells none."""
+        start, counted = 0, ["words"] if self.manifest.counts_words else []
+        for columns in self.manifest.by_shard(*self.columns, *counted):
+            shape, words = columns[: len(self.columns)], columns[len(self.columns) :]
+            # What is not known, NaN, is not within the limit either.
+            long = ~(words[0] <= most) if words else np.ones(len(shape[0]), dtype=bool)
+            yield from (start + np.flatnonzero((self.kinds_of(*shape) > 0) & long)).tolist()
+            start += len(shape[0])
 
     def row(self, shard: int, kind: int, member: int) -> int:
         """Return the row of the `member`-th sample of a kind in a shard."""
@@ -130,7 +169,9 @@ class Clips:
     def task(self, index: int, bucket: int = 0, epoch: int = 0) -> Task:
         """Return what is to be read of a row, for a bucket, in an epoch."""
         row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)
-        first = range(0, (shape.frames - 1) * shape.strides[0] + 1, shape.strides[0])
+        usable = (stride for stride in shape.strides if (shape.frames - 1) * stride < row["frames"])
+        stride = next(usable, shape.strides[0])
+        first = range(0, (shape.frames - 1) * stride + 1, stride)
         draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
         numbers = first if self.fixed else draw_window(row["frames"], *key)
         return Task(self.number, row, numbers, shape.height, shape.width, None if self.fixed else key, self.windows)

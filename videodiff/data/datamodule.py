@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,8 @@ from videodiff.data.order import Mesh, micro_batches, resume
 from videodiff.data.quarantine import Quarantine
 from videodiff.data.stages import Budget, check_keys, order_of, read_stages
 from videodiff.data.stream import GlobalBatches, Loader, collate, work_of
+from videodiff.data.trained import Trained, trained_shapes, usual
+from videodiff.data.wording import check_captions, fit_captions, read_captions_of
 from videodiff.data.workers import LIFE, Read, Request, Work, Workers, read_here
 
 
@@ -39,7 +41,8 @@ class ClipDataModule(lightning.LightningDataModule):
     step as long as the others by the `cost` of a clip: `Budget`. `window` shards are shuffled together (None: all).
     With `fixed`, each clip is trained on with its first window and caption only; else `captions`, arguments of
     `CaptionMix`, say which captions are taken how often. Validation takes the first `validation_clips` of
-    `validation_root` (None: no validation), in order, with their first window and caption, in the one shape.
+    `validation_root` (None: no validation), in order, with their first window and caption, in the shape that clips are
+    sampled in: see `usual`.
 
     `num_workers` processes read ahead, each clip within `timeout` seconds; with none this process reads, and a decoder
     that hangs hangs the run. More than `budget` clips that a process cannot read end it; `quarantine` is the file that
@@ -94,7 +97,7 @@ class ClipDataModule(lightning.LightningDataModule):
         for number, other in enumerate(more):
             check_keys(f"data.more[{number}]", other, ("root", "repeat"), needed=("root",))
         self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
-        self.shape = Bucket(frames, height, width, strides=(stride,))
+        self.shape, self.fit_text = Bucket(frames, height, width, strides=(stride,)), None
         self.any_size = buckets is None and stages is None
         budget = None
         if batch is not None:
@@ -169,7 +172,15 @@ class ClipDataModule(lightning.LightningDataModule):
             return None
         manifest = Manifest.load(self.validation_root, self.disk_cache)
         how = {"skip": self.skip_short, "any_size": True, "deliver": self.deliver}
-        return Clips(manifest, [self.shape], fixed=True, **how)
+        try:
+            return Clips(manifest, [usual(self.trained).bucket], fixed=True, **how)
+        except ValueError as error:
+            raise ValueError(f"data.validation_root: {error}") from error
+
+    @cached_property
+    def trained(self) -> list[Trained]:
+        """The shapes and frame rates that training takes."""
+        return trained_shapes(self.stages, self.order, [clips.rates for clips in self.training])
 
     @property
     def step(self) -> int:
@@ -195,6 +206,59 @@ class ClipDataModule(lightning.LightningDataModule):
         for clips in [*self.training, self.validation]:
             if clips is not None:
                 clips.check_encoders(codec, text)
+
+    def check_captions(self, text: nn.Module) -> list[str]:
+        """Raise where training may draw a caption that the encoder refuses; return what else is to be said of clips.
+
+        Of validation nothing is refused: what the encoder does not take of its captions is left out.
+        """
+        said = []
+        for number, (root, _) in enumerate(self.roots):
+            own = [clips for clips in self.training if clips.number == number]
+            said += dict.fromkeys(f"{root}: {clips.left_out}" for clips in own if clips.misfits)
+            if own and "text" not in self.deliver:
+                said += check_captions(own, self.captions, text)
+        if self.validation is None:
+            return said
+        if self.validation.misfits:
+            said.append(f"{self.validation_root}: {self.validation.left_out}")
+        if "text" not in self.deliver:
+            self.fit_text = partial(fit_captions, text=text)
+            rows = list(islice(self.validation.fitting(), self.validation_clips))
+            found = read_captions_of(self.validation.manifest, rows)
+            _, left_out = fit_captions([captions[0].text if captions else "" for _, captions in found], text)
+            said += [f"{self.validation_root}: {left_out}"] if left_out else []
+        return said
+
+    def examples(self, count: int) -> list[dict[str, Any]]:
+        """Return the first clips of the validation set, or without one of the training set, in the usual shape.
+
+        Each has its first window and caption; the same ones on every rank. A clip that cannot be read is passed over.
+        """
+        clips = self.validation
+        if clips is None:
+            shape, how = usual(self.trained), {"skip": True, "any_size": self.any_size, "deliver": self.deliver}
+            last, mine = self.training[-len(self.stages[-1].datasets) :], self.stages[-1].buckets
+            number = next(n for n, b in enumerate(mine) if (b.frames, b.height, b.width, b.strides) == shape[1:5])
+            source = next(clips for clips in last if clips.rates[number])
+            clips = Clips(source.manifest, [shape.bucket], fixed=True, **how)
+        rows = clips.fitting()
+        reader, taken = Reader([clips.manifest.root], self.deliver), islice(rows, count)
+        works = [work_of(clips.task(row)._replace(dataset=0), 0, place) for place, row in enumerate(taken)]
+
+        def stand_in(asked: Work, attempt: int) -> Work:
+            if (row := next(rows, None)) is None:
+                raise ValueError(f"{clips.manifest.root}: found too few clips that can be read, expected {count}")
+            return work_of(clips.task(row)._replace(dataset=0), *asked.order)
+
+        found = []
+        for read in self._read_once(reader, [Request(reader.shape(works[0].task), works)], stand_in):
+            for frames, sample in zip(read.frames, read.rest, strict=True):
+                found.append({**sample, "video": frames.copy()} if frames.size else sample)
+        if self.fit_text is not None:
+            captions, _ = self.fit_text([sample["caption"] for sample in found])
+            found = [{**sample, "caption": caption} for sample, caption in zip(found, captions, strict=True)]
+        return found
 
     def train_dataloader(self) -> Loader:
         """Return this rank's endless stream of micro-batches from `step` on."""
@@ -224,15 +288,23 @@ class ClipDataModule(lightning.LightningDataModule):
         works = [work_of(self.validation.task(rows[place]), 0, place) for place in share]
         reader, size = Reader([self.validation.manifest.root], self.deliver), self._micro_batch(mesh.world)
         requests = [Request(reader.shape(w.task), works[i : i + size]) for i, w in enumerate(works) if i % size == 0]
-        return [collate(read) for read in self._read_once(reader, requests)]
+        return [self._fitted(collate(read)) for read in self._read_once(reader, requests)]
 
-    def _read_once(self, reader: Reader, requests: Sequence[Request]) -> Iterator[Read]:
+    def _fitted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Leave out of the captions of a validation batch what the text encoder does not know."""
+        return batch if self.fit_text is None else batch | {"caption": self.fit_text(batch["caption"])[0]}
+
+    def _read_once(
+        self, reader: Reader, requests: Sequence[Request], stand_in: Callable[[Work, int], Work] | None = None
+    ) -> Iterator[Read]:
+        """Read a few batches; a clip that fails is an error unless others may stand in."""
+        lost = Quarantine(budget=0 if stand_in is None else math.inf)
         if not self.num_workers:
-            yield from read_here(reader, requests, no_stand_in, Quarantine(budget=0))
+            yield from read_here(reader, requests, stand_in or no_stand_in, lost)
             return
-        largest = len(requests[0].works) * self.shape.frames * self.shape.height * self.shape.width * 3
+        largest = max(len(requests[0].works) * math.prod(requests[0].shape), 1)
         workers = min(self.num_workers, len(requests[0].works))
-        with Workers(reader, workers, largest, no_stand_in, Quarantine(budget=0), self.timeout) as pool:
+        with Workers(reader, workers, largest, stand_in or no_stand_in, lost, self.timeout) as pool:
             yield from pool.batches(requests)
 
     def teardown(self, stage: str) -> None:

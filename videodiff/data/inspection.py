@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from videodiff.data.buckets import Bucket, kinds_of
+from videodiff.data.buckets import Bucket, kinds_of, misfits
 from videodiff.data.manifest import Manifest
 from videodiff.data.shards import SIDECARS, read_captions, read_sample
 from videodiff.text.words import split_words
@@ -70,7 +70,7 @@ def survey(manifest: Manifest, buckets: Sequence[Bucket] = (), any_size: bool = 
         add(found.sources, sites(used.column("source")))
         add(found.licences, used.column("licence"))
         none = kinds == 0
-        found.misfits.update(misfits(buckets, frames[none], height[none], width[none]))
+        found.misfits.update(misfits(buckets, *(column[none] for column in shape)))
         # Of each shard that begins, goes on or ends here: how many samples of which kind.
         shard = np.searchsorted(manifest.starts, start + np.arange(len(table)), side="right") - 1
         pairs, count = np.unique(np.stack([shard, kinds])[:, ~none], axis=1, return_counts=True)
@@ -106,18 +106,6 @@ def sites(sources: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return where sources are from: the host of a URL, the first folder of a path, else the whole."""
     hosts = pc.replace_substring_regex(sources, r"^[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*).*$", r"\1")
     return pc.replace_substring_regex(hosts, r"^([^/]+)/.*$", r"\1/")
-
-
-def misfits(buckets: Sequence[Bucket], frames: np.ndarray, height: np.ndarray, width: np.ndarray) -> dict[str, int]:
-    """Return for which reason how many of these samples fit no bucket: the bucket that comes nearest decides."""
-    if not len(frames):
-        return {}
-    long = np.stack([bucket.long_enough(frames) for bucket in buckets])
-    large = np.stack([(height >= bucket.height) & (width >= bucket.width) for bucket in buckets])
-    short, small = ~long.any(0), long.any(0) & ~(long & large).any(0)
-    rest = len(frames) - int(short.sum()) - int(small.sum())
-    reasons = {"too few frames": int(short.sum()), "too small": int(small.sum()), "cropped too much": rest}
-    return {reason: count for reason, count in reasons.items() if count}
 
 
 def some_captions(manifest: Manifest, most: int) -> list[str]:

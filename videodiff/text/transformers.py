@@ -84,6 +84,10 @@ class Transformers(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
+    def tokens(self, captions: Sequence[str]) -> list[int]:
+        """Return how many tokens each caption has; those beyond `max_length` are cut."""
+        return [len(ids) for ids in self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
+
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features `b l width`, float32, 0 at padding, and a mask `b l`, True at tokens; l is `max_length`."""
         if list(captions) != [""]:

@@ -15,7 +15,9 @@ from torch import nn
 
 from videodiff.data.buckets import Bucket, Cost, forward_flops
 from videodiff.data.datamodule import ClipDataModule
-from videodiff.data.decode import resize
+from videodiff.data.manifest import Manifest
+from videodiff.data.shards import WORDS
+from videodiff.data.wording import dataset_words, longest_caption
 from videodiff.diffusion.objective import Objective
 from videodiff.pretrained import read_config as model_config
 from videodiff.training.checkpoint import latest_checkpoint, load_average, whole
@@ -55,21 +57,54 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
 
 def check_patch(cfg: DictConfig, codec: Any) -> None:
     """Raise where a shape of the data does not divide into the codec's pixels times the patches of the model."""
-    (pt, *patch), units = cfg.model.patch, codec.compression[1:]
     for where, shape in shapes(cfg.data):
-        for name, unit, p in zip(("height", "width"), units, patch, strict=True):
-            if shape[name] % (unit * p):
-                valid = max(shape[name] // (unit * p), 1) * unit * p
-                raise ValueError(
-                    f"{where}.{name}: found {shape[name]}, expected a multiple of {unit * p} "
-                    f"(codec {unit} x model.patch {p}; nearest: {valid})"
-                )
-        latent_frames = codec.latent_frames(shape.frames)
-        if latent_frames % pt:
+        check_shape(f"{where}.", (shape.frames, shape.height, shape.width), cfg.model.patch, codec)
+
+
+def check_shape(where: str, shape: Sequence[int], patch: Sequence[int], codec: Any) -> None:
+    """Raise where a shape `t h w` does not divide into the codec's pixels times the patches of a model."""
+    (frames, *sides), (pt, *patch), units = shape, patch, codec.compression[1:]
+    for name, side, unit, p in zip(("height", "width"), sides, units, patch, strict=True):
+        if side < 1 or side % (unit * p):
+            valid = max(round(side / (unit * p)), 1) * unit * p
             raise ValueError(
-                f"{where}.frames: found {shape.frames}, {latent_frames} after the codec, expected a multiple of "
-                f"model.patch[0] = {pt}"
+                f"{where}{name}: found {side}, expected a multiple of {unit * p} "
+                f"(codec {unit} x model.patch {p}; nearest: {valid})"
             )
+    if frames < 1:
+        raise ValueError(f"{where}frames: found {frames}, expected at least 1")
+    latent_frames = codec.latent_frames(frames)
+    if latent_frames % pt:
+        raise ValueError(
+            f"{where}frames: found {frames}, {latent_frames} after the codec, expected a multiple of "
+            f"model.patch[0] = {pt}"
+        )
+
+
+def fill_text(cfg: DictConfig, before: DictConfig | None = None) -> None:
+    """Fill in what the text of a run leaves to its datasets: all their words, and room for their longest caption.
+
+    What the run had `before` it is resumed stays.
+    """
+    open_ = [name for name in ("vocabulary", "max_words") if name in cfg.text and cfg.text[name] is None]
+    if before is not None:
+        for name in [name for name in open_ if before.text.get(name) is not None]:
+            cfg.text[name] = before.text[name]
+            open_.remove(name)
+    if not open_:
+        return
+    roots = [cfg.data.root, *(other["root"] for other in cfg.data.get("more") or [])]
+    manifests = [Manifest.load(root) for root in roots]
+    if "vocabulary" in open_:
+        words = [dataset_words(manifest) for manifest in manifests]
+        if None in words:
+            raise FileNotFoundError(
+                f"text.vocabulary: found no {manifests[words.index(None)].path.parent / WORDS}, expected one word a "
+                f"line, as `videodiff pack` and `videodiff index` write it"
+            )
+        cfg.text.vocabulary = list(dict.fromkeys(word for own in words for word in own))
+    if "max_words" in open_:
+        cfg.text.max_words = max(1, *map(longest_caption, manifests)) + 1
 
 
 def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
@@ -148,8 +183,3 @@ def load_run(
     for part in (model.denoiser, model.codec, model.text):
         part.to(device).eval()
     return cfg, model, found
-
-
-def fit_frames(frames: Any, cfg: DictConfig) -> Any:
-    """Bring uint8 frames `t h w c` to the size that a run was trained at."""
-    return resize(frames, cfg.data.height, cfg.data.width)

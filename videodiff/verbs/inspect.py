@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors import safe_open
 
@@ -23,7 +25,7 @@ from videodiff.data.stream import GlobalBatches, Loader
 from videodiff.data.throughput import measure
 from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.checkpoint import checkpoints, whole
-from videodiff.verbs.build import build_data, clip_cost, read_run
+from videodiff.verbs.build import build_data, clip_cost, fill_text, read_run
 from videodiff.verbs.groups import options
 
 
@@ -65,6 +67,8 @@ def describe(cfg: DictConfig) -> Iterator[str]:
 
 def describe_data(cfg: DictConfig) -> Iterator[str]:
     """Yield what is in the datasets, what of them falls where, what a step and an epoch are, and what else is asked."""
+    if cfg.data.batch:
+        fill_text(cfg)
     cost = clip_cost(cfg) if cfg.data.batch else None
     if cfg.throughput:
         # A clip that stays decoded in memory says nothing of decoding.
@@ -92,6 +96,7 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
     yield f"\n{format_plan(plan(data.stages, order, accumulate, world, cost))}"
     valid = divisors(math.gcd(*order.batch_sizes) // (data.micro_batch or 1))
     yield f"{'processes':<12}{world}, each with {accumulate} micro-batches a step; valid numbers of them: {valid}"
+    yield from (f"{'training':<12}{line}" for line in said_of(cfg, data))
     if cfg.strips or cfg.throughput:
         batches = GlobalBatches(data.order, data.training, accumulate, Mesh(0, world))
         if cfg.strips:
@@ -99,6 +104,22 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
             yield f"{'strips':<12}{write_batches(cfg.strips, ', '.join(names), steps)}"
         if cfg.throughput:
             yield throughput(data, batches, cfg.seconds)
+
+
+def said_of(cfg: DictConfig, data: ClipDataModule) -> list[str]:
+    """Return what training says of clips and captions before its first step, or why it stops there.
+
+    Only the learned words are asked: a pretrained encoder takes minutes to load.
+    """
+    if "vocabulary" not in cfg.text:
+        return []
+    try:
+        fill_text(cfg)
+        return data.check_captions(instantiate(cfg.text))
+    except InstantiationException as error:
+        return [f"stops: {error.__cause__}"]
+    except (ValueError, OSError) as error:
+        return [f"stops: {error}"]
 
 
 def describe_run(run: Path, trust: Sequence[str]) -> str:

@@ -21,12 +21,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from videodiff.data.files import owning
 from videodiff.data.stages import format_plan, plan
+from videodiff.data.trained import write_trained
 from videodiff.parallel.strategy import Zero
 from videodiff.training.checkpoint import checkpoints, latest_checkpoint, state_to_resume
 from videodiff.training.logging import log_configuration
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
-from videodiff.verbs.build import Model, build_data, build_model, clip_cost, instantiate_partial, read_run
+from videodiff.verbs.build import Model, build_data, build_model, clip_cost, fill_text, instantiate_partial, read_run
 from videodiff.verbs.stored import key_of, read_overrides
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
@@ -87,15 +88,21 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     folder = Path(cfg.run)
     first = is_first_process()
     if cfg.resume is not None:
-        check_same(cfg, read_run(folder, cfg.trust), folder)
+        before = read_run(folder, cfg.trust)
+        fill_text(cfg, before)
+        check_same(cfg, before, folder)
     elif first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
     quiet_and_quick()
+    fill_text(cfg)
     optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
     data, world = build_data(cfg), world_size(cfg)
     data.check(world)
     model = build_model(cfg)
     data.check_encoders(model.codec, model.text)
+    for line in data.check_captions(model.text):
+        if first:
+            print(f"videodiff train: {line}")
     if first and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
         print(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
     trainer = build_trainer(cfg, model, data.accumulate(world))
@@ -104,6 +111,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         state = state_to_resume(latest_checkpoint(folder), trainer.strategy, world)
     if first:
         write_record(folder, resolved(cfg, model), to_keep(overrides))
+        write_trained(folder, data.trained)
     if isinstance(trainer.strategy, Zero):
         from videodiff.parallel.muon import sharded
 
