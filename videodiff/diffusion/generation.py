@@ -6,6 +6,7 @@ function, told by a mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -31,8 +32,16 @@ class Generation:
         interval: Sequence[float] = (0.0, 1.0),
         lead: int = 0,
     ) -> None:
-        if steps < 1:
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"sampler.steps: found {steps}, expected at least 1")
+        if not 0 < shift < math.inf:
+            raise ValueError(f"sampler.shift: found {shift}, expected a number above 0; 1 shifts nothing")
+        if not math.isfinite(scale):
+            raise ValueError(f"sampler.scale: found {scale}, expected a finite number; 1 is no guidance")
+        if lead < 0:
+            raise ValueError(f"sampler.lead: found {lead}, expected 0 or more frames")
+        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+            raise ValueError(f"sampler.interval: found {list(interval)}, expected two levels from 0 to 1, rising")
         self.sampler, self.steps, self.shift, self.scale, self.lead = sampler, steps, shift, scale, lead
         self.interval = (float(interval[0]), float(interval[1]))
 

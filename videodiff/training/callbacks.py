@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from torch import Tensor
 from tqdm import tqdm
 
-from videodiff.data.encode import encode
 from videodiff.data.files import write_whole
-from videodiff.diffusion.generation import Generation, clip_noise
+from videodiff.data.trained import usual
+from videodiff.diffusion.generation import Generation
+from videodiff.generation.files import replacing_folder, write_clip
+from videodiff.generation.known import check_given, usual_given
+from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.text.words import Words
 from videodiff.training.average import averaged
 from videodiff.training.checkpoint import prune, save_checkpoint
-from videodiff.training.encoding import encode_video
 from videodiff.training.logging import show_clips
 
 
@@ -80,69 +83,98 @@ class StopGently(Callback):
 
 
 class SampleClips(Callback):
-    """Every `every` optimizer steps, sample the first validation captions with the averaged weights as mp4.
+    """Every `every` optimizer steps, sample clips with the averaged weights as mp4, in the shape that was trained most.
 
-    Half of the clips are continued from their first `given` frames, half are made from the caption alone;
-    `captions.json` tells which. Dashboards show them too.
+    From the captions of the first validation clips, without validation from those of the first training clips: half of
+    them are continued from their first `given` frames (None: 3, or what is nearest to it where the codec is causal),
+    half are made from the caption alone. With `prompts`, from these alone. `captions.json` tells which. The clips of a
+    step are there as a whole or not at all, and are made again where a run that was killed goes on at that step.
+    Dashboards show them too.
     """
 
-    def __init__(self, folder: str | Path, generation: Generation, every: int = 1000, clips: int = 4, given: int = 3):
+    def __init__(
+        self,
+        folder: str | Path,
+        generation: Generation,
+        every: int = 1000,
+        clips: int = 4,
+        given: int | None = None,
+        prompts: Sequence[str] = (),
+    ) -> None:
+        if every < 1 or clips < 1:
+            raise ValueError(f"callbacks.samples: found every={every} clips={clips}, expected at least 1 of both")
         self.folder, self.generation, self.every = Path(folder), generation, every
-        self.clips, self.given, self.sampled = clips, given, -1
+        self.clips, self.given, self.prompts, self.sampled = clips, given, list(prompts), -1
+        self.wanted: list[Wanted] = []
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Find out what is to be sampled while nothing is lost yet."""
+        codec, shape = module.codec, usual(trainer.datamodule.trained)
+        if self.given is None:
+            self.given = usual_given(codec, shape.frames)
+        elif self.given:
+            check_given("callbacks.samples.given", self.given, codec, shape.frames)
+        self.shape = shape.shape
+        if self.prompts:
+            rate = shape.rate or next(iter(shape.rates))
+            self.wanted = [Wanted(prompt, rate, seed) for seed, prompt in enumerate(self.prompts)]
+        else:
+            examples = trainer.datamodule.examples(self.clips)
+            self.wanted = [self.want(example, number) for number, example in enumerate(examples)]
+        for number, prompt in enumerate(self.prompts):
+            if isinstance(module.text, Words) and (fault := module.text.fault(prompt)):
+                raise ValueError(f"callbacks.samples.prompts[{number}]: {fault}")
+
+    def want(self, example: dict[str, Any], number: int) -> Wanted:
+        """Return the clip to be made like this one: of two the first is continued."""
+        known = () if number % 2 else tuple(range(self.given))
+        frames, latent = example.get("video"), example.get("latent")
+        return Wanted(
+            example["caption"],
+            float(example["fps"]),
+            number,
+            known,
+            None if frames is None else frames[: len(known)],
+            None if latent is None else torch.from_numpy(latent),
+        )
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Make what a process was killed at: the step of the checkpoint is not taken again."""
+        missing = not self.folder_of(trainer.global_step).is_dir()
+        if trainer.global_step and trainer.strategy.broadcast(missing):
+            self.sample_at(trainer, module)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.sample_at(trainer, module)
+
+    def sample_at(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Sample where it is due, once a step; every rank takes part, the first one writes."""
         step = trainer.global_step
-        if step % self.every == 0 and step != self.sampled and trainer.datamodule.validation_root is not None:
-            self.sampled = step
-            module.eval()
-            with averaged(module, trainer.strategy.optimizers[0]):
-                videos, batch = self.sample(trainer, module)
-            module.train()
-            if trainer.is_global_zero:
-                self.write(trainer, step, [to_frames(video) for video in videos], batch)
+        if step % self.every or step == self.sampled:
+            return
+        self.sampled = step
+        module.eval()
+        with averaged(module, trainer.strategy.optimizers[0]), trainer.precision_plugin.forward_context():
+            made = sample_clips(module, self.generation, self.wanted, self.shape)
+        module.train()
+        if trainer.is_global_zero:
+            self.write(trainer, step, made)
 
-    @torch.no_grad()
-    def sample(self, trainer: lightning.Trainer, module: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Return sampled videos `b c t h w` in [-1, 1] and the batch that they are to resemble."""
-        batch = first_clips(next(iter(trainer.datamodule.val_dataloader())), self.clips)
-        batch = trainer.strategy.batch_to_device(batch)
-        x = encode_video(batch, module.codec, module.device)
-        known = torch.zeros(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
-        known[::2, : self.given] = True
-        noise = clip_noise(x.shape[1:], range(len(x)), x.device)
-        with trainer.precision_plugin.forward_context():
-            objective = module.objective
-            made = self.generation(
-                module.denoiser, module.condition(batch), module.null(), objective.path, objective.prediction,
-                noise, x, known,
-            )  # fmt: skip
-        return module.codec.decode(made), batch
+    def folder_of(self, step: int) -> Path:
+        """Return where the clips of a step are."""
+        return self.folder / f"step_{step:08d}"
 
-    def write(self, trainer: lightning.Trainer, step: int, clips: list[Any], batch: dict[str, Any]) -> None:
+    def write(self, trainer: lightning.Trainer, step: int, made: list[np.ndarray]) -> None:
         """Write the clips of a step, what they were made from, and show them."""
-        folder = self.folder / f"step_{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"clip_{i}.mp4" for i in range(len(clips))]
-        for path, frames in zip(paths, clips, strict=True):
-            path.write_bytes(encode(frames, float(batch["fps"][0])))
-        labels = [
-            caption if i % 2 else f"{caption} (continued from {self.given} frames)"
-            for i, caption in enumerate(batch["caption"])
-        ]
-        names = {path.stem: label for path, label in zip(paths, labels, strict=True)}
-        write_whole(self.folder / "captions.json", json.dumps(names, indent=1).encode())
+        folder, names = self.folder_of(step), [f"clip_{number}" for number in range(len(made))]
+        continued = f" (continued from {self.given} frames)"
+        labels = [one.caption + (continued if one.known else "") for one in self.wanted]
+        with replacing_folder(folder) as partial:
+            for name, frames, one in zip(names, made, self.wanted, strict=True):
+                write_clip(partial / f"{name}.mp4", frames, one.fps)
+        write_whole(self.folder / "captions.json", json.dumps(dict(zip(names, labels, strict=True)), indent=1).encode())
         for logger in trainer.loggers:
-            show_clips(logger, step, paths, clips, labels)
-
-
-def first_clips(batch: dict[str, Any], n: int) -> dict[str, Any]:
-    """Return the first `n` entries of every list and tensor of a batch."""
-    return {key: value[:n] if isinstance(value, (Tensor, list)) else value for key, value in batch.items()}
-
-
-def to_frames(video: Tensor) -> Any:
-    """Turn a video `c t h w` in [-1, 1] into uint8 `t h w c`."""
-    return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+            show_clips(logger, step, [folder / f"{name}.mp4" for name in names], made, labels)
 
 
 class Progress(ProgressBar):

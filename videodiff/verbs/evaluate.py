@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 from tqdm import tqdm
 
-from videodiff.codec.pixels import scale_pixels
-from videodiff.data.buckets import Bucket
 from videodiff.data.clips import Clips, Reader
-from videodiff.data.encode import encode
+from videodiff.data.decode import DecodeError
 from videodiff.data.files import owning, write_whole
-from videodiff.data.manifest import Manifest
-from videodiff.diffusion.generation import clip_noise
+from videodiff.data.manifest import Manifest, ManifestError
+from videodiff.data.trained import Trained, usual
+from videodiff.data.wording import fit_captions
+from videodiff.diffusion.generation import Generation
+from videodiff.generation.files import write_clip
+from videodiff.generation.known import check_given, first_frames, usual_given
+from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.metrics.captions import phrases
 from videodiff.metrics.consistency import consistency
 from videodiff.metrics.fidelity import psnr
 from videodiff.metrics.physics import continuation, text_to_video
 from videodiff.metrics.reference import PREDICTORS, measure
 from videodiff.metrics.summary import predictor_table, summarise
-from videodiff.training.callbacks import to_frames
-from videodiff.verbs.build import Model, load_run
-from videodiff.verbs.sample import generation_of, latent_mask, latent_shape, sample_videos
+from videodiff.verbs.build import Model, load_run, read_run
+from videodiff.verbs.sample import generation_of, trained_of
 from videodiff.worlds.scene import Scene
 
 TASKS = ("continuation", "text_to_video")
+# The given frames of a continuation where none are asked for.
+GIVEN = 3
 
 
 class Clip(NamedTuple):
@@ -50,21 +54,42 @@ def run(cfg: DictConfig) -> None:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Sample every task, write evaluation.json, and some clips for the report."""
+    """Check all that can be checked, sample every task, keep some clips for the report, measure, write the figures."""
     unknown = [task for task in cfg.tasks if task not in TASKS]
-    if unknown:
-        raise ValueError(f"tasks: found {unknown[0]!r}, expected some of {', '.join(TASKS)}")
+    if unknown or not cfg.tasks:
+        raise ValueError(f"tasks: found {list(cfg.tasks)}, expected some of {', '.join(TASKS)}")
+    for name, least in (("clips", 1), ("batch", 1), ("keep", 0)):
+        if cfg[name] < least:
+            raise ValueError(f"{name}: found {cfg[name]}, expected at least {least}")
+    folder, run_cfg = Path(cfg.run), read_run(cfg.run, cfg.trust)
+    root = dataset_of(cfg, run_cfg)
+    if root is None:
+        raise ValueError(
+            "dataset: found none, and the run has no data.validation_root: expected dataset=<a dataset folder>"
+        )
+    manifest = Manifest.load(root)
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
-    if not 0 < cfg.given < run_cfg.data.frames:
-        raise ValueError(f"given: found {cfg.given}, expected 1 to {run_cfg.data.frames - 1} of the run's frames")
-    clips = read_clips(dataset_of(cfg, run_cfg), cfg.clips, run_cfg)
-    sampled = {task: list(sample_task(task, clips, cfg, run_cfg, model)) for task in cfg.tasks}
-    result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": cfg.given}
-    result |= measure_all(clips, sampled, cfg.given)
+    generation, shape = generation_of(cfg, run_cfg), usual(trained_of(folder, run_cfg))
+    tasks, given = list(cfg.tasks), given_of(cfg, model, shape)
+    if not given and "continuation" in tasks:
+        tasks.remove("continuation")
+        say(f"continuation: left out, as a clip of {shape.frames} frames has none to go on from")
+    if not tasks:
+        raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, all that this run can be asked for")
+    clips = read_clips(manifest, cfg.clips, shape)
+    captions, left_out = fit_captions([clip.caption for clip in clips], model.text)
+    if left_out:
+        say(f"{root}: {left_out}")
+    # What cannot be measured of the truth cannot be measured of samples: better known now.
+    measure_all(clips, {task: [clip.frames for clip in clips] for task in tasks}, given)
+    sampled = {task: list(sample_task(task, clips, captions, given, shape, generation, model, cfg)) for task in tasks}
+    keep_clips(folder, clips, sampled, given, cfg.keep)
+    result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": given, "seed": cfg.seed}
+    result |= measure_all(clips, sampled, given, say)
     targets = dict(run_cfg.get("targets") or {})
     result["targets"] = {name: value for name, value in targets.items() if name in result}
-    folder = Path(cfg.run)
-    keep_clips(folder, clips, sampled, cfg)
+    for name in targets.keys() - result.keys():
+        say(f"targets.{name}: found no such figure among those measured")
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
     print(format_result(result))
 
@@ -80,57 +105,91 @@ def dataset_of(cfg: DictConfig, run_cfg: DictConfig) -> str | None:
     return root if cfg.dataset is None else cfg.dataset
 
 
-def read_clips(root: str | None, count: int, run_cfg: DictConfig) -> list[Clip]:
-    """Read the first clips of a dataset as a run sees them."""
-    if root is None:
-        raise ValueError("dataset: found none and the run has no data.validation_root, expected a dataset folder")
-    manifest = Manifest.load(root)
-    if len(manifest) < count:
-        raise ValueError(f"clips: found {count}, expected at most the {len(manifest)} of {root}")
-    data = run_cfg.data
-    shape = Bucket(data.frames, data.height, data.width, strides=(data.stride,))
-    dataset, reader, clips = Clips(manifest, [shape], fixed=True, any_size=True), Reader([manifest.root]), []
-    for i in range(count):
-        sample = reader.alone(dataset.task(i))
-        truth, frames = sample["truth"], sample["video"]
-        scene = Scene.from_truth(truth, sample["caption"]) if truth and len(truth["position"]) == len(frames) else None
-        clips.append(Clip(sample["key"], sample["caption"], float(sample["fps"]), frames, scene))
+def say(line: str) -> None:
+    """Print a line about what is not as asked for."""
+    print(f"videodiff evaluate: {line}")
+
+
+def given_of(cfg: DictConfig, model: Model, shape: Trained) -> int:
+    """Return how many first frames a continuation is given; 0 where there can be none and none is asked for."""
+    if cfg.given is None:
+        return usual_given(model.codec, shape.frames, GIVEN)
+    if "continuation" in cfg.tasks:
+        check_given("given", cfg.given, model.codec, shape.frames)
+    return cfg.given if cfg.given in first_frames(model.codec, shape.frames) else 0
+
+
+def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
+    """Read the first clips of a dataset that fit and can be read, as a run sees them."""
+    dataset = Clips(manifest, [shape.bucket], fixed=True, skip=True, any_size=True)
+    reader, clips, lost = Reader([manifest.root]), [], {}
+    if dataset.misfits:
+        say(f"{manifest.root}: {dataset.left_out}")
+    for index in dataset.fitting():
+        task = dataset.task(index)
+        try:
+            clips.append(as_clip(reader.alone(task)))
+        except (DecodeError, ManifestError) as error:
+            lost[task.row["key"]] = str(error)
+        if len(clips) == count:
+            break
+    if lost:
+        say(f"{manifest.root}: {len(lost)} clips cannot be read, the first one: {next(iter(lost.values()))}")
+    if not clips:
+        raise ValueError(f"{manifest.root}: found no clip that can be read, expected at least one")
+    if len(clips) < count:
+        say(f"clips: found {len(clips)} in {manifest.root}, fewer than {count}: all are taken")
     return clips
 
 
+def as_clip(sample: dict[str, Any]) -> Clip:
+    """Return a sample with its scene, where the truth of all its frames is known."""
+    truth, frames = sample["truth"], sample["video"]
+    scene = Scene.from_truth(truth, sample["caption"]) if truth and len(truth["position"]) == len(frames) else None
+    return Clip(sample["key"], sample["caption"], float(sample["fps"]), frames, scene)
+
+
 def sample_task(
-    task: str, clips: list[Clip], cfg: DictConfig, run_cfg: DictConfig, model: Model
+    task: str,
+    clips: Sequence[Clip],
+    captions: Sequence[str],
+    given: int,
+    shape: Trained,
+    generation: Generation,
+    model: Model,
+    cfg: DictConfig,
 ) -> Iterator[np.ndarray]:
-    """Yield the sampled frames of each clip, uint8 `t h w c`."""
-    generation = generation_of(cfg, run_cfg)
-    shape = latent_shape(model, run_cfg.data.frames, run_cfg.data.height, run_cfg.data.width)
-    for start in tqdm(range(0, len(clips), cfg.batch), desc=task, unit="batch"):
-        part = clips[start : start + cfg.batch]
-        noise = clip_noise(shape, [cfg.seed + start + i for i in range(len(part))])
-        video, known = (None, None) if task == "text_to_video" else given_frames(part, cfg.given, model)
-        made = sample_videos(model, generation, [c.caption for c in part], part[0].fps, noise, video, known)
-        yield from (to_frames(clip) for clip in made)
+    """Yield the sampled frames of each clip, uint8 `t h w c`: clip i from seed + i, whatever the batch."""
+    known = tuple(range(given)) if task == "continuation" else ()
+    wanted = [
+        Wanted(caption, clip.fps, cfg.seed + i, known, clip.frames[list(known)])
+        for i, (clip, caption) in enumerate(zip(clips, captions, strict=True))
+    ]
+    for start in tqdm(range(0, len(wanted), cfg.batch), desc=task, unit="batch"):
+        yield from sample_clips(model, generation, wanted[start : start + cfg.batch], shape.shape)
 
 
-def given_frames(clips: list[Clip], given: int, model: Model) -> tuple[Tensor, Tensor]:
-    """Return the clips as `b c t h w` in [-1, 1] and the mask of known latents (b, t): the first `given` frames."""
-    frames = np.stack([clip.frames for clip in clips])
-    known = torch.zeros(frames.shape[:2], dtype=torch.bool)
-    known[:, :given] = True
-    return scale_pixels(torch.from_numpy(frames).permute(0, 4, 1, 2, 3)), latent_mask(known, model.codec.compression[0])
-
-
-def measure_all(clips: list[Clip], sampled: dict[str, list[np.ndarray]], given: int) -> dict[str, Any]:
-    """Return the flat numbers and the table of evaluation.json."""
+def measure_all(
+    clips: Sequence[Clip],
+    sampled: dict[str, list[np.ndarray]],
+    given: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Return the flat numbers and the table of evaluation.json; what cannot be measured is said."""
     result: dict[str, Any] = {}
     for task, videos in sampled.items():
         result |= {f"{task}_{name}": value for name, value in summarise([consistency(v) for v in videos]).items()}
     result |= {f"truth_{name}": value for name, value in summarise([consistency(c.frames) for c in clips]).items()}
-    if any(clip.scene is None for clip in clips):
+    if without := sum(clip.scene is None for clip in clips):
+        if without < len(clips):
+            say(f"{without} of {len(clips)} clips have no truth of a world: motion is not measured")
         return result | (footage(clips, sampled["continuation"], given) if "continuation" in sampled else {})
     if "text_to_video" in sampled:
-        followed = [text_to_video(v, c.caption, c.fps) for c, v in zip(clips, sampled["text_to_video"], strict=True)]
-        result |= summarise(followed)
+        told = [(v, c) for v, c in zip(sampled["text_to_video"], clips, strict=True) if is_told(c.caption)]
+        if len(told) < len(clips):
+            other = len(clips) - len(told)
+            say(f"text_to_video: {other} of {len(clips)} captions are not of the worlds' form, left out")
+        result |= summarise([text_to_video(v, c.caption, c.fps) for v, c in told]) if told else {}
     if "continuation" in sampled:
         scenes = [clip.scene for clip in clips]
         size = clips[0].frames.shape[1]
@@ -140,6 +199,14 @@ def measure_all(clips: list[Clip], sampled: dict[str, list[np.ndarray]], given: 
         predictors["ground truth"] = [continuation(c.frames, c.scene, given) for c in clips]
         result |= headline(predictors) | {"table": predictor_table(predictors)}
     return result
+
+
+def is_told(caption: str) -> bool:
+    """Tell whether a caption has the form that says what must be seen."""
+    try:
+        return bool(phrases(caption))
+    except ValueError:
+        return False
 
 
 def footage(clips: list[Clip], sampled: list[np.ndarray], given: int) -> dict[str, Any]:
@@ -171,21 +238,38 @@ def headline(predictors: dict[str, list[dict[str, float]]]) -> dict[str, float |
     return numbers
 
 
-def keep_clips(folder: Path, clips: list[Clip], sampled: dict[str, list[np.ndarray]], cfg: DictConfig) -> None:
-    """Write the first clips of each task, with their truth, as mp4 and list them in evaluation/clips.json."""
+def keep_clips(
+    folder: Path, clips: Sequence[Clip], sampled: dict[str, list[np.ndarray]], given: int, keep: int
+) -> None:
+    """Write the first clips of each task, with their truth, as mp4, and list them in evaluation/clips.json.
+
+    They get a folder of their own, so that those of the evaluation before are whole until the list names the new ones.
+    """
     out, records = folder / "evaluation", []
-    out.mkdir(parents=True, exist_ok=True)
-    for task, videos in sampled.items():
-        for i, (clip, frames) in enumerate(zip(clips[: cfg.keep], videos[: cfg.keep], strict=True)):
-            record = {"task": task, "key": clip.key, "caption": clip.caption, "fps": clip.fps}
-            record |= {"given_frames": cfg.given if task == "continuation" else 0}
-            for name, shown in (("sampled", frames), ("truth", clip.frames if task == "continuation" else None)):
-                path = f"evaluation/{task}_{i:03d}_{name}.mp4"
-                record[name] = None if shown is None else path
-                if shown is not None:
-                    (folder / path).write_bytes(encode(shown, clip.fps, crf=10))
-            records.append(record)
-    write_whole(out / "clips.json", json.dumps(records, indent=1).encode())
+    former = [path for path in out.glob("[0-9]*") if path.is_dir()] if out.is_dir() else []
+    own = out / f"{1 + max((int(path.name) for path in former if path.name.isdecimal()), default=0):04d}"
+    own.mkdir(parents=True)
+    try:
+        for task, videos in sampled.items():
+            for i, (clip, frames) in enumerate(zip(clips[:keep], videos[:keep], strict=True)):
+                record = {"task": task, "key": clip.key, "caption": clip.caption, "fps": clip.fps}
+                record |= {"given_frames": given if task == "continuation" else 0}
+                for name, shown in (("sampled", frames), ("truth", clip.frames if task == "continuation" else None)):
+                    path = own / f"{task}_{i:03d}_{name}.mp4"
+                    record[name] = None if shown is None else path.relative_to(folder).as_posix()
+                    if shown is not None:
+                        write_clip(path, shown, clip.fps, crf=10)
+                records.append(record)
+        # Figures of another evaluation than the clips must not stand beside them.
+        (folder / "evaluation.json").unlink(missing_ok=True)
+        write_whole(out / "clips.json", json.dumps(records, indent=1).encode())
+    except BaseException:
+        shutil.rmtree(own, ignore_errors=True)
+        raise
+    for path in former:
+        shutil.rmtree(path)
+    for path in out.glob("*.mp4"):
+        path.unlink()
 
 
 def format_result(result: dict[str, Any]) -> str:

@@ -2,122 +2,176 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor
 
-from videodiff.codec.pixels import scale_pixels
-from videodiff.data.decode import decode, probe
-from videodiff.data.encode import encode
+from videodiff import __version__
+from videodiff.data.decode import decode, probe, resize
 from videodiff.data.files import owning
-from videodiff.diffusion.generation import Generation, clip_noise
-from videodiff.training.callbacks import to_frames
-from videodiff.verbs.build import Model, fit_frames, load_run
+from videodiff.data.manifest import Manifest
+from videodiff.data.trained import Trained, read_trained, usual
+from videodiff.diffusion.generation import Generation
+from videodiff.generation.files import add_clip
+from videodiff.generation.known import find_known
+from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.text.words import Words
+from videodiff.verbs.build import Model, check_shape, load_run, read_run
+
+# Settings of a sampler that a verb overrides.
+SETTINGS = ("steps", "scale", "shift")
+
+
+class Given(NamedTuple):
+    """Frames of a video that a clip keeps: their places in the clip, and uint8 `k h w c`."""
+
+    known: tuple[int, ...]
+    frames: np.ndarray
 
 
 def run(cfg: DictConfig) -> None:
-    """Sample one clip a prompt and write it as mp4."""
-    run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
-    prompts = list(cfg.prompts) or ([""] if cfg.given else [])
+    """Sample one clip a prompt and write it as mp4, with a JSON beside it that makes it again."""
+    read_run(cfg.run, cfg.trust)
+    prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else list(cfg.prompts)
+    prompts = prompts or ([""] if cfg.given is not None else [])
     if not prompts:
         raise ValueError(
             'prompts: found none, expected for example prompts=["a red ball moves left"], or given=<video>'
         )
-    frames, fps = cfg.frames or run_cfg.data.frames, cfg.fps or 8.0
-    clip, known = None, None
-    if cfg.given is not None:
-        clip, known, given_fps = given_clip(Path(cfg.given), list(cfg.known), frames, run_cfg, model.codec)
-        fps = cfg.fps or given_fps
-    shape = latent_shape(model, frames, run_cfg.data.height, run_cfg.data.width)
-    out = Path(cfg.out or Path(cfg.run) / "generated")
+    run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
+    check_prompts(prompts, model)
+    trained = trained_of(Path(cfg.run), run_cfg)
+    shape = shape_of(cfg, trained, run_cfg, model)
     generation = generation_of(cfg, run_cfg)
+    video = None if cfg.given is None else read_given(Path(cfg.given))
+    fps = rate_of(cfg.fps, trained, shape[0], None if video is None else probe(video).fps)
+    given = Given((), np.empty(0)) if video is None else place(video, cfg, shape, fps, model)
+    step = json.loads((checkpoint / "checkpoint.json").read_text())["step"]
+    facts = {"run": str(cfg.run), "checkpoint": str(checkpoint), "step": step}
+    facts |= {"fps": fps, "frames": shape[0], "height": shape[1], "width": shape[2]}
+    facts |= {"sampler": settings_of(generation), "known": list(given.known), "given": None}
+    if video is not None:
+        facts["given"] = {"path": str(cfg.given), "sha256": hashlib.sha256(video).hexdigest()}
+    facts |= {"versions": {"videodiff": __version__, "torch": torch.__version__}}
+    out = Path(cfg.out or Path(cfg.run) / "generated")
     with owning(out, "sample"):
         for i, prompt in enumerate(prompts):
-            noise = clip_noise(shape, [cfg.seed + i])
-            video = sample_videos(model, generation, [prompt], fps, noise, clip, known)[0]
-            path = out / f"{i:03d}.mp4"
-            path.write_bytes(encode(to_frames(video), fps))
+            wanted = Wanted(prompt, fps, cfg.seed + i, given.known, given.frames)
+            (frames,) = sample_clips(model, generation, [wanted], shape)
+            path = add_clip(out, frames, fps, {"prompt": prompt, "seed": wanted.seed, **facts})
             print(f"{path}: {prompt}")
     print(f"videodiff sample: {len(prompts)} clips from {checkpoint}")
 
 
+def check_prompts(prompts: Sequence[str], model: Model) -> None:
+    """Raise where a prompt is not text or has what the encoder does not take, before anything is sampled."""
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompts[{number}]: found {prompt!r}, expected text")
+        if isinstance(model.text, Words) and (fault := model.text.fault(prompt)):
+            raise ValueError(f"prompts[{number}]: {fault}")
+    if hasattr(model.text, "tokens"):
+        for number, tokens in enumerate(model.text.tokens(prompts)):
+            if tokens > model.text.max_length:
+                print(f"prompts[{number}]: found {tokens} tokens, cut at text.max_length = {model.text.max_length}")
+
+
 def generation_of(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
     """Return the sampler of a verb, or that of the run, with the settings that the verb overrides."""
-    generation = instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler)
-    for key in ("steps", "scale", "shift"):
-        if cfg[key] is not None:
-            setattr(generation, key, cfg[key])
-    return generation
+    chosen = {key: cfg[key] for key in SETTINGS if cfg[key] is not None}
+    return instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler, **chosen)
 
 
-def latent_shape(model: Model, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the shape `c t h w` that the denoiser works on for a video of this size."""
-    _, fh, fw = model.codec.compression
-    return model.codec.channels, model.codec.latent_frames(frames), height // fh, width // fw
+def settings_of(generation: Generation) -> dict[str, Any]:
+    """Return the settings of a sampler as plain values."""
+    names = ("steps", "scale", "shift", "interval", "lead")
+    return {"name": generation.sampler.__name__, **{name: getattr(generation, name) for name in names}}
 
 
-def sample_videos(
-    model: Model,
-    generation: Generation,
-    captions: list[str],
-    fps: float,
-    noise: Tensor,
-    video: Tensor | None = None,
-    known: Tensor | None = None,
-) -> Tensor:
-    """Return videos `b c t h w` in [-1, 1] for these captions and noise.
-
-    Frames marked in `known` (b, t), counted after the codec, are taken from `video` `b c t h w`.
-    """
-    device = next(model.denoiser.parameters()).device
-    text, mask = model.text(captions)
-    null_text, null_mask = model.text([""])
-    condition = {"text": text, "text_mask": mask, "fps": torch.full((len(captions),), float(fps), device=device)}
-    null = {"text": null_text, "text_mask": null_mask}
-    clip = None if video is None else model.codec.encode(video.to(device))
-    made = generation(
-        model.denoiser, condition, null, model.objective.path, model.objective.prediction,
-        noise.to(device), clip, None if known is None else known.to(device),
-    )  # fmt: skip
-    return model.codec.decode(made).cpu()
+def trained_of(run: Path, run_cfg: DictConfig) -> list[Trained]:
+    """Return the shapes and rates of a run; what one of old does not tell is read from its configuration and data."""
+    found = read_trained(run)
+    if found is not None:
+        return found
+    data = run_cfg.data
+    stages = data.get("stages") or [{"buckets": data.get("buckets")}]
+    shapes = stages[-1].get("buckets") or [{"frames": data.frames, "height": data.height, "width": data.width}]
+    found = []
+    for rule in shapes:
+        strides = tuple(rule.get("strides") or (data.stride,))
+        shape = rule["frames"], rule["height"], rule["width"]
+        found.append(Trained(0, *shape, strides, 1 / len(shapes), rates_at(data.root, strides)))
+    return found
 
 
-def given_clip(path: Path, known: list[int], frames: int, run_cfg: Any, codec: Any) -> tuple[Tensor, Tensor, float]:
-    """Read a video and place its frames: returns the clip `1 c t h w`, the mask of known latents (1, t) and its fps."""
+def rates_at(root: str, strides: Sequence[int]) -> dict[float, float]:
+    """Return the rates of a dataset, none where it is out of reach."""
+    # An address that a folder names is not asked.
+    if ":" in root and not Path(root).is_dir():
+        return {}
+    try:
+        rates, count = np.unique(Manifest.load(root).column("fps"), return_counts=True)
+    except (OSError, ValueError):
+        return {}
+    pairs = sorted(zip(count.tolist(), rates.tolist(), strict=True), reverse=True)
+    return {rate / strides[0]: number / count.sum() for number, rate in pairs}
+
+
+def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, model: Model) -> tuple[int, int, int]:
+    """Return the shape `t h w` to sample in: a trained one unless the command asks for another."""
+    asked = {name: cfg[name] for name in ("frames", "height", "width") if cfg[name] is not None}
+    # Of several trained shapes that have what is asked for, the usual one.
+    matching = [one for one in trained if all(getattr(one, name) == value for name, value in asked.items())]
+    shape = tuple(asked.get(name, getattr(usual(matching or trained), name)) for name in ("frames", "height", "width"))
+    check_shape("", shape, run_cfg.model.patch, model.codec)
+    if shape not in [one.shape for one in trained]:
+        known = ", ".join(dict.fromkeys(" x ".join(map(str, one.shape)) for one in trained))
+        print(f"videodiff sample: {' x '.join(map(str, shape))} is no shape of the training, which had {known}")
+    return shape
+
+
+def rate_of(asked: float | None, trained: Sequence[Trained], frames: int, given: float | None = None) -> float:
+    """Return the frames a second of a clip: as asked for, as trained, or those of a given video over the stride."""
+    if asked is not None:
+        if not 0 < asked < 1000:
+            raise ValueError(f"fps: found {asked}, expected a number above 0 and below 1000")
+        return float(asked)
+    one = next((one for one in reversed(trained) if one.frames == frames), usual(trained))
+    if one.rate is not None:
+        return one.rate
+    if given is not None:
+        return given / one.strides[0]
+    rates = ", ".join(f"{rate:g} ({share:.0%})" for rate, share in list(one.rates.items())[:5])
+    trained_on = f"clips of {rates}" if rates else "a dataset that cannot be read now"
+    raise ValueError(f"fps: found null, expected frames a second, as this run was trained on {trained_on}")
+
+
+def read_given(path: Path) -> bytes:
+    """Return a given video."""
     if not path.is_file():
         raise FileNotFoundError(f"given: found no file {path}, expected a video")
-    data = path.read_bytes()
-    info = probe(data)
-    indices = sorted({k + frames if k < 0 else k for k in known})
-    if not indices or indices[0] < 0 or indices[-1] >= frames:
-        raise ValueError(f"known: found {known}, expected frame numbers from {-frames} to {frames - 1}")
-    if indices[-1] >= info.frames:
+    return path.read_bytes()
+
+
+def place(video: bytes, cfg: DictConfig, shape: tuple[int, int, int], fps: float, model: Model) -> Given:
+    """Return the frames of a video that a clip of this shape and rate keeps: those that it shows at their times."""
+    known, info = find_known(list(cfg.known), model.codec, shape[0]), probe(video)
+    places = [round(number * info.fps / fps) for number in known]
+    if len(set(places)) < len(places):
         raise ValueError(
-            f"given: {path} has {info.frames} frames, expected at least {indices[-1] + 1} for known={known}"
+            f"given: {cfg.given} has {info.fps:g} frames a second, expected at least {fps:g}, the rate of this clip "
+            f"(fps={info.fps:g} samples at that of the video)"
         )
-    read = fit_frames(decode(data, indices), run_cfg)
-    clip = np.zeros((frames, *read.shape[1:]), dtype=np.uint8)
-    clip[indices] = read
-    mask = torch.zeros(1, frames, dtype=torch.bool)
-    mask[0, indices] = True
-    mask = latent_mask(mask, codec.compression[0])
-    if not mask.any():
-        raise ValueError(f"known: found {known}, expected the first frame too: this codec is causal")
-    return scale_pixels(torch.from_numpy(clip)[None].permute(0, 4, 1, 2, 3)), mask, info.fps
-
-
-def latent_mask(known: Tensor, compression: int) -> Tensor:
-    """Return which latent frames are known, given the known video frames (b, t).
-
-    A causal codec makes one latent of frame 0 and one of every `compression` frames after it, each from all frames up
-    to its own: a latent is known if these are.
-    """
-    if compression == 1:
-        return known
-    groups = torch.cat([known[:, :1], known[:, 1:].unflatten(1, (-1, compression)).all(-1)], dim=1)
-    return groups.cumprod(1).bool()
+    if places[-1] >= info.frames:
+        raise ValueError(
+            f"given: {cfg.given} has {info.frames} frames, expected at least {places[-1] + 1} for "
+            f"known={list(cfg.known)} of {shape[0]} frames at {fps:g} a second"
+        )
+    return Given(known, resize(decode(video, places), *shape[1:]))

@@ -1,0 +1,57 @@
+"""Which frames may be given: any of a codec by frames, of a causal one the first 1 + k ft."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from videodiff.generation.known import check_given, find_known, first_frames, known_latents, usual_given
+
+BY_FRAMES = SimpleNamespace(causal=False, compression=(1, 8, 8), name="by frames")
+
+
+def causal(ft: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        causal=True, compression=(ft, 8, 8), name=f"causal {ft}", latent_frames=lambda t: 1 + (t - 1) // ft
+    )
+
+
+def test_any_frames_of_a_codec_by_frames_may_be_given() -> None:
+    assert find_known([0, -1], BY_FRAMES, 8) == (0, 7)
+    assert find_known([2, 0, 1, -8], BY_FRAMES, 8) == (0, 1, 2)
+    assert known_latents(BY_FRAMES, (0, 7)) == [0, 7]
+    assert first_frames(BY_FRAMES, 4) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("frames", "ft", "fits"), [(9, 4, [1, 5]), (17, 8, [1, 9]), (5, 4, [1]), (5, 1, [1, 2, 3, 4])])
+def test_of_a_causal_codec_the_first_frames_that_make_whole_latents(frames: int, ft: int, fits: list[int]) -> None:
+    assert first_frames(causal(ft), frames) == fits
+    for number in fits:
+        assert find_known(range(number), causal(ft), frames) == tuple(range(number))
+        assert known_latents(causal(ft), range(number)) == list(range(1 + (number - 1) // ft))
+
+
+@pytest.mark.parametrize("known", [[0, -1], [0, 1, 2], [0, 1], [1], [0, 4], [0, 1, 2, 3, 5]])
+def test_frames_that_make_no_whole_latents_are_an_error_that_names_what_fits(known: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"known: found .*, expected the first 1, 5, 9, \.\.\., 77 of the clip's 81"):
+        find_known(known, causal(4), 81)
+
+
+@pytest.mark.parametrize("codec", [BY_FRAMES, causal(4)], ids=lambda codec: codec.name)
+def test_a_clip_that_is_given_whole_leaves_nothing_to_make(codec: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="found all 5 frames of the clip"):
+        find_known(range(5), codec, 5)
+    with pytest.raises(ValueError, match=r"callbacks\.samples\.given: found 5"):
+        check_given("callbacks.samples.given", 5, codec, 5)
+
+
+@pytest.mark.parametrize("known", [[], [8], [-9], [0, 8]])
+def test_frames_that_the_clip_does_not_have_are_an_error(known: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected frame numbers from -8 to 7"):
+        find_known(known, BY_FRAMES, 8)
+
+
+def test_the_usual_number_of_given_frames_is_the_nearest_to_three_that_fits() -> None:
+    assert [usual_given(codec, 9) for codec in (BY_FRAMES, causal(2), causal(4), causal(8))] == [3, 3, 1, 1]
+    assert [usual_given(BY_FRAMES, frames) for frames in (1, 2, 3, 4)] == [0, 1, 2, 3]

@@ -1,0 +1,93 @@
+"""From captions and known frames to clips: what `sample`, `evaluate` and the samples of a training share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videodiff.codec.pixels import scale_pixels
+from videodiff.diffusion.generation import Generation, clip_noise
+from videodiff.generation.known import known_latents
+
+
+class Parts(Protocol):
+    """What sampling needs of a model."""
+
+    denoiser: nn.Module
+    objective: Any
+    codec: Any
+    text: nn.Module
+
+
+class Wanted(NamedTuple):
+    """A clip to be made: its caption, its frames a second, the seed of its noise, and the frames that are known.
+
+    frames: the known frames in their order, uint8 `k h w c`; or latent: the latents `c t h w` of the whole clip.
+    """
+
+    caption: str
+    fps: float
+    seed: int
+    known: tuple[int, ...] = ()
+    frames: np.ndarray | None = None
+    latent: Tensor | None = None
+
+
+@torch.no_grad()
+def sample_clips(
+    parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int]
+) -> list[np.ndarray]:
+    """Return the clips, uint8 `t h w c` of this shape `t h w`; known frames come back as they were given.
+
+    Each clip follows from what is wanted of it alone, whatever is sampled beside it.
+    """
+    device = next(parts.denoiser.parameters()).device
+    noise = clip_noise(latent_shape(parts.codec, *shape), [one.seed for one in wanted]).to(device)
+    clip = torch.zeros_like(noise)
+    known = torch.zeros(len(noise), noise.shape[2], dtype=torch.bool, device=device)
+    for place, one in enumerate(wanted):
+        if one.known:
+            where = known_latents(parts.codec, one.known)
+            clip[place, :, where] = latents_of(parts.codec, one, where, device)
+            known[place, where] = True
+    text, mask = parts.text([one.caption for one in wanted])
+    null_text, null_mask = parts.text([""])
+    fps = torch.tensor([one.fps for one in wanted], dtype=torch.float32, device=device)
+    made = generation(
+        parts.denoiser, {"text": text, "text_mask": mask, "fps": fps}, {"text": null_text, "text_mask": null_mask},
+        parts.objective.path, parts.objective.prediction, noise, clip, known,
+    )  # fmt: skip
+    videos = parts.codec.decode(made)
+    return [keep_known(to_frames(video), one) for video, one in zip(videos, wanted, strict=True)]
+
+
+def latent_shape(codec: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the shape `c t h w` that the denoiser works on for a clip of this size."""
+    _, fh, fw = codec.compression
+    return codec.channels, codec.latent_frames(frames), height // fh, width // fw
+
+
+def latents_of(codec: Any, one: Wanted, where: list[int], device: torch.device) -> Tensor:
+    """Return the known latents `c k h w` of a clip: made of its known frames alone, as nothing is known of others."""
+    if one.latent is not None:
+        return one.latent.to(device, torch.float32)[:, where]
+    if one.frames is None:
+        raise ValueError(f"known: found {len(one.known)} frames to be kept, but no frames to take them from")
+    video = torch.from_numpy(one.frames).permute(3, 0, 1, 2)[None]
+    return codec.encode(scale_pixels(video.to(device)))[0]
+
+
+def keep_known(made: np.ndarray, one: Wanted) -> np.ndarray:
+    """Put the frames that were given in the place of what became of them on the way through the codec."""
+    if one.frames is not None and one.known:
+        made[list(one.known)] = one.frames
+    return made
+
+
+def to_frames(video: Tensor) -> np.ndarray:
+    """Turn a video `c t h w` in [-1, 1] into uint8 `t h w c`."""
+    return ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
