@@ -6,8 +6,9 @@ import base64
 import hashlib
 import io
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,8 +18,9 @@ from videodiff.data.files import write_whole
 from videodiff.report import table
 from videodiff.report.curves import Panel, draw, panels, plot_ranking
 from videodiff.report.run import Clip, Run, facts, flatten, read_run
-from videodiff.report.strip import Example, fit, hero, later, read_frames
+from videodiff.report.strip import Example, UnreadableError, fit, hero, later, read_frames
 
+Item, Shown = TypeVar("Item"), TypeVar("Shown")
 WALL, STRIPS, STEPS, LEARNING, RANKINGS = 12, 3, 7, 4, 2
 TINY = 128
 
@@ -27,19 +29,22 @@ def write_report(run: Path) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     What the folder does not hold yet is named on the page with the command it comes from; a malformed file is an error
-    that names the file and the place.
+    that names the file and the place. A video that cannot be decoded is left out and named.
     """
     found = read_run(run)
-    template = environment().get_template("template.html.j2")
-    return write_whole(found.path / "report.html", template.render(content(found)).encode())
+    template, shown = environment().get_template("template.html.j2"), content(found)
+    path = write_whole(found.path / "report.html", template.render(shown).encode())
+    for line in shown["left_out"]:
+        print(f"videodiff report: left out {line}")
+    return path
 
 
 def write_hero(run: Path, path: Path, task: str = "continuation", clips: int = 3, dark: bool = False) -> Path:
     """Write the film strips of the first evaluated clips of a task as one PNG, for a README."""
-    chosen = [clip for clip in read_run(run).clips if clip.task == task][:clips]
+    chosen = readable([clip for clip in read_run(run).clips if clip.task == task], as_example, clips, [])
     if not chosen:
         raise ValueError(f"{run}/evaluation/clips.json: found no clip of task {task!r}, expected at least one")
-    return write_whole(Path(path), png(hero([as_example(clip) for clip in chosen], dark=dark)))
+    return write_whole(Path(path), png(hero(chosen, dark=dark)))
 
 
 def environment() -> Environment:
@@ -78,7 +83,8 @@ def content(run: Run) -> dict[str, Any]:
     evaluation = run.evaluation or {}
     numbers, texts = table.figures(evaluation, where)
     rows = table.rows(evaluation, where)
-    tasks = list(dict.fromkeys(clip.task for clip in run.clips))
+    tasks, left_out = list(dict.fromkeys(clip.task for clip in run.clips)), list(run.strange)
+    walls = [wall(task, [clip for clip in run.clips if clip.task == task], left_out) for task in tasks]
     return {
         "run": run,
         "title": run.path.name,
@@ -93,8 +99,9 @@ def content(run: Run) -> dict[str, Any]:
         "best": table.best(rows),
         "rankings": rankings(rows, numbers),
         "panels": panels(run.metrics),
-        "walls": [wall(task, [clip for clip in run.clips if clip.task == task]) for task in tasks],
-        "learning": learning(run),
+        "walls": [made for made in walls if made["clips"]],
+        "learning": learning(run, left_out),
+        "left_out": left_out,
         "environment": flatten(run.environment),
     }
 
@@ -145,9 +152,22 @@ def rankings(rows: list[table.Row], numbers: list[table.Measured]) -> list[Panel
     return drawn
 
 
-def wall(task: str, clips: list[Clip]) -> dict[str, Any]:
+def readable(items: Iterable[Item], show: Callable[[Item], Shown], most: int, left_out: list[str]) -> list[Shown]:
+    """Return what is shown of the first items whose videos can be decoded, and add the others to `left_out`."""
+    shown: list[Shown] = []
+    for item in items:
+        if len(shown) == most:
+            break
+        try:
+            shown.append(show(item))
+        except UnreadableError as error:
+            left_out.append(str(error))
+    return shown
+
+
+def wall(task: str, clips: list[Clip], left_out: list[str]) -> dict[str, Any]:
     """Return what the page shows of a task: its first clips playing, a few of them as film strips."""
-    shown = [frame(clip) for clip in clips[:WALL]]
+    shown = readable(clips, frame, WALL, left_out)
     return {"task": task, "clips": shown, "total": len(clips), "strips": [strips(item) for item in shown[:STRIPS]]}
 
 
@@ -189,13 +209,15 @@ def strips(item: dict[str, Any], most: int = 16) -> dict[str, Any]:
     return {"caption": example.caption, "pictures": pictures, "of": item["frames"], "chosen": len(chosen)}
 
 
-def learning(run: Run) -> dict[str, Any]:
+def learning(run: Run, left_out: list[str]) -> dict[str, Any]:
     """Return the videos sampled during training: evenly chosen steps, the first and the last among them."""
     every = list(run.samples)
     steps = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, min(STEPS, len(every))).round().astype(int))]
     names = list(dict.fromkeys(name for step in steps for name in run.samples[step]))[:LEARNING]
-    files = [[run.samples[step].get(name) for step in steps] for name in names]
-    tiny = bool(files) and read_frames(next(filter(None, files[0]))).shape[1] <= TINY
+    files = {(name, step): file for name in names for step in steps if (file := run.samples[step].get(name))}
+    heights = dict(readable(files.values(), lambda file: (file, read_frames(file).shape[1]), len(files), left_out))
     labels = [str(run.labels.get(name, "")) for name in names]
-    videos = [[file and file.read_bytes() for file in row] for row in files]
-    return {"steps": steps, "tiny": tiny, "rows": list(zip(labels, videos, strict=True))}
+    shown = {place: file.read_bytes() for place, file in files.items() if file in heights}
+    videos = [[shown.get((name, step)) for step in steps] for name in names] if shown else []
+    tiny = max(heights.values(), default=0) <= TINY
+    return {"steps": steps, "tiny": tiny, "rows": list(zip(labels if shown else [], videos, strict=True))}

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Run:
     """A run folder.
 
     `metrics` maps a column to (steps, values), `samples` a step to its videos by name, `labels` such a name to what the
-    video was made from.
+    video was made from, `strange` what is there but is no part of the run.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Run:
     clips: list[Clip]
     samples: dict[int, dict[str, Path]]
     labels: dict[str, Any]
+    strange: list[str] = field(default_factory=list)
 
 
 def read_run(path: Path) -> Run:
@@ -64,6 +65,7 @@ def read_run(path: Path) -> Run:
         evaluation=read_json(path / "evaluation.json", dict),
         clips=read_clips(path),
         samples=find_samples(path / "samples"),
+        strange=[f"{link}: a link" for link in sorted(path.glob("samples/step_*/*.mp4")) if link.is_symlink()],
         labels=read_json(path / "samples" / "captions.json", dict) or {},
     )
 
@@ -193,7 +195,10 @@ def inside(root: Path, name: Any, where: str) -> Path:
 def find_samples(folder: Path) -> dict[int, dict[str, Path]]:
     """Return the videos sampled during training: step -> name -> file."""
     steps = {int(path.name[5:]): path for path in folder.glob("step_*") if path.name[5:].isdigit()}
-    videos = {step: {video.stem: video for video in sorted(path.glob("*.mp4"))} for step, path in steps.items()}
+    videos = {
+        step: {video.stem: video for video in sorted(path.glob("*.mp4")) if not video.is_symlink()}
+        for step, path in steps.items()
+    }
     return {step: videos[step] for step in sorted(videos) if videos[step]}
 
 

@@ -26,13 +26,17 @@ class Example:
     truth: np.ndarray | None = None
 
 
+class UnreadableError(ValueError):
+    """A video that cannot be shown."""
+
+
 def read_frames(path: Path) -> np.ndarray:
     """Decode a whole video: uint8 `t h w c`."""
     video = path.read_bytes()
     try:
         return decode(video, range(probe(video).frames))
     except DecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UnreadableError(f"{path}: {error}") from error
 
 
 def film_strip(frames: Sequence[np.ndarray] | np.ndarray, given: int, scale: int) -> Image.Image:
