@@ -19,6 +19,8 @@ from videodiff.denoiser.position import (
     rotate,
     sinusoid,
     space_sinusoid,
+    turn,
+    turn_complex,
 )
 
 QUICK = settings(deadline=None, max_examples=30)
@@ -63,6 +65,16 @@ def test_every_pair_of_channels_turns_at_its_own_frequency() -> None:
         torch.testing.assert_close(turned[k], torch.stack([first, second]))
 
 
+@pytest.mark.parametrize("head_width", [8, 12, 64, 72])
+def test_a_turn_in_real_numbers_is_the_one_in_complex_numbers(head_width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(3, 2, 50, head_width // 2, 2, generator=generator)
+    table = rotary_table(torch.randn(50, 3, generator=generator) * 10, head_width)
+    real, complex_ = turn(pairs, table), turn_complex(pairs, table)
+    assert (real - complex_).norm() / complex_.norm() < 1e-6
+    assert not torch.allclose(real, pairs)
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("head_width", [8, 16, 64, 72])
 def test_the_channel_pairs_are_dealt_out_to_the_axes(axes: int, head_width: int) -> None:
@@ -70,7 +82,7 @@ def test_the_channel_pairs_are_dealt_out_to_the_axes(axes: int, head_width: int)
     for axis in range(axes):
         coordinates = torch.zeros(1, axes)
         coordinates[0, axis] = 1.0
-        tables.append(rotary_table(coordinates, head_width)[0] != 1)
+        tables.append(rotary_table(coordinates, head_width)[0, :, 0] != 1)
     moved = torch.stack(tables)
     assert moved.shape == (axes, head_width // 2)
     assert (moved.sum(0) == 1).all(), "every pair belongs to one axis"

@@ -34,7 +34,7 @@ def frequencies(n: int, longest: float, device: torch.device | None = None) -> T
 
 
 def rotary_table(coordinates: Tensor, head_width: int, longest: float = 100.0) -> Tensor:
-    """Return unit complex numbers (n, head_width / 2) for coordinates (n, axes).
+    """Return cosine and sine of the angle of each channel pair, (n, head_width / 2, 2), for coordinates (n, axes).
 
     The channel pairs are dealt out evenly to the axes.
     """
@@ -42,13 +42,25 @@ def rotary_table(coordinates: Tensor, head_width: int, longest: float = 100.0) -
     share = [pairs // axes + (axis < pairs % axes) for axis in range(axes)]
     angles = [coordinates[:, axis, None] * frequencies(n, longest, coordinates.device) for axis, n in enumerate(share)]
     angle = torch.cat(angles, dim=-1)
-    return torch.polar(torch.ones_like(angle), angle)
+    return torch.view_as_real(torch.polar(torch.ones_like(angle), angle))
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each pair of neighbouring channels of `... n head_width` by the table's angle, in float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    turned = turn(pairs, table) if torch.compiler.is_compiling() else turn_complex(pairs, table)
+    return turned.flatten(-2).type_as(x)
+
+
+def turn(pairs: Tensor, table: Tensor) -> Tensor:
+    """Turn pairs `... n e 2` in real numbers: a compiler makes one kernel of it, with what stands around it."""
+    (first, second), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def turn_complex(pairs: Tensor, table: Tensor) -> Tensor:
+    """Turn pairs `... n e 2` in complex numbers: ten times as fast where no compiler is at work, which knows none."""
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
 
 
 def sinusoid(value: Tensor, width: int, longest: float = 10_000.0) -> Tensor:

@@ -3,7 +3,8 @@
     tau, eps ~ seed;   z = mix(x, eps, tau);   loss = mean over frames with tau > 0 of || prediction - target ||^2
 
 Every draw comes from a generator keyed by (seed, step, position in the global batch), so a clip meets the same noise
-whatever the number of processes. Usable without Lightning:
+whatever the number of processes. Noise levels and dropped captions are drawn on the host and are the same on every
+device; the noise itself is drawn where the clip is. Nothing waits for the device. Usable without Lightning:
 
     objective = Objective(path=RectifiedFlow(), levels=NoiseLevels())
     loss = objective(denoiser, x, condition, null, seeds=clip_seeds(0, step, range(len(x))))
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videodiff.device import send
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.path import Path
 from videodiff.diffusion.prediction import KINDS, Prediction, convert
@@ -62,17 +64,23 @@ class Objective:
         replaces some of them where the caption is dropped; seeds: one a clip.
         """
         draws = [self.draw(clip, seed) for clip, seed in zip(x, seeds, strict=True)]
-        tau, eps = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws])
-        dropped = torch.tensor([d[2] for d in draws], device=x.device)
+        tau, dropped = (send(torch.stack([d[i] for d in draws]), x.device) for i in (0, 2))
+        eps = torch.stack([d[1] for d in draws])
         return self.error(denoiser, x, eps, tau, drop(condition, null, dropped))
 
-    def draw(self, clip: Tensor, seed: int) -> tuple[Tensor, Tensor, bool]:
-        """Draw the noise levels (t,), the noise `c t h w` and whether the caption is dropped, from one seed."""
-        generator = torch.Generator(clip.device).manual_seed(seed)
+    def draw(self, clip: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw the noise levels (t,), the noise `c t h w` and whether the caption is dropped (), from one seed.
+
+        The noise is on the clip's device, the other two are on the host.
+        """
+        generator = torch.Generator().manual_seed(seed)
         _, t, h, w = clip.shape
         tau = self.levels(t, t * h * w, generator)
-        dropped = torch.rand((), generator=generator, device=clip.device) < self.caption_dropout
-        return tau, torch.randn(clip.shape, generator=generator, device=clip.device), bool(dropped)
+        dropped = torch.rand((), generator=generator) < self.caption_dropout
+        if clip.device.type != "cpu":
+            # It is seeded without the device: the seed goes with the call of the kernel.
+            generator = torch.Generator(clip.device).manual_seed(seed)
+        return tau, torch.randn(clip.shape, generator=generator, device=clip.device), dropped
 
     def error(self, denoiser: Denoiser, x: Tensor, eps: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """Return the mean squared error of each clip over its noisy frames (b,), at given noise."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from videodiff.device import send
+
 
 def split_words(caption: str) -> list[str]:
     """Return the lower-case words of a caption, punctuation dropped."""
@@ -75,8 +77,7 @@ class Words(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features `b l width` and a mask `b l`, True where there is a word; l is always `max_words`."""
-        device = self.word.weight.device
-        ids = torch.tensor([self.encode(caption) for caption in captions], device=device)
+        ids = send(torch.tensor([self.encode(caption) for caption in captions]), self.word.weight.device)
         return self.word(ids) + self.place.weight, ids > 0
 
     def encode(self, caption: str) -> list[int]:

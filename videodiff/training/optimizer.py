@@ -24,14 +24,33 @@ def average(optimizer: torch.optim.Optimizer, decay: float) -> None:
     for p, state in zip(parameters, states, strict=True):
         if "ema" not in state:
             state["ema"] = p.to(torch.float32, copy=True)
-    steps = [int(state["step"]) for state in states]
+        # The fused kernel keeps its step on the device, and to read it there would be a wait for each parameter.
+        state["ema_step"] = state["ema_step"] + 1 if "ema_step" in state else int(state["step"])
     if parameters:
-        weights = [1 - min(decay, (1 + step) / (10 + step)) for step in steps]
+        weights = [1 - min(decay, (1 + state["ema_step"]) / (10 + state["ema_step"])) for state in states]
         torch._foreach_lerp_([state["ema"] for state in states], [p.float() for p in parameters], weights)
 
 
+def choose_fused(optimizer: torch.optim.Optimizer, groups: Iterable[Group], fused: bool | None) -> None:
+    """Let each group take torch's one kernel for all of AdamW, or not; None: where all its parameters are on CUDA.
+
+    It is asked at each step, since a strategy may put other parameters in the place of those that it was given.
+    """
+    for group in groups:
+        on_cuda = all(p.is_cuda for p in group["params"])
+        group["fused"] = (on_cuda if fused is None else fused) or None
+        for p in group["params"]:
+            # The one kernel counts on the device, the others on the host: a state that was saved may be of either.
+            home, step = p.device if group["fused"] else torch.device("cpu"), optimizer.state.get(p, {}).get("step")
+            if isinstance(step, Tensor) and step.device != home:
+                optimizer.state[p]["step"] = step.to(home)
+
+
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) with an EMA of the weights in its state."""
+    """torch's AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) with an EMA of the weights in its state.
+
+    `fused`: by one kernel for all parameters and operations; None: on CUDA.
+    """
 
     def __init__(
         self,
@@ -41,13 +60,15 @@ class AdamW(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         ema_decay: float = 0.999,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
-        self.ema_decay = ema_decay
+        self.ema_decay, self.fused = ema_decay, fused
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Take one step, then move the average."""
+        choose_fused(self, self.param_groups, self.fused)
         loss = super().step(closure)
         average(self, self.ema_decay)
         return loss
@@ -57,7 +78,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for groups marked `matrix`, AdamW for the others, with an EMA of all weights.
 
     A matrix moves along the orthogonal factor of its momentum, scaled by 0.2 sqrt(max(rows, columns)) so that its
-    step has the size of an AdamW step at the same learning rate (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+    step has the size of an AdamW step at the same learning rate (Liu et al. 2025, arXiv 2502.16982, eq. 4). `fused`:
+    AdamW by one kernel for all parameters and operations; None: on CUDA.
     """
 
     def __init__(
@@ -69,10 +91,11 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         ema_decay: float = 0.999,
+        fused: bool | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "matrix": False})
-        self.ema_decay = ema_decay
+        self.ema_decay, self.fused = ema_decay, fused
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -81,10 +104,12 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        choose_fused(self, [group for group in self.param_groups if not group["matrix"]], self.fused)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
-                self.state[p].setdefault("step", torch.zeros(()))
+                on = p.device if group.get("fused") else torch.device("cpu")
+                self.state[p].setdefault("step", torch.zeros((), device=on))
             if parameters:
                 (self._matrices if group["matrix"] else self._adamw)(group, parameters)
         average(self, self.ema_decay)
@@ -120,7 +145,8 @@ class Muon(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            foreach=True,
+            foreach=not group["fused"],
+            fused=bool(group["fused"]),
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

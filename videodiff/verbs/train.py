@@ -32,17 +32,8 @@ from videodiff.verbs.stored import key_of, read_overrides
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (
-    "trainer",
-    "strategy",
-    "callbacks",
-    "logger",
-    "resume",
-    "trust",
-    "run",
-    "name",
-    "hydra",
-    "sampler",
-    "data.num_workers",
+    *("trainer", "strategy", "compile", "callbacks", "logger", "resume", "trust", "run", "name", "hydra", "sampler"),
+    *("data.num_workers", "optimizer.fused"),
 )
 FREE_DATA = tuple(
     f"data.{name}"
@@ -105,6 +96,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
             print(f"videodiff train: {line}")
     if first and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
         print(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
+    if cfg.get("compile"):
+        instantiate_partial("compile", cfg.compile)(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world))
     state = None
     if cfg.resume is not None:
