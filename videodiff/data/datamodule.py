@@ -307,6 +307,11 @@ class ClipDataModule(lightning.LightningDataModule):
         with Workers(reader, workers, largest, stand_in or no_stand_in, lost, self.timeout) as pool:
             yield from pool.batches(requests)
 
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
+        """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
+        rest = {name: value for name, value in batch.items() if name != "position"}
+        return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
+
     def teardown(self, stage: str) -> None:
         """End the workers."""
         if "workers" in vars(self):

@@ -19,7 +19,7 @@ from videodiff.training.optimizer import Group, Muon, average
 
 
 class ZeroMuon(MuonWithAuxAdam):
-    """The optimizer `videodiff.training.optimizer.Muon`, as DeepSpeed can shard it; same arguments."""
+    """The optimizer `videodiff.training.optimizer.Muon`, as DeepSpeed can shard it; same arguments but for `fused`."""
 
     def __init__(
         self,
@@ -76,4 +76,7 @@ def sharded(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callable[.
     config["zero_optimization"]["reduce_scatter"] = False
     # DeepSpeed clips what Muon made of the gradient, whose norm says nothing: it would shrink every step.
     config["gradient_clipping"] = 0.0
-    return partial(ZeroMuon, *optimizer.args, **optimizer.keywords)
+    keywords = dict(optimizer.keywords)
+    if keywords.pop("fused", None):
+        raise ValueError("optimizer.fused: found true, expected null for Muon under ZeRO: DeepSpeed's own step has none")
+    return partial(ZeroMuon, *optimizer.args, **keywords)

@@ -59,10 +59,15 @@ class Zero(DeepSpeedStrategy):
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def teardown(self) -> None:
-        """Leave the process group: gloo may wait for ever if it is left to the end of the process."""
+        """Leave the process group: gloo may wait for ever if it is left to the end of the process.
+
+        DeepSpeed does it, or it would go on to use the groups that are gone when this process trains again.
+        """
+        import deepspeed
+
         super().teardown()
         if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            deepspeed.comm.destroy_process_group()
 
     @property
     def root_device(self) -> torch.device:

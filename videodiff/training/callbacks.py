@@ -33,6 +33,10 @@ class Checkpoints(Callback):
     def __init__(self, folder: str | Path, every: int = 1000, keep: int = 2) -> None:
         self.folder, self.every, self.keep, self.saved = Path(folder), every, keep, -1
 
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        # The step that a run goes on from is there; its first micro-batch would save it again, in the middle of a step.
+        self.saved = trainer.global_step
+
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if trainer.global_step % self.every == 0:
             self.save(trainer)

@@ -70,11 +70,6 @@ class VideoDiffusion(lightning.LightningModule):
         for counted in ("total", "current"):
             progress[counted] = dict.fromkeys(progress[counted], done)
 
-    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
-        """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
-        rest = {name: value for name, value in batch.items() if name != "position"}
-        return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
-
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """Return the mean loss of this rank's part of the global batch."""
         x = encode_video(batch, self.codec, self.device)
