@@ -8,7 +8,7 @@ from fractions import Fraction
 import av
 from PIL import Image
 
-from videodiff.data.video import DecodeError
+from videodiff.data.video import DecodeError, check_pixels
 
 MILLISECOND = Fraction(1, 1000)
 
@@ -23,6 +23,7 @@ def as_video(data: bytes) -> bytes:
     file = io.BytesIO()
     try:
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as image, av.open(file, "w", format="matroska") as out:
+            check_pixels(*image.size)
             stream = out.add_stream("ffv1", rate=Fraction(1000, duration(image)))
             stream.width, stream.height = image.size
             stream.pix_fmt, stream.time_base, time = "bgr0", MILLISECOND, 0
@@ -36,6 +37,8 @@ def as_video(data: bytes) -> bytes:
                 time += duration(image)
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
+    except DecodeError:
+        raise
     except (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(f"cannot be decoded: {error}") from error
     return file.getvalue()

@@ -17,7 +17,7 @@ from data_prep.animated import as_video, is_animated
 from data_prep.footage import fit_video
 from data_prep.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
-from data_prep.sources.clips import name_record, shown_name
+from data_prep.sources.clips import name_record, printable
 from videodiff.data.decode import DecodeError
 from videodiff.data.files import owning, write_whole
 from videodiff.data.listing import Passed
@@ -54,7 +54,7 @@ class PackReport:
         lines = [f"{self.packed:,} of {self.found:,} clips packed into {self.root} in {self.seconds:.1f} s"]
         lines += [f"{len(self.reencoded):,} encoded again"] * bool(self.reencoded)
         lines += [f"{count:,} rejected: {reason}" for reason, count in self.reasons.items()]
-        lines += [f"    {shown_name(clip.name)}: {clip.reason}: {clip.detail}" for clip in self.rejected[:shown]]
+        lines += [printable(f"    {clip.name}: {clip.reason}: {clip.detail}") for clip in self.rejected[:shown]]
         lines += [f"    all in {self.root / REJECTED}"] * (len(self.rejected) > shown)
         lines += [f"{self.without_caption:,} clips have no caption"] * bool(self.without_caption)
         lines += [f"passed over: {self.passed}"] * bool(self.passed)

@@ -91,6 +91,7 @@ def test_what_cannot_be_read_costs_itself(tmp_path, monkeypatch):
     (tmp_path / "gone.mp4").symlink_to("nowhere")
     (tmp_path / "circle.mp4").symlink_to("circle.mp4")
     (tmp_path / "gone.md").symlink_to("nowhere")
+    (tmp_path / "a.txt").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.mp4")
     real = os.scandir
 
@@ -108,7 +109,7 @@ def test_what_cannot_be_read_costs_itself(tmp_path, monkeypatch):
     assert "a link to 'nowhere', where nothing is" in faults["gone.mp4"]
     assert "Permission denied" in faults["locked/"]
     assert "a device, pipe or socket" in faults["pipe.mp4"]
-    assert passed == {".md": 1, "hidden": 1}
+    assert passed == {".md": 1, "hidden": 1, ".txt that cannot be read": 1}
 
 
 def test_one_folder_alone_counts_those_in_it(tmp_path):

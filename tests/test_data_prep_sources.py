@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.sources import find_clips
-from data_prep.sources.clips import name_record, shown_name
+from data_prep.sources.clips import name_record, printable
 
 
 def folder(root, **files):
@@ -104,7 +104,7 @@ def test_a_name_that_is_no_safe_key_gets_one(tmp_path, name):
     whole = bytes.fromhex(record["name_bytes"]) if "name_bytes" in record else record["name"].encode()
     assert whole == name + b".mp4"
     assert json.loads(json.dumps(record)) == record
-    assert shown_name(kept).isprintable()
+    assert printable(kept).isprintable()
 
 
 def test_a_name_that_looks_like_the_key_of_another_is_told_apart(tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import InputError, show
+from data_prep.request import InputError
 from data_prep.sources.folder import PREVIEW, leads_out, read_sidecars
 from data_prep.sources.rows import csv_rows, json_rows, parquet_rows
 from videodiff.data.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
@@ -247,6 +247,6 @@ def name_record(name: str) -> dict[str, str]:
     return known if raw.decode(errors="ignore").encode() == raw else known | {"name_bytes": raw.hex()}
 
 
-def shown_name(name: str) -> str:
-    """Return a name in one line that a terminal can show."""
-    return name if name.isprintable() else show(name)
+def printable(text: str) -> str:
+    """Return a text in one line that a terminal can show, whatever names are in it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

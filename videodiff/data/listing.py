@@ -24,7 +24,8 @@ VIDEOS = tuple(
 # Pictures that may move. Beside a video of the same name they are taken for its preview.
 MOVING = (".gif", ".apng")
 # Still pictures: `pack` and `index` take them as videos of one frame.
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *MOVING)
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".qoi", ".ppm", ".pgm")
+PICTURES += (".pbm", ".pam", ".jpe", ".jfif", *MOVING)
 # What may say something of the video beside it.
 SIDECARS = (".txt", ".json", ".csv")
 
@@ -138,6 +139,8 @@ class Scan:
                 found.append(Listed(Path(entry.path), prefix + name, beside[stem], picture))
             elif lower in self.beside and kind == "file":
                 sidecars.append((stem, ending, entry.path))
+            elif lower in self.beside:
+                self.passed[f"{ending} that cannot be read"] += 1
             else:
                 self.passed[ending or NONE] += 1
         for stem, ending, path in sidecars:

@@ -58,7 +58,7 @@ def read_texts(members: Mapping[str, bytes]) -> list[Text]:
     if plain := tidy(decode_text(members.get("txt", b""), "txt"), "txt"):
         same = next((caption for caption in found if caption.text == plain), Text(plain))
         found = [same, *(caption for caption in found if caption is not same)]
-    found = [caption for caption in [*found, *rows(members.get("csv", b""))] if caption.text]
+    found = [caption for caption in [*found, *(rows(members["csv"]) if "csv" in members else ())] if caption.text]
     origins = notes.get("caption_origins")
     if isinstance(origins, list) and len(origins) == len(found):
         found = [Text(caption.text, caption.origin or str(name)) for caption, name in zip(found, origins, strict=True)]
@@ -79,6 +79,8 @@ def read_notes(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 def decode_text(data: bytes, name: str) -> str:
     """Return bytes as text: UTF-8, or what the mark at its begin says; a SidecarError names what is neither."""
+    if not data:
+        return ""
     if len(data) > TEXT_LIMIT:
         raise SidecarError(f"{name}: found {len(data)} bytes, expected at most {TEXT_LIMIT}")
     mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
@@ -98,6 +100,9 @@ def decode_text(data: bytes, name: str) -> str:
 def entries(value: Any, where: str) -> Iterator[Text]:
     """Yield the captions of an entry: none, a text, `{caption, origin}`, or a list of such."""
     for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            yield Text(tidy(item, where))
+            continue
         entry = item if isinstance(item, dict) else {"caption": item}
         text = entry["caption"] if entry.get("caption") is not None else entry.get("text")
         if (text is None and entry is item) or not (text is None or isinstance(text, str)):
@@ -124,6 +129,8 @@ def rows(data: bytes) -> Iterator[Text]:
 
 def tidy(text: str, where: str) -> str:
     """Return a caption in one line, without control characters; half a surrogate pair is an error."""
+    if text.isprintable():
+        return " ".join(text.split())
     if re.search(r"[\ud800-\udfff]", text):
         raise CaptionError(f"{where}: found {ascii(text)[:100]}, expected Unicode text")
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\ufeff]", " ", text).split())
