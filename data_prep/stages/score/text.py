@@ -1,9 +1,14 @@
-"""Text: the area that burnt-in text covers, by the text detector that ships inside the package rapidocr (PP-OCR)."""
+"""Text: the area that burnt-in text covers, by the detector and the reader that come with rapidocr (PP-OCR).
+
+The detector was trained on documents and takes smooth ground and dark shapes for text. So what it finds must either
+have the shape of a line of writing, in whatever script, or be read.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,38 +17,92 @@ import onnxruntime
 # Probability above which a pixel is text, mean probability above which a region is, and by how much the network draws
 # regions too small: the constants of DB post-processing (Liao et al. 2020, arXiv 1911.08947).
 PIXEL, REGION, UNCLIP = 0.3, 0.6, 1.6
-# Levels a pixel of mean gradient below which a region has no strokes: fog and smooth ground look like text to the
-# detector, which was trained on documents.
-STROKES = 8.0
+# A line of writing is at least so many times longer than high, no higher than this share of the frame, and surer.
+LONG, HIGH, SURE = 5.0, 0.2, 0.75
+# Anything else up to this share of the frame's height is text where so many characters are read with this mean
+# probability; what is higher is a thing.
+HIGHEST, CHARACTERS, LEGIBLE = 0.4, 3, 0.75
 # Frames a clip, in the middle of its halves, and the short side that the detector sees: the cost grows with its square.
 LOOKS, SIDE = 2, 192
+# Height of what the reader sees, and its width at least and at most.
+LINE, NARROW, WIDE = 48, 48, 480
+
+
+class Region(NamedTuple):
+    """A rectangle in which there may be text, as OpenCV has it, in pixels, and how likely."""
+
+    rectangle: tuple[tuple[float, float], tuple[float, float], float]
+    likely: float
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Return height and length."""
+        low, high = sorted(self.rectangle[1])
+        return low, high
 
 
 def text(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Return the largest share of the area of a frame of uint8 `t h w c` that text covers, 0 to 1."""
     places = (np.arange(LOOKS) + 0.5) / LOOKS * (len(frames) - 1)
-    images = [fit_network(frames[number]) for number in np.unique(places.round().astype(int))]
-    return {"text": max(text_area(probability(image), edges(image)) for image in images)}
+    return {"text": max(text_area(frames[number]) for number in np.unique(places.round().astype(int)))}
 
 
-def text_area(likely: np.ndarray, edge: np.ndarray) -> float:
-    """Return the share of the area inside the boxes around regions of likely text in which there are edges."""
-    boxes, mask = np.zeros(likely.shape, np.uint8), np.zeros(likely.shape, np.uint8)
+def text_area(frame: np.ndarray) -> float:
+    """Return the share of the area of uint8 `h w c` inside the rectangles around text."""
+    image = fit_network(frame)
+    boxes = np.zeros(image.shape[:2], np.uint8)
+    for region in regions(probability(image)):
+        if is_line(region, len(image)) or is_read(cut_out(image, region), len(image)):
+            cv2.fillPoly(boxes, [cv2.boxPoints(region.rectangle).round().astype(np.int32)], 1)
+    return float(boxes.mean())
+
+
+def regions(likely: np.ndarray) -> list[Region]:
+    """Return where there may be text, given how likely each pixel is to be text: float32 `h w`."""
+    found, mask = [], np.zeros(likely.shape, np.uint8)
     contours, _ = cv2.findContours((likely > PIXEL).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     for contour in contours:
         centre, (width, height), angle = cv2.minAreaRect(contour)
         mask[:] = 0
         cv2.drawContours(mask, [contour], -1, 1, cv2.FILLED)
-        if min(width, height) < 3 or cv2.mean(likely, mask)[0] < REGION or cv2.mean(edge, mask)[0] < STROKES:
-            continue
-        margin = UNCLIP * width * height / (width + height)
-        corners = cv2.boxPoints((centre, (width + margin, height + margin), angle))
-        cv2.fillPoly(boxes, [corners.round().astype(np.int32)], 1)
-    return float(boxes.mean())
+        if min(width, height) >= 3 and (mean := cv2.mean(likely, mask)[0]) >= REGION:
+            margin = UNCLIP * width * height / (width + height)
+            found.append(Region((centre, (width + margin, height + margin), angle), mean))
+    return found
+
+
+def is_line(region: Region, height: int) -> bool:
+    """Tell whether a region of a frame so many pixels high has the shape of a line of writing."""
+    low, long = region.sides
+    return long >= LONG * low and low <= HIGH * height and region.likely >= SURE
+
+
+def cut_out(image: np.ndarray, region: Region) -> np.ndarray:
+    """Return what is in a region, turned such that it lies."""
+    (x, y), (width, height), angle = region.rectangle
+    if width < height:
+        width, height, angle = height, width, angle - 90
+    # No line is upside down, but it may rise or fall.
+    angle = (angle + 90) % 180 - 90
+    turn = cv2.getRotationMatrix2D((x, y), angle, 1.0)
+    turn[:, 2] += (width / 2 - x, height / 2 - y)
+    return cv2.warpAffine(image, turn, (max(round(width), 2), max(round(height), 2)), borderMode=cv2.BORDER_REPLICATE)
+
+
+def is_read(line: np.ndarray, height: int) -> bool:
+    """Tell whether what is cut out of a frame so many pixels high, uint8 `h w c`, can be read."""
+    if len(line) > HIGHEST * height:
+        return False
+    width = int(np.clip(LINE * line.shape[1] / line.shape[0], NARROW, WIDE))
+    likely = run("rec", cv2.resize(line, (width, LINE), interpolation=cv2.INTER_LINEAR))
+    best, number = likely.max(axis=1), likely.argmax(axis=1)
+    # The first class is no character, and a character that lasts is one (connectionist temporal classification).
+    begins = (number > 0) & (np.diff(number, prepend=0) != 0)
+    return int(begins.sum()) >= CHARACTERS and float(best[begins].mean()) >= LEGIBLE
 
 
 def fit_network(frame: np.ndarray) -> np.ndarray:
-    """Scale a frame to about `SIDE` and to sides that are multiples of 32, as the network needs them."""
+    """Scale a frame to about `SIDE` and to sides that are multiples of 32, as the detector needs them."""
     scale = SIDE / min(frame.shape[:2])
     height, width = (max(32, round(side * scale / 32) * 32) for side in frame.shape[:2])
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -51,24 +110,23 @@ def fit_network(frame: np.ndarray) -> np.ndarray:
 
 def probability(image: np.ndarray) -> np.ndarray:
     """Return how likely each pixel of uint8 `h w c` is text: float32 `h w`."""
+    return run("det", image)[0]
+
+
+def run(kind: str, image: np.ndarray) -> np.ndarray:
+    """Return what a network, `det` or `rec`, gives for uint8 `h w c`."""
     signal = image[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
-    session = detector()
+    session = network(kind)
     (found,) = session.run(None, {session.get_inputs()[0].name: signal})
-    return found[0, 0]
-
-
-def edges(image: np.ndarray) -> np.ndarray:
-    """Return the gradient of the luma in levels a pixel, float32 `h w`."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return cv2.magnitude(*(cv2.Sobel(grey, cv2.CV_32F, *axes, scale=1 / 8) for axes in ((1, 0), (0, 1))))
+    return found[0]
 
 
 @cache
-def detector() -> onnxruntime.InferenceSession:
-    """Load the network once a process, on one thread; nothing is fetched."""
-    models = sorted(path for path in (files("rapidocr") / "models").iterdir() if "_det_" in path.name)
+def network(kind: str) -> onnxruntime.InferenceSession:
+    """Load a network once a process, on one thread; nothing is fetched."""
+    models = sorted(path for path in (files("rapidocr") / "models").iterdir() if f"_{kind}_" in path.name)
     if not models:
-        raise RuntimeError("rapidocr: found no text detector inside the package, expected models/*_det_*.onnx")
+        raise RuntimeError(f"rapidocr: found no network inside the package, expected models/*_{kind}_*.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(models[0]), options, providers=["CPUExecutionProvider"])
