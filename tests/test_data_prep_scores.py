@@ -75,7 +75,7 @@ FILTERS = {
         lambda: with_text(still(), CAPTION),
         "overlay above",
     ),
-    "blur": (quality, {"sharpness": {"min": 5}}, lambda: blurred(panning()), panning, "sharpness below"),
+    "blur": (quality, {"sharpness": {"min": 2}}, lambda: blurred(panning()), panning, "sharpness below"),
     "dark": (quality, {"brightness": {"min": 0.1}}, lambda: lit_by(panning(), 0.1, 0), panning, "brightness below"),
     "flat": (quality, {"contrast": {"min": 0.03}}, lambda: lit_by(panning(), 0.1, 110), panning, "contrast below"),
     "blown out": (quality, {"clipped": {"max": 0.3}}, lambda: lit_by(panning(), 2, 120), panning, "clipped above"),

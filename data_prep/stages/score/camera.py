@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,19 +14,39 @@ SHAKY = 0.05
 NAMES = {"pan": ("pan left", "pan right"), "tilt": ("tilt down", "tilt up"), "zoom": ("zoom out", "zoom in")}
 
 
-def camera(flows: Sequence[np.ndarray], turns: np.ndarray) -> dict[str, float]:
-    """Score flows `h w 2` in heights of the frame a second, as (right, down), by their medians `turns`, `t 2`.
+class View(NamedTuple):
+    """What two frames tell of the camera: flow `h w 2` in heights of the frame a second, and what detail it follows."""
+
+    flow: np.ndarray
+    detail: np.ndarray
+
+    @property
+    def followed(self) -> np.ndarray:
+        """Return where there is more detail than in half of the picture: elsewhere flow is guessed from there."""
+        return self.detail >= np.median(self.detail)
+
+
+def velocity(view: View) -> np.ndarray:
+    """Return the median flow, as (right, down): what the camera does, as things that move on their own are fewer."""
+    return np.median(view.flow[view.followed], axis=0)
+
+
+def camera(views: Sequence[View], turns: np.ndarray) -> dict[str, float]:
+    """Score what is seen between frames; turns: the `velocity` of each, `t 2`.
 
     pan, tilt: the camera's mean velocity, to the right and up, in heights a second; zoom: mean growth a second, as a
     share of the size, above 0 when zooming in.
     """
-    height, width = flows[0].shape[:2]
-    places = np.stack(np.meshgrid(np.arange(0, width, 4), np.arange(0, height, 4)), -1).astype(np.float32)
+    height, width = views[0].detail.shape
+    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
     places = (places - places.mean((0, 1))) / height
     squares = np.square(places).sum(-1)
     far = squares > 0.04  # near the centre a zoom moves nothing
-    rays = places[far] / squares[far, None]
-    growth = [np.median(((flow[::4, ::4] - turn)[far] * rays).sum(-1)) for flow, turn in zip(flows, turns, strict=True)]
+    growth = []
+    for view, turn in zip(views, turns, strict=True):
+        used = far & view.followed
+        rays = places[used] / squares[used, None]
+        growth += [np.median(((view.flow[used] - turn) * rays).sum(-1))] if used.any() else [0.0]
     right, down = turns.mean(0).tolist()
     return {"pan": -right, "tilt": down, "zoom": float(np.mean(growth))}
 

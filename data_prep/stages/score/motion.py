@@ -7,36 +7,58 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from data_prep.stages.score.camera import camera
+from data_prep.stages.score.camera import View, camera, velocity
 
-HEIGHT = 144
+# Flow is computed on frames of this height, blurred by so many pixels: what an encoder adds or takes is finer.
+HEIGHT, BLUR = 96, 1.0
 # Thinner than this DIS crashes the process.
 THINNEST = 32
 # Heights of the frame a second above which a pixel moves; compression noise in still footage stays below.
 STILL = 0.01
+# Mean square of the gradient about a pixel, in levels a pixel, at which its flow counts half: on plain ground there is
+# nothing to follow, and flow is what the noise makes it.
+PLAIN, ABOUT = 1.0, 9
+# One pair of frames counts up to so many times as much as they do on average: of motion too fast to follow flow is
+# guesswork.
+BURST = 2.0
 
 
 def motion(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Score uint8 `t h w c` at `fps`, best 2; speeds in heights of the frame a second; all 0 for one frame.
 
-    motion: mean speed; moving: share of the pixels that move at all; jitter: mean change of the median velocity, the
-    camera's, from one pair of frames to the next; pan, tilt, zoom: see `camera`.
+    motion: mean speed; moving: share of the pixels that move at all; jitter: mean change of the camera's velocity (see
+    `velocity`) from one pair of frames to the next; pan, tilt, zoom: see `camera`.
     """
-    greys = [cv2.cvtColor(resized(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    greys = [prefiltered(frame) for frame in frames]
+    details = [detail(grey) for grey in greys]
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flows = [dis.calc(a, b, None) * (fps / a.shape[0]) for a, b in pairwise(greys)]
     if not flows:
         return {"motion": 0.0, "moving": 0.0, "jitter": 0.0, "pan": 0.0, "tilt": 0.0, "zoom": 0.0}
-    speeds = [cv2.magnitude(flow[..., 0], flow[..., 1]) for flow in flows]
-    # Every fourth pixel both ways has the same median.
-    turns = np.array([np.median(flow[::4, ::4], axis=(0, 1)) for flow in flows])
+    details = [np.maximum(a, b) for a, b in pairwise(details)]
+    trust = [detail / (detail + PLAIN) for detail in details]
+    speeds = [cv2.magnitude(flow[..., 0], flow[..., 1]) * share for flow, share in zip(flows, trust, strict=True)]
+    means = np.array([speed.mean() for speed in speeds])
+    views = [View(flow[::4, ::4], detail[::4, ::4]) for flow, detail in zip(flows, details, strict=True)]
+    turns = np.array([velocity(view) for view in views])
     changes = np.linalg.norm(np.diff(turns, axis=0), axis=1)
     return {
-        "motion": float(np.mean(speeds)),
+        "motion": float(np.minimum(means, BURST * means.mean()).mean()),
         "moving": float(np.mean([speed > STILL for speed in speeds])),
         "jitter": float(changes.mean()) if len(changes) else 0.0,
-        **camera(flows, turns),
+        **camera(views, turns),
     }
+
+
+def prefiltered(frame: np.ndarray) -> np.ndarray:
+    """Return a frame as flow is computed on: grey, small and a little blurred."""
+    return cv2.GaussianBlur(cv2.cvtColor(resized(frame), cv2.COLOR_RGB2GRAY), (0, 0), BLUR)
+
+
+def detail(grey: np.ndarray) -> np.ndarray:
+    """Return the mean square of the gradient about each pixel, float32 `h w`."""
+    across, down = (cv2.Sobel(grey, cv2.CV_32F, *axes, scale=1 / 8) for axes in ((1, 0), (0, 1)))
+    return cv2.blur(across * across + down * down, (ABOUT, ABOUT))
 
 
 def resized(frame: np.ndarray) -> np.ndarray:
