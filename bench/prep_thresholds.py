@@ -188,20 +188,27 @@ def report_copies(near: int, clips: list[Clip]) -> None:
         print(f"  {what:<24} {spread(far)}, takes {100 * np.mean([d <= near for d in far]):.0f} % for copies")
 
 
+def set_limits(sides: dict[str, float | None]) -> dict[str, float]:
+    """Return the limits of a score that are not none."""
+    return {side: limit for side, limit in sides.items() if limit is not None}
+
+
 def main() -> None:
     rules = yaml.safe_load((Path(__file__).parents[1] / "conf/prep/default.yaml").read_text())
     clips = list(make_all(Path(sys.argv[1])))
     good = [clip for clip in clips if not clip.spoilt]
     for name, limits in rules["filter"].items():
         for side, limit in limits.items():
-            report_limit(name, side, limit, clips)
+            if limit is not None:  # those of models are none until a model is given
+                report_limit(name, side, limit, clips)
     report_copies(rules["duplicates"]["near"], clips)
-    lost = [(clip.name, found.reason) for clip in good if (found := filtered(clip.scores, rules["filter"]))]
+    limits = {name: found for name, sides in rules["filter"].items() if (found := set_limits(sides))}
+    lost = [(clip.name, found.reason) for clip in good if (found := filtered(clip.scores, limits))]
     print(f"\n{len(lost)} of {len(good)} good clips are rejected")
     for name, reason in lost:
         print(f"  {name}: {reason}")
     for spoilt in SPOILT:
-        passed = [clip for clip in clips if clip.spoilt == spoilt and not filtered(clip.scores, rules["filter"])]
+        passed = [clip for clip in clips if clip.spoilt == spoilt and not filtered(clip.scores, limits)]
         print(f"{spoilt:<24} {len(passed)} of {len(good)} pass all filters")
 
 

@@ -215,6 +215,7 @@ def add(
         "times": clip["times"],
         "box": clip["box"],
         **clip.get("color", {}),
+        "deinterlaced": clip.get("deinterlaced", False),
         # Of `auto` it is told what came of it.
         "parameters": notes["parameters"] | {"encode": notes["parameters"]["encode"] | {"codec": clip["codec"]}},
     }

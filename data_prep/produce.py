@@ -292,6 +292,7 @@ def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, A
         "info": asdict(clip.info),
         "times": clip.times,
         "box": list(clip.box),
+        "deinterlaced": clip.deinterlaced,
         "codec": clip.codec,
         "color": clip.notes,
         "scores": clip.scores,

@@ -53,6 +53,12 @@ def white_sky() -> np.ndarray:
     return video
 
 
+def combed() -> np.ndarray:
+    video = good()
+    video[:-1, 1::2] = video[1:, 1::2].copy()
+    return video
+
+
 # For each limit footage that it rejects before another one does, and its frames a second.
 REJECTED: dict[str, tuple[Callable[[], np.ndarray], float]] = {
     "duration min": (lambda: good()[:6], FPS),
@@ -62,6 +68,7 @@ REJECTED: dict[str, tuple[Callable[[], np.ndarray], float]] = {
     "jitter max": (lambda: good(shake=20), FPS),
     "text max": (slide, FPS),
     "overlay max": (logo, FPS),
+    "interlaced max": (combed, FPS),
     "sharpness min": (lambda: np.stack([cv2.GaussianBlur(frame, (0, 0), 12) for frame in good()]), FPS),
     "brightness min": (lambda: lit(0.06, 0), FPS),
     "brightness max": (lambda: lit(0.1, 240), FPS),

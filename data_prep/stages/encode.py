@@ -18,6 +18,8 @@ from videodiff.data.geometry import Display, Orientation, even_size
 from videodiff.data.screen import is_clear, is_plain, rgb_format, to_standard
 from videodiff.data.timing import FASTEST_CLOCK, MICROSECOND, PAUSE, SLOWEST_CLOCK, STRETCH, is_even, lay, usual_rate
 
+# Which clips are deinterlaced: those in which combs are found, none, or all.
+DEINTERLACE = ("auto", "off", "on")
 # Tried in this order where hardware is wanted.
 HARDWARE_FIRST = ("h264_nvenc", "libx264")
 # Frames a second, which mp4 can say of even ones.
@@ -32,7 +34,8 @@ class EncodePolicy:
 
     short_side: pixels, larger clips are scaled down to it, none is scaled up; fps: faster sources lose frames until
     they are no faster, slower ones keep their rate; crf, preset, codec: see `videodiff.data.encode`, or `auto` for the
-    hardware's encoder where there is one that works. Only libx264 gives the same bytes on every machine.
+    hardware's encoder where there is one that works. Only libx264 gives the same bytes on every machine. deinterlace:
+    `auto` for the clips in which combs are found, `off` for none, `on` for all; of two fields one picture is made.
     """
 
     short_side: int = 256
@@ -40,6 +43,7 @@ class EncodePolicy:
     crf: int = 18
     preset: str = "veryfast"
     codec: str = "libx264"
+    deinterlace: str = "off"
 
     def __post_init__(self) -> None:
         if self.short_side < 2 or not 0 <= self.crf <= 51 or not (self.fps is None or 0 < self.fps < 1000):
@@ -49,6 +53,10 @@ class EncodePolicy:
             )
         if self.codec not in (*CODECS, "auto"):
             raise ValueError(f"encode.codec: found {self.codec!r}, expected one of {', '.join(CODECS)}, auto")
+        if self.deinterlace not in DEINTERLACE:
+            raise ValueError(
+                f"encode.deinterlace: found {self.deinterlace!r}, expected one of {', '.join(DEINTERLACE)}"
+            )
 
 
 def first_working(codecs: Sequence[str] = HARDWARE_FIRST) -> str:
