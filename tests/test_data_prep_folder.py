@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from made_clips import moving_square, write_video
 
 from data_prep.acquire import Acquirer, check_local
 from data_prep.failures import AcquireError
+from data_prep.figures import figures
 from data_prep.prep import format_summary, prep
 from data_prep.request import ClipRequest, Place
 from videodiff.data.encode import encode
 from videodiff.data.manifest import Manifest
+from videodiff.report.preparation import write_preparation
 
 GOOD = encode(moving_square(), 5.0)
 FRAMES = moving_square(8, 32, 48)
@@ -63,6 +66,14 @@ def test_what_is_passed_over_and_has_no_caption_is_told_also_in_later_calls(prep
     (line,) = (line for line in lines if line.startswith("passed over: "))
     assert {".srt 1", ".jpg 1 (`videodiff pack` takes pictures)", "no ending 1"} == set(line[13:].split(", "))
     assert prep(out, **HOW)["passed_over"] == passed
+
+
+def test_the_page_tells_it_too(prepared):
+    out, _ = prepared
+    page = write_preparation(out, figures(out, {})).read_text()
+    assert "3 clips have no caption." in page
+    (told,) = re.findall(r"Passed over: (.*)\.</p>", page)
+    assert set(told.split(", ")) == {".srt 1", ".jpg 1", "no ending 1"}
 
 
 def test_a_folder_without_videos_tells_what_is_there(tmp_path):

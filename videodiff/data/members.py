@@ -78,7 +78,9 @@ def one_video(extensions: Collection[str]) -> str:
             return found[0]
         if found:
             raise ValueError(f"found {' and '.join(found)}, expected one video in a sample")
-    raise ValueError(f"found {', '.join(extensions)}, expected one of {', '.join(MOVIES[:5])}, ...")
+    dots = any(name.rpartition(".")[2] in (*MOVIES, *STILLS) for name in extensions)
+    more = "; the ending begins at the first dot of a name" * dots
+    raise ValueError(f"found {', '.join(extensions)}, expected one of {', '.join(MOVIES[:5])}, ...{more}")
 
 
 def compression_of(head: bytes) -> str | None:
