@@ -404,7 +404,9 @@ def append(tar: tarfile.TarFile, row: dict[str, Any], members: dict[str, bytes],
     offset = tar.offset
     add_members(tar, row["key"], members)
     encoded = dict(zip(("height", "width"), size, strict=False))
-    return {**row, **encoded, "offset": offset, "size": tar.offset - offset}
+    # A manifest may be older than the reader of captions, and each has a text of its own.
+    captions = len(read_captions(members))
+    return {**row, **encoded, "captions": captions, "offset": offset, "size": tar.offset - offset}
 
 
 def finish(plan: Plan, source: Manifest, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
