@@ -6,6 +6,7 @@ import io
 from fractions import Fraction
 
 import av
+import numpy as np
 from PIL import Image
 
 from videodiff.data.video import DecodeError, check_pixels
@@ -19,20 +20,19 @@ def is_animated(data: bytes) -> bool:
 
 
 def as_video(data: bytes) -> bytes:
-    """Return the frames of an animated WebP, on white where they are transparent, without loss in a Matroska file."""
+    """Return the frames of an animated WebP, with their alpha, without loss in a Matroska file."""
     file = io.BytesIO()
     try:
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as image, av.open(file, "w", format="matroska") as out:
             check_pixels(*image.size)
             stream = out.add_stream("ffv1", rate=Fraction(1000, duration(image)))
             stream.width, stream.height = image.size
-            stream.pix_fmt, stream.time_base, time = "bgr0", MILLISECOND, 0
+            stream.pix_fmt, stream.time_base, time = "bgra", MILLISECOND, 0
             stream.codec_context.time_base = MILLISECOND
-            ground = Image.new("RGBA", image.size, "white")
             for number in range(image.n_frames):
                 image.seek(number)
-                shown = Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
-                frame = av.VideoFrame.from_image(shown).reformat(format="bgr0")
+                frame = av.VideoFrame.from_ndarray(np.asarray(image.convert("RGBA")), format="rgba")
+                frame = frame.reformat(format="bgra")
                 frame.pts, frame.time_base = time, MILLISECOND
                 time += duration(image)
                 out.mux(stream.encode(frame))

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import av
 import decord
@@ -56,18 +56,25 @@ def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo
     if not reason:
         fps = float(header.fps)
         return video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), ""
-    with opened(video) as (container, stream, screen):
-        size = even_size(screen.measure(next(decoded(container.demux(stream), stream))), short_side)
-    images = counted(show_frames(video, size), header)
+    images = counted(show_frames(video, even_size(first_shown(video).size, short_side)), header)
     images = images if header.ticks is None else on_clock(images, header.ticks)
     video = encode(images, float(header.fps), crf=crf)
     return video, probe(video), reason
 
 
-def first_notes(video: bytes) -> dict[str, str]:
-    """Return the `color_notes` of the first frame of a video."""
-    with opened(video) as (container, stream, _):
-        return color_notes(next(decoded(container.demux(stream), stream)))
+class Shown(NamedTuple):
+    """How the first frame of a video is shown: width and height, and its `color_notes`."""
+
+    size: tuple[int, int]
+    notes: dict[str, str]
+
+
+def first_shown(video: bytes) -> Shown:
+    """Decode the first frame of a video."""
+    with opened(video) as (container, stream, screen):
+        for frame in decoded(container.demux(stream), stream):
+            return Shown(screen.measure(frame), color_notes(frame))
+    raise DecodeError("found no frame, expected at least one")
 
 
 def read_header(video: bytes) -> Header:

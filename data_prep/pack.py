@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.animated import as_video, is_animated
-from data_prep.footage import fit_video
+from data_prep.footage import first_shown, fit_video
 from data_prep.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from data_prep.sources.clips import name_record, printable
@@ -71,6 +71,7 @@ def pack(
     caption_column: str | None = None,
     short_side: int = 720,
     crf: int = 18,
+    hdr: str = "tonemap",
     workers: int | None = None,
     timeout: float = 300.0,
     shard_bytes: int = 256 * 2**20,
@@ -79,7 +80,8 @@ def pack(
     """Pack a folder of video with captions beside them, or a CSV or JSONL that names both, into the dataset `out`.
 
     Every clip is decoded in full. H.264 in mp4, yuv420p, evenly timed and at most `short_side` pixels high or wide
-    stays as it is; the rest is encoded again with `crf`. What cannot be used is listed in the report and in
+    stays as it is; the rest is encoded again with `crf`. What is of high dynamic range is brought into the range of
+    ordinary video, or rejected (`hdr`: tonemap, reject). What cannot be used is listed in the report and in
     `rejected.jsonl` of `out`. A clip that takes over `timeout` seconds is one of these. The result does not depend on
     `workers` (None: one a core). `progress` is called with clips done and clips in all.
     """
@@ -90,13 +92,15 @@ def pack(
             f"pack: found workers={workers} short_side={short_side} timeout={timeout} crf={crf}, expected at least 1, "
             "at least 1, above 0, 0 to 51"
         )
+    if hdr not in ("tonemap", "reject"):
+        raise ValueError(f"pack: found hdr={hdr}, expected tonemap or reject")
     found = find_clips(source, captions, video_column, caption_column)
     report = PackReport(Path(out), len(found.clips) + len(found.rejected), ignored_columns=found.ignored)
     report.passed = found.passed
     report.rejected += found.rejected
     usable = captioned(found, report) if require_caption else found.clips
     with owning(out, "pack"):
-        task = partial(prepare, short_side=short_side, crf=crf)
+        task = partial(prepare, short_side=short_side, crf=crf, hdr=hdr)
         pack_clips(source, usable, report, task, shard_bytes, workers, timeout, progress)
     report.seconds = time.perf_counter() - start
     return report
@@ -153,20 +157,26 @@ def captioned(found: Found, report: PackReport) -> list[Clip]:
     return [clip for clip in found.clips if clip.captions]
 
 
-def prepare(clip: Clip, short_side: int, crf: int) -> tuple[dict[str, bytes], dict[str, Any], str] | Rejection:
+def prepare(
+    clip: Clip, short_side: int, crf: int, hdr: str = "tonemap"
+) -> tuple[dict[str, bytes], dict[str, Any], str] | Rejection:
     """Return members, row and why the clip was encoded again (empty: it was not), or why it is rejected."""
     try:
         if not clip.path.is_file():
             return Rejection(clip.name, "video missing", f"found no file {clip.path}")
         data = clip.path.read_bytes()
-        video, info, reason = fit_video(as_video(data) if is_animated(data) else data, short_side, crf)
+        data = as_video(data) if is_animated(data) else data
+        notes = first_shown(data).notes
+        if hdr == "reject" and "transfer" in notes:
+            return Rejection(clip.name, "hdr", f"found a picture of high dynamic range ({notes['transfer']})")
+        video, info, reason = fit_video(data, short_side, crf)
     except DecodeError as error:
         return Rejection(clip.name, "video undecodable", str(error))
     except OSError as error:
         return Rejection(clip.name, "video unreadable", str(error))
     members, row = clip_sample(video, info, clip.captions, clip.source, clip.licence, clip.truth)
     origins = [text.origin for text in clip.texts]
-    more = name_record(clip.name) | ({"caption_origins": origins} if any(origins) else {})
+    more = name_record(clip.name) | notes | ({"caption_origins": origins} if any(origins) else {})
     return members | {"json": json.dumps(json.loads(members["json"]) | more).encode()}, row, reason
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from videodiff.data.screen import Screen
 from videodiff.data.timing import MICROSECOND, PAUSE, end_of, is_even, usual_rate
-from videodiff.data.video import DecodeError, best_stream, open_video
+from videodiff.data.video import DecodeError, best_stream, decoder_of, open_video
 
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
 SLACK = 100_000
@@ -240,7 +240,7 @@ def read_from(
 
     with open_video(source) as container:
         stream = best_stream(container)
-        stream.codec_context.thread_count = 1
+        decoder = decoder_of(stream)
         clock, screen = Clock(container, stream), Screen(source, container, stream)
         if key > 0:
             # Where that is impossible, decoding starts at the start of the file.
@@ -249,7 +249,7 @@ def read_from(
         ranked = iter(timeline.times.tolist())
         for packet in packets(container, stream):
             try:
-                frames = packet.decode()
+                frames = decoder.decode(packet)
             except av.FFmpegError:
                 frames = []
                 if stamp(packet) is not None:

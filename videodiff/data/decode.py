@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from videodiff.data.screen import Screen
-from videodiff.data.video import QUICK, DecodeError, VideoInfo, best_stream, open_video
+from videodiff.data.video import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
 
 
 def probe(video: bytes) -> VideoInfo:
@@ -101,7 +101,8 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream) -
     """Return the pictures in the order of decoding; None where times do not name them."""
     packets = [packet for packet in container.demux(stream) if packet.size]
     times = {packet.pts for packet in packets}
-    if stream.codec_context.name not in INDEXED or None in times or len(times) < len(packets):
+    seekable = stream.codec_context.name in INDEXED and decoder_of(stream) is stream.codec_context
+    if not seekable or None in times or len(times) < len(packets):
         return None
     return [Picture(packet.pts, decoding_time(packet), packet.is_keyframe, not packet.is_discard) for packet in packets]
 
@@ -210,7 +211,6 @@ def opened(
                     yield found
                 return
             stream = best_stream(container)
-            stream.codec_context.thread_count = 1
             yield container, stream, Screen(video, container, stream, size)
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be decoded: {error.strerror}") from error
@@ -223,10 +223,11 @@ def decoded(
 
     With `only`, times of display, other pictures are left out, but for those that these may refer to.
     """
+    decoder = decoder_of(stream)
     for packet in packets:
         if only is not None:
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in only else "NONREF"
-        for frame in packet.decode():
+            decoder.skip_frame = "DEFAULT" if packet.pts in only else "NONREF"
+        for frame in decoder.decode(packet):
             if frame.is_corrupt:
                 raise DecodeError(f"the frame at {frame.time} s is damaged")
             yield frame

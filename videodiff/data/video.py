@@ -29,6 +29,8 @@ OPTIONS = {
 }
 # Or ffmpeg decodes a picture to learn more of the stream than reading it takes.
 QUICK = {"skip_frame": "all", "max_probe_packets": "0"}
+# WebM has the alpha of a picture beside it, and ffmpeg's own decoders of these pass it over.
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Bytes that are read at a time, from memory and from a disk.
 NEAR, FAR = 2**15, 2**18
 
@@ -136,3 +138,14 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream:
     if stream is None or stream.codec_context is None:
         raise DecodeError("found no video stream that can be decoded, expected one")
     return stream
+
+
+def decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
+    """Return the decoder of a stream, of one thread; of VP8 and VP9 with alpha the one that knows what alpha is."""
+    decoder, other = stream.codec_context, ALPHA_DECODERS.get(stream.codec_context.name)
+    if other and stream.metadata.get("alpha_mode") == "1":
+        decoder = av.CodecContext.create(other, "r")
+        decoder.options = {"max_pixels": str(MAX_PIXELS)}
+    if not decoder.is_open:
+        decoder.thread_count = 1
+    return decoder
