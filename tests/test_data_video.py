@@ -22,7 +22,7 @@ from videodiff.data.video import MAX_PIXELS, open_video
 
 ROOT = Path(__file__).parents[1]
 # Where `av.open` reads what is nobody's but ours, or writes.
-WRITERS = {"videodiff/data/encode.py", "data_prep/stages/audio.py"}
+WRITERS = {"videodiff/data/encode.py", "data_prep/stages/audio.py", "data_prep/animated.py"}
 VIDEO = write_video(moving_square(8, 64, 64))
 
 
@@ -35,8 +35,8 @@ def test_nothing_but_open_video_opens_what_strangers_wrote():
     files = [path for room in ("videodiff", "data_prep") for path in (ROOT / room).rglob("*.py")]
     openers = {
         "av.open": {"videodiff/data/video.py", *WRITERS},
-        # The header alone, of the formats that it names.
-        "Image.open": {"videodiff/data/video.py"},
+        # The header alone, and animated WebP, each of the formats that it names.
+        "Image.open": {"videodiff/data/video.py", "data_prep/animated.py"},
         # After `read_header` has found an mp4.
         "decord.VideoReader": {"data_prep/footage.py"},
     }
