@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from made_clips import sample
 
 from videodiff import cli
-from videodiff.data.decode import decode, probe
+from videodiff.data.decode import decode, probe, resize
 from videodiff.data.encode import encode
 from videodiff.data.manifest import Manifest
 from videodiff.data.shards import ShardWriter, read_sample
@@ -248,3 +248,56 @@ def test_clips_of_several_rates_are_sampled_at_one_that_is_asked_for(call: Call,
         status, out, err = call("sample", str(run), "prompts=[grey]", "steps=1", *asked)
         assert status == 0, err
         assert probe(Path(out.split(":")[0]).read_bytes()).fps == rate
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a step in the latents of a small causal autoencoder, 9 frames to 3; and its dataset beside it."""
+    import diffusers
+    import torch
+
+    cwd = tmp_path_factory.mktemp("causal")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+                                     latents_mean=[0.0] * 4, latents_std=[1.0] * 4)  # fmt: skip
+    vae.save_pretrained(cwd / "vae")
+    with ShardWriter(cwd / "data") as writer:
+        for number in range(4):
+            writer.add(f"clip{number}", *sample(number, 9, captions=("a square",)))
+    how = ["codec=wan_vae", f"codec.path_or_name={cwd / 'vae'}", "codec.subfolder=null", "codec.dtype=float32"]
+    how += ["data.frames=9", "model.patch=[1,1,1]", "trainer.max_steps=1", "sampler.steps=1"]
+    how += ["callbacks.samples.every=1", f"run={cwd / 'run'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["videodiff", "train", *tiny(cwd / "data"), *how])
+        GlobalHydra.instance().clear()
+        cli.main()
+    return cwd
+
+
+def test_a_causal_codec_is_given_the_frames_that_it_can_hold_everywhere(call: Call, causal: Path) -> None:
+    run, data = causal / "run", causal / "data"
+    labels = json.loads((run / "samples/captions.json").read_text())
+    # Of three frames a causal codec of 1 + 4 k can hold one.
+    assert labels["clip_0"] == "a square (continued from 1 frames)"
+    manifest = Manifest.load(data)
+    video = read_sample(manifest.root, manifest.row(0))["mp4"]
+    (causal / "given.mp4").write_bytes(video)
+    status, _, err = call("sample", str(run), f"given={causal / 'given.mp4'}", "known=[0,1,2,3,4]")
+    assert status == 0, err
+    made = decode((run / "generated/000.mp4").read_bytes(), range(9)).astype(int)
+    error = abs(made - resize(decode(video, range(9)), 16, 16)).mean(axis=(1, 2, 3))
+    assert error[:5].max() < 10 < error[5:].min()
+    fits = "expected the first 1, 5 of the clip's 9 frames: the codec AutoencoderKLWan"
+    for wrong in ("[0,-1]", "[0,1,2]", "[1]"):
+        status, _, err = call("sample", str(run), f"given={causal / 'given.mp4'}", f"known={wrong}")
+        assert (status, err.count("\n")) == (1, 1)
+        assert fits in err
+    status, _, err = call("evaluate", str(run), f"dataset={data}", "clips=2")
+    assert status == 0, err
+    assert json.loads((run / "evaluation.json").read_text())["given_frames"] == 1
+    status, _, err = call("evaluate", str(run), f"dataset={data}", "clips=2", "given=3")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"given: found 3, {fits}" in err
+    status, _, err = call("train", f"resume={run}", "trainer.max_steps=2", "callbacks.samples.given=9")
+    assert status == 1
+    assert f"callbacks.samples.given: found 9, {fits}" in err

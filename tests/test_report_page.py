@@ -170,3 +170,28 @@ def test_every_video_plays_in_a_browser(browser, page, tmp_path):
     count = page.count("<video ")
     script = f"await until(() => page.document.documentElement.dataset.videos == '{count}/{count}'); say('all');"
     assert seen_by(browser, page.encode(), script, tmp_path) == "all", "not every video reached its first frame"
+
+
+def test_videos_that_cannot_be_decoded_are_left_out_and_named(tmp_path, capsys):
+    root = write_run(tmp_path / "run")
+    steps = sorted((root / "samples").glob("step_*"))
+    (steps[0] / "clip_0.mp4").write_bytes(b"")
+    whole = (steps[1] / "clip_1.mp4").read_bytes()
+    (steps[1] / "clip_1.mp4").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "secret.mp4").write_bytes(whole)
+    (steps[2] / "clip_9.mp4").symlink_to(tmp_path / "secret.mp4")
+    (root / "evaluation/1_sampled.mp4").write_bytes(b"no <b>video</b>")
+    (root / "evaluation/5_sampled.mp4").write_bytes(b"")
+    page = write_report(root).read_text()
+    said = capsys.readouterr().out
+    left_out = [steps[0] / "clip_0.mp4", steps[1] / "clip_1.mp4", steps[2] / "clip_9.mp4",
+                root / "evaluation/1_sampled.mp4", root / "evaluation/5_sampled.mp4"]  # fmt: skip
+    assert all(f"left out {path}: " in said for path in left_out)
+    assert "5 videos are left out of this page" in page
+    # Four continuations with their truth and four clips from captions, less one each; twelve samples less two.
+    assert page.count("data:video/mp4;base64,") == 3 * 2 + 3 + 10
+    write_hero(root, tmp_path / "hero.png")
+    for path in root.glob("**/*.mp4"):
+        path.write_bytes(b"")
+    page = write_report(root).read_text()
+    assert "data:video/mp4;base64," not in page

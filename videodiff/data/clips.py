@@ -74,14 +74,20 @@ class Clips:
         self.columns = ("frames",) if any_size and self.windows is None else ("frames", "height", "width")
         self.misfits: Counter[str] = Counter()
         self.rates: list[Counter[float]] = [Counter() for _ in self.buckets]
-        self.counts, self.kinds = count_kinds(map(self._count, manifest.by_shard(*self.columns, "fps")), leave_out=True)
+        self.enlarged = 0
+        columns = manifest.by_shard("frames", "height", "width", "fps")
+        self.counts, self.kinds = count_kinds(map(self._count, columns), leave_out=True)
         if not len(self) or not (skip or len(self) == len(manifest)):
             raise ValueError(self._misfit())
 
     def _count(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Return the kind of each sample of a shard, and count what fits nowhere and the rates of the rest."""
-        (*shape, fps), frames = columns, columns[0]
+        frames, height, width, fps = columns
+        shape = columns[: len(self.columns)]
         kinds = self.kinds_of(*shape)
+        # Only where the size does not decide may a picture be smaller than every shape that it is taken for.
+        large = np.any([(height >= bucket.height) & (width >= bucket.width) for bucket in self.buckets], axis=0)
+        self.enlarged += int(np.count_nonzero((kinds > 0) & ~large))
         if not kinds.all():
             self.misfits.update(self._reasons([column[kinds == 0] for column in shape]))
         for number, (bucket, rates) in enumerate(zip(self.buckets, self.rates, strict=True)):
@@ -104,6 +110,13 @@ class Clips:
         """How many samples fit no bucket, by reason."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.misfits.most_common())
         return f"{self.misfits.total():,} of {len(self.manifest):,} clips do not fit: {reasons}"
+
+    @property
+    def said(self) -> list[str]:
+        """What is to be said of the clips before they are read: how many are left out, and how many enlarged."""
+        shapes = " or ".join(map(str, self.buckets))
+        small = f"{self.enlarged:,} of {len(self):,} clips are smaller than {shapes} and are enlarged"
+        return ([self.left_out] if self.misfits else []) + ([small] if self.enlarged else [])
 
     def _misfit(self) -> str:
         first = next(index for index, fits in enumerate(self._fits()) if not fits)

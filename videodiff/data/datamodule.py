@@ -215,13 +215,12 @@ class ClipDataModule(lightning.LightningDataModule):
         said = []
         for number, (root, _) in enumerate(self.roots):
             own = [clips for clips in self.training if clips.number == number]
-            said += dict.fromkeys(f"{root}: {clips.left_out}" for clips in own if clips.misfits)
+            said += dict.fromkeys(f"{root}: {line}" for clips in own for line in clips.said)
             if own and "text" not in self.deliver:
                 said += check_captions(own, self.captions, text)
         if self.validation is None:
             return said
-        if self.validation.misfits:
-            said.append(f"{self.validation_root}: {self.validation.left_out}")
+        said += [f"{self.validation_root}: {line}" for line in self.validation.said]
         if "text" not in self.deliver:
             self.fit_text = partial(fit_captions, text=text)
             rows = list(islice(self.validation.fitting(), self.validation_clips))

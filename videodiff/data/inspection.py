@@ -31,12 +31,14 @@ class Survey:
 
     `counts` are the samples by shard and kind, and `kinds` these kinds, as the order wants them; `misfits` the samples
     that no bucket takes, by reason; `sources` and `licences` those of the others. `frames` to `fps` count all.
+    `longest`: the words of the longest caption, as far as the manifest tells.
     """
 
     samples: int = 0
     hours: float = 0.0
     captions: int = 0
     without_caption: int = 0
+    longest: int = 0
     frames: Counter[int] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
     fps: Counter[str] = field(default_factory=Counter)
@@ -60,6 +62,8 @@ def survey(manifest: Manifest, buckets: Sequence[Bucket] = (), any_size: bool = 
         found.hours += float(duration.sum()) / 3600
         found.captions += int(captions.sum())
         found.without_caption += int((captions == 0).sum())
+        if manifest.counts_words:
+            found.longest = max(found.longest, pc.max(table.column("words")).as_py() or 0)
         add(found.frames, frames)
         add(found.fps, fps, lambda rate: f"{rate:.4g}")
         add(found.sizes, width.astype(np.int64) << 32 | height, lambda size: f"{size >> 32}x{size & 0xFFFFFFFF}")
@@ -86,7 +90,7 @@ def survey(manifest: Manifest, buckets: Sequence[Bucket] = (), any_size: bool = 
 def row_groups(manifest: Manifest) -> Iterator[tuple[int, pa.Table]]:
     """Yield the columns of each row group, and the number of its first row."""
     for group, start in enumerate(manifest.groups[:-1].tolist()):
-        yield start, manifest.read_groups([group], COLUMNS)
+        yield start, manifest.read_groups([group], [*COLUMNS, *(["words"] if manifest.counts_words else [])])
 
 
 def add(counter: Counter[Any], values: Any, name: Any = lambda value: value) -> None:
@@ -143,7 +147,7 @@ def describe_dataset(manifest: Manifest, found: Survey, captions_read: int = 100
         "captions": found.captions,
         "without_caption": found.without_caption,
         "captions_read": len(captions),
-        "caption_words": (min(lengths), float(np.median(lengths)), max(lengths)),
+        "caption_words": (min(lengths), float(np.median(lengths)), max(*lengths, found.longest)),
         "top_words": {word: n / len(captions) for word, n in share.most_common(12)},
         "first_captions": captions[:3],
         "fingerprint": manifest.fingerprint,

@@ -173,10 +173,11 @@ class SampleClips(Callback):
         folder, names = self.folder_of(step), [f"clip_{number}" for number in range(len(made))]
         continued = f" (continued from {self.given} frames)"
         labels = [one.caption + (continued if one.known else "") for one in self.wanted]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / "captions.json", json.dumps(dict(zip(names, labels, strict=True)), indent=1).encode())
         with replacing_folder(folder) as partial:
             for name, frames, one in zip(names, made, self.wanted, strict=True):
                 write_clip(partial / f"{name}.mp4", frames, one.fps)
-        write_whole(self.folder / "captions.json", json.dumps(dict(zip(names, labels, strict=True)), indent=1).encode())
         for logger in trainer.loggers:
             show_clips(logger, step, [folder / f"{name}.mp4" for name in names], made, labels)
 

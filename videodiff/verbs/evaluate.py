@@ -123,8 +123,8 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
     """Read the first clips of a dataset that fit and can be read, as a run sees them."""
     dataset = Clips(manifest, [shape.bucket], fixed=True, skip=True, any_size=True)
     reader, clips, lost = Reader([manifest.root]), [], {}
-    if dataset.misfits:
-        say(f"{manifest.root}: {dataset.left_out}")
+    for line in dataset.said:
+        say(f"{manifest.root}: {line}")
     for index in dataset.fitting():
         task = dataset.task(index)
         try:

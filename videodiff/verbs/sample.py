@@ -18,6 +18,7 @@ from videodiff.data.decode import decode, probe, resize
 from videodiff.data.files import owning
 from videodiff.data.manifest import Manifest
 from videodiff.data.trained import Trained, read_trained, usual
+from videodiff.data.wording import fit_captions
 from videodiff.diffusion.generation import Generation
 from videodiff.generation.files import add_clip
 from videodiff.generation.known import find_known
@@ -77,6 +78,8 @@ def check_prompts(prompts: Sequence[str], model: Model) -> None:
             raise ValueError(f"prompts[{number}]: found {prompt!r}, expected text")
         if isinstance(model.text, Words) and (fault := model.text.fault(prompt)):
             raise ValueError(f"prompts[{number}]: {fault}")
+        if left_out := fit_captions([prompt], model.text)[1]:
+            print(f"prompts[{number}]: {left_out}")
     if hasattr(model.text, "tokens"):
         for number, tokens in enumerate(model.text.tokens(prompts)):
             if tokens > model.text.max_length:
