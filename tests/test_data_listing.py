@@ -86,6 +86,15 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path):
     assert passed == {"linked folder read already": 6}
 
 
+def test_a_link_to_what_is_hidden_is_followed(tmp_path):
+    touch(tmp_path, ".store/0123/a.mp4", ".store/file")
+    (tmp_path / "videos").symlink_to(".store/0123")
+    (tmp_path / "b.mp4").symlink_to(".store/file")
+    items, passed = scan(tmp_path)
+    assert names(items) == ["b.mp4", "videos/a.mp4"]
+    assert passed == {"hidden": 1}
+
+
 def test_what_cannot_be_read_costs_itself(tmp_path, monkeypatch):
     touch(tmp_path, "a.mp4", "empty/.keep", "locked/b.mp4", "z.mp4")
     (tmp_path / "gone.mp4").symlink_to("nowhere")

@@ -519,6 +519,12 @@ def test_a_member_that_would_leave_the_folder_is_rejected(tmp_path: Path) -> Non
     assert set(bad(items).values()) == {"bad-path"}
 
 
+def test_the_tables_of_a_folder_are_read_whatever_the_case_of_their_endings(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.JSONL"):
+        write(tmp_path / "in" / name, lines(VIDEO))
+    assert [item.place.file for item in good(read_hdvila(tmp_path / "in"))] == ["a.jsonl"] * 2 + ["b.JSONL"] * 2
+
+
 def tar_of_list(path: Path, *members: tuple[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:

@@ -30,7 +30,8 @@ def files_of(source: str | Path, *endings: str) -> list[tuple[str, str]]:
     """Return name and path of a file, or of the files below a folder that end so (also with `.gz` or `.xz`)."""
     path = Path(source)
     if path.is_dir():
-        names = [p.relative_to(path).as_posix() for p in path.rglob("*") if any(e in endings for e in p.suffixes[-2:])]
+        files = [file for file in path.rglob("*") if any(e.lower() in endings for e in file.suffixes[-2:])]
+        names = [file.relative_to(path).as_posix() for file in files]
         if not names:
             raise ValueError(f"source: found no {' or '.join(endings)} below {path}, expected at least one")
         return [(name, str(path / name)) for name in sorted(names)]

@@ -157,18 +157,20 @@ class Scan:
         if not self.deep:
             self.passed[FOLDER] += 1
             return False
-        if entry.is_symlink():
-            target = Path(entry.path).resolve()
-            if self.root in (target, *target.parents) or target in self.root.parents:
-                self.passed[LINKED] += 1
-                return False
         known = identity(entry.stat())
         # Some network file systems number nothing.
-        if known in self.seen and known[1]:
+        seen = known in self.seen and known[1]
+        if seen or (entry.is_symlink() and self._comes_anyway(Path(entry.path).resolve())):
             self.passed[LINKED] += 1
             return False
         self.seen.add(known)
         return True
+
+    def _comes_anyway(self, target: Path) -> bool:
+        """Tell whether a folder is read without the link to it, or holds all that is read."""
+        if self.root in (target, *target.parents):
+            return not any(part.startswith(".") for part in target.relative_to(self.root).parts)
+        return target in self.root.parents
 
 
 def settle(picture: Listed, videos: Collection[str]) -> Listed:
