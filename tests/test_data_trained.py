@@ -13,7 +13,7 @@ from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.decode import probe
 from videodiff.data.encode import encode
 from videodiff.data.shards import ShardWriter, clip_sample
-from videodiff.data.trained import Trained, read_trained, usual, write_trained
+from videodiff.data.trained import Trained, begun, read_trained, usual, write_trained
 
 
 def write(root: Path, *clips: tuple[int, float]) -> str:
@@ -63,6 +63,11 @@ def test_the_usual_shape_is_the_largest_share_of_the_last_stage_a_clip_before_a_
     assert usual([shape(9, share=1.0), shape(4, 5, 0.3), shape(8, 5, 0.7)]).frames == 8
     assert usual([shape(1, share=0.8), shape(4, share=0.2)]).frames == 4
     assert usual([shape(8, share=1.0), shape(1, 5, 1.0)]).frames == 1
+
+
+@pytest.mark.parametrize(("step", "frames"), [(1, 1), (5, 1), (6, 8), (99, 8)])
+def test_a_stage_that_training_has_not_begun_is_not_sampled_in(step: int, frames: int) -> None:
+    assert usual(begun([shape(1), shape(8, first=5)], step)).frames == frames
 
 
 def test_validation_and_examples_take_the_usual_shape_not_that_beside_the_buckets(tmp_path: Path) -> None:

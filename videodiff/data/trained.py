@@ -91,6 +91,11 @@ def usual(trained: Sequence[Trained]) -> Trained:
     return max([one for one in last if one.frames > 1] or last, key=lambda one: one.share)
 
 
+def begun(trained: Sequence[Trained], step: int) -> list[Trained]:
+    """Return the shapes of the stages that training had begun when it had taken so many steps."""
+    return [one for one in trained if one.first < max(step, 1)]
+
+
 def write_trained(folder: Path, trained: Sequence[Trained]) -> None:
     """Write the shapes into a run folder."""
     records = [one._asdict() | {"rates": {f"{rate:g}": share for rate, share in one.rates.items()}} for one in trained]

@@ -16,7 +16,7 @@ from videodiff.data.clips import Clips, Reader
 from videodiff.data.decode import DecodeError
 from videodiff.data.files import owning, write_whole
 from videodiff.data.manifest import Manifest, ManifestError
-from videodiff.data.trained import Trained, usual
+from videodiff.data.trained import Trained, begun, usual
 from videodiff.data.wording import fit_captions
 from videodiff.diffusion.generation import Generation
 from videodiff.generation.files import write_clip
@@ -29,12 +29,14 @@ from videodiff.metrics.physics import continuation, text_to_video
 from videodiff.metrics.reference import PREDICTORS, measure
 from videodiff.metrics.summary import predictor_table, summarise
 from videodiff.verbs.build import Model, load_run, read_run
-from videodiff.verbs.sample import generation_of, trained_of
+from videodiff.verbs.sample import generation_of, step_of, trained_of
 from videodiff.worlds.scene import Scene
 
 TASKS = ("continuation", "text_to_video")
 # The given frames of a continuation where none are asked for.
 GIVEN = 3
+# Clips that cannot be read, beyond as many that can, before it is the dataset that cannot.
+LOST = 100
 
 
 class Clip(NamedTuple):
@@ -69,7 +71,8 @@ def evaluate(cfg: DictConfig) -> None:
         )
     manifest = Manifest.load(root)
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
-    generation, shape = generation_of(cfg, run_cfg), usual(trained_of(folder, run_cfg))
+    generation = generation_of(cfg, run_cfg)
+    shape = usual(begun(trained_of(folder, run_cfg), step_of(checkpoint)))
     tasks, given = list(cfg.tasks), given_of(cfg, model, shape)
     if not given and "continuation" in tasks:
         tasks.remove("continuation")
@@ -131,12 +134,15 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
             clips.append(as_clip(reader.alone(task)))
         except (DecodeError, ManifestError) as error:
             lost[task.row["key"]] = str(error)
-        if len(clips) == count:
+        if len(clips) == count or len(lost) > LOST + len(clips):
             break
-    if lost:
+    if lost and clips:
         say(f"{manifest.root}: {len(lost)} clips cannot be read, the first one: {next(iter(lost.values()))}")
-    if not clips:
-        raise ValueError(f"{manifest.root}: found no clip that can be read, expected at least one")
+    if not clips or len(lost) > LOST + len(clips):
+        raise ValueError(
+            f"{manifest.root}: found {len(lost)} clips that cannot be read and {len(clips)} that can, expected a "
+            f"dataset of videos; the first one: {next(iter(lost.values()))}"
+        )
     if len(clips) < count:
         say(f"clips: found {len(clips)} in {manifest.root}, fewer than {count}: all are taken")
     return clips

@@ -17,7 +17,7 @@ from videodiff import __version__
 from videodiff.data.decode import decode, probe, resize
 from videodiff.data.files import owning
 from videodiff.data.manifest import Manifest
-from videodiff.data.trained import Trained, read_trained, usual
+from videodiff.data.trained import Trained, begun, read_trained, usual
 from videodiff.data.wording import fit_captions
 from videodiff.diffusion.generation import Generation
 from videodiff.generation.files import add_clip
@@ -48,13 +48,13 @@ def run(cfg: DictConfig) -> None:
         )
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     check_prompts(prompts, model)
-    trained = trained_of(Path(cfg.run), run_cfg)
+    step = step_of(checkpoint)
+    trained = begun(trained_of(Path(cfg.run), run_cfg), step)
     shape = shape_of(cfg, trained, run_cfg, model)
     generation = generation_of(cfg, run_cfg)
     video = None if cfg.given is None else read_given(Path(cfg.given))
-    fps = rate_of(cfg.fps, trained, shape[0], None if video is None else probe(video).fps)
+    fps = rate_of(cfg.fps, trained, shape, None if video is None else probe(video).fps)
     given = Given((), np.empty(0)) if video is None else place(video, cfg, shape, fps, model)
-    step = json.loads((checkpoint / "checkpoint.json").read_text())["step"]
     facts = {"run": str(cfg.run), "checkpoint": str(checkpoint), "step": step}
     facts |= {"fps": fps, "frames": shape[0], "height": shape[1], "width": shape[2]}
     facts |= {"sampler": settings_of(generation), "known": list(given.known), "given": None}
@@ -69,6 +69,11 @@ def run(cfg: DictConfig) -> None:
             path = add_clip(out, frames, fps, {"prompt": prompt, "seed": wanted.seed, **facts})
             print(f"{path}: {prompt}")
     print(f"videodiff sample: {len(prompts)} clips from {checkpoint}")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return how many steps a checkpoint has taken."""
+    return json.loads((checkpoint / "checkpoint.json").read_text())["step"]
 
 
 def check_prompts(prompts: Sequence[str], model: Model) -> None:
@@ -140,13 +145,15 @@ def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, m
     return shape
 
 
-def rate_of(asked: float | None, trained: Sequence[Trained], frames: int, given: float | None = None) -> float:
+def rate_of(
+    asked: float | None, trained: Sequence[Trained], shape: tuple[int, int, int], given: float | None = None
+) -> float:
     """Return the frames a second of a clip: as asked for, as trained, or those of a given video over the stride."""
     if asked is not None:
         if not 0 < asked < 1000:
             raise ValueError(f"fps: found {asked}, expected a number above 0 and below 1000")
         return float(asked)
-    one = next((one for one in reversed(trained) if one.frames == frames), usual(trained))
+    one = next((one for one in reversed(trained) if one.shape == shape), usual(trained))
     if one.rate is not None:
         return one.rate
     if given is not None:

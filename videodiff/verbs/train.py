@@ -33,7 +33,7 @@ from videodiff.verbs.stored import key_of, read_overrides
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (
     *("trainer", "strategy", "compile", "callbacks", "logger", "resume", "trust", "run", "name", "hydra", "sampler"),
-    *("data.num_workers", "optimizer.fused"),
+    *("data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
 )
 FREE_DATA = tuple(
     f"data.{name}"
