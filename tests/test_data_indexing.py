@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -236,6 +237,21 @@ def test_every_tar_that_is_asked_for_must_be_there(tmp_path):
     (tmp_path / "[raw],{a}").mkdir()
     write_tar(tmp_path / "[raw],{a}" / "a[1].tar", ("a.mp4", MP4))
     assert len(index_tars(str(tmp_path / "[raw],{a}" / "a[1].tar"), workers=1)[0]) == 1
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.tar"])
+def test_a_tar_that_cannot_be_read_costs_itself(tmp_path, pattern, monkeypatch):
+    for name in ("a", "locked"):
+        write_tar(tmp_path / f"{name}.tar", (f"{name}.mp4", MP4))
+    (tmp_path / "gone.tar").symlink_to("nowhere")
+    real = os.access
+    monkeypatch.setattr(indexing.os, "access", lambda path, mode: "locked" not in str(path) and real(path, mode))
+    manifest, unusable = index_tars(f"{tmp_path}{pattern}", workers=1)
+    assert [manifest.row(index)["key"] for index in range(len(manifest))] == ["a"]
+    found = {entry.shard: entry.reason for entry in unusable}
+    assert found.keys() == {"gone.tar", "locked.tar"}
+    assert "where nothing is" in found["gone.tar"]
+    assert "Permission denied" in found["locked.tar"]
 
 
 def test_compressed_tars_are_told_what_to_do(tmp_path):

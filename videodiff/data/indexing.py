@@ -96,7 +96,7 @@ def index_tars(
     from each other is left out, as a row has one place in its tar.
     """
     passed = Passed() if passed is None else passed
-    places = find_tars(tars, passed)
+    places, faults = find_tars(tars, passed)
     parent = places[0].parent
     root = Path(out) if out is not None else parent
     if isinstance(parent, Url) == (out is None) or (out is not None and isinstance(parent, Path)):
@@ -104,19 +104,21 @@ def index_tars(
     with owning(root, "index"):
         if (root / NAME).exists():
             raise ValueError(f"{root / NAME}: found a manifest, expected none: remove it to index anew")
-        unusable = write_index(root, places, workers, progress, passed)
+        unusable = write_index(root, places, faults, workers, progress, passed)
     return Manifest.load(root), unusable
 
 
 def write_index(
     root: Path,
     places: Sequence[Path | Url],
+    faults: Sequence[Fault],
     workers: int | None,
     progress: Callable[[int, int], None],
     passed: Passed,
 ) -> list[Unusable]:
     """Write what `index_tars` leaves in a folder; return what is left out."""
-    parent, words, unusable, usable = places[0].parent, Counter(), [], 0
+    parent, words, usable = places[0].parent, Counter(), 0
+    unusable = [Unusable(fault.name, 0, "", fault.detail) for fault in faults]
     with ManifestWriter(root, shards_at=parent if isinstance(parent, Url) else None) as writer:
         for done, found in enumerate(index_all(places, workers), start=1):
             words.update(found.words)
@@ -136,8 +138,8 @@ def write_index(
     return unusable
 
 
-def find_tars(tars: str | Sequence[str], passed: Passed) -> list[Path | Url]:
-    """Return the tars that are meant, in the order of their names."""
+def find_tars(tars: str | Sequence[str], passed: Passed) -> tuple[list[Path | Url], list[Fault]]:
+    """Return the tars that are meant, in the order of their names, and those that cannot be read."""
     found, missing = [], []
     for pattern in [tars] if isinstance(tars, str) else tars:
         # A folder may well be called a,b or {1}, and a tar a[1].tar.
@@ -145,8 +147,10 @@ def find_tars(tars: str | Sequence[str], passed: Passed) -> list[Path | Url]:
             own = tars_at(name, passed)
             found += own
             missing += [name] * (not own)
+    faults = [item for item in found if isinstance(item, Fault)]
+    found = [item for item in found if not isinstance(item, Fault)]
     if not found:
-        beside = f"; there are {passed}" if passed else ""
+        beside = f"; {faults[0].name}: {faults[0].detail}" if faults else f"; there are {passed}" if passed else ""
         raise FileNotFoundError(
             f"tars: found none at {tars}, expected a folder with .tar files or a pattern that some match{beside}"
         )
@@ -158,19 +162,24 @@ def find_tars(tars: str | Sequence[str], passed: Passed) -> list[Path | Url]:
         raise ValueError(f"tars: found {len(found)} in {', '.join(folders)}, expected different ones of one folder")
     for place in found:
         plain_name(place.name)
-    return sorted(found, key=lambda place: place.name)
+    return sorted(found, key=lambda place: place.name), faults
 
 
-def tars_at(name: str, passed: Passed) -> list[Path | Url]:
+def tars_at(name: str, passed: Passed) -> list[Path | Url | Fault]:
     """Return the tar of this name or at this URL, or the tars of a folder, or those that a pattern matches."""
     if "://" in name:
         return [place_of(name)]
     if os.path.isdir(name):
         items = list(Scan(Path(name), {".tar"}, passed, deep=False))
-        for fault in (item for item in items if isinstance(item, Fault)):
-            raise ValueError(f"tars: {Path(name) / fault.name}: {fault.detail}, expected a tar")
-        return [item.path for item in items]
-    return [Path(name)] if os.path.exists(name) else [Path(found) for found in glob.glob(name)]
+        return [item if isinstance(item, Fault) else readable(item.path) for item in items]
+    return [readable(Path(name))] if os.path.exists(name) else [readable(Path(found)) for found in glob.glob(name)]
+
+
+def readable(path: Path) -> Path | Fault:
+    """Return the path of a tar, as a fault where it cannot be read."""
+    if not path.exists():
+        return Fault(path.name, "found a link where nothing is, expected a tar")
+    return path if os.access(path, os.R_OK) else Fault(path.name, "cannot be read: Permission denied")
 
 
 def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Indexed]:
