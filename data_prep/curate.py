@@ -68,11 +68,13 @@ def curate(
     captions: Captions,
     buckets: Sequence[Bucket] = (),
     progress: Progress = silent,
+    note_gone: Callable[[frozenset[str]], object] = lambda ids: None,
 ) -> dict[str, Any]:
     """Write shards, manifest and scores of the kept clips; return the counts of inputs and of clips.
 
     With `buckets` the clips of each lie in shards of their own: one shard of a bucket at most is not full. Where no
-    clip is kept the dataset is removed: what is left out must not stay in old shards.
+    clip is kept the dataset is removed: what is left out must not stay in old shards. `note_gone` is told the ids of
+    clips that are taken down before their files are removed: another name or source of theirs brings none back.
     """
     reasons, counts = decide(plan, work, rules, captions, progress)
     kept, gone = counts["clips"]["kept"], []
@@ -89,7 +91,9 @@ def curate(
         remove_shards(out)
     # A scene in the spans of two inputs is one clip, and one of them may still have it.
     used = shards.keys if kept else set()
-    for id in (id for id in gone if id not in used):
+    gone = [id for id in gone if id not in used]
+    note_gone(frozenset(gone))
+    for id in gone:
         for ending in ("mp4", "m4a"):
             place_of(work, id, ending).unlink(missing_ok=True)
         captions.forget(id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from data_prep.ledger import Ledger
 from data_prep.plan import Plan
 from data_prep.prep import PLAN, SETTINGS, SUMMARY, WORK, flat, read_settings
 from data_prep.produce import LEDGER, place_of
+from videodiff.data.address import without_secrets
 
 BATCH, BINS = 65_536, 40
 # Clips that are shown, kept and for each reason; reasons; rows of a table.
@@ -275,9 +275,3 @@ def machines(plan: Plan, most: int = ROWS) -> list[tuple[str, int, int]]:
         "ORDER BY failed DESC, 1 LIMIT ?",
         (most,),
     ).fetchall()
-
-
-def without_secrets(text: str) -> str:
-    """Return a text whose URLs hold neither passwords nor signatures nor tokens: a page is passed on."""
-    text = re.sub(r"(\w+://)[^/\s?#]*@", r"\1", text)
-    return re.sub(r"(?i)([?&][^=&\s]*(?:sig|token|key|cred|secret|pass|auth|policy)[^=&\s]*=)[^&\s]*", r"\1...", text)

@@ -2,7 +2,8 @@
 
 SQLite in the standard library gives what this needs in the least code: a transaction is there whole or not at all, also
 after power loss (write-ahead log, fsync at each commit). Only the process that leads a run writes, so that its machine
-alone has the file open, wherever the workers are. Rows are only ever added.
+alone has the file open, wherever the workers are. Outcomes are only ever added, but for those of lines that could not
+be used and are gone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import NAMESPACE, BadInput, ClipRequest
+from data_prep.request import BadInput, ClipRequest, admitted
 from data_prep.stopwatch import Spent
 
 TABLES = """
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS outcomes (
 CREATE INDEX IF NOT EXISTS by_id ON outcomes (id);
 CREATE VIEW IF NOT EXISTS ended AS SELECT * FROM outcomes
     WHERE number = (SELECT max(number) FROM outcomes AS later WHERE later.id = outcomes.id);
+CREATE TABLE IF NOT EXISTS bad (id BLOB PRIMARY KEY, file TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS stages (stage TEXT PRIMARY KEY, seconds REAL NOT NULL, items INTEGER NOT NULL,
     bytes INTEGER NOT NULL);
 """
@@ -55,8 +57,8 @@ class Outcome:
 class Ledger:
     """The ledger of one run, in a file.
 
-    Inputs are told apart by their id, and two of the same id by their place: a ledger belongs to one list of inputs, to
-    which lines may be appended.
+    Inputs are told apart by their id: what several lines, files or calls say of one id is said of one input. A line
+    that cannot be used is an input until its file is read again and has none such.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,27 +78,44 @@ class Ledger:
     def admit(self, items: Iterable[ClipRequest | BadInput], batch: int = BATCH) -> Iterator[ClipRequest]:
         """Enter inputs and yield the requests, those that have ended too: what is said of them may have changed.
 
-        A bad input ends at once as failed, a second one of the same id as filtered.
+        A bad input ends at once as failed. Secrets are taken off the sources: see `request.admitted`.
         """
-        items = iter(items)
+        items = (admitted(item) if isinstance(item, ClipRequest) else item for item in items)
+        # Lines that were bad before, and those of their files that are read now.
+        before = {file for (file,) in self.base.execute("SELECT DISTINCT file FROM bad")}
+        self.base.executescript("DROP TABLE IF EXISTS temp.found; CREATE TEMP TABLE found (id BLOB PRIMARY KEY);")
+        read: set[str] = set()
         while group := list(islice(items, batch)):
+            if before:
+                # An index of captions gives only its bad lines; its name is the origin of the others.
+                read |= before & {name for item in group for name in (item.place.file, getattr(item, "origin", ""))}
             with self._transaction():
-                taken = {number for number in index_order([item.id for item in group]) if self._enter(group[number])}
-            yield from (item for number, item in enumerate(group) if number in taken)
+                for number in index_order([item.id for item in group]):
+                    self._enter(group[number])
+            yield from (item for item in group if isinstance(item, ClipRequest))
+        with self._transaction():
+            for file in read:
+                self._forget(file)
 
-    def _enter(self, item: ClipRequest | BadInput) -> bool:
-        """Enter one input, and tell whether it is a request to be met."""
-        place = str(item.place)
-        new = self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(item.id), place)).rowcount
+    def _enter(self, item: ClipRequest | BadInput) -> None:
+        """Enter one input at the place where it was seen last."""
+        id, place = key(item.id), str(item.place)
+        new = self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (id, place)).rowcount
         if not new and self._place(item.id) != place:
-            twin = str(uuid.uuid5(NAMESPACE, f"{item.id} {place}"))
-            self.base.execute("INSERT OR IGNORE INTO inputs VALUES (?, ?)", (key(twin), place))
-            self._add(Outcome(twin, "filtered", "duplicate", detail=f"as {self._place(item.id)}"))
-            return False
+            self.base.execute("UPDATE inputs SET place = ? WHERE id = ?", (place, id))
         if isinstance(item, BadInput):
-            self._add(Outcome(item.id, "failed", item.reason, detail=item.detail))
-            return False
-        return True
+            self.base.execute("INSERT OR IGNORE INTO bad VALUES (?, ?)", (id, item.place.file))
+            self.base.execute("INSERT OR IGNORE INTO temp.found VALUES (?)", (id,))
+            last = self.base.execute("SELECT reason, detail FROM ended WHERE id = ?", (id,)).fetchone()
+            if last != (item.reason, item.detail):
+                self._note(Outcome(item.id, "failed", item.reason, detail=item.detail))
+
+    def _forget(self, file: str) -> None:
+        """Forget the bad lines of a file that has been read again and has them no more."""
+        gone = "SELECT id FROM bad WHERE file = ? AND id NOT IN (SELECT id FROM temp.found)"
+        for table in ("outcomes", "inputs"):
+            self.base.execute(f"DELETE FROM {table} WHERE id IN ({gone})", (file,))
+        self.base.execute("DELETE FROM bad WHERE file = ? AND id NOT IN (SELECT id FROM temp.found)", (file,))
 
     def record(self, outcomes: Iterable[Outcome], spent: Mapping[str, Spent] | None = None) -> list[Outcome]:
         """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.
@@ -167,12 +186,15 @@ class Ledger:
     def _add(self, outcome: Outcome) -> bool:
         if self._state(outcome.id) == "ended":
             return False
+        self._note(outcome)
+        return True
+
+    def _note(self, outcome: Outcome) -> None:
         values = key(outcome.id), outcome.status, outcome.reason, outcome.retryable, outcome.detail, outcome.host
         self.base.execute(
             "INSERT INTO outcomes (id, status, reason, retryable, detail, host, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (*values, time.time()),
         )
-        return True
 
     def _spend(self, spent: Mapping[str, Spent]) -> None:
         self.base.executemany(

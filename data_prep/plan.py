@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from data_prep.ledger import BATCH, index_order, key
 from data_prep.request import Caption, ClipRequest, Part, Place
@@ -20,15 +23,27 @@ CREATE TABLE IF NOT EXISTS numbers (id BLOB PRIMARY KEY, number INTEGER NOT NULL
 CREATE INDEX IF NOT EXISTS by_video ON requests (video);
 INSERT INTO numbers SELECT id, number FROM requests WHERE NOT EXISTS (SELECT * FROM numbers) ORDER BY id;
 """
-UPSERT = """
-INSERT INTO requests VALUES (?, ?, ?, ?)
-    ON CONFLICT (number) DO UPDATE SET request = excluded.request WHERE request != excluded.request;
-"""
 TODO = """
 DROP TABLE IF EXISTS temp.todo;
 CREATE TEMP TABLE todo AS SELECT requests.number, video FROM requests LEFT JOIN ledger.ended USING (id) WHERE {wanted};
 CREATE INDEX temp.todo_by_video ON todo (video, number);
 """
+
+# Fields that are not written down, and those that are when they are empty.
+UNSAID = {"id", "origin", "omitted"}
+KEPT = {"place", "source", "captions", "licence", "parent", "name", "part", "notes"}
+
+
+@dataclass
+class Told:
+    """What a reading of metadata said: rows that came again for an id, and inputs of which it now says something else.
+
+    omitted: notes that were left out, by name.
+    """
+
+    repeated: int = 0
+    updated: int = 0
+    omitted: Counter[str] = field(default_factory=Counter)
 
 
 class Plan:
@@ -47,15 +62,47 @@ class Plan:
     def __len__(self) -> int:
         return self.base.execute("SELECT count(*) FROM requests").fetchone()[0]
 
-    def add(self, requests: Iterable[ClipRequest], batch: int = BATCH) -> None:
-        """Append requests, and take over what has changed of those in the plan: captions, licence, notes."""
-        requests = iter(requests)
+    def add(self, requests: Iterable[ClipRequest], batch: int = BATCH) -> Told:
+        """Take over what a reading of metadata says: append what is new, and update the rest.
+
+        All rows of an id in one reading speak together, see `joined`; together they update what earlier readings said,
+        see `revised`.
+        """
+        requests, told, said = iter(requests), Told(), Said()
+        self.base.executescript("DROP TABLE IF EXISTS temp.before; CREATE TEMP TABLE before (number, request);")
         while group := list(islice(requests, batch)):
             self.base.execute("BEGIN")
             (first,) = self.base.execute("SELECT ifnull(max(number), 0) + 1 FROM requests").fetchone()
-            rows = [(n, key(item.id), video_of(item), to_json(item)) for n, item in self._numbered(group, first)]
-            self.base.executemany(UPSERT, rows)
+            new, changed = {}, {}
+            for number, item in self._numbered(group, first):
+                told.omitted.update(item.omitted)
+                again = said.add(number)
+                told.repeated += again
+                text = to_json(item)
+                if number >= first and not again:
+                    new[number] = number, key(item.id), json.dumps(item.video), text
+                elif number in new:
+                    *row, before = new[number]
+                    new[number] = *row, to_json(joined(from_json(before), item))
+                else:
+                    before = changed.get(number) or self._text(number)
+                    if before != text:
+                        merge = joined if again else revised
+                        changed[number] = to_json(merge(from_json(before), item))
+                        if not again:
+                            self.base.execute("INSERT INTO temp.before VALUES (?, ?)", (number, before))
+            self.base.executemany("INSERT INTO requests VALUES (?, ?, ?, ?)", new.values())
+            rows = [(text, number) for number, text in changed.items()]
+            self.base.executemany("UPDATE requests SET request = ? WHERE number = ?", rows)
             self.base.execute("COMMIT")
+        rows = self.base.execute(
+            "SELECT before.request, now.request FROM temp.before JOIN requests AS now USING (number)"
+        )
+        told.updated = sum(contents(from_json(before)) != contents(from_json(after)) for before, after in rows)
+        return told
+
+    def _text(self, number: int) -> str:
+        return self.base.execute("SELECT request FROM requests WHERE number = ?", (number,)).fetchone()[0]
 
     def _numbered(self, group: Sequence[ClipRequest], first: int) -> list[tuple[int, ClipRequest]]:
         """Return requests with their numbers, in the order of these: `first` and more for those that are new."""
@@ -116,22 +163,77 @@ class Sources(Sequence):
         return (request for requests in self for request in requests if wanted(request))
 
 
-def video_of(request: ClipRequest) -> str:
-    """Return what is fetched as one: a source, or a member of an archive."""
-    return json.dumps([request.source, request.part and request.part.name])
+class Said:
+    """The numbers of the requests that a reading spoke of, a bit each: twelve megabytes for 100 million."""
+
+    def __init__(self) -> None:
+        self.bits = bytearray()
+
+    def add(self, number: int) -> bool:
+        """Put down a number; tell whether it was there."""
+        place, bit = number >> 3, 1 << (number & 7)
+        if place >= len(self.bits):
+            self.bits.extend(bytes(place + 1 + len(self.bits) // 8 - len(self.bits)))
+        found = bool(self.bits[place] & bit)
+        self.bits[place] |= bit
+        return found
+
+
+def joined(before: ClipRequest, row: ClipRequest) -> ClipRequest:
+    """Return what two rows of one reading say of an id: the captions of both, and of the rest the later row's."""
+    return merged(before, row, before.captions, row.licence or before.licence, before.notes | row.notes)
+
+
+def revised(before: ClipRequest, row: ClipRequest) -> ClipRequest:
+    """Return what is known of an id once a new reading speaks of it.
+
+    Captions replace those of the same origin, others stay. What the same file said before of licence and notes is
+    forgotten; beside what another file said, the new has precedence.
+    """
+    spoken = {row.origin, *(caption.origin for caption in row.captions)}
+    captions = [caption for caption in before.captions if caption.origin not in spoken]
+    if before.place.file == row.place.file:
+        return merged(before, row, captions, row.licence, row.notes)
+    return merged(before, row, captions, row.licence or before.licence, before.notes | row.notes)
+
+
+def merged(
+    before: ClipRequest, row: ClipRequest, captions: Sequence[Caption], licence: str, notes: dict[str, Any]
+) -> ClipRequest:
+    """Return a row with its captions among others, each text of an origin once.
+
+    They come behind those of their origin, or where its name has its place: no order of calls shows in them.
+    """
+    origins = [caption.origin for caption in captions]
+    if row.origin in origins:
+        place = len(origins) - origins[::-1].index(row.origin)
+    else:
+        place = next((place for place, origin in enumerate(origins) if origin > row.origin), len(origins))
+    together = [*captions[:place], *row.captions, *captions[place:]]
+    once = {(caption.origin, caption.text): caption for caption in together}
+    names = {"parent": row.parent or before.parent, "name": row.name or before.name}
+    names |= {"followed": row.followed or before.followed}
+    return replace(row, captions=tuple(once.values()), licence=licence, notes=notes, **names)
+
+
+def contents(request: ClipRequest) -> tuple[Any, ...]:
+    """Return what metadata says of an id, wherever it says so."""
+    return request.captions, request.licence, request.notes, request.parent, request.name, request.part
 
 
 def to_json(request: ClipRequest) -> str:
     """Return a request as text: JSON, also for SQLite, so that notes that are no numbers become null."""
     span = request.span and list(map(str, request.span))
-    text = json.dumps({**vars(request), "span": span, "id": None})
+    given = {name: value for name, value in vars(request).items() if name not in UNSAID and (value or name in KEPT)}
+    text = json.dumps(given | {"span": span})
     strange = "NaN" in text or "Infinity" in text
     return json.dumps(json.loads(text, parse_constant=lambda _: None)) if strange else text
 
 
 def from_json(text: str) -> ClipRequest:
     """Return the request that `to_json` made this of."""
-    fields = {name: value for name, value in json.loads(text).items() if name != "id"}
+    fields = json.loads(text)
+    fields.pop("id", None)  # of a plan of before
     fields["place"] = Place(*fields["place"])
     fields["span"] = fields["span"] and tuple(map(Fraction, fields["span"]))
     fields["captions"] = tuple(Caption(*caption) for caption in fields["captions"])

@@ -29,7 +29,7 @@ from data_prep.caption import CaptionPolicy, Captions, caption_all
 from data_prep.curate import Rules, curate, is_taken
 from data_prep.engine.local import Engine, Local
 from data_prep.ledger import Ledger, Outcome
-from data_prep.plan import Plan
+from data_prep.plan import Plan, Told
 from data_prep.pool import Answers, Lost
 from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making, Stop, produce
 from data_prep.progress import Progress, Step, silent, told
@@ -37,13 +37,13 @@ from data_prep.rate import RATED, RATINGS, Models, Ratings, find_models, rate
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stopwatch import Spent, clock, total
+from videodiff.data.address import bare_url
 from videodiff.data.files import owning, remove_abandoned, write_whole
 from videodiff.data.listing import Passed
 from videodiff.data.stages import read_buckets
 
 WORK, PLAN, SETTINGS, TAKEN, SUMMARY = ".work", "plan.sqlite", "settings.json", "takedown.txt", "summary.json"
-OVERRIDES = "overrides.yaml"
-PASSED = "passed_over.json"
+OVERRIDES, PASSED, READING = "overrides.yaml", "passed_over.json", "reading.json"
 # The kinds of source of which files are listed.
 LISTED = ("folder", "webdataset")
 NO_SPACE = f"{os.strerror(errno.ENOSPC)}; the same command goes on from here"
@@ -92,10 +92,12 @@ def prep(
     clips that a model has not rated or captioned yet: the shards are written anew from what is there.
 
     In the summary `inputs` is the sum of `ok`, `filtered`, `failed` and `open` (not worked on yet; 0 unless stopped).
-    An input is a request of the source: one span, or one whole video. Where scenes are looked for it gives any number
-    of clips: it is ok if one of them is kept, else filtered for the reason of its first clip. `clips` counts the clips
-    themselves, `captions` those that were to be captioned. Where who writes captions gives no answer, `stopped` in it
-    says why, and the shards have those that were written before. A full disk is an OSError; what was done is kept.
+    An input is a request of the source: one span, or one whole video; `repeated` counts the rows beyond the first of an
+    input, `updated` the inputs of an earlier call of which the source now says something else, `notes_left_out` what
+    was no number. Where scenes are looked for it gives any number of clips: it is ok if one of them is kept, else
+    filtered for the reason of its first clip. `clips` counts the clips themselves, `captions` those that were to be
+    captioned. Where who writes captions gives no answer, `stopped` in it says why, and the shards have those that were
+    written before. A full disk is an OSError; what was done is kept.
     """
     out = Path(out).absolute()
     work = out / WORK
@@ -135,7 +137,9 @@ def prep(
             write_whole(work / OVERRIDES, json.dumps(list(overrides)).encode())
         taken |= remember(work / TAKEN, taken)
         if items is not None:
-            plan.add(ledger.admit(told(items, progress, "read", "inputs")))
+            (work / READING).unlink(missing_ok=True)
+            said = read_counts(plan.add(ledger.admit(told(items, progress, "read", "inputs"))))
+            write_whole(work / READING, json.dumps(said).encode())
             write_whole(work / PASSED, json.dumps(dict(passed.most_common())).encode())
         if makes:
             run = partial(engine.run, folders=[work, root], workers=workers, timeout=timeout)
@@ -148,10 +152,15 @@ def prep(
         if policy.by != "none":
             written = {"captions": caption_all(plan, work, rules, policy, retry is not None, timeout, progress)}
         with clock("pack"), closing(Captions(work, policy, plan.origins() if policy.use else ())) as captions:
-            curated = curate(plan, work, out, rules, shard_bytes, captions, shapes, progress)
+            note = partial(remember, work / TAKEN)
+            curated = curate(plan, work, out, rules, shard_bytes, captions, shapes, progress, note)
         clock.count("pack", curated["clips"]["kept"], curated["shards"]["bytes"])
         ledger.spend({"pack": clock.take()["pack"]}, anew=True)
-        summary = account(ledger.summary(), curated) | written | {"passed_over": read_settings(work / PASSED)}
+        reading = read_settings(work / READING)
+        if items is None:
+            reading.pop("updated", None)  # by an earlier call
+        summary = account(ledger.summary(), curated) | reading | written
+        summary |= {"passed_over": read_settings(work / PASSED)}
         write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
@@ -197,7 +206,8 @@ def read_lines(path: str | Path) -> frozenset[str]:
         lines = {line.strip() for line in Path(path).read_text("utf-8-sig").splitlines()}
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"takedown: {path} cannot be read: {error}") from error
-    return frozenset(line for line in lines if line and not line.startswith("#"))
+    # Sources are known without their secrets.
+    return frozenset(bare_url(line) for line in lines if line and not line.startswith("#"))
 
 
 def remember(path: Path, taken: frozenset[str]) -> frozenset[str]:
@@ -332,6 +342,12 @@ def account(ledger: Mapping[str, Any], curated: dict[str, Any]) -> dict[str, Any
     return {**ledger, "ok": ok, "filtered": dict(sorted(filtered.items())), **curated}
 
 
+def read_counts(said: Told) -> dict[str, Any]:
+    """Return what a summary says of a reading of the source beyond the inputs."""
+    counts = {"repeated": said.repeated, "updated": said.updated, "notes_left_out": dict(sorted(said.omitted.items()))}
+    return {name: count for name, count in counts.items() if count}
+
+
 def format_summary(summary: Mapping[str, Any], out: str | Path) -> str:
     """Return a summary as lines."""
     clips, shards = summary["clips"], summary["shards"]
@@ -339,6 +355,11 @@ def format_summary(summary: Mapping[str, Any], out: str | Path) -> str:
         f"{summary['ok']:,} of {summary['inputs']:,} inputs ok: {clips['kept']:,} of {clips['made']:,} clips in "
         f"{shards['count']:,} shards, {shards['bytes'] / 2**20:.1f} MiB, in {out}"
     ]
+    if "repeated" in summary:
+        lines.append(f"{summary['repeated']:,} rows of inputs that other rows name too: their captions were joined")
+    if "updated" in summary:
+        lines.append(f"{summary['updated']:,} inputs updated: the source says something else of them than before")
+    lines += [f"{count:,} notes left out: {name}" for name, count in summary.get("notes_left_out", {}).items()]
     lines += [f"{count:,} filtered: {reason}" for reason, count in summary["filtered"].items()]
     for reason, kinds in summary["failed"].items():
         lines += [f"{count:,} failed: {reason} ({kind})" for kind, count in kinds.items()]

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from scored_clips import panning, still
 
 from data_prep import figures as module
-from data_prep.figures import choose, figures, histograms, rows_at, view, without_secrets
+from data_prep.figures import choose, figures, histograms, rows_at, view
 from data_prep.prep import prep
 from data_prep.produce import place_of
+from videodiff.data.address import without_secrets
 from videodiff.data.encode import encode
 
 LIMITS = {"duration": {"min": 1.0}, "motion": {"min": 0.005}}

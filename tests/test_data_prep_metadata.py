@@ -201,9 +201,6 @@ def test_panda_as_published(tmp_path: Path) -> None:
         (SPANS, "{'a': 'b'}", "[1, 1]", "bad-cell"),
         (SPANS, "[" * 10_000, "[1, 1]", "bad-cell"),
         (SPANS, "-" * 10_000 + "1", "[1, 1]", "bad-cell"),
-        (SPANS, "['a', 'b']", "[9" + "9" * 5000 + ", 1]", "bad-cell"),
-        (SPANS, "['a', 'b']", "[0x" + "f" * 5000 + ", 1]", "bad-cell"),
-        (SPANS, "['a', 'b']", "[{1}, 1]", "bad-cell"),
         (SPANS, "[b'a', 'b']", "[1, 1]", "bad-cell"),
         (SPANS, "['a', 'b', 'c']", "[1, 1]", "unequal-lists"),
         ("[]", "[]", "[]", "unequal-lists"),
@@ -238,12 +235,13 @@ def test_a_literal_may_not_be_too_long() -> None:
 def test_webvid_as_published(tmp_path: Path) -> None:
     text = "videoid,duration,page_dir,name,contentUrl\n"
     text += '1066674784,PT00H00M17S,006001_006050,"Loading bar, blue",https://ak.example.com/preview.mp4\n'
-    text += "2,17,x,y,https://ak.example.com/preview.mp4\n"
+    text += "2,,x,y,https://ak.example.com/preview.mp4\n3,PT1Y,x,y,-\n4,17.5,x,,https://ak.example.com/preview.mp4\n"
     items = list(read_webvid(write(tmp_path / "webvid.csv", text)))
-    (found,) = good(items)
+    found, *others = good(items)
     assert (found.source, found.span, found.name) == ("https://ak.example.com/preview.mp4", None, "1066674784")
     assert (found.captions, found.notes) == ((Caption("Loading bar, blue", "webvid"),), {"duration": 17.0})
-    assert bad(items) == {"webvid.csv:3": "bad-time"}
+    assert [(item.notes, item.omitted) for item in others] == [({}, ("duration",)), ({"duration": 17.5}, ())]
+    assert bad(items) == {"webvid.csv:4": "bad-url"}
 
 
 def test_openvid_as_published(tmp_path: Path) -> None:
@@ -253,16 +251,14 @@ def test_openvid_as_published(tmp_path: Path) -> None:
     text += "a_1_9to3.mp4,x,5,9,1,static,241,29.97,8.04\n"
     text += "../a_1_0to3.mp4,x,5,9,1,static,241,24,8\nplain.mp4,x,5,n,1,,1,24,8\n"
     items = list(read_openvid(write(tmp_path / "OpenVid-1M.csv", text)))
-    (found,) = good(items)
+    found, reversed_frames, plain = good(items)
     assert (found.source, found.span, found.parent, found.name) == (name, None, "---_iRTHryQ", name)
     assert found.notes["parent_frames"] == [0, 241]
     assert found.notes["parent_seconds"] == [0.0, pytest.approx(241 * 1.001 / 30, abs=0.001)]
     assert (found.notes["motion score"], found.notes["camera motion"]) == (9.61, "static")
-    assert bad(items) == {
-        "OpenVid-1M.csv:3": "bad-span",
-        "OpenVid-1M.csv:4": "bad-name",
-        "OpenVid-1M.csv:5": "bad-number",
-    }
+    assert (reversed_frames.parent, reversed_frames.omitted) == ("a", ("parent_frames", "parent_seconds"))
+    assert (plain.omitted, "motion score" in plain.notes) == (("motion score",), False)
+    assert bad(items) == {"OpenVid-1M.csv:4": "bad-name"}
 
 
 def test_internvid_as_published(tmp_path: Path) -> None:
@@ -275,10 +271,10 @@ def test_internvid_as_published(tmp_path: Path) -> None:
         "UMT_Score": 0.41,
     }
     items = list(read_internvid(write(tmp_path / "flt.jsonl", lines(row, row | {"UMT_Score": "high"}))))
-    (found,) = good(items)
+    found, unrated = good(items)
     assert (found.source, found.span) == (WATCH + "-abc", (Fraction(21, 2), Fraction(123, 10)))
     assert (found.captions, found.notes) == ((Caption("a dog", "internvid", 0.41),), {"Aesthetic_Score": 4.2})
-    assert bad(items) == {"flt.jsonl:2": "bad-number"}
+    assert (unrated.captions, unrated.omitted, bad(items)) == ((Caption("a dog", "internvid"),), ("UMT_Score",), {})
 
 
 def test_koala_rows(tmp_path: Path) -> None:
@@ -647,7 +643,8 @@ JSON = st.recursive(
 )
 def test_no_line_stops_the_reader_and_each_is_accounted_for(tmp_path_factory: Any, rows: list[Any]) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "meta.jsonl"
-    texts = [row.replace(b"\n", b" ") if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    in_one = bytes.maketrans(b"\r\n", b"  ")
+    texts = [row.translate(in_one) if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"".join(text + b"\n" for text in texts))
     items = list(read_hdvila(path))
     wanted = {number for number, text in enumerate(texts, 1) if text.strip()}

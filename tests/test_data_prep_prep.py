@@ -64,9 +64,10 @@ def lines() -> list[dict]:
 
 
 ENDS = {
-    "inputs": 15,
+    "inputs": 14,
+    "repeated": 1,
     "ok": 5,
-    "filtered": {"duplicate": 2, "duration below 1": 1, "motion below 0.005": 1},
+    "filtered": {"duplicate": 1, "duration below 1": 1, "motion below 0.005": 1},
     "failed": {
         "bad-path": {"permanent": 1},
         "bad-span": {"permanent": 2},
@@ -230,7 +231,7 @@ def test_the_command_goes_on_after_a_kill(prepared, tmp_path):
     process.wait()
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert "5 of 15 inputs ok: 5 of 8 clips" in done.stdout
+    assert "5 of 14 inputs ok: 5 of 8 clips" in done.stdout
     assert dataset(out) == dataset(prepared[0] / "out")
 
 
@@ -238,7 +239,7 @@ def test_other_thresholds_need_no_video(copied, prepared):
     videos = prepared[0] / "in"
     hidden = videos.rename(prepared[0] / "hidden")
     wider = run(None, copied, filter={"duration": {"min": 0.1}})
-    assert (wider["ok"], wider["filtered"]) == (7, {"duplicate": 2})
+    assert (wider["ok"], wider["filtered"]) == (7, {"duplicate": 1})
     narrow = run(None, copied, filter={"duration": {"min": 2.5}, "motion": {"min": 0.005}})
     assert (narrow["ok"], narrow["filtered"]["duration below 2.5"]) == (2, 6)
     assert captions(copied) == ["", "all"]
@@ -289,7 +290,7 @@ def test_its_phases_and_their_counts_are_told(prepared, tmp_path):
     run(prepared[0] / "in/list.jsonl", tmp_path / "out", progress=steps.append)
     assert list(dict.fromkeys(step.phase for step in steps)) == ["read", "make", "choose", "pack"]
     first, *_, last = [step for step in steps if step.phase == "make"]
-    assert (first.done, first.total, last.done, last.total) == (3, 15, 15, 15)
+    assert (first.done, first.total, last.done, last.total) == (2, 14, 14, 14)
     assert {name: last.counts[name] for name in ("made", "clips", "filtered", "failed")} == {
         "made": 8,
         "clips": 8,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.request import BadInput, Caption, ClipRequest, InputError, Place, checked_path, checked_text, show
-from data_prep.sources.rows import Items
+from data_prep.sources.rows import MAX_DEPTH, Items
+from data_prep.sources.table import depth
 from videodiff.data.listing import MOVING, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan
 from videodiff.data.sidecars import CAPTIONS, TEXT_LIMIT, CaptionError, SidecarError, read_notes, read_texts
 
@@ -89,6 +90,7 @@ def parse_video(name: str, members: Mapping[str, bytes], licence: str, followed:
     captions = tuple(Caption(caption.text, caption.origin or "sidecar") for caption in texts)
     licence = next((checked_text(notes[field]) for field in LICENCES if notes.get(field)), licence)
     rest: dict[str, Any] = {field: value for field, value in notes.items() if field not in CAPTIONS + LICENCES}
-    return ClipRequest(
-        Place(name), checked_path(name), captions=captions, licence=licence, notes=rest, followed=followed
-    )
+    if depth(rest) > MAX_DEPTH:
+        raise InputError("bad-sidecar", f"found lists in lists over {MAX_DEPTH} deep, expected fewer")
+    said = {"captions": captions, "licence": licence, "notes": rest, "origin": "sidecar"}
+    return ClipRequest(Place(name), checked_path(name), **said, followed=followed)

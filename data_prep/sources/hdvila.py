@@ -33,7 +33,9 @@ def read_hdvila(source: str | Path, captions: CaptionIndex | None = None, licenc
         return
     yield from captions.bad
     for item in items:
-        yield replace(item, captions=captions.find(item.name)) if isinstance(item, ClipRequest) else item
+        if isinstance(item, ClipRequest):
+            item = replace(item, captions=captions.find(item.name), origin=captions.origin)
+        yield item
 
 
 def parse_video(place: Place, row: dict[str, Any], licence: str = LICENCE) -> Iterator[ClipRequest | BadInput]:

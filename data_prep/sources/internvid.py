@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import ClipRequest, Place, checked_caption, checked_name, checked_number, needed
+from data_prep.numbers import noted
+from data_prep.request import ClipRequest, Place, checked_caption, checked_name, needed
 from data_prep.sources.rows import Items, json_rows, to_items
 from data_prep.times import parse_span
 
+ORIGIN = "internvid"
 LICENCE = "CC-BY-NC-SA-4.0"
 WATCH = "https://www.youtube.com/watch?v="
 
@@ -27,7 +29,9 @@ def parse_clip(place: Place, row: dict[str, Any], licence: str) -> Iterator[Clip
     """Yield the clip of one line."""
     parent = checked_name(needed(row, "YoutubeID"))
     span = parse_span(needed(row, "Start_timestamp"), needed(row, "End_timestamp"))
-    captions = checked_caption(needed(row, "Caption"), "internvid", row.get("UMT_Score"))
-    aesthetic = row.get("Aesthetic_Score")
-    notes = {} if aesthetic is None else {"Aesthetic_Score": checked_number(aesthetic)}
-    yield ClipRequest(place, WATCH + parent, span, captions, licence, parent, notes=notes)
+    notes, omitted = {}, []
+    for name in ("UMT_Score", "Aesthetic_Score"):
+        noted(name, row.get(name), notes, omitted)
+    captions = checked_caption(row.get("Caption"), ORIGIN, notes.pop("UMT_Score", None))
+    url, left = WATCH + parent, tuple(omitted)
+    yield ClipRequest(place, url, span, captions, licence, parent, notes=notes, origin=ORIGIN, omitted=left)

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import ClipRequest, Place, checked_caption, checked_name, checked_number, checked_url
+from data_prep.numbers import noted
+from data_prep.request import ClipRequest, Place, checked_caption, checked_name, checked_url
 from data_prep.sources.rows import Items, csv_rows, parse_list, to_items
 from data_prep.times import parse_pair
 
+ORIGIN = "koala-36m"
 COLUMNS = ("videoID", "url", "timestamp", "caption")
 
 
@@ -24,6 +26,9 @@ def read_koala(source: str | Path, licence: str = "") -> Items:
 def parse_clip(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest]:
     """Yield the clip of one row."""
     name, url, span = checked_name(row["videoID"]), checked_url(row["url"]), parse_pair(parse_list(row["timestamp"]))
-    notes = {column: checked_number(value) for column, value in row.items() if column not in COLUMNS and value}
-    captions = checked_caption(row["caption"], "koala-36m")
-    yield ClipRequest(place, url, span, captions, licence, name.rpartition("_")[0], name, notes=notes)
+    notes, omitted = {}, []
+    for column, value in row.items():
+        if column not in COLUMNS:
+            noted(column, value or None, notes, omitted)
+    captions, parent = checked_caption(row["caption"], ORIGIN), name.rpartition("_")[0]
+    yield ClipRequest(place, url, span, captions, licence, parent, name, None, notes, ORIGIN, tuple(omitted))

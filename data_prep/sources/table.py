@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.numbers import parse_number
 from data_prep.request import (
     Caption,
     ClipRequest,
+    InputError,
     Place,
     checked_caption,
     checked_name,
@@ -18,7 +20,7 @@ from data_prep.request import (
     needed,
     show,
 )
-from data_prep.sources.rows import Items, Rows, csv_rows, json_rows, parquet_rows, to_items
+from data_prep.sources.rows import MAX_DEPTH, Items, Rows, csv_rows, json_rows, parquet_rows, to_items
 from data_prep.times import parse_span
 
 MEANINGS = ("video", "start", "end", "caption", "licence", "parent", "name", "fps")
@@ -45,7 +47,7 @@ def read_table(
 
 def rows_of(source: str | Path, columns: Any) -> Rows:
     """Return the rows of a table of any kind."""
-    readers = {".csv": csv_rows, ".jsonl": lambda path, *_: json_rows(path), ".parquet": parquet_rows}
+    readers = {".csv": csv_rows, ".tsv": csv_rows, ".jsonl": lambda path, *_: json_rows(path), ".parquet": parquet_rows}
     path = Path(source)
     found = {suffix for file in (path.iterdir() if path.is_dir() else [path]) for suffix in file.suffixes[-2:]} & {
         *readers
@@ -66,9 +68,13 @@ def parse_clip(
     span = None
     if "start" in columns:
         span = parse_span(needed(row, columns["start"]), needed(row, columns["end"]), unit, cell.get("fps"))
-    notes = {
-        str(name): plain(value) for name, value in row.items() if name not in columns.values() and value is not None
-    }
+    notes, omitted = {}, []
+    for name, value in row.items():
+        if name not in columns.values() and value is not None:
+            try:
+                notes[str(name)] = plain(value)
+            except InputError:
+                omitted.append(str(name))
     yield ClipRequest(
         place,
         source,
@@ -78,6 +84,8 @@ def parse_clip(
         text_of(cell.get("parent")),
         checked_name(cell["name"]) if cell.get("name") else "",
         notes=notes,
+        origin=origin if "caption" in columns else "",
+        omitted=tuple(omitted),
     )
 
 
@@ -89,9 +97,22 @@ def parse_captions(value: Any, origin: str) -> tuple[Caption, ...]:
 
 def text_of(value: Any) -> str:
     """Return a cell of text or of a number as text; anything else is an InputError."""
-    return checked_text(str(value) if isinstance(value, int | float) else value)
+    return checked_text(str(value) if isinstance(value, int | float) and value == value else value)
 
 
 def plain(value: Any) -> Any:
-    """Return a cell as JSON can hold it; what it cannot becomes text."""
+    """Return a cell as JSON can hold it; what it cannot becomes text. NaN, and lists in lists in lists, InputErrors."""
+    if isinstance(value, float):
+        return float(parse_number(value))
+    if isinstance(value, list | dict) and depth(value) > MAX_DEPTH:
+        raise InputError("bad-cell", f"found lists in lists over {MAX_DEPTH} deep, expected fewer")
     return json.loads(json.dumps(value, default=str))
+
+
+def depth(value: Any) -> int:
+    """Return how many lists and objects are in each other, counted no further than needed."""
+    level, found = [value], 0
+    while level and found <= MAX_DEPTH:
+        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level, found = [value for items in inside for value in items], found + bool(inside)
+    return found

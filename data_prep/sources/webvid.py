@@ -9,20 +9,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import ClipRequest, Place, checked_caption, checked_name, checked_url
+from data_prep.request import ClipRequest, InputError, Place, checked_caption, checked_name, checked_url
 from data_prep.sources.rows import Items, csv_rows, to_items
-from data_prep.times import parse_iso8601
+from data_prep.times import parse_time
+
+ORIGIN = "webvid"
 
 
 def read_webvid(source: str | Path, licence: str = "") -> Items:
     """Yield the videos of a CSV file or a folder of them; `duration` (`PT00H00M17S`) is noted in seconds."""
-    rows = csv_rows(source, "videoid", "name", "duration", "contentUrl")
+    rows = csv_rows(source, "videoid", "name", "contentUrl")
     return to_items(rows, lambda place, row: parse_video(place, row, licence))
 
 
 def parse_video(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest]:
     """Yield the video of one row."""
     name, url = checked_name(row["videoid"]), checked_url(row["contentUrl"])
-    notes = {"duration": float(parse_iso8601(row["duration"]))}
-    captions = checked_caption(row["name"], "webvid")
-    yield ClipRequest(place, url, None, captions, licence, parent=name, name=name, notes=notes)
+    notes, omitted = {}, ()
+    if "duration" in row:
+        try:
+            notes["duration"] = float(parse_time(row["duration"]))
+        except InputError:
+            omitted = ("duration",)
+    captions = checked_caption(row["name"], ORIGIN)
+    yield ClipRequest(place, url, None, captions, licence, name, name, None, notes, ORIGIN, omitted)
