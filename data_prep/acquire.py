@@ -1,7 +1,8 @@
 """Acquire: the video of a request as a local file, or a typed failure.
 
-Local files stay where they are. Files at HTTP(S) and in object stores come by fsspec, in ranges, so that a broken
-transfer goes on where it broke; pages (YouTube and the rest) by yt-dlp.
+Local files stay where they are. Files at HTTP(S) and in object stores (these by fsspec) come in ranges, so that a
+broken transfer goes on where it broke; pages (YouTube and the rest) by yt-dlp. What metadata names is asked for only at
+public hosts, unless others are allowed.
 """
 
 from __future__ import annotations
@@ -24,19 +25,29 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 import fsspec
 
-from data_prep.failures import LATER, NEVER, NOW, AcquireError, classify
+from data_prep.failures import LATER, NEVER, NOW, AcquireError, classify, status_error
 from data_prep.hosts import FarHosts, Hosts
 from data_prep.request import NAMESPACE, ClipRequest, InputError, Part
 from data_prep.sources.folder import VIDEOS, check_inside
+from videodiff.data.address import join_url, without_secrets
 from videodiff.data.files import sync
+from videodiff.data.web import Answer, Reach, asked, checked_lookups, host_and_port
 
 T = TypeVar("T")
 BLOCK = 8 * 2**20
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
+
+
+def redact(record: logging.LogRecord) -> bool:
+    """Take the secrets of URLs out of what yt-dlp logs."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+log.addFilter(redact)
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Acquirer:
     Netscape format) is for pages, `proxies` for pages and HTTP, one after the other. `storage` maps schemes such as
     `s3` to options of fsspec. `keeper` is the address of who keeps the pace for several machines. `local` is a path
     with `{id}` in place of a video's id: what lies there is not fetched. With `sound` a page's is fetched too.
+    `private` is a list of hosts that may be asked though they are not public, as host, host:port, address or network,
+    or True for all; the host of `root` is one of them.
     """
 
     def __init__(
@@ -80,6 +93,7 @@ class Acquirer:
         keeper: str | None = None,
         local: str | None = None,
         sound: bool = False,
+        private: bool | Sequence[str] = False,
     ) -> None:
         if min(attempts, height, max_bytes) < 1 or min(pause, longest, timeout, deadline) <= 0:
             raise ValueError(
@@ -89,7 +103,12 @@ class Acquirer:
         if local is not None and "{id}" not in local:
             raise ValueError(f"acquire.local: found {local!r}, expected a path with {{id}} in it")
         self.local, self.sound = local, sound
-        self.folder, self.root = Path(folder), str(root).rstrip("/") or "/"
+        self.folder, self.root = Path(folder), str(root) if "://" in str(root) else str(root).rstrip("/") or "/"
+        if isinstance(private, str):
+            raise ValueError(f"acquire.private: found {private!r}, expected true, false or a list of hosts")
+        named = () if isinstance(private, bool) else tuple(map(str, private))
+        urls = [url for url in (self.root, *proxies) if "://" in url]
+        self.reach = Reach((*named, *map(host_and_port, urls)), private is True)
         self.attempts, self.pause, self.longest = attempts, pause, longest
         self.timeout, self.deadline, self.max_bytes, self.height = timeout, deadline, max_bytes, height
         self.cookies, self.proxies, self.storage = read_cookies(cookies), tuple(proxies), storage or {}
@@ -100,12 +119,14 @@ class Acquirer:
         """Return the video of a request; an AcquireError where it does not come, an OSError where the disk is full."""
         if (path := self._at_hand(request)) is not None:
             return Acquired(path, digest(path), temporary=False)
-        location = request.source if "://" in request.source else f"{self.root}/{request.source}"
+        location = request.address or request.source
+        if "://" not in location:
+            location = join_url(self.root, location) if "://" in self.root else f"{self.root}/{location}"
         if "://" not in location:
             check_local(Path(self.root), Path(location), request.followed)
             if request.part is None:
                 return Acquired(Path(location), digest(Path(location)), temporary=False)
-        name = str(uuid.uuid5(NAMESPACE, json.dumps([request.source, request.part and request.part.name])))
+        name = str(uuid.uuid5(NAMESPACE, json.dumps(request.video)))
         path, folder = self.folder / name, self.folder / f".{name}.partial"
         if not path.exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -129,8 +150,10 @@ class Acquirer:
             return self._patiently(location, partial(self._from_page, location, folder, until))
         path = folder / "video"
         with path.open("wb") as file:
-            if "://" in location:
-                self._from_file(location, part, file, until)
+            if location.startswith(("http://", "https://")):
+                self._from_web(location, part, file, until)
+            elif "://" in location:
+                self._from_store(location, part, file, until)
             else:
                 self._check(part.size, until)
                 copy_part(Path(location), part, file)
@@ -138,7 +161,7 @@ class Acquirer:
 
     def _patiently(self, url: str, attempt: Callable[[str | None], T]) -> T:
         """Return what `attempt(proxy)` returns, repeating it while that may help."""
-        host, first = urlsplit(url).netloc, zlib.crc32(url.encode())
+        host, first = urlsplit(url).netloc.rpartition("@")[2], zlib.crc32(url.encode())
         for number in range(self.attempts):
             self.hosts.wait(host)
             proxy = self.proxies[(first + number) % len(self.proxies)] if self.proxies else None
@@ -155,59 +178,93 @@ class Acquirer:
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
-    def _from_file(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
+    def _from_web(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
         """Copy a file, or a part of one, block by block, each with its own patience."""
-        info = self._patiently(url, lambda proxy: self._filesystem(url, proxy).info(url))
-        stream = partial(self._stream, url, file, until)
-        if info.get("mimetype") == "text/html":
-            raise AcquireError("not-a-video", NEVER, f"found a page of HTML at {url}, expected a video")
-        start, size = (part.offset, part.size) if part else (0, info["size"])
-        try:
+        offset, end = (part.offset, part.offset + part.size) if part else (0, None)
+        self._check(part.size if part else 0, until)
+        total = None
+        while end is None or offset < end:
+            stop = offset + BLOCK if end is None else min(offset + BLOCK, end)
+            # Of a server that knows no ranges the whole file comes, once.
+            block, size = self._patiently(url, partial(self._range, url, offset, stop, file, until, part is None))
             if size is None:
-                self._patiently(url, stream)
-            else:
-                self._check(size, until)
-                for offset in range(start, start + size, BLOCK):
-                    count = min(BLOCK, start + size - offset)
-                    file.write(self._patiently(url, partial(self._block, url, start + size, offset, count)))
-                    self._check(size, until)
-        except AcquireError as failure:
-            if failure.reason != "no-ranges" or part:
-                raise
-            self._patiently(url, stream)
+                return
+            if total not in (None, size):
+                raise AcquireError("changed", LATER, f"found {size} bytes at {url}, expected {total} as before")
+            total, end = size, min(size, end) if end is not None else size
+            file.write(block)
+            offset += len(block)
+            self._check(part.size if part else size, until)
 
-    def _block(self, url: str, size: int, offset: int, count: int, proxy: str | None) -> bytes:
-        with self._filesystem(url, proxy).open(url, block_size=BLOCK, cache_type="none", size=size) as remote:
-            remote.seek(offset)
-            block = remote.read(count)
-        if len(block) != count:
-            raise AcquireError("truncated", NOW, f"found {len(block)} bytes at {offset} of {url}, expected {count}")
-        return block
+    def _range(
+        self, url: str, start: int, stop: int, file: BinaryIO, until: float, whole: bool, proxy: str | None
+    ) -> tuple[bytes, int | None]:
+        """Return a range and the size of its file; None for the size where all of the file was written instead."""
+        headers, timeout = {"Range": f"bytes={start}-{stop - 1}"}, (self.timeout, self.timeout)
+        with asked(url, headers, self.reach, self.deadline, timeout, proxy) as answer:
+            check_answer(answer, url)
+            if answer.status == 416:
+                return b"", int(range_of(answer)[2])
+            if answer.status != 206:
+                if not whole:
+                    raise AcquireError("no-ranges", LATER, f"found status {answer.status} at {url}, expected a range")
+                self._stream(answer, url, file, until)
+                return b"", None
+            first, _, size = map(int, range_of(answer))
+            count = min(stop, size) - start
+            block = b"".join(answer.blocks(count + 1))
+            if first != start or len(block) > count:
+                raise AcquireError("wrong-range", LATER, f"found other bytes at {url} than those asked for")
+            if len(block) < count:
+                raise AcquireError("truncated", NOW, f"found {len(block)} bytes at {start} of {url}, expected {count}")
+            return block, size
 
-    def _stream(self, url: str, file: BinaryIO, until: float, proxy: str | None) -> None:
-        """Copy a file from its start, as its size is not known or its server knows no ranges."""
+    def _stream(self, answer: Answer, url: str, file: BinaryIO, until: float) -> None:
+        """Copy a file from its start, as its server knows no ranges."""
         file.seek(0)
         file.truncate()
-        with self._filesystem(url, proxy).open(url, block_size=0, size=1) as remote:
-            while block := remote.read(BLOCK):
-                file.write(block)
-                self._check(file.tell(), until)
+        for block in answer.blocks(self.max_bytes + 1):
+            file.write(block)
+            self._check(file.tell(), until)
+        length = answer.headers.get("content-length", "")
+        if length.isdigit() and file.tell() != int(length):
+            raise AcquireError("truncated", NOW, f"found {file.tell()} bytes of {url}, expected {length}")
 
-    def _filesystem(self, url: str, proxy: str | None) -> fsspec.AbstractFileSystem:
+    def _from_store(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
+        """Copy an object of a store, or a part of one, block by block, each with its own patience."""
         scheme = urlsplit(url).scheme
-        options: dict[str, Any] = {}
-        if scheme in ("http", "https"):
-            timeout = aiohttp.ClientTimeout(total=self.deadline, sock_connect=self.timeout, sock_read=self.timeout)
-            options = {"client_kwargs": {"timeout": timeout, "trust_env": True}} | ({"proxy": proxy} if proxy else {})
-        return fsspec.filesystem(scheme, **options | dict(self.storage.get(scheme, {})))
+
+        def block(offset: int, count: int, proxy: str | None) -> bytes:
+            files = fsspec.filesystem(scheme, **dict(self.storage.get(scheme, {})))
+            with files.open(url, block_size=BLOCK, cache_type="none", size=start + size) as remote:
+                remote.seek(offset)
+                found = remote.read(count)
+            if len(found) != count:
+                raise AcquireError("truncated", NOW, f"found {len(found)} bytes at {offset} of {url}, expected {count}")
+            return found
+
+        info = self._patiently(
+            url, lambda proxy: fsspec.filesystem(scheme, **dict(self.storage.get(scheme, {}))).info(url)
+        )
+        start, size = (part.offset, part.size) if part else (0, info["size"])
+        self._check(size, until)
+        for offset in range(start, start + size, BLOCK):
+            file.write(self._patiently(url, partial(block, offset, min(BLOCK, start + size - offset))))
+            self._check(size, until)
 
     def _from_page(self, url: str, folder: Path, until: float, proxy: str | None) -> Path:
         import yt_dlp  # its import takes a second, which a process that reads files shall not pay
 
-        picture = f"[height<=?{self.height}]"
+        # Sound comes apart from the picture, and ffmpeg joins them, or with it.
+        wanted = "bv*+ba/b/bv*" if self.sound else "bv*"
+
+        def choose(found: dict[str, Any]) -> Any:
+            """Choose among the formats that are small enough, and that come by connections which are checked here."""
+            fitting = [one for one in found["formats"] if fits(one, self.height)]
+            return page.build_format_selector(wanted)({**found, "formats": fitting})
+
         options = {
-            # Sound comes apart from the picture, and ffmpeg joins them, or with it.
-            "format": f"bv*{picture}+ba/b{picture}/bv*{picture}" if self.sound else f"bv*{picture}",
+            "format": choose,
             "format_sort": ["vcodec:h264", "res", "fps"],
             "outtmpl": {"default": "video.%(ext)s"},
             "paths": {"home": str(folder)},
@@ -219,8 +276,9 @@ class Acquirer:
             "retries": 0,
             "extractor_retries": 0,
             "noplaylist": True,
-            # Of several videos on a page none is known to be the one that is meant.
-            "match_filter": lambda entry, **_: "one of several" if entry.get("playlist_index") else None,
+            "match_filter": unwanted,
+            # Programs of others make connections of their own.
+            "external_downloader": {"default": "native"},
             "fixup": "never",
             "cachedir": False,
             "quiet": True,
@@ -229,7 +287,8 @@ class Acquirer:
             "color": "never",
             "logger": log,
         }
-        with yt_dlp.YoutubeDL({name: value for name, value in options.items() if value is not None}) as page:
+        given = {name: value for name, value in options.items() if value is not None}
+        with checked_lookups(self.reach), yt_dlp.YoutubeDL(given) as page:
             found = page.extract_info(url)
         downloads = found.get("requested_downloads") or []
         if len(downloads) != 1:
@@ -243,6 +302,40 @@ class Acquirer:
             raise AcquireError("too-large", NEVER, f"found {size} bytes, expected at most {self.max_bytes}")
         if time.monotonic() > until:
             raise AcquireError("too-slow", LATER, f"found no end within {self.deadline} s")
+
+
+def check_answer(answer: Answer, url: str) -> None:
+    """Raise an AcquireError where an answer is none that holds a video."""
+    if answer.status == 416 and range_of(answer)[2] == "0":
+        return
+    if answer.status >= 400:
+        raise status_error(answer.status, answer.headers, f"found status {answer.status} at {url}")
+    if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/html":
+        raise AcquireError("not-a-video", NEVER, f"found a page of HTML at {url}, expected a video")
+
+
+def range_of(answer: Answer) -> tuple[str, str, str]:
+    """Return first and last byte of a range and the size of its file; an AcquireError where it is none."""
+    text = answer.headers.get("content-range", "")
+    if found := re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", text):
+        return found[1], found[2], found[3]
+    if found := re.fullmatch(r"bytes \*/(\d{1,18})", text):
+        return "0", "0", found[1]
+    raise AcquireError("wrong-range", LATER, f"found the range {text[:100]!r}, expected one of bytes")
+
+
+def fits(found: dict[str, Any], height: int) -> bool:
+    """Tell whether the shorter side of a format is small enough, as far as it is known, and it comes by HTTP."""
+    sides = [side for side in (found.get("width"), found.get("height")) if side]
+    # Of one side alone it is the height.
+    small = not sides or min(sides) <= height
+    return small and str(found.get("protocol", "http")).startswith(("http", "m3u8", "dash", "ism", "f4m"))
+
+
+def unwanted(entry: dict[str, Any], **_: Any) -> str | None:
+    """Return why yt-dlp shall not fetch what it found, None where it shall."""
+    # Of several videos on a page none is known to be the one that is meant; a live one has no end.
+    return "one of several" if entry.get("playlist_index") else "live" if entry.get("is_live") else None
 
 
 def is_page(url: str) -> bool:

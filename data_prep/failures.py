@@ -8,12 +8,16 @@ import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 
+from videodiff.data.address import printable, without_secrets
+
 # When to try again: at once (after a pause), in a later run (`retry=failed`), or never.
 NOW, LATER, NEVER = "now", "later", "never"
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 # Names of exceptions of Python, aiohttp, urllib3, requests, botocore and yt-dlp; the first one counts that an error or
 # a cause of it has.
 ERRORS = {
+    "PrivateHostError": ("private-address", LATER),
+    "ShortError": ("truncated", NOW),
     "NoCredentialsError": ("credentials", LATER),
     "PartialCredentialsError": ("credentials", LATER),
     "ImportError": ("no-backend", LATER),
@@ -51,6 +55,7 @@ class AcquireError(Exception):
     """A video that did not come: the class of the failure, when to try again, and what was found."""
 
     def __init__(self, reason: str, again: str, detail: str, wait: float | None = None) -> None:
+        detail = printable(without_secrets(detail))
         super().__init__(reason, again, detail, wait)
         self.reason, self.again, self.detail, self.wait = reason, again, detail, wait
 
@@ -80,8 +85,7 @@ def classify(error: Exception) -> AcquireError:
     for cause in errors:
         status, headers = status_of(cause)
         if status >= 400:
-            again = NOW if status in BUSY else LATER if status in (401, 403, 407) else NEVER
-            return AcquireError(f"http-{status}", again, detail, retry_after(headers.get("Retry-After")))
+            return status_error(status, headers, detail)
     names = {base.__name__ for cause in errors for base in type(cause).__mro__}
     for name, (reason, again) in ERRORS.items():
         if name in names:
@@ -91,6 +95,12 @@ def classify(error: Exception) -> AcquireError:
         if re.search(pattern, text):
             return AcquireError(reason, again, detail)
     return AcquireError(f"unknown-{type(errors[-1]).__name__}", LATER, detail)
+
+
+def status_error(status: int, headers: Mapping[str, str], detail: str) -> AcquireError:
+    """Return the failure that a status of HTTP means."""
+    again = NOW if status in BUSY else LATER if status in (401, 403, 407) else NEVER
+    return AcquireError(f"http-{status}", again, detail, retry_after(headers.get("Retry-After")))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -71,6 +71,14 @@ def without_secrets(text: str) -> str:
     return PARAMETER.sub(lambda part: f"{part[1]}=..." if is_secret(part[1]) else part[0], USER.sub(r"\1", text))
 
 
+def printable(text: str) -> str:
+    """Return a text as a terminal may have it: what moves its cursor, turns it around or is no character is escaped."""
+    if text.isprintable():
+        return text
+    escape = lambda letter: letter if letter.isprintable() else ascii(letter)[1:-1]  # noqa: E731
+    return "".join(map(escape, text))
+
+
 def join_url(root: str, name: str) -> str:
     """Return the URL of a file below a root: the root as it is given, the name quoted, its query behind both.
 

@@ -6,21 +6,23 @@ import functools
 import io
 import os
 import random
-import threading
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-import requests
+from videodiff.data.address import bare_url, join_url
+from videodiff.data.web import PUBLIC, LateError, LostError, PrivateHostError, asked, innermost
 
 ATTEMPTS = 6
 WAIT = 0.5  # seconds before the second attempt, twice as many before each further one
 CONNECT, READ = 10.0, 60.0  # seconds without a sign of life
 PIECE = 2**24
 BUFFER = 2**18
+PACE = 2**14  # bytes a second that a host has to send at least, once it has had time for a sign of life
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role",
@@ -47,7 +49,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Url:
-    """A file or folder at a URL; like a `Path` it has `/`, `parent` and `open`."""
+    """A file or folder at a URL; like a `Path` it has `/`, `parent` and `open`.
+
+    It is asked for as `text` has it; as a string it has no secrets. What `/` joins to it is a name, which is quoted.
+    """
 
     text: str
 
@@ -59,20 +64,28 @@ class Url:
             raise ValueError(f"url: found {shown}, expected {expected} and a host, without a user")
 
     def __str__(self) -> str:
-        return self.text
+        return bare_url(self.text)
 
     def __truediv__(self, name: str) -> Url:
-        return Url(f"{self.text.rstrip('/')}/{name}")
+        return Url(join_url(self.text, name))
+
+    @property
+    def at_web(self) -> bool:
+        """Whether it has a query, and names that are quoted."""
+        return urlsplit(self.text).scheme != "s3"
 
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return self.text.rsplit("/", 1)[1]
+        path = self.text.partition("#")[0].partition("?")[0] if self.at_web else self.text
+        name = path.rsplit("/", 1)[1]
+        return unquote(name, errors="surrogateescape") if self.at_web else name
 
     @property
     def parent(self) -> Url:
         """The folder that a file lies in."""
-        return Url(self.text.rsplit("/", 1)[0])
+        path, mark, query = self.text.partition("?") if self.at_web else (self.text, "", "")
+        return Url(path.rsplit("/", 1)[0] + mark + query)
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Open a file for reading and seeking; only what is read is fetched."""
@@ -143,7 +156,7 @@ def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
 def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
     """Ask for a range once; Broken where it may be there later, RemoteError where it will not."""
     scheme = urlsplit(url.text).scheme
-    status, headers, data = GET[scheme](url.text, f"bytes={start}-{stop - 1}")
+    status, headers, data = GET[scheme](url.text, f"bytes={start}-{stop - 1}", stop - start)
     if status in BUSY:
         raise Broken(f"status {status}")
     if status in (401, 403):
@@ -154,7 +167,12 @@ def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
         raise RemoteError(f"{url}: found no such file, expected one")
     if status != 206:
         raise RemoteError(f"{url}: found status {status}, expected 206: a server that answers with ranges")
-    size = int(headers["content-range"].rpartition("/")[2])
+    place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("content-range", ""))
+    if not place or int(place[1]) != start:
+        raise RemoteError(f"{url}: found the range {headers.get('content-range')}, expected one from byte {start}")
+    size = int(place[2])
+    if len(data) > stop - start:
+        raise RemoteError(f"{url}: found over {stop - start} bytes in an answer, expected as many as were asked for")
     if len(data) != min(stop, size) - start:
         raise Broken(f"ended after {len(data)} of {min(stop, size) - start} bytes")
     return Piece(data, size, headers.get("etag", ""))
@@ -163,31 +181,30 @@ def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
 Reply = tuple[int, Mapping[str, str], bytes]
 
 
-def get_http(url: str, span: str) -> Reply:
-    """Return status, headers and, of a range, the bytes."""
-    headers = {"Range": span, "Accept-Encoding": "identity"}
-    session = http_session(os.getpid(), threading.get_ident())
+def get_http(url: str, span: str, count: int) -> Reply:
+    """Return status, headers and, of a range of so many bytes, these; one more shows that there are too many.
+
+    The user named the URL, so its host may be any; to where it sends on is checked.
+    """
     try:
-        with session.get(url, headers=headers, timeout=(CONNECT, READ), stream=True) as reply:
-            return reply.status_code, reply.headers, reply.content if reply.status_code == 206 else b""
-    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-        raise Broken(innermost(error)) from error
+        with asked(url, {"Range": span}, PUBLIC, READ + count / PACE, (CONNECT, READ), own=True) as answer:
+            data = b"".join(answer.blocks(count + 1)) if answer.status == 206 else b""
+            return answer.status, answer.headers, data
+    except (LateError, LostError) as error:
+        raise Broken(str(error)) from error
+    except PrivateHostError as error:
+        raise RemoteError(f"{bare_url(url)}: found a redirect from a public host to one inside: {error}") from error
 
 
-@functools.lru_cache(maxsize=64)
-def http_session(process: int, thread: int) -> requests.Session:
-    """Return connections that stay open; they may not be shared among threads, nor with a forked process."""
-    return requests.Session()
-
-
-def get_s3(url: str, span: str) -> Reply:
-    """Return status, headers and, of a range, the bytes."""
+def get_s3(url: str, span: str, count: int) -> Reply:
+    """Return status, headers and, of a range of so many bytes, these."""
     from botocore import exceptions
 
-    bucket, key = urlsplit(url).netloc, urlsplit(url).path.lstrip("/")
+    # What stands behind # or ? is part of a key.
+    bucket, _, key = url.removeprefix("s3://").partition("/")
     try:
         reply = s3_client(os.getpid()).get_object(Bucket=bucket, Key=key, Range=span)
-        data = reply["Body"].read()
+        data = reply["Body"].read(count + 1)
     except exceptions.ClientError as error:
         return error.response["ResponseMetadata"]["HTTPStatusCode"], {}, b""
     except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
@@ -207,11 +224,4 @@ def s3_client(process: int) -> Any:
     return get_session().create_client("s3", config=settings)
 
 
-GET: dict[str, Callable[[str, str], Reply]] = {"http": get_http, "https": get_http, "s3": get_s3}
-
-
-def innermost(error: BaseException) -> str:
-    """Return what went wrong at last, without the layers that passed it on."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return str(error) or type(error).__name__
+GET: dict[str, Callable[[str, str, int], Reply]] = {"http": get_http, "https": get_http, "s3": get_s3}
