@@ -33,7 +33,7 @@ from data_prep.request import NAMESPACE, ClipRequest, InputError, Part
 from data_prep.sources.folder import VIDEOS, check_inside
 from videodiff.data.address import join_url, without_secrets
 from videodiff.data.files import sync
-from videodiff.data.web import Answer, Reach, asked, checked_lookups, host_and_port
+from videodiff.data.web import Answer, PrivateHostError, Reach, asked, checked_lookups, host_and_port
 
 T = TypeVar("T")
 BLOCK = 8 * 2**20
@@ -288,8 +288,13 @@ class Acquirer:
             "logger": log,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        with checked_lookups(self.reach), yt_dlp.YoutubeDL(given) as page:
-            found = page.extract_info(url)
+        with checked_lookups(self.reach) as refused, yt_dlp.YoutubeDL(given) as page:
+            try:
+                found = page.extract_info(url)
+            except Exception as error:
+                if refused:
+                    raise PrivateHostError(refused[0]) from error
+                raise
         downloads = found.get("requested_downloads") or []
         if len(downloads) != 1:
             raise AcquireError(

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_prep.private import private_file
 from data_prep.request import BadInput, ClipRequest, admitted
 from data_prep.stopwatch import Spent
 
@@ -64,7 +65,7 @@ class Ledger:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.base = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        self.base = sqlite3.connect(private_file(self.path), timeout=60, isolation_level=None)
         self.base.execute("PRAGMA journal_mode = WAL")
         self.base.execute("PRAGMA synchronous = FULL")
         self.base.execute("PRAGMA foreign_keys = ON")

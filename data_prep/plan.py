@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.ledger import BATCH, index_order, key
+from data_prep.private import private_file
 from data_prep.request import Caption, ClipRequest, Part, Place
 
 # A plan of before has no numbers by id.
@@ -50,7 +51,7 @@ class Plan:
     """The requests of one work folder, in a file beside its ledger; they are only ever added, or told anew."""
 
     def __init__(self, path: str | Path, ledger: str | Path) -> None:
-        self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.base = sqlite3.connect(private_file(path), timeout=60, isolation_level=None)
         self.base.executescript(
             f"PRAGMA synchronous = FULL; PRAGMA cache_size = -65536; BEGIN IMMEDIATE; {TABLES} COMMIT;"
         )

@@ -31,13 +31,14 @@ from data_prep.engine.local import Engine, Local
 from data_prep.ledger import Ledger, Outcome
 from data_prep.plan import Plan, Told
 from data_prep.pool import Answers, Lost
+from data_prep.private import from_environment, private_folder, without_values
 from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making, Stop, produce
 from data_prep.progress import Progress, Step, silent, told
 from data_prep.rate import RATED, RATINGS, Models, Ratings, find_models, rate
 from data_prep.sources import READERS, CaptionIndex
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stopwatch import Spent, clock, total
-from videodiff.data.address import bare_url
+from videodiff.data.address import bare_url, printable
 from videodiff.data.files import owning, remove_abandoned, write_whole
 from videodiff.data.listing import Passed
 from videodiff.data.stages import read_buckets
@@ -101,6 +102,7 @@ def prep(
     """
     out = Path(out).absolute()
     work = out / WORK
+    acquire = from_environment(acquire or {}, "acquire")
     if (workers is not None and workers < 1) or timeout <= 0 or shard_bytes < 1 or retry not in (None, "failed"):
         raise ValueError(
             f"prep: found workers={workers} timeout={timeout} shard_bytes={shard_bytes} retry={retry}, expected at "
@@ -118,9 +120,9 @@ def prep(
     found = find_models(models, filter)
     name = begun["source"] if source is None else full_name(source)
     root = place_of_videos(name) if root is None else full_name(root)
-    making = Making(
-        work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, dict(acquire or {}), audio
-    )
+    if "=..." in root:
+        raise ValueError(f"root: found {root}, a URL whose secrets were not kept, expected root= with them once more")
+    making = Making(work, root, CutPolicy(**cut or {}), EncodePolicy(**encode or {}), crop, score, acquire, audio)
     shapes = read_buckets("buckets", buckets, stride=1)[0] if buckets else []
     policy = CaptionPolicy(**caption or {})
     if policy.by != "none":
@@ -129,12 +131,12 @@ def prep(
         passed = None if source is None or retry else Passed()
         items = None if passed is None else open_source(source, kind, reader or {}, work, passed)
     makes = source is not None or retry is not None
-    work.mkdir(parents=True, exist_ok=True)
+    private_folder(work)
     with locked(work), books(work) as (plan, ledger):
         if makes:
-            check_settings(work / SETTINGS, {"source": name, **making.parameters})
+            check_settings(work / SETTINGS, {"source": bare_url(name), **making.parameters})
         if overrides is not None:
-            write_whole(work / OVERRIDES, json.dumps(list(overrides)).encode())
+            write_whole(work / OVERRIDES, json.dumps(without_values(overrides)).encode())
         taken |= remember(work / TAKEN, taken)
         if items is not None:
             (work / READING).unlink(missing_ok=True)
@@ -162,6 +164,7 @@ def prep(
         summary = account(ledger.summary(), curated) | reading | written
         summary |= {"passed_over": read_settings(work / PASSED)}
         write_whole(out / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+    private_folder(work)
     return summary
 
 
@@ -174,7 +177,7 @@ def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: 
         raise ValueError(f"kind: found {kind!r}, expected one of {', '.join(READERS)}")
     options = {name: value for name, value in reader.items() if value}
     if "captions" in options and kind == "hdvila":
-        work.mkdir(parents=True, exist_ok=True)
+        private_folder(work)
         table = options["captions"]
         options["captions"] = CaptionIndex(table, work / "captions.sqlite", Path(table).name)
     try:
@@ -197,6 +200,8 @@ def full_name(source: str | Path) -> str:
 
 def place_of_videos(source: str) -> str:
     """Return the folder of a source, itself if it is one."""
+    if "://" in source:
+        return source.partition("?")[0].rpartition("/")[0]
     return source if Path(source).is_dir() else source.rpartition("/")[0]
 
 
@@ -368,7 +373,7 @@ def format_summary(summary: Mapping[str, Any], out: str | Path) -> str:
     lines += [f"passed over: {Passed(summary['passed_over'])}"] * bool(summary.get("passed_over"))
     if "captions" in summary:
         lines += format_captions(summary["captions"])
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def format_captions(found: Mapping[str, Any]) -> list[str]:

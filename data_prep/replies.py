@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.ledger import key
+from data_prep.private import private_file
 from data_prep.stages.caption.reply import Judged
 
 TABLES = """
@@ -36,7 +37,7 @@ class Replies:
     """The answers in one work folder, in a file beside its ledger; one process writes."""
 
     def __init__(self, path: str | Path) -> None:
-        self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.base = sqlite3.connect(private_file(path), timeout=60, isolation_level=None)
         # A power cut may cost the last answers, a kill none: an answer a second is worth no fsync each.
         self.base.execute("PRAGMA journal_mode = WAL")
         self.base.execute("PRAGMA synchronous = NORMAL")

@@ -179,3 +179,20 @@ def test_rows_and_the_list_of_shards_must_agree_in_number(root):
     pq.write_table(pq.read_table(path).slice(0, 5), path)
     with pytest.raises(ManifestError, match="found 5 rows, expected 6 as its shards have"):
         Manifest.load(root)
+
+
+@pytest.mark.parametrize(("size", "message"), [(100_000, "texts of up to 100000 bytes"), (5000, "4096 on average")])
+def test_texts_that_would_fill_the_memory_are_refused_before_they_are_unpacked(root, monkeypatch, size, message):
+    monkeypatch.setattr(manifest_module, "FREE_BYTES", 0)
+    rewrite(root, "source", ["x" * 4000] * 6)
+    Manifest.load(root)
+    rewrite(root, "source", ["x" * size] * 6)
+    with pytest.raises(ManifestError, match=f"column source: found .*{message}"):
+        Manifest.load(root)
+
+
+def test_rows_without_content_are_no_manifest(root, monkeypatch):
+    monkeypatch.setattr(manifest_module, "ROWS_KEPT", 1)
+    monkeypatch.setattr(manifest_module, "LEAST_BYTES", 10_000)
+    with pytest.raises(ManifestError, match=r"found 6 rows in \d+ bytes, expected at least 10000 each"):
+        Manifest.load(root)

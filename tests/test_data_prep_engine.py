@@ -186,12 +186,29 @@ def test_a_machine_is_shared_out_by_cores_or_by_gpus():
 
 
 def test_the_folders_of_killed_foremen_are_removed_and_those_of_others_stay(tmp_path):
-    alive = make_scratch(tmp_path)
-    (dead := tmp_path / "dead").mkdir()
+    alive = make_scratch(tmp_path, "videodiff-x-")
+    assert alive.stat().st_mode & 0o777 == 0o700
+    (dead := tmp_path / "videodiff-x-dead").mkdir()
     (dead / WORKERS).touch()
-    assert make_scratch(tmp_path) != alive
+    assert make_scratch(tmp_path, "videodiff-x-") != alive
     assert alive.exists()
     assert not dead.exists()
+
+
+def test_what_others_put_in_the_temporary_folder_is_neither_followed_nor_touched(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / WORKERS).write_text("keep")
+    (tmp_path / "videodiff-x-link").symlink_to(precious)
+    (open_to_all := tmp_path / "videodiff-x-open").mkdir()
+    open_to_all.chmod(0o777)
+    (open_to_all / WORKERS).write_text("keep")
+    (linked := tmp_path / "videodiff-x-linked").mkdir()
+    (linked / WORKERS).symlink_to(precious / WORKERS)
+    (tmp_path / "begin.lock").symlink_to(precious / WORKERS)
+    make_scratch(tmp_path, "videodiff-x-")
+    assert [path.read_text() for path in (precious / WORKERS, open_to_all / WORKERS)] == ["keep", "keep"]
+    assert linked.is_dir()
 
 
 def test_the_machines_of_a_cluster_share_the_pace_of_a_host_and_its_pauses():

@@ -119,7 +119,7 @@ def prepared(tmp_path_factory) -> Path:
         root / "list.jsonl",
         "table",
         reader={"columns": {"video": "video", "caption": "text"}},
-        acquire={"rate": 1000.0, "attempts": 1},
+        acquire={"private": ["127.0.0.0/8"], "rate": 1000.0, "attempts": 1},
         encode={"short_side": 32},
         filter=LIMITS,
         workers=1,

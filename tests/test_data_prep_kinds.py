@@ -170,7 +170,7 @@ def test_a_kind_of_source_becomes_shards(kind, web, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     write, wanted = KINDS[kind]
     source, how = write(tmp_path / "in", web)
-    how["acquire"] = {"rate": 1000.0, "attempts": 1, **how.get("acquire", {})}
+    how["acquire"] = {"private": True, "rate": 1000.0, "attempts": 1, **how.get("acquire", {})}
     how |= {"score": False, "encode": {"short_side": 32}, "workers": 1}
     summary = prep(tmp_path / "out", source, kind.partition(" ")[0], **how)
     evil = kind == "panda"

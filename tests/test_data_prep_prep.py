@@ -308,7 +308,7 @@ def test_a_failure_that_may_pass_is_tried_again_on_request_only(tmp_path):
     table = tmp_path / "list.jsonl"
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "good.mp4").write_bytes(GOOD[0])
-    how = {"acquire": {"rate": 1000.0, "attempts": 1}, "workers": 1}
+    how = {"acquire": {"rate": 1000.0, "attempts": 1, "private": True}, "workers": 1}
     assert run(table, out, **how)["failed"] == {"connection": {"retryable": 2}}
     with ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -9,10 +9,12 @@ not go through the one that leads. That one alone writes the ledger.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ from typing import Any, NamedTuple
 from data_prep.engine.local import Node
 from data_prep.hosts import Keeper
 from data_prep.pool import Answers, Lost, Worker, collect
+from videodiff.data.address import printable
 
 # Seconds between two looks at what has come, and at which machines there are; seconds to wait for one at all.
 TICK, LOOK, PATIENCE = 0.5, 5.0, 600.0
@@ -226,7 +229,7 @@ class Crew:
             self.teams[slot].ready = True
             return
         self.refused[slot[0]] = complaint
-        log.warning("machine %s of the Ray cluster is not used: %s", slot[0][:8], complaint)
+        log.warning("machine %s of the Ray cluster is not used: %s", slot[0][:8], printable(complaint))
         self.drop(slot)
         if not self.teams:
             raise ValueError(f"engine=ray: found no machine that can be used: {complaint}")
@@ -288,7 +291,7 @@ class Foreman:
         # Or the processes would import the program of Ray's worker, and so Ray: 60 MB and a second each.
         vars(sys.modules["__main__"]).pop("__file__", None)
         work = hashlib.sha256(paths[0].encode()).hexdigest()[:12]
-        self.scratch = make_scratch(Path(scratch or tempfile.gettempdir()) / f"videodiff-{work}")
+        self.scratch = make_scratch(Path(scratch or tempfile.gettempdir()), f"videodiff-{work}-")
         self.function, self.timeout = partial(function, node=Node(self.scratch, keeper)), timeout
         self.idle: SimpleQueue[Worker] = SimpleQueue()
         for _ in range(processes):
@@ -313,19 +316,41 @@ class Foreman:
         shutil.rmtree(self.scratch)
 
 
-def make_scratch(base: Path) -> Path:
-    """Return a new folder in `base`, and remove those that foremen left who were killed with all their processes."""
+def make_scratch(base: Path, prefix: str) -> Path:
+    """Return a new folder in `base`, this user's alone, and remove those that foremen left who were killed.
+
+    Others may write into `base` too: no name there is relied on, and no link is followed.
+    """
     base.mkdir(parents=True, exist_ok=True)
-    with (base / "begin.lock").open("w") as alone:
-        fcntl.flock(alone, fcntl.LOCK_EX)
-        for lock in base.glob(f"*/{WORKERS}"):
-            with lock.open() as held:
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                shutil.rmtree(lock.parent)
-        folder = Path(tempfile.mkdtemp(dir=base))
-        # Held for life, as each of the processes will hold a share of it.
-        fcntl.flock(os.open(folder / WORKERS, os.O_RDWR | os.O_CREAT, 0o644), fcntl.LOCK_SH)
+    for left in base.glob(f"{glob.escape(prefix)}*"):
+        if is_own(left) and (lock := open_lock(left / WORKERS)) is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            except BlockingIOError:
+                log.debug("%s is in use", left)
+            finally:
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    # It has its name once it is locked. Held for life, as each of the processes will hold a share of it.
+    lock = os.open(folder / "begin.lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    os.rename(folder / "begin.lock", folder / WORKERS)
     return folder
+
+
+def is_own(folder: Path) -> bool:
+    """Tell whether a path is a folder of this user, which nobody else can write into, and no link to one."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def open_lock(path: Path) -> int | None:
+    """Return an open file, None where there is none or a link in its place."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return None

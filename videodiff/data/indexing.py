@@ -161,6 +161,10 @@ def find_tars(tars: str | Sequence[str], passed: Passed) -> tuple[list[Path | Ur
     if len(folders) > 1 or len({place.name for place in found}) < len(found):
         raise ValueError(f"tars: found {len(found)} in {', '.join(folders)}, expected different ones of one folder")
     for place in found:
+        if isinstance(place, Url) and str(place) != place.text:
+            raise ValueError(
+                f"tars: found secrets in the URL {place}, expected one without: the manifest that names it is passed on"
+            )
         plain_name(place.name)
     return sorted(found, key=lambda place: place.name), faults
 

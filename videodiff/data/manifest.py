@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videodiff.data.files import partial_of, sync
+from videodiff.data.parquet import TooLargeError, longest_text, open_parquet, weight
 from videodiff.data.remote import Url, place_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ IDENTITY = ("shard", "key", "sha256")
 # Many samples a row group keep the footer small (5 MB for 100 million samples), few keep the rows of one shard near.
 ROWS_A_GROUP = 2**15
 ROWS_KEPT = 2**20
+# Bytes: of a row at least, of a text at most, of all texts of a column on average, and without asking.
+LEAST_BYTES, TEXT, MEAN_TEXT, FREE_BYTES = 4, 2**16, 2**12, 2**24
 
 
 class ManifestError(ValueError):
@@ -106,7 +109,17 @@ class Manifest:
     @cached_property
     def file(self) -> pq.ParquetFile:
         """The open Parquet file; each process opens its own."""
-        return pq.ParquetFile(self.path.open("rb"), pre_buffer=True)
+        file = self.path.open("rb")
+        size = file.seek(0, os.SEEK_END)
+        try:
+            table = open_parquet(file, pre_buffer=True)
+        except TooLargeError as error:
+            raise ManifestError(f"{self.path}: {error}") from error
+        rows = table.metadata.num_rows
+        # A checksum alone has 32 bytes that nothing makes fewer.
+        if rows > ROWS_KEPT and size < LEAST_BYTES * rows:
+            raise ManifestError(f"{self.path}: found {rows} rows in {size} bytes, expected at least {LEAST_BYTES} each")
+        return table
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "file"} | {"kept": {}}
@@ -143,9 +156,23 @@ class Manifest:
     def read_groups(self, groups: Sequence[int], columns: Sequence[str] | None) -> pa.Table:
         """Return the columns of these row groups."""
         try:
-            return self.file.read_row_groups(list(groups), columns=columns)
+            table = self.file.read_row_groups(list(groups), columns=columns)
+            return pa.table({name: self._unpacked(name, table.column(name)) for name in table.column_names})
         except pa.ArrowException as error:
             raise ManifestError(f"{self.path}: cannot be read as a manifest: {error}") from error
+
+    def _unpacked(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Return a column of texts as such; ManifestError where they are longer than any that names a clip."""
+        if not pa.types.is_dictionary(column.type):
+            return column
+        longest = max(map(longest_text, column.chunks), default=0)
+        size = sum(map(weight, column.chunks))
+        if longest > TEXT or size > FREE_BYTES + MEAN_TEXT * len(column):
+            raise ManifestError(
+                f"{self.path}: column {name}: found texts of up to {longest} bytes, {size} in {len(column)} rows, "
+                f"expected at most {TEXT}, and {MEAN_TEXT} on average"
+            )
+        return column.cast(column.type.value_type)
 
     def column(self, name: str) -> np.ndarray:
         """Return a whole column as a numpy array; `by_shard` needs less memory."""
@@ -183,6 +210,7 @@ class Manifest:
         schema = self.file.schema_arrow
         for name, kind in (FIELDS | LATER).items():
             found = schema.field(name).type if name in schema.names else "none"
+            found = found.value_type if isinstance(found, pa.DictionaryType) else found
             if found != kind and (name in FIELDS or found != "none"):
                 raise ManifestError(f"{self.path}: column {name}: found {found}, expected {kind} without gaps")
         if self.groups[-1] == 0:

@@ -61,7 +61,7 @@ def weight(array: pa.Array) -> int:
     return array.nbytes
 
 
-def longest(array: pa.Array) -> int:
+def longest_text(array: pa.Array) -> int:
     """Return the bytes of the longest text of a column, 0 of one that is not of text."""
     if not pa.types.is_dictionary(array.type):
         return 0

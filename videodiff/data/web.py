@@ -44,6 +44,10 @@ class PrivateHostError(Exception):
     """A host that is not public and was not allowed."""
 
 
+class PrivateLookupError(PrivateHostError, OSError):
+    """The same, as libraries expect what goes wrong with a look-up."""
+
+
 class LateError(TimeoutError):
     """An answer that did not come, or not to its end, in time."""
 
@@ -114,11 +118,13 @@ def host_and_port(url: str) -> str:
 
 
 @contextlib.contextmanager
-def checked_lookups(reach: Reach) -> Iterator[None]:
+def checked_lookups(reach: Reach) -> Iterator[list[str]]:
     """Have every look-up of a host in this process checked, for libraries with connections of their own.
 
-    They connect to what the look-up gives. It is for processes with one task at a time.
+    They connect to what the look-up gives. It is for processes with one task at a time. Gives the list of what was
+    refused, as libraries may hide it.
     """
+    refused: list[str] = []
 
     reach = with_proxies(reach)
 
@@ -128,12 +134,13 @@ def checked_lookups(reach: Reach) -> Iterator[None]:
         number = int(port) if str(port or "").isdigit() else PORTS.get(str(port), 0)
         open = [place for place in found if name is None or reach.permits(name, number, place[4][0])]
         if found and not open:
-            raise PrivateHostError(f"found the address {found[0][4][0]} of {name}, expected a public one")
+            refused.append(f"found the address {found[0][4][0]} of {name}, expected a public one")
+            raise PrivateLookupError(refused[-1])
         return open
 
     socket.getaddrinfo = lookup
     try:
-        yield
+        yield refused
     finally:
         socket.getaddrinfo = RESOLVE
 

@@ -30,7 +30,8 @@ REFERENCE = re.compile(r"\$\{(?!hydra\b)[A-Za-z][\w.]*\}")
 ONLY_HERE = (
     *("trust", "resume", "source", "out", "takedown", "retry"),
     *("callbacks.*.folder", "logger.*.save_dir", "data.quarantine"),
-    *("caption.url", "caption.key", "acquire.cookies", "acquire.proxies", "engine.address", "engine.scratch"),
+    *("caption.url", "caption.key", "acquire.cookies", "acquire.proxies", "acquire.storage", "acquire.private"),
+    *("engine.address", "engine.scratch"),
 )
 
 
