@@ -36,6 +36,7 @@ from data_prep.produce import CLIPS, LEDGER, VIDEOS, WORKERS, CutPolicy, Making,
 from data_prep.progress import Progress, Step, silent, told
 from data_prep.rate import RATED, RATINGS, Models, Ratings, find_models, rate
 from data_prep.sources import READERS, CaptionIndex
+from data_prep.sources.rows import name_of
 from data_prep.stages.encode import EncodePolicy
 from data_prep.stopwatch import Spent, clock, total
 from videodiff.data.address import bare_url, printable
@@ -179,7 +180,7 @@ def open_source(source: str | Path, kind: str, reader: Mapping[str, Any], work: 
     if "captions" in options and kind == "hdvila":
         private_folder(work)
         table = options["captions"]
-        options["captions"] = CaptionIndex(table, work / "captions.sqlite", Path(table).name)
+        options["captions"] = CaptionIndex(table, work / "captions.sqlite", name_of(table))
     try:
         items = READERS[kind](source, **options, **({"passed": passed} if kind in LISTED else {}))
     except TypeError as error:

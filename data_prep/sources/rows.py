@@ -48,16 +48,28 @@ def files_of(source: str | Path, *endings: str) -> list[tuple[str, str]]:
             raise ValueError(f"source: found no {' or '.join(endings)} below {path}, expected at least one")
         return [(name, str(path / name)) for name in sorted(names)]
     if "://" in str(source):
-        return [(bare_url(str(source)).partition("?")[0].rpartition("/")[2], str(source))]
+        return [(name_of(source), str(source))]
     if not path.is_file():
         raise FileNotFoundError(f"source: found no {source}, expected a {' or '.join(endings)}, or a folder of them")
     return [(path.name, str(source))]
 
 
+def name_of(source: str | Path) -> str:
+    """Return the name of a file, of one at a URL without its query."""
+    url = bare_url(str(source)).partition("?")[0] if "://" in str(source) else ""
+    return url.rpartition("/")[2] if url else Path(source).name
+
+
 def open_binary(path: str) -> BinaryIO:
     """Open a file or a URL, uncompressed on the way; an OSError while reading where a small file becomes a huge one."""
-    file, kind = fsspec.open(path, "rb").open(), infer_compression(path)
+    file, kind = opened(path), infer_compression(path.partition("?")[0] if "://" in path else path)
     return Unpacked(file, compr[kind](file, mode="rb")) if kind else file
+
+
+def opened(path: str) -> BinaryIO:
+    """Open a file, or a URL as it is given."""
+    options = {"encoded": True, "client_kwargs": {"trust_env": True}} if path.startswith("http") else {}
+    return fsspec.open(path, "rb", **options if "://" in path else {}).open()
 
 
 class Unpacked:
@@ -255,7 +267,7 @@ def parquet_rows(source: str | Path, *columns: str, batch: int = 500) -> Rows:
     for name, path in files_of(source, ".parquet"):
         try:
             number = 0
-            with fsspec.open(path, "rb") as file, open_parquet(file) as table:
+            with opened(path) as file, open_parquet(file) as table:
                 check_columns(name, table.schema_arrow.names, columns)
                 for rows in table.iter_batches(batch):
                     for row in batch_rows(rows):

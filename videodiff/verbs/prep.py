@@ -15,7 +15,7 @@ from videodiff.data.files import owning
 from videodiff.report.preparation import write_preparation
 from videodiff.verbs.stored import read_overrides
 
-ONCE = {"source", "takedown", "retry", "out"}
+ONCE = {"source", "takedown", "retry", "out", "acquire.private"}
 
 
 def expand(overrides: list[str]) -> list[str]:
