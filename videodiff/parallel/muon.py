@@ -78,5 +78,7 @@ def sharded(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callable[.
     config["gradient_clipping"] = 0.0
     keywords = dict(optimizer.keywords)
     if keywords.pop("fused", None):
-        raise ValueError("optimizer.fused: found true, expected null for Muon under ZeRO: DeepSpeed's own step has none")
+        raise ValueError(
+            "optimizer.fused: found true, expected null for Muon under ZeRO: DeepSpeed's own step has none"
+        )
     return partial(ZeroMuon, *optimizer.args, **keywords)
