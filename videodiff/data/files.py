@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -146,6 +147,49 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
         os.replace(partial, path)
         sync(path.parent)
+
+
+class Hashed:
+    """A file to write to that knows the size and the sha256 of what went through it, and the error that stopped it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size, self.error = file, hashlib.sha256(), 0, None
+
+    def write(self, data: Any) -> int:
+        """Write bytes on."""
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Bring what was written to the file."""
+        try:
+            self.file.flush()
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the file or folder of this name in a folder; a name or a link that leads out of it is an error."""
+    folder = Path(folder)
+    root, path = folder.resolve(), (folder / name).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(
+            f"{folder / name}: found a place outside of {folder} ({path}), expected one inside: not followed"
+        )
+    return folder / name
 
 
 def write_whole(path: Path, data: bytes) -> Path:

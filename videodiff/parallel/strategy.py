@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
-from torch import Tensor
+from torch import Tensor, nn
+
+from videodiff.parallel.launcher import watched
+from videodiff.training.files import StateWriter
+
+# The name of the folder within the state of training.
+TAG = "checkpoint"
 
 
 def automatic() -> str:
@@ -19,7 +25,15 @@ def automatic() -> str:
 
 def ddp(**options: Any) -> Strategy:
     """Return plain data parallelism: every process holds the whole model."""
-    return DDPStrategy(**options)
+    return Ddp(**options)
+
+
+class Ddp(DDPStrategy):
+    """Lightning's DDP strategy, whose processes end together."""
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        self._launcher = watched(self._launcher)
 
 
 def zero(stage: int, **options: Any) -> Strategy:
@@ -34,12 +48,65 @@ def zero(stage: int, **options: Any) -> Strategy:
 
 
 class Zero(DeepSpeedStrategy):
-    """Lightning's DeepSpeed strategy without its refusal of processors other than CUDA."""
+    """Lightning's DeepSpeed strategy, also on CPU; its steps are guarded and its checkpoints are files of ours."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         # Lightning writes into the dictionary it is given.
         super().__init__(config=copy.deepcopy(config))
         self.stage = config["zero_optimization"]["stage"]
+        self.state_writer = StateWriter()
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        self._launcher = watched(self._launcher)
+
+    def _initialize_deepspeed_train(self, model: nn.Module) -> None:
+        super()._initialize_deepspeed_train(model)
+        from videodiff.parallel.engine import PlainFiles, look_for_overflow
+
+        look_for_overflow(self.optimizers[0])
+        engine = self.deepspeed_engine
+        engine.checkpoint_engine = PlainFiles(self.state_writer)
+        # A checkpoint holds no program.
+        engine._copy_recovery_script = lambda folder: None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Have every rank write its shard; what goes wrong is told by `state_writer`."""
+        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+        self.deepspeed_engine.save_checkpoint(
+            str(filepath),
+            client_state=state,
+            tag=TAG,
+            save_latest=False,
+            exclude_frozen_parameters=self.exclude_frozen_parameters,
+        )
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Have every rank read its shard; no file says where it lies."""
+        _, state = self.deepspeed_engine.load_checkpoint(
+            str(checkpoint_path), tag=TAG, load_lr_scheduler_states=False, load_module_strict=True
+        )
+        if state is None:
+            raise ValueError(f"{checkpoint_path}: found no state of a training under ZeRO, expected one")
+        return state
+
+    def skipped(self) -> bool:
+        """Tell whether the last step was left out, as the gradient of some rank was not finite."""
+        return bool(self.optimizers[0].overflow)
+
+    def norm_of_gradients(self) -> float | None:
+        """Return the norm of the gradient of the last step; under Muon DeepSpeed knows that of the update only."""
+        optimizer = self.optimizers[0]
+        if any(group.get("use_muon") for group in optimizer.param_groups):
+            return None
+        return float(optimizer._global_grad_norm)
+
+    def weights(self) -> list[Tensor]:
+        """Return the weights that this rank has: all of them, under ZeRO 3 its shard."""
+        optimizer = self.optimizers[0]
+        if self.stage == 3:
+            return list(optimizer.fp32_partitioned_groups_flat)
+        return [p for p in self.lightning_module.parameters() if p.requires_grad]
 
     def setup_environment(self) -> None:
         """Set up devices and processes; on a CPU without the checks that only CUDA can pass."""

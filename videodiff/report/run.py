@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from videodiff.data.files import inside as within
+
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -54,6 +56,8 @@ def read_run(path: Path) -> Run:
     path = Path(path).resolve()
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path}: found no config.yaml, expected a run folder as `videodiff train` writes it")
+    for name in ("environment.json", "command.txt", "metrics", "evaluation", "evaluation.json", "samples"):
+        within(path, name)
     environment = read_json(path / "environment.json", dict) or {}
     command = path / "command.txt"
     return Run(
@@ -94,13 +98,19 @@ def version(path: Path) -> int:
 def read_metrics(*paths: Path) -> dict[str, Curve]:
     """Read tables of Lightning's CSVLogger: column -> (steps, values), empty cells left out.
 
-    The header may come again with other columns (a logger that was restarted), a step may come again (a run that was
-    resumed: the later value holds), and a last line without its line end is a write in progress and is left out.
+    Each table is that of one start of the run: from its first step on it takes the place of those before it, of which
+    nothing came from there on. The header may come again with other columns (a logger that was restarted), a step may
+    come again (the later value holds), and a last line without its line end is a write in progress and is left out.
     """
     columns: dict[str, dict[int, float]] = {}
-    for path in paths:
-        if path.is_file():
-            read_table(columns, path)
+    for path in filter(Path.is_file, paths):
+        found: dict[str, dict[int, float]] = {}
+        read_table(found, path)
+        first = min((step for values in found.values() for step in values), default=math.inf)
+        for name in columns.keys() | found.keys():
+            before = {step: value for step, value in columns.get(name, {}).items() if step < first}
+            columns[name] = before | found.get(name, {})
+    columns = {name: values for name, values in columns.items() if values}
     return {name: as_curve(values) for name, values in columns.items()}
 
 
@@ -196,7 +206,11 @@ def find_samples(folder: Path) -> dict[int, dict[str, Path]]:
     """Return the videos sampled during training: step -> name -> file."""
     steps = {int(path.name[5:]): path for path in folder.glob("step_*") if path.name[5:].isdigit()}
     videos = {
-        step: {video.stem: video for video in sorted(path.glob("*.mp4")) if not video.is_symlink()}
+        step: {
+            video.stem: within(folder, str(video.relative_to(folder)))
+            for video in sorted(path.glob("*.mp4"))
+            if not video.is_symlink()
+        }
         for step, path in steps.items()
     }
     return {step: videos[step] for step in sorted(videos) if videos[step]}

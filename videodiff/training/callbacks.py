@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,63 +23,186 @@ from videodiff.diffusion.generation import Generation
 from videodiff.generation.files import replacing_folder, write_clip
 from videodiff.generation.known import check_given, usual_given
 from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.parallel.launcher import end_now
 from videodiff.text.words import Words
-from videodiff.training.average import averaged
-from videodiff.training.checkpoint import prune, save_checkpoint
-from videodiff.training.logging import show_clips
+from videodiff.training.average import averaged, is_sharded
+from videodiff.training.checkpoint import agree, check_room, checkpoints, prune, save_checkpoint
+from videodiff.training.guard import Diverged, Taken, finite, shortened, suspects, trainable
+from videodiff.training.logging import log_figures, show_clips
+
+
+class Guard(Callback):
+    """Tell of each step that was skipped, and end training where too many are or where the weights overflow.
+
+    A step is skipped where its loss or its gradient is not finite on any rank: the weights, the moments and the average
+    stay as they are, the data and the schedule go on. Of any `within` steps at most `budget` may be skipped.
+    """
+
+    def __init__(self, budget: int = 10, within: int = 1000) -> None:
+        if budget < 0 or within < 1:
+            raise ValueError(f"guard: found budget={budget} within={within}, expected at least 0 and 1")
+        self.budget, self.within, self.skipped = budget, within, []
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if not module.step_ended():
+            return
+        if module.was_skipped():
+            self.count(trainer, module)
+        elif not sound(trainer):
+            raise self.ended(
+                trainer,
+                f"step {trainer.global_step:,} with the learning rate {module.rate:g} left weights that are not "
+                "finite, or beyond 1e19, expected numbers; try a lower optimizer.lr",
+            )
+
+    def count(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Tell of a skipped step, and end training with the first one too many."""
+        step = trainer.global_step
+        self.skipped = [s for s in self.skipped if s > step - self.within] + [step]
+        where = shortened(suspects_of_all(trainer, module))
+        many = f"{len(self.skipped)} of at most {self.budget} in {self.within:,} steps"
+        if len(self.skipped) > self.budget:
+            raise self.ended(
+                trainer,
+                f"step {step:,}: loss or gradient not finite, clips {where}; {many} "
+                "(callbacks.guard.budget); try a lower optimizer.lr, or look at these clips",
+            )
+        if trainer.is_global_zero:
+            say(trainer, f"step {step:,}: skipped, loss or gradient not finite, clips {where}; {many}")
+
+    def ended(self, trainer: lightning.Trainer, why: str) -> BaseException:
+        """Return what ends training on this rank; one rank says why."""
+        kept = checkpoints(Path(trainer.default_root_dir))
+        last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
+        return Diverged(f"{why}; {last}") if trainer.is_global_zero else SystemExit(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": list(self.skipped)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = [int(step) for step in state["skipped"]]
+
+
+def sound(trainer: lightning.Trainer) -> bool:
+    """Tell whether the weights are numbers on all ranks."""
+    strategy = trainer.strategy
+    if not is_sharded(strategy.optimizers[0]):
+        return finite(trainable(trainer.lightning_module))
+    fine = finite(strategy.weights())
+    return strategy.reduce_boolean_decision(fine, all=True) if strategy.stage == 3 else fine
+
+
+def suspects_of_all(trainer: lightning.Trainer, module: Any) -> list[str]:
+    """Return the keys of the clips of all ranks whose loss is not finite; of all clips where that is true of none."""
+    taken = [Taken(keys, losses.cpu()) for keys, losses in module.taken]
+    if trainer.world_size > 1:
+        ranks = [None] * trainer.world_size
+        torch.distributed.all_gather_object(ranks, taken)
+        taken = [one for rank in ranks for one in rank]
+    return suspects(taken)
+
+
+def say(trainer: lightning.Trainer, line: str) -> None:
+    """Print a line to standard error, past the progress bar where there is one."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Checkpoints(Callback):
-    """Save every `every` optimizer steps and at the end, keep the newest `keep` (0: all)."""
+    """Save every `every` optimizer steps and at the end, keep the newest `keep` (0: all).
+
+    An old checkpoint goes when the step after a new one shows a finite loss: until then nobody knows what the new one
+    is worth. So a skipped step is no time to save either, except at the end.
+    """
 
     def __init__(self, folder: str | Path, every: int = 1000, keep: int = 2) -> None:
         self.folder, self.every, self.keep, self.saved = Path(folder), every, keep, -1
+        self.due, self.unproven = False, False
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                check_room(self.folder, trainable(module), self.keep)
+            except OSError as error:
+                problem = error
+        agree(trainer, problem)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         # The step that a run goes on from is there; its first micro-batch would save it again, in the middle of a step.
         self.saved = trainer.global_step
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if trainer.global_step % self.every == 0:
-            self.save(trainer)
+        if not module.step_ended():
+            return
+        self.due = self.due or trainer.global_step % self.every == 0
+        if not module.was_skipped():
+            if self.unproven:
+                self.prune(trainer)
+            if self.due:
+                self.save(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self.save(trainer)
+        if not module.was_skipped():
+            self.prune(trainer)
 
     def save(self, trainer: lightning.Trainer) -> None:
         """Save once a step: the last micro-batch of a step and the end of training may both ask."""
+        self.due = False
         if trainer.global_step in (self.saved, 0):
             return
         self.saved = trainer.global_step
         save_checkpoint(trainer, self.folder)
+        self.unproven = True
+
+    def prune(self, trainer: lightning.Trainer) -> None:
+        """Remove the old ones."""
+        self.unproven = False
         if trainer.is_global_zero:
             prune(self.folder, self.keep)
 
 
 class StopGently(Callback):
-    """End training after the current step when SIGINT or SIGTERM arrives, so that the last checkpoint is whole.
+    """End training after the current step, with a checkpoint, when a signal asks for it.
 
-    A second signal ends the process at once. All ranks stop at the same step.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 do. All ranks stop at the same step. A second signal ends all processes at once,
+    without a checkpoint.
     """
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
     def __init__(self) -> None:
-        self.asked, self.before, self.step = False, {}, 0
+        self.asked, self.said, self.before, self.trainer = False, False, {}, None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.step = trainer.global_step
+        self.trainer = trainer
         # Not earlier: Lightning sets its own actions between the start of fitting and that of training.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self.ask)
+        for number in self.SIGNALS:
+            # Under nohup a process ignores SIGHUP, and is to go on doing so.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.ask)
 
     def ask(self, number: int, frame: Any) -> None:
-        """Remember the wish and give the signal back to its former owner."""
+        """Remember the wish; at the second one end all processes of this node."""
+        if self.asked:
+            os.write(2, b"videodiff train: stopped at once\n")
+            launcher = self.trainer.strategy.launcher
+            end_now(getattr(launcher, "procs", ()), 128 + number)
         self.asked = True
-        signal.signal(number, self.before[number] or signal.SIG_DFL)
+        self.tell()
+
+    def tell(self) -> None:
+        """Say once, on the first rank, what happens now."""
+        if not self.said and self.trainer.is_global_zero:
+            # Not by print: the signal may have come in the middle of one.
+            os.write(2, b"\nvideodiff train: saving, then stopping; again to stop at once\n")
+        self.said = True
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         # What is left of a step in the middle would be lost.
-        ended, self.step = trainer.global_step > self.step, trainer.global_step
-        if ended and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if module.step_ended() and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            self.tell()
             trainer.should_stop = True
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
@@ -216,11 +341,11 @@ class Progress(ProgressBar):
         self.clips += len(x) * trainer.world_size
         self.places += x[:, 0].numel() * trainer.world_size
         self.bar.update(step - self.bar.n)
-        if step >= self.start + self.every:
-            seconds = self.clock() - self.since
+        if step >= self.start + self.every or step == trainer.max_steps > self.start:
+            seconds = max(self.clock() - self.since, 1e-9)
             clips, tokens = self.clips / seconds, self.places * self.tokens_per_place / seconds
-            module.log_dict({"train/clips_per_s": clips, "train/tokens_per_s": tokens}, rank_zero_only=True)
-            loss = float(trainer.callback_metrics["train/loss"])
+            log_figures(trainer, {"train/clips_per_s": clips, "train/tokens_per_s": tokens})
+            loss = module.mean_loss()
             self.bar.set_postfix_str(f"loss {loss:.4f}, {clips:.1f} clips/s, {tokens:,.0f} tokens/s")
             self.measure_from(step)
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import requests
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 # Seconds: until a server has to answer at all, until it has to take a new run, and after training until all of a run
@@ -118,6 +118,18 @@ def bare(url: re.Match[str]) -> str:
     """Return a URL without user, password, query and fragment."""
     parts = urlsplit(url[0])
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def log_figures(trainer: Any, figures: dict[str, float]) -> None:
+    """Give figures of the step that has just ended to all loggers; a full disk is an error that names the table."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        try:
+            logger.log_metrics(figures, step=trainer.global_step - 1)
+            if isinstance(logger, CSVLogger):
+                # What is not on the disk is lost when the process is.
+                logger.save()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(logger.log_dir)) from error
 
 
 def show_clips(

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.diffusion.objective import Objective, clip_seeds
+from videodiff.training.average import is_sharded
 from videodiff.training.encoding import encode_text, encode_video
+from videodiff.training.guard import Taken, drop_gradients, norm_of_gradients, tell_backward
+from videodiff.training.logging import log_figures
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_SEED = 0x7A1
@@ -43,6 +46,9 @@ class VideoDiffusion(lightning.LightningModule):
         else:
             object.__setattr__(self, "text", text)
         self.make_optimizer, self.schedule = optimizer, schedule
+        # What this rank has taken of the present step, and what is known of the last one.
+        self.taken: list[Taken] = []
+        self.ended, self.began, self.rate, self.norm, self.skipped = 0, 0, 0.0, None, False
 
     def condition(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the keyword arguments of the denoiser for a batch."""
@@ -70,13 +76,65 @@ class VideoDiffusion(lightning.LightningModule):
         for counted in ("total", "current"):
             progress[counted] = dict.fromkeys(progress[counted], done)
 
+    def on_train_start(self) -> None:
+        """Begin to count steps."""
+        self.ended = self.began = self.trainer.global_step
+
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """Return the mean loss of this rank's part of the global batch."""
         x = encode_video(batch, self.codec, self.device)
         seeds = clip_seeds(self.seed, batch["step"], batch["position"].tolist())
-        loss = self.objective(self.denoiser, x, self.condition(batch), self.null(), seeds).mean()
-        self.log("train/loss", loss)
-        return loss
+        losses = self.objective(self.denoiser, x, self.condition(batch), self.null(), seeds)
+        self.taken.append(Taken(list(batch.get("key", ())), losses.detach()))
+        return tell_backward(losses.mean())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradient before it is used; ZeRO looks at its own, see `parallel.engine`."""
+        self.rate = optimizer.param_groups[-1]["lr"]
+        if not is_sharded(optimizer):
+            self.norm = norm_of_gradients(optimizer)
+            self.skipped = not bool(self.norm.isfinite())
+            if self.skipped:
+                drop_gradients(optimizer)
+
+    def step_ended(self) -> bool:
+        """Tell whether the micro-batch that was taken last was the last one of its step."""
+        return self.trainer.global_step > self.ended
+
+    def was_skipped(self) -> bool:
+        """Tell whether the step that has just ended left everything as it was, alike on all ranks."""
+        sharded = is_sharded(self.trainer.strategy.optimizers[0])
+        return self.trainer.strategy.skipped() if sharded else self.skipped
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], index: int) -> None:
+        """At the end of a step log its figures; the callbacks have had their turn."""
+        if self.step_ended():
+            self.ended = self.trainer.global_step
+            if self.due():
+                self.log_step()
+            self.taken = []
+
+    def due(self) -> bool:
+        """Tell whether the step that has just ended is logged: one in some, and the first and the last."""
+        step, trainer = self.ended, self.trainer
+        ends = step in (self.began + 1, trainer.max_steps) or trainer.should_stop
+        return ends or step % trainer.log_every_n_steps == 0
+
+    def log_step(self) -> None:
+        """Log loss, norm of the gradient and learning rate of the step, of the whole global batch."""
+        skipped = self.was_skipped()
+        if not skipped:
+            sharded = is_sharded(self.trainer.strategy.optimizers[0])
+            norm = self.trainer.strategy.norm_of_gradients() if sharded else float(self.norm)
+            figures = {"train/loss": self.mean_loss(), "train/grad_norm": norm, "train/lr": float(self.rate)}
+            log_figures(self.trainer, {name: value for name, value in figures.items() if value is not None})
+
+    def mean_loss(self) -> float:
+        """Return the mean loss of the clips of the step over all micro-batches and ranks; every rank has to call."""
+        losses = torch.cat([losses.double() for _, losses in self.taken])
+        sums = torch.stack([losses.sum(), torch.full_like(losses[0], len(losses))])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return float(sums[0] / sums[1])
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Log the loss at fixed noise, one figure for each level: the same noise in every run and at every step."""

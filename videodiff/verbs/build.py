@@ -20,7 +20,8 @@ from videodiff.data.shards import WORDS
 from videodiff.data.wording import dataset_words, longest_caption
 from videodiff.diffusion.objective import Objective
 from videodiff.pretrained import read_config as model_config
-from videodiff.training.checkpoint import latest_checkpoint, load_average, whole
+from videodiff.training.attempts import check_links
+from videodiff.training.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
 from videodiff.verbs.stored import read_config
 
 
@@ -174,7 +175,8 @@ def load_run(
     """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used."""
     cfg = read_run(run, trust)
     model = build_model(cfg)
-    found = whole(Path(checkpoint)) if checkpoint else latest_checkpoint(Path(run))
+    check_links(Path(run))
+    found = whole(Path(checkpoint), AVERAGE) if checkpoint else latest_checkpoint(Path(run), AVERAGE)
     parts = nn.ModuleDict({"denoiser": model.denoiser})
     if model.text.trainable:
         parts["text"] = model.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from safetensors import safe_open
 
 from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.decode import DecodeError
@@ -24,7 +22,8 @@ from videodiff.data.stages import format_plan, order_of, plan
 from videodiff.data.stream import GlobalBatches, Loader
 from videodiff.data.throughput import measure
 from videodiff.report.batches import Shown, Step, write_batches
-from videodiff.training.checkpoint import checkpoints, whole
+from videodiff.training.attempts import check_links
+from videodiff.training.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
 from videodiff.verbs.build import build_data, clip_cost, fill_text, read_run
 from videodiff.verbs.groups import options
 
@@ -125,21 +124,27 @@ def said_of(cfg: DictConfig, data: ClipDataModule) -> list[str]:
 def describe_run(run: Path, trust: Sequence[str]) -> str:
     """Return the recipe of a run in a few lines, and its checkpoints."""
     cfg = read_run(run, trust)
+    check_links(run)
     lines = [f"run         {run}", f"command     {(run / 'command.txt').read_text().strip()}"]
     lines += [f"{key:<12}{cfg[key]._target_}" for key in ("model", "path", "objective", "codec", "text", "optimizer")]
     lines += [f"data        {cfg.data.root}: {cfg.data.frames} frames of {cfg.data.height} x {cfg.data.width}"]
-    return "\n".join([*lines, *(describe_checkpoint(found) for found in checkpoints(run))])
+    return "\n".join([*lines, *(describe_any(found) for found in checkpoints(run))])
 
 
 def describe_checkpoint(checkpoint: Path) -> str:
     """Return the step, size and parameters of a checkpoint; it is an error if it is not whole."""
-    whole(checkpoint)
-    record = json.loads((checkpoint / "checkpoint.json").read_text())
-    with safe_open(checkpoint / "average.safetensors", "pt") as file:
-        sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    count = sum(math.prod(shape) for shape in sizes.values())
-    size = sum(record["files"].values())
+    record = read_record(whole(checkpoint))
+    count = sum(value.numel() for value in read_average(checkpoint).values())
+    size = sum(file.bytes for file in record["files"].values())
     return f"checkpoint  {checkpoint}: step {record['step']}, {count:,} parameters, {size / 2**20:.1f} MiB, whole"
+
+
+def describe_any(checkpoint: Path) -> str:
+    """Return what there is to tell of a checkpoint, of a damaged one what is wrong with it."""
+    try:
+        return describe_checkpoint(checkpoint)
+    except CheckpointError as error:
+        return f"checkpoint  {checkpoint}: not usable: {error}"
 
 
 def show(data: ClipDataModule, batches: GlobalBatches, step: int, clips: int) -> Step:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,8 +24,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from videodiff.data.files import owning
 from videodiff.data.stages import format_plan, plan
 from videodiff.data.trained import write_trained
-from videodiff.parallel.strategy import Zero
-from videodiff.training.checkpoint import checkpoints, latest_checkpoint, state_to_resume
+from videodiff.parallel.launcher import die_with_parent
+from videodiff.parallel.strategy import Zero, ddp
+from videodiff.training.attempts import check_links, set_aside
+from videodiff.training.checkpoint import StateFile, checkpoints, choose_checkpoint, leave_behind, state_to_resume
 from videodiff.training.logging import log_configuration
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
@@ -32,8 +36,8 @@ from videodiff.verbs.stored import key_of, read_overrides
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (
-    *("trainer", "strategy", "compile", "callbacks", "logger", "resume", "trust", "run", "name", "hydra", "sampler"),
-    *("data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
+    *("trainer", "strategy", "compile", "callbacks", "logger", "resume", "checkpoint", "trust", "run", "name"),
+    *("hydra", "sampler", "data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
 )
 FREE_DATA = tuple(
     f"data.{name}"
@@ -44,6 +48,10 @@ FREE_DATA = tuple(
         *("stages", "buckets", "weights"),
     )
 )
+
+
+# How gloo says that the process at the other end is gone.
+SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connection refused")
 
 
 def expand(overrides: list[str]) -> list[str]:
@@ -60,7 +68,10 @@ def expand(overrides: list[str]) -> list[str]:
 def run(cfg: DictConfig) -> None:
     """Train as configured; the first process owns the run folder for all of them."""
     overrides = [*HydraConfig.get().overrides.task, *name_of_job(cfg)]
+    if not is_first_process():
+        die_with_parent()
     with owning(cfg.run, "train") if is_first_process() else nullcontext():
+        check_links(Path(cfg.run))
         train(cfg, overrides)
 
 
@@ -76,12 +87,15 @@ def name_of_job(cfg: DictConfig) -> list[str]:
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:
     """Build and fit."""
-    folder = Path(cfg.run)
+    folder, checkpoint = Path(cfg.run), None
     first = is_first_process()
     if cfg.resume is not None:
         before = read_run(folder, cfg.trust)
         fill_text(cfg, before)
         check_same(cfg, before, folder)
+        checkpoint = choose_checkpoint(folder, cfg.checkpoint)
+    elif cfg.checkpoint is not None:
+        raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run that it is of")
     elif first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
     quiet_and_quick()
@@ -99,10 +113,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if cfg.get("compile"):
         instantiate_partial("compile", cfg.compile)(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world))
-    state = None
-    if cfg.resume is not None:
-        state = state_to_resume(latest_checkpoint(folder), trainer.strategy, world)
+    state = None if checkpoint is None else state_to_resume(checkpoint, trainer.strategy, world)
     if first:
+        leave_behind(folder, checkpoint) if checkpoint is not None else set_aside(folder)
         write_record(folder, resolved(cfg, model), to_keep(overrides))
         write_trained(folder, data.trained)
     if isinstance(trainer.strategy, Zero):
@@ -111,14 +124,36 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         optimizer = sharded(optimizer, trainer.strategy.config)
     module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
     log_configuration(trainer.loggers, resolved(cfg, model))
-    trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=not isinstance(trainer.strategy, Zero))
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=state)
+    except RuntimeError as error:
+        raise lost_rank(trainer, error) or error from error
+    except OSError as error:
+        if error.filename is None and error.errno == errno.ENOSPC:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise
     if trainer.is_global_zero:
         print(f"videodiff train: {trainer.global_step} steps in {folder}")
 
 
+def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> OSError | None:
+    """Return what a failure of communication means: which process is dead; None where it is another failure."""
+    launcher, words = trainer.strategy.launcher, str(error).lower()
+    lost = isinstance(error, torch.distributed.DistError) or any(sign in words for sign in SIGNS)
+    if trainer.world_size == 1 or not lost:
+        return None
+    end = time.monotonic() + 3
+    while hasattr(launcher, "lost") and time.monotonic() < end:
+        if (found := launcher.lost()) is not None:
+            return ChildProcessError(f"{found}; the last checkpoint is whole, resume= goes on from it")
+        time.sleep(0.1)
+    line = str(error).strip().splitlines()[0][:200]
+    return ConnectionError(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")
+
+
 def to_keep(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that a resumed run begins with: whom to trust is said on each command line."""
-    return [override for override in overrides if key_of(override) not in ("resume", "trust")]
+    return [override for override in overrides if key_of(override) not in ("resume", "checkpoint", "trust")]
 
 
 def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
@@ -134,9 +169,10 @@ def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.T
     settings = {**cfg.trainer, "val_check_interval": cfg.trainer.val_check_interval * accumulate}
     if cfg.data.validation_root is None:
         settings["limit_val_batches"] = 0
-    return instantiate(
+    strategy = instantiate(cfg.strategy)
+    trainer = instantiate(
         settings,
-        strategy=instantiate(cfg.strategy),
+        strategy=ddp() if strategy == "auto" and world_size(cfg) > 1 else strategy,
         callbacks=build_callbacks(cfg, model),
         logger=[instantiate(logger) for logger in (cfg.logger or {}).values()],
         accumulate_grad_batches=accumulate,
@@ -147,6 +183,11 @@ def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.T
         enable_model_summary=False,
         default_root_dir=cfg.run,
     )
+    if not isinstance(trainer.strategy, Zero):
+        trainer.strategy.checkpoint_io = StateFile()
+    # Lightning's own actions talk to the other ranks in the middle of whatever these are at; see StopGently.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
