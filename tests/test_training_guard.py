@@ -66,7 +66,7 @@ def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     state = torch.load(checkpoint / "state.ckpt", weights_only=True)
     found = {f"weight {name}": value for name, value in state["state_dict"].items()}
     for number, one in state["optimizer_states"][0]["state"].items():
-        found |= {f"{key} {number}": value for key, value in one.items()}
+        found |= {f"{key} {number}": torch.as_tensor(value) for key, value in one.items()}
     return found
 
 
