@@ -261,11 +261,13 @@ def still(kind: str, exif: int) -> bytes:
     """Return a picture of the corners with a note of how to turn it."""
     file, notes = io.BytesIO(), Image.Exif()
     notes[0x0112] = exif
-    Image.fromarray(corners()).save(file, kind, exif=notes, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+    Image.fromarray(corners()).save(
+        file, kind, exif=notes, **({"quality": 95} if kind in ("JPEG", "WEBP", "AVIF") else {})
+    )
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("exif", range(1, 9))
 def test_every_path_shows_a_still_picture_as_pillow_does(kind, exif):
     picture = still(kind, exif)
@@ -277,6 +279,16 @@ def test_every_path_shows_a_still_picture_as_pillow_does(kind, exif):
     assert (info.height, info.width) == expected.shape[:2]
     for image in (decode(picture, [0])[0], out[0], decode(packed, [0])[0]):
         assert np.abs(colours(image) - colours(expected)).max() <= 8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_the_resolution_of_a_printer_squeezes_no_picture(kind):
+    file = io.BytesIO()
+    Image.fromarray(corners()).save(file, kind, dpi=(100, 200))
+    picture = file.getvalue()
+    _, info, _ = fit_video(picture, 720, 18)
+    assert decode(picture, [0]).shape == (1, 48, 64, 3)
+    assert (probe(picture).width, info.width, info.height) == (64, 64, 48)
 
 
 def test_the_manifest_of_others_tars_has_sizes_as_shown(tmp_path):

@@ -9,16 +9,18 @@ import socket
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from av.stream import Disposition
 from made_clips import moving_square, write_video
 from PIL import Image
 
 from data_prep.footage import fit_video
 from data_prep.stages.cut import read_timeline
 from videodiff.data.decode import DecodeError, decode, probe
-from videodiff.data.video import MAX_PIXELS, open_video
+from videodiff.data.video import MAX_PIXELS, best_stream, open_video
 
 ROOT = Path(__file__).parents[1]
 # Where `av.open` reads what is nobody's but ours, or writes.
@@ -204,6 +206,13 @@ def test_an_empty_file_and_one_of_sound_are_refused(tmp_path):
     wave = b"RIFF" + struct.pack("<I", 1036) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
     with pytest.raises(DecodeError, match="found no video or picture that is taken"):
         probe(wave + b"data" + struct.pack("<I", 1000) + bytes(1000))
+
+
+def test_a_tile_of_a_picture_is_not_taken_for_the_picture():
+    """Nothing here writes pictures in tiles: the mark is that of ffmpeg's reader of HEIF."""
+    tile = SimpleNamespace(codec_context=object(), disposition=Disposition.dependent)
+    with pytest.raises(DecodeError, match="cut into tiles"):
+        best_stream(SimpleNamespace(streams=SimpleNamespace(best=lambda kind: tile)))
 
 
 def test_a_file_on_disk_is_read_as_the_same_bytes_in_memory_are(tmp_path):

@@ -40,6 +40,9 @@ class Screen:
         # The container's word on the shape of pixels holds; if it has none that of the pictures, which may change.
         ratio, before = stream.sample_aspect_ratio, self.context.sample_aspect_ratio
         self.ratio, self.fixed = ratio or Fraction(1), ratio is not None and ratio != before
+        # Of a still picture it would be the resolution of a printer or scanner, which no viewer minds.
+        if self.still is not None:
+            self.ratio, self.fixed = Fraction(1), True
         self.shape, self.size, self.reformatter = None, size, VideoReformatter()
 
     def place(self, frame: av.VideoFrame) -> Display:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+from av.stream import Disposition
 from PIL import Image
 
 # What holds its pictures itself. Not playlists, session descriptions, patterns and the like, in which a file names
@@ -137,6 +138,9 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream:
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:
         raise DecodeError("found no video stream that can be decoded, expected one")
+    # Phones and large AVIF cut a picture into tiles, each a stream of its own.
+    if stream.disposition & Disposition.dependent:
+        raise DecodeError("found a picture that is cut into tiles, expected one piece, such as jpg or png")
     return stream
 
 
