@@ -66,6 +66,9 @@ class Screen:
         target, form = display.orientation.swap(self.size), rgb_format(frame)
         scaled = {} if target == (frame.width, frame.height) else {"interpolation": Interpolation.AREA}
         image = self.reformatter.reformat(frame, *target, form, threads=1, **scaled).to_ndarray()
+        # Most frames need no more, and the loader shows thousands a second.
+        if form == "rgb24" and display.orientation == UPRIGHT:
+            return image
         return np.ascontiguousarray(display.orientation.turn(to_standard(image, frame)))
 
 
