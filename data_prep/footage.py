@@ -17,7 +17,7 @@ from videodiff.data.decode import decoded, opened, probe, read_frames, show_fram
 from videodiff.data.encode import encode
 from videodiff.data.geometry import UPRIGHT, Display, even_size
 from videodiff.data.screen import color_notes, orientation, transfer_of
-from videodiff.data.timing import FASTEST_CLOCK, MICROSECOND, PAUSE, SLOWEST_CLOCK, end_of, is_even, lay, usual_rate
+from videodiff.data.timing import MICROSECOND, clock_ticks
 from videodiff.data.video import DecodeError, VideoInfo, best_stream, open_video
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -109,15 +109,6 @@ def read_header(video: bytes) -> Header:
     shown = Display(Fraction(ratio)).size(*coded)
     keyframes = tuple(keyframes.tolist())
     return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, ticks)
-
-
-def clock_ticks(times: np.ndarray, stays: float, rate: Fraction) -> tuple[np.ndarray | None, Fraction]:
-    """Return the frame that each tick of a clock shows, and its rate; for even times None, and the rate as given."""
-    if is_even(times) and end_of(times, stays, rate) - times[-1] <= PAUSE * MICROSECOND / rate:
-        return None, rate
-    rate = usual_rate(times) if len(np.unique(times)) > 1 else rate
-    rate = min(max(rate, SLOWEST_CLOCK), FASTEST_CLOCK)
-    return lay(times, int(times[0]), end_of(times, stays, rate), rate), rate
 
 
 def unfit(header: Header, short_side: int) -> str:

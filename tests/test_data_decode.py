@@ -118,13 +118,26 @@ def test_resize_takes_the_mean_of_what_falls_into_a_pixel():
 @pytest.mark.parametrize("name", ["derived_vfr_sintel.mp4", "energon_sync_test.mp4", "torchcodec_av1_video.mkv"])
 def test_real_clips_decode_as_pyav_decodes_them(name):
     video, wanted = (CLIPS / name).read_bytes(), [90, 3, 41]
-    found = {}
+    rate, found = probe(video).fps, {}
     for number, frame in enumerate(read_frames(video)):
-        if number in wanted:
-            found[number] = frame.to_ndarray(format="rgb24")
-        if number > max(wanted):
-            break
+        for n in wanted:
+            # Of uneven times the one that is shown at a moment, else the one of this number.
+            if number == n if "vfr" not in name else frame.time <= (n + 0.5) / rate:
+                found[n] = frame.to_ndarray(format="rgb24")
     assert np.array_equal(decode(video, wanted), np.stack([found[n] for n in wanted]))
+
+
+def test_frames_that_come_unevenly_keep_their_pace_in_training(tmp_path, monkeypatch):
+    frames = moving_square(6, 96, 96)
+    video = write_video(frames, times=[0, 1, 2, 12, 13, 14])
+    info = probe(video)
+    assert (info.frames, info.fps, info.duration) == (15, 25, 0.6)
+    shown = [0, 1, *[2] * 10, 3, 4, 5]
+    for found in (decode(video, range(15)), np.stack([image for _, image in room.decode_from_start(video, range(15))])):
+        numbers = [np.abs(frames.astype(int) - image).mean(axis=(1, 2, 3)).argmin() for image in found]
+        assert numbers == shown
+    with pytest.raises(DecodeError, match="found 15 frames, expected frame 15"):
+        decode(video, [15])
 
 
 def edited(video: bytes, hidden: int) -> bytes:
@@ -208,6 +221,12 @@ def test_every_window_of_every_kind_of_video_is_that_of_a_full_decode(kind, monk
     monkeypatch.setattr(
         room, "decode_from_start", lambda *a, run=room.decode_from_start: from_start.append(a) or run(*a)
     )
+    if kind == "variable rate":
+        # Shown at these 25ths of a second; how long the last one stays the writer of the file had to guess.
+        count = probe(video).frames
+        assert 0 <= count - (UNEVEN[-1] - UNEVEN[0] + 1) < 5
+        whole = whole[[sum(time <= UNEVEN[0] + tick for time in UNEVEN) - 1 for tick in range(count)]]
+        assert probe(video).fps == 25
     assert probe(video).frames == len(whole)
     for _ in range(12):
         stride, start, count = dice.choice([1, 2, 4]), dice.randrange(len(whole) - 28), dice.choice([1, 8])

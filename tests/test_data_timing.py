@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videodiff.data.timing import end_of, is_even, lay, usual_rate
+from videodiff.data.timing import clock_ticks, end_of, is_even, lay, usual_rate
 
 
 def at(seconds) -> np.ndarray:
@@ -23,6 +23,7 @@ KINDS = {
     "film on television": (FRAMES * 1001 / 24000, Fraction(24000, 1001)),
     "some are missing": (FRAMES[FRAMES % 7 > 0] * 1001 / 30000, Fraction(30000, 1001)),
     "some are missing, in milliseconds": (np.round(FRAMES[FRAMES % 7 > 0] * 1001 / 30) / 1000, Fraction(30000, 1001)),
+    "most are missing": (np.array([0, 1, 3, 8, 9, 14, 15, 17, 22, 27, 28, 29, 34]) / 25, 25),
     "pairs": (np.sort(np.concatenate([FRAMES / 15, FRAMES / 15 + 1 / 90_000])), 30),
     "threes": (np.sort(np.concatenate([FRAMES / 10 + late / 1000 for late in range(3)])), 30),
     "two fields, then three": (np.cumsum(np.where(FRAMES % 2, 2, 3)) / 60, 24),
@@ -54,7 +55,15 @@ def test_the_last_frame_stays_for_the_usual_gap_or_a_pause():
     assert end_of(at([0, 0.5, 1]), 0, Fraction(2)) == 1_500_000
     assert end_of(at([0, 0.5, 1]), 600_000, Fraction(2)) == 1_500_000
     assert end_of(at([0, 0.5, 1]), 3_000_000, Fraction(2)) == 4_000_000
-    assert end_of(at([2]), 0, Fraction(4)) == 2_250_000
+    assert end_of(at([2]), 9_000_000, Fraction(4)) == 2_250_000
+
+
+def test_a_rate_that_the_times_contradict_is_not_believed():
+    times = at(np.arange(50) / 25)
+    assert clock_ticks(times, 40_000, Fraction(60_000)) == (None, 25)
+    assert clock_ticks(times, 40_000, Fraction(25)) == (None, 25)
+    assert clock_ticks(at(FRAMES * 1001 / 30000), 33_367, Fraction(30000, 1001)) == (None, Fraction(30000, 1001))
+    assert clock_ticks(at([0]), 4_000_000, Fraction(25)) == (None, 25)
 
 
 @settings(deadline=None)

@@ -16,7 +16,17 @@ from av.video.reformatter import ColorRange
 from videodiff.data.encode import CODECS, Encoder
 from videodiff.data.geometry import Display, Orientation, even_size
 from videodiff.data.screen import is_clear, is_plain, rgb_format, to_standard
-from videodiff.data.timing import FASTEST_CLOCK, MICROSECOND, PAUSE, SLOWEST_CLOCK, STRETCH, is_even, lay, usual_rate
+from videodiff.data.timing import (
+    FASTEST_CLOCK,
+    MICROSECOND,
+    PAUSE,
+    SLOWEST_CLOCK,
+    STRETCH,
+    even_rate,
+    is_even,
+    lay,
+    usual_rate,
+)
 
 # Which clips are deinterlaced: those in which combs are found, none, or all.
 DEINTERLACE = ("auto", "off", "on")
@@ -99,7 +109,7 @@ def schedule(
     Uneven ones, and those that come faster than `fps`, are laid on a clock of the rate they fit best, at most `fps`:
     what the clip shows at a moment is what the source shows then.
     """
-    rate, most = mean_rate(times, usual), FASTEST_CLOCK if fps is None else Fraction(fps).limit_denominator(1001)
+    rate, most = even_rate(times, usual), FASTEST_CLOCK if fps is None else Fraction(fps).limit_denominator(1001)
     if plays_evenly(times, bounds, rate):
         if rate <= most:
             return times, rate
@@ -109,14 +119,6 @@ def schedule(
         rate = usual
     rate = min(max(rate, SLOWEST_CLOCK), most)
     return times[lay(times, *bounds, rate)], rate
-
-
-def mean_rate(times: np.ndarray, usual: Fraction) -> Fraction:
-    """Return the mean rate of a clip's frames: the source's `usual` one unless it is half a frame off at the end."""
-    if len(times) < 2:
-        return usual
-    length = Fraction(int(times[-1] - times[0]), MICROSECOND)
-    return usual if abs(length * usual - (len(times) - 1)) <= Fraction(1, 2) else (len(times) - 1) / length
 
 
 def plays_evenly(times: np.ndarray, bounds: tuple[int, int], rate: Fraction) -> bool:

@@ -3,6 +3,8 @@
 PyAV carries its own ffmpeg. Used with care it is also the fastest here: the times of all pictures are read from the
 headers, decoding begins at the keyframe before the frames asked for, and opening decodes nothing. Where times do not
 tell frames apart all are decoded. bench/decoders.py measures it beside decord.
+
+Frames that come unevenly are laid on a clock, see `timing`: the number of a frame is that of its tick then.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import av
@@ -21,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from videodiff.data.screen import Screen
+from videodiff.data.timing import MICROSECOND, clock_ticks
 from videodiff.data.video import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
 
 
@@ -31,14 +35,14 @@ def probe(video: bytes) -> VideoInfo:
     """
     with opened(video) as (container, stream, _):
         pictures = read_index(container, stream)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        ticks, fps = lay_pictures(pictures, stream)
     frames, width, height = 0, 0, 0
     with opened(video) as (container, stream, screen):
         for frames, frame in enumerate(decoded(container.demux(stream), stream), 1):
             if frames == 1:
                 width, height = screen.measure(frame)
             if pictures is not None:
-                frames = sum(picture.shown for picture in pictures)
+                frames = sum(picture.shown for picture in pictures) if ticks is None else len(ticks)
                 break
     if not (frames and fps and width and height):
         raise DecodeError(f"found {frames} frames of {width} x {height} at {fps} fps, expected at least one frame")
@@ -83,12 +87,13 @@ def find_frames(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.
 
 
 class Picture(NamedTuple):
-    """A coded picture: when it is shown and decoded, whether decoding may begin with it, and whether it is shown."""
+    """A coded picture: when it is shown and decoded, whether decoding may begin with it, if it is shown, how long."""
 
     pts: int
     dts: int
     key: bool
     shown: bool
+    stays: int
 
 
 # Decoders that can be told of each picture whether it may be left out.
@@ -104,7 +109,27 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream) -
     seekable = stream.codec_context.name in INDEXED and decoder_of(stream) is stream.codec_context
     if not seekable or None in times or len(times) < len(packets):
         return None
-    return [Picture(packet.pts, decoding_time(packet), packet.is_keyframe, not packet.is_discard) for packet in packets]
+    return [
+        Picture(packet.pts, decoding_time(packet), packet.is_keyframe, not packet.is_discard, packet.duration or 0)
+        for packet in packets
+    ]
+
+
+def lay_pictures(pictures: list[Picture] | None, stream: av.VideoStream) -> tuple[np.ndarray | None, float]:
+    """Return which of the shown pictures each tick of a clock shows, None for even ones, and frames a second."""
+    rate = stream.average_rate or stream.guessed_rate
+    shown = sorted(picture for picture in pictures or () if picture.shown)
+    if not shown or not rate or misses_beginning(pictures):
+        return None, float(rate or 0)
+    unit = float(stream.time_base) * MICROSECOND
+    times = np.round(np.array([picture.pts for picture in shown]) * unit).astype(np.int64)
+    ticks, rate = clock_ticks(times, shown[-1].stays * unit, Fraction(rate))
+    return ticks, float(rate)
+
+
+def misses_beginning(pictures: list[Picture]) -> bool:
+    """Tell whether a file begins within a group of pictures: it shows fewer of them than it holds."""
+    return not pictures[0].key or pictures[0].pts > min(picture.pts for picture in pictures)
 
 
 def decoding_time(packet: av.Packet) -> int | None:
@@ -120,10 +145,11 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
     """
     with opened(video, quick=True) as (container, stream, screen):
         pictures = read_index(container, stream)
-        # A file that begins within a group of pictures shows fewer of them than it holds.
-        if not pictures or not pictures[0].key or pictures[0].pts > min(picture.pts for picture in pictures):
+        if not pictures or misses_beginning(pictures):
             return
         shown = sorted(picture.pts for picture in pictures if picture.shown)
+        ticks, _ = lay_pictures(pictures, stream)
+        shown = shown if ticks is None else [shown[place] for place in ticks]
         wanted = deque(shown[number] for number in numbers if number < len(shown))
         only = set(wanted) if stream.codec_context.name in SKIPPING else None
         keys = sorted((picture.pts, picture.dts) for picture in pictures if picture.key)
@@ -139,8 +165,11 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
                 if frame.interlaced_frame:
                     return
                 if frame.pts == wanted[0]:
-                    yield screen.show(frame)
-                    wanted.popleft()
+                    image = screen.show(frame)
+                    # A frame that stays is shown by several ticks.
+                    while wanted and frame.pts == wanted[0]:
+                        yield image
+                        wanted.popleft()
                 # The next one can be had from a later keyframe.
                 if not wanted or wanted[0] >= after:
                     break
@@ -165,14 +194,20 @@ def packets_from(
 
 def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Decode all frames up to the last one asked for: the meaning of their numbers, whatever the file."""
-    number = -1
+    count = 0
+    with opened(video, quick=True) as (container, stream, _):
+        ticks, _ = lay_pictures(read_index(container, stream), stream)
+    if ticks is not None and numbers[-1] >= len(ticks):
+        raise DecodeError(f"found {len(ticks)} frames, expected frame {numbers[-1]}")
+    left = deque((number, number if ticks is None else int(ticks[number])) for number in numbers)
     with opened(video) as (container, stream, screen):
-        for number, frame in enumerate(decoded(container.demux(stream), stream)):
-            if number in numbers:
-                yield number, screen.show(frame)
-            if number == numbers[-1]:
+        for count, frame in enumerate(decoded(container.demux(stream), stream), 1):
+            image = screen.show(frame) if left[0][1] == count - 1 else None
+            while left and left[0][1] == count - 1:
+                yield left.popleft()[0], image
+            if not left:
                 return
-    raise DecodeError(f"found {number + 1} frames, expected frame {numbers[-1]}")
+    raise DecodeError(f"found {count} frames, expected frame {numbers[-1]}")
 
 
 def show_frames(video: bytes, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:

@@ -13,8 +13,10 @@ PAUSE = 1.5
 SLOWEST_CLOCK, FASTEST_CLOCK = Fraction(1), Fraction(500)
 # Gaps over which a rate is taken: longer than the patterns in which frames come in pairs or are left out in turn.
 STRETCH = 8
-# Of the gaps of frames that keep to a grid with holes, so many are whole multiples of the usual one, to so much.
+# Of the gaps of frames that keep to a grid with holes, so many are whole multiples of its step, to so much of it.
 ON_GRID, NEAR = 0.9, 0.15
+# The step is one of these percentiles of the gaps, and at least this part of the usual distance between two frames.
+STEPS, FINEST = (50, 25, 10), 4
 # Far less than the thousandth between 30 and 29.97, more than what rounding to milliseconds does in some seconds.
 SAME_RATE = 2e-4
 
@@ -31,6 +33,14 @@ def is_even(times: np.ndarray) -> bool:
     return bool(gaps.max() <= PAUSE * gaps.mean() and np.abs(drift).max() <= gaps.mean())
 
 
+def even_rate(times: np.ndarray, said: Fraction) -> Fraction:
+    """Return the mean rate of frames: what their file says unless that is half a frame off at the last one."""
+    if len(times) < 2 or times[0] == times[-1]:
+        return said
+    length = Fraction(int(times[-1] - times[0]), MICROSECOND)
+    return said if abs(length * said - (len(times) - 1)) <= Fraction(1, 2) else (len(times) - 1) / length
+
+
 def usual_rate(times: np.ndarray) -> Fraction:
     """Return the rate of the clock, frames a second, that frames of these ascending times in microseconds fit best.
 
@@ -43,12 +53,14 @@ def usual_rate(times: np.ndarray) -> Fraction:
     # An even number of gaps, as frames may come in pairs.
     stretch = min(STRETCH, max(len(gaps) // 2 * 2, 1))
     spans = np.convolve(gaps, np.ones(stretch), "valid")
-    usual, local = float(np.median(gaps)), float(np.median(spans)) / stretch
-    steps = np.round(gaps / usual)
-    on_grid = (steps >= 1) & (np.abs(gaps / usual - steps) <= NEAR)
-    if on_grid.mean() >= ON_GRID and 2 * usual >= local:
-        # All gaps together are more exact than one, whose ends were rounded.
-        local = float(gaps[on_grid].sum() / steps[on_grid].sum())
+    local = float(np.median(spans)) / stretch
+    for step in np.percentile(gaps, STEPS):
+        counts = np.round(gaps / step)
+        on_grid = (counts >= 1) & (np.abs(gaps / step - counts) <= NEAR)
+        if on_grid.mean() >= ON_GRID and FINEST * step >= local:
+            # All gaps together are more exact than one, whose ends were rounded.
+            local = float(gaps[on_grid].sum() / counts[on_grid].sum())
+            break
     return named_rate(MICROSECOND / local)
 
 
@@ -63,9 +75,11 @@ def end_of(times: np.ndarray, stays: float, rate: Fraction) -> int:
     """Return when the last frame is over: after the usual gap, or what its file says where that is a pause.
 
     times: when each comes to be shown, ascending, stays: how long the last one does, 0 where that is not known, both
-    in microseconds; rate: frames a second, for a single one.
+    in microseconds; rate: frames a second, for a single one, which is a picture.
     """
-    gap = int(np.median(np.diff(times))) if len(times) > 1 else round(MICROSECOND / rate)
+    if len(times) < 2:
+        return int(times[-1]) + round(MICROSECOND / rate)
+    gap = int(np.median(np.diff(times)))
     return int(times[-1]) + (round(stays) if stays > PAUSE * gap else gap)
 
 
@@ -80,3 +94,18 @@ def lay(times: np.ndarray, start: int, end: int, rate: Fraction) -> np.ndarray:
     # The hundredth of a tick forgives times that were rounded down: halfway between two ticks counts from the later.
     places = np.floor((times - start) * (float(rate) / MICROSECOND) + 0.51)
     return np.maximum(np.searchsorted(places, np.arange(ticks), side="right") - 1, 0)
+
+
+def clock_ticks(times: np.ndarray, stays: float, rate: Fraction) -> tuple[np.ndarray | None, Fraction]:
+    """Return the frame that each tick of a video's clock shows, and its rate; for even times None, and their rate.
+
+    A single frame is a picture, however long it stays. times: when each frame comes to be shown, ascending; stays: how
+    long the last one does; both in microseconds; rate: what the file says.
+    """
+    rate = even_rate(times, rate)
+    stays_on = len(times) > 1 and end_of(times, stays, rate) - times[-1] > PAUSE * MICROSECOND / rate
+    if is_even(times) and not stays_on and rate < FASTEST_CLOCK:
+        return None, rate
+    rate = usual_rate(times) if len(np.unique(times)) > 1 else rate
+    rate = min(max(rate, SLOWEST_CLOCK), FASTEST_CLOCK)
+    return lay(times, int(times[0]), end_of(times, stays, rate), rate), rate
