@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from videodiff.data.screen import Screen
-from videodiff.data.timing import MICROSECOND, PAUSE, end_of, is_even, usual_rate
+from videodiff.data.timing import MICROSECOND, PAUSE, end_of, even_rate, is_even, usual_rate
 from videodiff.data.video import DecodeError, best_stream, decoder_of, open_video
 
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
@@ -119,9 +119,10 @@ def read_timeline(source: str | Path) -> Timeline:
     times = np.unique(np.array([time for time in times if keys and time >= keys[0][0]], dtype=np.int64))
     if not len(times) or not rate:
         raise DecodeError(f"found {len(times)} frames at {rate} fps, expected at least one")
-    usual = Fraction(rate) if is_even(times) else usual_rate(times)
-    end = end_of(times, float(stays[1] * clock.unit), Fraction(rate))
-    return Timeline(times, end, keys, Fraction(rate), usual, bool(ranked))
+    rate = even_rate(times, Fraction(rate))
+    usual = rate if is_even(times) else usual_rate(times)
+    end = end_of(times, float(stays[1] * clock.unit), rate)
+    return Timeline(times, end, keys, rate, usual, bool(ranked))
 
 
 def refuse(span: Span, timeline: Timeline) -> str:
