@@ -30,9 +30,8 @@ CREATE TEMP TABLE todo AS SELECT requests.number, video FROM requests LEFT JOIN 
 CREATE INDEX temp.todo_by_video ON todo (video, number);
 """
 
-# Fields that are not written down, and those that are when they are empty.
-UNSAID = {"id", "origin", "omitted"}
-KEPT = {"place", "source", "captions", "licence", "parent", "name", "part", "notes"}
+# Fields that are not written down, and those that are only where there is something in them.
+UNSAID, RARE = ("id", "origin", "omitted"), ("address", "mark", "followed")
 
 
 @dataclass
@@ -76,7 +75,8 @@ class Plan:
             (first,) = self.base.execute("SELECT ifnull(max(number), 0) + 1 FROM requests").fetchone()
             new, changed = {}, {}
             for number, item in self._numbered(group, first):
-                told.omitted.update(item.omitted)
+                if item.omitted:
+                    told.omitted.update(item.omitted)
                 again = said.add(number)
                 told.repeated += again
                 text = to_json(item)
@@ -225,8 +225,13 @@ def contents(request: ClipRequest) -> tuple[Any, ...]:
 def to_json(request: ClipRequest) -> str:
     """Return a request as text: JSON, also for SQLite, so that notes that are no numbers become null."""
     span = request.span and list(map(str, request.span))
-    given = {name: value for name, value in vars(request).items() if name not in UNSAID and (value or name in KEPT)}
-    text = json.dumps(given | {"span": span})
+    given = {**vars(request), "span": span}
+    for name in UNSAID:
+        given.pop(name, None)
+    for name in RARE:
+        if not given[name]:
+            del given[name]
+    text = json.dumps(given)
     strange = "NaN" in text or "Infinity" in text
     return json.dumps(json.loads(text, parse_constant=lambda _: None)) if strange else text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -35,6 +36,8 @@ def is_secret(name: str) -> bool:
     return not WORDS.isdisjoint(word.lower() for word in words)
 
 
+# The clips of one video come one after the other.
+@functools.lru_cache(maxsize=256)
 def bare_url(url: str) -> str:
     """Return a URL without user, password, signature and tokens: what may be written down and passed on."""
     return taken_apart(url)[0] if MAYBE.search(url) else url
