@@ -8,9 +8,11 @@ import resource
 import socket
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from av.stream import Disposition
@@ -20,7 +22,7 @@ from PIL import Image
 from data_prep.footage import fit_video
 from data_prep.stages.cut import read_timeline
 from videodiff.data.decode import DecodeError, decode, probe
-from videodiff.data.video import MAX_PIXELS, best_stream, open_video
+from videodiff.data.video import MAX_PIXELS, OPTIONS, best_stream, open_video
 
 ROOT = Path(__file__).parents[1]
 # Where `av.open` reads what is nobody's but ours, or writes.
@@ -182,13 +184,23 @@ def test_a_picture_that_says_it_is_too_large_is_refused_before_it_is_decoded(kin
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000
 
 
-def test_a_stream_that_grows_too_large_allocates_nothing():
-    frames = write_video(moving_square(4, 64, 64), "mjpeg", "yuvj420p", "avi")
-    data = bytearray(frames)
-    last = data.rindex(b"\xff\xc0") + 5
-    data[last : last + 4] = struct.pack(">HH", 16_000, 16_000)
+def test_a_stream_that_grows_too_large_is_refused_where_it_does(monkeypatch):
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuvj420p"
+        for number, side in enumerate((64, 128)):
+            picture = io.BytesIO()
+            Image.new("RGB", (side, side)).save(picture, "JPEG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True
+            packet.time_base = Fraction(1, 25)
+            out.mux_one(packet)
+    assert decode(file.getvalue(), [1]).shape == (1, 128, 128, 3)
+    monkeypatch.setitem(OPTIONS, "max_pixels", "10000")
+    assert decode(file.getvalue(), [0]).shape == (1, 64, 64, 3)
     with pytest.raises(DecodeError):
-        decode(bytes(data), [3])
+        decode(file.getvalue(), [1])
 
 
 def test_the_largest_pictures_that_are_taken_are_of_8192_pixels_square():

@@ -149,7 +149,7 @@ def decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
     decoder, other = stream.codec_context, ALPHA_DECODERS.get(stream.codec_context.name)
     if other and stream.metadata.get("alpha_mode") == "1":
         decoder = av.CodecContext.create(other, "r")
-        decoder.options = {"max_pixels": str(MAX_PIXELS)}
+    # What `open_video` was told holds for the look at the header only.
     if not decoder.is_open:
-        decoder.thread_count = 1
+        decoder.thread_count, decoder.options = 1, {"max_pixels": OPTIONS["max_pixels"]}
     return decoder
