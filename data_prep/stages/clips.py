@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -238,10 +239,12 @@ class Maker:
 
 
 def due_frames(count: int, rate: float, fps: float) -> np.ndarray:
-    """Return the places of the frames to score, of `count` at `rate` a second: the first one in each tick of `fps`."""
-    # The hundredth of a tick forgives rates that were rounded.
-    ticks = np.floor(np.arange(count) * (fps / rate) + 0.01)
-    return np.flatnonzero(np.diff(ticks, prepend=-1))
+    """Return the places of the frames to score, of `count` at `rate` a second: the one shown at each tick of `fps`.
+
+    So they show the same moments whatever the rate. The hundredth of a frame forgives rates that were rounded.
+    """
+    ticks = np.arange(math.ceil(count * fps / rate - 0.01))
+    return np.unique(np.floor(ticks * (rate / fps) + 0.01).astype(int).clip(max=count - 1))
 
 
 def pixel_scores(frames: np.ndarray, fps: float) -> dict[str, float]:

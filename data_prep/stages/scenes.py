@@ -29,7 +29,9 @@ HEIGHT_SMALL, WIDTH_SMALL = 54, 96
 # more than `SAME` and has the share `FADED` of its contrast at least: less is a fade, not an exposure. A cut or a
 # dissolve keeps this share of the picture at most. Unrelated pictures keep nothing, neighbouring frames of a shot more
 # than half.
-TILE, AROUND, TEXTURE, SAME, FADED, KEPT = (18, 24), (5, 8), 3.0, 0.7, 0.3, 0.2
+TILE, AROUND, TEXTURE, SAME, FADED, KEPT = (18, 24), (5, 8), 3.0, 0.7, 0.4, 0.2
+# Levels up to which what surrounds the picture is a bar.
+BLACK = 24
 # Seconds within which the picture comes back after a flash.
 FLASH = 0.3
 # Dissolves are looked for over these distances, in seconds, to both sides of a frame, on the means of blocks of so many
@@ -71,7 +73,11 @@ def find_scenes(
     if first is None:
         raise DecodeError("found no frame that decodes, expected at least one")
     transitions.settle(last=True)
-    return between(apart(transitions.cuts, first, min_scene), joined(transitions.dissolves), first, timeline.end)
+    gaps = joined(transitions.dissolves)
+    spans = between(apart(transitions.cuts, first, min_scene), gaps, first, timeline.end)
+    # Too little of a shot to be one, beside a dissolve, is the dissolve that a cut has ended.
+    edges = {time / MICROSECOND for gap in gaps for time in gap}
+    return [span for span in spans if span.end - span.start >= min_scene or edges.isdisjoint(span)]
 
 
 def make_detector(detector: str, threshold: float | None) -> SceneDetector:
@@ -154,12 +160,21 @@ def kept(before: np.ndarray, after: np.ndarray) -> float:
     Blind to exposure and to short ways, as correlation of detail is: a fixed camera before which something comes and
     goes keeps what it does not cover, a moving one what has not left the picture.
     """
-    pictures = [detail(before), detail(after)]
+    inside = within_bars(np.maximum(before, after))
+    pictures = [detail(before[inside]), detail(after[inside])]
     found = tiles_found(*pictures) + tiles_found(*pictures[::-1])
     if not found:
         # Plain pictures are the same where they are as bright.
         return float(abs(float(before.mean()) - float(after.mean())) < CHANGE)
     return sum(found) / len(found)
+
+
+def within_bars(image: np.ndarray) -> tuple[slice, slice]:
+    """Return where the picture is inside of black bars, whose edges stay whatever the picture becomes."""
+    lit = image > BLACK
+    sides = [np.flatnonzero(lit.any(axis=axis)) for axis in (1, 0)]
+    # The outermost row may be mixed with the bar.
+    return tuple(slice(int(side[0]) + 1, int(side[-1])) if len(side) > 2 else slice(None) for side in sides)
 
 
 def detail(image: np.ndarray) -> np.ndarray:

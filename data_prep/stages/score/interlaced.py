@@ -12,14 +12,14 @@ from av.video.reformatter import VideoReformatter
 # Frames looked at in a row: of film at 30 frames a second two in five are woven of two pictures (telecine).
 RUN = 6
 # Columns looked at, as rows are what matters, and rows and columns of a block of these.
-COLUMNS, BLOCK = 128, (16, 4)
+COLUMNS, BLOCK = 64, (16, 4)
 # A block moves where it changes by so many levels from frame to frame. In a comb neighbouring rows differ by so many
 # levels, and by so many times as much as rows two apart.
 MOVES, LEVELS, RATIO = 3.0, 4.0, 1.25
 # Of what moves this share is combs in footage that is interlaced.
 COMBED = 0.05
 # Blocks that must move for the share to be one: the more still a picture is, the less there is to see of fields.
-FEWEST = 8
+FEWEST = 4
 
 
 class Combs:

@@ -40,10 +40,19 @@ def gradient(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def changing(greys: list[np.ndarray]) -> np.ndarray:
-    """Return where the luma about a pixel changes over time: booleans `h w`."""
+    """Return where the luma about a pixel changes over time by more than the exposure does: booleans `h w`."""
     total, squares = (np.zeros(greys[0].shape, np.float32) for _ in range(2))
-    for grey in greys:
+    for grey, gain in zip(greys, exposures(greys), strict=True):
+        grey = grey.astype(np.float32) / gain
         cv2.accumulate(grey, total)
         cv2.accumulateSquare(grey, squares)
     variance = squares / len(greys) - (total / len(greys)) ** 2
     return cv2.blur(np.sqrt(np.maximum(variance, 0)), (ABOUT, ABOUT)) > CHANGE
+
+
+def exposures(greys: list[np.ndarray]) -> list[float]:
+    """Return how much brighter each frame is than the median of all, by the pixels that are not black."""
+    small = np.stack([grey[::8, ::8] for grey in greys]).astype(np.float32)
+    usual = np.median(small, axis=0)
+    lit = usual > 16
+    return [float(np.median(grey[lit] / usual[lit])) or 1.0 if lit.any() else 1.0 for grey in small]

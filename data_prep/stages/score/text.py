@@ -18,7 +18,7 @@ import onnxruntime
 # regions too small: the constants of DB post-processing (Liao et al. 2020, arXiv 1911.08947).
 PIXEL, REGION, UNCLIP = 0.3, 0.6, 1.6
 # A line of writing is at least so many times longer than high, no higher than this share of the frame, and surer.
-LONG, HIGH, SURE = 5.0, 0.2, 0.75
+LONG, HIGH, SURE = 5.0, 0.33, 0.75
 # Anything else up to this share of the frame's height is text where so many characters are read with this mean
 # probability; what is higher is a thing.
 HIGHEST, CHARACTERS, LEGIBLE = 0.4, 3, 0.75
