@@ -38,6 +38,7 @@ UNITS = {
     "text": "share of the frame in text",
     "overlay": "share of the frame in overlays",
     "letterbox": "share of the source in black bars",
+    "interlaced": "share of what moves in combs",
     "sharpness": "deviation of the Laplacian, levels",
     "brightness": "mean luma, 0 to 1",
     "contrast": "deviation of the luma, 0 to 1",
