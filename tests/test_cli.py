@@ -64,10 +64,19 @@ MISTAKES = {
     "resume": (["train", "resume=nowhere"], "resume: found no nowhere/overrides.yaml"),
     "sample": (["sample", "nowhere"], "run: found no nowhere/config.yaml, expected the folder of a training run"),
     "source": (["pack", "source=nowhere", "out=there"], "nowhere"),
-    "clips": (["simulate", "out=there", "clips=0"], "clips: found 0, expected at least 1"),
-    "split": (["simulate", "out=there", "world.split=tests"], "split: found 'tests', expected train"),
+    "clips": (["simulate", "out=there", "clips=0"], "'clips=0': found 0, expected a whole number of at least 1"),
+    "split": (["simulate", "out=there", "world.split=tests"], "found 'tests', expected one of train, held_out, all"),
     "inspect": (["inspect", "nowhere"], "folder: found no nowhere, expected a dataset, a run or a checkpoint"),
     "data": (["train", "data.root=nowhere"], "nowhere: found no such folder, expected a dataset"),
+    "nothing": (["train"], "data.root: found nothing, expected data.root=<the name of a file or folder, or a URL>"),
+    "flag": (["train", "--multrun"], "found the flag '--multrun', expected key=value or one of --help"),
+    "value of a flag": (["train", "--cfg", "jobs"], "--cfg: found 'jobs', expected job, hydra, all"),
+    "flag of Hydra": (["train", "--experimental-rerun", "job.pickle"], "it would run what lies in a file"),
+    "sweep": (["train", "data.root=.", "optimizer.lr=1,2"], "found several values, expected one, or --multirun"),
+    "value in a sweep": (["train", "data.root=.", "optimizer.lr=1,-2", "-m"], "'optimizer.lr=-2': found -2, expected"),
+    "reference": (["train", "data.root=.", "name=a_${b}"], r"found 'a_${b}', which refers to nothing that is there"),
+    "null": (["train", "data.root=.", "codec=null"], "found null, expected one of pixels, sd_vae, wan_vae"),
+    "group taken away": (["train", "data.root=.", "~model"], "override '~model': found nothing, expected an option"),
 }
 
 
@@ -83,6 +92,38 @@ def test_a_mistake_is_answered_by_one_line(
     assert err.startswith("videodiff")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_answered_before_anything_large_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['videodiff', *sys.argv[1:]]\nfrom videodiff import cli\ntry:\n cli.main()\nfinally:\n "
+    )
+    code += "print(sorted({'torch', 'lightning', 'numpy', 'pyarrow'} & set(sys.modules)))"
+    for words in (
+        ["train", "optimizer.lr=abc", "data.root=."],
+        ["sample", "nowhere"],
+        ["train", "--cfg", "job"],
+        ["-h"],
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--cfg", "job"], ["--cfg=job"], ["-c", "job"], ["-c=job", "--resolve"]], ids=" ".join
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_flags_of_hydra_stand_anywhere(call: Call, words: list[str], first: bool) -> None:
+    overrides = ["experiment=bouncing_cpu", "optimizer.lr=0.125"]
+    status, out, err = call("train", *(words + overrides if first else [overrides[0], *words, overrides[1]]))
+    assert (status, err) == (0, "")
+    assert yaml.safe_load(out)["optimizer"]["lr"] == 0.125
+
+
+def test_a_part_of_the_configuration_is_shown(call: Call) -> None:
+    status, out, _ = call("train", "--package", "optimizer", "--cfg", "job", "data.root=x")
+    assert status == 0
+    assert set(yaml.safe_load(out.split("\n", 1)[1])) == {"optimizer"} or "lr:" in out
 
 
 def test_sizes_and_batches_that_do_not_divide_are_named(

@@ -1,23 +1,30 @@
-"""One command, `videodiff <verb> [overrides]`: Hydra composes `conf/<verb>.yaml`, `verbs/<verb>.py` does the work."""
+"""One command, `videodiff <verb> [overrides]`: Hydra composes `conf/<verb>.yaml`, `verbs/<verb>.py` does the work.
+
+All that can be said of a command line is said before anything large is imported.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
-
-import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from videodiff import __version__
 from videodiff.verbs.groups import conf_dir, groups, options
+from videodiff.verbs.printing import in_line, say
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from videodiff.verbs.arguments import Arguments
 
 VERBS = {
     "simulate": "write clips of a simulated world: mp4, caption and exact truth",
@@ -31,121 +38,112 @@ VERBS = {
     "report": "write one self-contained HTML page about a run",
     "inspect": "tell what is in a dataset, a run or a checkpoint",
 }
-# The verbs whose first argument may be a bare path, and the key it stands for.
-POSITIONAL = {
-    "index": "tars",
-    "cache": "root",
-    "report": "run",
-    "inspect": "folder",
-    "evaluate": "run",
-    "sample": "run",
-}
-FAILURES = (ValueError, OSError, HydraException, OmegaConfBaseException)
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 
 
 def main() -> None:
-    """Run one verb; errors a user can mend are one line and exit status 1."""
+    """Run one verb; whatever goes wrong is one line and exit status 1."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
+        say(usage())
         sys.exit(0)
     if argv[0] == "--version":
-        print(f"videodiff {__version__}")
+        say(f"videodiff {__version__}")
         sys.exit(0)
-    verb, arguments = argv[0], argv[1:]
+    verb, words = argv[0], argv[1:]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         fail("videodiff", f"found the verb {verb!r}, expected one of {', '.join(VERBS)}" + hint(near))
-    arguments = positional(verb, arguments)
-    if "-h" in arguments or "--help" in arguments:
-        print(verb_help(verb))
+    if "-h" in words or "--help" in words:
+        say(verb_help(verb))
         sys.exit(0)
-    module = importlib.import_module(f"videodiff.verbs.{verb}")
-    try:
-        overrides = [a for a in arguments if not a.startswith("-")]
-        arguments = [*(a for a in arguments if a.startswith("-")), *getattr(module, "expand", list)(overrides)]
-        check(verb, [a for a in arguments if not a.startswith("-")])
-    except FAILURES as error:
-        fail(f"videodiff {verb}", one_line(error))
-    run(verb, module.run, arguments)
+    quiet()
+    with one_line_a_failure(verb):
+        arguments = understand(verb, words)
+    run(verb, arguments)
 
 
-def run(verb: str, task: object, arguments: list[str]) -> None:
+def understand(verb: str, words: list[str]) -> Arguments:
+    """Return flags and overrides of a command line as Hydra takes them; a mistake in them is an error."""
+    from videodiff.verbs.arguments import Arguments, positional, spell, split
+    from videodiff.verbs.expand import expand
+
+    flags, overrides = split(words)
+    sweeps = "--multirun" in flags
+    spelled = [spell(verb, override, sweeps) for override in positional(verb, overrides)]
+    arguments = Arguments(flags, expand(verb, spelled))
+    from videodiff.verbs.checking import check
+
+    check(verb, arguments)
+    return arguments
+
+
+def run(verb: str, arguments: Arguments) -> None:
     """Hand over to Hydra, which composes the configuration, sweeps with --multirun and launches."""
+    import hydra
+
     command = list(sys.argv)
 
     def call(cfg: DictConfig) -> object:
         # Lightning starts the other processes of a node by this very command.
         sys.argv = command
-        try:
-            return task(cfg)
-        except FAILURES as error:
-            if "VIDEODIFF_TRACEBACK" in os.environ:
-                raise
-            fail(f"videodiff {verb}", one_line(error))
+        from videodiff.cli import one_line_a_failure, quiet
+        from videodiff.verbs.checking import check_composed
 
-    sys.argv = [command[0], *arguments]
+        quiet()
+        with one_line_a_failure(verb):
+            check_composed(verb, cfg)
+            return importlib.import_module(f"videodiff.verbs.{verb}").run(cfg)
+
+    if arguments.has("--multirun"):
+        tell_jobs(verb)
+    sys.argv = [command[0], *arguments.flags, *arguments.overrides]
     call.__module__ = "videodiff.cli"
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(call)()
+    with one_line_a_failure(verb):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(call)()
 
 
-def check(verb: str, overrides: list[str]) -> None:
-    """Compose once before Hydra does, to answer a mistyped key with the nearest valid one."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        plain = [o for o in map(parse, overrides) if not o.is_sweep_override()]
-        try:
-            compose(verb, overrides=[o.input_line for o in plain])
-        except (HydraException, OmegaConfBaseException) as error:
-            known = valid_names(verb, [o.input_line for o in plain if o.key_or_group in groups(verb)])
-            for override in plain:
-                key = override.key_or_group
-                if key not in known and not override.is_add() and not key.startswith("hydra."):
-                    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                    raise ValueError(f"override {override.input_line!r}: found no key {key!r}{hint(near)}") from error
-            raise
+def tell_jobs(verb: str) -> None:
+    """Let Hydra's launchers say which settings they start."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(f"videodiff {verb}: %(message)s"))
+    for name in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_submitit_launcher"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
 
 
-def parse(override: str) -> Override:
-    """Read one override; where it is not of the form key=value, the error says which."""
+def quiet() -> None:
+    """Keep the warnings and progress bars of libraries out of what a verb says, here and in its processes."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if sys.warnoptions:
+        return
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning")
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*srun.*", ".*lr_scheduler.step.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def one_line_a_failure(verb: str) -> Iterator[None]:
+    """Leave by one line and status 1 where the block fails; VIDEODIFF_TRACEBACK=1 shows where it came from."""
     try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise ValueError(f"override {override!r}: found no key=value ({str(error).splitlines()[0]})") from error
+        yield
+    except KeyboardInterrupt:
+        fail(name_of(verb), "interrupted", 130)
+    except Exception as error:
+        if "VIDEODIFF_TRACEBACK" in os.environ:
+            traceback.print_exception(error)
+        fail(name_of(verb), one_line(error))
 
 
-def valid_names(verb: str, group_choices: list[str]) -> list[str]:
-    """Return every key and group of a verb's configuration, with those group choices that exist."""
-    choices = [c for c in group_choices if option_exists(c)]
-    cfg = compose(verb, overrides=choices)
-    return [*flat_keys(OmegaConf.to_container(cfg, resolve=False)), *groups(verb)]
-
-
-def option_exists(choice: str) -> bool:
-    """Tell whether group=option names a file in conf/; raise with the nearest option where it does not."""
-    group, _, option = choice.partition("=")
-    known = options(group)
-    if option in known or option == "null":
-        return True
-    near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-    raise ValueError(
-        f"override {choice!r}: found no {group} {option!r}, expected one of {', '.join(known)}{hint(near)}"
-    )
-
-
-def flat_keys(node: object, prefix: str = "") -> Iterator[str]:
-    """Yield every key of a nested dictionary, dotted."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            yield from flat_keys(value, f"{prefix}{key}.")
-
-
-def positional(verb: str, arguments: list[str]) -> list[str]:
-    """Turn a bare path in the first place into the override it stands for."""
-    if verb in POSITIONAL and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-        escaped = arguments[0].replace("\\", "\\\\").replace("'", "\\'")
-        return [f"{POSITIONAL[verb]}='{escaped}'", *arguments[1:]]
-    return arguments
+def name_of(verb: str) -> str:
+    """Return who speaks: the verb, and which of several processes."""
+    rank = next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
+    return f"videodiff {verb}" + (f" (rank {rank})" if rank else "")
 
 
 def usage() -> str:
@@ -170,14 +168,36 @@ def verb_help(verb: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error in one line, the cause's where a library only wraps it."""
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else ""
-        return (f"{key}: " if key else "") + one_line(error.__cause__)
+    """Return the message of an error in one line: the cause's where a library only wraps it, and for one that nobody
+    foresaw its kind and the way it came.
+    """
+    if type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        key = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+        cause = one_line(error.__cause__)
+        return cause if not key or cause.startswith(key.split(".")[0]) else f"{key}: {cause}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "in DataLoader worker process" in lines[0]:
         lines = [lines[-1].partition(": ")[2]]
-    return " ".join(lines) or type(error).__name__
+    if is_foreseen(error):
+        return " ".join(lines) or type(error).__name__
+    text = f"{type(error).__name__}: {' '.join(lines)}"[:400]
+    return f"{text} (at {way(error)}; VIDEODIFF_TRACEBACK=1 shows more)"
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Tell whether an error is one that is raised to be read by the user."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    ours = type(error).__module__.startswith(("videodiff", "data_prep"))
+    return ours or bool(names & {"ValueError", "OSError", "HydraException", "OmegaConfBaseException"})
+
+
+def way(error: BaseException) -> str:
+    """Return where an error came from: the places in this project that led there, the last first."""
+    root = Path(__file__).parents[1]
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    rooms = root / "videodiff", root / "data_prep"
+    ours = [(path, line) for path, line in frames if any(map(path.is_relative_to, rooms)) and path.name != "cli.py"]
+    return ", from ".join(f"{path.relative_to(root)}:{line}" for path, line in reversed(ours)) or "an unknown place"
 
 
 def hint(near: list[str]) -> str:
@@ -185,10 +205,11 @@ def hint(near: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def fail(who: str, message: str) -> None:
-    """Print one line to standard error and leave with status 1."""
-    print(f"{who}: error: {message}", file=sys.stderr)
-    sys.exit(1)
+def fail(who: str, message: str, status: int = 1) -> None:
+    """Print one line to standard error and leave."""
+    sys.stdout.flush()
+    say(f"{who}: error: {in_line(message)}", sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

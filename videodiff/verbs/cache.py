@@ -14,13 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from videodiff.data.precompute import FAILED, Plan, precompute
+from videodiff.verbs.printing import say
 
 SHOWN = 5
-
-
-def expand(overrides: list[str]) -> list[str]:
-    """Take `data=` for `root=`: conf/data is a group, of training."""
-    return [f"root={o.partition('=')[2]}" if o.startswith(("data=", "data.root=")) else o for o in overrides]
 
 
 def run(cfg: DictConfig) -> None:
@@ -42,15 +38,15 @@ def run(cfg: DictConfig) -> None:
     finally:
         bar.close()
     if made:
-        print(
+        say(
             f"{cfg.out}: {made['samples']:,} samples in {made['shards']:,} shards, {made['bytes'] / 2**20:.1f} MiB, "
             f"{made['failed']:,} left out"
         )
         lines = (Path(cfg.out) / FAILED).read_text().splitlines()
         for entry in map(json.loads, lines[:SHOWN]):
-            print(f"  {entry['shard']}: {entry['key']}: {entry['reason']}")
+            say(f"  {entry['shard']}: {entry['key']}: {entry['reason']}")
         if len(lines) > SHOWN:
-            print(f"  and {len(lines) - SHOWN} more in {Path(cfg.out) / FAILED}")
+            say(f"  and {len(lines) - SHOWN} more in {Path(cfg.out) / FAILED}")
 
 
 def sizes_of(sizes: Any) -> list[tuple[int, int]]:

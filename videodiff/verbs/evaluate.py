@@ -29,6 +29,7 @@ from videodiff.metrics.physics import continuation, text_to_video
 from videodiff.metrics.reference import PREDICTORS, measure
 from videodiff.metrics.summary import predictor_table, summarise
 from videodiff.verbs.build import Model, load_run, read_run
+from videodiff.verbs.printing import say
 from videodiff.verbs.sample import generation_of, step_of, trained_of
 from videodiff.worlds.scene import Scene
 
@@ -76,25 +77,25 @@ def evaluate(cfg: DictConfig) -> None:
     tasks, given = list(cfg.tasks), given_of(cfg, model, shape)
     if not given and "continuation" in tasks:
         tasks.remove("continuation")
-        say(f"continuation: left out, as a clip of {shape.frames} frames has none to go on from")
+        remark(f"continuation: left out, as a clip of {shape.frames} frames has none to go on from")
     if not tasks:
         raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, all that this run can be asked for")
     clips = read_clips(manifest, cfg.clips, shape)
     captions, left_out = fit_captions([clip.caption for clip in clips], model.text)
     if left_out:
-        say(f"{root}: {left_out}")
+        remark(f"{root}: {left_out}")
     # What cannot be measured of the truth cannot be measured of samples: better known now.
     measure_all(clips, {task: [clip.frames for clip in clips] for task in tasks}, given)
     sampled = {task: list(sample_task(task, clips, captions, given, shape, generation, model, cfg)) for task in tasks}
     keep_clips(folder, clips, sampled, given, cfg.keep)
     result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": given, "seed": cfg.seed}
-    result |= measure_all(clips, sampled, given, say)
+    result |= measure_all(clips, sampled, given, remark)
     targets = dict(run_cfg.get("targets") or {})
     result["targets"] = {name: value for name, value in targets.items() if name in result}
     for name in targets.keys() - result.keys():
-        say(f"targets.{name}: found no such figure among those measured")
+        remark(f"targets.{name}: found no such figure among those measured")
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
-    print(format_result(result))
+    say(format_result(result))
 
 
 def dataset_of(cfg: DictConfig, run_cfg: DictConfig) -> str | None:
@@ -108,9 +109,9 @@ def dataset_of(cfg: DictConfig, run_cfg: DictConfig) -> str | None:
     return root if cfg.dataset is None else cfg.dataset
 
 
-def say(line: str) -> None:
+def remark(line: str) -> None:
     """Print a line about what is not as asked for."""
-    print(f"videodiff evaluate: {line}")
+    say(f"videodiff evaluate: {line}")
 
 
 def given_of(cfg: DictConfig, model: Model, shape: Trained) -> int:
@@ -127,7 +128,7 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
     dataset = Clips(manifest, [shape.bucket], fixed=True, skip=True, any_size=True)
     reader, clips, lost = Reader([manifest.root]), [], {}
     for line in dataset.said:
-        say(f"{manifest.root}: {line}")
+        remark(f"{manifest.root}: {line}")
     for index in dataset.fitting():
         task = dataset.task(index)
         try:
@@ -137,14 +138,14 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
         if len(clips) == count or len(lost) > LOST + len(clips):
             break
     if lost and clips:
-        say(f"{manifest.root}: {len(lost)} clips cannot be read, the first one: {next(iter(lost.values()))}")
+        remark(f"{manifest.root}: {len(lost)} clips cannot be read, the first one: {next(iter(lost.values()))}")
     if not clips or len(lost) > LOST + len(clips):
         raise ValueError(
             f"{manifest.root}: found {len(lost)} clips that cannot be read and {len(clips)} that can, expected a "
             f"dataset of videos; the first one: {next(iter(lost.values()))}"
         )
     if len(clips) < count:
-        say(f"clips: found {len(clips)} in {manifest.root}, fewer than {count}: all are taken")
+        remark(f"clips: found {len(clips)} in {manifest.root}, fewer than {count}: all are taken")
     return clips
 
 
@@ -179,7 +180,7 @@ def measure_all(
     clips: Sequence[Clip],
     sampled: dict[str, list[np.ndarray]],
     given: int,
-    say: Callable[[str], None] = lambda line: None,
+    remark: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Return the flat numbers and the table of evaluation.json; what cannot be measured is said."""
     result: dict[str, Any] = {}
@@ -188,13 +189,13 @@ def measure_all(
     result |= {f"truth_{name}": value for name, value in summarise([consistency(c.frames) for c in clips]).items()}
     if without := sum(clip.scene is None for clip in clips):
         if without < len(clips):
-            say(f"{without} of {len(clips)} clips have no truth of a world: motion is not measured")
+            remark(f"{without} of {len(clips)} clips have no truth of a world: motion is not measured")
         return result | (footage(clips, sampled["continuation"], given) if "continuation" in sampled else {})
     if "text_to_video" in sampled:
         told = [(v, c) for v, c in zip(sampled["text_to_video"], clips, strict=True) if is_told(c.caption)]
         if len(told) < len(clips):
             other = len(clips) - len(told)
-            say(f"text_to_video: {other} of {len(clips)} captions are not of the worlds' form, left out")
+            remark(f"text_to_video: {other} of {len(clips)} captions are not of the worlds' form, left out")
         result |= summarise([text_to_video(v, c.caption, c.fps) for v, c in told]) if told else {}
     if "continuation" in sampled:
         scenes = [clip.scene for clip in clips]

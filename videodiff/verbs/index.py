@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from videodiff.data.indexing import UNUSABLE, index_tars
 from videodiff.data.listing import Passed
+from videodiff.verbs.printing import say
 
 SHOWN = 5
 
@@ -25,12 +26,12 @@ def run(cfg: DictConfig) -> None:
         manifest, unusable = index_tars(**settings, progress=show, passed=passed)
     finally:
         bar.close()
-    print(f"{manifest.path}: {len(manifest):,} samples in {len(manifest.shards)} shards, {len(unusable)} unusable")
+    say(f"{manifest.path}: {len(manifest):,} samples in {len(manifest.shards)} shards, {len(unusable)} unusable")
     if silent := sum(int((captions == 0).sum()) for (captions,) in manifest.by_shard("captions")):
-        print(f"{silent:,} clips have no caption")
+        say(f"{silent:,} clips have no caption")
     if passed:
-        print(f"passed over: {passed}")
+        say(f"passed over: {passed}")
     for entry in unusable[:SHOWN]:
-        print(f"  {entry}")
+        say(f"  {entry}")
     if len(unusable) > SHOWN:
-        print(f"  and {len(unusable) - SHOWN} more in {manifest.path.parent / UNUSABLE}")
+        say(f"  and {len(unusable) - SHOWN} more in {manifest.path.parent / UNUSABLE}")

@@ -25,24 +25,14 @@ from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.attempts import check_links
 from videodiff.training.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
 from videodiff.verbs.build import build_data, clip_cost, fill_text, read_run
-from videodiff.verbs.groups import options
-
-
-def expand(overrides: list[str]) -> list[str]:
-    """Let data= name a dataset, a folder or a URL, as well as a file of the group."""
-    known = options("data")
-    return [
-        f"data.root={value}" if name == "data" and value.strip("'\"") not in known else override
-        for override in overrides
-        for name, _, value in [override.partition("=")]
-    ]
+from videodiff.verbs.printing import say
 
 
 def run(cfg: DictConfig) -> None:
     """Tell by what the folder holds which of the three it is; without one, tell of the data."""
     try:
         for text in describe(cfg):
-            print(text, flush=True)
+            say(text)
     except BrokenPipeError:
         # Whoever reads only the head of it needs no error, nor a second one when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

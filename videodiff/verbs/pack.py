@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from data_prep.pack import pack
+from videodiff.verbs.printing import say
 
 
 def run(cfg: DictConfig) -> None:
@@ -20,4 +21,4 @@ def run(cfg: DictConfig) -> None:
         report = pack(**OmegaConf.to_container(cfg, resolve=True), progress=show)
     finally:
         bar.close()
-    print(report.format())
+    say(report.format())

@@ -9,22 +9,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.figures import figures
-from data_prep.prep import OVERRIDES, WORK, format_summary, prep
+from data_prep.prep import format_summary, prep
 from data_prep.progress import Meter
 from videodiff.data.files import owning
 from videodiff.report.preparation import write_preparation
-from videodiff.verbs.stored import read_overrides
+from videodiff.verbs.printing import say
 
 ONCE = {"source", "takedown", "retry", "out", "acquire.private"}
-
-
-def expand(overrides: list[str]) -> list[str]:
-    """Without source= put the overrides of the last call for this out= before the new ones."""
-    given = dict(o.partition("=")[::2] for o in overrides)
-    path = Path(given.get("out", "").strip("'\"")) / WORK / OVERRIDES
-    if "source" in given or "out" not in given or not path.is_file():
-        return overrides
-    return [*read_overrides(path, overrides), *overrides]
 
 
 def run(cfg: DictConfig) -> None:
@@ -39,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     with owning(cfg.out, "prep"):
         with Meter() as meter:
             summary = prep(**settings, **rules, engine=engine, progress=meter, overrides=kept)
-        print(format_summary(summary, cfg.out))
-        print(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, limits))}")
+        say(format_summary(summary, cfg.out))
+        say(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, limits))}")
     if "stopped" in summary.get("captions", {}):
         raise ConnectionError(summary["captions"]["stopped"])

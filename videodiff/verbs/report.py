@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from videodiff.report.page import write_hero, write_report
+from videodiff.verbs.printing import say
 from videodiff.verbs.stored import read_yaml
 
 
@@ -15,6 +16,6 @@ def run(cfg: DictConfig) -> None:
     config = Path(cfg.run) / "config.yaml"
     if config.is_file():
         read_yaml(config)
-    print(f"videodiff report: {write_report(Path(cfg.run))}")
+    say(f"videodiff report: {write_report(Path(cfg.run))}")
     if cfg.hero is not None:
-        print(f"videodiff report: {write_hero(Path(cfg.run), Path(cfg.hero))}")
+        say(f"videodiff report: {write_hero(Path(cfg.run), Path(cfg.hero))}")

@@ -25,6 +25,7 @@ from videodiff.generation.known import find_known
 from videodiff.generation.sampling import Wanted, sample_clips
 from videodiff.text.words import Words
 from videodiff.verbs.build import Model, check_shape, load_run, read_run
+from videodiff.verbs.printing import say
 
 # Settings of a sampler that a verb overrides.
 SETTINGS = ("steps", "scale", "shift")
@@ -67,8 +68,8 @@ def run(cfg: DictConfig) -> None:
             wanted = Wanted(prompt, fps, cfg.seed + i, given.known, given.frames)
             (frames,) = sample_clips(model, generation, [wanted], shape)
             path = add_clip(out, frames, fps, {"prompt": prompt, "seed": wanted.seed, **facts})
-            print(f"{path}: {prompt}")
-    print(f"videodiff sample: {len(prompts)} clips from {checkpoint}")
+            say(f"{path}: {prompt}")
+    say(f"videodiff sample: {len(prompts)} clips from {checkpoint}")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -84,11 +85,11 @@ def check_prompts(prompts: Sequence[str], model: Model) -> None:
         if isinstance(model.text, Words) and (fault := model.text.fault(prompt)):
             raise ValueError(f"prompts[{number}]: {fault}")
         if left_out := fit_captions([prompt], model.text)[1]:
-            print(f"prompts[{number}]: {left_out}")
+            say(f"prompts[{number}]: {left_out}")
     if hasattr(model.text, "tokens"):
         for number, tokens in enumerate(model.text.tokens(prompts)):
             if tokens > model.text.max_length:
-                print(f"prompts[{number}]: found {tokens} tokens, cut at text.max_length = {model.text.max_length}")
+                say(f"prompts[{number}]: found {tokens} tokens, cut at text.max_length = {model.text.max_length}")
 
 
 def generation_of(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
@@ -141,7 +142,7 @@ def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, m
     check_shape("", shape, run_cfg.model.patch, model.codec)
     if shape not in [one.shape for one in trained]:
         known = ", ".join(dict.fromkeys(" x ".join(map(str, one.shape)) for one in trained))
-        print(f"videodiff sample: {' x '.join(map(str, shape))} is no shape of the training, which had {known}")
+        say(f"videodiff sample: {' x '.join(map(str, shape))} is no shape of the training, which had {known}")
     return shape
 
 

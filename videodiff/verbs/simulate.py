@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from videodiff.data.encode import encode
 from videodiff.data.files import owning
+from videodiff.verbs.printing import say
 from videodiff.worlds.scene import render
 
 
@@ -36,7 +37,7 @@ def run(cfg: DictConfig) -> None:
             os.replace(work / "clips", out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    print(f"videodiff simulate: {cfg.clips} clips of {cfg.size} px in {out}")
+    say(f"videodiff simulate: {cfg.clips} clips of {cfg.size} px in {out}")
 
 
 def simulate(cfg: DictConfig, world: Any, folder: Path) -> None:

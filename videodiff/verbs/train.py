@@ -32,7 +32,8 @@ from videodiff.training.logging import log_configuration
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
 from videodiff.verbs.build import Model, build_data, build_model, clip_cost, fill_text, instantiate_partial, read_run
-from videodiff.verbs.stored import key_of, read_overrides
+from videodiff.verbs.printing import say
+from videodiff.verbs.stored import key_of
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (
@@ -52,17 +53,6 @@ FREE_DATA = tuple(
 
 # How gloo says that the process at the other end is gone.
 SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connection refused")
-
-
-def expand(overrides: list[str]) -> list[str]:
-    """Put the overrides of the run named by resume= before the new ones."""
-    run = next((o.partition("=")[2].strip("'\"") for o in overrides if o.startswith("resume=")), "null")
-    if run == "null":
-        return overrides
-    path = Path(run) / "overrides.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
-    return [*read_overrides(path, overrides, dropped=("run",)), f"run='{run}'", *overrides]
 
 
 def run(cfg: DictConfig) -> None:
@@ -107,9 +97,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     data.check_encoders(model.codec, model.text)
     for line in data.check_captions(model.text):
         if first:
-            print(f"videodiff train: {line}")
+            say(f"videodiff train: {line}")
     if first and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
-        print(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
+        say(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
     if cfg.get("compile"):
         instantiate_partial("compile", cfg.compile)(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world))
@@ -133,7 +123,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
             raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     if trainer.is_global_zero:
-        print(f"videodiff train: {trainer.global_step} steps in {folder}")
+        say(f"videodiff train: {trainer.global_step} steps in {folder}")
 
 
 def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> OSError | None:

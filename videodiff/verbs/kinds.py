@@ -1,0 +1,220 @@
+"""What a value of the configuration may be: a type and a range, told in the words of the error that names it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Fault(NamedTuple):
+    """A value that may not stand where it does: its place, what was found there, and what may."""
+
+    place: str
+    found: Any
+    expected: str
+    no_key: bool = False
+
+
+class Missing:
+    """A value that is not given yet, or that follows from one."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+MISSING = Missing()
+Check = Callable[[str, Any], Iterator[Fault]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`expected` in words, and what yields the faults of a value.
+
+    literal: on a command line the value is text as it stands, whatever it looks like; `names`: it is the name of a
+    file or folder, or a URL. `keys`: those of a mapping that has them and no others, `rest` what any other key may be.
+    """
+
+    expected: str
+    check: Check
+    literal: bool = False
+    names: bool = False
+    keys: Mapping[str, Kind] | None = None
+    rest: Kind | None = None
+    optional: bool = False
+    advice: str = ""
+
+
+def kind(expected: str, accepts: Callable[[Any], bool], **how: Any) -> Kind:
+    """Return the kind of the values that a function accepts."""
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        if value is not MISSING and not accepts(value):
+            yield Fault(place, value, expected)
+
+    return Kind(expected, check, **how)
+
+
+def whole(least: int | None = None, most: int | None = None) -> Kind:
+    """Return whole numbers in a range."""
+
+    def accepts(value: Any) -> bool:
+        return is_whole(value) and (least is None or value >= least) and (most is None or value <= most)
+
+    return kind("a whole number" + limits(least, most), accepts)
+
+
+def number(
+    least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
+) -> Kind:
+    """Return finite numbers in a range."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and (least is None or value >= least)
+            and (most is None or value <= most)
+            and (above is None or value > above)
+            and (below is None or value < below)
+        )
+
+    return kind("a number" + limits(least, most, above, below), accepts)
+
+
+def limits(
+    least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
+) -> str:
+    """Return a range in words."""
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    words = [(least, "of at least"), (most, "of at most"), (above, "above"), (below, "below")]
+    found = [f"{word} {limit}" for limit, word in words if limit is not None]
+    return f" {' and '.join(found)}" if found else ""
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+FLAG = kind("true or false", lambda value: isinstance(value, bool))
+# Numbers and the like that are meant as text are made text on the command line; elsewhere they want quotes.
+TEXT = kind("text", lambda value: isinstance(value, str), literal=True)
+NAME = kind("text, not empty", lambda value: isinstance(value, str) and value.strip() != "", literal=True)
+PLACE = kind(
+    "the name of a file or folder, or a URL",
+    lambda value: isinstance(value, str) and value.strip() != "" and "\0" not in value,
+    literal=True,
+    names=True,
+)
+ANYTHING = kind("anything", lambda value: True)
+
+
+def choice(*values: str) -> Kind:
+    """Return some words."""
+    return kind(
+        f"one of {', '.join(values)}" if len(values) > 2 else " or ".join(values), lambda value: value in values
+    )
+
+
+def optional(inner: Kind) -> Kind:
+    """Return a kind, or null."""
+    expected = f"{inner.expected}, or null"
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        if value is not None:
+            for fault in inner.check(place, value):
+                yield fault._replace(expected=expected) if fault.place == place else fault
+
+    return Kind(expected, check, inner.literal, inner.names, inner.keys, inner.rest, optional=True)
+
+
+def many(inner: Kind, least: int = 0, most: int | None = None) -> Kind:
+    """Return lists of a kind."""
+    count = f"{least} " if most == least else f"at least {least} " if least else ""
+    expected = f"a list of {count}({inner.expected})" if count else f"a list: [{inner.expected}, ...]"
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        if value is MISSING:
+            return
+        if not isinstance(value, (list, tuple)) or len(value) < least or (most is not None and len(value) > most):
+            yield Fault(place, value, expected)
+        else:
+            for i, item in enumerate(value):
+                yield from inner.check(f"{place}[{i}]", item)
+
+    return Kind(expected, check)
+
+
+def either(*kinds: Kind) -> Kind:
+    """Return what is of one of some kinds."""
+    expected = ", or ".join(each.expected for each in kinds)
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        found = [list(each.check(place, value)) for each in kinds]
+        if all(found):
+            # A list with one bad item is nearer to a list than to what is none.
+            inside = [faults for faults in found if all(fault.place != place for fault in faults)]
+            yield from inside[0] if inside else [Fault(place, value, expected)]
+
+    return Kind(expected, check, any(each.literal for each in kinds), any(each.names for each in kinds))
+
+
+def table(key: Kind, inner: Kind, least: int = 0) -> Kind:
+    """Return mappings with any keys of a kind to values of a kind."""
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        if value is MISSING:
+            return
+        if not isinstance(value, Mapping) or len(value) < least:
+            yield Fault(place, value, f"{{key: {inner.expected}}}")
+            return
+        for name, item in value.items():
+            yield from key.check(f"{place}.{name}", name)
+            yield from inner.check(f"{place}.{name}", item)
+
+    return Kind(f"{{key: {inner.expected}}}", check, rest=inner, keys={})
+
+
+def record(needed: Sequence[str] = (), rest: Kind | None = None, **keys: Kind) -> Kind:
+    """Return mappings with these keys; only those in `needed` must be there."""
+    expected = f"a mapping with {', '.join(keys)}"
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        if value is MISSING:
+            return
+        if not isinstance(value, Mapping):
+            yield Fault(place, value, expected)
+            return
+        where = f"{place}." if place else ""
+        yield from (Fault(f"{where}{name}", MISSING, keys[name].expected) for name in needed if name not in value)
+        for name, item in value.items():
+            if name in keys or rest is not None:
+                yield from keys.get(name, rest).check(f"{where}{name}", item)
+            else:
+                yield unknown(f"{where}{name}", str(name), item, keys)
+
+    return Kind(expected, check, keys=keys, rest=rest)
+
+
+def unknown(place: str, name: str, value: Any, known: Mapping[str, Kind]) -> Fault:
+    """Return the fault of a key that nothing takes, with the nearest one that is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near and known[near[0]].advice:
+        return Fault(place, value, f"{near[0]} would have no effect: {known[near[0]].advice}", no_key=True)
+    usable = [key for key, kind in known.items() if not kind.advice]
+    other = f"did you mean {near[0]!r}?" if near else f"expected {' or '.join(usable) or 'none at all'}"
+    return Fault(place, value, other, no_key=True)
+
+
+def instead(advice: str) -> Kind:
+    """Return a key that is there but decides nothing: the advice says what does."""
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        yield Fault(place, value, f"nothing, as it has no effect: {advice}")
+
+    return Kind(f"nothing, as it has no effect: {advice}", check, advice=advice)

@@ -1,0 +1,27 @@
+"""What the command line prints: names and texts from outside cannot steer the terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TextIO
+
+# Control characters but the line end and the tab, half pairs, and what turns the direction of text.
+UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    """Return text with what a terminal would act on escaped; line ends and tabs stay."""
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
+
+
+def in_line(text: object) -> str:
+    """Return text in one line, safe to print."""
+    return printable(" ".join(str(text).split()))
+
+
+def say(text: object, stream: TextIO | None = None) -> None:
+    """Print lines that may hold names and texts from outside, also where the terminal knows few characters."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
