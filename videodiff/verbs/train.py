@@ -32,6 +32,7 @@ from videodiff.training.logging import log_configuration
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.record import write_record
 from videodiff.verbs.build import Model, build_data, build_model, clip_cost, fill_text, instantiate_partial, read_run
+from videodiff.verbs.checking import touches
 from videodiff.verbs.printing import say
 from videodiff.verbs.stored import key_of
 
@@ -82,7 +83,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if cfg.resume is not None:
         before = read_run(folder, cfg.trust)
         fill_text(cfg, before)
-        check_same(cfg, before, folder)
+        check_same(cfg, before, folder, overrides)
         checkpoint = choose_checkpoint(folder, cfg.checkpoint)
     elif cfg.checkpoint is not None:
         raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run that it is of")
@@ -204,16 +205,21 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
-def check_same(new: DictConfig, old: DictConfig, folder: Path) -> None:
-    """Raise where the new configuration would train something else than the old one."""
+def check_same(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
+    """Raise where the new configuration would train something else than the old one.
+
+    A key that the old one lacks, and that no override gives, came with a later version: its default is what was.
+    """
     free = (*FREE, *FREE_DATA)
     new = flatten(OmegaConf.to_container(new, resolve=True))
     old = flatten(OmegaConf.to_container(old, resolve=True))
     for key in sorted(new.keys() | old.keys()):
-        same = new.get(key) == old.get(key) or key == "text.vocabulary"
+        later = key not in old and not any(touches(key_of(override), key) for override in overrides)
+        same = new.get(key) == old.get(key) or key == "text.vocabulary" or later
         if not same and not any(key == name or key.startswith(f"{name}.") for name in free):
+            found = repr(new[key]) if key in new else "no such key in this version"
             raise ValueError(
-                f"resume={folder}: {key}: found {new.get(key)!r}, expected {old.get(key)!r} as in {folder}/config.yaml"
+                f"resume={folder}: {key}: found {found}, expected {old.get(key)!r} as in {folder}/config.yaml"
             )
 
 

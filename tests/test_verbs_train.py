@@ -1,0 +1,31 @@
+"""What a run may be resumed as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from videodiff.verbs.train import check_same
+
+
+def test_a_key_that_a_later_version_added_does_not_stop_a_resume() -> None:
+    old = {"model": {"width": 16}, "seed": 0}
+    new = {"model": {"width": 16, "gate": 0.0}, "seed": 0, "compile": None}
+    check_same(OmegaConf.create(new), OmegaConf.create(old), Path("runs/a"), ["seed=0"])
+    for given in ("model.gate=0.0", "model=tiny"):
+        with pytest.raises(ValueError, match=r"model\.gate: found 0\.0, expected None as in runs/a/config\.yaml"):
+            check_same(OmegaConf.create(new), OmegaConf.create(old), Path("runs/a"), [given])
+
+
+def test_a_key_that_this_version_does_not_have_is_named() -> None:
+    old, new = {"model": {"width": 16, "gone": 1}}, {"model": {"width": 16}}
+    with pytest.raises(ValueError, match=r"model\.gone: found no such key in this version, expected 1 as in"):
+        check_same(OmegaConf.create(new), OmegaConf.create(old), Path("runs/a"))
+
+
+def test_another_value_is_refused() -> None:
+    old, new = {"model": {"width": 16}}, {"model": {"width": 32}}
+    with pytest.raises(ValueError, match=r"model\.width: found 32, expected 16 as in"):
+        check_same(OmegaConf.create(new), OmegaConf.create(old), Path("runs/a"))
