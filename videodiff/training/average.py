@@ -25,8 +25,9 @@ def average_of(p: nn.Parameter, optimizer: torch.optim.Optimizer) -> Tensor | No
 
 def averages(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the averages of all trainable parameters by name; the parameter itself where there is none yet."""
-    if getattr(optimizer, "_hp_optimizer_states_linked", False):
-        # ZeRO 1 and 2 link the states of all groups after the first group's first step, when the others have none.
+    if hasattr(optimizer, "_hp_optimizer_states_linked"):
+        # ZeRO 1 and 2 link the states of all groups after the first group's first step, when the others have none, and
+        # those of a checkpoint not before the next step.
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
     found = {}

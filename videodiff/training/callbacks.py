@@ -279,7 +279,8 @@ class SampleClips(Callback):
     def sample_at(self, trainer: lightning.Trainer, module: Any) -> None:
         """Sample where it is due, once a step; every rank takes part, the first one writes."""
         step = trainer.global_step
-        if step % self.every or step == self.sampled:
+        # After a micro-batch of the first step there is no step yet, and no average.
+        if not step or step % self.every or step == self.sampled:
             return
         self.sampled = step
         module.eval()
