@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan soak clean
+.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan gpu-check soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -62,6 +62,9 @@ bench-prep: dev  ## cutting and encoding beside ffmpeg that decodes once, into b
 
 bench-prep-plan: dev  ## entering metadata and finding near duplicates at 1 M and 10 M lines
 	$(BIN)/python bench/prep_plan.py
+
+gpu-check: setup  ## first light on a GPU: is all of it right there, and how fast; ten minutes, docs/gpu.md
+	$(BIN)/python bench/gpu_check.py
 
 soak: dev  ## the long campaigns: damaged tars and videos, killed processes, memory over 20,000 clips
 	FAULT_RUNS=300 $(BIN)/python -m pytest tests/test_data_workers.py

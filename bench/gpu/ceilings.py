@@ -1,0 +1,86 @@
+"""What the card can do: matrix products and attention at the model's own shapes, copies; and what follows for XL."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from gpu.check import Check, seconds_of
+
+# Peak of dense bf16 products in TFLOP/s by the data sheet.
+PEAKS = {
+    **{"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "GH200": 989, "H200": 989},
+    **{"A100": 312, "L40S": 362, "B200": 2250},
+}
+# Of a block of our network, by token: multiplications forward and backward in units of 14 width^2, numbers moved.
+FORWARD_AND_BACKWARD, MOVED = 3, 33 * 3
+
+
+def run(check: Check) -> None:
+    """Measure, then derive the share of the peak that a block of XL could reach."""
+    rounds = 2 if check.tiny else 7
+    dtype, n = torch.bfloat16, 512 if check.tiny else 65536
+    rates = []
+    for width, name in ((1024, "L"), (1152, "XL")):
+        width = 64 if check.tiny else width
+        for inner, outer in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
+            rate = product(check, n, inner, outer, rounds, dtype)
+            rates += [rate] if name == "XL" else []
+            check.figure(f"product {n} x {inner} x {outer} ({name}), TFLOP/s", rate)
+    side = 128 if check.tiny else 8192
+    best = product(check, side, side, side, rounds, dtype)
+    check.figure(f"product {side} x {side} x {side}, TFLOP/s", best)
+    for what, batch, heads, tokens, head in (
+        ("space, 16 heads of 72", n // 256, 16, 256, 72),
+        ("space, 18 heads of 64", n // 256, 18, 256, 64),
+        ("space, 9 heads of 128", n // 256, 9, 256, 128),
+        ("time, 16 heads of 72", n // 16, 16, 16, 72),
+        ("time, 18 heads of 64", n // 16, 18, 16, 64),
+    ):
+        check.part(f"attention over {what}", lambda a=(what, batch, heads, tokens, head): attention(check, *a, rounds))
+    copied = copy(check, rounds)
+    check.figure("copy from memory to memory, GB/s read and written", copied)
+    peak = peak_tflops(check)
+    check.figure("peak of the data sheet, TFLOP/s", peak if peak else "not known")
+    least = min(best, sum(rates) / len(rates))
+    check.figure("XL: share of the peak that fused blocks could reach", reachable(least, copied) / (peak or best))
+
+
+def product(check: Check, rows: int, inner: int, outer: int, rounds: int, dtype: torch.dtype) -> float:
+    """Return TFLOP/s of a matrix product of random numbers."""
+    a, b = (torch.randn(*shape, device=check.device).to(dtype) for shape in ((rows, inner), (inner, outer)))
+    repeat = 1 if check.tiny else 10
+    return 2 * rows * inner * outer / seconds_of(lambda: a @ b, check.device, rounds, repeat) / 1e12
+
+
+def attention(check: Check, what: str, batch: int, heads: int, tokens: int, head: int, rounds: int) -> None:
+    """Record how long attention of all tokens takes, forward and backward."""
+    q, k, v = (
+        torch.randn(max(batch, 1), heads, tokens, head, device=check.device, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+
+    def work() -> None:
+        F.scaled_dot_product_attention(q, k, v).sum().backward()
+
+    seconds = seconds_of(work, check.device, rounds)
+    check.figure(f"attention over {what}, ns a token forward and backward", 1e9 * seconds / (max(batch, 1) * tokens))
+
+
+def copy(check: Check, rounds: int) -> float:
+    """Return GB/s of a copy within the memory of the device, bytes read and written."""
+    source = torch.empty((2**24 if check.tiny else 2**32), dtype=torch.uint8, device=check.device)
+    target = torch.empty_like(source)
+    return 2 * len(source) / seconds_of(lambda: target.copy_(source), check.device, rounds) / 1e9
+
+
+def peak_tflops(check: Check) -> float | None:
+    """Return the peak of this card by its data sheet, None where it is not in the table."""
+    name = torch.cuda.get_device_name() if check.cuda else ""
+    return next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+def reachable(tflops: float, gigabytes: float, width: int = 1152) -> float:
+    """Return TFLOP/s of blocks whose products run at `tflops` and whose rest only moves its numbers, two bytes each."""
+    flops = FORWARD_AND_BACKWARD * 28 * width**2
+    seconds = flops / (tflops * 1e12) + MOVED * width * 2 / (gigabytes * 1e9)
+    return flops / seconds / 1e12

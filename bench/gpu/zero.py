@@ -1,0 +1,88 @@
+"""DeepSpeed's ZeRO in one process: it trains, saves, and goes on, with both optimizers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from gpu.check import Check, videodiff, watched
+from gpu.footage import world_dataset
+from gpu.watch import Watch
+from safetensors.torch import load_file
+
+from videodiff.training.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.worlds.bouncing import Bouncing
+
+OPTIMIZERS = {"adamw": ["optimizer=adamw", "optimizer.lr=1e-3"], "muon": ["optimizer=muon", "optimizer.lr=1e-3"]}
+
+
+def run(check: Check) -> None:
+    """Train four steps plainly and under each stage; take the last two again from the checkpoint between."""
+    os.chdir(check.scratch)
+    shutil.rmtree("runs/zero", ignore_errors=True)
+    # A process that torchrun has not started is rank 0 of 1.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    if check.tiny:
+        # DeepSpeed has its Muon compiled, which takes minutes on a CPU and seconds on a GPU.
+        torch._dynamo.config.disable = True
+    data = world_dataset(check.scratch / "bouncing_16", Bouncing(balls={1: 1, 2: 0, 3: 0}, split="all"), 24, 16)
+    for name, optimizer in OPTIMIZERS.items():
+        plain = check.part(f"{name}, one process", lambda n=name, o=optimizer: trained(check, data, f"{n}_plain", o))
+        for stage in (1, 2, 3):
+            what = f"{name}, ZeRO {stage}"
+            check.part(what, lambda w=what, s=stage, n=name, o=optimizer, p=plain: sharded(check, data, w, s, n, o, p))
+    backend = "NCCL" if check.cuda else "gloo"
+    check.note(f"one process, {backend}; several GPUs are tried by nothing here")
+
+
+def recipe(check: Check, data: Path, name: str, optimizer: list[str]) -> list[str]:
+    """Return the overrides of a network of some blocks; it samples clips too, but for ZeRO 3, which cannot yet."""
+    every = 1000 if "strategy=zero3" in optimizer else 2
+    return [
+        "experiment=bouncing_cpu",
+        f"run=runs/zero/{name}",
+        f"data.root={data}",
+        "data.validation_root=null",
+        *("data.height=16", "data.width=16", "data.global_batch=4", "data.micro_batch=2"),
+        *(("model.width=32", "model.depth=2", "text.width=32") if check.tiny else ("model.width=256", "model.depth=6")),
+        "text.max_words=25",
+        *("schedule=constant", "~schedule.decay", "schedule.warmup=2", "trainer.max_steps=4"),
+        *("callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=0", "trainer.precision=bf16-mixed"),
+        *(f"callbacks.samples.every={every}", "callbacks.samples.clips=2", "sampler.steps=1"),
+        f"trainer.accelerator={check.device.type}",
+        *optimizer,
+    ]
+
+
+def trained(check: Check, data: Path, name: str, more: list[str]) -> list[float]:
+    """Train and return the losses."""
+    watch = Watch()
+    with watched(watch):
+        videodiff("train", *recipe(check, data, name, more))
+    return watch.curve()
+
+
+def sharded(
+    check: Check, data: Path, what: str, stage: int, name: str, optimizer: list[str], plain: list[float] | None
+) -> None:
+    """Train under one stage, and again from the middle."""
+    whole, half = Path(f"runs/zero/{name}_{stage}"), Path(f"runs/zero/{name}_{stage}_half")
+    optimizer = [*optimizer, f"strategy=zero{stage}"]
+    curve = trained(check, data, whole.name, optimizer)
+    if plain is not None:
+        apart = max(abs(a - b) for a, b in zip(curve, plain, strict=True))
+        check.figure(f"{what}: greatest distance of the curve from one process's", apart)
+        # The weights are bfloat16 here and float32 there.
+        check.hold(f"{what}: the curve is within 3e-2 of one process's", apart < 3e-2, f"{apart:.4f}")
+    shutil.copytree(whole, half)
+    shutil.rmtree(latest_checkpoint(half))
+    if stage < 3:
+        # The clips of the step between are made again from the averages of the checkpoint.
+        shutil.rmtree(half / "samples")
+    rest = [o for o in recipe(check, data, half.name, optimizer) if not o.startswith(("run=", "~"))]
+    videodiff("train", f"resume={half}", *rest)
+    wanted, found = (load_file(latest_checkpoint(folder) / AVERAGE) for folder in (whole, half))
+    apart = [key for key in wanted if not torch.equal(wanted[key], found[key])]
+    check.hold(f"{what}: a resumed run ends with the same weights to the bit", not apart, f"{len(apart)} others")

@@ -1,0 +1,282 @@
+"""First light on a GPU: is the product right there, and how fast. docs/gpu.md tells how to read what comes.
+
+python bench/gpu_check.py [--device cuda|cpu] [--minutes 9] [--stages parity,demo] [--out DIR] [--tiny]
+
+Stages run one after the other, each in a process of its own with a time limit; what one finds is in <out>/<stage>.json
+as soon as it is found, all of it in <out>/gpu_check.json. A stage that fails does not stop the next. With --tiny every
+size is shrunk, so that the same code is seen to work on a CPU in a minute or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT)]
+
+from gpu.stages import STAGES, Stage  # noqa: E402
+
+WORDS = {"held": 0, "passed over": 0, "failed": 1, "out of time": 1}
+
+
+def main() -> int:
+    """Run the stages asked for; return 0 where none failed, 1 where one did, 2 where it cannot begin."""
+    args = arguments()
+    if args.stage:
+        return alone(args)
+    begun = time.monotonic()
+    # The threads that libraries have by now, of OpenBLAS and jemalloc, end and begin with a fork.
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
+    args.out.mkdir(parents=True, exist_ok=True)
+    lost = missing_packages(args.stages)
+    # What a stage imports is imported here, once; each stage is a copy of this process.
+    where = card(args)
+    if isinstance(where, str):
+        print(f"gpu_check: {where}", file=sys.stderr)
+        return 2
+    print(f"gpu_check: {', '.join(f'{name} {value}' for name, value in where.items())}", flush=True)
+    warm([stage for stage in args.stages if stage.name not in lost])
+    results = []
+    for stage in args.stages:
+        left = 60 * args.minutes - (time.monotonic() - begun)
+        results.append(outcome(stage, args, left, lost.get(stage.name)))
+        # If that was the fault of a copy, the next stages shall not have it.
+        args.fresh |= results[-1]["state"] == "out of time" and not results[-1]["figures"]
+        print(line(results[-1]), flush=True)
+        (args.out / "gpu_check.json").write_text(json.dumps({"where": where, "stages": results}, indent=1))
+    print(f"\n{table(results)}\n\ngpu_check: {time.monotonic() - begun:.0f} s, all in {args.out}")
+    return max((WORDS[result["state"]] for result in results), default=0)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many (9)")
+    parser.add_argument("--stages", default="", help=f"some of {','.join(stage.name for stage in STAGES)}")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out" / "gpu")
+    parser.add_argument("--tiny", action="store_true", help="the same code with sizes for a CPU")
+    parser.add_argument("--fresh", action="store_true", help="start each stage anew instead of as a copy: slower")
+    parser.add_argument("--stage", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=600.0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    names = [name for name in args.stages.split(",") if name]
+    known = {stage.name: stage for stage in STAGES}
+    for name in [*names, *([args.stage] if args.stage else [])]:
+        if name not in known:
+            parser.error(f"--stages: found {name!r}, expected some of {', '.join(known)}")
+    if not args.minutes > 0:
+        parser.error(f"--minutes: found {args.minutes:g}, expected a number above 0")
+    args.stages = [stage for stage in STAGES if not names or stage.name in names]
+    args.out = args.out.resolve()
+    return args
+
+
+def missing_packages(stages: list[Stage]) -> dict[str, str]:
+    """Return which packages each stage lacks; a line a package names all the stages that it costs."""
+    costs: dict[str, list[str]] = {}
+    for stage in stages:
+        for package in stage.packages:
+            if importlib.util.find_spec(package) is None:
+                costs.setdefault(package, []).append(stage.name)
+    for package, names in costs.items():
+        print(f"gpu_check: found no package {package}: passes over {', '.join(names)}", flush=True)
+    lost: dict[str, str] = {}
+    for package, names in costs.items():
+        lost |= {name: ", ".join(filter(None, [lost.get(name), package])) for name in names}
+    return lost
+
+
+def card(args: argparse.Namespace) -> dict[str, Any] | str:
+    """Return what the figures are of, or why there can be none."""
+    if importlib.util.find_spec("torch") is None:
+        return "found no package torch, expected 2.11 or newer"
+    # Asked in this way, torch looks for a GPU without opening it: a copy of this process can still do that.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    if args.device == "cpu":
+        # Libraries take a GPU where they see one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return "found no CUDA device; --device cpu --tiny runs every stage on the CPU"
+    from videodiff.training.record import git_state, processor
+
+    state = git_state() or {}
+    commit = (state.get("commit") or "unknown")[:12] + (" (changed)" if state.get("changed") else "")
+    chip = processor()
+    if args.device == "cuda":
+        with contextlib.suppress(Exception):
+            chip = json.loads(in_copy(describe, args.out / "card.json", 60))
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "card": chip,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "commit": commit,
+        "command": " ".join(["python", "bench/gpu_check.py", *sys.argv[1:]]),
+    }
+
+
+def describe(path: Path) -> None:
+    """Write the name and the memory of the GPU to a file."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    path.write_text(json.dumps(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+
+
+def in_copy(work: Any, path: Path, seconds: float) -> str:
+    """Let a copy of this process write a file and return what is in it."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            work(path)
+        os._exit(0)
+    wait_for(child, seconds)
+    return path.read_text()
+
+
+def warm(stages: list[Stage]) -> None:
+    """Import what the stages import; one that cannot be imported is told by its stage."""
+    names = {package for stage in stages for package in stage.packages} | {f"gpu.{stage.name}" for stage in stages}
+    if "lightning" in names:
+        names |= {f"videodiff.verbs.{verb}" for verb in ("train", "sample", "evaluate", "cache")}
+    for name in sorted(names):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def outcome(stage: Stage, args: argparse.Namespace, left: float, lacks: str | None) -> dict[str, Any]:
+    """Run one stage in a process of its own and return its record."""
+    # A machine that runs tests has other work: there the limit is only against what hangs.
+    path, seconds = args.out / f"{stage.name}.json", min(stage.seconds * (4 if args.tiny else 1), left - 5)
+    record = {"stage": stage.name, "failures": [], "notes": [], "figures": {}}
+    if lacks:
+        record |= {"state": "passed over", "notes": [f"found no package {lacks}"]}
+    elif seconds < 10:
+        record |= {"state": "passed over", "notes": [f"no time left of {args.minutes:g} minutes"]}
+    else:
+        path.unlink(missing_ok=True)
+        start = time.monotonic()
+        code = wait_for(begin(stage, args, seconds), seconds)
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads(path.read_text())
+        if code is None:
+            record["state"] = "out of time"
+            record["failures"].append(f"not done after {seconds:.0f} s")
+        elif record.get("state", "running") == "running":
+            record["state"] = "failed"
+            record["failures"].append(f"its process ended with {code}: {last_line(args.out / f'{stage.name}.log')}")
+        record["seconds"] = round(time.monotonic() - start, 1)
+    path.write_text(json.dumps(record, indent=1))
+    return record
+
+
+def begin(stage: Stage, args: argparse.Namespace, seconds: float) -> int:
+    """Start the process of a stage, the leader of a group of its own; what it prints goes to a file."""
+    args.fresh |= threading.active_count() > 1
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    log = os.open(args.out / f"{stage.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
+        os.dup2(file, number)
+    command = [sys.executable, str(Path(__file__).resolve()), "--stage", stage.name, "--seconds", str(seconds)]
+    command += ["--device", args.device, "--out", str(args.out), *(["--tiny"] if args.tiny else [])]
+    code = 1
+    try:
+        import torch
+
+        if args.fresh or torch.cuda._is_in_bad_fork():
+            # Where something that was imported has opened the GPU, a copy cannot open it; a new process can.
+            os.execv(command[0], command)
+        args.stage, args.seconds = stage.name, seconds
+        code = alone(args)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def alone(args: argparse.Namespace) -> int:
+    """Be the process of one stage."""
+    from gpu.check import Check, first_line, free_gib
+
+    stage = next(stage for stage in STAGES if stage.name == args.stage)
+    check = Check(stage.name, args.out, args.device, args.tiny, args.seconds)
+    needs = 1.0 if args.tiny else stage.gib
+    if (free := free_gib(check.device)) < needs:
+        check.record |= {"state": "passed over", "notes": [f"needs {needs:g} GiB, found {free:.1f} GiB free"]}
+        check.write()
+        return 0
+    try:
+        importlib.import_module(f"gpu.{stage.name}").run(check)
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc()
+        check.fail(f"{type(error).__name__}: {first_line(error)}")
+    check.ends()
+    return 0
+
+
+def wait_for(child: int, seconds: float) -> int | None:
+    """Return the exit status of a process, None where it had to be ended; nothing of its group is left."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            end_group(child)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    end_group(child)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def end_group(child: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log."""
+    lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+    return lines[-1][:300] if lines else "nothing was printed"
+
+
+def line(record: dict[str, Any]) -> str:
+    """Return the line that ends a stage."""
+    why = "; ".join([*record["failures"], *(record["notes"] if record["state"] == "passed over" else [])])
+    took = f"{record['seconds']:7.1f} s" if "seconds" in record else " " * 9
+    return f"{record['stage']:<10}{took}  {record['state']}{': ' + why if why else ''}"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the table of all figures and notes."""
+    rows = []
+    for record in results:
+        rows.append(line(record))
+        rows += [f"    {name:<80} {value}" for name, value in record["figures"].items()]
+        rows += [f"    ({note})" for note in record["notes"] if record["state"] != "passed over"]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
