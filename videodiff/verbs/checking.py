@@ -157,6 +157,8 @@ def explain(fault: Fault, overrides: Sequence[str]) -> str:
     said = f"found {shown(fault.found)}, expected {fault.expected}"
     if fault.no_key:
         said = f"found no key {fault.place!r}; {fault.expected}"
+        if fault.place not in map(key_of, overrides) and "[" not in fault.place:
+            said += f" (~{fault.place} takes it away)"
     for override in reversed(overrides):
         key = key_of(override)
         if touches(key, fault.place):
