@@ -17,7 +17,8 @@ from data_prep.animated import as_video, is_animated
 from data_prep.footage import first_shown, fit_video
 from data_prep.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
-from data_prep.sources.clips import name_record, printable
+from data_prep.sources.clips import name_record
+from videodiff.data.address import printable
 from videodiff.data.decode import DecodeError
 from videodiff.data.files import owning, write_whole
 from videodiff.data.listing import Passed

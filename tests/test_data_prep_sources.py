@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.sources import find_clips
-from data_prep.sources.clips import name_record, printable
+from data_prep.sources.clips import name_record
+from videodiff.data.address import printable
 
 
 def folder(root, **files):

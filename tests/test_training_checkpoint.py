@@ -117,7 +117,7 @@ def test_a_chosen_checkpoint_is_gone_on_from_and_newer_ones_are_put_aside(runs: 
         (["resume=runs/a", "checkpoint=step_9"], "checkpoint: found step_9, expected one of runs/a/checkpoints"),
         (["name=b", "checkpoint=x"], "without resume="),
     ):
-        status, _, err = call("train", *arguments, "data.root=.")
+        status, _, err = call("train", *arguments, "data.root=nowhere")
         assert status == 1
         assert message in err.splitlines()[-1]
 

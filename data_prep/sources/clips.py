@@ -245,8 +245,3 @@ def name_record(name: str) -> dict[str, str]:
     raw = os.fsencode(name)
     known = {"name": raw.decode(errors="backslashreplace")}
     return known if raw.decode(errors="ignore").encode() == raw else known | {"name_bytes": raw.hex()}
-
-
-def printable(text: str) -> str:
-    """Return a text in one line that a terminal can show, whatever names are in it."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import requests
@@ -100,24 +99,9 @@ def one_line(error: BaseException) -> str:
 
 
 def log_configuration(loggers: Sequence[Logger], config: dict[str, Any]) -> None:
-    """Give every logger the configuration of the run, without the passwords and signatures of URLs in it."""
+    """Give every logger the configuration of the run."""
     for logger in loggers:
-        logger.log_hyperparams(without_secrets(config))
-
-
-def without_secrets(value: Any) -> Any:
-    """Return a configuration in which a URL has neither user and password nor a query, which may be a signature."""
-    if isinstance(value, dict):
-        return {key: without_secrets(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(part) for part in value]
-    return re.sub(r"[a-zA-Z][\w+.-]*://[^\s'\"]+", bare, value) if isinstance(value, str) else value
-
-
-def bare(url: re.Match[str]) -> str:
-    """Return a URL without user, password, query and fragment."""
-    parts = urlsplit(url[0])
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        logger.log_hyperparams(config)
 
 
 def log_figures(trainer: Any, figures: dict[str, float]) -> None:

@@ -16,19 +16,29 @@ from typing import Any
 import torch
 import yaml
 
+from videodiff.data.address import without_secrets
 from videodiff.data.files import write_whole
 
 PACKAGES = ("videodiff", "torch", "lightning", "hydra-core", "webdataset", "deepspeed", "decord", "av", "numpy")
 
 
 def write_record(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Write config.yaml, overrides.yaml, command.txt and environment.json."""
+    """Write config.yaml, overrides.yaml, command.txt and environment.json, without the secrets of URLs in them."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     write_whole(folder / "overrides.yaml", yaml.safe_dump(overrides).encode())
     with (folder / "command.txt").open("a") as file:
-        file.write(f"{shlex.join(['videodiff', *sys.argv[1:]])}\n")
+        file.write(f"{shlex.join(['videodiff', *map(without_secrets, sys.argv[1:])])}\n")
     write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())
+
+
+def to_tell(value: Any) -> Any:
+    """Return a configuration as it may be written down and told: URLs in it have no users, passwords or signatures."""
+    if isinstance(value, dict):
+        return {key: to_tell(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_tell(part) for part in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def environment() -> dict[str, Any]:

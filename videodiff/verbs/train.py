@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from videodiff.data.address import without_secrets
 from videodiff.data.files import owning
 from videodiff.data.stages import format_plan, plan
 from videodiff.data.trained import write_trained
@@ -30,7 +31,7 @@ from videodiff.training.attempts import check_links, set_aside
 from videodiff.training.checkpoint import StateFile, checkpoints, choose_checkpoint, leave_behind, state_to_resume
 from videodiff.training.logging import log_configuration
 from videodiff.training.module import VideoDiffusion
-from videodiff.training.record import write_record
+from videodiff.training.record import to_tell, write_record
 from videodiff.verbs.build import Model, build_data, build_model, clip_cost, fill_text, instantiate_partial, read_run
 from videodiff.verbs.checking import touches
 from videodiff.verbs.printing import say
@@ -143,13 +144,17 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> OSError | None
 
 
 def to_keep(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that a resumed run begins with: whom to trust is said on each command line."""
-    return [override for override in overrides if key_of(override) not in ("resume", "checkpoint", "trust")]
+    """Return the overrides that a resumed run begins with: whom to trust, and secrets, stand on each command line."""
+    return [
+        override
+        for override in overrides
+        if key_of(override) not in ("resume", "checkpoint", "trust") and without_secrets(override) == override
+    ]
 
 
 def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
-    """Return the configuration with all references filled in; the run must be readable without its dataset."""
-    config = OmegaConf.to_container(cfg, resolve=True)
+    """Return the configuration as the run tells it: readable without its dataset, and without secrets."""
+    config = to_tell(OmegaConf.to_container(cfg, resolve=True))
     if hasattr(model.text, "vocabulary"):
         config["text"]["vocabulary"] = list(model.text.vocabulary)
     return config
@@ -211,7 +216,7 @@ def check_same(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequen
     A key that the old one lacks, and that no override gives, came with a later version: its default is what was.
     """
     free = (*FREE, *FREE_DATA)
-    new = flatten(OmegaConf.to_container(new, resolve=True))
+    new = flatten(to_tell(OmegaConf.to_container(new, resolve=True)))
     old = flatten(OmegaConf.to_container(old, resolve=True))
     for key in sorted(new.keys() | old.keys()):
         later = key not in old and not any(touches(key_of(override), key) for override in overrides)
