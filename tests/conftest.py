@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -74,7 +75,7 @@ def tiny(dataset: Path) -> list[str]:
     ]
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path, **how: Any) -> subprocess.Popen[str]:
     """Start `python -m videodiff` as a process of its own, one thread, errors with standard output."""
     return subprocess.Popen(
         [sys.executable, "-m", "videodiff", *arguments],
@@ -83,6 +84,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **how,
     )
 
 

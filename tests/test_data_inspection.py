@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tarfile
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny
 from made_clips import sample, write_dataset
 
 from videodiff.data.buckets import Bucket
@@ -167,3 +172,37 @@ def test_the_loader_is_measured_against_bare_processes(tmp_path, workers):
 
 def test_a_reason_is_given_only_where_there_is_one(tmp_path):
     assert survey(write_manifest(tmp_path, [[{}]]), [Bucket(1, 8, 8)]).misfits == Counter()
+
+
+def test_verify_names_the_shards_whose_bytes_have_changed(world_dataset, call, tmp_path):
+    root = Path(shutil.copytree(world_dataset, tmp_path / "data"))
+    status, out, err = call("inspect", str(root), "verify=true")
+    assert status == 0, err
+    assert "1 shards have the sha256 of the manifest" in out
+    with next(root.glob("*.tar")).open("r+b") as file:
+        file.seek(700)
+        byte = file.read(1)
+        file.seek(700)
+        file.write(bytes([255 - byte[0]]))
+    status, _, err = call("inspect", str(root), "verify=true")
+    assert status == 1
+    assert "found 1 damaged shards: shard-00000.tar: sha256 " in err.splitlines()[-1]
+
+
+def test_a_clip_whose_bytes_have_changed_is_replaced_and_named(world_dataset, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = Path(shutil.copytree(world_dataset, tmp_path / "data"))
+    row = Manifest.load(root).row(3)
+    with tarfile.open(root / row["shard"]) as tar:
+        member = tar.getmember(f"{row['key']}.mp4")
+    # The comment that the encoder left is no part of what a decoder looks at.
+    with (root / row["shard"]).open("r+b") as file:
+        file.seek(member.offset_data)
+        at = file.read(member.size).index(b"x264")
+        file.seek(member.offset_data + at)
+        file.write(b"y")
+    status, _, err = call("train", "name=a", *tiny(root), "trainer.max_steps=6")
+    assert status == 0, err
+    (lost,) = map(json.loads, Path("runs/a/quarantine.jsonl").read_text().splitlines())
+    assert lost["key"] == row["key"]
+    assert "found other bytes (" in lost["reason"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from videodiff.data.manifest import Manifest
+from videodiff.report.run import read_run
 from videodiff.training.checkpoint import AVERAGE, latest_checkpoint
 
 SPREADS = {
@@ -46,6 +50,23 @@ def test_adamw_gives_the_weights_of_one_process(folder: Path, world_dataset: Pat
     assert wanted.keys() == found.keys()
     for key, weight in wanted.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def figures(folder: Path, name: str) -> dict[str, list[float]]:
+    """Return what a run logged of loss, gradient and learning rate, by step."""
+    curves = read_run(folder / "runs" / name).metrics
+    return {key: curves[key][1].tolist() for key in ("train/loss", "train/grad_norm", "train/lr")}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_the_curves_are_those_of_one_process(folder: Path, world_dataset: Path, name: str) -> None:
+    adamw = ["optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9"]
+    for run, more in (("one", []), (name, SPREADS[name])):
+        average(folder, world_dataset, run, *adamw, *more)
+    wanted, found = figures(folder, "one"), figures(folder, name)
+    assert {key: len(values) for key, values in wanted.items()} == dict.fromkeys(wanted, 2), "the first and the last"
+    for key, values in wanted.items():
+        assert found[key] == pytest.approx(values, rel=1e-4), key
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
@@ -104,3 +125,45 @@ def test_what_cannot_be_read_is_replaced_alike_and_the_checkpoint_names_it(folde
         lost.append({(key, tuple(order)) for _, key, _, _, order, _ in losses if order[0] < 4})
     assert lost[0] == lost[1]
     assert lost[0]
+
+
+@pytest.mark.parametrize(("name", "to"), [("ddp", "all"), ("zero1", "first")])
+def test_a_second_signal_within_a_step_ends_all_processes(
+    folder: Path, world_dataset: Path, name: str, to: str
+) -> None:
+    run = folder / "runs" / f"stopped_{name}"
+    recipe = [*tiny(world_dataset), *SPREADS[name], "optimizer=adamw", "trainer.max_steps=100000"]
+    process = start("train", f"name={run.name}", *recipe, cwd=folder, start_new_session=True)
+    try:
+        end = time.monotonic() + 200
+        while not (tables := list(run.glob("metrics/version_0/metrics.csv"))) or b"\n0," not in tables[0].read_bytes():
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            assert time.monotonic() < end, "no step within some minutes"
+            time.sleep(0.1)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT) if to == "all" else process.send_signal(signal.SIGTERM)
+            time.sleep(0.02)
+        out, _ = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + (signal.SIGINT if to == "all" else signal.SIGTERM)
+    assert out.count("saving, then stopping; again to stop at once") == 1
+    assert not list(run.glob("checkpoints/*"))
+    end = time.monotonic() + 20
+    while members(process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert members(process.pid) == [], "a process of the run goes on"
+
+
+def members(session: int) -> list[str]:
+    """Return the commands of the living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(path.with_name("cmdline").read_text())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from videodiff.data.buckets import Bucket, kinds_of, misfits
-from videodiff.data.manifest import Manifest
+from videodiff.data.manifest import Manifest, ManifestError
 from videodiff.data.shards import SIDECARS, read_captions, read_sample
 from videodiff.text.words import split_words
 
@@ -110,6 +111,24 @@ def sites(sources: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return where sources are from: the host of a URL, the first folder of a path, else the whole."""
     hosts = pc.replace_substring_regex(sources, r"^[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*).*$", r"\1")
     return pc.replace_substring_regex(hosts, r"^([^/]+)/.*$", r"\1/")
+
+
+def damaged_shards(manifest: Manifest) -> list[str]:
+    """Return which shards have another sha256 than the manifest says, or cannot be read; each is read as a whole."""
+
+    def problem(shard: dict[str, Any]) -> str | None:
+        try:
+            with (manifest.root / shard["name"]).open("rb") as file:
+                found = hashlib.sha256()
+                while block := file.read(2**20):
+                    found.update(block)
+        except (OSError, ManifestError) as error:
+            return f"{shard['name']}: {error}"
+        same = found.hexdigest() == shard["sha256"]
+        return None if same else f"{shard['name']}: sha256 {found.hexdigest()[:12]}, expected {shard['sha256'][:12]}"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(filter(None, pool.map(problem, manifest.shards)))
 
 
 def some_captions(manifest: Manifest, most: int) -> list[str]:

@@ -15,7 +15,14 @@ from omegaconf import DictConfig
 
 from videodiff.data.datamodule import ClipDataModule
 from videodiff.data.decode import DecodeError
-from videodiff.data.inspection import describe_dataset, format_description, format_fits, format_shares, survey
+from videodiff.data.inspection import (
+    damaged_shards,
+    describe_dataset,
+    format_description,
+    format_fits,
+    format_shares,
+    survey,
+)
 from videodiff.data.manifest import Manifest, ManifestError
 from videodiff.data.order import Mesh, divisors
 from videodiff.data.stages import format_plan, order_of, plan
@@ -26,6 +33,8 @@ from videodiff.training.attempts import check_links
 from videodiff.training.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
 from videodiff.verbs.build import build_data, clip_cost, fill_text, read_run
 from videodiff.verbs.printing import say
+
+SHOWN = 5
 
 
 def run(cfg: DictConfig) -> None:
@@ -52,6 +61,16 @@ def describe(cfg: DictConfig) -> Iterator[str]:
     else:
         manifest = Manifest.load(cfg.folder)
         yield format_description(describe_dataset(manifest, survey(manifest), cfg.captions))
+        if cfg.verify:
+            yield verify(manifest)
+
+
+def verify(manifest: Manifest) -> str:
+    """Return that all shards are what the manifest says; damaged ones are an error that names them."""
+    if damaged := damaged_shards(manifest):
+        more = f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
+        raise ManifestError(f"{manifest.path}: found {len(damaged)} damaged shards: {'; '.join(damaged[:SHOWN])}{more}")
+    return f"{'verified':<12}{len(manifest.shards):,} shards have the sha256 of the manifest"
 
 
 def describe_data(cfg: DictConfig) -> Iterator[str]:

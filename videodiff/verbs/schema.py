@@ -371,6 +371,7 @@ VERBS: dict[str, Kind] = {
         batches=COUNT,
         clips=COUNT,
         throughput=FLAG,
+        verify=FLAG,
         seconds=SECONDS,
     ),
     "sample": record(
