@@ -105,7 +105,9 @@ def test_sampling_takes_the_newest_whole_average_and_inspect_tells_of_each(runs:
     assert (status, err.count("\n")) == (1, 1)
 
 
-def test_a_chosen_checkpoint_is_gone_on_from_and_newer_ones_are_put_aside(runs: Path, call: Call) -> None:
+def test_a_chosen_checkpoint_is_gone_on_from_and_newer_ones_are_put_aside(
+    runs: Path, call: Call, world_dataset: Path
+) -> None:
     status, _, err = call("train", "resume=runs/a", "checkpoint=step_00000001", "trainer.max_steps=2")
     assert status == 0, err
     assert names("runs/a") == ["step_00000001", "step_00000002"]
@@ -117,7 +119,7 @@ def test_a_chosen_checkpoint_is_gone_on_from_and_newer_ones_are_put_aside(runs: 
         (["resume=runs/a", "checkpoint=step_9"], "checkpoint: found step_9, expected one of runs/a/checkpoints"),
         (["name=b", "checkpoint=x"], "without resume="),
     ):
-        status, _, err = call("train", *arguments, "data.root=nowhere")
+        status, _, err = call("train", *arguments, f"data.root={world_dataset}")
         assert status == 1
         assert message in err.splitlines()[-1]
 
