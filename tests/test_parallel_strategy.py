@@ -25,7 +25,8 @@ SPREADS = {
     "ddp": ["strategy=ddp", "trainer.devices=2"],
     "zero1": ["strategy=zero1", "trainer.devices=2"],
     "zero2": ["strategy=zero2", "trainer.devices=2", "data.micro_batch=1"],
-    "zero3": ["strategy=zero3", "trainer.devices=2"],
+    # Sampling in between changes nothing.
+    "zero3": ["strategy=zero3", "trainer.devices=2", "callbacks.samples.every=2", "sampler.steps=1"],
 }
 
 

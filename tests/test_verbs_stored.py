@@ -129,6 +129,25 @@ def test_a_stored_configuration_is_not_resolved(tmp_path: Path, attack: str) -> 
         read_run(stored(tmp_path, LIVE[attack]))
 
 
+RANGES = {"model.depth": 10**9, "model.width": -16, "data.height": "tall", "optimizer.lr": "abc", "data.frames": 0}
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_a_stored_value_keeps_to_the_range_of_its_key(tmp_path: Path, key: str) -> None:
+    group, name = key.split(".")
+    run = stored(tmp_path, lambda config: config[group].update({name: RANGES[key]}))
+    with pytest.raises(ValueError, match=rf"config.yaml: {key}: found .*{RANGES[key]}.*, expected"):
+        read_run(run)
+
+
+def test_a_stored_configuration_of_another_version_is_read(tmp_path: Path) -> None:
+    def older(config: dict[str, Any]) -> None:
+        del config["callbacks"]["samples"], config["data"]["budget"]
+        config["optimizer"]["momentum_of_old"] = 0.9
+
+    assert read_run(stored(tmp_path, older)).model.depth == 2
+
+
 def test_the_page_of_a_run_is_not_made_of_what_is_no_configuration(call: Call, tmp_path: Path) -> None:
     status, _, err = call("report", str(stored(tmp_path, LIVE["a secret of the environment"])))
     assert status == 1

@@ -97,6 +97,9 @@ def run(verb: str, arguments: Arguments) -> None:
 
     if arguments.has("--multirun"):
         tell_jobs(verb)
+        if launcher := next((o for o in arguments.overrides if o.startswith("hydra/launcher=")), ""):
+            folder = f"runs/multirun/{launcher.partition('=')[2]}"
+            print(f"videodiff {verb}: what the jobs print goes into {folder}/<job>_0_log.out and .err", flush=True)
     sys.argv = [command[0], *arguments.flags, *arguments.overrides]
     call.__module__ = "videodiff.cli"
     with one_line_a_failure(verb):

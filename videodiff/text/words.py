@@ -77,8 +77,10 @@ class Words(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features `b l width` and a mask `b l`, True where there is a word; l is always `max_words`."""
-        ids = send(torch.tensor([self.encode(caption) for caption in captions]), self.word.weight.device)
-        return self.word(ids) + self.place.weight, ids > 0
+        device = self.word.weight.device
+        ids = send(torch.tensor([self.encode(caption) for caption in captions]), device)
+        # By a call, as ZeRO 3 brings the weights of a part together when it is called.
+        return self.word(ids) + self.place(torch.arange(self.max_words, device=device)), ids > 0
 
     def encode(self, caption: str) -> list[int]:
         """Return start token and words as integers, padded with 0; what does not fit is an error unless it may go."""

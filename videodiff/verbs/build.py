@@ -22,6 +22,8 @@ from videodiff.diffusion.objective import Objective
 from videodiff.pretrained import read_config as model_config
 from videodiff.training.attempts import check_links
 from videodiff.training.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
+from videodiff.verbs.checking import shown
+from videodiff.verbs.schema import faults
 from videodiff.verbs.stored import read_config
 
 
@@ -158,12 +160,20 @@ def read_width(text: DictConfig) -> int:
 def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
     """Return the resolved configuration of a run folder, of which nothing is built but what `conf/` builds.
 
+    Its values are of the kinds and in the ranges that the command line has to keep to; a key that it lacks, or has of
+    another version, is none of them.
+
     `trust`: classes, or modules of classes, that the user vouches for.
     """
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
-    cfg = OmegaConf.create(read_config(path, trust))
+    tree = read_config(path, trust)
+    # What a class of the user's own takes is not known here.
+    for fault in () if trust else faults("train", tree):
+        if not fault.no_key:
+            raise ValueError(f"{path}: {fault.place}: found {shown(fault.found)}, expected {fault.expected}")
+    cfg = OmegaConf.create(tree)
     if isinstance(OmegaConf.select(cfg, "text.vocabulary"), str):
         raise ValueError(f"{path}: text.vocabulary: found the name of a file, expected the words themselves")
     return cfg

@@ -114,9 +114,10 @@ CLASSES: dict[str, Kind] = {
         channels=instead("codec= decides it"),
         text_width=instead("text= decides it"),
         patch=many(COUNT, 3, 3),
-        width=COUNT,
-        depth=COUNT,
-        heads=COUNT,
+        # A configuration from elsewhere must not have a network built that no memory holds.
+        width=whole(1, 65_536),
+        depth=whole(1, 1024),
+        heads=whole(1, 1024),
         axes=many(choice("space", "time", "spacetime"), 1),
         mlp_ratio=number(above=0),
         gate=number(),

@@ -35,7 +35,7 @@ from videodiff.training.record import to_tell, write_record
 from videodiff.verbs.build import Model, build_data, build_model, clip_cost, fill_text, instantiate_partial, read_run
 from videodiff.verbs.checking import touches
 from videodiff.verbs.printing import say
-from videodiff.verbs.stored import key_of
+from videodiff.verbs.stored import dotted, key_of, leaves
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (
@@ -90,6 +90,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run that it is of")
     elif first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
+    check_kept(cfg)
+    if cfg.resume is not None and first and "://" in str(cfg.data.root):
+        say(f"videodiff train: reads {without_secrets(str(cfg.data.root))}, the data of the run")
     quiet_and_quick()
     fill_text(cfg)
     optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
@@ -150,6 +153,13 @@ def to_keep(overrides: Sequence[str]) -> list[str]:
         for override in overrides
         if key_of(override) not in ("resume", "checkpoint", "trust") and without_secrets(override) == override
     ]
+
+
+def check_kept(cfg: DictConfig) -> None:
+    """Raise where a value could not be kept: in a stored configuration it would be taken for a reference."""
+    for place, value in leaves(OmegaConf.to_container(cfg, resolve=True)):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(f"{dotted(place)}: found {value!r}, expected a value without ${{}}: a run cannot keep it")
 
 
 def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
