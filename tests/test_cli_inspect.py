@@ -103,11 +103,11 @@ MISTAKES = {
     "processes": (["world_size=3"], "expected a multiple of micro_batch 2 x 3 processes (valid processes: 1, 2)"),
     "rising": (
         [f"data.stages=[{{until:0,buckets:[{IMAGE}]}},{{buckets:[{IMAGE}]}}]"],
-        "data.stages[0].until: found 0, expected a step after 0",
+        "data.stages[0].until: found 0, expected a whole number of at least 1",
     ),
     "empty": (
         [f"data.stages=[{{until:5,buckets:[{IMAGE}]}},{{buckets:[]}}]"],
-        "data.stages[1].buckets: found no bucket, expected at least one",
+        "data.stages[1].buckets: found [], expected a list of at least 1",
     ),
     "nothing fits": (
         ["data.stages=[{buckets:[{frames:9,height:16,width:16}]}]", "data.weights=null"],

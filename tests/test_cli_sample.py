@@ -121,13 +121,13 @@ def test_other_shapes_are_made_and_said_or_refused(call: Call, trained: Path, tm
 
 MISTAKES = {
     "height=18": "height: found 18, expected a multiple of 4 (codec 1 x model.patch 4; nearest: 16)",
-    "height=0": "height: found 0, expected a multiple of 4",
-    "frames=0": "frames: found 0, expected at least 1",
-    "frames=-4": "frames: found -4, expected at least 1",
-    "fps=0": "fps: found 0, expected a number above 0",
-    "steps=0": "steps: found 0, expected at least 1",
-    "steps=-1": "steps: found -1, expected at least 1",
-    "shift=0": "shift: found 0, expected a number above 0",
+    "height=0": "'height=0': found 0, expected a whole number of at least 1",
+    "frames=0": "'frames=0': found 0, expected a whole number of at least 1",
+    "frames=-4": "'frames=-4': found -4, expected a whole number of at least 1",
+    "fps=0": "'fps=0': found 0, expected a number above 0",
+    "steps=0": "'steps=0': found 0, expected a whole number of at least 1",
+    "steps=-1": "'steps=-1': found -1, expected a whole number of at least 1",
+    "shift=0": "'shift=0': found 0, expected a number above 0",
     f'prompts=["{RED}","a large rad ball"]': "prompts[1]: caption 'a large rad ball': found the word 'rad'",
     "checkpoint=nowhere": "nowhere",
 }

@@ -238,8 +238,8 @@ def test_a_server_that_is_down_ends_in_one_line_and_all_else_is_done(out, call):
     assert "7 captions not asked for yet" in printed
     server = Server(well, port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    # Settings are those of the last call.
-    status, printed, errors = call("prep", f"out={out}")
+    # Settings are those of the last call, but where frames are sent is said on each command line.
+    status, printed, errors = call("prep", f"out={out}", f"caption.url=http://127.0.0.1:{port}/v1")
     server.shutdown(), server.server_close()
     assert status == 0, errors
     assert "7 of 7 clips captioned by tiny" in printed

@@ -96,7 +96,7 @@ def test_training_with_compiled_blocks_ends_with_the_weights_of_plain_ones_and_s
     ("override", "message"),
     [
         ("compile.backend=induktor", "compile.backend: found 'induktor', expected one of"),
-        ("+compile.modes=default", "compile.modes: found 'default', expected one of backend, mode, dynamic, graphs"),
+        ("+compile.modes=default", "found no key 'compile.modes'; did you mean 'mode'?"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_one_line_before_the_first_step(
