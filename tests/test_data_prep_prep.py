@@ -402,6 +402,7 @@ def test_the_scenes_of_a_folder_of_footage_become_clips_of_their_own(tmp_path):
 MISTAKES = {
     "kind": ({"kind": "tables"}, "kind: found 'tables', expected one of hdvila"),
     "nothing": ({"source": None}, "source: found none"),
+    "columns": ({"reader": {}}, r"columns: found none, expected .*reader.columns=\{video: path"),
     "missing": ({"source": "nowhere"}, "nowhere"),
     "reader": ({"kind": "folder"}, "reader: found columns for kind=folder"),
     "retry": ({"retry": "all"}, "retry=all"),

@@ -27,7 +27,11 @@ MEANINGS = ("video", "start", "end", "caption", "licence", "parent", "name", "fp
 
 
 def read_table(
-    source: str | Path, columns: Mapping[str, str], unit: str = "", licence: str = "", origin: str = "table"
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    unit: str = "",
+    licence: str = "",
+    origin: str = "table",
 ) -> Items:
     """Yield the clips of a `.csv`, `.jsonl` or `.parquet`, or of a folder of one kind of them.
 
@@ -35,6 +39,11 @@ def read_table(
     `end` come together. `unit` is that of both: empty for clock strings, ISO-8601 durations and seconds, else
     `microseconds` or `frames` (which need `fps`). A caption may be a list of texts. Further columns become notes.
     """
+    if not columns:
+        raise ValueError(
+            "columns: found none, expected for each meaning the column that has it, as in "
+            "reader.columns={video: path, caption: text}; meanings: " + ", ".join(MEANINGS)
+        )
     unknown, one = [meaning for meaning in columns if meaning not in MEANINGS], "start" in columns
     if unknown or "video" not in columns or one != ("end" in columns) or (unit == "frames" and "fps" not in columns):
         raise ValueError(
