@@ -78,3 +78,14 @@ def test_words_are_added_within_limits_that_include_their_ends():
     ]
     assert score_words({"motion": 0.1, "text": None}, rules, camera=False) == ["Low motion.", "Some motion."]
     assert score_words({"motion": 0.6, "text": 0.0}, rules, camera=False) == ["With text."]
+
+
+def test_a_ball_before_plain_ground_is_no_camera_that_shakes():
+    # It turns back after each frame.
+    frames = np.full((6, 96, 96, 3), 235, np.uint8)
+    for number, frame in enumerate(frames):
+        cv2.circle(frame, (40 + 10 * (number % 2), 48), 14, (200, 30, 30), -1)
+    scores = motion(frames, 5.0)
+    assert scores["motion"] > 0.01
+    assert scores["jitter"] < 0.05
+    assert max(abs(scores[name]) for name in ("pan", "tilt")) < 0.05

@@ -9,6 +9,12 @@ import numpy as np
 
 # Heights of the frame a second that count as none, and above which the direction is said.
 STILL, CLEAR = 0.01, 0.02
+# Mean square of the gradient about a pixel, in levels a pixel, at which its flow counts half: on plain ground there is
+# nothing to follow, and flow is what the noise makes it.
+PLAIN = 1.0
+# Up to the first share of the picture with such detail all of it may be of one thing, which moves on its own; from the
+# second on it is the picture. Between the two there is no step, or a clip and its copy would differ.
+THING, PICTURE = 0.35, 0.65
 # Change of the camera's velocity above which a camera that goes nowhere is held by hand.
 SHAKY = 0.05
 NAMES = {"pan": ("pan left", "pan right"), "tilt": ("tilt down", "tilt up"), "zoom": ("zoom out", "zoom in")}
@@ -27,8 +33,12 @@ class View(NamedTuple):
 
 
 def velocity(view: View) -> np.ndarray:
-    """Return the median flow, as (right, down): what the camera does, as things that move on their own are fewer."""
-    return np.median(view.flow[view.followed], axis=0)
+    """Return the median flow, as (right, down): what the camera does, as things that move on their own are fewer.
+
+    Before plain ground it counts as still.
+    """
+    share = np.clip((np.mean(view.detail >= PLAIN) - THING) / (PICTURE - THING), 0, 1)
+    return share * np.median(view.flow[view.followed], axis=0)
 
 
 def camera(views: Sequence[View], turns: np.ndarray) -> dict[str, float]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from data_prep.stages.score.camera import View, camera, velocity
+from data_prep.stages.score.camera import PLAIN, View, camera, velocity
 
 # Flow is computed on frames of this height, blurred by so many pixels: what an encoder adds or takes is finer.
 HEIGHT, BLUR = 96, 1.0
@@ -15,9 +15,8 @@ HEIGHT, BLUR = 96, 1.0
 THINNEST = 32
 # Heights of the frame a second above which a pixel moves; compression noise in still footage stays below.
 STILL = 0.01
-# Mean square of the gradient about a pixel, in levels a pixel, at which its flow counts half: on plain ground there is
-# nothing to follow, and flow is what the noise makes it.
-PLAIN, ABOUT = 1.0, 9
+# Pixels about one over which its detail is taken.
+ABOUT = 9
 # One pair of frames counts up to so many times as much as they do on average: of motion too fast to follow flow is
 # guesswork.
 BURST = 2.0
