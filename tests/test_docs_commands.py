@@ -62,16 +62,18 @@ OTHERS = ("make", "vllm", "kubectl", "pip", "source", "git", "cd", "export", "py
 
 @dataclass(frozen=True)
 class Shown:
-    """A command as a page shows it, and what the page says that it prints."""
+    """A command as a page shows it, in a block or within a sentence, and what the page says that it prints."""
 
     page: str
     line: str
     printed: str = ""
+    inline: bool = False
 
 
 def shown(page: str) -> Iterator[Shown]:
-    """Yield the commands in the code blocks of a page."""
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+    """Yield the commands in the code blocks of a page, then those in its sentences that are whole."""
+    text, fences = (ROOT / page).read_text(), re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    for language, block in fences.findall(text):
         if language == "bash":
             bare = re.sub(r"(^|\s\s+)#.*$", "", re.sub(r"\\\n\s*", "", block), flags=re.MULTILINE)
             # A quoted list may go over several lines.
@@ -80,6 +82,9 @@ def shown(page: str) -> Iterator[Shown]:
         elif block.startswith("$ "):
             line, _, printed = block[2:].partition("\n")
             yield Shown(page, line, printed.strip())
+    for line in dict.fromkeys(re.findall(r"`(videodiff [^`]+ [^`]+)`", fences.sub("", text))):
+        if "..." not in line and "<" not in line:
+            yield Shown(page, " ".join(line.split()), inline=True)
 
 
 COMMANDS = [command for page in PAGES for command in shown(page)]
@@ -112,7 +117,12 @@ def shortened(command: Shown, chat: str) -> list[str]:
     if "--help" in found or "--cfg" in found or command.printed:
         return found
     answers = [f"caption.url={chat}"] * (verb == "prep")
-    if words[0] == "torchrun" or any(word in SCRIPTS for word in words) or any(w in command.line for w in ELSEWHERE):
+    if (
+        command.inline
+        or words[0] == "torchrun"
+        or any(word in SCRIPTS for word in words)
+        or any(w in command.line for w in ELSEWHERE)
+    ):
         return [*found, *answers, "--cfg", "job"]
     # The shapes of the recipes divide by their own patches; those of other commands by large ones, which are few.
     large = ["model.patch=[1,16,16]"] * (verb == "train" and not re.search("experiment=|resume=", command.line))
