@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import finish, start, tiny
 
-from videodiff import __version__
+from videodiff import __version__, cli
 from videodiff.cli import VERBS
 from videodiff.data.decode import decode, probe
 from videodiff.training.checkpoint import latest_checkpoint
@@ -159,13 +159,19 @@ def test_a_reader_may_stop_reading(trained: Path) -> None:
 
 def test_a_sweep_runs_its_settings_in_processes_of_their_own(tmp_path: Path, world_dataset: Path) -> None:
     settings = ["name=lr_${optimizer.lr}", "optimizer.lr=1e-3,3e-3", "trainer.max_steps=1"]
-    finish(start("train", *tiny(world_dataset), *settings, "hydra/launcher=local", "--multirun", cwd=tmp_path))
+    said = finish(start("train", *tiny(world_dataset), *settings, "hydra/launcher=local", "--multirun", cwd=tmp_path))
+    assert "videodiff train: the jobs print into runs/multirun/local/<job>_0_log.out and .err" in said.splitlines()
     logs = [path.read_text() for path in tmp_path.glob("runs/multirun/local/*_log.out")]
     assert sorted(line for log in logs for line in log.splitlines() if line.startswith("videodiff")) == [
         "videodiff train: 1 steps in runs/lr_0.001",
         "videodiff train: 1 steps in runs/lr_0.003",
     ]
     assert len(logs) == 2
+
+
+def test_a_launcher_that_prints_here_is_not_said_to_print_into_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+    cli.tell_jobs("train", ["hydra/launcher=basic"])
+    assert capfd.readouterr().out == ""
 
 
 def test_a_run_is_not_overwritten(call: Call, trained: Path, world_dataset: Path, monkeypatch: object) -> None:

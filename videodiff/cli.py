@@ -96,24 +96,27 @@ def run(verb: str, arguments: Arguments) -> None:
             return importlib.import_module(f"videodiff.verbs.{verb}").run(cfg)
 
     if arguments.has("--multirun"):
-        tell_jobs(verb)
-        if launcher := next((o for o in arguments.overrides if o.startswith("hydra/launcher=")), ""):
-            folder = f"runs/multirun/{launcher.partition('=')[2]}"
-            print(f"videodiff {verb}: what the jobs print goes into {folder}/<job>_0_log.out and .err", flush=True)
+        tell_jobs(verb, arguments.overrides)
     sys.argv = [command[0], *arguments.flags, *arguments.overrides]
     call.__module__ = "videodiff.cli"
     with one_line_a_failure(verb):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(call)()
 
 
-def tell_jobs(verb: str) -> None:
-    """Let Hydra's launchers say which settings they start."""
+def tell_jobs(verb: str, overrides: list[str]) -> None:
+    """Let Hydra's launchers say which settings they start, and say where the output of submitted jobs goes."""
+    import yaml
+
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"videodiff {verb}: %(message)s"))
     for name in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_submitit_launcher"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.handlers = [handler]
+    for launcher in [o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")]:
+        if launcher in options("hydra/launcher"):
+            folder = yaml.safe_load((conf_dir() / "hydra/launcher" / f"{launcher}.yaml").read_text())["submitit_folder"]
+            say(f"videodiff {verb}: the jobs print into {folder}/<job>_0_log.out and .err")
 
 
 def quiet() -> None:

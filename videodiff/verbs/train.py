@@ -109,16 +109,17 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         instantiate_partial("compile", cfg.compile)(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world))
     state = None if checkpoint is None else state_to_resume(checkpoint, trainer.strategy, world)
+    config = resolved(cfg, model)
     if first:
         leave_behind(folder, checkpoint) if checkpoint is not None else set_aside(folder)
-        write_record(folder, resolved(cfg, model), to_keep(overrides))
+        write_record(folder, config, to_keep(overrides))
         write_trained(folder, data.trained)
     if isinstance(trainer.strategy, Zero):
         from videodiff.parallel.muon import sharded
 
         optimizer = sharded(optimizer, trainer.strategy.config)
     module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
-    log_configuration(trainer.loggers, resolved(cfg, model))
+    log_configuration(trainer.loggers, config)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=state)
     except RuntimeError as error:
