@@ -67,9 +67,9 @@ gpu-check: setup  ## first light on a GPU: is all of it right there, and how fas
 	$(BIN)/python bench/gpu_check.py
 
 soak: dev  ## the long campaigns: damaged tars and videos, killed processes, memory over 20,000 clips
-	FAULT_RUNS=300 $(BIN)/python -m pytest tests/test_data_workers.py
-	PREP_RUNS=500 $(BIN)/python -m pytest tests/test_data_prep_campaign.py tests/test_data_prep_exact.py \
-	    tests/test_data_prep_prep.py
+	FAULT_RUNS=300 $(BIN)/python -m pytest tests/data/loader/test_workers.py
+	PREP_RUNS=500 $(BIN)/python -m pytest tests/data_prep/test_campaign.py tests/data_prep/cut/test_exact.py \
+	    tests/data_prep/test_pipeline.py
 	$(BIN)/python bench/soak_loader.py
 
 clean:  ## remove .venv and what tools leave behind; datasets and runs stay

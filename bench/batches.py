@@ -15,8 +15,8 @@ from statistics import median
 
 import torch
 
-from videodiff.data.buckets import Bucket, Cost, batch_sizes, forward_flops
-from videodiff.data.files import write_whole
+from videodiff.data.order.buckets import Bucket, Cost, batch_sizes, forward_flops
+from videodiff.data.storage.files import write_whole
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 
 BUCKETS = [Bucket(16, 64, 64), Bucket(16, 32, 32), Bucket(8, 32, 48), Bucket(1, 64, 64), Bucket(1, 32, 32)]

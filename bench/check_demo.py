@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from videodiff.report.table import figures
-from videodiff.verbs.stored import read_yaml
+from videodiff.verbs.config.stored import read_yaml
 
 
 def check(evaluation: Mapping[str, Any], targets: Mapping[str, float], where: Path) -> Iterator[tuple[bool, str]]:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from loader import FRAMES, LENGTH, plain_decode, scene
 
-from videodiff.data import encode as encoding
-from videodiff.data.decode import decode
-from videodiff.data.order import draw
+from videodiff.data.order.arithmetic import draw
+from videodiff.data.video import encode as encoding
+from videodiff.data.video.decode import decode
 
 
 def window(number: int, turn: int, stride: int) -> range:

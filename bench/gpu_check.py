@@ -112,7 +112,7 @@ def card(args: argparse.Namespace) -> dict[str, Any] | str:
 
     if args.device == "cuda" and not torch.cuda.is_available():
         return "found no CUDA device; --device cpu --tiny runs every stage on the CPU"
-    from videodiff.training.record import git_state, processor
+    from videodiff.training.run.record import git_state, processor
 
     state = git_state() or {}
     commit = (state.get("commit") or "unknown")[:12] + (" (changed)" if state.get("changed") else "")

@@ -33,12 +33,12 @@ import torch.nn.functional as F
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
-from videodiff.data import encode as encoding
-from videodiff.data.datamodule import ClipDataModule
-from videodiff.data.decode import decode, decode_into, probe
-from videodiff.data.manifest import Manifest
-from videodiff.data.order import draw
-from videodiff.data.shards import ShardWriter, clip_sample, read_sample
+from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.order.arithmetic import draw
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.samples.shards import ShardWriter, clip_sample, read_sample
+from videodiff.data.video import encode as encoding
+from videodiff.data.video.decode import decode, decode_into, probe
 
 try:
     # Its package of image datasets asks for torchvision.

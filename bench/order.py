@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from videodiff.data.buckets import Bucket, count_kinds, kinds_of
-from videodiff.data.mixture import Dataset, Mixture
-from videodiff.data.order import Mesh
+from videodiff.data.order.arithmetic import Mesh
+from videodiff.data.order.buckets import Bucket, count_kinds, kinds_of
+from videodiff.data.order.mixture import Dataset, Mixture
 
 RANKS, SHARD, WINDOW = 1024, 1000, 64
 BUCKETS = [Bucket(64, 512, 512, keep=0.5), Bucket(32, 256, 256, keep=0.8), Bucket(1, 256, 256)]

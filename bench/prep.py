@@ -27,13 +27,13 @@ import av
 import cv2
 import numpy as np
 
-from data_prep.stages.clips import ReadyClip, make_clips
-from data_prep.stages.cut import MICROSECOND, Span, read_timeline
-from data_prep.stages.encode import EncodePolicy
-from data_prep.stages.score.duplicate import exact_hash
-from videodiff.data.encode import encode
-from videodiff.data.geometry import Display, even_size
-from videodiff.data.video import DecodeError, best_stream
+from data_prep.cut.clips import ReadyClip, make_clips
+from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.spans import MICROSECOND, Span, read_timeline
+from data_prep.score.duplicate import exact_hash
+from videodiff.data.video.encode import encode
+from videodiff.data.video.geometry import Display, even_size
+from videodiff.data.video.info import DecodeError, best_stream
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parents[1] / "shared" / "clips"

@@ -4,7 +4,7 @@ python bench/prep_labelled.py [FOLDER_OF_VIDEO ...]
 
 For shots: changes found and there (right), found only (wrong), there only (missed), with precision and recall; a change
 may be off by a tenth of a second. For filters: how many of the made clips that must be rejected are, by which limits,
-and how many of those that must be kept are not. The set is that of tests/labelled_footage.py, and tests hold floors.
+and how many of those that must be kept are not. The set is that of tests/material, and tests hold floors.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
 import yaml  # noqa: E402
-from labelled_footage import FILES, FILMS, FPS, KEPT, REJECTED, Counts, compare, read_only  # noqa: E402
 
-from data_prep.stages.clips import make_clips  # noqa: E402
-from data_prep.stages.cut import MICROSECOND, Span, read_timeline  # noqa: E402
-from data_prep.stages.encode import EncodePolicy  # noqa: E402
-from data_prep.stages.filter import filtered  # noqa: E402
-from data_prep.stages.scenes import find_scenes  # noqa: E402
-from videodiff.data.encode import encode  # noqa: E402
+from data_prep.choose.filter import filtered  # noqa: E402
+from data_prep.cut.clips import make_clips  # noqa: E402
+from data_prep.cut.encode import EncodePolicy  # noqa: E402
+from data_prep.cut.scenes import find_scenes  # noqa: E402
+from data_prep.cut.spans import MICROSECOND, Span, read_timeline  # noqa: E402
+from tests.material.labelled_footage import FILES, FILMS, FPS, KEPT, REJECTED, Counts, compare, read_only  # noqa: E402
+from videodiff.data.video.encode import encode  # noqa: E402
 
 EXAMPLES = ROOT.parent / "shared" / "clips"
 SEEDS = (20, 21)

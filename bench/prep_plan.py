@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.ledger import Ledger
-from data_prep.plan import Plan
+from data_prep.books.ledger import Ledger
+from data_prep.books.plan import Plan
+from data_prep.score.duplicate import near_duplicates
 from data_prep.sources import read_hdvila
-from data_prep.stages.score.duplicate import near_duplicates
 
 CLIPS_A_VIDEO, SECONDS_A_CLIP = 30, 13
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import av
 
-from data_prep.stages.clips import PIXEL_SCORES, ReadyClip, make_clips
-from data_prep.stages.cut import MICROSECOND, Shown, Span, cut, read_timeline
-from data_prep.stages.encode import EncodePolicy
-from data_prep.stages.score.duplicate import exact_hash, video_hash
-from videodiff.data.decode import DecodeError
+from data_prep.cut.clips import PIXEL_SCORES, ReadyClip, make_clips
+from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.spans import MICROSECOND, Shown, Span, cut, read_timeline
+from data_prep.score.duplicate import exact_hash, video_hash
+from videodiff.data.video.decode import DecodeError
 
 CLIP = 5.0
 ROUNDS = 3

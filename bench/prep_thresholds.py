@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 import yaml
 
-from data_prep.stages.clips import ReadyClip, make_clips
-from data_prep.stages.cut import Span
-from data_prep.stages.encode import EncodePolicy
-from data_prep.stages.filter import filtered
-from data_prep.stages.score.duplicate import BITS
-from videodiff.data.decode import decode
-from videodiff.data.encode import encode
+from data_prep.choose.filter import filtered
+from data_prep.cut.clips import ReadyClip, make_clips
+from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.spans import Span
+from data_prep.score.duplicate import BITS
+from videodiff.data.video.decode import decode
+from videodiff.data.video.encode import encode
 
 # Spans of the example clips in which something moves and that no filter may reject, seconds.
 GOOD = {

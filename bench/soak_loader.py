@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from videodiff.data.decode import decode_into, probe
-from videodiff.data.encode import encode
-from videodiff.data.manifest import Manifest
-from videodiff.data.quarantine import Quarantine, Sample
-from videodiff.data.shards import ShardWriter, clip_sample, read_sample
-from videodiff.data.workers import Request, Work, Workers
+from videodiff.data.loader.quarantine import Quarantine, Sample
+from videodiff.data.loader.workers import Request, Work, Workers
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.samples.shards import ShardWriter, clip_sample, read_sample
+from videodiff.data.video.decode import decode_into, probe
+from videodiff.data.video.encode import encode
 
 CLIPS, FRAMES, SIZE, BATCH, PROCESSES = 24, 16, 96, 8, 2
 SHAPE = (FRAMES, SIZE, SIZE, 3)

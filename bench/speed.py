@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from videodiff.data.decode import decode
-from videodiff.data.encode import encode
+from videodiff.data.video.decode import decode
+from videodiff.data.video.encode import encode
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Objective, clip_seeds

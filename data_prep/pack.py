@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.animated import as_video, is_animated
-from data_prep.footage import first_shown, fit_video
-from data_prep.pool import Lost, run_ordered
+from data_prep.cut.animated import as_video, is_animated
+from data_prep.cut.footage import first_shown, fit_video
+from data_prep.engine.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from data_prep.sources.clips import name_record
-from videodiff.data.address import printable
-from videodiff.data.decode import DecodeError
-from videodiff.data.files import owning, write_whole
-from videodiff.data.listing import Passed
-from videodiff.data.shards import ShardWriter, clip_sample
+from videodiff.data.samples.shards import ShardWriter, clip_sample
+from videodiff.data.storage.address import printable
+from videodiff.data.storage.files import owning, write_whole
+from videodiff.data.storage.listing import Passed
+from videodiff.data.video.decode import DecodeError
 
 REJECTED = "rejected.jsonl"
 

@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 import av
 import cv2
 
-from data_prep.acquire import Acquired, Acquirer
-from data_prep.engine.local import Node
-from data_prep.failures import classify
-from data_prep.ledger import Outcome
-from data_prep.request import ClipRequest
-from data_prep.stages.audio import cut_audio
-from data_prep.stages.clips import ReadyClip, make_clips
-from data_prep.stages.cut import (
+from data_prep.books.ledger import Outcome
+from data_prep.books.request import ClipRequest
+from data_prep.cut.audio import cut_audio
+from data_prep.cut.clips import ReadyClip, make_clips
+from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.scenes import find_scenes, fit_durations
+from data_prep.cut.spans import (
     MICROSECOND,
     MILLISECOND,
     SLACK,
@@ -39,12 +38,13 @@ from data_prep.stages.cut import (
     read_timeline,
     refuse,
 )
-from data_prep.stages.encode import EncodePolicy
-from data_prep.stages.scenes import find_scenes, fit_durations
-from data_prep.stages.score.duplicate import exact_hash
-from data_prep.stopwatch import Spent, clock
-from videodiff.data.files import stage, sync
-from videodiff.data.video import DecodeError, best_stream, open_video
+from data_prep.engine.local import Node
+from data_prep.engine.stopwatch import Spent, clock
+from data_prep.fetch.acquire import Acquired, Acquirer
+from data_prep.fetch.failures import classify
+from data_prep.score.duplicate import exact_hash
+from videodiff.data.storage.files import stage, sync
+from videodiff.data.video.info import DecodeError, best_stream, open_video
 
 LEDGER, CLIPS, VIDEOS, WORKERS = "ledger.sqlite", "clips", "videos", "workers.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -13,16 +13,16 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from videodiff import cli
-from videodiff.data.decode import probe
-from videodiff.data.encode import encode
-from videodiff.data.shards import ShardWriter, clip_sample
+from videodiff.data.samples.shards import ShardWriter, clip_sample
+from videodiff.data.video.decode import probe
+from videodiff.data.video.encode import encode
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import render
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the file that takes longest, as it stays in one process: at the end it would run alone."""
-    items.sort(key=lambda item: item.path.name != "test_parallel_strategy.py")
+    items.sort(key=lambda item: item.path.parts[-2:] != ("parallel", "test_strategy.py"))
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny
 
-from data_prep.prep import prep
+from data_prep.pipeline import prep
+from tests.conftest import tiny
 
 ROOT = str(Path(__file__).parents[1])
 WITHIN = "mount -t tmpfs -o size=4m none {disk} && cp -a {before}/. {disk} && {fill} && {run}; s=$?; {keep}; exit $s"

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from chat_server import chat_server
 from hydra.core.global_hydra import GlobalHydra
-from made_clips import moving_square
 from PIL import Image
 
+from tests.material.chat_server import chat_server
+from tests.material.made_clips import moving_square
 from videodiff import cli
-from videodiff.data.encode import encode
+from videodiff.data.video.encode import encode
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]

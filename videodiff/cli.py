@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videodiff import __version__
-from videodiff.verbs.groups import conf_dir, groups, options
+from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.printing import in_line, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from videodiff.verbs.arguments import Arguments
+    from videodiff.verbs.config.arguments import Arguments
 
 VERBS = {
     "simulate": "write clips of a simulated world: mp4, caption and exact truth",
@@ -65,14 +65,14 @@ def main() -> None:
 
 def understand(verb: str, words: list[str]) -> Arguments:
     """Return flags and overrides of a command line as Hydra takes them; a mistake in them is an error."""
-    from videodiff.verbs.arguments import Arguments, positional, spell, split
-    from videodiff.verbs.expand import expand
+    from videodiff.verbs.config.arguments import Arguments, positional, spell, split
+    from videodiff.verbs.config.expand import expand
 
     flags, overrides = split(words)
     sweeps = "--multirun" in flags
     spelled = [spell(verb, override, sweeps) for override in positional(verb, overrides)]
     arguments = Arguments(flags, expand(verb, spelled))
-    from videodiff.verbs.checking import check
+    from videodiff.verbs.config.checking import check
 
     check(verb, arguments)
     return arguments
@@ -88,7 +88,7 @@ def run(verb: str, arguments: Arguments) -> None:
         # Lightning starts the other processes of a node by this very command.
         sys.argv = command
         from videodiff.cli import one_line_a_failure, quiet
-        from videodiff.verbs.checking import check_composed
+        from videodiff.verbs.config.checking import check_composed
 
         quiet()
         with one_line_a_failure(verb):

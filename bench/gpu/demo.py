@@ -14,10 +14,10 @@ from gpu.footage import world_dataset
 from gpu.watch import Watch
 from safetensors.torch import load_file
 
-from videodiff.data.stream import collate
-from videodiff.data.workers import Read, Work
+from videodiff.data.loader.stream import collate
+from videodiff.data.loader.workers import Read, Work
 from videodiff.diffusion.objective import Objective
-from videodiff.training.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
 from videodiff.worlds.bouncing import Bouncing
 
 

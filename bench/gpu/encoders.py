@@ -13,9 +13,9 @@ from gpu.watch import Watch
 
 from videodiff.codec.autoencoder import Autoencoder
 from videodiff.codec.pixels import scale_pixels
-from videodiff.data.buckets import Bucket
-from videodiff.data.clips import Clips, Reader
-from videodiff.data.manifest import Manifest
+from videodiff.data.loader.clips import Clips, Reader
+from videodiff.data.order.buckets import Bucket
+from videodiff.data.samples.manifest import Manifest
 from videodiff.text.transformers import Transformers
 from videodiff.worlds.bouncing import Bouncing
 

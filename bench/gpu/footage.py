@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from videodiff.data.decode import probe
-from videodiff.data.encode import encode
-from videodiff.data.shards import ShardWriter, clip_sample
+from videodiff.data.samples.shards import ShardWriter, clip_sample
+from videodiff.data.video.decode import probe
+from videodiff.data.video.encode import encode
 from videodiff.worlds.scene import render
 
 

@@ -10,12 +10,12 @@ from gpu.check import Check
 from torch import Tensor, nn
 
 from videodiff.denoiser.transformer import SpaceTimeTransformer
-from videodiff.diffusion.generation import Generation, clip_noise
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.diffusion.path import Cosine, RectifiedFlow
 from videodiff.diffusion.prediction import KINDS
 from videodiff.diffusion.sampler import ddim, dpm_solver_2m, euler, heun
+from videodiff.generation.settings import Generation, clip_noise
 from videodiff.training.module import parameter_groups
 from videodiff.training.optimizer import AdamW, Muon
 

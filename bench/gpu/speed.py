@@ -13,7 +13,7 @@ from gpu.check import Check, peak_gib, relative_error, settle, wait
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videodiff.data.buckets import forward_flops
+from videodiff.data.order.buckets import forward_flops
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.compile import compile_blocks
 

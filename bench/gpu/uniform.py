@@ -10,9 +10,9 @@ from pathlib import Path
 from gpu.check import Check, videodiff, watched
 from gpu.watch import Watch
 
-from videodiff.data.decode import probe
-from videodiff.data.shards import ShardWriter, clip_sample
-from videodiff.training.checkpoint import checkpoints
+from videodiff.data.samples.shards import ShardWriter, clip_sample
+from videodiff.data.video.decode import probe
+from videodiff.training.run.checkpoint import checkpoints
 from videodiff.worlds.uniform import Uniform
 
 PAPER = "DiT-S, 30K clips: 0.022 in distribution; out of distribution 0.433 (DiT-B), 0.328 at best (arXiv 2411.02385)"

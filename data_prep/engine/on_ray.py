@@ -28,9 +28,9 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from data_prep.engine.local import Node
-from data_prep.hosts import Keeper
-from data_prep.pool import Answers, Lost, Worker, collect
-from videodiff.data.address import printable
+from data_prep.engine.pool import Answers, Lost, Worker, collect
+from data_prep.fetch.hosts import Keeper
+from videodiff.data.storage.address import printable
 
 # Seconds between two looks at what has come, and at which machines there are; seconds to wait for one at all.
 TICK, LOOK, PATIENCE = 0.5, 5.0, 600.0

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import InputError
+from data_prep.books.request import InputError
 from data_prep.sources.folder import PREVIEW, leads_out, read_sidecars
-from data_prep.sources.rows import csv_rows, json_rows, parquet_rows
-from videodiff.data.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
-from videodiff.data.sidecars import SidecarError, Text, entries, read_notes, read_texts
+from data_prep.sources.metadata.rows import csv_rows, json_rows, parquet_rows
+from videodiff.data.samples.sidecars import SidecarError, Text, entries, read_notes, read_texts
+from videodiff.data.storage.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
 
 VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "file_name", "video_path", "clip")
 CAPTION_COLUMNS = ("caption", "captions", "text")

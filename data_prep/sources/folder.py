@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import BadInput, Caption, ClipRequest, InputError, Place, checked_path, checked_text, show
-from data_prep.sources.rows import MAX_DEPTH, Items
+from data_prep.books.request import BadInput, Caption, ClipRequest, InputError, Place, checked_path, checked_text, show
+from data_prep.sources.metadata.rows import MAX_DEPTH, Items
 from data_prep.sources.table import depth
-from videodiff.data.listing import MOVING, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan
-from videodiff.data.sidecars import CAPTIONS, TEXT_LIMIT, CaptionError, SidecarError, read_notes, read_texts
+from videodiff.data.samples.sidecars import CAPTIONS, TEXT_LIMIT, CaptionError, SidecarError, read_notes, read_texts
+from videodiff.data.storage.listing import MOVING, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan
 
 LICENCES = ("licence", "license")
 PREVIEW = "picture of a video"

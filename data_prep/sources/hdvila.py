@@ -14,10 +14,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import BadInput, ClipRequest, InputError, Place, checked_name, checked_url, needed, show
-from data_prep.sources.captions import CaptionIndex
-from data_prep.sources.rows import Items, json_rows, to_items
-from data_prep.times import parse_pair
+from data_prep.books.request import BadInput, ClipRequest, InputError, Place, checked_name, checked_url, needed, show
+from data_prep.sources.metadata.captions import CaptionIndex
+from data_prep.sources.metadata.rows import Items, json_rows, to_items
+from data_prep.sources.metadata.times import parse_pair
 
 LICENCE = "Microsoft R-UDA v1.0"
 

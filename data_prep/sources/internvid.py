@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.numbers import noted
-from data_prep.request import ClipRequest, Place, checked_caption, checked_name, needed
-from data_prep.sources.rows import Items, json_rows, to_items
-from data_prep.times import parse_span
+from data_prep.books.request import ClipRequest, Place, checked_caption, checked_name, needed
+from data_prep.sources.metadata.numbers import noted
+from data_prep.sources.metadata.rows import Items, json_rows, to_items
+from data_prep.sources.metadata.times import parse_span
 
 ORIGIN = "internvid"
 LICENCE = "CC-BY-NC-SA-4.0"

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.numbers import noted
-from data_prep.request import ClipRequest, Place, checked_caption, checked_name, checked_url
-from data_prep.sources.rows import Items, csv_rows, parse_list, to_items
-from data_prep.times import parse_pair
+from data_prep.books.request import ClipRequest, Place, checked_caption, checked_name, checked_url
+from data_prep.sources.metadata.numbers import noted
+from data_prep.sources.metadata.rows import Items, csv_rows, parse_list, to_items
+from data_prep.sources.metadata.times import parse_pair
 
 ORIGIN = "koala-36m"
 COLUMNS = ("videoID", "url", "timestamp", "caption")

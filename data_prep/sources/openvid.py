@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.numbers import noted
-from data_prep.request import ClipRequest, InputError, Place, checked_caption, checked_name
-from data_prep.sources.rows import Items, csv_rows, to_items
-from data_prep.times import parse_span
+from data_prep.books.request import ClipRequest, InputError, Place, checked_caption, checked_name
+from data_prep.sources.metadata.numbers import noted
+from data_prep.sources.metadata.rows import Items, csv_rows, to_items
+from data_prep.sources.metadata.times import parse_span
 
 ORIGIN = "openvid-1m"
 NAME = re.compile(r"(.+)_([0-9]+)_([0-9]+)to([0-9]+)\.mp4")

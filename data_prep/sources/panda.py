@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.numbers import noted
-from data_prep.request import BadInput, ClipRequest, InputError, Place, checked_caption, checked_name, checked_url
-from data_prep.sources.rows import Items, csv_rows, parse_list, parse_notes, to_items
-from data_prep.times import parse_pair
+from data_prep.books.request import BadInput, ClipRequest, InputError, Place, checked_caption, checked_name, checked_url
+from data_prep.sources.metadata.numbers import noted
+from data_prep.sources.metadata.rows import Items, csv_rows, parse_list, parse_notes, to_items
+from data_prep.sources.metadata.times import parse_pair
 
 ORIGIN = "panda-70m"
 COLUMNS = ("videoID", "url", "timestamp", "caption")

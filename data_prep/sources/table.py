@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.numbers import parse_number
-from data_prep.request import (
+from data_prep.books.request import (
     Caption,
     ClipRequest,
     InputError,
@@ -20,8 +19,9 @@ from data_prep.request import (
     needed,
     show,
 )
-from data_prep.sources.rows import MAX_DEPTH, Items, Rows, csv_rows, json_rows, parquet_rows, to_items
-from data_prep.times import parse_span
+from data_prep.sources.metadata.numbers import parse_number
+from data_prep.sources.metadata.rows import MAX_DEPTH, Items, Rows, csv_rows, json_rows, parquet_rows, to_items
+from data_prep.sources.metadata.times import parse_span
 
 MEANINGS = ("video", "start", "end", "caption", "licence", "parent", "name", "fps")
 

@@ -10,11 +10,10 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from data_prep.request import BadInput, ClipRequest, InputError, Part, Place, checked_path, show
+from data_prep.books.request import BadInput, ClipRequest, InputError, Part, Place, checked_path, show
 from data_prep.sources.folder import parse_video
-from data_prep.sources.rows import UNREADABLE, Items, files_of, open_binary, unreadable
-from videodiff.data.listing import COMPRESSED, MOVING, PACKED_TARS, Fault, Passed, Scan, ending_of
-from videodiff.data.members import (
+from data_prep.sources.metadata.rows import UNREADABLE, Items, files_of, open_binary, unreadable
+from videodiff.data.samples.members import (
     STILLS,
     BoundedHeader,
     compression_of,
@@ -23,7 +22,8 @@ from videodiff.data.members import (
     one_video,
     split_name,
 )
-from videodiff.data.sidecars import SIDECARS
+from videodiff.data.samples.sidecars import SIDECARS
+from videodiff.data.storage.listing import COMPRESSED, MOVING, PACKED_TARS, Fault, Passed, Scan, ending_of
 
 
 class Member(NamedTuple):

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.request import ClipRequest, InputError, Place, checked_caption, checked_name, checked_url
-from data_prep.sources.rows import Items, csv_rows, to_items
-from data_prep.times import parse_time
+from data_prep.books.request import ClipRequest, InputError, Place, checked_caption, checked_name, checked_url
+from data_prep.sources.metadata.rows import Items, csv_rows, to_items
+from data_prep.sources.metadata.times import parse_time
 
 ORIGIN = "webvid"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from videodiff.data.encode import encode
-from videodiff.data.files import sync, write_whole
+from videodiff.data.storage.files import sync, write_whole
+from videodiff.data.video.encode import encode
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> Path:

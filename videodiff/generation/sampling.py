@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.codec.pixels import scale_pixels
-from videodiff.diffusion.generation import Generation, clip_noise
 from videodiff.generation.known import known_latents
+from videodiff.generation.settings import Generation, clip_noise
 
 
 class Parts(Protocol):

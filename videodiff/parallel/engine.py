@@ -11,7 +11,7 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from videodiff.training.files import StateWriter, load_state
+from videodiff.training.run.files import StateWriter, load_state
 
 # The classes of DeepSpeed that its shards hold; none of them does anything when it is read.
 CLASSES = (LossScaler, ZeroStageEnum, fragment_address)

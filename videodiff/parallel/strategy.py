@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor, nn
 
 from videodiff.parallel.launcher import watched
-from videodiff.training.files import StateWriter
+from videodiff.training.run.files import StateWriter
 
 # The name of the folder within the state of training.
 TAG = "checkpoint"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from videodiff.data.files import write_whole
+from videodiff.data.storage.files import write_whole
 from videodiff.report.page import environment, png
 from videodiff.report.strip import fit, shorten
 

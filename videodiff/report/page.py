@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from videodiff.data.files import write_whole
+from videodiff.data.storage.files import write_whole
 from videodiff.report import table
 from videodiff.report.curves import Panel, draw, panels, plot_ranking
 from videodiff.report.run import Clip, Run, facts, flatten, read_run
@@ -47,10 +47,13 @@ def write_hero(run: Path, path: Path, task: str = "continuation", clips: int = 3
     return write_whole(Path(path), png(hero(chosen, dark=dark)))
 
 
-def environment() -> Environment:
-    """Return the template environment: everything escaped, an unknown name is an error."""
+def environment(*folders: Path) -> Environment:
+    """Return the template environment: everything escaped, an unknown name is an error.
+
+    folders: where templates lie beside those of this room.
+    """
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from videodiff.data.files import inside as within
+from videodiff.data.storage.files import inside as within
 
 Curve = tuple[np.ndarray, np.ndarray]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from videodiff.data.decode import DecodeError, decode, probe
+from videodiff.data.video.decode import DecodeError, decode, probe
 
 GIVEN = (224, 138, 0)
 HAIRLINE = (128, 128, 128, 90)

@@ -17,18 +17,18 @@ import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
-from videodiff.data.files import write_whole
-from videodiff.data.trained import usual
-from videodiff.diffusion.generation import Generation
+from videodiff.data.loader.trained import usual
+from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import replacing_folder, write_clip
 from videodiff.generation.known import check_given, usual_given
 from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.settings import Generation
 from videodiff.parallel.launcher import end_now
 from videodiff.text.words import Words
 from videodiff.training.average import averaged, is_sharded
-from videodiff.training.checkpoint import agree, check_room, checkpoints, prune, save_checkpoint
 from videodiff.training.guard import Diverged, Taken, finite, shortened, suspects, trainable
-from videodiff.training.logging import log_figures, show_clips
+from videodiff.training.run.checkpoint import agree, check_room, checkpoints, prune, save_checkpoint
+from videodiff.training.run.logging import log_figures, show_clips
 
 
 class Guard(Callback):

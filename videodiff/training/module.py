@@ -13,7 +13,7 @@ from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.training.average import is_sharded
 from videodiff.training.encoding import encode_text, encode_video
 from videodiff.training.guard import Taken, drop_gradients, norm_of_gradients, tell_backward
-from videodiff.training.logging import log_figures
+from videodiff.training.run.logging import log_figures
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_SEED = 0x7A1

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from videodiff.data.precompute import FAILED, Plan, precompute
+from videodiff.data.encoded.precompute import FAILED, Plan, precompute
 from videodiff.verbs.printing import say
 
 SHOWN = 5

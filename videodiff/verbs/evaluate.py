@@ -12,23 +12,23 @@ import numpy as np
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from videodiff.data.clips import Clips, Reader
-from videodiff.data.decode import DecodeError
-from videodiff.data.files import owning, write_whole
-from videodiff.data.manifest import Manifest, ManifestError
-from videodiff.data.trained import Trained, begun, usual
-from videodiff.data.wording import fit_captions
-from videodiff.diffusion.generation import Generation
+from videodiff.data.loader.clips import Clips, Reader
+from videodiff.data.loader.trained import Trained, begun, usual
+from videodiff.data.loader.wording import fit_captions
+from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.data.storage.files import owning, write_whole
+from videodiff.data.video.decode import DecodeError
 from videodiff.generation.files import write_clip
 from videodiff.generation.known import check_given, first_frames, usual_given
 from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.settings import Generation
 from videodiff.metrics.captions import phrases
 from videodiff.metrics.consistency import consistency
 from videodiff.metrics.fidelity import psnr
 from videodiff.metrics.physics import continuation, text_to_video
 from videodiff.metrics.reference import PREDICTORS, measure
 from videodiff.metrics.summary import predictor_table, summarise
-from videodiff.verbs.build import Model, load_run, read_run
+from videodiff.verbs.config.build import Model, load_run, read_run
 from videodiff.verbs.printing import say
 from videodiff.verbs.sample import generation_of, step_of, trained_of
 from videodiff.worlds.scene import Scene

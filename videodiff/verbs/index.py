@@ -5,8 +5,8 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from videodiff.data.indexing import UNUSABLE, index_tars
-from videodiff.data.listing import Passed
+from videodiff.data.samples.indexing import UNUSABLE, index_tars
+from videodiff.data.storage.listing import Passed
 from videodiff.verbs.printing import say
 
 SHOWN = 5

@@ -13,9 +13,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from videodiff.data.datamodule import ClipDataModule
-from videodiff.data.decode import DecodeError
-from videodiff.data.inspection import (
+from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.stream import GlobalBatches, Loader
+from videodiff.data.loader.throughput import measure
+from videodiff.data.order.arithmetic import Mesh, divisors
+from videodiff.data.order.curriculum import format_plan, order_of, plan
+from videodiff.data.samples.inspection import (
     damaged_shards,
     describe_dataset,
     format_description,
@@ -23,15 +26,12 @@ from videodiff.data.inspection import (
     format_shares,
     survey,
 )
-from videodiff.data.manifest import Manifest, ManifestError
-from videodiff.data.order import Mesh, divisors
-from videodiff.data.stages import format_plan, order_of, plan
-from videodiff.data.stream import GlobalBatches, Loader
-from videodiff.data.throughput import measure
+from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.data.video.decode import DecodeError
 from videodiff.report.batches import Shown, Step, write_batches
-from videodiff.training.attempts import check_links
-from videodiff.training.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
-from videodiff.verbs.build import build_data, clip_cost, fill_text, read_run
+from videodiff.training.run.attempts import check_links
+from videodiff.training.run.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
+from videodiff.verbs.config.build import build_data, clip_cost, fill_text, read_run
 from videodiff.verbs.printing import say
 
 SHOWN = 5

@@ -8,11 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.figures import figures
-from data_prep.prep import format_summary, prep
-from data_prep.progress import Meter
-from videodiff.data.files import owning
-from videodiff.report.preparation import write_preparation
+from data_prep.pipeline import format_summary, prep
+from data_prep.report.figures import figures
+from data_prep.report.page import write_preparation
+from data_prep.report.progress import Meter
+from videodiff.data.storage.files import owning
 from videodiff.verbs.printing import say
 
 ONCE = {"source", "takedown", "retry", "out", "acquire.private"}

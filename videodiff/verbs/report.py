@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from videodiff.report.page import write_hero, write_report
+from videodiff.verbs.config.stored import read_yaml
 from videodiff.verbs.printing import say
-from videodiff.verbs.stored import read_yaml
 
 
 def run(cfg: DictConfig) -> None:

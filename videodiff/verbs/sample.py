@@ -14,17 +14,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from videodiff import __version__
-from videodiff.data.decode import decode, probe, resize
-from videodiff.data.files import owning
-from videodiff.data.manifest import Manifest
-from videodiff.data.trained import Trained, begun, read_trained, usual
-from videodiff.data.wording import fit_captions
-from videodiff.diffusion.generation import Generation
+from videodiff.data.loader.trained import Trained, begun, read_trained, usual
+from videodiff.data.loader.wording import fit_captions
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.storage.files import owning
+from videodiff.data.video.decode import decode, probe, resize
 from videodiff.generation.files import add_clip
 from videodiff.generation.known import find_known
 from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.settings import Generation
 from videodiff.text.words import Words
-from videodiff.verbs.build import Model, check_shape, load_run, read_run
+from videodiff.verbs.config.build import Model, check_shape, load_run, read_run
 from videodiff.verbs.printing import say
 
 # Settings of a sampler that a verb overrides.

@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from videodiff.data.encode import encode
-from videodiff.data.files import owning
+from videodiff.data.storage.files import owning
+from videodiff.data.video.encode import encode
 from videodiff.verbs.printing import say
 from videodiff.worlds.scene import render
 

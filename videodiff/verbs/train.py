@@ -21,21 +21,29 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from videodiff.data.address import without_secrets
-from videodiff.data.files import owning
-from videodiff.data.stages import format_plan, plan
-from videodiff.data.trained import write_trained
+from videodiff.data.loader.trained import write_trained
+from videodiff.data.order.curriculum import format_plan, plan
+from videodiff.data.storage.address import without_secrets
+from videodiff.data.storage.files import owning
 from videodiff.parallel.launcher import die_with_parent
 from videodiff.parallel.strategy import Zero, ddp
-from videodiff.training.attempts import check_links, set_aside
-from videodiff.training.checkpoint import StateFile, checkpoints, choose_checkpoint, leave_behind, state_to_resume
-from videodiff.training.logging import log_configuration
 from videodiff.training.module import VideoDiffusion
-from videodiff.training.record import to_tell, write_record
-from videodiff.verbs.build import Model, build_data, build_model, clip_cost, fill_text, instantiate_partial, read_run
-from videodiff.verbs.checking import touches
+from videodiff.training.run.attempts import check_links, set_aside
+from videodiff.training.run.checkpoint import StateFile, checkpoints, choose_checkpoint, leave_behind, state_to_resume
+from videodiff.training.run.logging import log_configuration
+from videodiff.training.run.record import to_tell, write_record
+from videodiff.verbs.config.build import (
+    Model,
+    build_data,
+    build_model,
+    clip_cost,
+    fill_text,
+    instantiate_partial,
+    read_run,
+)
+from videodiff.verbs.config.checking import touches
+from videodiff.verbs.config.stored import dotted, key_of, leaves
 from videodiff.verbs.printing import say
-from videodiff.verbs.stored import dotted, key_of, leaves
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (

@@ -1,0 +1,51 @@
+"""Deinterlace: a whole picture from each frame that is woven of two fields, by bwdif inside libavfilter."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import av
+from av.filter import Graph
+
+from data_prep.cut.encode import chain
+from data_prep.cut.spans import Shown
+
+
+class Deinterlacer:
+    """Pictures, one for each frame that is put in, given with it; the filter looks one frame ahead.
+
+    top_first: which field was taken first. Each picture is that of its frame's first field.
+    """
+
+    def __init__(self, top_first: bool) -> None:
+        self.filter = "bwdif", f"mode=send_frame:parity={'tff' if top_first else 'bff'}:deint=all"
+        self.waiting: deque[Shown] = deque()
+        self.kind, self.graph = None, Graph()
+
+    def __call__(self, shown: Shown) -> Iterator[tuple[Shown, av.VideoFrame]]:
+        """Take a frame; yield those that are done, each with its picture."""
+        frame = shown.frame
+        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
+        if kind != self.kind:
+            yield from self.rest()
+            self.kind, self.graph = kind, chain(frame, [self.filter])
+        self.waiting.append(shown)
+        self.graph.vpush(frame)
+        yield from self.done()
+
+    def rest(self) -> Iterator[tuple[Shown, av.VideoFrame]]:
+        """Yield what the filter still holds; it takes frames of another kind only."""
+        if self.kind is not None:
+            self.graph.vpush(None)
+            yield from self.done()
+            self.kind = None
+
+    def done(self) -> Iterator[tuple[Shown, av.VideoFrame]]:
+        """Yield what the filter gives, each with the frame that it comes from."""
+        while True:
+            try:
+                picture = self.graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+            yield self.waiting.popleft(), picture

@@ -1,0 +1,184 @@
+"""One video on its way into a shard: read it in full, keep it where it is fit for training, else encode it again."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
+
+import av
+import decord
+import numpy as np
+
+from videodiff.data.video.decode import decoded, opened, probe, read_frames, show_frames
+from videodiff.data.video.encode import encode
+from videodiff.data.video.geometry import UPRIGHT, Display, even_size
+from videodiff.data.video.info import DecodeError, VideoInfo, best_stream, open_video
+from videodiff.data.video.screen import color_notes, orientation, transfer_of
+from videodiff.data.video.timing import MICROSECOND, clock_ticks
+
+decord.logging.set_level(decord.logging.QUIET)
+
+Frame = TypeVar("Frame")
+# Mean difference of two decoders' pixels, 0 to 255, above which they do not show the same frame.
+SAME_FRAME = 2.0
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the container says: size as coded and as shown, frames and those it hides, which of them are keyframes.
+
+    ticks: which frame each tick of a clock of `fps` shows, None where they come evenly.
+    """
+
+    container: str
+    codec: str
+    pixels: str
+    coded: tuple[int, int]
+    shown: tuple[int, int]
+    fps: Fraction
+    frames: int
+    hidden: int
+    keyframes: tuple[int, ...]
+    ticks: np.ndarray | None
+
+
+def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo, str]:
+    """Return a video that decord reads as PyAV does, its size, and why it was encoded again (empty: it was not).
+
+    DecodeError where any of its frames is missing or damaged.
+    """
+    header = read_header(video)
+    reason = unfit(header, short_side) or differs(video, header)
+    if not reason:
+        fps = float(header.fps)
+        return video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), ""
+    images = counted(show_frames(video, even_size(first_shown(video).size, short_side)), header)
+    images = images if header.ticks is None else on_clock(images, header.ticks)
+    video = encode(images, float(header.fps), crf=crf)
+    return video, probe(video), reason
+
+
+class Shown(NamedTuple):
+    """How the first frame of a video is shown: width and height, and its `color_notes`."""
+
+    size: tuple[int, int]
+    notes: dict[str, str]
+
+
+def first_shown(video: bytes) -> Shown:
+    """Decode the first frame of a video."""
+    with opened(video) as (container, stream, screen):
+        for frame in decoded(container.demux(stream), stream):
+            return Shown(screen.measure(frame), color_notes(frame))
+    raise DecodeError("found no frame, expected at least one")
+
+
+def read_header(video: bytes) -> Header:
+    """Read packets without decoding them."""
+    try:
+        with open_video(video) as container:
+            stream = best_stream(container)
+            context, promised = stream.codec_context, stream.frames
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            rate, ratio = stream.average_rate or stream.guessed_rate, stream.sample_aspect_ratio or 1
+            timed = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
+            times = np.sort([packet.pts for packet in timed])
+            stays = max(((packet.pts, packet.duration or 0) for packet in timed), default=(0, 0))[1]
+            keyframes = np.searchsorted(
+                times, [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+            )
+            hidden, base, name = sum(packet.is_discard for packet in packets), stream.time_base, container.format.name
+            coded = context.width, context.height
+            pixels, codec = context.pix_fmt or "unknown", context.codec.canonical_name
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot be opened: {error.strerror}") from error
+    if len(packets) < promised:
+        raise DecodeError(f"found {len(packets)} frames, expected {promised} as in its header: cut short")
+    if not all(coded):
+        raise DecodeError(f"found a size of {coded[0]} x {coded[1]} pixels, expected a picture")
+    if len(packets) == hidden or not rate:
+        raise DecodeError(f"found {len(packets) - hidden} frames at {rate} fps, expected at least one")
+    frames, ticks = len(packets) - hidden, None
+    if len(times) == frames:
+        unit = float(base) * MICROSECOND
+        ticks, rate = clock_ticks(np.round(times * unit).astype(np.int64), stays * unit, Fraction(rate))
+    shown = Display(Fraction(ratio)).size(*coded)
+    keyframes = tuple(keyframes.tolist())
+    return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, ticks)
+
+
+def unfit(header: Header, short_side: int) -> str:
+    """Return why a video cannot stay as it is, by its header; empty where it may."""
+    width, height = header.coded
+    reasons = {
+        f"codec {header.codec}": header.codec != "h264",
+        f"pixels {header.pixels}": header.pixels != "yuv420p",
+        f"container {header.container.split(',')[0]}": "mp4" not in header.container,
+        f"odd size {width}x{height}": width % 2 or height % 2,
+        f"pixels not square, shown as {header.shown[0]}x{header.shown[1]}": header.shown != header.coded,
+        f"size {width}x{height}": min(width, height) > short_side,
+        f"{header.hidden} hidden frames": header.hidden,
+        "uneven frame times": header.ticks is not None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def differs(video: bytes, header: Header) -> str:
+    """Decode all of a video with PyAV and compare some frames with decord's; return what differs, empty if nothing.
+
+    A frame missing or damaged is a DecodeError. In open groups of pictures decord misreads the frames before a keyframe
+    that it seeks; with one keyframe it never seeks, and is not asked.
+    """
+    later = [number for number in header.keyframes if 0 < number < header.frames]
+    middle = later[len(later) // 2] if later else 0
+    checked = sorted({0, middle - 1, middle, header.frames - 1}) if later else []
+    frames = []
+    for number, frame in enumerate(every_frame(video, header)):
+        if (turned := orientation(frame)) != UPRIGHT:
+            return str(turned)
+        if transfer := transfer_of(frame):
+            return f"high dynamic range ({transfer})"
+        if (frame.width, frame.height) != header.coded:
+            return f"frames of {header.coded[0]}x{header.coded[1]} and {frame.width}x{frame.height}"
+        if number in checked:
+            frames.append(frame.to_ndarray(format="rgb24", threads=1))
+    if not checked:
+        return ""
+    try:
+        reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
+        if len(reader) != header.frames:
+            return f"decord finds {len(reader)} of {header.frames} frames"
+        found = reader.get_batch(checked).asnumpy()
+    except (decord.DECORDError, RuntimeError):
+        return "decord cannot read it"
+    if found.shape[1:3] != frames[0].shape[:2]:
+        return "decord finds another size"
+    error = np.abs(found.astype(np.int16) - np.stack(frames)).mean(axis=(1, 2, 3)).max()
+    return f"decord is off by {error:.1f} levels" if error > SAME_FRAME else ""
+
+
+def every_frame(video: bytes, header: Header) -> Iterator[av.VideoFrame]:
+    """Yield the frames that the header promises; it is a DecodeError if they are fewer or more."""
+    return counted(read_frames(video), header)
+
+
+def counted(frames: Iterator[Frame], header: Header) -> Iterator[Frame]:
+    """Yield frames; it is a DecodeError if they are fewer or more than the header promises."""
+    count = 0
+    for frame in frames:
+        yield frame
+        count += 1
+    if count != header.frames:
+        raise DecodeError(f"found {count} frames that decode, expected {header.frames}")
+
+
+def on_clock(images: Iterator[np.ndarray], ticks: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the image that each tick of a clock shows: some come more than once, some not at all."""
+    shown = np.bincount(ticks)
+    for image, times in itertools.zip_longest(images, shown, fillvalue=0):
+        for _ in range(times):
+            yield image

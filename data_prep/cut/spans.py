@@ -1,0 +1,274 @@
+"""Cut: exactly the frames of each span by their timestamps, all spans of a source from one decode."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from videodiff.data.video.info import DecodeError, best_stream, decoder_of, open_video
+from videodiff.data.video.screen import Screen
+from videodiff.data.video.timing import MICROSECOND, PAUSE, end_of, even_rate, is_even, usual_rate
+
+# How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
+SLACK = 100_000
+# Microseconds in the unit that metadata writes times in. The frame at 2/30 s stands there as 0.067 s: taken exactly, it
+# would be missing from the clip that begins with it and end the one before. So a whole millisecond is the nearest one.
+MILLISECOND = 1000
+
+
+class Span(NamedTuple):
+    """Seconds from the start of the source; the frame shown first at `end` is the first one that is not in it."""
+
+    start: float
+    end: float
+
+
+class Shown(NamedTuple):
+    """A decoded frame and when it is shown, in microseconds from the start of the source.
+
+    How it is shown, a `Display`, is its `opaque`: the place that ffmpeg has for what goes with a frame.
+    """
+
+    time: int
+    frame: av.VideoFrame
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What the packets of a source say without being decoded; times in microseconds from its start.
+
+    times: when each frame is shown, ascending; end: when the last one is over; keys: time and seek position of every
+    packet that decoding can start at; fps: mean rate, frames a second; usual: the same or, where they come unevenly,
+    the rate that they fit best; ranked: B-frames are stamped with the time of their decoding, so that only the rank of
+    a frame tells when it is shown.
+    """
+
+    times: np.ndarray
+    end: int
+    keys: list[tuple[int, int]]
+    fps: Fraction
+    usual: Fraction
+    ranked: bool
+
+    def within(self, span: Span) -> np.ndarray:
+        """Return the times of the frames of a span: from its start on and before its end, as precisely as it is.
+
+        Where the first of them comes only after a pause, the frame that is shown in the pause is one of them.
+        """
+        first, end = np.searchsorted(self.times, list(map(meant, span)))
+        following = self.times[first] if first < len(self.times) else self.end
+        in_pause = first > 0 and following - self.times[first - 1] > PAUSE * MICROSECOND / self.usual
+        late = 2 * (following - microseconds(span.start)) > MICROSECOND / self.usual
+        return self.times[first - bool(in_pause and late) : end]
+
+    def bounds(self, span: Span) -> tuple[int, int]:
+        """Return from when to when something of the source is shown in a span, in microseconds."""
+        return microseconds(span.start), min(microseconds(span.end), self.end)
+
+
+def microseconds(seconds: float) -> int:
+    """Round to the unit in which spans and timestamps are compared."""
+    return round(seconds * MICROSECOND)
+
+
+def meant(seconds: float) -> int:
+    """Return the first time in microseconds that is not before `seconds` as they are written."""
+    time = microseconds(seconds)
+    return time if time % MILLISECOND else time - MILLISECOND // 2
+
+
+class Clock:
+    """Timestamps of one stream to microseconds from the start of its file, where players show time 0."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self.unit, self.origin = Fraction(stream.time_base) * MICROSECOND, container.start_time or 0
+
+    def __call__(self, ticks: int) -> int:
+        return round(ticks * self.unit) - self.origin
+
+
+def read_timeline(source: str | Path) -> Timeline:
+    """Read the timestamps of a source; memory is 8 bytes a frame. DecodeError where it is no video."""
+    try:
+        with open_video(source) as container:
+            stream = best_stream(container)
+            clock, rate = Clock(container, stream), stream.average_rate or stream.guessed_rate
+            # `stays`: when the last frame comes, and how long it stays, in units of the stream.
+            times, keys, stays, ranked = [], [], (0, 0), stream.codec_context.has_b_frames
+            for packet in packets(container, stream):
+                if not packet.size or stamp(packet) is None:
+                    continue
+                if not packet.is_discard:
+                    times.append(clock(stamp(packet)))
+                    stays = max(stays, (times[-1], packet.duration or 0))
+                ranked = ranked and packet.pts == packet.dts
+                if packet.is_keyframe:
+                    keys.append((clock(stamp(packet)), packet.pts if packet.dts is None else packet.dts))
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot be opened: {error.strerror}") from error
+    keys = sorted(keys)[: 1 if ranked else None]
+    # What precedes the first keyframe cannot be decoded by anybody.
+    times = np.unique(np.array([time for time in times if keys and time >= keys[0][0]], dtype=np.int64))
+    if not len(times) or not rate:
+        raise DecodeError(f"found {len(times)} frames at {rate} fps, expected at least one")
+    rate = even_rate(times, Fraction(rate))
+    usual = rate if is_even(times) else usual_rate(times)
+    end = end_of(times, float(stays[1] * clock.unit), rate)
+    return Timeline(times, end, keys, rate, usual, bool(ranked))
+
+
+def refuse(span: Span, timeline: Timeline) -> str:
+    """Return why a span cannot be cut, empty where it can."""
+    if not np.isfinite(span).all() or not 0 <= span.start < span.end:
+        return f"found the span {span.start:g} to {span.end:g} s, expected 0 <= start < end"
+    if microseconds(span.end) > timeline.end + SLACK:
+        return f"found the span {span.start:g} to {span.end:g} s, expected one in the {timeline.end / MICROSECOND:g} s"
+    return "" if len(timeline.within(span)) else f"found no frame between {span.start:g} and {span.end:g} s"
+
+
+def group(spans: Sequence[tuple[int, int]], keys: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of the spans in runs that are decoded through; between two runs lies a keyframe to seek to.
+
+    spans: when first and last frame are shown; keys: when the keyframes are, ascending.
+    """
+    runs, reached = [], 0
+    for number in sorted(range(len(spans)), key=lambda number: (spans[number], number)):
+        start, end = spans[number]
+        before = bisect.bisect_right(keys, start) - 1
+        if not runs or (before >= 0 and keys[before] >= reached):
+            runs.append([])
+        runs[-1].append(number)
+        reached = max(reached, end)
+    return runs
+
+
+def cut(
+    source: str | Path, spans: Sequence[Span], timeline: Timeline | None = None
+) -> Iterator[tuple[int, Shown | DecodeError | None]]:
+    """Yield the number of a span and its next frame; None where it is complete, a DecodeError where it cannot be.
+
+    Every span ends in exactly one None or DecodeError. `Timeline.within` says which frames belong to a span; spans may
+    overlap and come in any order. Damage costs those spans only in which it would be seen. No frame is kept.
+    """
+    timeline = read_timeline(source) if timeline is None else timeline
+    fit = []
+    for number, span in enumerate(spans):
+        if reason := refuse(span, timeline):
+            yield number, DecodeError(reason)
+        else:
+            fit.append(number)
+    shown = [timeline.within(spans[number]) for number in fit]
+    bounds = [(int(times[0]), int(times[-1])) for times in shown]
+    for run in group(bounds, [time for time, _ in timeline.keys]):
+        for place, item in cut_run(source, {place: bounds[place] for place in run}, timeline):
+            yield fit[place], item
+
+
+def cut_run(
+    source: str | Path, bounds: dict[int, tuple[int, int]], timeline: Timeline
+) -> Iterator[tuple[int, Shown | DecodeError | None]]:
+    """Cut spans, each from its first to its last frame and sorted by the first, that one stretch of decoding covers."""
+    waiting, current, shown, damage = list(bounds), [], {}, []
+    last = max(end for _, end in bounds.values())
+    for time, frame in decode_from(source, timeline, bounds[waiting[0]][0], damage):
+        while waiting and bounds[waiting[0]][0] <= time:
+            current.append(waiting.pop(0))
+        for number in [number for number in current if bounds[number][1] < time]:
+            current.remove(number)
+            yield number, complete(bounds[number], shown.pop(number, []), damage)
+        if time > last:
+            return
+        for number in current:
+            yield number, Shown(time, frame)
+            first = shown.get(number, [time])[0]
+            shown[number] = [first, time]
+    for number in current + waiting:
+        yield number, complete(bounds[number], shown.pop(number, []), damage)
+
+
+def complete(bounds: tuple[int, int], shown: list[int], damage: list[tuple[int, int]]) -> DecodeError | None:
+    """Return None where a span's first and last frame came and nothing in it is damaged."""
+    hurt = [start for start, end in damage if start <= bounds[1] and end > bounds[0]]
+    if hurt:
+        return DecodeError(f"the frame at {hurt[0] / MICROSECOND:g} s is damaged")
+    if shown != [*bounds]:
+        found = " to ".join(f"{time / MICROSECOND:g}" for time in shown) or "none"
+        wanted = " to ".join(f"{time / MICROSECOND:g}" for time in bounds)
+        return DecodeError(f"found the frames {found} s, expected {wanted} s: cut short or damaged")
+    return None
+
+
+def decode_from(
+    source: str | Path, timeline: Timeline, wanted: int, damage: list[tuple[int, int]]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield time and frame from the one shown at `wanted` on; note in `damage` from when to when frames are not right.
+
+    A container may seek further than asked for, and a decoder may need more than one keyframe to recover (intra
+    refresh): where the first frame comes out too late, decoding starts one keyframe earlier, and then one more.
+    """
+    latest = bisect.bisect_right([time for time, _ in timeline.keys], wanted) - 1
+    earliest = max(latest - 2, 0)
+    for key in range(latest, earliest - 1, -1):
+        damage.clear()
+        frames = (shown for shown in read_from(source, timeline, key, damage) if shown[0] >= wanted)
+        first = next(frames, None)
+        if first is not None and (first[0] == wanted or key == earliest):
+            yield first
+            yield from frames
+            return
+
+
+def read_from(
+    source: str | Path, timeline: Timeline, key: int, damage: list[tuple[int, int]]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield time and frame from a keyframe on, the first of them from the start of the file.
+
+    What cannot be decoded spoils all that is shown up to the next keyframe.
+    """
+    keys = [time for time, _ in timeline.keys]
+
+    def spoil(time: int) -> None:
+        following = bisect.bisect_right(keys, time)
+        damage.append((time, keys[following] if following < len(keys) else timeline.end))
+
+    with open_video(source) as container:
+        stream = best_stream(container)
+        decoder = decoder_of(stream)
+        clock, screen = Clock(container, stream), Screen(source, container, stream)
+        if key > 0:
+            # Where that is impossible, decoding starts at the start of the file.
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(timeline.keys[key][1], stream=stream)
+        ranked = iter(timeline.times.tolist())
+        for packet in packets(container, stream):
+            try:
+                frames = decoder.decode(packet)
+            except av.FFmpegError:
+                frames = []
+                if stamp(packet) is not None:
+                    spoil(clock(stamp(packet)))
+            for frame in frames:
+                time = next(ranked, timeline.end) if timeline.ranked else clock(stamp(frame))
+                if frame.is_corrupt:
+                    spoil(time)
+                frame.opaque = screen.place(frame)
+                yield time, frame
+
+
+def packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Yield the packets of a stream up to its end or to where the file is broken: `complete` sees what is missing."""
+    with contextlib.suppress(av.FFmpegError):
+        yield from container.demux(stream)
+
+
+def stamp(item: av.Packet | av.VideoFrame) -> int | None:
+    """Return when this is shown, in units of its stream; in some containers only the time of decoding is known."""
+    return item.dts if item.pts is None else item.pts

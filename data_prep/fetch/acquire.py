@@ -1,0 +1,405 @@
+"""Acquire: the video of a request as a local file, or a typed failure.
+
+Local files stay where they are. Files at HTTP(S) and in object stores (these by fsspec) come in ranges, so that a
+broken transfer goes on where it broke; pages (YouTube and the rest) by yt-dlp. What metadata names is asked for only at
+public hosts, unless others are allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+
+from data_prep.books.request import NAMESPACE, ClipRequest, InputError, Part
+from data_prep.fetch.failures import LATER, NEVER, NOW, AcquireError, classify, status_error
+from data_prep.fetch.hosts import FarHosts, Hosts
+from data_prep.sources.folder import VIDEOS, check_inside
+from videodiff.data.storage.address import join_url, without_secrets
+from videodiff.data.storage.files import sync
+from videodiff.data.storage.web import Answer, PrivateHostError, Reach, asked, checked_lookups, host_and_port
+
+T = TypeVar("T")
+BLOCK = 8 * 2**20
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())
+
+
+def redact(record: logging.LogRecord) -> bool:
+    """Take the secrets of URLs out of what yt-dlp logs."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+log.addFilter(redact)
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """A video on the disk: its file, the sha-256 of it, and whether it was made here and may be deleted after use."""
+
+    path: Path
+    sha256: str
+    temporary: bool
+
+
+class Acquirer:
+    """Fetch videos into `folder`, where the acquirers of other processes share the pace at which hosts are asked.
+
+    Two of them must not fetch the same source at once.
+
+    `root` is the folder or URL below which the paths of requests lie. A host gets `rate` requests a second; a request
+    that fails for now is repeated up to `attempts` times in all, `pause` seconds later, then twice that and so on, or
+    when the host says, but never over `longest` seconds later. `timeout` is that of a host that says nothing and
+    `deadline` that of one video, in seconds. `height` is the most lines of a video from a page; `cookies` (a file in
+    Netscape format) is for pages, `proxies` for pages and HTTP, one after the other. `storage` maps schemes such as
+    `s3` to options of fsspec. `keeper` is the address of who keeps the pace for several machines. `local` is a path
+    with `{id}` in place of a video's id: what lies there is not fetched. With `sound` a page's is fetched too.
+    `private` is a list of hosts that may be asked though they are not public, as host, host:port, address or network,
+    or True for all; the host of `root` is one of them.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        root: str | Path = ".",
+        rate: float = 4.0,
+        attempts: int = 5,
+        pause: float = 1.0,
+        longest: float = 300.0,
+        timeout: float = 30.0,
+        deadline: float = 1800.0,
+        max_bytes: int = 16 * 2**30,
+        height: int = 720,
+        cookies: str | Path | None = None,
+        proxies: Sequence[str] = (),
+        storage: Mapping[str, Mapping[str, Any]] | None = None,
+        keeper: str | None = None,
+        local: str | None = None,
+        sound: bool = False,
+        private: bool | Sequence[str] = False,
+    ) -> None:
+        if min(attempts, height, max_bytes) < 1 or min(pause, longest, timeout, deadline) <= 0:
+            raise ValueError(
+                f"acquire: found attempts={attempts} height={height} max_bytes={max_bytes} pause={pause} "
+                f"longest={longest} timeout={timeout} deadline={deadline}, expected at least 1 and times above 0"
+            )
+        if local is not None and "{id}" not in local:
+            raise ValueError(f"acquire.local: found {local!r}, expected a path with {{id}} in it")
+        self.local, self.sound = local, sound
+        self.folder, self.root = Path(folder), str(root) if "://" in str(root) else str(root).rstrip("/") or "/"
+        if isinstance(private, str):
+            raise ValueError(f"acquire.private: found {private!r}, expected true, false or a list of hosts")
+        named = () if isinstance(private, bool) else tuple(map(str, private))
+        urls = [url for url in (self.root, *proxies) if "://" in url]
+        self.reach = Reach((*named, *map(host_and_port, urls)), private is True)
+        self.attempts, self.pause, self.longest = attempts, pause, longest
+        self.timeout, self.deadline, self.max_bytes, self.height = timeout, deadline, max_bytes, height
+        self.cookies, self.proxies, self.storage = read_cookies(cookies), tuple(proxies), storage or {}
+        local = Hosts(self.folder / "hosts", rate)
+        self.hosts = FarHosts(keeper, rate) if keeper else local
+
+    def fetch(self, request: ClipRequest) -> Acquired:
+        """Return the video of a request; an AcquireError where it does not come, an OSError where the disk is full."""
+        if (path := self._at_hand(request)) is not None:
+            return Acquired(path, digest(path), temporary=False)
+        location = request.address or request.source
+        if "://" not in location:
+            location = join_url(self.root, location) if "://" in self.root else f"{self.root}/{location}"
+        if "://" not in location:
+            check_local(Path(self.root), Path(location), request.followed)
+            if request.part is None:
+                return Acquired(Path(location), digest(Path(location)), temporary=False)
+        name = str(uuid.uuid5(NAMESPACE, json.dumps(request.video)))
+        path, folder = self.folder / name, self.folder / f".{name}.partial"
+        if not path.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                keep(self._bring(location, request.part, folder), path)
+            finally:
+                shutil.rmtree(folder)
+        return Acquired(path, digest(path), temporary=True)
+
+    def _at_hand(self, request: ClipRequest) -> Path | None:
+        """Return the file of a video that was downloaded before, None where there is none."""
+        if self.local is None or request.part or not request.parent:
+            return None
+        path = Path(self.local.replace("{id}", request.parent))
+        return path if Path(request.parent).name == request.parent and path.is_file() else None
+
+    def _bring(self, location: str, part: Part | None, folder: Path) -> Path:
+        until = time.monotonic() + self.deadline
+        if is_page(location) and part is None:
+            return self._patiently(location, partial(self._from_page, location, folder, until))
+        path = folder / "video"
+        with path.open("wb") as file:
+            if location.startswith(("http://", "https://")):
+                self._from_web(location, part, file, until)
+            elif "://" in location:
+                self._from_store(location, part, file, until)
+            else:
+                self._check(part.size, until)
+                copy_part(Path(location), part, file)
+        return path
+
+    def _patiently(self, url: str, attempt: Callable[[str | None], T]) -> T:
+        """Return what `attempt(proxy)` returns, repeating it while that may help."""
+        host, first = urlsplit(url).netloc.rpartition("@")[2], zlib.crc32(url.encode())
+        for number in range(self.attempts):
+            self.hosts.wait(host)
+            proxy = self.proxies[(first + number) % len(self.proxies)] if self.proxies else None
+            try:
+                return attempt(proxy)
+            except Exception as error:
+                failure = classify(error)
+                wait = self.pause * 2**number * random.uniform(0.5, 1.5) if failure.wait is None else failure.wait
+                if failure.again != NOW or number + 1 == self.attempts or wait > self.longest:
+                    raise failure from error
+            if failure.busy:
+                self.hosts.pause(host, wait)
+            else:
+                time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _from_web(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
+        """Copy a file, or a part of one, block by block, each with its own patience."""
+        offset, end = (part.offset, part.offset + part.size) if part else (0, None)
+        self._check(part.size if part else 0, until)
+        total = None
+        while end is None or offset < end:
+            stop = offset + BLOCK if end is None else min(offset + BLOCK, end)
+            # Of a server that knows no ranges the whole file comes, once.
+            block, size = self._patiently(url, partial(self._range, url, offset, stop, file, until, part is None))
+            if size is None:
+                return
+            if total not in (None, size):
+                raise AcquireError("changed", LATER, f"found {size} bytes at {url}, expected {total} as before")
+            total, end = size, min(size, end) if end is not None else size
+            file.write(block)
+            offset += len(block)
+            self._check(part.size if part else size, until)
+
+    def _range(
+        self, url: str, start: int, stop: int, file: BinaryIO, until: float, whole: bool, proxy: str | None
+    ) -> tuple[bytes, int | None]:
+        """Return a range and the size of its file; None for the size where all of the file was written instead."""
+        headers, timeout = {"Range": f"bytes={start}-{stop - 1}"}, (self.timeout, self.timeout)
+        with asked(url, headers, self.reach, self.deadline, timeout, proxy) as answer:
+            check_answer(answer, url)
+            if answer.status == 416:
+                return b"", int(range_of(answer)[2])
+            if answer.status != 206:
+                if not whole:
+                    raise AcquireError("no-ranges", LATER, f"found status {answer.status} at {url}, expected a range")
+                self._stream(answer, url, file, until)
+                return b"", None
+            first, _, size = map(int, range_of(answer))
+            count = min(stop, size) - start
+            block = b"".join(answer.blocks(count + 1))
+            if first != start or len(block) > count:
+                raise AcquireError("wrong-range", LATER, f"found other bytes at {url} than those asked for")
+            if len(block) < count:
+                raise AcquireError("truncated", NOW, f"found {len(block)} bytes at {start} of {url}, expected {count}")
+            return block, size
+
+    def _stream(self, answer: Answer, url: str, file: BinaryIO, until: float) -> None:
+        """Copy a file from its start, as its server knows no ranges."""
+        file.seek(0)
+        file.truncate()
+        for block in answer.blocks(self.max_bytes + 1):
+            file.write(block)
+            self._check(file.tell(), until)
+        length = answer.headers.get("content-length", "")
+        if length.isdigit() and file.tell() != int(length):
+            raise AcquireError("truncated", NOW, f"found {file.tell()} bytes of {url}, expected {length}")
+
+    def _from_store(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
+        """Copy an object of a store, or a part of one, block by block, each with its own patience."""
+        scheme = urlsplit(url).scheme
+
+        def block(offset: int, count: int, proxy: str | None) -> bytes:
+            files = fsspec.filesystem(scheme, **dict(self.storage.get(scheme, {})))
+            with files.open(url, block_size=BLOCK, cache_type="none", size=start + size) as remote:
+                remote.seek(offset)
+                found = remote.read(count)
+            if len(found) != count:
+                raise AcquireError("truncated", NOW, f"found {len(found)} bytes at {offset} of {url}, expected {count}")
+            return found
+
+        info = self._patiently(
+            url, lambda proxy: fsspec.filesystem(scheme, **dict(self.storage.get(scheme, {}))).info(url)
+        )
+        start, size = (part.offset, part.size) if part else (0, info["size"])
+        self._check(size, until)
+        for offset in range(start, start + size, BLOCK):
+            file.write(self._patiently(url, partial(block, offset, min(BLOCK, start + size - offset))))
+            self._check(size, until)
+
+    def _from_page(self, url: str, folder: Path, until: float, proxy: str | None) -> Path:
+        import yt_dlp  # its import takes a second, which a process that reads files shall not pay
+
+        # Sound comes apart from the picture, and ffmpeg joins them, or with it.
+        wanted = "bv*+ba/b/bv*" if self.sound else "bv*"
+
+        def choose(found: dict[str, Any]) -> Any:
+            """Choose among the formats that are small enough, and that come by connections which are checked here."""
+            fitting = [one for one in found["formats"] if fits(one, self.height)]
+            return page.build_format_selector(wanted)({**found, "formats": fitting})
+
+        options = {
+            "format": choose,
+            "format_sort": ["vcodec:h264", "res", "fps"],
+            "outtmpl": {"default": "video.%(ext)s"},
+            "paths": {"home": str(folder)},
+            "cookiefile": io.StringIO(self.cookies) if self.cookies else None,
+            "proxy": proxy,
+            "socket_timeout": self.timeout,
+            "sleep_interval_requests": self.hosts.interval,
+            "progress_hooks": [lambda state: self._check(state.get("downloaded_bytes") or 0, until)],
+            "retries": 0,
+            "extractor_retries": 0,
+            "noplaylist": True,
+            "match_filter": unwanted,
+            # Programs of others make connections of their own.
+            "external_downloader": {"default": "native"},
+            "fixup": "never",
+            "cachedir": False,
+            "quiet": True,
+            "no_warnings": True,
+            "noprogress": True,
+            "color": "never",
+            "logger": log,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        with checked_lookups(self.reach) as refused, yt_dlp.YoutubeDL(given) as page:
+            try:
+                found = page.extract_info(url)
+            except Exception as error:
+                if refused:
+                    raise PrivateHostError(refused[0]) from error
+                raise
+        downloads = found.get("requested_downloads") or []
+        if len(downloads) != 1:
+            raise AcquireError(
+                "not-one-video", NEVER, f"found {found.get('_type', 'nothing')} at {url}, expected a video"
+            )
+        return Path(downloads[0]["filepath"])
+
+    def _check(self, size: int, until: float) -> None:
+        if size > self.max_bytes:
+            raise AcquireError("too-large", NEVER, f"found {size} bytes, expected at most {self.max_bytes}")
+        if time.monotonic() > until:
+            raise AcquireError("too-slow", LATER, f"found no end within {self.deadline} s")
+
+
+def check_answer(answer: Answer, url: str) -> None:
+    """Raise an AcquireError where an answer is none that holds a video."""
+    if answer.status == 416 and range_of(answer)[2] == "0":
+        return
+    if answer.status >= 400:
+        raise status_error(answer.status, answer.headers, f"found status {answer.status} at {url}")
+    if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/html":
+        raise AcquireError("not-a-video", NEVER, f"found a page of HTML at {url}, expected a video")
+
+
+def range_of(answer: Answer) -> tuple[str, str, str]:
+    """Return first and last byte of a range and the size of its file; an AcquireError where it is none."""
+    text = answer.headers.get("content-range", "")
+    if found := re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", text):
+        return found[1], found[2], found[3]
+    if found := re.fullmatch(r"bytes \*/(\d{1,18})", text):
+        return "0", "0", found[1]
+    raise AcquireError("wrong-range", LATER, f"found the range {text[:100]!r}, expected one of bytes")
+
+
+def fits(found: dict[str, Any], height: int) -> bool:
+    """Tell whether the shorter side of a format is small enough, as far as it is known, and it comes by HTTP."""
+    sides = [side for side in (found.get("width"), found.get("height")) if side]
+    # Of one side alone it is the height.
+    small = not sides or min(sides) <= height
+    return small and str(found.get("protocol", "http")).startswith(("http", "m3u8", "dash", "ism", "f4m"))
+
+
+def unwanted(entry: dict[str, Any], **_: Any) -> str | None:
+    """Return why yt-dlp shall not fetch what it found, None where it shall."""
+    # Of several videos on a page none is known to be the one that is meant; a live one has no end.
+    return "one of several" if entry.get("playlist_index") else "live" if entry.get("is_live") else None
+
+
+def is_page(url: str) -> bool:
+    """Tell whether a URL is that of a page with a video and not of a video."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and PurePosixPath(parts.path).suffix.lower() not in VIDEOS
+
+
+def check_local(root: Path, path: Path, followed: bool = False) -> None:
+    """Raise an AcquireError unless a path is a file that can be read, below a folder where links are not `followed`."""
+    try:
+        if not followed:
+            check_inside(root, path)
+    except InputError as error:
+        raise AcquireError(error.reason, NEVER, error.detail) from error
+    if not path.is_file():
+        raise AcquireError("missing", NEVER, f"found no file {path}")
+    if not os.access(path, os.R_OK):
+        raise AcquireError("forbidden", LATER, f"found {path}, which cannot be read")
+    if not path.stat().st_size:
+        raise AcquireError("empty", NEVER, f"found 0 bytes in {path}")
+
+
+def copy_part(archive: Path, part: Part, file: BinaryIO) -> None:
+    """Copy a part of a local file; an AcquireError where the file ends before it."""
+    left = part.size
+    with archive.open("rb") as whole:
+        whole.seek(part.offset)
+        while block := whole.read(min(left, BLOCK)):
+            file.write(block)
+            left -= len(block)
+    if left:
+        raise AcquireError("truncated", NEVER, f"found {part.size - left} bytes of {part.name}, expected {part.size}")
+
+
+def keep(came: Path, path: Path) -> None:
+    """Give a file that has come whole its name; an AcquireError where nothing came."""
+    if not came.stat().st_size:
+        raise AcquireError("empty", NEVER, "found 0 bytes")
+    with came.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(came, path)
+    sync(path.parent)
+
+
+def digest(path: Path) -> str:
+    """Return the sha-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_cookies(path: str | Path | None) -> str:
+    """Return the text of a cookies file, read once: yt-dlp would write to it from every process."""
+    if path is None:
+        return ""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cookies: {path} cannot be read: {error}") from error
+    if not re.match(r"#( Netscape)? HTTP Cookie File", text):
+        raise ValueError(f"cookies: found {text[:40]!r} in {path}, expected the line '# Netscape HTTP Cookie File'")
+    return text

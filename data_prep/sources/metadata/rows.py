@@ -1,0 +1,361 @@
+"""Rows of JSONL, CSV and Parquet as a stream: memory holds one row, and a row that cannot be read costs no other."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import lzma
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
+
+from data_prep.books.request import BadInput, ClipRequest, InputError, Place, show
+from videodiff.data.samples.parquet import TooLargeError, open_parquet, weight
+from videodiff.data.storage.address import bare_url
+
+MAX_LINE = 4 * 2**20
+MAX_CELL = 2**20
+# Levels of lists in lists that a line of JSON may have: SQLite reads a thousand, Python about as many.
+MAX_DEPTH = 100
+BLOCK = 2**18
+# A file may unpack to this many times its size beyond the first bytes; text does by 3 to 50, a bomb by 1000.
+EXPANSION, FREE = 300, 2**26
+DELIMITERS = (",", ";", "\t", "|")
+# What a broken or cut file raises, also a compressed one.
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError, TooLargeError)
+Rows = Iterator[tuple[Place, dict[str, Any] | InputError]]
+Items = Iterator[ClipRequest | BadInput]
+
+
+def files_of(source: str | Path, *endings: str) -> list[tuple[str, str]]:
+    """Return name and path of a file, or of the files below a folder that end so (also with `.gz` or `.xz`)."""
+    path = Path(source)
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if any(e.lower() in endings for e in file.suffixes[-2:])]
+        names = [file.relative_to(path).as_posix() for file in files]
+        if not names:
+            raise ValueError(f"source: found no {' or '.join(endings)} below {path}, expected at least one")
+        return [(name, str(path / name)) for name in sorted(names)]
+    if "://" in str(source):
+        return [(name_of(source), str(source))]
+    if not path.is_file():
+        raise FileNotFoundError(f"source: found no {source}, expected a {' or '.join(endings)}, or a folder of them")
+    return [(path.name, str(source))]
+
+
+def name_of(source: str | Path) -> str:
+    """Return the name of a file, of one at a URL without its query."""
+    url = bare_url(str(source)).partition("?")[0] if "://" in str(source) else ""
+    return url.rpartition("/")[2] if url else Path(source).name
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Open a file or a URL, uncompressed on the way; an OSError while reading where a small file becomes a huge one."""
+    file, kind = opened(path), infer_compression(path.partition("?")[0] if "://" in path else path)
+    return Unpacked(file, compr[kind](file, mode="rb")) if kind else file
+
+
+def opened(path: str) -> BinaryIO:
+    """Open a file, or a URL as it is given."""
+    options = {"encoded": True, "client_kwargs": {"trust_env": True}} if path.startswith("http") else {}
+    return fsspec.open(path, "rb", **options if "://" in path else {}).open()
+
+
+class Unpacked:
+    """A compressed file, read as what is in it, as long as that is in proportion."""
+
+    def __init__(self, packed: BinaryIO, file: BinaryIO) -> None:
+        self.packed, self.file, self.found = packed, file, 0
+
+    def __enter__(self) -> Unpacked:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        self.packed.close()
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.found += len(data)
+        if self.found > FREE + EXPANSION * self.packed.tell():
+            raise OSError(
+                f"found over {EXPANSION} times as many bytes in it as it has, expected metadata, which packs less well"
+            )
+        return data
+
+
+def to_items(rows: Rows, parse: Callable[[Place, dict[str, Any]], Iterable[ClipRequest | BadInput]]) -> Items:
+    """Yield what `parse` makes of every row; an InputError becomes the BadInput of that row."""
+    for place, row in rows:
+        try:
+            if isinstance(row, InputError):
+                raise row
+            yield from parse(place, row)
+        except InputError as error:
+            yield BadInput(place, error.reason, error.detail)
+
+
+def json_rows(source: str | Path) -> Rows:
+    """Yield the objects of JSON lines; empty lines are left out."""
+    for name, path in files_of(source, ".jsonl"):
+        try:
+            with open_binary(path) as file:
+                for number, line in bounded_lines(file):
+                    if not line.isspace():
+                        yield Place(name, number), parse_json(line)
+        except UNREADABLE as error:
+            yield Place(name), unreadable(error)
+
+
+def parse_json(line: bytes) -> dict[str, Any] | InputError:
+    """Return the object of one line, or what is wrong with it."""
+    try:
+        row = json.loads(checked_length(line).decode("utf-8-sig"))
+    except InputError as error:
+        return error
+    except (ValueError, RecursionError) as error:
+        return InputError("malformed-line", f"found no JSON: {show(str(error))}")
+    return row if isinstance(row, dict) else InputError("malformed-line", f"found {show(row)}, expected an object")
+
+
+def csv_rows(source: str | Path, *columns: str) -> Rows:
+    """Yield the records of CSV files with a header, which must have these columns; empty lines are left out.
+
+    Lines end as on any system; cells are parted by what parts the header: comma, semicolon, tab or bar. A quote that
+    nobody closes swallows the lines after it: the reader then goes back to the second of them.
+    """
+    csv.field_size_limit(MAX_CELL)
+    for name, path in files_of(source, ".csv", ".tsv"):
+        try:
+            with open_binary(path) as file:
+                lines = Rewound(bounded_lines(file))
+                delimiter, header = read_header(name, lines, columns)
+                yield from csv_records(name, header, lines, delimiter)
+        except InputError as error:
+            yield Place(name), error
+        except UNREADABLE as error:
+            yield Place(name), unreadable(error)
+
+
+def read_header(name: str, lines: Rewound, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what parts the cells of a table, and the names of its columns; raise where it lacks one."""
+    text = next((line for line in lines if line.strip("\ufeff \r\n") and not re.match(r"\ufeff?sep=.\s*$", line)), "")
+    if "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+        raise InputError("unreadable-file", f"found {show(text)}, expected a table in UTF-8: save it so")
+    lines.taken.clear()
+    headers = {}
+    for delimiter in DELIMITERS:
+        try:
+            cells = next(csv.reader(chain([text], lines), delimiter=delimiter), [])
+        except csv.Error as error:
+            raise InputError("unreadable-file", f"found no header in the first line: {error}") from error
+        headers[delimiter] = [cell.removeprefix("\ufeff").strip() for cell in cells]
+        lines.rewind_all()
+    fits = lambda delimiter: (  # noqa: E731
+        sum(column not in headers[delimiter] for column in columns),
+        -len(headers[delimiter]),
+    )
+    best = min(DELIMITERS, key=fits)
+    check_columns(name, headers[best], columns)
+    # The lines of a header whose cells hold line ends.
+    next(csv.reader(chain([text], lines), delimiter=best), None)
+    return best, headers[best]
+
+
+def check_columns(name: str, found: list[str], expected: Iterable[str]) -> None:
+    """Raise where a table lacks a column, or has one twice."""
+    if missing := [column for column in expected if column not in found]:
+        raise ValueError(f"{name}: found columns {show(', '.join(found))}, expected also {', '.join(missing)}")
+    if twice := [column for column in expected if found.count(column) > 1]:
+        raise ValueError(f"{name}: found the column {', '.join(twice)} twice, expected it once")
+
+
+def csv_records(name: str, header: list[str], lines: Rewound, delimiter: str) -> Rows:
+    """Yield the records below a header."""
+    while True:
+        lines.taken.clear()
+        try:
+            cells = next(csv.reader(lines, strict=True, delimiter=delimiter), None)
+        except (csv.Error, InputError) as error:
+            detail = error.detail if isinstance(error, InputError) else f"found no CSV record: {error}"
+            yield Place(name, lines.taken[0][0]), InputError("malformed-line", detail)
+            lines.rewind()
+            continue
+        if cells is None:
+            return
+        if cells:
+            yield Place(name, lines.taken[0][0]), csv_record(header, cells)
+
+
+def csv_record(header: list[str], cells: list[str]) -> dict[str, Any] | InputError:
+    """Return the cells by column, or what is wrong with them."""
+    if len(cells) != len(header):
+        return InputError("malformed-line", f"found {len(cells)} cells, expected {len(header)}")
+    for cell in cells:
+        if "\0" in cell:
+            return InputError("malformed-line", f"found a NUL byte in {show(cell)}, expected text")
+        if not cell.isascii() and not cell.isprintable() and re.search(r"[\ud800-\udfff]", cell):
+            return InputError("malformed-line", "found bytes that are not UTF-8")
+    return dict(zip(header, cells, strict=True))
+
+
+class Rewound:
+    """Lines as text, of which those after the first since `taken` was cleared can be given back."""
+
+    def __init__(self, numbered: Iterator[tuple[int, bytes]]) -> None:
+        self.numbered = numbered
+        self.taken: list[tuple[int, bytes]] = []
+        self.waiting: deque[tuple[int, bytes]] = deque()
+
+    def __iter__(self) -> Rewound:
+        return self
+
+    def __next__(self) -> str:
+        self.taken.append(self.waiting.popleft() if self.waiting else next(self.numbered))
+        return checked_length(self.taken[-1][1]).decode("utf-8", "surrogateescape")
+
+    def rewind(self) -> None:
+        self.waiting.extendleft(reversed(self.taken[1:]))
+
+    def rewind_all(self) -> None:
+        self.waiting.extendleft(reversed(self.taken))
+        self.taken.clear()
+
+
+def bounded_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of every line, ended as on any system; of a longer one only its first `MAX_LINE` bytes."""
+    number, rest, cut = 0, b"", False
+    while block := file.read(BLOCK):
+        # A line that is cut is read to its end, not kept.
+        lines = (rest + block).splitlines(keepends=True)
+        # Of \r at the end of a block the \n may follow.
+        rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+        for line in lines:
+            if not cut:
+                number += 1
+                yield number, line[:MAX_LINE]
+            cut = False
+        if len(rest) > MAX_LINE and not rest.endswith(b"\r"):
+            if not cut:
+                number += 1
+                yield number, rest[:MAX_LINE]
+            rest, cut = b"", True
+    if rest and not cut:
+        yield number + 1, rest[:MAX_LINE]
+
+
+def checked_length(line: bytes) -> bytes:
+    """Return a whole line; an InputError where it was cut."""
+    if len(line) == MAX_LINE and not line.endswith((b"\n", b"\r")):
+        raise InputError("malformed-line", f"found over {MAX_LINE} bytes, expected a shorter line")
+    return line
+
+
+def parquet_rows(source: str | Path, *columns: str, batch: int = 500) -> Rows:
+    """Yield the rows of Parquet files, which must have these columns; the line of a place is the number of the row."""
+    for name, path in files_of(source, ".parquet"):
+        try:
+            number = 0
+            with opened(path) as file, open_parquet(file) as table:
+                check_columns(name, table.schema_arrow.names, columns)
+                for rows in table.iter_batches(batch):
+                    for row in batch_rows(rows):
+                        number += 1
+                        yield Place(name, number), row
+        except UNREADABLE as error:
+            yield Place(name), unreadable(error)
+
+
+def batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | InputError]:
+    """Yield rows, of which one that is too large, or has a cell that cannot be read, costs itself."""
+    # Of rows that are no larger together, none is.
+    heavy = sum(map(weight, batch.columns)) > MAX_LINE
+    try:
+        rows = [] if heavy else as_dicts(batch)
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        rows, heavy = [], True
+        if len(batch) == 1:
+            yield InputError("bad-cell", f"found a cell that cannot be read: {show(str(error))}")
+            return
+    if heavy and len(batch) == 1:
+        yield InputError("malformed-line", f"found a row of over {MAX_LINE} bytes, expected a shorter one")
+    elif heavy:
+        middle = len(batch) // 2
+        yield from batch_rows(batch.slice(0, middle))
+        yield from batch_rows(batch.slice(middle))
+    yield from rows
+
+
+def as_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return rows as plain values."""
+    columns = [plain_values(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def plain_values(column: pa.Array) -> list[Any]:
+    """Return a column as plain values: a number of 32 bits is the decimals that it is shown by, as it is in a text."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+    elif pa.types.is_timestamp(kind):
+        column = column.cast(pa.timestamp("us"), safe=False)
+    elif pa.types.is_time64(kind):
+        column = column.cast(pa.time64("us"), safe=False)
+    elif pa.types.is_duration(kind):
+        column = column.cast(pa.duration("us"), safe=False)
+    elif pa.types.is_float32(kind):
+        return [None if value is None else float(str(np.float32(value))) for value in column.to_pylist()]
+    return column.to_pylist()
+
+
+def unreadable(error: Exception) -> InputError:
+    """Return what is wrong with a file of which no further row can be read."""
+    return InputError("unreadable-file", f"found a file that cannot be read to its end: {show(str(error))}")
+
+
+def parse_literal(text: Any, gaps: bool = False) -> Any:
+    """Return the value of a Python literal; code is never run: it is an InputError. `gaps`: nan and null are None."""
+    if not isinstance(text, str) or len(text) > MAX_CELL:
+        raise InputError("bad-cell", f"found {show(text)}, expected a list of up to {MAX_CELL} letters")
+    try:
+        tree = ast.parse(text.strip(" \t"), mode="eval")
+        value = ast.literal_eval(Gaps().visit(tree) if gaps else tree)
+        json.dumps(value, allow_nan=False)  # what cannot be written down: bytes, sets, numbers of thousands of digits
+        return value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise InputError("bad-cell", f"found {show(text)}, expected a literal list and no code") from error
+
+
+class Gaps(ast.NodeTransformer):
+    """Take names of what is not there for None."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(None) if node.id.lower() in ("nan", "null", "na") else node
+
+
+def parse_notes(text: Any, length: int) -> list[Any] | None:
+    """Return a literal list of this length whose values become notes, None where the cell holds no such list."""
+    try:
+        values = parse_literal(text, gaps=True)
+    except InputError:
+        return None
+    return values if isinstance(values, list) and len(values) == length else None
+
+
+def parse_list(text: Any) -> list[Any]:
+    """Return the list of a literal cell; anything else is an InputError."""
+    value = parse_literal(text)
+    if not isinstance(value, list):
+        raise InputError("bad-cell", f"found {show(text)}, expected a list")
+    return value

@@ -1,0 +1,147 @@
+"""First light: every stage works on a CPU, and what goes wrong in one costs nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "bench" / "gpu_check.py"
+
+
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_stage_holds_on_a_cpu(tmp_path: Path) -> None:
+    done = check("--device", "cpu", "--tiny", "--minutes", "30", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    names = [stage["stage"] for stage in found["stages"]]
+    assert names == ["parity", "demo", "zero", "encoders", "recipes", "ceilings", "speed", "step", "waits", "uniform"]
+    for stage in found["stages"]:
+        assert stage["state"] == "held"
+        assert stage["figures"], stage["stage"]
+        assert json.loads((tmp_path / f"{stage['stage']}.json").read_text()) == stage
+    assert found["where"]["torch"]
+    recipes = {name.partition(":")[0] for name in found["stages"][4]["figures"]}
+    assert recipes == {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+
+
+def test_a_machine_without_a_gpu_is_told_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = check("--out", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("gpu_check: found no CUDA device; --device cpu --tiny")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_stage_that_does_not_exist_is_an_error_that_names_those_that_do(tmp_path: Path) -> None:
+    done = check("--stages", "parity,speeed", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "--stages: found 'speeed', expected some of parity, demo," in done.stderr
+
+
+@pytest.fixture
+def entry(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the script as a module."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def hangs(record: object) -> None:
+    record.figure("found before", 1.0)
+    time.sleep(600)
+
+
+def raises(record: object) -> None:
+    raise RuntimeError("the first line\nthe second")
+
+
+def dies(record: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def says_no(record: object) -> None:
+    record.figure("found", 2.0)
+    record.hold("one is two", False, "1")
+
+
+WHAT = {
+    "hangs": (hangs, "out of time", "not done after 10 s"),
+    "raises": (raises, "failed", "RuntimeError: the first line"),
+    "dies": (dies, "failed", "its process ended with -9"),
+    "says_no": (says_no, "failed", "one is two: found 1"),
+    "holds": (lambda record: record.figure("found", 3.0), "held", ""),
+}
+
+
+def run_one(
+    entry: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    out: Path,
+    name: str,
+    work: Callable[[object], None],
+    **how: object,
+) -> dict:
+    stage = entry.Stage(name, "", 10, (), how.pop("gib", 0.0))
+    monkeypatch.setattr(entry, "STAGES", (stage,))
+    monkeypatch.setitem(sys.modules, f"gpu.{name}", SimpleNamespace(run=work))
+    args = argparse.Namespace(device="cpu", tiny=False, out=out, minutes=1.0, stage="", seconds=0.0, fresh=False)
+    return entry.outcome(stage, args, how.pop("left", 60.0), how.pop("lacks", None))
+
+
+@pytest.mark.parametrize("name", WHAT)
+def test_whatever_a_stage_does_its_end_is_told_and_what_it_found_is_kept(
+    entry: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    work, state, reason = WHAT[name]
+    record = run_one(entry, monkeypatch, tmp_path, name, work)
+    assert record["state"] == state
+    assert reason in entry.line(record)
+    assert len(entry.line(record).splitlines()) == 1
+    assert json.loads((tmp_path / f"{name}.json").read_text()) == record
+    if name in ("hangs", "says_no", "holds"):
+        assert record["figures"]
+
+
+def test_too_little_memory_or_time_or_a_missing_package_pass_a_stage_over(
+    entry: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for how, reason in (
+        ({"gib": 1e6}, "needs 1e+06 GiB, found"),
+        ({"left": 9.0}, "no time left of 1 minutes"),
+        ({"lacks": "av"}, "found no package av"),
+    ):
+        record = run_one(entry, monkeypatch, tmp_path, "holds", raises, **how)
+        assert record["state"] == "passed over"
+        assert reason in entry.line(record)
+
+
+def test_a_missing_package_is_named_with_the_stages_that_it_costs(
+    entry: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("diffusers", "av") else find(name))
+    lost = entry.missing_packages(list(entry.STAGES))
+    said = capsys.readouterr().out
+    assert "found no package diffusers: passes over encoders, recipes, speed, step" in said
+    assert "found no package av: passes over demo, zero, encoders, recipes, step, waits, uniform" in said
+    assert lost["speed"] == "diffusers"
+    assert {"av", "diffusers"} <= set(lost["step"].split(", "))
+    assert not {"parity", "ceilings"} & lost.keys()

@@ -1,0 +1,144 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from videodiff.data.order.buckets import (
+    UNIT,
+    Bucket,
+    Cost,
+    batch_sizes,
+    cascade,
+    count_kinds,
+    forward_flops,
+    kinds_of,
+)
+from videodiff.denoiser.transformer import SpaceTimeTransformer
+
+BUCKETS = [Bucket(16, 64, 64), Bucket(8, 32, 48, crop=0.3), Bucket(1, 32, 32)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "kind"),
+    [
+        (16, 64, 64, 0b101),  # too square for 32 x 48: a third would be cut away
+        (16, 64, 96, 0b111),
+        (15, 64, 96, 0b110),
+        (99, 64, 129, 0b010),  # more than half of it would be cut away for a square
+        (8, 31, 48, 0),
+        (1, 32, 32, 0b100),
+        (7, 480, 720, 0b100),
+    ],
+)
+def test_a_sample_fits_where_it_is_long_and_large_enough_and_not_cropped_too_much(frames, height, width, kind):
+    assert kinds_of(BUCKETS, np.array([frames]), np.array([height]), np.array([width])).tolist() == [kind]
+
+
+def test_a_longer_stride_asks_for_more_frames():
+    bucket = Bucket(4, 8, 8, strides=(2, 3))
+    assert bucket.fits(np.array([6, 7]), np.array([8, 8]), np.array([8, 8])).tolist() == [False, True]
+
+
+def test_kinds_are_counted_shard_by_shard():
+    counts, kinds = count_kinds(np.array(shard) for shard in ([4, 6, 4], [7], [6, 6]))
+    assert kinds.tolist() == [4, 6, 7]
+    assert counts.tolist() == [[2, 1, 0], [0, 0, 1], [0, 2, 0]]
+
+
+def test_samples_that_fit_no_bucket_are_an_error_unless_left_out():
+    shards = [np.array([0, 4]), np.array([0, 0])]
+    with pytest.raises(ValueError, match="found 3 of 4 samples that fit no bucket"):
+        count_kinds(shards)
+    counts, kinds = count_kinds(shards, leave_out=True)
+    assert (counts.tolist(), kinds.tolist()) == ([[1], [0]], [4])
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=12),
+    st.lists(st.floats(0.01, 1), min_size=1, max_size=5),
+    st.integers(1, 31),
+)
+def test_a_cascade_gives_each_bucket_its_share_after_every_shard(arriving, keeps, kind):
+    buckets = [Bucket(1, 8, 8, keep=keep) for keep in keeps]
+    kind = kind % 2 ** len(keeps) or 1
+    left, whole = np.array(arriving), np.zeros(len(arriving), dtype=int)
+    for bucket, taken, before in cascade(left, kind, buckets):
+        assert np.array_equal(before, whole)
+        arrived = np.cumsum(left - whole)
+        last = kind >> bucket == 1
+        keep = 1 if last else round(keeps[bucket] * UNIT) / UNIT
+        assert (taken >= 0).all()
+        assert (np.abs(np.cumsum(taken) - arrived * keep) <= 0.5).all()
+        whole = whole + taken
+    assert np.array_equal(whole, left)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 40), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99), st.integers(0, 99))
+def test_a_window_lies_in_the_clip_and_depends_on_its_key_alone(length, strides, more, sample):
+    bucket = Bucket(length, 8, 8, strides=tuple(strides))
+    frames = (length - 1) * min(strides) + 1 + more
+    window = bucket.window(frames, 1, 2, sample)
+    assert len(window) == length
+    assert window.step in strides
+    assert 0 <= window[0] <= window[-1] < frames
+    assert window == bucket.window(frames, 1, 2, sample)
+
+
+def test_every_stride_and_every_start_are_drawn():
+    bucket = Bucket(3, 8, 8, strides=(1, 2))
+    windows = [bucket.window(6, 0, epoch, 5) for epoch in range(200)]
+    assert {(w.step, w.start) for w in windows} == {(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1)}
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"keep": 0.0}, {"keep": 1.5}, {"crop": 1.0}, {"strides": (1, 0)}])
+def test_a_bucket_that_cannot_be_is_an_error(wrong):
+    with pytest.raises(ValueError, match="bucket: found"):
+        Bucket(**{"frames": 4, "height": 8, "width": 8, **wrong})
+
+
+@pytest.mark.parametrize("axes", [("space", "time"), ("spacetime", "space", "time")])
+@pytest.mark.parametrize(("frames", "height", "width"), [(5, 12, 16), (1, 32, 32), (16, 8, 8), (9, 4, 28)])
+def test_flops_are_those_that_torch_counts_in_the_network(axes, frames, height, width):
+    bucket, words, how = Bucket(frames, height, width), 7, {"patch": (1, 4, 4), "width": 32, "text_width": 8}
+    network = SpaceTimeTransformer(depth=len(axes), heads=4, axes=axes, **how)
+    z, tau = torch.zeros(1, 3, frames, height, width), torch.zeros(1, frames)
+    # The fused kernel of a CPU is not counted; plain matrix products are.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(z, tau, torch.zeros(1, words, 8), torch.ones(1, words, dtype=torch.bool), torch.zeros(1))
+    counted = counter.get_flop_counts()
+    blocks = sum(sum(ops.values()) for name, ops in counted.items() if re.search(r"\.blocks\.\d+$", name))
+    time, space = bucket.tokens((1, 4, 4))
+    assert forward_flops(time, space, 32, axes, text=words) == blocks
+    assert forward_flops(time, space, 32, axes, text=words, text_width=8, patch=48) == counter.get_total_flops()
+
+
+def test_batch_sizes_make_steps_of_equal_time_within_memory():
+    buckets = [Bucket(64, 512, 512), Bucket(32, 256, 256), Bucket(16, 256, 256), Bucket(1, 256, 256)]
+    tokens = [int(np.prod(bucket.tokens((1, 16, 16)))) for bucket in buckets]
+    flops = [forward_flops(*b.tokens((1, 16, 16)), 1152, ["space", "time"] * 14, text=120) for b in buckets]
+    sizes = batch_sizes(list(map(Cost, flops, tokens)), 66000, shares=24)
+    clips = [size // 24 for size in sizes]
+    assert [size % 24 for size in sizes] == [0] * 4
+    assert clips[0] == 1
+    assert max(n * t for n, t in zip(clips, tokens, strict=True)) <= 66000
+    times = [n * cost for n, cost in zip(clips, flops, strict=True)]
+    assert max(times) / min(times) < 1.15
+
+
+def test_a_cheap_clip_is_taken_as_often_as_comes_nearest_to_the_time_of_a_dear_one():
+    # Four of the dear ones fill the memory and take 400; thirteen of the cheap ones come nearest to that.
+    assert batch_sizes([Cost(100, 10), Cost(30, 1)], 40, shares=1) == [4, 13]
+    # One clip of a bucket is the least; its time is that of all.
+    assert batch_sizes([Cost(100, 40), Cost(30, 20)], 40, shares=6) == [6, 12]
+
+
+def test_a_clip_beyond_memory_is_an_error():
+    with pytest.raises(ValueError, match=r"batch\.tokens: found 100, expected at least 120"):
+        batch_sizes([Cost(1, 120), Cost(2, 60)], 100, 1)

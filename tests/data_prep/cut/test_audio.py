@@ -1,0 +1,85 @@
+import io
+
+import av
+import numpy as np
+import pytest
+
+from data_prep.cut.audio import cut_audio
+from data_prep.cut.spans import Span
+from tests.material.made_clips import moving_square, write_video
+from videodiff.data.video.decode import DecodeError
+
+RATE = 16000
+
+
+def sweep(seconds: float = 4.0) -> np.ndarray:
+    """Return sound in which every moment is another: float32 `channels samples`, silent on the right."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    left = 0.5 * np.sin(2 * np.pi * (200 * time + 300 * time**2))
+    return np.stack([left, np.zeros_like(left)]).astype(np.float32)
+
+
+def with_sound(samples: np.ndarray, codec: str = "flac", container: str = "matroska", late: float = 0.0) -> bytes:
+    """Return a video of 4 s with this sound."""
+    file, video = io.BytesIO(), io.BytesIO(write_video(moving_square(100)))
+    with av.open(video) as source, av.open(file, "w", format=container) as out:
+        picture = out.add_stream_from_template(source.streams.video[0])
+        sound = out.add_stream(codec, rate=RATE, layout="stereo")
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = picture
+                out.mux(packet)
+        planes = samples if codec == "aac" else (samples * 32767).astype(np.int16).T.reshape(1, -1)
+        kind = "fltp" if codec == "aac" else "s16"
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), format=kind, layout="stereo")
+        frame.sample_rate, frame.pts = RATE, round(late * RATE)
+        for packet in [*sound.encode(frame), *sound.encode(None)]:
+            out.mux(packet)
+    return file.getvalue()
+
+
+def samples_of(sound: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(sound)) as container:
+        assert [stream.type for stream in container.streams] == ["audio"]
+        return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+
+
+def lag(found: np.ndarray, expected: np.ndarray) -> int:
+    """Return by how many samples the one comes after the other."""
+    length = min(len(found), len(expected))
+    product = np.correlate(found[:length], expected[200 : length - 200], mode="valid")
+    return int(product.argmax()) - 200
+
+
+@pytest.mark.parametrize(("codec", "container"), [("flac", "matroska"), ("aac", "mp4")])
+@pytest.mark.parametrize("span", [Span(0, 1), Span(1.234, 2.5), Span(2.9, 4)])
+def test_the_sound_is_that_of_the_span_to_the_sample(tmp_path, codec, container, span):
+    path = tmp_path / "video"
+    path.write_bytes(with_sound(sweep(), codec, container))
+    found, expected = samples_of(cut_audio(path, span)), sweep()[0, round(span.start * RATE) : round(span.end * RATE)]
+    assert abs(found.shape[1] - len(expected)) <= 1024
+    assert abs(lag(found[0], expected)) <= 1
+    assert np.abs(found[1]).max() < 0.01
+
+
+def test_before_the_sound_begins_there_is_silence(tmp_path):
+    path = tmp_path / "video"
+    path.write_bytes(with_sound(sweep(2), late=1.5))
+    found = samples_of(cut_audio(path, Span(1, 3)))[0]
+    assert np.abs(found[: round(0.45 * RATE)]).max() < 0.01
+    assert abs(lag(found[round(0.5 * RATE) :], sweep(1.5)[0])) <= 1
+
+
+def test_a_source_without_sound_gives_none_and_the_same_sound_the_same_bytes(tmp_path):
+    silent, loud = tmp_path / "silent", tmp_path / "loud"
+    silent.write_bytes(write_video(moving_square(20)))
+    loud.write_bytes(with_sound(sweep()))
+    assert cut_audio(silent, Span(0, 0.5)) is None
+    assert cut_audio(loud, Span(0, 1)) == cut_audio(loud, Span(0, 1))
+
+
+def test_what_is_no_video_is_a_decode_error(tmp_path):
+    path = tmp_path / "bad"
+    path.write_bytes(b"no video")
+    with pytest.raises(DecodeError, match="cannot be decoded"):
+        cut_audio(path, Span(0, 1))

@@ -1,0 +1,76 @@
+import os
+import signal
+import time
+
+import pytest
+
+from data_prep.engine.pool import Lost, run_ordered
+
+
+def act(task):
+    """Do what the task says, as a decoder might."""
+    kind, value = task
+    if kind == "sleep":
+        time.sleep(value)
+    elif kind == "raise":
+        raise ValueError(value)
+    elif kind == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        while True:
+            time.sleep(60)
+    return kind, os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_tasks(workers):
+    tasks = [("sleep", 0.1 * (number % 3 == 0)) for number in range(12)] + [(str(number), None) for number in range(60)]
+    results = list(run_ordered(act, tasks, workers, timeout=20))
+    assert [kind for kind, _ in results] == [kind for kind, _ in tasks]
+    assert os.getpid() not in {pid for _, pid in results}
+
+
+def test_a_task_that_hangs_crashes_or_raises_is_lost_alone():
+    tasks = [("a", 0), ("hang", 0), ("b", 0), ("crash", 0), ("c", 0), ("raise", "no {such} frame"), ("d", 0)]
+    start = time.monotonic()
+    results = list(run_ordered(act, tasks, 2, timeout=1.0))
+    lost = {task[0]: result for task, result in zip(tasks, results, strict=True) if isinstance(result, Lost)}
+    assert lost == {
+        "hang": Lost("timeout", "took longer than 1 s and was killed"),
+        "crash": Lost("crashed", f"the process ended with exit code {-signal.SIGSEGV}"),
+        "raise": Lost("failed", "ValueError: no {such} frame"),
+    }
+    assert [result[0] for result in results if not isinstance(result, Lost)] == ["a", "b", "c", "d"]
+    assert time.monotonic() - start < 30
+
+
+def test_a_process_that_hangs_is_killed_and_not_left_behind():
+    (lost, (_, pid)) = run_ordered(act, [("hang", 0), ("a", 0)], 1, timeout=0.5)
+    assert lost.reason == "timeout"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_leaving_early_ends_the_processes():
+    results = run_ordered(act, [("a", 0), *[("hang", 0)] * 5], 1, timeout=60)
+    _, pid = next(results)
+    results.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_results_do_not_run_far_ahead_of_the_slowest_task():
+    tasks, started = [("sleep", 1.0), *[("a", n) for n in range(100)]], []
+
+    class Watched(list):
+        def __getitem__(self, number):
+            started.append(number)
+            return super().__getitem__(number)
+
+    next(run_ordered(act, Watched(tasks), 2, timeout=20))
+    assert max(started) < 32
+
+
+def test_no_tasks_start_no_process():
+    assert list(run_ordered(act, [], 4, timeout=1)) == []

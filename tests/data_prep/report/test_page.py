@@ -1,0 +1,193 @@
+"""The page about a preparation: whole, safe, self-contained, small, and alive in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data_prep.report.page import SMALL, TOGETHER, clip_bars, input_bars, percent, show, write_preparation
+from tests.material.browser import BROWSERS, seen_by
+from tests.material.scored_clips import panning
+from videodiff.data.video.decode import probe
+from videodiff.data.video.encode import encode
+
+HOSTILE = '"><script>alert(1)</script><img src=http://example.org/x.png onerror=alert(2)>'
+SECTIONS = ("summary", "funnel", "scores", "wall", "failures", "work", "settings")
+
+
+def histogram(name: str, **how) -> SimpleNamespace:
+    kept, left = np.arange(40), np.arange(40)[::-1] % 7
+    known = {"low": 0.001, "high": 2.0, "log": True, "limits": {"min": 0.005, "max": 1.0}, "beyond": 3, "missing": 2}
+    made = {"kept": kept, "left": left, "least": 0.0, "most": 3.0, **known, **how}
+    return SimpleNamespace(name=name, **made, edges=np.geomspace(0.001, 2, 41))
+
+
+def figures(folder: Path, text: str = "a ball", clips: int = 2, **summary) -> dict:
+    """Return figures like those of `data_prep.report.figures` with a text in every place that a stranger may fill."""
+    for number in range(clips):
+        small = {"height": 32, "width": 48}
+        (folder / f"{number}.mp4").write_bytes(encode(panning(12, **small, seed=number), 8.0))
+
+    def example(number: int) -> SimpleNamespace:
+        known = {"caption": text, "source": f"http://h/{text}", "span": (0.0, 1.5), "scores": {"motion": 0.00123}}
+        return SimpleNamespace(path=folder / f"{number}.mp4", id=f"id{number}", **known)
+
+    spent = {name: SimpleNamespace(seconds=2.0, items=4, bytes=2**20) for name in ("fetch", "encode", text, "pack")}
+    failure = {"reason": text, "retryable": True, "host": text, "count": 3, "detail": text, "place": text}
+    same = histogram("fps", limits={}, least=8, most=8, missing=0)
+    counts = {"made": 4, "kept": 2, "filtered": {"motion below 0.005": 1, text: 1}, "lost": 1}
+    return {
+        "summary": {
+            "inputs": 9,
+            "ok": 2,
+            "filtered": {"motion below 0.005": 1, text: 2},
+            "failed": {text: {"retryable": 3, "permanent": 1}},
+            "open": 0,
+            "clips": counts,
+            "shards": {"count": 1, "bytes": 5 * 2**20},
+            **summary,
+        },
+        "unmade": {text: 1},
+        "seconds": {"made": 100.0, "kept": 30.0},
+        "histograms": [histogram("motion"), histogram(text, limits={}), same],
+        "wall": {"": [example(0)], "motion below 0.005": [example(1)], text: [example(0)]},
+        "failures": [SimpleNamespace(**failure)],
+        "machines": [(text, 5, 1), ("b", 4, 3)],
+        "stages": spent,
+        "settings": {text: text},
+    }
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("dataset")
+    return write_preparation(folder, figures(folder)).read_text()
+
+
+def words(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_every_section_is_there_and_nothing_refers_outside(page):
+    assert [name for name in SECTIONS if f'id="{name}"' not in page] == []
+    targets = re.findall(r"""(?:src|href|srcset|action|poster)\s*=\s*["']?([^"'\s>]+)""", page)
+    targets += re.findall(r"""url\(\s*["']?([^"')]+)""", page)
+    assert len(targets) > 8
+    assert [target[:60] for target in targets if not target.startswith(("data:", "#"))] == []
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
+    allowed = re.search(r"script-src 'sha256-([^']+)'", page)[1]
+    assert base64.b64decode(allowed) == hashlib.sha256(script.encode()).digest()
+    assert "default-src 'none'" in page
+
+
+def test_whatever_strangers_wrote_is_escaped(tmp_path):
+    folder = tmp_path / "a&<b>"
+    folder.mkdir()
+    page = write_preparation(folder, figures(folder, HOSTILE)).read_text()
+    assert page.count("<script") == 1
+    assert "<img src=http" not in page
+    assert page.count("&lt;script&gt;alert(1)") >= 14
+    assert "a&amp;&lt;b&gt;" in page
+
+
+def test_the_funnel_loses_bar_by_bar_what_the_summary_says(tmp_path):
+    found = figures(tmp_path, "x")
+    bars = input_bars(found["summary"], found["unmade"])
+    assert [(bar.name, bar.count, bar.note) for bar in bars] == [
+        ("inputs", 9, ""),
+        ("x", 3, "retryable"),
+        ("x", 1, ""),
+        ("x", 1, ""),
+        ("gave clips", 4, ""),
+    ]
+    assert [round(9 * bar.start) for bar in bars] == [0, 6, 5, 4, 0]
+    clips = clip_bars(found["summary"]["clips"])
+    assert [(bar.count, bar.start, bar.share) for bar in clips] == [
+        (4, 0, 1),
+        (1, 0.75, 0.25),
+        (1, 0.5, 0.25),
+        (2, 0, 0.5),
+    ]
+
+
+def test_a_share_is_not_said_to_be_nothing_or_all_that_is_not():
+    assert [percent(part, 10**6) for part in (0, 1, 5000, 10**6 - 1, 10**6)] == [
+        "0 %",
+        "< 0.1 %",
+        "0.5 %",
+        "> 99.9 %",
+        "100 %",
+    ]
+    assert percent(0, 0) == "0 %"
+
+
+def test_the_page_says_in_words_what_came_out(page):
+    said = words(page)
+    assert "2 of 9 inputs are in the dataset: 2 clips, 30 s of video, 5 MiB in 1 shard. 3 failures may pass" in said
+    assert "motion 0.00123 · http://h/a ball · 0.00 to 1.50 s" in said
+    assert "3 beyond · 2 without it" in said
+    assert "The same for every clip fps 8" in said
+    assert page.count(">min 0.005<") == page.count(">max 1<") == 1
+
+
+def test_a_preparation_without_clips_has_its_page(tmp_path):
+    found = figures(tmp_path) | {"histograms": [], "wall": {}, "failures": [], "stages": {}, "machines": []}
+    nothing = {"made": 0, "kept": 0, "filtered": {}, "lost": 0}
+    found["summary"] |= {"inputs": 0, "ok": 0, "failed": {}, "clips": nothing, "shards": {"count": 0, "bytes": 0}}
+    said = words(write_preparation(tmp_path, found | {"unmade": {}}).read_text())
+    assert "No clip was made" in said
+    assert "No input failed" in said
+
+
+def test_small_clips_play_as_they_are_large_ones_as_a_preview_and_none_beyond_the_room(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 256, 320, 3), dtype=np.uint8)
+    for name, frames in {"small": panning(12, height=32, width=48), "large": noise}.items():
+        (tmp_path / f"{name}.mp4").write_bytes(encode(frames, 10.0))
+    small, large = (show(SimpleNamespace(path=tmp_path / f"{name}.mp4"), TOGETHER) for name in ("small", "large"))
+    assert small["video"] == (tmp_path / "small.mp4").read_bytes()
+    assert (tmp_path / "large.mp4").stat().st_size > SMALL
+    info = probe(large["video"])
+    assert (info.height, info.width, info.frames) == (144, 180, 40)
+    assert show(SimpleNamespace(path=tmp_path / "small.mp4"), 100)["video"] is None
+
+
+def test_a_clip_that_cannot_be_decoded_is_named(tmp_path):
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"x\.mp4: "):
+        show(SimpleNamespace(path=tmp_path / "x.mp4"), TOGETHER)
+
+
+@pytest.mark.parametrize("browser", BROWSERS)
+def test_in_a_browser_a_strip_plays_while_it_has_the_focus_and_nothing_else_runs(browser, tmp_path):
+    page = write_preparation(tmp_path, figures(tmp_path, HOSTILE)).read_bytes()
+    script = """
+        let alerts = 0;
+        page.alert = () => alerts++;
+        const cards = [...page.document.querySelectorAll(".card[tabindex]")];
+        const [card, other] = cards, video = card.querySelector("video");
+        card.focus();
+        await until(() => video.currentTime > 0.1);
+        const shown = page.getComputedStyle(video).display;
+        other.focus();
+        await until(() => video.paused);
+        const strips = [...page.document.querySelectorAll(".strip")].filter(strip => strip.naturalWidth > 50).length;
+        const wide = page.document.documentElement.scrollWidth;
+        say([cards.length, strips, shown, page.getComputedStyle(video).display, alerts, wide].join(" "));
+    """
+    assert seen_by(browser, page, script, tmp_path / "profile") == "3 3 block none 0 1280"
+
+
+@pytest.mark.parametrize("browser", BROWSERS)
+def test_on_a_telephone_nothing_is_wider_than_the_screen(browser, page, tmp_path):
+    script = """
+        document.querySelector("iframe").width = 360;
+        await until(() => page.innerWidth == 360);
+        say(page.document.documentElement.scrollWidth);
+    """
+    assert seen_by(browser, page.encode(), script, tmp_path) == "360"

@@ -1,0 +1,150 @@
+"""Floors for what is right of cuts, filters and scores on footage that set none of their limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import yaml
+
+from data_prep.choose.filter import filtered
+from data_prep.cut.clips import make_clips
+from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.scenes import find_scenes, kept, small
+from data_prep.cut.spans import MICROSECOND, Span, read_timeline
+from data_prep.score import text as text_score
+from data_prep.score.text import text
+from tests.material.labelled_footage import (
+    FILES,
+    FILMS,
+    FPS,
+    KEPT,
+    REJECTED,
+    Counts,
+    compare,
+    doubled,
+    grainy,
+    read_only,
+    visited,
+    wall,
+)
+from tests.material.made_clips import write_video
+from tests.material.scored_clips import panning
+from videodiff.data.video.encode import encode
+
+CLIPS = Path(__file__).resolve().parents[4] / "shared" / "clips"
+RULES = yaml.safe_load((Path(__file__).parents[3] / "conf/prep/default.yaml").read_text())["filter"]
+LIMITS = {name: sides for name, sides in RULES.items() if None not in sides.values()}
+# Of the real files those that take a second or less.
+SHORT = ("intel_bottle-detection.mp4", "intel_asl_book.mkv", "intel_asl_walk.mkv", "derived_hardcuts_5src.mp4")
+
+
+def counts(path: Path, changes: list[tuple[float, float]]) -> Counts:
+    return compare(find_scenes(path), changes, read_timeline(path).end / MICROSECOND)
+
+
+def scores_of(path: Path, seconds: float) -> dict[str, float]:
+    ((_, clip),) = make_clips(path, [Span(0, seconds)], EncodePolicy(preset="ultrafast"))
+    return clip.scores
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> dict[str, Counts]:
+    path, found = tmp_path_factory.mktemp("films") / "film.mp4", {}
+    for name, film in FILMS.items():
+        path.write_bytes(encode(film.frames(), FPS, preset="ultrafast"))
+        found[name] = counts(path, [(first / FPS, last / FPS) for first, last in film.changes])
+    return found
+
+
+def test_changes_of_shot_are_found_and_nothing_else_is_one(films):
+    total = sum(films.values(), Counts())
+    assert total.recall >= 0.9, films
+    assert total.precision >= 0.9, films
+
+
+@pytest.mark.parametrize("name", [name for name, film in FILMS.items() if not film.changes])
+def test_what_happens_within_a_shot_is_no_change_of_it(films, name):
+    assert films[name].wrong == 0
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the example clips are not part of the repository")
+@pytest.mark.parametrize("name", SHORT)
+def test_the_shots_of_real_footage_are_found(name):
+    assert counts(read_only([CLIPS])[name], FILES[name]) == (len(FILES[name]), 0, 0)
+
+
+@pytest.mark.parametrize("name", [*REJECTED, *KEPT])
+def test_the_default_limits_reject_what_they_must_and_nothing_else(name, tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(encode((REJECTED | KEPT)[name](20), 8.0, preset="ultrafast"))
+    scores = scores_of(tmp_path / "clip.mp4", 3)
+    assert (filtered(scores, LIMITS) is not None) == (name in REJECTED), scores
+
+
+def test_pictures_keep_what_is_in_both_whatever_the_light():
+    video = visited(35)
+    before, during = (small(np.ascontiguousarray(video[number])) for number in (0, 50))
+    other = small(np.ascontiguousarray(visited(35, 5)[0]))
+    assert kept(before, before) == 1
+    assert kept(before, (before * 0.6).astype(np.uint8)) == 1
+    assert kept(before, during) > 0.4
+    assert kept(before, other) < 0.1
+    assert kept(before, np.roll(before, 4, axis=1)) > 0.7
+    assert kept(before, np.zeros_like(before)) == 0
+
+
+# How others encode the same film: options of libx264, the pixels, and how often each frame is repeated.
+COPIES = {
+    "long groups": ({"crf": "18", "g": "250", "bf": "3"}, "yuv420p", 1),
+    "short groups": ({"crf": "20", "g": "12", "bf": "0"}, "yuv420p", 1),
+    "few bits": ({"crf": "28", "g": "12", "bf": "2"}, "yuv420p", 1),
+    "few bits in long groups": ({"crf": "28", "g": "250"}, "yuv420p", 1),
+    "ten bits": ({"crf": "22", "g": "48"}, "yuv420p10le", 1),
+    "each frame twice": ({"crf": "23"}, "yuv420p", 2),
+}
+SEEN = {
+    "by hand, grain": lambda: grainy(panning(75, speed=2, shake=4, height=192, width=342, seed=30), 4),
+    "a visitor": lambda: grainy(doubled(visited(35, 8, 75)), 3),
+}
+# What no limit could tell from 0: in these units of each score.
+NOTHING = {"motion": 0.0005, "moving": 0.01, "jitter": 0.01, "pan": 0.005, "tilt": 0.005, "zoom": 0.01}
+SAME_FILM = ("frames", "fps", "duration")
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_scores_do_not_depend_on_how_a_clip_was_encoded(name, tmp_path):
+    video, found = SEEN[name](), {}
+    for copy, (options, pixels, times) in COPIES.items():
+        path = tmp_path / f"{copy}.mkv"
+        path.write_bytes(copied(video, times, pixels, options))
+        found[copy] = scores_of(path, 3)
+    for score in found["long groups"].keys() - set(SAME_FILM):
+        values = [scores[score] for scores in found.values()]
+        allowed = 0.15 * max(map(abs, values)) + NOTHING.get(score, 0.002)
+        assert max(values) - min(values) <= allowed, (score, dict(zip(found, values, strict=True)))
+
+
+def copied(video: np.ndarray, times: int, pixels: str, options: dict[str, str]) -> bytes:
+    """Return a file that shows each frame for a 25th of a second, by one frame or by several."""
+    if times == 1:
+        return write_video(video, container="matroska", pixels=pixels, **options)
+    return encode(np.repeat(video, times, axis=0), 25.0 * times, crf=int(options["crf"]), preset="ultrafast")
+
+
+def test_a_hand_before_a_wall_is_no_text():
+    assert text(wall(3), 2.0)["text"] < 0.05
+
+
+def test_a_region_that_covers_most_of_a_frame_is_no_text(monkeypatch):
+    monkeypatch.setattr(text_score, "probability", lambda image: np.full(image.shape[:2], 0.95, np.float32))
+    assert text(wall(3)[:1], 2.0)["text"] == 0
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the example clips are not part of the repository")
+def test_a_plain_tablecloth_is_no_text():
+    with av.open(str(CLIPS / "opencv_box.mp4")) as container:
+        frame = next(frame for number, frame in enumerate(container.decode(video=0)) if number == 108)
+        image = frame.reformat(342, 256, "rgb24", interpolation="AREA").to_ndarray()
+    assert text(image[None], 2.0)["text"] < 0.05

@@ -1,0 +1,99 @@
+"""A folder as people have it goes the whole way: other containers, a hub's links, and what is passed over is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data_prep.books.request import ClipRequest, Place
+from data_prep.fetch.acquire import Acquirer, check_local
+from data_prep.fetch.failures import AcquireError
+from data_prep.pipeline import format_summary, prep
+from data_prep.report.figures import figures
+from data_prep.report.page import write_preparation
+from tests.material.made_clips import moving_square, write_video
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.video.encode import encode
+
+GOOD = encode(moving_square(), 5.0)
+FRAMES = moving_square(8, 32, 48)
+HOW = {"encode": {"short_side": 32}, "workers": 1, "score": False}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> tuple[Path, dict]:
+    """Return where a snapshot of a hub's cache was prepared, and the summary."""
+    root = tmp_path_factory.mktemp("hub")
+    snapshot, blobs = root / "snapshots" / "abc", root / "blobs"
+    files = {
+        "a.mp4": GOOD,
+        "a.txt": b"linked",
+        "b.TS": write_video(FRAMES, "mpeg2video", container="mpegts"),
+        "c.gif": write_video(FRAMES, "gif", "rgb8", "gif"),
+        "deep/d.mkv": write_video(FRAMES, container="matroska"),
+        "e.srt": b"1",
+        "f.jpg": b"picture",
+        "g.mp4": b"no video",
+        "README": b"",
+    }
+    blobs.mkdir()
+    for number, (name, data) in enumerate(files.items()):
+        (blobs / f"{number:04}").write_bytes(data)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blobs / f"{number:04}")
+    (snapshot / "gone.mp4").symlink_to("nowhere")
+    return root / "out", prep(root / "out", snapshot, **HOW)
+
+
+def test_every_container_and_every_link_of_the_folder_is_taken(prepared):
+    out, summary = prepared
+    manifest = Manifest.load(out)
+    rows = {row["source"]: row for row in map(manifest.row, range(len(manifest)))}
+    assert {name: row["frames"] for name, row in rows.items()} == {"a.mp4": 8, "b.TS": 8, "c.gif": 8, "deep/d.mkv": 8}
+    assert {name: row["captions"] for name, row in rows.items()}["a.mp4"] == 1
+    assert summary["failed"] == {"undecodable": {"permanent": 1}, "unreadable-file": {"permanent": 1}}
+
+
+def test_what_is_passed_over_and_has_no_caption_is_told_also_in_later_calls(prepared):
+    out, summary = prepared
+    passed = {".srt": 1, ".jpg": 1, "no ending": 1}
+    assert summary["passed_over"] == json.loads((out / "summary.json").read_text())["passed_over"] == passed
+    lines = format_summary(summary, out).splitlines()
+    assert "3 clips have no caption" in lines
+    (line,) = (line for line in lines if line.startswith("passed over: "))
+    assert {".srt 1", ".jpg 1 (`videodiff pack` takes pictures)", "no ending 1"} == set(line[13:].split(", "))
+    assert prep(out, **HOW)["passed_over"] == passed
+
+
+def test_the_page_tells_it_too(prepared):
+    out, _ = prepared
+    page = write_preparation(out, figures(out, {})).read_text()
+    assert "3 clips have no caption." in page
+    (told,) = re.findall(r"Passed over: (.*)\.</p>", page)
+    assert set(told.split(", ")) == {".srt 1", ".jpg 1", "no ending 1"}
+
+
+def test_a_folder_without_videos_tells_what_is_there(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").touch()
+    with pytest.raises(ValueError, match=r"found no inputs in .*; there are \.tar 1 \(`videodiff index`"):
+        prep(tmp_path / "out", tmp_path / "in", **HOW)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_that_a_table_names_is_refused_with_its_target(tmp_path):
+    root = tmp_path / "videos"
+    root.mkdir()
+    (tmp_path / "secret.mp4").write_bytes(GOOD)
+    (root / "a.mp4").symlink_to("../secret.mp4")
+    with pytest.raises(AcquireError, match=r"by the link 'a\.mp4' to '\.\./secret\.mp4'") as caught:
+        check_local(root, root / "a.mp4")
+    assert caught.value.reason == "bad-path"
+    acquirer = Acquirer(tmp_path, root)
+    with pytest.raises(AcquireError, match="leads out"):
+        acquirer.fetch(ClipRequest(Place("list.csv", 2), "a.mp4"))
+    found = acquirer.fetch(ClipRequest(Place("a.mp4"), "a.mp4", followed=True))
+    assert found.path.read_bytes() == GOOD

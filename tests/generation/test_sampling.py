@@ -1,0 +1,96 @@
+"""Clips from what is wanted of each: its own rate, seed and known frames, whatever is sampled beside it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from videodiff.codec.pixels import Pixels
+from videodiff.diffusion.path import RectifiedFlow
+from videodiff.diffusion.sampler import euler
+from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.settings import Generation
+from videodiff.text.words import Words
+
+
+class RateTeller(nn.Module):
+    """A denoiser whose clip is the rate that it is told, as grey."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor) -> Tensor:
+        return (fps / 50 - 1).view(-1, 1, 1, 1, 1).expand_as(z) * self.weight
+
+
+class Causal(nn.Module):
+    """A codec that makes a latent of the first frame and one of every two after it: their mean; it notes its input."""
+
+    causal, compression, channels, name = True, (2, 1, 1), 3, "of pairs"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def latent_frames(self, t: int) -> int:
+        return 1 + (t - 1) // 2
+
+    def encode(self, video: Tensor) -> Tensor:
+        self.seen.append(video)
+        return torch.cat([video[:, :, :1], video[:, :, 1:].unflatten(2, (-1, 2)).mean(3)], dim=2)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return torch.cat([latent[:, :, :1], latent[:, :, 1:].repeat_interleave(2, dim=2)], dim=2)
+
+
+def parts(codec: nn.Module) -> SimpleNamespace:
+    objective = SimpleNamespace(path=RectifiedFlow(), prediction="x")
+    return SimpleNamespace(denoiser=RateTeller(), objective=objective, codec=codec, text=Words(["a", "ball"], 8, 4))
+
+
+def made(codec: nn.Module, *wanted: Wanted, frames: int = 5) -> list[np.ndarray]:
+    return sample_clips(parts(codec), Generation(euler, steps=3), wanted, (frames, 4, 6))
+
+
+def test_every_clip_has_its_own_rate_whatever_is_beside_it() -> None:
+    wanted = [Wanted("a ball", rate, seed) for seed, rate in enumerate((5.0, 20.0, 80.0))]
+    together = made(Pixels(), *wanted)
+    # Grey is rate / 50 - 1 in [-1, 1].
+    assert [clip.mean() for clip in together] == pytest.approx([12.75, 51, 204], abs=0.5)
+    for one, clip in zip(wanted, together, strict=True):
+        assert np.array_equal(made(Pixels(), one)[0], clip)
+
+
+@pytest.mark.parametrize("known", [(0,), (0, 1, 2), (0, 4)], ids=["image", "continuation", "interpolation"])
+def test_known_frames_come_back_as_they_were_given(known: tuple[int, ...]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (len(known), 4, 6, 3), dtype=np.uint8)
+    plain, kept = made(Pixels(), Wanted("", 20.0, 0), Wanted("a ball", 20.0, 1, known, frames))
+    assert np.array_equal(kept[list(known)], frames)
+    others = [t for t in range(5) if t not in known]
+    assert (kept[others] == 51).all()
+    assert (plain == 51).all()
+
+
+def test_a_causal_codec_is_given_the_known_frames_alone() -> None:
+    frames, codec = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8), Causal()
+    (clip,) = made(codec, Wanted("a ball", 20.0, 0, (0, 1, 2), frames))
+    assert [tuple(video.shape) for video in codec.seen] == [(1, 3, 3, 4, 6)]
+    assert np.array_equal(clip[:3], frames)
+    assert (clip[3:] == 51).all()
+
+
+def test_known_latents_need_no_frames() -> None:
+    latent = torch.full((3, 5, 4, 6), 0.5)
+    (clip,) = made(Pixels(), Wanted("a ball", 20.0, 0, (0, 1), latent=latent))
+    assert (clip[:2] == 191).all()
+    assert (clip[2:] == 51).all()
+
+
+def test_known_frames_that_are_nowhere_are_an_error() -> None:
+    with pytest.raises(ValueError, match="found 2 frames to be kept, but no frames to take them from"):
+        made(Pixels(), Wanted("a ball", 20.0, 0, (0, 1)))

@@ -1,0 +1,117 @@
+"""Generation: captions and known frames in, clips out, with the settings of a sampler."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from videodiff.diffusion.path import RectifiedFlow
+from videodiff.diffusion.sampler import ddim, dpm_solver_2m, euler, heun
+from videodiff.generation.settings import Generation, clip_noise
+
+PATH = RectifiedFlow()
+each_sampler = pytest.mark.parametrize("sampler", [euler, heun, ddim, dpm_solver_2m], ids=lambda s: s.__name__)
+
+
+class World:
+    """A denoiser that knows its caption: it expects the clip to be the caption's number everywhere."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        self.calls.append((tau, text))
+        return text.view(-1, 1, 1, 1, 1).expand_as(z)
+
+
+def condition(*captions: float) -> dict[str, Tensor]:
+    return {"text": torch.tensor(captions), "fps": torch.full((len(captions),), 8.0)}
+
+
+NULL = {"text": torch.tensor([1.0])}
+
+
+def noise(b: int, t: int = 4) -> Tensor:
+    return clip_noise((2, t, 3, 3), range(b))
+
+
+@each_sampler
+def test_each_clip_becomes_what_its_caption_says(sampler: object) -> None:
+    made = Generation(sampler, steps=4)(World(), condition(0.5, -0.25), NULL, PATH, "x", noise(2))
+    wanted = torch.tensor([0.5, -0.25]).view(2, 1, 1, 1, 1).expand_as(made)
+    torch.testing.assert_close(made, wanted)
+
+
+@each_sampler
+def test_guidance_pushes_from_the_null_caption_through_the_caption(sampler: object) -> None:
+    made = Generation(sampler, steps=4, scale=3.0)(World(), condition(2.0), NULL, PATH, "x", noise(1))
+    torch.testing.assert_close(made, torch.full_like(made, 1 + 3.0 * (2 - 1)))
+
+
+@each_sampler
+@pytest.mark.parametrize("known", [[0], [0, 1, 2], [0, 3]], ids=["image", "continuation", "interpolation"])
+def test_known_frames_are_taken_from_the_clip(sampler: object, known: list[int]) -> None:
+    mask, clip = torch.zeros(2, 4, dtype=torch.bool), torch.randn(2, 2, 4, 3, 3)
+    mask[0, known] = True
+    made = Generation(sampler, steps=3, scale=2.0)(World(), condition(0.5, 0.5), NULL, PATH, "x", noise(2), clip, mask)
+    assert torch.equal(made[0, :, known], clip[0, :, known])
+    others = [t for t in range(4) if t not in known]
+    torch.testing.assert_close(made[0, :, others], torch.zeros_like(made[0, :, others]))
+    torch.testing.assert_close(made[1], torch.zeros_like(made[1]))
+
+
+@pytest.mark.parametrize(("sampler", "scale", "calls"), [(euler, 1.0, 5), (euler, 2.0, 10), (heun, 1.0, 9)])
+def test_a_step_costs_one_network_call_and_guidance_doubles_it(sampler: object, scale: float, calls: int) -> None:
+    world = World()
+    Generation(sampler, steps=5, scale=scale)(world, condition(0.5), NULL, PATH, "x", noise(1))
+    assert len(world.calls) == calls
+
+
+def test_guidance_is_limited_to_its_interval() -> None:
+    world = World()
+    Generation(euler, steps=4, scale=2.0, interval=(0.4, 0.8))(world, condition(0.5), NULL, PATH, "x", noise(1))
+    without_caption = [float(tau[0, 0]) for tau, text in world.calls if text == 1]
+    assert without_caption == [0.75, 0.5]
+
+
+def test_the_shift_moves_the_steps_toward_noise() -> None:
+    world = World()
+    Generation(euler, steps=2, shift=3.0)(world, condition(0.5), NULL, PATH, "x", noise(1))
+    assert [float(tau[0, 0]) for tau, _ in world.calls] == pytest.approx([1.0, 3 * 0.5 / (1 + 2 * 0.5)])
+
+
+def test_a_leading_frame_is_clean_before_the_others_begin() -> None:
+    world = World()
+    Generation(euler, steps=2, lead=1)(world, condition(0.5), NULL, PATH, "x", noise(1, t=3))
+    assert [tau[0].tolist() for tau, _ in world.calls] == [[1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0.5, 0.5]]
+
+
+def test_one_frame_is_a_clip() -> None:
+    made = Generation(heun, steps=3)(World(), condition(0.5), NULL, PATH, "x", noise(1, t=1))
+    torch.testing.assert_close(made, torch.full((1, 2, 1, 3, 3), 0.5))
+
+
+def test_noise_of_a_clip_depends_on_its_own_seed_alone() -> None:
+    together, alone = clip_noise((2, 3, 4, 4), [5, 6, 7]), clip_noise((2, 3, 4, 4), [6])
+    assert torch.equal(together[1:2], alone)
+    assert not torch.isclose(together[0], together[1]).any()
+
+
+def test_sampling_keeps_no_graph() -> None:
+    weight = torch.ones((), requires_grad=True)
+    made = Generation(euler, steps=2)(lambda z, tau, **_: weight * z, condition(0.5), NULL, PATH, "x", noise(1))
+    assert not made.requires_grad
+
+
+def test_known_frames_without_a_clip_are_an_error() -> None:
+    with pytest.raises(ValueError, match="found 2 frames marked, but no clip"):
+        Generation(euler)(
+            World(), condition(0.5), NULL, PATH, "x", noise(1), known=torch.tensor([[True, True, False, False]])
+        )
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_no_steps_are_an_error(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps: found {steps}, expected at least 1"):
+        Generation(euler, steps=steps)

@@ -1,0 +1,65 @@
+"""Small videos and datasets that the tests of the data room are made of."""
+
+from __future__ import annotations
+
+import io
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+
+from videodiff.data.samples.shards import ShardWriter, clip_sample
+from videodiff.data.video.decode import probe
+from videodiff.data.video.encode import encode
+
+
+def moving_square(frames: int = 8, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Return uint8 `t h w c` in which no two frames are alike: a red square over a slowly changing grey."""
+    video = np.empty((frames, height, width, 3), dtype=np.uint8)
+    for t in range(frames):
+        video[t] = 40 + (t * 11 + seed * 29) % 160
+        x = (t * 3 + seed) % (width - 12)
+        video[t, height // 4 : height // 4 + 12, x : x + 12] = (255, 0, 0)
+    return video
+
+
+def by_decord(video: bytes, numbers) -> np.ndarray:
+    """Return frames as many other projects read them."""
+    return decord.VideoReader(io.BytesIO(video), num_threads=1).get_batch(list(numbers)).asnumpy()
+
+
+def write_video(
+    frames: np.ndarray, codec: str = "libx264", pixels: str = "yuv420p", container: str = "mp4", times=None, **options
+) -> bytes:
+    """Return a video as others make them; `times` are presentation times in frames of 25 a second."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=25, options={"crf": "20", **options})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
+        stream.codec_context.time_base = Fraction(1, 25)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = number if times is None else times[number], Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    # SVT-AV1 gives the thread that calls it real-time priority where it may: then nothing else runs on this core.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return file.getvalue()
+
+
+def sample(number: int, frames: int = 8, captions: tuple[str, ...] | None = None, truth=None):
+    """Return members and row of a clip of 5 frames a second whose content and caption follow from its number."""
+    video = encode(moving_square(frames, seed=number), 5.0)
+    captions = (f"a red square number {number}",) if captions is None else captions
+    return clip_sample(video, probe(video), captions, source="made", licence="CC0-1.0", truth=truth)
+
+
+def write_dataset(root: Path, count: int = 6, frames: int = 8, shard_bytes: int = 20_000, first: int = 0) -> Path:
+    """Write `count` clips with keys clip0, clip1, ... in shards of about three."""
+    with ShardWriter(root, shard_bytes) as writer:
+        for number in range(first, first + count):
+            writer.add(f"clip{number}", *sample(number, frames))
+    return root

@@ -1,0 +1,178 @@
+"""What a dashboard shows, read back from what its logger wrote; and a tracker that cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wandb
+import yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from videodiff.data.video.encode import encode
+from videodiff.training.run import logging
+from videodiff.training.run.logging import log_configuration, show_clips, usable_mode, wandb_logger
+
+FRAMES = np.zeros((5, 16, 16, 3), dtype=np.uint8)
+KEY = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the home of somebody who has never used wandb."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield tmp_path
+    wandb.finish()
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return host and port of a server of one's own, which knows the account and refuses every run."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(b"")
+
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["Content-Length"]))
+            viewer = {"id": "x", "username": "u", "entity": "e", "flags": "{}", "teams": {"edges": []}}
+            refusal = {"errors": [{"message": "permission denied"}], "data": None}
+            self.answer(json.dumps({"data": {"viewer": viewer}} if b"viewer" in asked else refusal).encode())
+
+        def answer(self, content: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{found.server_port}")
+        yield f"127.0.0.1:{found.server_port}"
+        found.shutdown()
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "clip_0.mp4"
+    path.write_bytes(encode(FRAMES, 5.0))
+    return path
+
+
+def test_tensorboard_shows_every_frame(tmp_path: Path, video: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="board")
+    show_clips(logger, 7, [video], [FRAMES], ["a ball"])
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events.Reload()
+    (shown,) = events.Images("samples/clip_0")
+    assert shown.step == 7
+    assert (shown.height, shown.width) >= (16, 16)
+    assert shown.height * shown.width >= len(FRAMES) * 16 * 16
+
+
+def test_wandb_keeps_the_video(tmp_path: Path, video: Path) -> None:
+    logger = wandb_logger("videodiff", "run", str(tmp_path))
+    show_clips(logger, 7, [video], [FRAMES], ["a ball"])
+    logger.experiment.finish()
+    (kept,) = tmp_path.glob("wandb/offline-run-*/files/media/videos/**/*.mp4")
+    assert kept.read_bytes() == video.read_bytes()
+
+
+def test_who_is_not_logged_in_is_told_where_the_run_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = wandb_logger("videodiff", "run", str(tmp_path))
+    assert logger.experiment.offline
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("wandb: found no key")]
+    assert len(said) == 1
+    assert f"wandb sync {tmp_path}/wandb/offline-run-" in said[0]
+
+
+@pytest.mark.parametrize("key", ["", "short"])
+def test_a_key_that_is_none_does_not_end_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    assert wandb_logger("videodiff", "run", str(tmp_path)).experiment.offline
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_the_mode_of_the_environment_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = wandb_logger("videodiff", "run", str(tmp_path))
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    logger.finalize("success")
+    assert bool(list(tmp_path.glob("wandb/offline-run-*"))) == (mode == "offline")
+
+
+def test_a_server_of_ones_own_is_known_by_the_key_of_its_host(server: str, home: Path) -> None:
+    assert usable_mode()[0] == "offline"
+    (home / ".netrc").write_text(f"machine {server}\n  login user\n  password {KEY}\n")
+    (home / ".netrc").chmod(0o600)
+    wandb.teardown()
+    assert usable_mode() == ("online", "")
+
+
+def test_a_server_that_refuses_the_run_does_not_end_training(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(logging, "START_S", 3.0)
+    logger = wandb_logger("videodiff", "run", str(tmp_path))
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    assert logger.experiment.offline
+    assert "the run is kept offline" in capfd.readouterr().out
+
+
+def test_a_server_that_is_not_there_does_not_end_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as gone:
+        url = f"http://127.0.0.1:{gone.server_port}"
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    mode, reason = usable_mode()
+    assert mode == "offline"
+    assert reason.startswith(f"{url} does not answer")
+
+
+def test_a_resumed_run_goes_on_under_its_id_and_another_run_has_its_own(tmp_path: Path) -> None:
+    ids = []
+    for folder in ("one", "one", "two"):
+        logger = wandb_logger("videodiff", "run", str(tmp_path / folder))
+        logger.log_metrics({"train/loss": 1.0}, step=len(ids))
+        ids.append(logger.experiment.id)
+        logger.finalize("success")
+    assert ids[0] == ids[1] != ids[2]
+    assert len(list(tmp_path.glob("one/wandb/offline-run-*"))) == 2
+    assert len(list(tmp_path.glob("two/wandb/offline-run-*"))) == 1
+
+
+def test_every_logger_has_the_configuration(tmp_path: Path) -> None:
+    config = {"optimizer": {"lr": 1e-3}, "data": {"root": "https://host/set"}}
+    loggers = [
+        CSVLogger(tmp_path / "csv"),
+        TensorBoardLogger(tmp_path / "board", default_hp_metric=False),
+        wandb_logger("videodiff", "run", str(tmp_path)),
+    ]
+    log_configuration(loggers, config)
+    assert loggers[2].experiment.config["data"] == config["data"]
+    for logger in loggers:
+        logger.save()
+        logger.finalize("success")
+    for logger in loggers[:2]:
+        assert yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text()) == config
+
+
+def test_a_table_shows_no_clips(tmp_path: Path, video: Path) -> None:
+    show_clips(CSVLogger(tmp_path), 7, [video], [FRAMES], ["a ball"])
+    assert list(tmp_path.iterdir()) == [video]

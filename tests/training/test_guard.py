@@ -1,0 +1,197 @@
+"""What is not finite never reaches weights, moments, averages or a checkpoint; training goes on or ends with a line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.conftest import tiny
+from videodiff.data.storage.files import sha256_of
+from videodiff.training import module
+from videodiff.training.guard import Taken, finite, suspects, tell_backward
+from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, load_average
+
+Call = Callable[..., tuple[int, str, str]]
+EVERY = [f"{n:04d}" for n in range(24)]
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function after which these clips are NaN where the network gets them, as after an encoder's overflow."""
+    encode = module.encode_video
+
+    def spoil(*keys: str) -> None:
+        def spoilt(batch: dict[str, Any], *rest: Any) -> torch.Tensor:
+            x = encode(batch, *rest)
+            x[[i for i, key in enumerate(batch["key"]) if key in keys]] = float("nan")
+            return x
+
+        monkeypatch.setattr(module, "encode_video", spoilt)
+
+    return spoil
+
+
+@pytest.fixture
+def key(call: Call, spoil: Callable[..., None], world_dataset: Path, cwd: Path) -> str:
+    """Return the key of the second clip of the third step: that of a run whose clips are all spoilt."""
+    spoil(*EVERY)
+    status, _, err = call("train", "name=spoilt", *recipe(world_dataset), "trainer.max_steps=3")
+    assert status == 0, err
+    (line,) = [line for line in err.splitlines() if line.startswith("step 3: skipped")]
+    keys = line.partition("clips ")[2].partition(";")[0].split(", ")
+    assert len(keys) == 4
+    return keys[1]
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe(root: Path) -> list[str]:
+    return [*tiny(root), "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0"]
+
+
+def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of the weights and of the optimizer's state."""
+    state = torch.load(checkpoint / "state.ckpt", weights_only=True)
+    found = {f"weight {name}": value for name, value in state["state_dict"].items()}
+    for number, one in state["optimizer_states"][0]["state"].items():
+        found |= {f"{key} {number}": torch.as_tensor(value) for key, value in one.items()}
+    return found
+
+
+def assert_same(one: Path, other: Path) -> None:
+    wanted, found = state_of(one), state_of(other)
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+
+
+def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
+    call: Call, spoil: Callable[..., None], key: str, world_dataset: Path
+) -> None:
+    spoil(key)
+    root = world_dataset
+    status, _, err = call("train", "name=whole", *recipe(root), "trainer.max_steps=5")
+    assert status == 0, err
+    lines = [line for line in err.splitlines() if "skipped" in line]
+    assert lines == [f"step 3: skipped, loss or gradient not finite, clips {key}; 1 of at most 10 in 1,000 steps"]
+    saved = [path.name[-1] for path in checkpoints(Path("runs/whole"))]
+    assert saved == ["1", "2", "4", "5"], "a skipped step is no time to save"
+    assert all(value.isfinite().all() for value in state_of(latest_checkpoint(Path("runs/whole"))).values())
+    # The run that ends with the skipped step has what the step before left.
+    status, _, err = call(
+        "train", "name=part", *recipe(root), "trainer.max_steps=3", "schedule=constant", "~schedule.decay"
+    )
+    assert status == 0, err
+    second, third = checkpoints(Path("runs/part"))[-2:]
+    assert (second.name[-1], third.name[-1]) == ("2", "3")
+    assert_same(second, third)
+    # Of the whole run everything after the second step goes, and comes again.
+    shutil.copytree("runs/whole", "runs/again")
+    for path in checkpoints(Path("runs/again"))[2:]:
+        shutil.rmtree(path)
+    status, _, err = call("train", "resume=runs/again")
+    assert status == 0, err
+    assert f"clips {key}; 1 of at most 10" in err
+    assert_same(latest_checkpoint(Path("runs/whole")), latest_checkpoint(Path("runs/again")))
+
+
+def test_too_many_skipped_steps_end_training_and_the_good_checkpoint_stays(
+    call: Call, spoil: Callable[..., None], world_dataset: Path, cwd: Path
+) -> None:
+    root = world_dataset
+    more = ["callbacks.checkpoints.keep=1", "trainer.max_steps=40", "callbacks.guard.budget=2"]
+    status, _, err = call("train", "name=a", *recipe(root), *more, "trainer.max_steps=2")
+    assert status == 0, err
+    before = state_of(latest_checkpoint(Path("runs/a")))
+    spoil(*EVERY)
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=40")
+    assert status == 1
+    assert [line.startswith("step ") for line in err.splitlines() if "skipped" in line] == [True, True]
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("videodiff train: error: step 5: loss or gradient not finite, clips ")
+    assert "3 of at most 2 in 1,000 steps (callbacks.guard.budget)" in last
+    assert last.endswith("the last checkpoint is runs/a/checkpoints/step_00000002")
+    assert [path.name[-1] for path in checkpoints(Path("runs/a"))] == ["2"]
+    found = state_of(latest_checkpoint(Path("runs/a")))
+    assert all(torch.equal(before[key], found[key]) for key in before)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_step_that_ruins_the_weights_is_the_last_one_and_not_saved(
+    call: Call, world_dataset: Path, cwd: Path, optimizer: str
+) -> None:
+    arguments = [*tiny(world_dataset), f"optimizer={optimizer}", "callbacks.checkpoints.every=1", "trainer.max_steps=9"]
+    status, _, err = call("train", "name=a", *arguments, "optimizer.lr=1e30")
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("videodiff train: error: ")
+    assert "lr" in last or "learning rate" in last
+    assert not list(cwd.glob("runs/a/checkpoints/step_*"))
+
+
+def test_a_loss_that_is_not_finite_makes_every_gradient_so_and_a_finite_one_changes_none() -> None:
+    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    weight = nn.Parameter(torch.ones(5))
+    plain = (weight * x).square().sum()
+    plain.backward()
+    wanted, weight.grad = weight.grad, None
+    told = tell_backward((weight * x).square().sum())
+    told.backward()
+    assert torch.equal(told, plain)
+    assert torch.equal(weight.grad, wanted)
+    for bad in (float("inf"), float("nan"), float("-inf")):
+        weight.grad = None
+        # The gradient of a sum with an infinite constant is finite by itself.
+        tell_backward((weight * x).sum() + bad).backward()
+        assert weight.grad.isnan().all()
+
+
+def test_suspects_are_the_clips_whose_loss_is_no_number_or_else_all() -> None:
+    good, bad = Taken(["a", "b"], torch.tensor([1.0, 2.0])), Taken(["c", "d"], torch.tensor([1.0, float("nan")]))
+    assert suspects([good, bad]) == ["d"]
+    assert suspects([good]) == ["a", "b"]
+
+
+def test_weights_are_finite_up_to_what_a_norm_can_hold() -> None:
+    assert finite([torch.ones(3), torch.zeros(0)])
+    for value in (float("nan"), float("inf"), 1e30):
+        assert not finite([torch.ones(3), torch.tensor([value])])
+
+
+def test_a_checkpoint_whose_average_is_no_number_is_refused_by_all_who_read_it(
+    call: Call, world_dataset: Path, cwd: Path
+) -> None:
+    assert call("train", "name=a", *tiny(world_dataset), "trainer.max_steps=1")[0] == 0
+    checkpoint = latest_checkpoint(Path("runs/a"))
+    average, path = load_file(checkpoint / "average.safetensors"), checkpoint / "average.safetensors"
+    name = sorted(average)[3]
+    average[name].view(-1)[0] = float("nan")
+    save_file(average, path)
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    record["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    for arguments in (
+        ["sample", "runs/a", "prompts=[a ball]"],
+        ["evaluate", "runs/a", f"dataset={world_dataset}", "clips=1"],
+        ["inspect", str(checkpoint)],
+    ):
+        status, _, err = call(*arguments)
+        assert status == 1
+        assert err.strip().splitlines()[-1].startswith(f"videodiff {arguments[0]}: error: ")
+        assert f"average.safetensors: weight {name}: found 1 of " in err
+    status, out, _ = call("inspect", "runs/a")
+    assert status == 0
+    assert f"not usable: {checkpoint}/average.safetensors: weight {name}" in out
+    with pytest.raises(ValueError, match="not finite"):
+        load_average(checkpoint, nn.Linear(1, 1))

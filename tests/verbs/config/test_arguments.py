@@ -1,0 +1,161 @@
+"""What is typed behind a key of text is that text, and flags of Hydra stand where they like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from videodiff.verbs.config.arguments import parse, positional, quoted, spell, split
+from videodiff.verbs.config.expand import expand
+from videodiff.verbs.printing import in_line, printable
+
+# As people name folders and files; none of these exists here.
+NAMES = [
+    *(
+        "日本語",
+        "My Clips (2024)",
+        "date=2024-01-01",
+        "a,b",
+        "[raw]",
+        "2024",
+        "1e5",
+        "true",
+        "~x",
+        "a b:",
+        "x:",
+        "{a: b}",
+    ),
+    *(
+        "it's",
+        'say "hi"',
+        "back\\slash",
+        "end\\",
+        "a\\'b",
+        "'",
+        "''a",
+        "$",
+        "a;b",
+        "*",
+        "-x",
+        "#x",
+        "@x",
+        " a ",
+        "a\nb",
+    ),
+    *(
+        "range(1,3)",
+        "int(3)",
+        "choices(a,b)",
+        "0x10",
+        "1_000",
+        "nan",
+        ".5",
+        "NULL",
+        "caf\u0065\u0301",
+        "\udcff",
+        "a,",
+        "a]",
+    ),
+]
+
+
+def value(override: str) -> Any:
+    """Return the value that a configuration has by an override."""
+    plain = OverridesParser.create().parse_override(override).value()
+    return OmegaConf.to_container(OmegaConf.create({"x": plain}), resolve=True)["x"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_taken_as_it_is_typed(name: str) -> None:
+    for verb, key in (("pack", "source"), ("index", "tars"), ("train", "data.root"), ("sample", "given")):
+        if (key, name[:1]) != ("tars", "["):
+            assert value(spell(verb, f"{key}={name}", sweeps=False)) == name
+            assert value(spell(verb, f"+{key}={name}", sweeps=False)) == name
+    for verb in ("sample", "inspect", "cache"):
+        assert value(positional(verb, [name])[0]) == name or name == "date=2024-01-01"
+
+
+@pytest.mark.parametrize(
+    "name", ["null", "${HOME}", "a${b}c", r"\${x}", r"\\${x}", "'q'", "${a", "[raw]", "a,b", "x\\${"]
+)
+def test_a_file_of_this_very_name_always_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    assert value(spell("index", f"tars={name}", sweeps=True)) == name
+    assert value(positional("index", [name])[0]) == name
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from("\\'\"${}:,[]() "), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_quoting_is_undone_by_hydra(text: str) -> None:
+    if text != "???":
+        assert value(f"x={quoted(text)}") == text
+
+
+def test_what_means_more_than_text_stays() -> None:
+    same = [
+        *(
+            ("index", "tars=[a,b]"),
+            ("train", "resume=null"),
+            ("train", "name=lr_${optimizer.lr}"),
+            ("pack", "source='a b'"),
+        ),
+        *(
+            ("train", "optimizer.lr=1e-3"),
+            ("train", "data.more=[{root: a}]"),
+            ("sample", 'prompts=["a b", c]'),
+            ("pack", "out="),
+        ),
+    ]
+    for verb, override in same:
+        assert spell(verb, override, sweeps=False) == override
+    assert spell("train", "name=a,b", sweeps=True) == "name=a,b"
+    assert value(spell("train", "name=a,b", sweeps=False)) == "a,b"
+
+
+def test_a_text_for_a_list_of_prompts_is_one_prompt() -> None:
+    assert value(spell("sample", "prompts=a red ball (small), left: slowly", sweeps=False)) == (
+        "a red ball (small), left: slowly"
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "override", "said"),
+    [
+        ("sample", "prompts=[a (b]", "in quotes: prompts='[a (b]'"),
+        ("sample", "prompts=a ${b", r"write \${ for ${"),
+        ("train", "trainer.max_steps=[3", "in quotes"),
+        ("train", "trainer.max_steps", "found no key=value"),
+    ],
+)
+def test_what_cannot_be_read_is_answered_with_how_to_write_it(verb: str, override: str, said: str) -> None:
+    with pytest.raises(ValueError, match="override") as error:
+        parse(spell(verb, override, sweeps=False))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_may_be_named_as_data() -> None:
+    assert [value(o) for o in expand("inspect", ["data=My Clips (2)"])] == ["My Clips (2)"]
+    assert expand("inspect", ["data=folder"]) == ["data=folder"]
+    assert [value(o) for o in expand("cache", ["data=a,b"])] == ["a,b"]
+
+
+def test_flags_and_overrides_are_taken_apart() -> None:
+    found = split(["a=1", "--cfg", "job", "b=2", "-m", "--info", "c=3", "-p=optimizer", "--", "-d=4"])
+    assert found.flags == ["--cfg", "job", "--multirun", "--info", "--package", "optimizer"]
+    assert found.overrides == ["a=1", "b=2", "c=3", "-d=4"]
+    assert split(["--info", "defaults"]).flags == ["--info", "defaults"]
+
+
+def test_a_terminal_is_not_steered() -> None:
+    hostile = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202eb\r\x00\udcff"
+    assert printable(hostile) == r"a\x1b[2J\x1b]0;owned\x07\x9b31m\u202eb\r\x00\udcff"
+    assert in_line("one\ntwo\x1b[0m") == r"one two\x1b[0m"
+    assert printable("日本語 a\tb\nc é") == "日本語 a\tb\nc é"

@@ -1,0 +1,303 @@
+"""Sampling, evaluation and the samples of a training from the command line: what was trained, whole, made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from tests.conftest import tiny
+from tests.material.made_clips import sample
+from videodiff import cli
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.samples.shards import ShardWriter, read_sample
+from videodiff.data.video.decode import decode, probe, resize
+from videodiff.data.video.encode import encode
+from videodiff.training.run.checkpoint import checkpoints
+
+Call = Callable[..., tuple[int, str, str]]
+RED, BLUE = "a large red ball moves left slowly", "a small blue ball moves up quickly"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Path:
+    """Return a run of four steps on every second frame of clips of 5 frames a second, without a validation set."""
+    run = tmp_path_factory.mktemp("trained") / "small"
+    more = ["data.stride=2", "data.frames=4", "trainer.max_steps=4", "callbacks.checkpoints.every=2"]
+    more += ["callbacks.samples.every=2", "callbacks.samples.clips=3", "sampler.steps=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["videodiff", "train", *tiny(world_dataset), *more, f"run={run}"])
+        GlobalHydra.instance().clear()
+        cli.main()
+    return run
+
+
+def test_without_validation_the_samples_are_like_training_clips(trained: Path, world_dataset: Path) -> None:
+    manifest = Manifest.load(world_dataset)
+    captions = [read_sample(manifest.root, manifest.row(row))["txt"].decode() for row in range(3)]
+    labels = json.loads((trained / "samples/captions.json").read_text())
+    assert list(labels.values()) == [f"{captions[0]} (continued from 3 frames)", captions[1],
+                                     f"{captions[2]} (continued from 3 frames)"]  # fmt: skip
+    for step in (2, 4):
+        clips = sorted((trained / "samples" / f"step_{step:08d}").iterdir())
+        assert [clip.name for clip in clips] == ["clip_0.mp4", "clip_1.mp4", "clip_2.mp4"]
+        info = probe(clips[0].read_bytes())
+        assert (info.frames, info.height, info.width, info.fps) == (4, 16, 16, 2.5)
+    given, truth = decode(clips[0].read_bytes(), range(3)), read_sample(manifest.root, manifest.row(0))["mp4"]
+    assert abs(given.astype(int) - decode(truth, [0, 2, 4])).mean() < 8
+    assert not list(trained.glob("samples/.*"))
+
+
+def test_samples_that_are_missing_at_the_checkpoint_are_made_again(call: Call, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "killed"))
+    before = {clip.name: clip.read_bytes() for clip in (run / "samples/step_00000004").iterdir()}
+    # As a process leaves it that is killed at the second clip.
+    (run / "samples/step_00000004").rename(run / "samples/.step_00000004.partial")
+    (run / "samples/.step_00000004.partial/clip_1.mp4").write_bytes(b"")
+    status, _, err = call("train", f"resume={run}", "trainer.max_steps=5")
+    assert status == 0, err
+    assert {clip.name: clip.read_bytes() for clip in (run / "samples/step_00000004").iterdir()} == before
+    assert not list(run.glob("samples/.*"))
+
+
+def test_a_sample_has_the_trained_rate_and_makes_itself_again(call: Call, trained: Path, tmp_path: Path) -> None:
+    out, prompts = tmp_path / "made", f'prompts=["{RED}","{BLUE}"]'
+    for _ in range(2):
+        status, _, err = call("sample", str(trained), prompts, "seed=7", "scale=1.5", f"out={out}")
+        assert status == 0, err
+    assert sorted(path.name for path in out.iterdir()) == [f"{n:03d}.{e}" for n in range(4) for e in ("json", "mp4")]
+    facts = [json.loads((out / f"{number:03d}.json").read_text()) for number in range(4)]
+    assert [(one["prompt"], one["seed"]) for one in facts] == [(RED, 7), (BLUE, 8)] * 2
+    assert (facts[0]["fps"], facts[0]["step"], facts[0]["sampler"]["scale"]) == (2.5, 4, 1.5)
+    assert probe((out / "001.mp4").read_bytes()).fps == 2.5
+    one = facts[1]
+    again = [f'prompts=["{one["prompt"]}"]', *(f"{name}={one[name]}" for name in ("seed", "fps", "frames", "height"))]
+    again += [f"{name}={one['sampler'][name]}" for name in ("steps", "scale", "shift")]
+    status, _, err = call("sample", one["run"], f"checkpoint={one['checkpoint']}", *again, f"out={tmp_path / 'again'}")
+    assert status == 0, err
+    assert (tmp_path / "again/000.mp4").read_bytes() == (out / "001.mp4").read_bytes()
+
+
+def test_given_frames_are_taken_at_the_rate_of_the_clip(call: Call, trained: Path, tmp_path: Path) -> None:
+    # Each frame has a grey of its own.
+    frames = np.broadcast_to(np.arange(10, 250, 10, dtype=np.uint8)[:, None, None, None], (24, 16, 24, 3))
+    (tmp_path / "given.mp4").write_bytes(encode(frames, 10.0, crf=1))
+    given = [f"given={tmp_path / 'given.mp4'}", "known=[0,1,2]"]
+    for asked, places in (([], [0, 4, 8]), (["fps=5"], [0, 2, 4]), (["fps=10"], [0, 1, 2])):
+        out = tmp_path / f"made{len(list(tmp_path.iterdir()))}"
+        status, _, err = call("sample", str(trained), *given, *asked, f"out={out}")
+        assert status == 0, err
+        made = decode((out / "000.mp4").read_bytes(), range(3)).astype(int)
+        assert [round(grey / 10) - 1 for grey in made.mean(axis=(1, 2, 3))] == places
+        facts = json.loads((out / "000.json").read_text())
+        assert facts["known"] == [0, 1, 2]
+        assert facts["given"]["sha256"] == hashlib.sha256((tmp_path / "given.mp4").read_bytes()).hexdigest()
+    for wrong, message in (
+        (["fps=20"], "has 10 frames a second, expected at least 20"),
+        (["fps=0.5"], "has 24 frames, expected at least 41 for known=[0, 1, 2] of 4 frames at 0.5 a second"),
+        (["known=[0,1,2,3]"], "known: found all 4 frames of the clip"),
+    ):
+        status, _, err = call("sample", str(trained), *given, *wrong, f"out={tmp_path / 'none'}")
+        assert (status, err.count("\n")) == (1, 1)
+        assert message in err
+
+
+def test_other_shapes_are_made_and_said_or_refused(call: Call, trained: Path, tmp_path: Path) -> None:
+    how = ["sample", str(trained), f'prompts=["{RED}"]', f"out={tmp_path}"]
+    status, out, err = call(*how, "width=24", "frames=6")
+    assert status == 0, err
+    assert "6 x 16 x 24 is no shape of the training, which had 4 x 16 x 16" in out
+    info = probe((tmp_path / "000.mp4").read_bytes())
+    assert (info.frames, info.height, info.width) == (6, 16, 24)
+
+
+MISTAKES = {
+    "height=18": "height: found 18, expected a multiple of 4 (codec 1 x model.patch 4; nearest: 16)",
+    "height=0": "'height=0': found 0, expected a whole number of at least 1",
+    "frames=0": "'frames=0': found 0, expected a whole number of at least 1",
+    "frames=-4": "'frames=-4': found -4, expected a whole number of at least 1",
+    "fps=0": "'fps=0': found 0, expected a number above 0",
+    "steps=0": "'steps=0': found 0, expected a whole number of at least 1",
+    "steps=-1": "'steps=-1': found -1, expected a whole number of at least 1",
+    "shift=0": "'shift=0': found 0, expected a number above 0",
+    f'prompts=["{RED}","a large rad ball"]': "prompts[1]: caption 'a large rad ball': found the word 'rad'",
+    "checkpoint=nowhere": "nowhere",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_is_written(
+    call: Call, trained: Path, tmp_path: Path, mistake: str
+) -> None:
+    prompts = [] if mistake.startswith("prompts") else [f'prompts=["{RED}"]']
+    status, _, err = call("sample", str(trained), *prompts, mistake, f"out={tmp_path / 'made'}")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert MISTAKES[mistake] in err
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_evaluation_takes_what_there_is_and_does_not_depend_on_the_batch(
+    call: Call, trained: Path, world_dataset: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    status, _, err = call("evaluate", str(run))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "dataset: found none, and the run has no data.validation_root: expected dataset=" in err
+    results = []
+    for batch in (5, 24):
+        status, out, err = call("evaluate", str(run), f"dataset={world_dataset}", f"batch={batch}", "keep=2", "given=2")
+        assert status == 0, err
+        assert f"clips: found 24 in {world_dataset}, fewer than 256: all are taken" in out
+        results.append(json.loads((run / "evaluation.json").read_text()))
+        listed = json.loads((run / "evaluation/clips.json").read_text())
+        named = {entry[name] for entry in listed for name in ("sampled", "truth") if entry[name]}
+        assert {path.relative_to(run).as_posix() for path in run.glob("evaluation/**/*.mp4")} == named
+    assert {entry["fps"] for entry in listed} == {2.5}
+    numbers = [{name: v for name, v in one.items() if isinstance(v, float)} for one in results]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
+    # What cannot be done is said before anything is sampled, and what there was stays.
+    before = (run / "evaluation.json").read_bytes()
+    status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", "given=4")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "given: found 4, expected 1 to 3 of the clip's 4 frames" in err
+    assert (run / "evaluation.json").read_bytes() == before
+
+
+def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:
+    run, root = Path(shutil.copytree(trained, tmp_path / "run")), tmp_path / "footage"
+    with ShardWriter(root) as writer:
+        for number, frames in enumerate((8, 3, 8)):
+            writer.add(f"clip{number}", *sample(number, frames, captions=(f"a red zebra {number}",)))
+        members, row = sample(9)
+        writer.add("broken", {**members, "mp4": members["mp4"][:300]}, row)
+    status, out, err = call("evaluate", str(run), f"dataset={root}")
+    assert status == 0, err
+    assert "1 of 4 clips do not fit: too few frames 1" in out
+    assert "1 clips cannot be read, the first one:" in out
+    assert "words that training does not know (zebra, 0, 2), left out" in out
+    result = json.loads((run / "evaluation.json").read_text())
+    assert (result["clips"], result["table"][0]["name"]) == (2, "model")
+
+
+def test_a_caption_that_is_too_long_is_found_before_the_first_step(call: Call, tmp_path: Path) -> None:
+    root, run = tmp_path / "data", tmp_path / "run"
+    with ShardWriter(root) as writer:
+        for number in range(4):
+            writer.add(f"clip{number}", *sample(number, captions=(" ".join(["many"] * (40 if number == 2 else 2)),)))
+    how = ["train", *tiny(root), "trainer.max_steps=1", f"run={run}", "callbacks.samples.every=1", "sampler.steps=1"]
+    status, out, err = call(*how)
+    assert (status, err.count("\n")) == (1, 1), err
+    assert f"{root}: clip2: caption has 40 words, expected at most 24" in err
+    assert not run.exists()
+    assert "stops: " in call("inspect", *tiny(root))[1]
+    status, out, err = call(*how, "text.long=cut")
+    assert status == 0, err
+    assert f"videodiff train: {root}: 1 clips have a caption of more than 24 words, cut there" in out
+    status, _, err = call(*how, "text.max_words=null", f"run={run}_null")
+    assert status == 0, err
+    assert "max_words: 41" in Path(f"{run}_null/config.yaml").read_text()
+    status, _, err = call("train", f"resume={run}_null", "trainer.max_steps=2", "text.long=cut")
+    assert status == 0, err
+    assert len(checkpoints(Path(f"{run}_null"))) == 2
+
+
+def test_words_of_further_datasets_are_known_and_those_of_validation_left_out(
+    call: Call, world_dataset: Path, tmp_path: Path
+) -> None:
+    roots = {}
+    for name in ("more", "held"):
+        roots[name] = tmp_path / name
+        with ShardWriter(roots[name]) as writer:
+            for number in range(2):
+                writer.add(f"{name}{number}", *sample(number, captions=(f"a red {name} ball",)))
+    how = [*tiny(world_dataset), f"data.more=[{{root: {roots['more']}}}]", f"data.validation_root={roots['held']}"]
+    how += ["trainer.max_steps=2", "trainer.val_check_interval=1", f"run={tmp_path / 'run'}", "sampler.steps=1"]
+    status, out, err = call("train", *how, "callbacks.samples.every=2", f'callbacks.samples.prompts=["{RED}"]')
+    assert status == 0, err
+    assert "2 of 2 captions are longer than 24 words or have words that training does not know (held), left out" in out
+    assert json.loads((tmp_path / "run/samples/captions.json").read_text()) == {"clip_0": RED}
+    status, _, err = call("sample", str(tmp_path / "run"), 'prompts=["a red more ball"]')
+    assert status == 0, err
+    status, _, err = call("train", *how, f"run={tmp_path / 'other'}", f"text.vocabulary={world_dataset}/words.txt")
+    assert status == 1
+    assert re.search(rf"{roots['more']}: more0: caption 'a red more ball': found the word 'more'.*; more1 too", err)
+
+
+def test_clips_of_several_rates_are_sampled_at_one_that_is_asked_for(call: Call, tmp_path: Path) -> None:
+    root, run = tmp_path / "data", tmp_path / "run"
+    with ShardWriter(root) as writer:
+        for number, fps in enumerate((5.0, 20.0)):
+            video = encode(np.full((8, 16, 16, 3), 60, dtype=np.uint8), fps)
+            writer.add(f"clip{number}", {"mp4": video, "txt": b"grey"},
+                       {"width": 16, "height": 16, "frames": 8, "fps": fps})  # fmt: skip
+    assert call("train", *tiny(root), "trainer.max_steps=1", f"run={run}")[0] == 0
+    status, _, err = call("sample", str(run), "prompts=[grey]", "steps=1")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "fps: found null, expected frames a second, as this run was trained on clips of" in err
+    assert "5 (50%)" in err
+    (tmp_path / "given.mp4").write_bytes(encode(np.full((8, 16, 16, 3), 60, dtype=np.uint8), 12.0))
+    for asked, rate in ((["fps=20"], 20), ([f"given={tmp_path / 'given.mp4'}"], 12)):
+        status, out, err = call("sample", str(run), "prompts=[grey]", "steps=1", *asked)
+        assert status == 0, err
+        assert probe(Path(out.split(":")[0]).read_bytes()).fps == rate
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a step in the latents of a small causal autoencoder, 9 frames to 3; and its dataset beside it."""
+    import diffusers
+    import torch
+
+    cwd = tmp_path_factory.mktemp("causal")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+                                     latents_mean=[0.0] * 4, latents_std=[1.0] * 4)  # fmt: skip
+    vae.save_pretrained(cwd / "vae")
+    with ShardWriter(cwd / "data") as writer:
+        for number in range(4):
+            writer.add(f"clip{number}", *sample(number, 9, captions=("a square",)))
+    how = ["codec=wan_vae", f"codec.path_or_name={cwd / 'vae'}", "codec.subfolder=null", "codec.dtype=float32"]
+    how += ["data.frames=9", "model.patch=[1,1,1]", "trainer.max_steps=1", "sampler.steps=1"]
+    how += ["callbacks.samples.every=1", f"run={cwd / 'run'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["videodiff", "train", *tiny(cwd / "data"), *how])
+        GlobalHydra.instance().clear()
+        cli.main()
+    return cwd
+
+
+def test_a_causal_codec_is_given_the_frames_that_it_can_hold_everywhere(call: Call, causal: Path) -> None:
+    run, data = causal / "run", causal / "data"
+    labels = json.loads((run / "samples/captions.json").read_text())
+    # Of three frames a causal codec of 1 + 4 k can hold one.
+    assert labels["clip_0"] == "a square (continued from 1 frames)"
+    manifest = Manifest.load(data)
+    video = read_sample(manifest.root, manifest.row(0))["mp4"]
+    (causal / "given.mp4").write_bytes(video)
+    status, _, err = call("sample", str(run), f"given={causal / 'given.mp4'}", "known=[0,1,2,3,4]")
+    assert status == 0, err
+    made = decode((run / "generated/000.mp4").read_bytes(), range(9)).astype(int)
+    error = abs(made - resize(decode(video, range(9)), 16, 16)).mean(axis=(1, 2, 3))
+    assert error[:5].max() < 10 < error[5:].min()
+    fits = "expected the first 1, 5 of the clip's 9 frames: the codec AutoencoderKLWan"
+    for wrong in ("[0,-1]", "[0,1,2]", "[1]"):
+        status, _, err = call("sample", str(run), f"given={causal / 'given.mp4'}", f"known={wrong}")
+        assert (status, err.count("\n")) == (1, 1)
+        assert fits in err
+    status, _, err = call("evaluate", str(run), f"dataset={data}", "clips=2")
+    assert status == 0, err
+    assert json.loads((run / "evaluation.json").read_text())["given_frames"] == 1
+    status, _, err = call("evaluate", str(run), f"dataset={data}", "clips=2", "given=3")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"given: found 3, {fits}" in err
+    status, _, err = call("train", f"resume={run}", "trainer.max_steps=2", "callbacks.samples.given=9")
+    assert status == 1
+    assert f"callbacks.samples.given: found 9, {fits}" in err

@@ -1,0 +1,436 @@
+"""Precompute: a dataset encoded once, into one beside it with the same shards, keys and order, to train from instead.
+
+Each shard is made whole by one process, from its own samples alone: its bytes depend neither on the number of processes
+nor on what was interrupted. `.cache` notes its rows and the shard it is of; a run makes what has no such note. The
+manifest is written last, and what has none is no dataset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from functools import partial
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from videodiff.codec.cached import (
+    EncodingError,
+    encode_captions,
+    latent_member,
+    latent_record,
+    text_names,
+    text_record,
+    write_array,
+)
+from videodiff.data.encoded.windows import PIECE, Windows
+from videodiff.data.loader.quarantine import Quarantine, Sample
+from videodiff.data.loader.workers import Read, Request, Work, Workers, read_here
+from videodiff.data.samples.manifest import NAME, Manifest, ManifestError, ManifestWriter
+from videodiff.data.samples.shards import SIDECARS, VIDEOS, WORDS, add_members, read_captions, read_sample, video_of
+from videodiff.data.storage.files import owning, remove_abandoned, replacing, write_whole
+from videodiff.data.video.decode import DecodeError, decode_into
+
+WORK, SETTINGS, FAILED = ".cache", "settings.json", "failed.jsonl"
+# Samples whose captions go through the text encoder together.
+TOGETHER = 16
+Encoders = tuple[nn.Module | None, nn.Module | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to encode and how; `build` gives codec and text encoder, None for one that is not wanted.
+
+    sizes: height and width that clips are encoded at, each at the one whose aspect is the nearest to its own. video:
+    keep the mp4. decoders: processes that decode for one encoder, None: those that there are cores for, 0: it decodes
+    itself, and hangs where a video does. timeout: seconds that 64 frames may take there.
+    """
+
+    root: str
+    out: Path
+    build: Callable[[], Encoders]
+    sizes: Sequence[tuple[int, int]] = ((256, 256),)
+    stride: int = 1
+    frames: int | None = None
+    video: bool = False
+    decoders: int | None = None
+    timeout: float = 300.0
+
+
+def precompute(
+    plan: Plan, workers: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Encode what is missing of a dataset; return the counts of samples, failed, shards and bytes.
+
+    workers: processes on this machine, None: one a GPU, or one a core without any. Where torchrun started this process
+    it is itself one of them, on as many machines as there are, and `out` is a folder that all see. Samples that cannot
+    be decoded or encoded, or are too short, are left out and named in `failed.jsonl`. Settings other than those that
+    `out` was begun with are an error; so is a full disk, and the same call goes on from there.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    workers = (torch.cuda.device_count() or os.cpu_count() or 1) if workers is None else workers
+    if plan.decoders is None:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", workers))
+        plan = replace(plan, decoders=max(1, (os.cpu_count() or 1) // max(here, 1)))
+    if workers < 1 or plan.decoders < 0 or plan.timeout <= 0:
+        raise ValueError(
+            f"found workers={workers} decoders={plan.decoders} timeout={plan.timeout}, expected at least 1, 0, above 0"
+        )
+    if ":/" in str(plan.out):
+        raise ValueError(f"out: found the URL {plan.out}, expected a folder")
+    with owning(plan.out, "cache") if rank == 0 else contextlib.nullcontext():
+        source, encoders = Manifest.load(plan.root), plan.build()
+        records = records_of(plan, encoders)
+        check_out(plan.out, source)
+        if world > 1:
+            return together(plan, source, encoders, records, rank, world, progress)
+        missing = begin(plan, source, records)
+        if len(missing) > 1 and workers > 1:
+            del encoders
+            spread(plan, source, missing, min(workers, len(missing)), progress)
+        else:
+            encode_shards(plan, source, encoders, missing, 0, counter(progress, source, missing))
+        return finish(plan, source, records)
+
+
+def together(
+    plan: Plan,
+    source: Manifest,
+    encoders: Encoders,
+    records: dict[str, Any],
+    rank: int,
+    world: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Take this rank's share under torchrun; rank 0 tells all what is missing, and writes the manifest."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        missing = [begin(plan, source, records) if rank == 0 else None]
+        distributed.broadcast_object_list(missing, src=0)
+        share = missing[0][rank::world]
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        encode_shards(plan, source, encoders, share, local, counter(progress, source, share))
+        distributed.barrier()
+        return finish(plan, source, records) if rank == 0 else {}
+    finally:
+        distributed.destroy_process_group()
+
+
+def records_of(plan: Plan, encoders: Encoders) -> dict[str, dict[str, Any]]:
+    """Return what the manifest will say of latents and text; settings that do not fit the encoders are an error."""
+    codec, text = encoders
+    if codec is None and text is None:
+        raise ValueError("found codec=null and text=null, expected at least one of them")
+    if codec is None and not plan.video:
+        raise ValueError("found video=false and codec=null, expected the video or its latents to be kept")
+    records = {}
+    if codec is not None:
+        windows, (_, fh, fw) = Windows.of(codec, plan.stride, plan.frames), codec.compression
+        if not plan.sizes or any(h < 1 or w < 1 or h % fh or w % fw for h, w in plan.sizes):
+            raise ValueError(
+                f"sizes: found {list(map(list, plan.sizes))}, expected [height, width] divisible by {fh} and {fw}"
+            )
+        records["latent"] = latent_record(codec, plan.sizes, asdict(windows))
+    if text is not None:
+        records["text"] = text_record(text)
+    return records
+
+
+def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
+    """Return the numbers of the shards that are missing; while there are any the folder is no dataset."""
+    settings, path = {**records, "video": plan.video}, plan.out / WORK / SETTINGS
+    before = json.loads(path.read_text()) if path.is_file() else settings
+    for what in sorted(before.keys() | settings.keys()):
+        (old, old_name), (new, new_name) = (told(which.get(what)) for which in (before, settings))
+        if old != new:
+            raise ValueError(f"{what}: found {new_name}, expected {old_name} as in {path}, or another out")
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, json.dumps(settings, indent=1).encode())
+    remove_abandoned(path.parent)
+    names = {shard["name"] for shard in source.shards}
+    stale = [tar for tar in plan.out.glob("*.tar") if tar.name not in names]
+    missing = [number for number in range(len(source.shards)) if note_of(plan.out, source.shards[number]) is None]
+    if missing or stale:
+        (plan.out / NAME).unlink(missing_ok=True)
+    for tar in stale:
+        tar.unlink()
+        (path.parent / f"{tar.name}.json").unlink(missing_ok=True)
+    return missing
+
+
+def check_out(out: Path, source: Manifest) -> None:
+    """Raise where the encoded dataset must not be written."""
+    if isinstance(source.path, Path) and source.path.parent.resolve() == out.resolve():
+        raise ValueError(f"out: found the dataset itself, {out}, expected another folder")
+    if not (out / WORK / SETTINGS).is_file() and any(out.glob("*.tar")):
+        raise ValueError(f"out: found shards of another kind in {out}, expected an empty folder")
+
+
+def told(setting: Any) -> tuple[Any, Any]:
+    """Return what tells a setting from another, and how a person is told of it."""
+    if not isinstance(setting, dict):
+        return setting, setting
+    return setting["fingerprint"], f"{setting['of']} (fingerprint {setting['fingerprint'][:12]})"
+
+
+def note_of(out: Path, shard: dict[str, Any], lines: int = 1) -> list[Any] | None:
+    """Return what was noted of a shard when it was encoded, by lines; None where it is to be made.
+
+    The first line is its entry in the list of shards, then come the rows, then those that are left out.
+    """
+    try:
+        with (out / WORK / f"{shard['name']}.json").open() as file:
+            note = [json.loads(line) for line in islice(file, lines)]
+    except FileNotFoundError:
+        return None
+    tar, made = out / shard["name"], note[0]
+    whole = not made["samples"] or (tar.is_file() and tar.stat().st_size == made["bytes"])
+    return note if whole and made["source_sha256"] == shard["sha256"] else None
+
+
+def counter(progress: Callable[[int, int], None], source: Manifest, numbers: Sequence[int]) -> Callable[[int], None]:
+    """Return a function that adds up samples and tells how many of those of these shards are done."""
+    done, total = 0, sum(int(source.counts[number]) for number in numbers)
+
+    def add(samples: int) -> None:
+        nonlocal done
+        done += samples
+        progress(done, total)
+
+    return add
+
+
+def spread(
+    plan: Plan, source: Manifest, missing: Sequence[int], workers: int, progress: Callable[[int, int], None]
+) -> None:
+    """Share out shards over processes; the first that fails ends them all."""
+    context, add, open_ends = multiprocessing.get_context("spawn"), counter(progress, source, missing), {}
+    processes = []
+    try:
+        for rank in range(workers):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=serve, args=(theirs, plan, list(missing)[rank::workers], rank))
+            process.start()
+            theirs.close()
+            processes.append(process)
+            open_ends[ours] = process
+        while open_ends:
+            for end in wait(list(open_ends)):
+                try:
+                    message = end.recv()
+                except EOFError:
+                    process = open_ends.pop(end)
+                    process.join()
+                    if process.exitcode:
+                        raise ChildProcessError(
+                            f"a process ended with exit code {process.exitcode}; the same command goes on from here"
+                        ) from None
+                    continue
+                if isinstance(message, BaseException):
+                    raise message
+                add(message)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def serve(end: Connection, plan: Plan, numbers: Sequence[int], rank: int) -> None:
+    """Encode these shards in a process of its own, which ends with the one that started it."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    try:
+        encode_shards(plan, Manifest.load(plan.root), plan.build(), numbers, rank, end.send)
+    except (ValueError, OSError) as error:
+        end.send(error)
+
+
+def encode_shards(
+    plan: Plan, source: Manifest, encoders: Encoders, numbers: Sequence[int], rank: int, add: Callable[[int], None]
+) -> None:
+    """Encode these shards on the GPU of this rank, or on one core."""
+    if not numbers:
+        return
+    threads, device = torch.get_num_threads(), "cpu"
+    if torch.cuda.is_available():
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+        torch.backends.cudnn.deterministic = True
+    # How many threads share a sum would show in its last bit.
+    torch.set_num_threads(1)
+    codec, text = (None if model is None else model.to(device) for model in encoders)
+    try:
+        with contextlib.ExitStack() as stack:
+            reads = Reads(plan, Windows.of(codec, plan.stride, plan.frames), stack) if codec is not None else None
+            for number in numbers:
+                encode_shard(plan, source, number, codec, text, reads, device, add)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def encode_shard(
+    plan: Plan,
+    source: Manifest,
+    number: int,
+    codec: nn.Module | None,
+    text: nn.Module | None,
+    reads: Reads | None,
+    device: str,
+    add: Callable[[int], None],
+) -> None:
+    """Write the encoded form of one shard, then the note that it is there."""
+    shard, rows = source.shards[number], source.block(number).to_pylist()
+    frames = reads.clips(source, rows) if reads is not None else None
+    made, failed = [], []
+    with replacing(plan.out / shard["name"]) as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for start in range(0, len(rows), TOGETHER):
+                group = rows[start : start + TOGETHER]
+                samples = [read_sample(source.root, row, None if plan.video else SIDECARS) for row in group]
+                texts = encode_texts(text, samples) if text is not None else None
+                for place, row in enumerate(group):
+                    try:
+                        new = {} if frames is None else {"latent.npy": latent_member(codec, next(frames), device)}
+                        if texts is not None:
+                            made_of = zip(text_names(len(texts[place])), texts[place], strict=True)
+                            new |= {name: write_array(array, name) for name, array in made_of}
+                    except EncodingError as error:
+                        failed.append({"shard": shard["name"], "key": row["key"], "reason": str(error)})
+                    else:
+                        size = () if codec is None else size_of(row, plan.sizes)
+                        made.append(append(tar, row, {**samples[place], **new}, size))
+                add(len(group))
+        file.flush()
+        file.seek(0)
+        entry = {"name": shard["name"], "samples": len(made), "bytes": 0}
+        entry |= {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
+    entry["source_sha256"] = shard["sha256"]
+    note = "".join(json.dumps(line) + "\n" for line in (entry, made, failed))
+    write_whole(plan.out / WORK / f"{shard['name']}.json", note.encode())
+
+
+class Reads:
+    """Frames of clips, by processes that may hang or crash: that costs the clip and not the run."""
+
+    def __init__(self, plan: Plan, windows: Windows, stack: contextlib.ExitStack) -> None:
+        self.sizes, self.windows, self.quarantine = plan.sizes, windows, Quarantine(budget=math.inf)
+        if not plan.decoders:
+            self.batches = partial(read_here, read_part, stand_in=nothing, quarantine=self.quarantine)
+            return
+        pixels = max(height * width for height, width in plan.sizes) * (windows.frames or PIECE)
+        how = {"timeout": plan.timeout, "ahead": plan.decoders + 1}
+        workers = Workers(read_part, plan.decoders, 3 * pixels, nothing, self.quarantine, **how)
+        self.batches = stack.enter_context(workers).batches
+
+    def clips(self, source: Manifest, rows: Sequence[dict[str, Any]]) -> Iterator[Iterator[np.ndarray]]:
+        """Yield for each row its parts, uint8 `t h w c`, to be taken before the next row."""
+        parts = [self.windows.parts(row["frames"]) for row in rows]
+        requests = (
+            Request((len(part), *size_of(row, self.sizes), 3), [Work((i, j), sample_of(row), (source.root, row, part))])
+            for i, row in enumerate(rows)
+            for j, part in enumerate(parts[i])
+        )
+        with contextlib.closing(self.batches(requests)) as reads:
+            for row, own in zip(rows, parts, strict=True):
+                yield self.clip(row, len(own), islice(reads, len(own)))
+
+    def clip(self, row: dict[str, Any], count: int, reads: Iterable[Read]) -> Iterator[np.ndarray]:
+        """Yield the parts of one clip; EncodingError, after the last, where one of them cannot be had."""
+        reason = None if count else f"found {row['frames']} frames, too few for a window: {self.windows}"
+        for read in reads:
+            reason = reason or self.failure(row, read)
+            if reason is None:
+                yield read.frames[0]
+        if reason is not None:
+            raise EncodingError(reason)
+
+    def failure(self, row: dict[str, Any], read: Read) -> str | None:
+        """Return why a part could not be decoded."""
+        return None if read.works[0].task is not None else self.quarantine.losses[sample_of(row)].reason
+
+
+def read_part(task: tuple[Any, dict[str, Any], range] | None, out: np.ndarray) -> bool:
+    """Fill `out` with frames of a sample, with nothing where its place is taken by nothing."""
+    if task is not None:
+        root, row, numbers = task
+        members = read_sample(root, row, VIDEOS)
+        name = video_of(members)
+        if name is None:
+            raise DecodeError(f"found no video, expected one of {', '.join(VIDEOS)}")
+        decode_into(out, members[name], numbers)
+    return True
+
+
+def nothing(asked: Work, attempt: int) -> Work:
+    """Return what takes the place of a part that cannot be read."""
+    return Work(asked.order, Sample("", "", attempt), None)
+
+
+def sample_of(row: dict[str, Any]) -> Sample:
+    return Sample(row["shard"], row["key"], row["offset"])
+
+
+def size_of(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the size whose aspect is the nearest to that of a clip, the first one of several."""
+    aspect = math.log(row["width"] / row["height"])
+    return min(((h, w) for h, w in sizes), key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
+
+
+def encode_texts(text: nn.Module, samples: Sequence[dict[str, bytes]]) -> list[list[torch.Tensor]]:
+    """Return the encoded captions of each sample, of the empty one where it has none."""
+    captions = [read_captions(members) or [""] for members in samples]
+    encoded = iter(encode_captions(text, [caption for own in captions for caption in own]))
+    return [list(islice(encoded, len(own))) for own in captions]
+
+
+def append(tar: tarfile.TarFile, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
+    """Add a sample to a tar and return its row; `size`: height and width of what was encoded, if anything was."""
+    offset = tar.offset
+    add_members(tar, row["key"], members)
+    encoded = dict(zip(("height", "width"), size, strict=False))
+    # A manifest may be older than the reader of captions, and each has a text of its own.
+    captions = len(read_captions(members))
+    return {**row, **encoded, "captions": captions, "offset": offset, "size": tar.offset - offset}
+
+
+def finish(plan: Plan, source: Manifest, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write what is said of all shards: the manifest, last, and before it the words and who is missing."""
+    failed, scores, count = [], [n for n in source.file.schema_arrow.names if n.startswith("score_")], 0
+    origins = source.caption_origins or ()
+    with ManifestWriter(plan.out, scores, origins=origins, encoded=records) as manifest:
+        for shard in source.shards:
+            note = note_of(plan.out, shard, lines=3)
+            if note is None:
+                raise ManifestError(f"{plan.out / shard['name']}: found it gone or changed; the same command mends it")
+            entry, rows, lost = note
+            failed += lost
+            if entry["samples"]:
+                manifest.add(entry, rows)
+                count += entry["samples"]
+            else:
+                (plan.out / shard["name"]).unlink(missing_ok=True)
+        lines = "".join(json.dumps(entry) + "\n" for entry in failed)
+        write_whole(plan.out / FAILED, lines.encode())
+        if not count:
+            raise ValueError(f"{plan.out}: found no sample that could be encoded, see {plan.out / FAILED}")
+        words = source.path.parent / WORDS
+        if isinstance(words, Path) and words.is_file():
+            write_whole(plan.out / WORDS, words.read_bytes())
+    size = sum(shard["bytes"] for shard in manifest.shards)
+    return {"samples": count, "failed": len(failed), "shards": len(manifest.shards), "bytes": size}

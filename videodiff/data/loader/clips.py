@@ -1,0 +1,330 @@
+"""Clips: which samples of a dataset fit which bucket, which frames of one are taken, and how it is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor, nn
+
+from videodiff.codec.cached import (
+    check_record,
+    digest,
+    latent_record,
+    read_latent,
+    read_text,
+    text_names,
+    text_record,
+)
+from videodiff.data.encoded.windows import Windows
+from videodiff.data.loader.captions import EVEN, CaptionMix, draw_caption
+from videodiff.data.order.buckets import Bucket, count_kinds, kinds_of, mask, misfits
+from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.data.samples.shards import SIDECARS, VIDEOS, Text, read_notes, read_sample, read_texts, video_of
+from videodiff.data.video.decode import DecodeError, decode_into
+
+# What of a sample may be delivered.
+DELIVER = ("video", "latent", "text")
+
+
+class Task(NamedTuple):
+    """What is to be read: a row of a dataset, and these frames, scaled to height x width.
+
+    What is chosen at random is drawn by `key`; without one the first is taken, and the truth of a simulated clip too.
+    `windows`: how cached latents are cut, None where they are not asked for.
+    """
+
+    dataset: int
+    row: dict[str, Any]
+    numbers: range
+    height: int
+    width: int
+    key: tuple[int, ...] | None
+    windows: Windows | None = None
+
+
+class Clips:
+    """The clips of one dataset, that of this `number` among several, and the frames to take of each for a bucket.
+
+    The window and the caption are drawn by (seed, epoch, row); with `fixed` they are the first ones. A sample that fits
+    no bucket is an error unless `skip`; `misfits` counts them by reason. `rates` counts for each bucket the frames a
+    second that its clips have after the stride. With `any_size` only the number of frames decides what fits: smaller
+    pictures are enlarged, and cropped as far as the shape asks. Where latents are to be delivered a sample fits the
+    buckets of their very size, and its windows are those that they allow.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        buckets: Sequence[Bucket],
+        seed: int = 0,
+        number: int = 0,
+        fixed: bool = False,
+        skip: bool = False,
+        any_size: bool = False,
+        deliver: Sequence[str] = ("video",),
+    ) -> None:
+        self.manifest, self.buckets, self.seed, self.number, self.fixed = manifest, list(buckets), seed, number, fixed
+        self.records = {what: record_of(manifest, what) for what in ("latent", "text") if what in deliver}
+        self.windows = windows_of(self.records, self.buckets, str(manifest.path))
+        self.columns = ("frames",) if any_size and self.windows is None else ("frames", "height", "width")
+        self.misfits: Counter[str] = Counter()
+        self.rates: list[Counter[float]] = [Counter() for _ in self.buckets]
+        self.enlarged = 0
+        columns = manifest.by_shard("frames", "height", "width", "fps")
+        self.counts, self.kinds = count_kinds(map(self._count, columns), leave_out=True)
+        if not len(self) or not (skip or len(self) == len(manifest)):
+            raise ValueError(self._misfit())
+
+    def _count(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the kind of each sample of a shard, and count what fits nowhere and the rates of the rest."""
+        frames, height, width, fps = columns
+        shape = columns[: len(self.columns)]
+        kinds = self.kinds_of(*shape)
+        # Only where the size does not decide may a picture be smaller than every shape that it is taken for.
+        large = np.any([(height >= bucket.height) & (width >= bucket.width) for bucket in self.buckets], axis=0)
+        self.enlarged += int(np.count_nonzero((kinds > 0) & ~large))
+        if not kinds.all():
+            self.misfits.update(self._reasons([column[kinds == 0] for column in shape]))
+        for number, (bucket, rates) in enumerate(zip(self.buckets, self.rates, strict=True)):
+            left = (kinds >> number & 1).astype(bool)
+            for stride in bucket.strides:
+                usable = left & ((bucket.frames - 1) * stride < frames)
+                found, count = np.unique(np.round(fps[usable] / stride, 3), return_counts=True)
+                rates.update(dict(zip(found.tolist(), count.tolist(), strict=True)))
+                left = left & ~usable if self.fixed else left
+        return kinds
+
+    def _reasons(self, shape: Sequence[np.ndarray]) -> dict[str, int]:
+        reasons = misfits(self.buckets, *shape)
+        # Latents are taken as they are, neither scaled nor cropped.
+        other = len(shape[0]) - sum(reasons.values())
+        return reasons | ({"latents of another size": other} if other else {})
+
+    @property
+    def left_out(self) -> str:
+        """How many samples fit no bucket, by reason."""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.misfits.most_common())
+        return f"{self.misfits.total():,} of {len(self.manifest):,} clips do not fit: {reasons}"
+
+    @property
+    def said(self) -> list[str]:
+        """What is to be said of the clips before they are read: how many are left out, and how many enlarged."""
+        shapes = " or ".join(map(str, self.buckets))
+        small = f"{self.enlarged:,} of {len(self):,} clips are smaller than {shapes} and are enlarged"
+        return ([self.left_out] if self.misfits else []) + ([small] if self.enlarged else [])
+
+    def _misfit(self) -> str:
+        first = next(index for index, fits in enumerate(self._fits()) if not fits)
+        row = self.manifest.row(first)
+        shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
+        remedy = "skip_short=true leaves them out" if len(self) else "no clip is left to train on"
+        return (
+            f"{self.manifest.root}: {row['key']}: found {row['frames']} frames of {row['height']} x {row['width']} "
+            f"pixels, expected at least {shapes} ({self.left_out}; {remedy})"
+        )
+
+    def __len__(self) -> int:
+        """The samples that fit a bucket."""
+        return int(self.counts.sum())
+
+    def _fits(self) -> Iterator[bool]:
+        for columns in self.manifest.by_shard(*self.columns):
+            yield from (self.kinds_of(*columns) > 0).tolist()
+
+    def fitting(self) -> Iterator[int]:
+        """Yield the rows that fit a bucket, in order."""
+        return (index for index, fits in enumerate(self._fits()) if fits)
+
+    def worded(self, most: int) -> Iterator[int]:
+        """Yield the rows that fit a bucket and may have a caption of more words; all where the manifest tells none."""
+        start, counted = 0, ["words"] if self.manifest.counts_words else []
+        for columns in self.manifest.by_shard(*self.columns, *counted):
+            shape, words = columns[: len(self.columns)], columns[len(self.columns) :]
+            # What is not known, NaN, is not within the limit either.
+            long = ~(words[0] <= most) if words else np.ones(len(shape[0]), dtype=bool)
+            yield from (start + np.flatnonzero((self.kinds_of(*shape) > 0) & long)).tolist()
+            start += len(shape[0])
+
+    def row(self, shard: int, kind: int, member: int) -> int:
+        """Return the row of the `member`-th sample of a kind in a shard."""
+        block: pa.Table = self.manifest.block(shard)
+        kinds = self.kinds_of(*(block.column(name).to_numpy() for name in self.columns))
+        return int(self.manifest.starts[shard] + np.flatnonzero(kinds == kind)[member])
+
+    def first(self) -> Task:
+        """Return what is to be read of the first row that fits a bucket, for the first bucket that it fits."""
+        index = next(self.fitting())
+        row = self.manifest.row(index)
+        kind = int(self.kinds_of(*(np.array([row[name]]) for name in self.columns))[0])
+        return self.task(index, bucket=(kind & -kind).bit_length() - 1)
+
+    def kinds_of(self, *columns: np.ndarray) -> np.ndarray:
+        """Return the kind of each sample, see `buckets.kinds_of`."""
+        if self.windows is None:
+            return kinds_of(self.buckets, *columns)
+        frames, height, width = columns
+        return mask([b.long_enough(frames) & (height == b.height) & (width == b.width) for b in self.buckets])
+
+    def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
+        """Raise where the cached latents or texts are not those of this codec and this text encoder."""
+        where, found = str(self.manifest.path), self.records
+        if "latent" in found:
+            windows = {name: found["latent"][name] for name in ("stride", "frames", "latents")}
+            check_record("latent", found["latent"], latent_record(codec, found["latent"]["sizes"], windows), where)
+        if "text" in found:
+            check_record("text", found["text"], text_record(text), where)
+
+    def task(self, index: int, bucket: int = 0, epoch: int = 0) -> Task:
+        """Return what is to be read of a row, for a bucket, in an epoch."""
+        row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)
+        usable = (stride for stride in shape.strides if (shape.frames - 1) * stride < row["frames"])
+        stride = next(usable, shape.strides[0])
+        first = range(0, (shape.frames - 1) * stride + 1, stride)
+        draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
+        numbers = first if self.fixed else draw_window(row["frames"], *key)
+        return Task(self.number, row, numbers, shape.height, shape.width, None if self.fixed else key, self.windows)
+
+
+def record_of(manifest: Manifest, what: str) -> dict[str, Any]:
+    """Return what the manifest says that the latents, or the text, of its dataset are of."""
+    record = manifest.encoded.get(what)
+    if record is None:
+        raise ManifestError(
+            f"{manifest.path}: found no word of what made {what}.npy, expected one for deliver={what}, as "
+            f"`videodiff cache` writes it"
+        )
+    how = {name: value for name, value in record.items() if name not in ("of", "fingerprint")}
+    if record.get("fingerprint") != digest(how):
+        raise ManifestError(f"{manifest.path}: found a {what} record with another fingerprint, expected {digest(how)}")
+    return record
+
+
+def windows_of(records: dict[str, dict[str, Any]], buckets: Sequence[Bucket], where: str) -> Windows | None:
+    """Return how latents are cut, None where there are none; a bucket that they cannot fill is an error."""
+    if "latent" not in records:
+        return None
+    record = records["latent"]
+    windows = Windows(*(record[name] for name in ("stride", "frames", "latents")))
+    for bucket in buckets:
+        try:
+            windows.check(bucket)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if [bucket.height, bucket.width] not in record["sizes"]:
+            sizes = " or ".join(f"{height} x {width}" for height, width in record["sizes"])
+            raise ValueError(
+                f"{where}: found latents of {sizes} pixels, expected those of {bucket.height} x {bucket.width}"
+            )
+    return windows
+
+
+class Loaded(NamedTuple):
+    """What of a sample is kept in memory: the frames of these numbers `t h w c`, all latents, the text by caption."""
+
+    frames: np.ndarray | None
+    numbers: range
+    captions: list[Text]
+    truth: dict[str, Any] | None
+    latent: Tensor | None
+    texts: list[Tensor]
+
+
+class Reader:
+    """Read the clip of a task: fill `out` with its frames, uint8 `t h w c`, and return the rest of the sample.
+
+    `roots`: those of the datasets, by number. `deliver`: video, latent, text; without video `out` has no frames.
+    Latent and text are numpy's: a tensor would pass to another process as shared memory, a file descriptor each.
+    `cache_gib`: clips that are read again and again stay decoded in memory until this much is taken. `captions`: which
+    of several captions are taken how often.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[Any],
+        deliver: Sequence[str] = ("video",),
+        cache_gib: float = 0.0,
+        captions: CaptionMix = EVEN,
+    ) -> None:
+        if unknown := set(deliver) - set(DELIVER):
+            raise ValueError(f"deliver: found {sorted(unknown)[0]!r}, expected some of {', '.join(DELIVER)}")
+        self.roots, self.deliver, self.captions = list(roots), tuple(deliver), captions
+        self.room, self.kept = int(cache_gib * 2**30), {}
+
+    def __call__(self, task: Task, out: np.ndarray) -> dict[str, Any]:
+        name = task.dataset, task.row["shard"], task.row["key"], task.height, task.width
+        loaded = self.kept.get(name) or self._load(name, task, out)
+        if loaded.frames is not None:
+            np.copyto(out, loaded.frames[[loaded.numbers.index(number) for number in task.numbers]])
+        captions = loaded.captions
+        caption = captions[0].text if task.key is None else draw_caption(captions, self.captions, *task.key, 1)
+        sample = {"caption": caption, "key": task.row["key"]}
+        if loaded.latent is not None:
+            sample["latent"] = task.windows.cut(loaded.latent, task.numbers, task.row["frames"]).numpy()
+        if loaded.texts:
+            stored = dict(zip((each.text for each in captions), loaded.texts, strict=True))
+            # The empty caption of a sample that has others is not stored: no tokens stand for it, see `encode_text`.
+            sample["text"] = stored.get(caption, loaded.texts[0][:0]).numpy()
+        sample["fps"] = task.row["fps"] / task.numbers.step
+        return sample if task.key else sample | {"truth": truth_window(loaded.truth, task.numbers)}
+
+    def _load(self, name: tuple[Any, ...], task: Task, out: np.ndarray) -> Loaded:
+        """Read a sample, and all of its frames where they fit into the cache: the next window is another one."""
+        numbers = range(task.row["frames"]) if task.key else task.numbers
+        # Cached arrays are float16 on the disk and float32 in memory.
+        arrays = task.row["size"] * (1 + (self.deliver != ("video",)))
+        size = arrays + len(numbers) * out.shape[1] * out.shape[2] * 3 * ("video" in self.deliver)
+        if size > self.room:
+            return self._read(task, task.numbers, out)._replace(frames=None)
+        self.room -= size
+        frames = np.empty((len(numbers), *out.shape[1:]), dtype=np.uint8)
+        self.kept[name] = self._read(task, numbers, frames)
+        return self.kept[name]
+
+    def _read(self, task: Task, numbers: range, out: np.ndarray) -> Loaded:
+        """Read a sample; its frames go to `out`."""
+        root, row = self.roots[task.dataset], task.row
+        names = {"latent": ["latent.npy"], "text": text_names(row["captions"])}
+        needed = [member for name in self.deliver for member in names.get(name, ())]
+        members = read_sample(root, row, {*SIDECARS, *needed, *(VIDEOS if "video" in self.deliver else ())})
+        where = f"{root / row['shard']}: {row['key']}"
+        video = video_of(members)
+        if missing := (set(needed) - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):
+            raise ManifestError(f"{where}: found no {min(missing)}, expected one for deliver={list(self.deliver)}")
+        if "video" in self.deliver:
+            # A decoder makes frames of flipped bytes too. This costs less than a hundredth of the decoding.
+            if (found := hashlib.sha256(members[video]).hexdigest()) != row["sha256"]:
+                wanted = row["sha256"][:12]
+                raise DecodeError(
+                    f"{where}.{video}: found other bytes (sha256 {found[:12]}), not the manifest's {wanted}"
+                )
+            try:
+                decode_into(out, members[video], numbers)
+            except DecodeError as error:
+                raise DecodeError(f"{where}.{video}: {error}") from error
+        latent = read_latent(members["latent.npy"], where) if "latent" in self.deliver else None
+        texts = [read_text(members[name], where) for name in names["text"] if "text" in self.deliver]
+        frames, captions = out if "video" in self.deliver else None, read_texts(members) or [Text("")]
+        return Loaded(frames, numbers, captions, read_notes(members).get("truth"), latent, texts)
+
+    def alone(self, task: Task) -> dict[str, Any]:
+        """Return a whole sample, its frames as `video`."""
+        out = np.empty(self.shape(task), dtype=np.uint8)
+        return self(task, out) | ({"video": out} if "video" in self.deliver else {})
+
+    def shape(self, task: Task) -> tuple[int, int, int, int]:
+        """Return the shape of the frames of a task."""
+        return len(task.numbers) * ("video" in self.deliver), task.height, task.width, 3
+
+
+def truth_window(truth: dict[str, Any] | None, window: range) -> dict[str, Any] | None:
+    """Return the truth of the frames in the window: what is a series over frames is cut, fps follows the stride."""
+    if truth is None:
+        return None
+    frames = {name: np.asarray(truth[name])[window].tolist() for name in ("position", "velocity") if name in truth}
+    return {**truth, **frames, "fps": truth["fps"] / window.step}

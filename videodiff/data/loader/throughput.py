@@ -1,0 +1,98 @@
+"""How fast a loader is against the decode ceiling: the same clips read by as many bare processes that keep nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videodiff.data.loader.clips import Reader, Task
+
+ROUNDS = 3
+
+
+class Throughput(NamedTuple):
+    """Clips a second: of the loader, and of the bare processes."""
+
+    loader: float
+    ceiling: float
+
+
+def measure(
+    loader: Iterable[dict[str, Any]], reader: Reader, tasks: Sequence[Task], workers: int, seconds: float
+) -> Throughput:
+    """Return both rates; they take turns, as no machine stays the same, for `seconds` in all. Both are warm before.
+
+    `tasks` are clips of the loader's order, `workers` its processes (0: this one).
+    """
+    share, batches = seconds / (2 * ROUNDS), iter(loader)
+    with bare_processes(reader, tasks, workers) as ceiling:
+        next(batches), ceiling(0.0)
+        rates = [(rate((len(batch["key"]) for batch in batches), share), ceiling(share)) for _ in range(ROUNDS)]
+    loaded, bare = (float(np.median(column)) for column in zip(*rates, strict=True))
+    return Throughput(loaded, bare)
+
+
+def rate(counts: Iterator[int], seconds: float) -> float:
+    """Return how many a second come, counted for at least so long."""
+    start, found = time.perf_counter(), 0
+    for count in counts:
+        found += count
+        if (passed := time.perf_counter() - start) >= seconds:
+            return found / passed
+    raise ValueError("throughput: found the end of the batches, expected them to go on")
+
+
+def clips(reader: Reader, tasks: Sequence[Task]) -> Iterator[int]:
+    """Read clips again and again, and keep nothing; yield 1 for each."""
+    outs: dict[tuple[int, ...], np.ndarray] = {}
+    for task in itertools.cycle(tasks):
+        shape = reader.shape(task)
+        reader(task, outs.setdefault(shape, np.empty(shape, dtype=np.uint8)))
+        yield 1
+
+
+@contextlib.contextmanager
+def bare_processes(reader: Reader, tasks: Sequence[Task], workers: int) -> Iterator[Callable[[float], float]]:
+    """Return a function that lets the processes read for some seconds and gives their rate together."""
+    if not workers:
+        endless = clips(reader, tasks)
+        yield lambda seconds: rate(endless, seconds)
+        return
+    context, connections, processes = multiprocessing.get_context("spawn"), [], []
+    for number in range(workers):
+        ours, theirs = context.Pipe()
+        share = tasks[number % len(tasks) :: workers]
+        processes.append(context.Process(target=bare, args=(theirs, reader, share), daemon=True))
+        processes[-1].start()
+        connections.append(ours)
+        theirs.close()
+
+    def together(seconds: float) -> float:
+        for connection in connections:
+            connection.send(seconds)
+        return sum(connection.recv() for connection in connections)
+
+    try:
+        yield together
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def bare(connection: Connection, reader: Reader, tasks: Sequence[Task]) -> None:
+    """Read one share of the clips for as long as is asked for, and send the rate."""
+    import torch
+
+    torch.set_num_threads(1)
+    endless = clips(reader, tasks)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(rate(endless, connection.recv()))

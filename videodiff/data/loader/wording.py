@@ -1,0 +1,151 @@
+"""Whether the captions of a dataset fit a text encoder: told before the first step, not at the one that draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from videodiff.data.loader.captions import CaptionMix
+from videodiff.data.loader.clips import Clips
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.samples.shards import WORDS, Text, read_sample, read_texts
+from videodiff.text.words import Words, parse_words, split_words
+
+# Samples whose captions are read at most, on disk and at a URL; so many at once; so many that are named.
+READ, READ_REMOTE, AT_ONCE, THREADS, NAMED = 10_000, 200, 256, 8, 3
+# Words of a caption, where the dataset decides, and with it the memory that each takes.
+MOST_WORDS = 255
+
+
+def check_captions(clips: Sequence[Clips], mix: CaptionMix, text: nn.Module) -> list[str]:
+    """Raise where training may draw a caption that the encoder refuses; return what else is to be said of them.
+
+    `clips` are those of one dataset in all stages.
+    """
+    if isinstance(text, Words):
+        return check_words(clips, mix, text)
+    return count_cut(clips, mix, text) if hasattr(text, "tokens") else []
+
+
+def check_words(clips: Sequence[Clips], mix: CaptionMix, text: Words) -> list[str]:
+    """Raise or say of one dataset: captions with unknown words, and longer ones than the encoder takes."""
+    manifest, most = clips[0].manifest, text.max_words - 1
+    known = dataset_words(manifest)
+    # Only where some word of the dataset is unknown, or none is listed, every caption may have one.
+    suspects = rows_of(clips, -1 if known is None or text.strange(known) else most)
+    read, faults = suspects[: readable(manifest)], {}
+    long = strange = 0
+    for key, captions in read_captions_of(manifest, read):
+        drawn = drawable(captions, mix, clips[0].fixed)
+        if fault := next(filter(None, map(text.fault, drawn)), None):
+            faults[key] = fault
+        if len(faults) == NAMED:
+            break
+        words = [split_words(caption) for caption in drawn]
+        long += any(len(own) > most for own in words)
+        strange += any(text.strange(own) for own in words)
+    if faults:
+        raise ValueError(refusal(manifest, faults))
+    said = []
+    if len(suspects) > len(read):
+        # Not to die at the step that draws one of them.
+        text.long, text.unknown = "cut", "drop"
+        unread = len(suspects) - len(read)
+        said.append(f"{unread:,} clips whose captions were not read lose words beyond {most}, and unknown ones")
+    said += [f"{long:,} clips have a caption of more than {most} words, cut there"] if long else []
+    said += [f"{strange:,} clips have a caption with words that the encoder does not know, left out"] if strange else []
+    return [f"{manifest.root}: {line}" for line in said]
+
+
+def refusal(manifest: Manifest, faults: dict[str, str]) -> str:
+    """Say which clips of a dataset have captions that are refused, why the first one is, and which key lets it in."""
+    (key, fault), *others = faults.items()
+    also = f"; {', '.join(name for name, _ in others)} too" if others else ""
+    remedy = "text.max_words=null takes the longest caption, text.long=cut cuts it"
+    if "found the word" in fault:
+        remedy = "text.vocabulary=null takes all words of the datasets, text.unknown=drop leaves this one out"
+    return f"{manifest.root}: {key}: {fault}{also} ({remedy})"
+
+
+def count_cut(clips: Sequence[Clips], mix: CaptionMix, text: Any) -> list[str]:
+    """Say how many captions of a dataset a frozen encoder cuts, from some of them."""
+    manifest, rows = clips[0].manifest, rows_of(clips, -1)
+    rows = rows[:: max(len(rows) // AT_ONCE, 1)][:AT_ONCE]
+    found = [drawable(captions, mix, clips[0].fixed) for _, captions in read_captions_of(manifest, rows)]
+    lengths = text.tokens([caption for captions in found for caption in captions] or [""])
+    long = [length for length in lengths if length > text.max_length]
+    if not long:
+        return []
+    return [
+        f"{manifest.root}: {len(long):,} of {len(lengths):,} captions read have more than text.max_length = "
+        f"{text.max_length} tokens (the longest {max(long):,}), cut there"
+    ]
+
+
+def fit_captions(captions: Sequence[str], text: nn.Module) -> tuple[list[str], str]:
+    """Return captions of clips that only measure as the encoder takes them, and a word on what is left out."""
+    if not isinstance(text, Words):
+        return list(captions), ""
+    fitted = [text.fit(caption) for caption in captions]
+    changed = sum(one != other for one, other in zip(fitted, captions, strict=True))
+    if not changed:
+        return fitted, ""
+    unknown = text.strange(word for caption in captions for word in split_words(caption))
+    named = f" ({', '.join(unknown[:NAMED])}{', ...' if len(unknown) > NAMED else ''})" if unknown else ""
+    return fitted, (
+        f"{changed:,} of {len(captions):,} captions are longer than {text.max_words - 1} words or have words that "
+        f"training does not know{named}, left out"
+    )
+
+
+def rows_of(clips: Sequence[Clips], most: int) -> list[int]:
+    """Return the rows of a dataset that some stage may draw and that may have a caption of more words."""
+    return sorted({row for own in clips for row in own.worded(most)})
+
+
+def readable(manifest: Manifest) -> int:
+    """Return of how many samples captions are read."""
+    return READ if isinstance(manifest.root, Path) else READ_REMOTE
+
+
+def drawable(captions: Sequence[Text], mix: CaptionMix, fixed: bool) -> list[str]:
+    """Return the captions of a sample that training may take."""
+    return [caption.text for caption in (captions[:1] if fixed else captions) if fixed or mix.weigh(caption)]
+
+
+def read_captions_of(manifest: Manifest, rows: Iterable[int]) -> Iterator[tuple[str, list[Text]]]:
+    """Yield the key and the captions of each of these rows."""
+
+    def read(row: dict[str, Any]) -> tuple[str, list[Text]]:
+        return row["key"], read_texts(read_sample(manifest.root, row, {"txt", "json"}))
+
+    rows = iter(rows)
+    with ThreadPoolExecutor(THREADS) as pool:
+        while some := list(islice(rows, AT_ONCE)):
+            yield from pool.map(read, [manifest.row(row) for row in some])
+
+
+def dataset_words(manifest: Manifest) -> list[str] | None:
+    """Return the words of all captions of a dataset, None where it does not list them."""
+    path = manifest.path.parent / WORDS
+    try:
+        with path.open("rb") as file:
+            return parse_words(file.read(), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def longest_caption(manifest: Manifest) -> int:
+    """Return the words of the longest caption of a dataset, at most `MOST_WORDS`."""
+    if manifest.counts_words and not np.isnan(words := manifest.column("words")).any():
+        return min(int(words.max()), MOST_WORDS)
+    if len(manifest) > readable(manifest):
+        return MOST_WORDS
+    read = (caption.text for _, captions in read_captions_of(manifest, range(len(manifest))) for caption in captions)
+    return min(max((len(split_words(text)) for text in read), default=0), MOST_WORDS)

@@ -1,0 +1,471 @@
+"""Decode in processes that may hang or crash, straight into the memory of whole batches.
+
+A native decoder that hangs cannot be ended but with its process, so each clip has a time limit and each process can be
+replaced. Frames never pass a pipe: all processes map the same memory, and a worker writes a clip to its place in the
+batch. Results depend on what was asked for alone, never on timing, on the number of workers or on which of them dies.
+Linux only: the memory has no name, so nothing is left behind, whoever is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import reduction
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videodiff.data.loader.quarantine import Quarantine, Sample
+
+READY = "ready"
+# Seconds between two looks at the time. A worker is charged at most two of them at once: when the whole job was
+# stopped and goes on, no decoder has hung.
+TICK = 1.0
+START_S, STARTS = 180.0, 3
+# From the end of its connection to the end of a process.
+GRACE_S = 1.0
+# A disk may be slow once: twice is no accident. SIGKILL comes from outside, and a process that is idle may have had it
+# long ago; only where it comes again and again is it the kernel, whose memory the clip takes.
+SUSPICION, SUSPICION_KILLED, GUILT = 3, 1, 6
+# A worker has its next clip at hand when it answers.
+QUEUED = 2
+STAND_INS = 1000
+# Clips that a process reads before another takes its place: native decoders leak, if only some hundred bytes a clip.
+LIFE = 5000
+
+
+class Work(NamedTuple):
+    """One clip of a batch: its place in the order (rising, like step and position), its sample, what to do about it.
+
+    `task` is what the function of the workers gets: small, picklable, such as a row and a window.
+    """
+
+    order: tuple[int, ...]
+    sample: Sample
+    task: Any
+
+
+class Request(NamedTuple):
+    """A batch to be read: the shape of a clip `t h w c`, and the clips."""
+
+    shape: tuple[int, ...]
+    works: Sequence[Work]
+
+
+class Read(NamedTuple):
+    """A batch: uint8 `b t h w c`; what the function returned for each clip; the clips that were really read.
+
+    The memory of `frames` is used again once no array and no tensor refers to it.
+    """
+
+    frames: np.ndarray
+    rest: list[Any]
+    works: list[Work]
+
+
+Function = Callable[[Any, np.ndarray], Any]
+StandIn = Callable[[Work, int], Work]
+
+
+class Slots:
+    """Memory shared with the workers, cut into slots of one batch each; it grows by a slot when all are in use."""
+
+    def __init__(self, slot_bytes: int) -> None:
+        self.bytes = -(-slot_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        self.file, self.count, self.free, self.maps = os.memfd_create("batches"), 0, deque(), {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_slots, (reduction.DupFd(self.file), self.bytes)
+
+    def take(self) -> tuple[int, np.ndarray]:
+        """Return a slot that nobody uses and its bytes; it is free again when the last view of them is gone."""
+        with contextlib.suppress(IndexError):
+            return self.lend(self.free.popleft())
+        self.count += 1
+        os.ftruncate(self.file, self.count * self.bytes)
+        return self.lend(self.count - 1)
+
+    def lend(self, slot: int) -> tuple[int, np.ndarray]:
+        array = np.frombuffer(self.map(slot), dtype=np.uint8)
+        weakref.finalize(array, self.free.append, slot).atexit = False
+        return slot, array
+
+    def clip(self, slot: int, place: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the memory of the clip at a place of the batch in a slot."""
+        size = int(np.prod(shape))
+        return np.frombuffer(self.map(slot), np.uint8, size, place * size).reshape(shape)
+
+    def map(self, slot: int) -> mmap.mmap:
+        if slot not in self.maps:
+            self.maps[slot] = mmap.mmap(self.file, self.bytes, offset=slot * self.bytes)
+        return self.maps[slot]
+
+
+def open_slots(file: Any, slot_bytes: int) -> Slots:
+    """Return the slots of the parent in a worker."""
+    slots = Slots.__new__(Slots)
+    slots.file, slots.bytes, slots.maps = file.detach(), slot_bytes, {}
+    return slots
+
+
+class Flight:
+    """A batch on its way: its slot, the clips asked for, those taken now, and the places that are still open.
+
+    For each open place there is one errand, waiting or with a worker: no two ever write to the same memory.
+    """
+
+    def __init__(self, request: Request, slot: int, memory: np.ndarray) -> None:
+        self.shape, self.slot, self.asked = tuple(request.shape), slot, list(request.works)
+        count, size = len(self.asked), int(np.prod(self.shape))
+        self.frames = memory[: count * size].reshape(count, *self.shape)
+        self.works, self.rest, self.open = list(self.asked), [None] * count, set(range(count))
+
+
+class Errand(NamedTuple):
+    """One clip for one worker, and how much it is suspected of what ended others."""
+
+    flight: Flight
+    place: int
+    work: Work
+    suspected: int = 0
+
+    def renewed(self) -> Errand:
+        """Return the errand for what the place shall hold now: another clip may have been taken meanwhile."""
+        work = self.flight.works[self.place]
+        return self if work is self.work else Errand(self.flight, self.place, work)
+
+
+class Worker:
+    """One process and what it has to do, the present errand first; `spent`: seconds at this one, or at starting.
+
+    `heir`: the process that takes its place once it is ready.
+    """
+
+    def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
+        # Forked from a process that has imported the function's module and done nothing else: a start costs
+        # milliseconds, and the imports are in memory once.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__, function.__module__])
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, function, slots, timeout), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.timeout, self.ready, self.errands, self.spent, self.read = timeout, False, deque(), 0.0, 0
+        self.heir: Worker | None = None
+
+    def give(self, errand: Errand) -> None:
+        """Hand over a clip."""
+        self.errands.append(errand)
+        # One that died while idle is found by the next `take`, which sees the end of its connection.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            flight = errand.flight
+            self.connection.send((errand.work.task, flight.slot, errand.place, flight.shape))
+
+    def take(self) -> tuple[bool, Any] | None:
+        """Return whether the present errand succeeded, and its result or the reason; None where the process died."""
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.spent = 0.0
+        self.read += 1
+        return answer
+
+    def limit(self) -> float:
+        """Return the seconds it may take for what it is at."""
+        return self.timeout if self.ready else START_S
+
+    @property
+    def leaves(self) -> bool:
+        """Tell whether it gets no more clips."""
+        return self.heir is not None and self.heir.ready
+
+    def left(self) -> float:
+        """Return the seconds until its time is up."""
+        return self.limit() - self.spent if self.errands or not self.ready else float("inf")
+
+    def end(self, grace: float = 0.0) -> str:
+        """Kill the process, unless it ends by itself within `grace` seconds, and return how it ended."""
+        self.process.join(grace)
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        code = self.process.exitcode
+        return f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
+
+
+def work(connection: Connection, function: Function, slots: Slots, timeout: float) -> None:
+    """Read clips until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if torch := sys.modules.get("torch"):
+        # It is one of many on this machine.
+        torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, ConnectionError):
+        connection.send((True, READY))
+        while True:
+            task, slot, place, shape = connection.recv()
+            # When the parent is gone nobody else ends a decoder that hangs: SIGALRM is left to the kernel, which kills.
+            signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
+            try:
+                answer = True, function(task, slots.clip(slot, place, shape))
+            except OSError as error:
+                answer = None, error
+            except Exception as error:
+                answer = False, fault(error)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send(answer)
+
+
+class Workers:
+    """Processes that read batches with `function(task, out)`: it fills `out` (`t h w c`) and returns the rest.
+
+    `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
+    the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for.
+    `life`: clips that a process reads before another takes its place. A clip whose function raises, or whose process
+    hangs or crashes twice, or is killed six times, goes into the quarantine, and `stand_in(work, attempt)` with attempt
+    1, 2, ... names others of the same shape for its place. An OSError is raised: a disk or a host is not the fault of a
+    clip. Use it in a `with` block, or `close` it.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        workers: int,
+        slot_bytes: int,
+        stand_in: StandIn,
+        quarantine: Quarantine,
+        timeout: float = 60.0,
+        ahead: int = 2,
+        life: float = LIFE,
+    ) -> None:
+        if workers < 1 or slot_bytes < 1 or timeout <= 0 or ahead < 1:
+            raise ValueError(
+                f"workers: found workers={workers} slot_bytes={slot_bytes} timeout={timeout} ahead={ahead}, "
+                f"expected at least one of each, and a timeout above 0"
+            )
+        self.function, self.stand_in, self.quarantine = function, stand_in, quarantine
+        self.timeout, self.ahead, self.life, self.slots = timeout, ahead, life, Slots(slot_bytes)
+        self.failed_starts, self.waiting, self.flights, self.reading = 0, deque(), deque(), []
+        self.pool = [self.hire() for _ in range(workers)]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, and an iteration that is still open."""
+        for bell, thread in self.reading:
+            bell.close()
+            thread.join()
+        for worker in self.pool:
+            worker.end()
+        os.close(self.slots.file)
+
+    def hire(self) -> Worker:
+        return Worker(self.function, self.slots, self.timeout)
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[Read]:
+        """Yield the batches in the order of the requests; one such iteration at a time.
+
+        A thread reads ahead while the caller is busy, and takes requests as it needs them.
+        """
+        done, (wake, bell) = queue.SimpleQueue(), multiprocessing.Pipe(duplex=False)
+        thread = threading.Thread(target=self.run, args=(iter(requests), done, wake), daemon=True)
+        thread.start()
+        self.reading.append((bell, thread))
+        try:
+            while (batch := done.get()) is not None:
+                if isinstance(batch, BaseException):
+                    raise batch
+                bell.send_bytes(b"taken")
+                yield batch
+                # Or this frame would hold the memory until the next batch is there.
+                del batch
+        finally:
+            bell.close()
+            thread.join()
+            wake.close()
+            self.reading.clear()
+
+    def run(self, requests: Iterator[Request], done: queue.SimpleQueue, wake: Connection) -> None:
+        """Read batches until there are no more requests or nobody listens; what went wrong is handed on as well."""
+        try:
+            self.serve(requests, done, wake)
+            done.put(None)
+        except BaseException as error:
+            done.put(error)
+        # What is still being read is for nobody; the next iteration takes the answers and drops them.
+        self.flights.clear()
+        self.waiting.clear()
+
+    def serve(self, requests: Iterator[Request], done: queue.SimpleQueue, wake: Connection) -> None:
+        room, last, more = self.ahead, time.monotonic(), True
+        while True:
+            while more and len(self.flights) < room:
+                request = next(requests, None)
+                more = request is not None
+                if more:
+                    self.begin(request)
+            while self.flights and not self.flights[0].open:
+                flight = self.flights.popleft()
+                done.put(Read(flight.frames, flight.rest, flight.works))
+                # Until it is taken it counts as one of those ahead.
+                room -= 1
+                del flight
+            if not more and not self.flights:
+                return
+            self.feed()
+            pause = min(TICK, *(worker.left() for worker in self.pool))
+            rung = wait([wake, *(worker.connection for worker in self.pool)], max(pause, 0.0))
+            now = time.monotonic()
+            self.collect(rung, min(now - last, 2 * TICK))
+            last = now
+            if wake in rung:
+                try:
+                    wake.recv_bytes()
+                except EOFError:
+                    return
+                room += 1
+
+    def begin(self, request: Request) -> None:
+        """Give a batch its slot, and line up its clips."""
+        if (size := len(request.works) * int(np.prod(request.shape))) > self.slots.bytes:
+            raise ValueError(f"workers: found a batch of {size} bytes, expected at most slot_bytes={self.slots.bytes}")
+        flight = Flight(request, *self.slots.take())
+        self.flights.append(flight)
+        for place in range(len(flight.asked)):
+            flight.works[place] = self.sound(flight.asked[place])
+            self.waiting.append(Errand(flight, place, flight.works[place]))
+
+    def feed(self) -> None:
+        """Give clips to the workers that have room, first to those that have nothing; the oldest leave.
+
+        An old one goes on until its heir is ready: a start takes as long as the imports of the main script.
+        """
+        for worker in list(self.pool):
+            if worker.leaves and not worker.errands:
+                worker.end()
+                self.pool.remove(worker)
+            elif worker.read >= self.life and worker.heir is None:
+                worker.heir = self.hire()
+                self.pool.append(worker.heir)
+        for queued in range(QUEUED):
+            for worker in self.pool:
+                if self.waiting and worker.ready and len(worker.errands) == queued and not worker.leaves:
+                    worker.give(self.waiting.popleft().renewed())
+
+    def collect(self, rung: list[Any], passed: float) -> None:
+        """Take the answers that are there; replace the workers that died or must."""
+        for worker in list(self.pool):
+            if worker.connection in rung:
+                answer = worker.take()
+                if answer is None:
+                    reason = f"crashed: {worker.end(GRACE_S)}"
+                    killed = worker.process.exitcode == -signal.SIGKILL
+                    self.replace(worker, reason, SUSPICION_KILLED if killed else SUSPICION)
+                elif not worker.ready:
+                    worker.ready, self.failed_starts = True, 0
+                else:
+                    self.settle(worker.errands.popleft(), *answer)
+            elif worker.errands or not worker.ready:
+                worker.spent += passed
+                if worker.left() <= 0 and not worker.connection.poll():
+                    worker.end()
+                    self.replace(worker, f"timeout: took longer than {worker.limit():g} s")
+
+    def settle(self, errand: Errand, succeeded: bool | None, result: Any) -> None:
+        """Note a result, or that the clip cannot be read; None: it is not the clip's fault."""
+        if errand.flight not in self.flights:
+            return
+        if succeeded is None:
+            raise result
+        if errand.renewed() is not errand:
+            self.waiting.appendleft(errand.renewed())
+        elif succeeded:
+            errand.flight.rest[errand.place] = result
+            errand.flight.open.discard(errand.place)
+        else:
+            self.lose(errand, result)
+
+    def replace(self, worker: Worker, reason: str, suspicion: int = SUSPICION) -> None:
+        """Put a new worker in the place of one that was ended; its present clip is to blame, the next one is not."""
+        self.failed_starts += not worker.ready
+        if self.failed_starts >= STARTS + len(self.pool):
+            raise RuntimeError(f"workers: found {self.failed_starts} that ended before their first clip: {reason}")
+        if worker.heir is not None:
+            self.pool.remove(worker)
+        else:
+            new = self.pool[self.pool.index(worker)] = self.hire()
+            for other in self.pool:
+                other.heir = new if other.heir is worker else other.heir
+        for turn, errand in reversed(list(enumerate(worker.errands))):
+            if errand.flight not in self.flights:
+                continue
+            suspected = errand.suspected + suspicion * (turn == 0)
+            if suspected < GUILT:
+                self.waiting.appendleft(errand._replace(suspected=suspected))
+            else:
+                self.settle(errand, False, reason)
+
+    def lose(self, errand: Errand, reason: str) -> None:
+        """Quarantine a sample, and take others for it here and wherever it comes later: that rules out timing."""
+        lost = errand.work
+        self.quarantine.add(lost.sample, lost.order, reason)
+        for flight in self.flights:
+            for place, other in enumerate(flight.works):
+                if other.sample == lost.sample and other.order >= lost.order:
+                    flight.works[place] = self.sound(flight.asked[place])
+                    if place not in flight.open:
+                        flight.open.add(place)
+                        self.waiting.appendleft(Errand(flight, place, flight.works[place]))
+        self.waiting.appendleft(errand.renewed())
+
+    def sound(self, asked: Work) -> Work:
+        return sound(asked, self.stand_in, self.quarantine)
+
+
+def sound(asked: Work, stand_in: StandIn, quarantine: Quarantine) -> Work:
+    """Return the clip asked for, or the first of its stand-ins that is not in quarantine."""
+    taken = asked
+    for attempt in range(1, STAND_INS):
+        if not quarantine.holds(taken.sample, asked.order):
+            return taken
+        taken = stand_in(asked, attempt)._replace(order=asked.order)
+    raise RuntimeError(f"quarantine: found all of {STAND_INS} stand-ins of {asked.sample} in it, expected one sound")
+
+
+def fault(error: Exception) -> str:
+    """Return why a clip cannot be read."""
+    return f"{type(error).__name__}: {error}"
+
+
+def read_here(
+    function: Function, requests: Iterable[Request], stand_in: StandIn, quarantine: Quarantine
+) -> Iterator[Read]:
+    """Yield what `Workers.batches` yields, read in this process: whatever hangs or crashes takes it along."""
+    for request in requests:
+        frames = np.empty((len(request.works), *request.shape), dtype=np.uint8)
+        works, rest = list(request.works), [None] * len(request.works)
+        for place, asked in enumerate(request.works):
+            while rest[place] is None:
+                taken = works[place] = sound(asked, stand_in, quarantine)
+                try:
+                    rest[place] = function(taken.task, frames[place])
+                except OSError:
+                    raise
+                except Exception as error:
+                    quarantine.add(taken.sample, asked.order, fault(error))
+        yield Read(frames, rest, works)

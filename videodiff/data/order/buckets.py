@@ -1,0 +1,186 @@
+"""Buckets: which shape a sample is trained in, and how many clips of a shape make a batch.
+
+Samples that fit the same buckets are of one kind, the bit mask of these buckets. A shard matters to the order only by
+how many samples of each kind it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from videodiff.data.order.arithmetic import draw
+
+UNIT = 2**20
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Clips of `frames` frames of height x width; an image is a clip of one frame.
+
+    `keep`: the share of the samples that come to it and fit that it takes, in (0, 1]; the others go on to the next
+    bucket of the list that they fit, and the last such takes all. `strides`: every how many-th frame may be taken.
+    `crop`: the largest share of the picture that may be cut away to reach the aspect ratio, in [0, 1).
+    """
+
+    frames: int
+    height: int
+    width: int
+    keep: float = 1.0
+    strides: tuple[int, ...] = (1,)
+    crop: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.height, self.width, *self.strides) < 1 or not (0 < self.keep <= 1 > self.crop >= 0):
+            raise ValueError(f"bucket: found {self!r}, expected sizes >= 1, keep in (0, 1], crop in [0, 1)")
+
+    def __str__(self) -> str:
+        return f"{self.frames} x {self.height} x {self.width}"
+
+    @property
+    def span(self) -> int:
+        """The frames that a sample needs: those of the smallest stride."""
+        return (self.frames - 1) * min(self.strides) + 1
+
+    def long_enough(self, frames: np.ndarray) -> np.ndarray:
+        """Tell which samples have the frames for it."""
+        return np.asarray(frames) >= self.span
+
+    def fits(self, frames: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """Tell which samples fill it: long enough, never enlarged, not cropped too much."""
+        aspect = (np.asarray(width) * self.height) / (np.asarray(height) * self.width)
+        kept = np.minimum(aspect, 1 / aspect)
+        return self.long_enough(frames) & (height >= self.height) & (width >= self.width) & (kept >= 1 - self.crop)
+
+    def window(self, frames: int, *key: int) -> range:
+        """Return the frames to take of a sample: a stride that it is long enough for and a start, drawn by the key."""
+        strides = [stride for stride in self.strides if (self.frames - 1) * stride < frames]
+        stride = strides[draw(len(strides), *key, 2)]
+        span = (self.frames - 1) * stride + 1
+        start = draw(frames - span + 1, *key, 0)
+        return range(start, start + span, stride)
+
+    def tokens(self, patch: Sequence[int]) -> tuple[int, int]:
+        """Return tokens in time and in space; `patch` is (t, h, w) of a token in frames and pixels, codec included."""
+        return -(-self.frames // patch[0]), (self.height // patch[1]) * (self.width // patch[2])
+
+
+def kinds_of(
+    buckets: Sequence[Bucket], frames: np.ndarray, height: np.ndarray | None = None, width: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the kind of each sample, int64: bit i tells whether it fits bucket i (at most 63); 0 fits none.
+
+    Without height and width the number of frames alone decides.
+    """
+    fits = [bucket.long_enough(frames) if height is None else bucket.fits(frames, height, width) for bucket in buckets]
+    return mask(fits)
+
+
+def mask(fits: Sequence[np.ndarray]) -> np.ndarray:
+    """Return int64 in which bit i is what `fits[i]` tells of each sample."""
+    return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
+
+
+def misfits(
+    buckets: Sequence[Bucket], frames: np.ndarray, height: np.ndarray | None = None, width: np.ndarray | None = None
+) -> dict[str, int]:
+    """Return for which reason how many of these samples fit no bucket: the bucket that comes nearest decides.
+
+    Without height and width only the number of frames can be a reason.
+    """
+    if not len(frames):
+        return {}
+    long = np.stack([bucket.long_enough(frames) for bucket in buckets])
+    if height is None or width is None:
+        large = fits = long
+    else:
+        large = long & np.stack([(height >= bucket.height) & (width >= bucket.width) for bucket in buckets])
+        fits = np.stack([bucket.fits(frames, height, width) for bucket in buckets])
+    counts = {
+        "too few frames": int((~long.any(0)).sum()),
+        "too small": int((long.any(0) & ~large.any(0)).sum()),
+        "cropped too much": int((large.any(0) & ~fits.any(0)).sum()),
+    }
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def count_kinds(shards: Iterable[np.ndarray], leave_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many samples of each kind each shard holds, `shards kinds`, and the kinds, from those of its samples.
+
+    One shard is held at a time. Samples that fit no bucket are an error unless they may be left out.
+    """
+    found = [np.unique(kinds, return_counts=True) for kinds in shards]
+    kinds, column = np.unique(np.concatenate([kinds for kinds, _ in found]), return_inverse=True)
+    row = np.repeat(np.arange(len(found)), [len(kinds) for kinds, _ in found])
+    counts = np.zeros((len(found), len(kinds)), dtype=np.int64)
+    counts[row, column] = np.concatenate([count for _, count in found])
+    if none := int(counts[:, kinds == 0].sum()):
+        if not leave_out:
+            raise ValueError(f"buckets: found {none} of {counts.sum()} samples that fit no bucket, expected none")
+        counts, kinds = counts[:, kinds > 0], kinds[kinds > 0]
+    return counts, kinds
+
+
+def cascade(arriving: np.ndarray, kind: int, buckets: Sequence[Bucket]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each bucket that a kind fits, how many samples of each shard it takes, and how many were taken before.
+
+    `arriving` counts the samples of the kind in each shard. Of all that arrive up to a shard a bucket takes its `keep`,
+    rounded: exact to half a sample after every shard, and the same number every epoch.
+    """
+    fitting = [i for i in range(len(buckets)) if kind >> i & 1]
+    before = np.zeros_like(arriving)
+    for i in fitting:
+        keep = UNIT if i == fitting[-1] else round(buckets[i].keep * UNIT)
+        taken = np.diff((np.cumsum(arriving - before) * keep + UNIT // 2) // UNIT, prepend=0)
+        yield i, taken, before
+        before = before + taken
+
+
+class Cost(NamedTuple):
+    """What a clip takes: FLOPs of the denoiser's forward pass, and tokens, to which its memory is proportional."""
+
+    flops: int
+    tokens: int
+
+
+def forward_flops(
+    time: int,
+    space: int,
+    width: int,
+    axes: Sequence[str],
+    mlp_ratio: float = 4.0,
+    text: int = 0,
+    text_width: int = 0,
+    patch: int = 0,
+) -> int:
+    """Return the FLOPs of a denoiser for one clip of `time` x `space` tokens and `text` words of `text_width`.
+
+    `axes` names for each block what it attends over: space, time or spacetime. `patch`: the numbers that a token is
+    made of. A multiply-add counts two. With neither words' width nor patch it is the FLOPs of the blocks alone.
+    """
+    tokens, seen = time * space, {"space": space, "time": time, "spacetime": time * space}
+    # By token: query, key, value and output; query and output to the text; two layers of the feed-forward part.
+    linear = tokens * (8 + 4 + 4 * mlp_ratio) * width**2 + text * 4 * width**2
+    blocks = sum(linear + 4 * tokens * (seen[axis] + text) * width for axis in axes)
+    if not patch:
+        return int(blocks)
+    # Tokens in and out, words, the noise level of each frame with its modulation, and the frame rate.
+    words, levels = 2 * text * (text_width + width) * width, 2 * (256 + width) * width
+    return int(blocks + 4 * tokens * patch * width + words + (time + 1) * levels + time * 12 * width**2)
+
+
+def batch_sizes(costs: Sequence[Cost], most_tokens: int, shares: int) -> list[int]:
+    """Return the global batch of each bucket such that every step takes about equal time.
+
+    A micro-batch of one rank holds at most `most_tokens`; `shares` is ranks x micro-batches a step, and every batch is
+    a multiple of it. The time is the least that fills some bucket's memory; a bucket is as near to it as whole clips
+    allow.
+    """
+    if (largest := max(cost.tokens for cost in costs)) > most_tokens:
+        raise ValueError(f"batch.tokens: found {most_tokens}, expected at least {largest}, one clip of every bucket")
+    fit = [most_tokens // cost.tokens for cost in costs]
+    time = max(min(clips * cost.flops for clips, cost in zip(fit, costs, strict=True)), *(c.flops for c in costs))
+    return [shares * max(1, min(clips, round(time / c.flops))) for clips, c in zip(fit, costs, strict=True)]

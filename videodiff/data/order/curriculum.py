@@ -1,0 +1,202 @@
+"""What a run trains on, stage by stage: shapes, clips a step, shares of the datasets; and the order that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videodiff.data.order.arithmetic import absorb
+from videodiff.data.order.buckets import Bucket, Cost, batch_sizes
+from videodiff.data.order.mixture import Curriculum, Dataset, Mixture, repeats
+
+BUCKET_KEYS = [*(field.name for field in fields(Bucket)), "global_batch"]
+STAGE_KEYS = ["until", "buckets", "weights"]
+
+
+class Budget(NamedTuple):
+    """A step is `micro_batches` micro-batches, those of all processes together, of at most `tokens` tokens each.
+
+    `cost` tells what a clip of a bucket takes.
+    """
+
+    micro_batches: int
+    tokens: int
+    cost: Callable[[Bucket], Cost]
+
+    def sizes(self, buckets: Sequence[Bucket]) -> list[int]:
+        """Return the global batches with which steps of these buckets take about equal time."""
+        if self.micro_batches < 1:
+            raise ValueError(f"data.batch.micro_batches: found {self.micro_batches}, expected at least 1")
+        return batch_sizes([self.cost(bucket) for bucket in buckets], self.tokens, self.micro_batches)
+
+
+class Stage(NamedTuple):
+    """From step `first` on: buckets with their global batches, and the numbers of the datasets that are drawn from.
+
+    `weights` are the shares of these datasets in the samples drawn; None: each has its repeats.
+    """
+
+    first: int
+    seed: int
+    buckets: list[Bucket]
+    batch_sizes: list[int]
+    datasets: list[int]
+    weights: list[float] | None
+
+
+def read_stages(
+    stages: Sequence[Mapping[str, Any]], datasets: int, seed: int, stride: int, global_batch: int, budget: Budget | None
+) -> list[Stage]:
+    """Return the stages of a run on so many datasets from their configuration, mappings of `STAGE_KEYS`.
+
+    A stage ends before the step `until`, the last one never (None). A bucket without strides has this `stride`; one
+    without a global batch has that of the `budget`, and without a budget this `global_batch`.
+    """
+    for number, stage in enumerate(stages):
+        check_keys(f"data.stages[{number}]", stage, STAGE_KEYS)
+    ends = [stage.get("until") for stage in stages]
+    for number, (before, end) in enumerate(pairwise([0, *ends])):
+        last = number == len(ends) - 1
+        if (end is not None) if last else (not isinstance(end, int) or end <= before):
+            expected = "null, as it is the last stage" if last else f"a step after {before}; only the last has null"
+            raise ValueError(f"data.stages[{number}].until: found {end}, expected {expected}")
+    found = []
+    for number, (first, stage) in enumerate(zip([0, *ends], stages, strict=False)):
+        where = f"data.stages[{number}]" if len(stages) > 1 else "data"
+        buckets, given = read_buckets(f"{where}.buckets", stage.get("buckets") or (), stride)
+        sizes = budget.sizes(buckets) if budget else [global_batch] * len(buckets)
+        chosen, weights = read_weights(f"{where}.weights", stage.get("weights"), datasets)
+        # A stage with the seed of another would begin with the same samples.
+        own = int(absorb(seed, number) >> np.uint64(1)) if number else seed
+        sizes = [mine or size for mine, size in zip(given, sizes, strict=True)]
+        found.append(Stage(first, own, buckets, sizes, chosen, weights))
+    return found
+
+
+def read_buckets(where: str, rules: Sequence[Mapping[str, Any]], stride: int) -> tuple[list[Bucket], list[int | None]]:
+    """Return buckets, and of each the global batch that is written beside it."""
+    if not rules:
+        raise ValueError(f"{where}: found no bucket, expected at least one")
+    for number, rule in enumerate(rules):
+        check_keys(f"{where}[{number}]", rule, BUCKET_KEYS, needed=("frames", "height", "width"))
+    buckets = [
+        Bucket(**{name: value for name, value in rule.items() if name != "global_batch"}
+               | {"strides": tuple(rule.get("strides", (stride,)))})
+        for rule in rules
+    ]  # fmt: skip
+    for number, bucket in enumerate(buckets):
+        if bucket in buckets[:number]:
+            raise ValueError(f"{where}[{number}]: found {bucket} a second time, expected each bucket once")
+    return buckets, [rule.get("global_batch") for rule in rules]
+
+
+def read_weights(where: str, weights: Sequence[float] | None, datasets: int) -> tuple[list[int], list[float] | None]:
+    """Return the numbers of the datasets that have a weight above 0, and these weights; None: all, without weights."""
+    if weights is None:
+        return list(range(datasets)), None
+    if len(weights) != datasets or min(weights) < 0 or not any(weights):
+        raise ValueError(
+            f"{where}: found {list(weights)}, expected {datasets} numbers, one for root and each of more, 0 or larger"
+        )
+    chosen = [number for number, weight in enumerate(weights) if weight]
+    return chosen, [weights[number] for number in chosen]
+
+
+def check_keys(where: str, found: Mapping[str, Any], known: Sequence[str], needed: Sequence[str] = ()) -> None:
+    """Raise where a mapping has other keys, or lacks one."""
+    for name in found:
+        if name not in known:
+            raise ValueError(f"{where}.{name}: found no such key, expected some of {', '.join(known)}")
+    for name in needed:
+        if name not in found:
+            raise ValueError(f"{where}: found {', '.join(map(str, found)) or 'nothing'}, expected {name} too")
+
+
+def order_of(
+    stages: Sequence[Stage],
+    counts: Sequence[tuple[np.ndarray, np.ndarray]],
+    often: Sequence[Fraction],
+    window: int | None,
+) -> Curriculum:
+    """Return the order of a run.
+
+    `counts` are the samples by shard and kind, and the kinds, of every dataset of the first stage, then of the next;
+    `often` are the repeats of each dataset where a stage has no weights.
+    """
+    left, mixtures = iter(counts), []
+    for stage in stages:
+        own = [next(left) for _ in stage.datasets]
+        times = [often[number] for number in stage.datasets]
+        if stage.weights is not None:
+            samples = [int(counted.sum()) for counted, _ in own]
+            if not all(samples):
+                empty = samples.index(0)
+                raise ValueError(
+                    f"data.weights: found {stage.weights[empty]} for dataset {stage.datasets[empty]} from step "
+                    f"{stage.first} on, expected 0: none of its samples fits a bucket there"
+                )
+            times = repeats(stage.weights, samples)
+        datasets = [Dataset(*counted, time) for counted, time in zip(own, times, strict=True)]
+        mixtures.append(Mixture(datasets, stage.buckets, stage.batch_sizes, stage.seed, window))
+    return Curriculum([(stage.first, mixture) for stage, mixture in zip(stages, mixtures, strict=True)])
+
+
+class Planned(NamedTuple):
+    """A bucket of a stage: samples an epoch, clips a step and a micro-batch of one process, steps an epoch.
+
+    `cost`: that of a clip, None where it is not known.
+    """
+
+    first: int
+    bucket: Bucket
+    samples: Fraction
+    global_batch: int
+    micro_batch: int
+    steps: Fraction
+    cost: Cost | None
+
+
+def plan(
+    stages: Sequence[Stage],
+    order: Curriculum,
+    accumulate: int,
+    world: int,
+    cost: Callable[[Bucket], Cost] | None = None,
+) -> list[Planned]:
+    """Return what the steps of each bucket of each stage are, on so many processes."""
+    found = []
+    for stage, mixture in zip(stages, order.stages, strict=True):
+        for number, (bucket, size) in enumerate(zip(mixture.buckets, mixture.batch_sizes, strict=True)):
+            pairs = zip(mixture.datasets, mixture.streams, strict=True)
+            samples = Fraction(sum(data.repeat * stream.samples[number] for data, stream in pairs))
+            micro = size // (accumulate * world)
+            spent = cost(bucket) if cost else None
+            found.append(Planned(stage.first, bucket, samples, size, micro, samples / size, spent))
+    return found
+
+
+def format_plan(planned: Sequence[Planned]) -> str:
+    """Return the plan as a table; a step's FLOPs are those of forward and backward, its time is relative."""
+    head = ["from step", "bucket", "samples an epoch", "clips a step", "a micro-batch", "steps an epoch"]
+    rows = [
+        [
+            f"{p.first:,}",
+            f"{p.bucket}",
+            *(f"{n:,}" for n in (round(p.samples), p.global_batch, p.micro_batch)),
+            f"{float(p.steps):,.1f}",
+        ]
+        for p in planned
+    ]
+    if all(p.cost for p in planned):
+        head += ["tokens", "TFLOP a step", "time"]
+        longest = {p.first: max(q.cost.flops * q.global_batch for q in planned if q.first == p.first) for p in planned}
+        for row, p in zip(rows, planned, strict=True):
+            flops = p.cost.flops * p.global_batch
+            row += [f"{p.cost.tokens * p.micro_batch:,}", f"{3 * flops / 1e12:,.3g}", f"{flops / longest[p.first]:.0%}"]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in [head, *rows])

@@ -1,0 +1,312 @@
+"""Global batches as a pure function of (counts of samples in shards, buckets, mixture, seed, step).
+
+A step has a bucket; its batch is the next stretch of the bucket's endless stream; the stream takes turns among the
+datasets; the turn of a dataset is a place in its epoch; the place is a sample of a shard. Each of these arrows is
+arithmetic that answers for any place alone, so there is nothing to fast-forward: docs/streaming.md.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videodiff.data.order.arithmetic import ALONE, Mesh, absorb, deal, draw, parts, permute, places
+from videodiff.data.order.buckets import Bucket, cascade
+
+# What is permuted, as a part of the key.
+SHARDS, WINDOW, KIND = range(3)
+EPOCHS_KEPT = 4
+
+
+class Dataset(NamedTuple):
+    """Samples of each kind in each shard of a dataset, `shards kinds`; the kinds; times an epoch has each sample."""
+
+    counts: np.ndarray
+    kinds: np.ndarray
+    repeat: Fraction = Fraction(1)
+
+
+class Batch(NamedTuple):
+    """What one rank takes at once: a shape, and for each clip its place in the global batch and which sample it is.
+
+    A sample is the `member`-th of those of its `kind` in its `shard`, in the order of the shard; all arrays are `b`.
+    """
+
+    step: int
+    bucket: Bucket
+    position: np.ndarray
+    dataset: np.ndarray
+    epoch: np.ndarray
+    shard: np.ndarray
+    kind: np.ndarray
+    member: np.ndarray
+
+
+class Pool(NamedTuple):
+    """The samples of one bucket in one epoch as a line of pieces, (shard, kind) after (shard, kind).
+
+    start: place of each piece; before: members of its kind that earlier buckets took; edges: places where windows
+    begin and end; columns: the kinds.
+    """
+
+    start: np.ndarray
+    before: np.ndarray
+    edges: np.ndarray
+    columns: np.ndarray
+
+
+class Shuffled:
+    """The endless streams of a dataset, one a bucket: every epoch has an order of its own.
+
+    `window` shards, neighbours in the order of the epoch, are shuffled together; None: all. Kept in memory are the
+    pools of the last epochs used, a few integers for each shard and kind.
+    """
+
+    def __init__(self, dataset: Dataset, buckets: Sequence[Bucket], window: int | None, *key: int) -> None:
+        self.counts, self.kinds, self.buckets, self.key = dataset.counts, dataset.kinds, buckets, key
+        self.window, self.epochs = window or len(self.counts), {}
+        self.samples = [0] * len(buckets)
+        for total, kind in zip(self.counts.sum(0), self.kinds, strict=True):
+            for bucket, taken, _ in cascade(np.array([total]), kind, buckets):
+                self.samples[bucket] += int(taken[0])
+
+    def at(self, bucket: int, position: np.ndarray) -> np.ndarray:
+        """Return epoch, shard, kind and member, `4 b`, at these positions of a bucket's stream."""
+        epoch, place = np.divmod(position, self.samples[bucket])
+        found = np.stack([epoch] * 4)
+        for number in np.unique(epoch).tolist():
+            here = epoch == number
+            found[1:, here] = self.locate(bucket, number, place[here])
+        return found
+
+    def shards(self, bucket: int, start: int, stop: int) -> np.ndarray:
+        """Return the shards of the windows from that of one position in a bucket's stream to that after another's."""
+        each = -(-len(self.counts) // self.window)
+        windows = range(self.window_of(bucket, start), self.window_of(bucket, stop) + 2)
+        lines = ((self.epoch(number // each)[0], self.window * (number % each)) for number in windows)
+        return np.unique(np.concatenate([line[first : first + self.window] for line, first in lines]))
+
+    def window_of(self, bucket: int, position: int) -> int:
+        """Return the number of the window that a position in a bucket's stream lies in, counted through all epochs."""
+        number, place = divmod(position, self.samples[bucket])
+        edges = self.epoch(number)[1][bucket].edges
+        return number * (len(edges) - 1) + int(np.searchsorted(edges, place, side="right")) - 1
+
+    def locate(self, bucket: int, epoch: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return shard, kind and member at these places of a bucket's epoch."""
+        line, pools = self.epoch(epoch)
+        start, before, edges, columns = pools[bucket]
+        window = np.searchsorted(edges, place, side="right") - 1
+        begin, size = edges[window], edges[window + 1] - edges[window]
+        place = begin + permute(place - begin, size, absorb(*self.key, epoch, WINDOW, bucket, window))
+        piece = np.searchsorted(start, place, side="right") - 1
+        shard, column = line[piece // len(columns)], columns[piece % len(columns)]
+        # Which members of a kind go to which bucket is shuffled too: the first few to the first bucket, and so on.
+        taken, kind = before[piece] + place - start[piece], self.kinds[column]
+        return shard, kind, permute(taken, self.counts[shard, column], absorb(*self.key, epoch, KIND, shard, kind))
+
+    def epoch(self, number: int) -> tuple[np.ndarray, list[Pool]]:
+        """Return the shards in the order of an epoch, and the pool of each bucket."""
+        if number not in self.epochs:
+            line = np.arange(len(self.counts))
+            line = permute(line, len(line), absorb(*self.key, number, SHARDS))
+            pieces = [[] for _ in self.buckets]
+            for column, kind in enumerate(self.kinds):
+                for bucket, taken, before in cascade(self.counts[line, column], kind, self.buckets):
+                    pieces[bucket].append((column, taken, before))
+            while len(self.epochs) >= EPOCHS_KEPT:
+                del self.epochs[next(iter(self.epochs))]
+            self.epochs[number] = line, [pool(found, self.window) if found else None for found in pieces]
+        return self.epochs[number]
+
+
+def pool(found: list[tuple[int, np.ndarray, np.ndarray]], window: int) -> Pool:
+    """Join, shard by shard, what a bucket takes of each kind: `found` has column, taken and taken before."""
+    columns, taken, before = (np.stack(each, axis=-1) for each in zip(*found, strict=True))
+    start = np.concatenate([[0], np.cumsum(taken)])
+    edges = np.append(np.arange(0, len(taken), window), len(taken)) * len(columns)
+    return Pool(start[:-1], before.ravel(), start[edges], columns)
+
+
+class Mixture:
+    """Datasets, buckets with their global batches, and a seed: all that an endless sequence of steps follows from.
+
+    Each sample comes once an epoch, or `repeat` times where a dataset says so; a batch may hold the end of one epoch
+    and the beginning of the next. In `epoch_steps` steps every bucket has had its share to within two batches.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        buckets: Sequence[Bucket],
+        batch_sizes: Sequence[int],
+        seed: int = 0,
+        window: int | None = None,
+    ) -> None:
+        if not datasets or not buckets or len(buckets) != len(batch_sizes) or min(batch_sizes) < 1:
+            raise ValueError(
+                f"mixture: found {len(datasets)} datasets and global batches {list(batch_sizes)} for {len(buckets)} "
+                f"buckets, expected datasets, and a batch of at least 1 for each bucket"
+            )
+        if window is not None and window < 1:
+            raise ValueError(f"window: found {window}, expected at least one shard, or null for all")
+        self.datasets, self.buckets, self.batch_sizes = list(datasets), list(buckets), [int(n) for n in batch_sizes]
+        for data in datasets:
+            if data.repeat <= 0 or data.counts.shape[1:] != data.kinds.shape:
+                raise ValueError(
+                    f"mixture: found repeat {data.repeat} and counts {data.counts.shape} for {len(data.kinds)} kinds, "
+                    f"expected a repeat above 0 and counts by shard and kind"
+                )
+        self.seed, self.window = seed, window
+        self.streams = [Shuffled(data, self.buckets, window, seed, i) for i, data in enumerate(datasets)]
+        # Samples that each dataset brings to each bucket in an epoch of the mixture.
+        by_dataset = [[data.repeat * n for n in s.samples] for data, s in zip(datasets, self.streams, strict=True)]
+        shares = list(zip(*by_dataset, strict=True))
+        for bucket, share in zip(buckets, shares, strict=True):
+            if not any(share):
+                raise ValueError(
+                    f"bucket {bucket}: found no sample that falls into it, expected at least one (those before it in "
+                    f"the list take their keep of what fits them)"
+                )
+        steps = [sum(share) / size for share, size in zip(shares, batch_sizes, strict=True)]
+        self.epoch_steps, self.turns, self.shares = sum(steps), parts(steps), [parts(share) for share in shares]
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """Return the bucket of a step, and how many steps it had before."""
+        if step < 0:
+            raise ValueError(f"order: found step {step}, expected at least 0")
+        bucket, before = deal(step, self.turns)
+        return int(bucket), int(before)
+
+    def batch(self, step: int, micro: int = 0, accumulate: int = 1, mesh: Mesh = ALONE) -> Batch:
+        """Return what a rank takes in the `micro`-th of `accumulate` micro-batches; with a step alone, all there is."""
+        bucket, before = self.turn(step)
+        size = self.batch_sizes[bucket]
+        position = places(size, micro, accumulate, mesh)
+        return self.pick(step, bucket, before * size + position, position)
+
+    def stand_in(self, step: int, place: int, attempt: int) -> Batch:
+        """Return a clip for one that cannot be read: another from the bucket's stream, up to about an epoch ahead."""
+        bucket, before = self.turn(step)
+        epoch = sum(stream.samples[bucket] for stream in self.streams)
+        ahead, position = 1 + draw(epoch, self.seed, step, place, attempt), np.array([place])
+        return self.pick(step, bucket, before * self.batch_sizes[bucket] + position + ahead, position)
+
+    def upcoming(self, step: int) -> list[np.ndarray]:
+        """Return for each dataset the shards that the bucket of a step reads in its next step, and soon after."""
+        bucket, before = self.turn(step)
+        size, shares = self.batch_sizes[bucket], self.shares[bucket]
+        # Each dataset's place in its own stream, to within two.
+        begin, end = ([(before + more) * size * share // sum(shares) for share in shares] for more in (1, 2))
+        found = zip(self.streams, begin, end, shares, strict=True)
+        return [stream.shards(bucket, max(b - 2, 0), e) if share else np.arange(0) for stream, b, e, share in found]
+
+    def open_shards(self) -> list[int]:
+        """Return about how many shards of each dataset are read within two steps of every bucket: a cache's size."""
+        totals = []
+        for number, stream in enumerate(self.streams):
+            ends = [2 * n * share[number] // sum(share) for n, share in zip(self.batch_sizes, self.shares, strict=True)]
+            held = sum(len(stream.shards(i, 0, end)) for i, end in enumerate(ends) if self.shares[i][number])
+            totals.append(min(held, len(stream.counts)))
+        return totals
+
+    def pick(self, step: int, bucket: int, stream: np.ndarray, position: np.ndarray) -> Batch:
+        """Return the clips at these positions of a bucket's stream, for these places in the global batch."""
+        dataset, turn = deal(stream, self.shares[bucket])
+        found = np.empty((4, len(stream)), dtype=np.int64)
+        for number in np.unique(dataset).tolist():
+            here = dataset == number
+            found[:, here] = self.streams[number].at(bucket, turn[here])
+        return Batch(step, self.buckets[bucket], position, dataset, *found)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a step to mean the same batch, as plain values."""
+        digest = hashlib.sha256()
+        for data in self.datasets:
+            for numbers in (data.counts.shape, data.counts, data.kinds):
+                digest.update(np.asarray(numbers, dtype="<i8").tobytes())
+        return {
+            "seed": self.seed,
+            "window": self.window,
+            "buckets": [repr(bucket) for bucket in self.buckets],
+            "batch_sizes": self.batch_sizes,
+            "repeats": [str(data.repeat) for data in self.datasets],
+            "fingerprint": digest.hexdigest(),
+        }
+
+
+class Curriculum:
+    """Mixtures one after another, each from its first step on: stages of resolution, length and data.
+
+    A stage begins at the start of an epoch of its own, under a seed of its own: with the seed of another it would
+    begin with the same samples. The datasets of all stages are counted through: a dataset of the second stage has the
+    number that it has there plus the count of those of the first.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, Mixture]]) -> None:
+        self.first, self.stages = [step for step, _ in stages], [mixture for _, mixture in stages]
+        seeds = [mixture.seed for mixture in self.stages]
+        if self.first[:1] != [0] or sorted(set(self.first)) != self.first or len(set(seeds)) != len(seeds):
+            raise ValueError(
+                f"curriculum: found first steps {self.first} and seeds {seeds}, expected rising steps from 0 and "
+                f"different seeds"
+            )
+        self.batch_sizes = [size for mixture in self.stages for size in mixture.batch_sizes]
+        self.before = [0, *itertools.accumulate(len(mixture.datasets) for mixture in self.stages)]
+
+    def stage(self, step: int) -> int:
+        """Return the number of the stage of a step."""
+        return max(0, bisect.bisect_right(self.first, step) - 1)
+
+    def batch(self, step: int, micro: int = 0, accumulate: int = 1, mesh: Mesh = ALONE) -> Batch:
+        """Return what a rank takes in a micro-batch, as `Mixture.batch`."""
+        stage = self.stage(step)
+        return self.placed(stage, self.stages[stage].batch(step - self.first[stage], micro, accumulate, mesh))
+
+    def stand_in(self, step: int, place: int, attempt: int) -> Batch:
+        """Return a clip of the same stage for one that cannot be read, as `Mixture.stand_in`."""
+        stage = self.stage(step)
+        return self.placed(stage, self.stages[stage].stand_in(step - self.first[stage], place, attempt))
+
+    def upcoming(self, step: int) -> list[np.ndarray]:
+        """Return for each dataset of each stage the shards that it reads next, as `Mixture.upcoming`."""
+        stage, found = self.stage(step), [np.arange(0) for _ in range(self.before[-1])]
+        found[self.before[stage] : self.before[stage + 1]] = self.stages[stage].upcoming(step - self.first[stage])
+        return found
+
+    def open_shards(self) -> list[int]:
+        """Return for each dataset of each stage how many shards are read at once, as `Mixture.open_shards`."""
+        return [shards for mixture in self.stages for shards in mixture.open_shards()]
+
+    def placed(self, stage: int, batch: Batch) -> Batch:
+        """Return the batch of a stage with the step and the datasets of the whole."""
+        return batch._replace(step=self.first[stage] + batch.step, dataset=self.before[stage] + batch.dataset)
+
+    def begun(self, step: int) -> int:
+        """Return how many stages the steps before this one have come to, at least one."""
+        return bisect.bisect_left(self.first, max(step, 1))
+
+    def identity(self, step: int) -> dict[str, Any]:
+        """Return what must be the same for the steps before this one to mean the same batches, as plain values."""
+        begun = self.begun(step)
+        found: dict[str, Any] = {"stages": self.first[:begun]}
+        for first, stage in zip(self.first[:begun], self.stages[:begun], strict=True):
+            found |= {f"stage_{first}.{name}" if first else name: value for name, value in stage.identity().items()}
+        return found
+
+
+def repeats(weights: Sequence[float], samples: Sequence[int]) -> list[Fraction]:
+    """Return how often each sample of each dataset comes in an epoch, which has as many samples as all together.
+
+    `weights` are shares of the samples drawn, in any unit; decimals are taken as they are written.
+    """
+    shares = [Fraction(str(weight)) for weight in weights]
+    if min(shares) <= 0 or len(weights) != len(samples):
+        raise ValueError(f"weights: found {list(weights)} for {len(samples)} datasets, expected one above 0 for each")
+    return [share / sum(shares) * sum(samples) / count for share, count in zip(shares, samples, strict=True)]

@@ -1,0 +1,354 @@
+"""Tars written by anyone get a manifest: each is read once, from begin to end, and nothing of it touches the disk."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from braceexpand import braceexpand
+
+from videodiff.data.samples.manifest import NAME, Manifest, ManifestWriter, plain_name
+from videodiff.data.samples.members import (
+    APART,
+    BoundedHeader,
+    compression_of,
+    fault_of,
+    is_hidden,
+    is_noise,
+    one_video,
+    split_name,
+)
+from videodiff.data.samples.shards import VIDEOS, WORDS, rank_words
+from videodiff.data.samples.sidecars import SIDECARS, read_captions, read_notes
+from videodiff.data.storage.files import owning, write_whole
+from videodiff.data.storage.listing import Fault, Passed, Scan
+from videodiff.data.storage.remote import Url, place_of
+from videodiff.data.video.decode import decode, probe
+from videodiff.text.words import split_words
+
+UNUSABLE = "unusable.jsonl"
+LIMIT_S = 300.0
+
+
+class Unusable(NamedTuple):
+    """What of a tar is not in the manifest, and why."""
+
+    shard: str
+    offset: int
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return it in one line that a terminal can show, whatever the name holds."""
+        name = self.name.encode("unicode_escape", "backslashreplace").decode()
+        return f"{self.shard} at {self.offset}: " + f"{name}: " * bool(name) + self.reason
+
+
+class Indexed(NamedTuple):
+    """What a tar holds: its entry in the list of shards, its rows, the words of its captions, and what is left out."""
+
+    shard: dict[str, Any]
+    rows: list[dict[str, Any]]
+    words: Counter[str]
+    unusable: list[Unusable]
+    passed: Passed
+
+
+class Sample(NamedTuple):
+    """Neighbouring members with one key: of each extension the first, sidecars and videos with their content.
+
+    `again` are the names of the others.
+    """
+
+    key: str
+    offset: int
+    end: int
+    members: dict[str, bytes]
+    again: list[str]
+
+
+def index_tars(
+    tars: str | Sequence[str],
+    out: str | Path | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    passed: Passed | None = None,
+) -> tuple[Manifest, list[Unusable]]:
+    """Write the manifest of tars, with words.txt and unusable.jsonl; return it and what it leaves out.
+
+    `tars`: a folder, a pattern (* on disk, {000..123} also in a URL), or a list of such, all of one folder. The
+    manifest comes beside tars on disk; that of remote ones into the folder `out`. `workers`: processes, None: one a
+    core. `passed` counts what of folders and tars was passed over.
+
+    Of several files of one name that neighbour each other in a tar the first is used. A sample whose files are apart
+    from each other is left out, as a row has one place in its tar.
+    """
+    passed = Passed() if passed is None else passed
+    places, faults = find_tars(tars, passed)
+    parent = places[0].parent
+    root = Path(out) if out is not None else parent
+    if isinstance(parent, Url) == (out is None) or (out is not None and isinstance(parent, Path)):
+        raise ValueError(f"out: found {out}, expected a folder for tars at a URL and none for {parent}")
+    with owning(root, "index"):
+        if (root / NAME).exists():
+            raise ValueError(f"{root / NAME}: found a manifest, expected none: remove it to index anew")
+        unusable = write_index(root, places, faults, workers, progress, passed)
+    return Manifest.load(root), unusable
+
+
+def write_index(
+    root: Path,
+    places: Sequence[Path | Url],
+    faults: Sequence[Fault],
+    workers: int | None,
+    progress: Callable[[int, int], None],
+    passed: Passed,
+) -> list[Unusable]:
+    """Write what `index_tars` leaves in a folder; return what is left out."""
+    parent, words, usable = places[0].parent, Counter(), 0
+    unusable = [Unusable(fault.name, 0, "", fault.detail) for fault in faults]
+    with ManifestWriter(root, shards_at=parent if isinstance(parent, Url) else None) as writer:
+        for done, found in enumerate(index_all(places, workers), start=1):
+            words.update(found.words)
+            unusable += found.unusable
+            passed.update(found.passed)
+            if found.rows:
+                writer.add(found.shard, found.rows)
+                usable += len(found.rows)
+            progress(done, len(places))
+        write_whole(root / UNUSABLE, "".join(f"{json.dumps(entry._asdict())}\n" for entry in unusable).encode())
+        if not usable:
+            first = f"; the first: {unusable[0]}" if unusable else ""
+            raise ValueError(
+                f"{parent}: found no usable sample in {len(places)} tars: {root / UNUSABLE} tells why{first}"
+            )
+        write_whole(root / WORDS, rank_words(words))
+    return unusable
+
+
+def find_tars(tars: str | Sequence[str], passed: Passed) -> tuple[list[Path | Url], list[Fault]]:
+    """Return the tars that are meant, in the order of their names, and those that cannot be read."""
+    found, missing = [], []
+    for pattern in [tars] if isinstance(tars, str) else tars:
+        # A folder may well be called a,b or {1}, and a tar a[1].tar.
+        for name in [pattern] if os.path.exists(pattern) else braceexpand(pattern):
+            own = tars_at(name, passed)
+            found += own
+            missing += [name] * (not own)
+    faults = [item for item in found if isinstance(item, Fault)]
+    found = [item for item in found if not isinstance(item, Fault)]
+    if not found:
+        beside = f"; {faults[0].name}: {faults[0].detail}" if faults else f"; there are {passed}" if passed else ""
+        raise FileNotFoundError(
+            f"tars: found none at {tars}, expected a folder with .tar files or a pattern that some match{beside}"
+        )
+    if missing:
+        more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        raise FileNotFoundError(f"tars: found none at {missing[0]}{more}, expected what is asked for")
+    folders = sorted({str(place.parent) for place in found})
+    if len(folders) > 1 or len({place.name for place in found}) < len(found):
+        raise ValueError(f"tars: found {len(found)} in {', '.join(folders)}, expected different ones of one folder")
+    for place in found:
+        if isinstance(place, Url) and str(place) != place.text:
+            raise ValueError(
+                f"tars: found secrets in the URL {place}, expected one without: the manifest that names it is passed on"
+            )
+        plain_name(place.name)
+    return sorted(found, key=lambda place: place.name), faults
+
+
+def tars_at(name: str, passed: Passed) -> list[Path | Url | Fault]:
+    """Return the tar of this name or at this URL, or the tars of a folder, or those that a pattern matches."""
+    if "://" in name:
+        return [place_of(name)]
+    if os.path.isdir(name):
+        items = list(Scan(Path(name), {".tar"}, passed, deep=False))
+        return [item if isinstance(item, Fault) else readable(item.path) for item in items]
+    return [readable(Path(name))] if os.path.exists(name) else [readable(Path(found)) for found in glob.glob(name)]
+
+
+def readable(path: Path) -> Path | Fault:
+    """Return the path of a tar, as a fault where it cannot be read."""
+    if not path.exists():
+        return Fault(path.name, "found a link where nothing is, expected a tar")
+    return path if os.access(path, os.R_OK) else Fault(path.name, "cannot be read: Permission denied")
+
+
+def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Indexed]:
+    """Yield what each tar holds, in order, read by several processes."""
+    workers = min(workers or os.cpu_count() or 1, len(places))
+    if workers == 1:
+        yield from map(index_tar, places)
+        return
+    # No fork: neither FFmpeg nor open connections survive one.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(partial(index_tar, limit=LIMIT_S), places)
+        for place in places:
+            try:
+                yield next(results)
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    f"{place}: found that a process died, or was at a clip for over {LIMIT_S:g} s, which read this or "
+                    f"one of the next {workers} tars, expected it to finish: leave the tar out"
+                ) from error
+
+
+def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
+    """Read one tar; a clip that takes over `limit` seconds ends the process, 0: none does."""
+    found, unusable, passed = Runs(place.name), [], Passed()
+    with Hashed(place) as source:
+        try:
+            with tarfile.open(fileobj=source, mode="r|", tarinfo=BoundedHeader) as tar:
+                for item in read_samples(tar, place.name, passed):
+                    if isinstance(item, Unusable):
+                        unusable.append(item)
+                        continue
+                    # A decoder that hangs hears no handler: SIGALRM is left to the kernel, which kills.
+                    signal.setitimer(signal.ITIMER_REAL, limit)
+                    found.add(item)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                end = tar.offset
+        # A ValueError is of a number in a header.
+        except (tarfile.TarError, ValueError) as error:
+            how = compression_of(source.head)
+            reason = f"found a tar compressed by {how}, expected a plain one: uncompress it" if how else str(error)
+            end = 2**63
+            unusable.append(Unusable(place.name, found.end, "", f"cannot be read from here on: {reason}"))
+        source.drain()
+    # To tarfile a damaged header is the end.
+    if source.filled > end:
+        unusable.append(Unusable(place.name, end, "", "found something else than a tar's header or its end"))
+    kept, left_out = found.settle()
+    rows = [row for row, _ in kept]
+    words = Counter(word for _, captions in kept for caption in captions for word in split_words(caption))
+    shard = {"name": place.name, "bytes": source.size, "samples": len(rows), "sha256": source.digest.hexdigest()}
+    return Indexed(shard, rows, words, sorted(unusable + left_out, key=lambda entry: entry.offset), passed)
+
+
+class Runs:
+    """The samples of one tar as they come, until it is known of which all members lie side by side."""
+
+    def __init__(self, shard: str) -> None:
+        self.shard, self.end = shard, 0
+        self.usable: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        self.seen: dict[str, tuple[int, frozenset[str]]] = {}
+        self.apart: set[str] = set()
+        self.unusable: list[Unusable] = []
+
+    def add(self, sample: Sample) -> None:
+        """Take in a sample, or what came later of one that was there before."""
+        key, extensions = sample.key, frozenset(sample.members)
+        offset, before = self.seen.setdefault(key, (sample.offset, extensions))
+        again = sample.again
+        if offset != sample.offset:
+            again = [*map(f"{key}.{{}}".format, sorted(extensions)), *again]
+            if extensions - before:
+                self.apart.add(key)
+        else:
+            found = describe(sample, self.shard)
+            if isinstance(found, Unusable):
+                self.unusable.append(found)
+            else:
+                self.usable[key] = found
+                self.end = sample.end
+        if again:
+            reason = f"found {' and '.join(again)} again, expected each name once in a tar: the first is used"
+            self.unusable.append(Unusable(self.shard, sample.offset, key, reason))
+
+    def settle(self) -> tuple[list[tuple[dict[str, Any], list[str]]], list[Unusable]]:
+        """Return rows with their captions, and what is left out."""
+        apart = [Unusable(self.shard, self.seen[key][0], key, APART) for key in self.seen if key in self.apart]
+        others = [entry for entry in self.unusable if entry.name not in self.apart]
+        return [found for key, found in self.usable.items() if key not in self.apart], others + apart
+
+
+def read_samples(tar: tarfile.TarFile, shard: str, passed: Passed) -> Iterator[Sample | Unusable]:
+    """Yield neighbouring members with one key as a sample, and every member that can belong to none.
+
+    Folders and hidden files may lie between the members of a sample.
+    """
+    sample = None
+    for member in tar:
+        if is_noise(member):
+            if not member.isdir():
+                passed["hidden in a tar"] += 1
+            continue
+        fault = fault_of(member)
+        key, extension = split_name(member.name)
+        if sample and (key != sample.key if fault is None else not is_hidden(member)):
+            yield sample
+            sample = None
+        if fault is not None:
+            yield Unusable(shard, member.offset, member.name, fault)
+            continue
+        sample = sample or Sample(key, member.offset, 0, {}, [])
+        sample = sample._replace(end=member.offset_data + -(-member.size // 512) * 512)
+        if extension in sample.members:
+            sample.again.append(member.name)
+            continue
+        wanted = extension in (*VIDEOS, *SIDECARS)
+        sample.members[extension] = tar.extractfile(member).read() if wanted else b""
+    if sample:
+        yield sample
+
+
+def describe(sample: Sample, shard: str) -> tuple[dict[str, Any], list[str]] | Unusable:
+    """Return the row of a sample and its captions."""
+    try:
+        video = sample.members[one_video(sample.members)]
+        info, captions, notes = probe(video), read_captions(sample.members), read_notes(sample.members)
+        decode(video, [0, info.frames // 3, 2 * info.frames // 3, info.frames - 1])
+    except ValueError as error:
+        return Unusable(shard, sample.offset, sample.key, str(error))
+    row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
+    row |= {"shard": shard, "key": sample.key, "offset": sample.offset, "size": sample.end - sample.offset}
+    row |= {"source": text_of(notes, "source", "url"), "licence": text_of(notes, "licence", "license")}
+    longest = max((len(split_words(caption)) for caption in captions), default=0)
+    sums = {"captions": len(captions), "words": longest, "sha256": hashlib.sha256(video).hexdigest()}
+    return row | sums, captions
+
+
+def text_of(notes: dict[str, Any], *names: str) -> str:
+    """Return the first of these entries that is text, with ? for what is not Unicode."""
+    text = next((notes[name] for name in names if isinstance(notes.get(name), str)), "")
+    return text.encode(errors="replace").decode()
+
+
+class Hashed:
+    """A file that is read from begin to end: how it begins, its size and sha256, where its last byte not 0 ends."""
+
+    def __init__(self, place: Path | Url) -> None:
+        self.file, self.size, self.filled, self.digest = place.open("rb"), 0, 0, hashlib.sha256()
+        self.head = b""
+
+    def __enter__(self) -> Hashed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.head = self.head or data[:8]
+        self.digest.update(data)
+        if content := len(data.rstrip(b"\0")):
+            self.filled = self.size + content
+        self.size += len(data)
+        return data
+
+    def drain(self) -> None:
+        """Read what is left."""
+        while self.read(2**20):
+            pass

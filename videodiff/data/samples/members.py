@@ -1,0 +1,88 @@
+"""The members of tars written by anyone: their keys and extensions, and which of them can belong to no sample."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Collection
+
+from videodiff.data.samples.sidecars import SIDECARS, TEXT_LIMIT
+from videodiff.data.storage.listing import PICTURES, VIDEOS
+
+HEADER_LIMIT = 2**20
+VIDEO_LIMIT = 2**31
+MOVIES = tuple(ending[1:] for ending in VIDEOS)
+STILLS = tuple(ending[1:] for ending in PICTURES)
+MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+APART = (
+    "found its members apart from each other in the tar, expected them side by side: sort the tar by name, as "
+    "`tar --sort=name -cf` does"
+)
+
+
+class BoundedHeader(tarfile.TarInfo):
+    """A header whose extensions (long names, pax records) tarfile may read into memory whatever size they state."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *tarfile.GNU_TYPES) and self.size > HEADER_LIMIT:
+            raise tarfile.ReadError(f"found a header of {self.size} bytes, expected at most {HEADER_LIMIT}")
+        return super()._proc_member(tar)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return key and extension: they part at the first dot of the file's name, as in webdataset."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def is_hidden(member: tarfile.TarInfo) -> bool:
+    """Tell whether a member can lie between the files of a sample: a hidden file, as macOS writes them, or a folder."""
+    return member.isdir() or member.name.rpartition("/")[2].startswith(".")
+
+
+def is_noise(member: tarfile.TarInfo) -> bool:
+    """Tell whether a member is worth no word but its count: a folder, or what macOS notes of files."""
+    return member.isdir() or bool(re.fullmatch(r"\._.*|\.DS_Store", member.name.rpartition("/")[2], re.DOTALL))
+
+
+def fault_of(member: tarfile.TarInfo) -> str | None:
+    """Tell why a member cannot be used, None where it can."""
+    key, extension = split_name(member.name)
+    limit = TEXT_LIMIT if extension in SIDECARS else VIDEO_LIMIT
+    if (
+        member.name.startswith("/")
+        or ".." in member.name.split("/")
+        or re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", member.name)
+    ):
+        return "found a path that leads out of its folder, is not UTF-8 or has control characters"
+    if not member.isreg() or member.issparse():
+        return "found a link, folder or special file, expected a plain one"
+    if not extension or not key.rpartition("/")[2]:
+        return "found no key and extension, expected <key>.<extension>"
+    if member.size > limit:
+        return f"found {member.size} bytes, expected at most {limit}"
+    return None
+
+
+def video_of(extensions: Collection[str]) -> str | None:
+    """Return the extension of a sample's video, else of its picture, None where it has neither."""
+    return next((name for name in (*MOVIES, *STILLS) if name in extensions), None)
+
+
+def one_video(extensions: Collection[str]) -> str:
+    """Return the extension of the one video of a sample, beside which pictures are previews; ValueError where none."""
+    for kind in (MOVIES, STILLS):
+        found = [name for name in extensions if name in kind]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"found {' and '.join(found)}, expected one video in a sample")
+    dots = any(name.rpartition(".")[2] in (*MOVIES, *STILLS) for name in extensions)
+    more = "; the ending begins at the first dot of a name" * dots
+    raise ValueError(f"found {', '.join(extensions)}, expected one of {', '.join(MOVIES[:5])}, ...{more}")
+
+
+def compression_of(head: bytes) -> str | None:
+    """Return by what a file is compressed that begins so, None where it is not."""
+    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)

@@ -1,0 +1,317 @@
+"""Shards: plain WebDataset tars, written whole or not at all, and read by offset."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, ManifestWriter
+from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
+from videodiff.data.samples.sidecars import SIDECARS, Text, read_captions, read_notes, read_texts
+from videodiff.data.storage.cache import CachedFolder
+from videodiff.data.storage.files import owning, partial_of, stage, sync
+from videodiff.data.storage.remote import Url, place_of
+from videodiff.data.video.info import VideoInfo
+from videodiff.text.words import split_words
+
+__all__ = [
+    "SIDECARS",
+    "VIDEOS",
+    "WORDS",
+    "ShardWriter",
+    "Text",
+    "clip_sample",
+    "read_captions",
+    "read_notes",
+    "read_sample",
+    "read_texts",
+    "video_of",
+]
+
+WORDS = "words.txt"
+# Of the files of a sample one of these is its video; a picture is a video of one frame.
+VIDEOS = (*MOVIES, *STILLS)
+# webdataset takes what follows the first dot of a name for the extension.
+KEY = r"[^./\\\s\x00-\x1f\x7f\ud800-\udfff][^./\\\x00-\x1f\x7f\ud800-\udfff]*"
+REQUIRED = ("width", "height", "frames", "fps")
+
+
+class Group:
+    """Shards of samples of one kind: those that are full, the rows of all their samples, and the tar being filled.
+
+    The rows wait on disk, as JSON lines: memory would grow by two kilobytes a sample.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root, self.name = root, name
+        self.rows = partial_of(root / f"{name}-rows").open("xb", buffering=0)
+        self.shards: list[dict[str, Any]] = []
+        self.samples = 0
+        self.tar: tarfile.TarFile | None = None
+        self.file: Hashed | None = None
+        self.partials: dict[str, Path] = {}
+
+    @property
+    def shard(self) -> str:
+        """The name of the tar being filled."""
+        return f"{self.name}-{len(self.shards):05d}.tar"
+
+    def open(self) -> None:
+        """Begin the next tar."""
+        self.partials[self.shard] = partial_of(self.root / self.shard)
+        self.file = Hashed(self.partials[self.shard])
+        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+
+    def close(self) -> None:
+        """End the tar, and compare what is on the disk with what was written."""
+        self.tar.close()
+        self.file.close()
+        path, size, digest = self.partials[self.shard], self.file.size, self.file.digest.hexdigest()
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if (file.tell(), found) != (size, digest):
+                raise ValueError(
+                    f"{path}: found {file.tell()} bytes, expected the {size} that were written: something else changed "
+                    "it, or the disk is damaged"
+                )
+        self.shards.append({"name": self.shard, "bytes": size, "samples": self.samples, "sha256": digest})
+        self.tar, self.file, self.samples = None, None, 0
+
+
+class Hashed:
+    """A new file that is written from begin to end: its size and its sha256."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.size, self.digest = path.open("xb"), 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        """Bring it to the disk."""
+        if not self.file.closed:
+            with self.file:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+
+
+class ShardWriter:
+    """Write samples into `root/<name>-00000.tar` ..., a new shard where one would pass `shard_bytes`.
+
+    Samples of different groups get shards of their own, `<name>-<group>-00000.tar`, of which one each is open. Use it
+    in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then the new
+    shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within those
+    renames has no manifest and so is no dataset. Before them, what is on the disk is compared with what was added.
+    `without_caption` counts the samples that have none.
+    """
+
+    def __init__(self, root: str | Path, shard_bytes: int = 256 * 2**20, name: str = "shard") -> None:
+        self.root, self.shard_bytes, self.name = Path(root), shard_bytes, name
+        self.groups: dict[str, Group] = {}
+        self.words: Counter[str] = Counter()
+        self.keys: set[str] = set()
+        self.origins: set[str] = set()
+        self.scores: set[str] = set()
+        self.without_caption = 0
+
+    def __enter__(self) -> ShardWriter:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(owning(self.root, "pack"))
+            self._discard()
+            self.leave = stack.pop_all()
+        return self
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """The shards that are full, in the order of the manifest."""
+        return [shard for _, group in sorted(self.groups.items()) for shard in group.shards]
+
+    def add(self, key: str, members: dict[str, bytes], row: dict[str, Any], group: str = "") -> None:
+        """Append one sample: its files by extension and what the manifest shall say of it.
+
+        `row` needs width, height, frames and fps; source, licence, duration and `score_*` are optional, the rest is
+        filled in here.
+        """
+        row, captions = self._checked(key, members, row), read_texts(members)
+        size = sum(len(data) + 1024 for data in members.values())
+        if group not in self.groups:
+            self.groups[group] = Group(self.root, f"{self.name}-{group}" if group else self.name)
+        open_ = self.groups[group]
+        if open_.tar is not None and open_.tar.offset + size > self.shard_bytes:
+            open_.close()
+        if open_.tar is None:
+            open_.open()
+        offset = open_.tar.offset
+        add_members(open_.tar, key, members)
+        words = [split_words(caption.text) for caption in captions]
+        for own in words:
+            self.words.update(own)
+        self.origins.update(caption.origin for caption in captions if caption.origin)
+        self.without_caption += not captions
+        self.keys.add(key)
+        open_.samples += 1
+        place = {"shard": open_.shard, "key": key, "offset": offset, "size": open_.tar.offset - offset}
+        sums = {"captions": len(captions), "words": max(map(len, words), default=0)}
+        sums |= {"sha256": hashlib.sha256(members["mp4"]).hexdigest()}
+        self.scores.update(row.keys() - FIELDS.keys())
+        open_.rows.write(json.dumps({**row, **place, **sums}).encode() + b"\n")
+
+    def _checked(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> dict[str, Any]:
+        if not re.fullmatch(KEY, key) or key in self.keys:
+            raise ValueError(f"key: found {key!r}, expected a new one without dots, slashes and control characters")
+        if "mp4" not in members or not all(re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+)*", name) for name in members):
+            raise ValueError(
+                f"{key}: found members {sorted(members)}, expected mp4 and extensions like txt or text.npy"
+            )
+        missing = [name for name in REQUIRED if name not in row]
+        unknown = [name for name in row if name not in FIELDS and not name.startswith("score_")]
+        if missing or unknown:
+            raise ValueError(f"{key}: row without {missing} and with {unknown}, expected {REQUIRED} and score_* only")
+        return {"source": "", "licence": "", "duration": row["frames"] / row["fps"], **row}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        with self.leave:
+            try:
+                if kind is None:
+                    self._commit()
+            finally:
+                self._discard()
+
+    def _commit(self) -> None:
+        if not self.groups:
+            raise ValueError(f"{self.root}: found no samples to write, expected at least one")
+        for group in self.groups.values():
+            group.close()
+        words = stage(self.root / WORDS, rank_words(self.words))
+        with ManifestWriter(self.root, sorted(self.scores), origins=sorted(self.origins)) as manifest:
+            rows = 0
+            for _, group in sorted(self.groups.items()):
+                with open(group.rows.name) as lines:
+                    for shard in group.shards:
+                        own = list(map(json.loads, itertools.islice(lines, shard["samples"])))
+                        manifest.add(shard, own)
+                        rows += len(own)
+            manifest.finish()
+            # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without
+            # its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
+            partials = self._counted(rows)
+            (self.root / NAME).unlink(missing_ok=True)
+            for name, partial in partials.items():
+                os.replace(partial, self.root / name)
+            for stale in self._tars() - {shard["name"] for shard in self.shards}:
+                (self.root / stale).unlink()
+            os.replace(words, self.root / WORDS)
+            sync(self.root)
+
+    def _counted(self, rows: int) -> dict[str, Path]:
+        """Return where the new shards lie, by name; it is an error if one is not there as it was written."""
+        counted = sum(shard["samples"] for shard in self.shards)
+        if not rows == counted == len(self.keys):
+            raise ValueError(f"{self.root}: found {rows} rows of {counted} samples, expected {len(self.keys)}")
+        partials = {name: path for _, group in sorted(self.groups.items()) for name, path in group.partials.items()}
+        for shard in self.shards:
+            path = partials[shard["name"]]
+            found = path.stat().st_size if path.is_file() else None
+            if found != shard["bytes"]:
+                raise ValueError(f"{path}: found {found} bytes, expected {shard['bytes']}: something else changed it")
+        return partials
+
+    def _tars(self) -> set[str]:
+        pattern = re.compile(rf"{re.escape(self.name)}-(.+-)?\d{{5}}\.tar")
+        return {path.name for path in self.root.iterdir() if pattern.fullmatch(path.name)}
+
+    def _discard(self) -> None:
+        for file in (file for group in self.groups.values() for file in (group.file, group.rows) if file is not None):
+            # On a full disk closing fails too, by the last bytes; these are not wanted any more.
+            with contextlib.suppress(OSError):
+                file.close()
+        for partial in unfinished(self.root, self.name):
+            partial.unlink()
+
+
+def unfinished(root: Path, name: str) -> list[Path]:
+    """Return what a writer has in a folder that has not taken its name."""
+    patterns = (f".{name}-*.partial", f".{WORDS}.*partial", f".{NAME}.*partial")
+    return [path for pattern in patterns for path in root.glob(pattern)]
+
+
+def remove_shards(root: Path, name: str = "shard") -> None:
+    """Remove a dataset, the manifest first, and what a killed writer of it left."""
+    for path in (root / NAME, *root.glob(f"{name}-*.tar"), root / WORDS, *unfinished(root, name)):
+        path.unlink(missing_ok=True)
+
+
+def add_members(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    """Append the files of one sample to a tar: the same bytes for the same members, without owner and time."""
+    for extension, data in members.items():
+        member = tarfile.TarInfo(f"{key}.{extension}")
+        member.size, member.mode = len(data), 0o444
+        tar.addfile(member, io.BytesIO(data))
+
+
+def clip_sample(
+    video: bytes, info: VideoInfo, captions: Sequence[str], source: str = "", licence: str = "", truth: Any = None
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the members and the row of a clip, as `ShardWriter.add` takes them; the first caption is the txt."""
+    row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
+    row |= {"source": source, "licence": licence}
+    notes = row | ({"captions": list(captions)} if len(captions) > 1 else {}) | ({"truth": truth} if truth else {})
+    text = captions[0] if captions else ""
+    return {"mp4": video, "txt": text.encode(), "json": json.dumps(notes).encode()}, row
+
+
+def rank_words(words: Counter[str]) -> bytes:
+    """Return the content of words.txt: one word a line, the most frequent first."""
+    return "".join(f"{word}\n" for word in sorted(words, key=lambda word: (-words[word], word))).encode()
+
+
+def read_sample(
+    root: str | Path | Url | CachedFolder, row: dict[str, Any], only: Collection[str] | None = None
+) -> dict[str, bytes]:
+    """Return the files of a sample by extension, read at its offset; with `only`, those of these extensions.
+
+    `root` is a folder, a URL that is read by ranges, or the `root` of a manifest that was loaded with a cache.
+    """
+    path, prefix, end = place_of(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
+    members, found = {}, False
+    try:
+        with path.open("rb") as file:
+            file.seek(row["offset"])
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedHeader) as tar:
+                for member in tar:
+                    if member.offset >= end:
+                        break
+                    if is_hidden(member):
+                        continue
+                    plain = member.isreg() and not member.issparse() and member.offset_data + member.size <= end
+                    if not member.name.startswith(prefix) or not plain:
+                        raise tarfile.ReadError(f"found {member.name!r} of {member.size} bytes")
+                    extension, found = member.name.removeprefix(prefix).lower(), True
+                    # Of files of one name the first is meant, see `index_tars`.
+                    if extension not in members and (only is None or extension in only):
+                        members[extension] = tar.extractfile(member).read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: found no such file, expected a shard as in the manifest") from error
+    except (tarfile.TarError, ValueError) as error:
+        raise ManifestError(
+            f"{path}: {row['key']}: expected its files at offset {row['offset']}, as in the manifest: {error}"
+        ) from error
+    if not found:
+        raise ManifestError(f"{path}: {row['key']}: found no file at offset {row['offset']}, expected {prefix}mp4")
+    return members

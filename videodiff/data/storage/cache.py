@@ -1,0 +1,181 @@
+"""Shards of a remote dataset on the local disk: fetched once a node, verified once, the longest unused leaves first.
+
+The kernel holds all locks (flock on open descriptors), so a process that is killed leaves none. A shard has its name,
+the checksum of its content, only once it is whole and verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from videodiff.data.storage.files import abandoned, lies_at, sync
+from videodiff.data.storage.remote import RemoteError, Url
+
+# A cache may share its folder with other files: it counts and removes its own only.
+OWN = re.compile(r"([0-9a-f]{64})(\.partial)?")
+LOOK_AGAIN = 0.1  # seconds
+
+
+class Cache:
+    """A folder that the processes of a node share, with at most `gib` GiB of shards.
+
+    It should hold two windows of shards: the one that is read and the one that is prefetched.
+    """
+
+    def __init__(self, folder: str | Path, gib: float) -> None:
+        if gib <= 0:
+            raise ValueError(f"cache: found {gib} GiB, expected more than 0")
+        self.folder, self.bytes = Path(folder), int(gib * 2**30)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def over(self, url: Url, shards: Sequence[Mapping[str, Any]]) -> CachedFolder:
+        """Return a remote folder that is read through the cache; `shards` have name, bytes and sha256."""
+        return CachedFolder(url, self, {shard["name"]: shard for shard in shards})
+
+    def open(self, source: Url, size: int, sha256: str) -> BinaryIO:
+        """Open a file of this size and content, fetched before if need be; it stays readable when it leaves the cache.
+
+        RemoteError where it cannot be fetched or has another content.
+        """
+        path = self.folder / sha256
+        while True:
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                self._fetch(path, source, size)
+                continue
+            os.utime(file.fileno())
+            return file
+
+    def _fetch(self, path: Path, source: Url, size: int) -> None:
+        """Bring a file into the cache, or wait until another process or thread has done so."""
+        partial = path.with_name(f"{path.name}.partial")
+        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lies_at(partial, file):
+                return
+            try:
+                self._reserve(partial, file, size)
+                found = copy(source, file, size)
+                if found != (size, path.name):
+                    raise RemoteError(
+                        f"{source}: found {found[0]} bytes with sha256 {found[1][:12]}, expected {size} with "
+                        f"{path.name[:12]} as in the manifest: one of the two was replaced"
+                    )
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            sync(self.folder)
+
+    def _reserve(self, partial: Path, file: BinaryIO, size: int) -> None:
+        """Wait until there is room and take it: the file has its full size from now on."""
+        if size > self.bytes:
+            raise ValueError(
+                f"{self.folder}: found a cache of {self.bytes / 2**30:.3g} GiB, expected room for a few shards of "
+                f"{size / 2**30:.3g}"
+            )
+        while not self._reserved(partial, file, size):
+            time.sleep(LOOK_AGAIN)
+
+    def _reserved(self, partial: Path, file: BinaryIO, size: int) -> bool:
+        with locked(self.folder):
+            whole, room = [], self.bytes - size
+            for path in self.folder.iterdir():
+                # What others rename or give up meanwhile is gone, and counts as gone.
+                with contextlib.suppress(FileNotFoundError):
+                    own = OWN.fullmatch(path.name)
+                    if own is None or path == partial or (own[2] and abandoned(path)):
+                        continue
+                    room -= path.stat().st_size
+                    if not own[2]:
+                        whole.append((path.stat().st_mtime_ns, path))
+            for _, path in sorted(whole):
+                if room >= 0:
+                    break
+                room += path.stat().st_size
+                path.unlink()
+            if room >= 0:
+                file.truncate(0)
+                os.posix_fallocate(file.fileno(), 0, size)
+            return room >= 0
+
+
+@dataclass(frozen=True)
+class CachedFolder:
+    """The shards of a remote folder, by name, read through a cache; like a `Path` it has `/`."""
+
+    url: Url
+    cache: Cache
+    shards: Mapping[str, Mapping[str, Any]]
+
+    def __str__(self) -> str:
+        return str(self.url)
+
+    def __truediv__(self, name: str) -> CachedFile:
+        return CachedFile(self.url / name, self.cache, self.shards[name]["bytes"], self.shards[name]["sha256"])
+
+    def prefetch(self, names: Sequence[str], threads: int = 4) -> list[threading.Thread]:
+        """Bring shards into the cache, in this order and in the background; the process may end meanwhile."""
+        started = [threading.Thread(target=self._warm, args=(names[i::threads],), daemon=True) for i in range(threads)]
+        for thread in started:
+            thread.start()
+        return started
+
+    def _warm(self, names: Sequence[str]) -> None:
+        # Whoever needs the shard meets the same error, and can say so to the user.
+        with contextlib.suppress(OSError):
+            for name in names:
+                (self / name).open().close()
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """One shard of a remote folder; like a `Path` it has `open`."""
+
+    url: Url
+    cache: Cache
+    size: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return str(self.url)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open the local copy for reading."""
+        return self.cache.open(self.url, self.size, self.sha256)
+
+
+def copy(source: Url, file: BinaryIO, size: int) -> tuple[int, str]:
+    """Write a remote file to the disk, at most `size` bytes of it; return the bytes that it has and their sha256."""
+    digest, found = hashlib.sha256(), 0
+    for piece in source.pieces():
+        found += len(piece)
+        if found > size:
+            break
+        digest.update(piece)
+        file.write(piece)
+    file.flush()
+    os.fsync(file.fileno())
+    return found, digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,283 @@
+"""One function reads frames out of a video in memory, those that a decoder shows which begins at the first one.
+
+PyAV carries its own ffmpeg. Used with care it is also the fastest here: the times of all pictures are read from the
+headers, decoding begins at the keyframe before the frames asked for, and opening decodes nothing. Where times do not
+tell frames apart all are decoded. bench/decoders.py measures it beside decord.
+
+Frames that come unevenly are laid on a clock, see `timing`: the number of a frame is that of its tick then.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
+from videodiff.data.video.screen import Screen
+from videodiff.data.video.timing import MICROSECOND, clock_ticks
+
+
+def probe(video: bytes) -> VideoInfo:
+    """Return what a video says of itself, its size as it is shown.
+
+    Its frames are counted, as a header may promise more than is there.
+    """
+    with opened(video) as (container, stream, _):
+        pictures = read_index(container, stream)
+        ticks, fps = lay_pictures(pictures, stream)
+    frames, width, height = 0, 0, 0
+    with opened(video) as (container, stream, screen):
+        for frames, frame in enumerate(decoded(container.demux(stream), stream), 1):
+            if frames == 1:
+                width, height = screen.measure(frame)
+            if pictures is not None:
+                frames = sum(picture.shown for picture in pictures) if ticks is None else len(ticks)
+                break
+    if not (frames and fps and width and height):
+        raise DecodeError(f"found {frames} frames of {width} x {height} at {fps} fps, expected at least one frame")
+    return VideoInfo(width, height, frames, fps, frames / fps)
+
+
+def decode(video: bytes, indices: Sequence[int]) -> np.ndarray:
+    """Return the frames of these numbers, in this order: uint8 `t h w c`, RGB; DecodeError where that cannot be.
+
+    They are as a player shows them, see `Screen`. Only the groups of pictures are decoded that hold a frame asked for.
+    """
+    out = None
+    for number, image in find_frames(video, indices):
+        out = np.empty((len(indices), *image.shape), dtype=np.uint8) if out is None else out
+        for place in np.flatnonzero(np.equal(indices, number)):
+            out[place] = image
+    return out
+
+
+def decode_into(out: np.ndarray, video: bytes, indices: Sequence[int]) -> None:
+    """Fill uint8 `t h w c` with these frames, scaled and cropped to its size, as `decode` and `resize` give them."""
+    for number, image in find_frames(video, indices):
+        fitted = resize(image[None], *out.shape[1:3])[0]
+        for place in np.flatnonzero(np.equal(indices, number)):
+            out[place] = fitted
+
+
+def find_frames(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and image, uint8 `h w c`, of each of these frames.
+
+    One that comes twice is the second time as it shall be.
+    """
+    numbers, count = sorted({int(index) for index in indices}), 0
+    if not numbers or numbers[0] < 0:
+        raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
+    # What goes wrong on the short way need not be wrong with the video.
+    with contextlib.suppress(DecodeError):
+        for count, image in enumerate(seek_frames(video, numbers), 1):
+            yield numbers[count - 1], image
+    if count < len(numbers):
+        yield from decode_from_start(video, numbers)
+
+
+class Picture(NamedTuple):
+    """A coded picture: when it is shown and decoded, whether decoding may begin with it, if it is shown, how long."""
+
+    pts: int
+    dts: int
+    key: bool
+    shown: bool
+    stays: int
+
+
+# Decoders that can be told of each picture whether it may be left out.
+SKIPPING = {"h264", "hevc"}
+# One packet is one picture, and keyframes are marked as such.
+INDEXED = {"h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9"}
+
+
+def read_index(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
+    """Return the pictures in the order of decoding; None where times do not name them."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    times = {packet.pts for packet in packets}
+    seekable = stream.codec_context.name in INDEXED and decoder_of(stream) is stream.codec_context
+    if not seekable or None in times or len(times) < len(packets):
+        return None
+    return [
+        Picture(packet.pts, decoding_time(packet), packet.is_keyframe, not packet.is_discard, packet.duration or 0)
+        for packet in packets
+    ]
+
+
+def lay_pictures(pictures: list[Picture] | None, stream: av.VideoStream) -> tuple[np.ndarray | None, float]:
+    """Return which of the shown pictures each tick of a clock shows, None for even ones, and frames a second."""
+    rate = stream.average_rate or stream.guessed_rate
+    shown = sorted(picture for picture in pictures or () if picture.shown)
+    if not shown or not rate or misses_beginning(pictures):
+        return None, float(rate or 0)
+    unit = float(stream.time_base) * MICROSECOND
+    times = np.round(np.array([picture.pts for picture in shown]) * unit).astype(np.int64)
+    ticks, rate = clock_ticks(times, shown[-1].stays * unit, Fraction(rate))
+    return ticks, float(rate)
+
+
+def misses_beginning(pictures: list[Picture]) -> bool:
+    """Tell whether a file begins within a group of pictures: it shows fewer of them than it holds."""
+    return not pictures[0].key or pictures[0].pts > min(picture.pts for picture in pictures)
+
+
+def decoding_time(packet: av.Packet) -> int | None:
+    """Return when a packet is decoded, as far as it says."""
+    return packet.pts if packet.dts is None else packet.dts
+
+
+def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the frames of these ascending numbers by their times, each decoded from the last keyframe before it.
+
+    It ends where one is missing, or times do not tell. Pictures that lead a keyframe are shown before it, and so belong
+    to the keyframe before.
+    """
+    with opened(video, quick=True) as (container, stream, screen):
+        pictures = read_index(container, stream)
+        if not pictures or misses_beginning(pictures):
+            return
+        shown = sorted(picture.pts for picture in pictures if picture.shown)
+        ticks, _ = lay_pictures(pictures, stream)
+        shown = shown if ticks is None else [shown[place] for place in ticks]
+        wanted = deque(shown[number] for number in numbers if number < len(shown))
+        only = set(wanted) if stream.codec_context.name in SKIPPING else None
+        keys = sorted((picture.pts, picture.dts) for picture in pictures if picture.key)
+        ascending = all(one.pts < other.pts for one, other in itertools.pairwise(pictures))
+        while wanted:
+            number = bisect.bisect_right(keys, wanted[0], key=lambda key: key[0]) - 1
+            after = keys[number + 1][0] if number + 1 < len(keys) else math.inf
+            for frame in decoded(packets_from(container, stream, *keys[number]), stream, only):
+                # Times of pictures that are shown in another order than they rise are those of decoding.
+                if frame.pts is None or frame.pts > wanted[0] or (ascending and stream.codec_context.has_b_frames):
+                    return
+                # A field may be a picture of its own.
+                if frame.interlaced_frame:
+                    return
+                if frame.pts == wanted[0]:
+                    image = screen.show(frame)
+                    # A frame that stays is shown by several ticks.
+                    while wanted and frame.pts == wanted[0]:
+                        yield image
+                        wanted.popleft()
+                # The next one can be had from a later keyframe.
+                if not wanted or wanted[0] >= after:
+                    break
+            else:
+                return
+
+
+def packets_from(
+    container: av.container.InputContainer, stream: av.VideoStream, pts: int, dts: int
+) -> Iterator[av.Packet]:
+    """Yield the packets from the keyframe of these times on, or from an earlier one."""
+    # In MP4 the time of display leads to it, that of decoding to the keyframe before; elsewhere the latter is right.
+    for start in (pts, min(pts, dts)):
+        container.seek(start, stream=stream)
+        packets = container.demux(stream)
+        first = next(packets)
+        if decoding_time(first) is None or decoding_time(first) <= dts:
+            break
+    yield first
+    yield from packets
+
+
+def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode all frames up to the last one asked for: the meaning of their numbers, whatever the file."""
+    count = 0
+    with opened(video, quick=True) as (container, stream, _):
+        ticks, _ = lay_pictures(read_index(container, stream), stream)
+    if ticks is not None and numbers[-1] >= len(ticks):
+        raise DecodeError(f"found {len(ticks)} frames, expected frame {numbers[-1]}")
+    left = deque((number, number if ticks is None else int(ticks[number])) for number in numbers)
+    with opened(video) as (container, stream, screen):
+        for count, frame in enumerate(decoded(container.demux(stream), stream), 1):
+            image = screen.show(frame) if left[0][1] == count - 1 else None
+            while left and left[0][1] == count - 1:
+                yield left.popleft()[0], image
+            if not left:
+                return
+    raise DecodeError(f"found {count} frames, expected frame {numbers[-1]}")
+
+
+def show_frames(video: bytes, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    """Yield every frame as it is shown, uint8 `h w c`, of this width and height, None: of those of the first one."""
+    image = None
+    with opened(video, size=size) as (container, stream, screen):
+        for image in map(screen.show, decoded(container.demux(stream), stream)):
+            yield image
+    if image is None:
+        raise DecodeError("found no frame, expected at least one")
+
+
+def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
+    """Yield every frame in the order of display; DecodeError where one is damaged or there is none."""
+    frame = None
+    with opened(video) as (container, stream, _):
+        for frame in decoded(container.demux(stream), stream):
+            yield frame
+    if frame is None:
+        raise DecodeError("found no frame, expected at least one")
+
+
+@contextlib.contextmanager
+def opened(
+    video: bytes, quick: bool = False, size: tuple[int, int] | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Screen]]:
+    """Open a video, its best stream, one thread, and a screen; what ffmpeg finds wrong with it is a DecodeError.
+
+    `quick`: without decoding, after which the stream's format is not known yet. `size`: of the screen.
+    """
+    try:
+        with open_video(video, **(QUICK if quick else {})) as container:
+            # Which of several is the best shows in their pictures.
+            if quick and len(container.streams.video) > 1:
+                with opened(video, size=size) as found:
+                    yield found
+                return
+            stream = best_stream(container)
+            yield container, stream, Screen(video, container, stream, size)
+    except av.FFmpegError as error:
+        raise DecodeError(f"cannot be decoded: {error.strerror}") from error
+
+
+def decoded(
+    packets: Iterable[av.Packet], stream: av.VideoStream, only: Collection[int] | None = None
+) -> Iterator[av.VideoFrame]:
+    """Yield the frames of these packets; DecodeError where one is damaged.
+
+    With `only`, times of display, other pictures are left out, but for those that these may refer to.
+    """
+    decoder = decoder_of(stream)
+    for packet in packets:
+        if only is not None:
+            decoder.skip_frame = "DEFAULT" if packet.pts in only else "NONREF"
+        for frame in decoder.decode(packet):
+            if frame.is_corrupt:
+                raise DecodeError(f"the frame at {frame.time} s is damaged")
+            yield frame
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale uint8 `t h w c` until it covers height x width (bilinear, antialiased), then crop the centre."""
+    h, w = frames.shape[1:3]
+    if (h, w) == (height, width):
+        return frames
+    scale = max(height / h, width / w)
+    size = max(height, round(h * scale)), max(width, round(w * scale))
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if size != (h, w):
+        video = F.interpolate(video, size, mode="bilinear", antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    video = video[:, :, top : top + height, left : left + width]
+    return video.permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,0 +1,131 @@
+"""Screen: decoded frames as a player shows them: RGB in standard range, upright, with square pixels, nothing clear."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from videodiff.data.video.color import HDR, on_white, to_sdr
+from videodiff.data.video.geometry import (
+    UPRIGHT,
+    Display,
+    Orientation,
+    orientation_of_exif,
+    orientation_of_matrix,
+    same_shape,
+)
+from videodiff.data.video.info import DecodeError, is_still, read_still
+
+
+class Screen:
+    """Where the frames of one stream are shown: those of other sizes are scaled to the size of the first one.
+
+    `size`: width and height as shown, in place of those of the first frame. Make it before anything is decoded.
+    """
+
+    def __init__(
+        self,
+        source: bytes | str | Path,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.context = stream.codec_context
+        self.still = orientation_of_exif(read_still(source).exif) if is_still(container) else None
+        # The container's word on the shape of pixels holds; if it has none that of the pictures, which may change.
+        ratio, before = stream.sample_aspect_ratio, self.context.sample_aspect_ratio
+        self.ratio, self.fixed = ratio or Fraction(1), ratio is not None and ratio != before
+        # Of a still picture it would be the resolution of a printer or scanner, which no viewer minds.
+        if self.still is not None:
+            self.ratio, self.fixed = Fraction(1), True
+        self.shape, self.size, self.reformatter = None, size, VideoReformatter()
+
+    def place(self, frame: av.VideoFrame) -> Display:
+        """Return how the frame that was decoded last is shown."""
+        turned = orientation(frame) if self.still is None else self.still
+        return Display(self.ratio if self.fixed else self.context.sample_aspect_ratio or self.ratio, turned)
+
+    def measure(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Return width and height of the frame that was decoded last, as it is shown alone."""
+        return self.place(frame).size(frame.width, frame.height)
+
+    def show(self, frame: av.VideoFrame) -> np.ndarray:
+        """Return the frame that was decoded last: uint8 `h w c`, RGB; DecodeError where its shape is another."""
+        display = self.place(frame)
+        shown = display.size(frame.width, frame.height)
+        self.shape = self.shape or shown
+        if shown != self.shape and not same_shape(shown, self.shape):
+            sizes = f"{show_size(self.shape)} and {show_size(shown)}"
+            raise DecodeError(f"found frames shown as {sizes}, expected one shape")
+        self.size = self.size or shown
+        target, form = display.orientation.swap(self.size), rgb_format(frame)
+        scaled = {} if target == (frame.width, frame.height) else {"interpolation": Interpolation.AREA}
+        image = self.reformatter.reformat(frame, *target, form, threads=1, **scaled).to_ndarray()
+        # Most frames need no more, and the loader shows thousands a second.
+        if form == "rgb24" and display.orientation == UPRIGHT:
+            return image
+        return np.ascontiguousarray(display.orientation.turn(to_standard(image, frame)))
+
+
+def show_size(size: tuple[int, int]) -> str:
+    """Return width and height in words."""
+    return f"{size[0]} x {size[1]}"
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """Return how a frame is turned, by the display matrix beside it."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    # PyAV has no name for some of what newer versions of ffmpeg put beside a frame, and then gives nothing of it.
+    except ValueError:
+        return orientation_of_exif({90: 8, -90: 6, 180: 3, -180: 3}.get(frame.rotation, 1))
+    return UPRIGHT if matrix is None else orientation_of_matrix(bytes(matrix))
+
+
+def transfer_of(frame: av.VideoFrame) -> str:
+    """Return `pq` or `hlg` where a frame is of high dynamic range, else nothing."""
+    return HDR.get(int(frame.color_trc), "")
+
+
+@cache
+def has_alpha(pixels: str) -> bool:
+    """Tell whether pictures of this pixel format may be transparent."""
+    return pixels == "pal8" or any(part.is_alpha for part in av.VideoFormat(pixels).components)
+
+
+def is_plain(frame: av.VideoFrame) -> bool:
+    """Tell whether the colours of a frame are those of ordinary video without transparent parts."""
+    return not transfer_of(frame) and not has_alpha(frame.format.name)
+
+
+def rgb_format(frame: av.VideoFrame) -> str:
+    """Return the pixel format that `to_standard` takes for such a frame."""
+    form = "rgba" if has_alpha(frame.format.name) else "rgb"
+    return form + ({"rgba": "64le", "rgb": "48le"} if transfer_of(frame) else {"rgba": "", "rgb": "24"})[form]
+
+
+def to_standard(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Return an image `h w c` of a frame, in its `rgb_format`, as uint8 in RGB, in standard range and on white."""
+    color = image[..., :3]
+    if transfer := transfer_of(frame):
+        color = to_sdr(color, transfer, int(frame.color_primaries))
+    if image.shape[-1] == 3:
+        return color
+    return on_white(color, image[..., 3:] >> 8 if transfer else image[..., 3:])
+
+
+def is_clear(image: np.ndarray) -> bool:
+    """Tell whether a part of an image `h w c` is transparent."""
+    return bool(image.shape[-1] == 4 and (image[..., 3] < np.iinfo(image.dtype).max).any())
+
+
+def color_notes(frame: av.VideoFrame) -> dict[str, str]:
+    """Return what of a frame is not shown as it is coded: its transfer, and the ground that clear parts are laid on."""
+    transfer = transfer_of(frame)
+    clear = has_alpha(frame.format.name) and is_clear(frame.to_ndarray(format=rgb_format(frame), threads=1))
+    return ({"transfer": transfer} if transfer else {}) | ({"alpha": "white"} if clear else {})

@@ -1,0 +1,53 @@
+"""What lies in a run folder before training begins there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from videodiff.data.storage.files import inside
+
+# What training writes into a run folder, and what is made of it.
+OURS = (
+    *("config.yaml", "overrides.yaml", "command.txt", "environment.json", "quarantine.jsonl", "trained.json"),
+    *(
+        "metrics",
+        "samples",
+        "checkpoints",
+        "tensorboard",
+        "wandb",
+        "evaluation",
+        "evaluation.json",
+        "report.html",
+        "generated",
+    ),
+)
+# These hold links of their own, and nothing in them is read.
+FOREIGN = {"wandb", "tensorboard"}
+ATTEMPTS = "attempts"
+
+
+def set_aside(run: Path) -> None:
+    """Move what an attempt without a checkpoint left in a run folder to `attempts/`, and say so.
+
+    Its curves and samples are of another training than the one that begins.
+    """
+    left = [run / name for name in OURS if (run / name).exists()]
+    if not (run / "config.yaml").is_file():
+        return
+    folder = next(place for place in (run / ATTEMPTS / str(n) for n in range(10**6)) if not place.exists())
+    folder.mkdir(parents=True)
+    for path in left:
+        os.replace(path, folder / path.name)
+    print(f"{run}: found an attempt without a checkpoint, moved it to {folder}", file=sys.stderr)
+
+
+def check_links(run: Path) -> None:
+    """Raise where a link in a run folder leads out of it: what is read or written there stays there."""
+    for folder, folders, files in os.walk(run):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                inside(run, str(path.relative_to(run)))
+        folders[:] = [name for name in folders if name not in FOREIGN]

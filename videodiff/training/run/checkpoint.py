@@ -1,0 +1,392 @@
+"""Checkpoints: one folder a step, complete or absent.
+
+    checkpoints/step_00000500/
+        state.ckpt            everything that training needs to go on (a folder of shards under ZeRO)
+        average.safetensors   the averaged weights by name: all that sampling needs, whatever the strategy was
+        checkpoint.json       the step, and size and sha256 of every file, written last
+
+The folder is written under a temporary name and renamed when its last byte is on disk. Checksums are made of the bytes
+on their way to the disk and compared when a file is to be read. A checkpoint that is found damaged stays, with a note
+why in `damaged.txt`, and none is removed for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.plugins import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from videodiff.data.storage.files import inside, partial_of, sha256_of, sync, write_whole
+from videodiff.training.average import averages
+from videodiff.training.run.files import StateWriter, Written, load_state, write_tensors
+
+AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state.ckpt", "checkpoint.json", "damaged.txt"
+VERSION = 2
+NAME = re.compile(r"step_\d{8,}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not whole, or that must not be written."""
+
+
+class StateFile(CheckpointIO, StateWriter):
+    """How Lightning writes and reads the state of training: straight into its place, and without running code of it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the state."""
+        self.write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read plain values and tensors; anything else is an error."""
+        return load_state(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a state."""
+        Path(path).unlink(missing_ok=True)
+
+
+def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
+    """Write the checkpoint of the current step; every rank has to call. Returns its folder.
+
+    CheckpointError on all ranks where weights or averages are not finite, OSError where a file of any rank could not be
+    written; then nothing of it stays.
+    """
+    final = folder / f"step_{trainer.global_step:08d}"
+    partial = trainer.strategy.broadcast(partial_of(final))
+    problem = None
+    if trainer.is_global_zero:
+        remove_unfinished(folder)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            problem = error
+    try:
+        agree(trainer, problem)
+        agree(trainer, write_parts(trainer, partial))
+        if trainer.is_global_zero:
+            try:
+                put_in_place(partial, final)
+            except OSError as error:
+                problem = error
+        agree(trainer, problem)
+    finally:
+        if trainer.is_global_zero:
+            # On a full disk a part of a checkpoint would only take the room that is needed.
+            shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def agree(trainer: lightning.Trainer, problem: Exception | None) -> None:
+    """Raise on every rank what went wrong on any: one that went on alone would wait for the others for ever."""
+    problems = [problem]
+    if trainer.world_size > 1:
+        problems = [None] * trainer.world_size
+        torch.distributed.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise found
+
+
+def write_parts(trainer: lightning.Trainer, folder: Path) -> Exception | None:
+    """Write the files of a checkpoint, down to the disk; return what went wrong on this rank.
+
+    Under ZeRO every rank writes its shard of the state.
+    """
+    writer, average = state_writer(trainer.strategy), averages(trainer.lightning_module, trainer.strategy.optimizers[0])
+    if trainer.is_global_zero:
+        writer.write(average, folder / AVERAGE, write_tensors)
+    del average
+    trainer.save_checkpoint(folder / STATE)
+    problem, written = writer.take()
+    parts = [written]
+    if trainer.world_size > 1:
+        parts = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, written)
+    if problem is None and trainer.is_global_zero:
+        try:
+            write_record(trainer, folder, {path: file for part in parts for path, file in part.items()})
+        except OSError as error:
+            problem = error
+    return problem
+
+
+def state_writer(strategy: Any) -> Any:
+    """Return who writes the state of training under a strategy: it knows what was written."""
+    return strategy.state_writer if hasattr(strategy, "state_writer") else strategy.checkpoint_io
+
+
+def write_record(trainer: lightning.Trainer, folder: Path, written: dict[Path, Written]) -> None:
+    """Write checkpoint.json and bring all to the disk."""
+    files = {str(path.relative_to(folder)): file._asdict() for path, file in sorted(written.items())}
+    state = spread(trainer.strategy, trainer.world_size)
+    record = {"version": VERSION, "step": trainer.global_step, "state": state, "files": files}
+    write_whole(folder / RECORD, json.dumps(record, indent=1).encode())
+    for path in (folder, *folder.rglob("*")):
+        sync(path)
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Give a checkpoint its name; one of the same step before it goes, if it is not a damaged one."""
+    before = None
+    if final.exists():
+        before = aside(final, "damaged") if is_damaged(final) else partial_of(final)
+        os.replace(final, before)
+    os.replace(partial, final)
+    sync(final.parent)
+    if before is not None and before.name.endswith(".partial"):
+        shutil.rmtree(before)
+
+
+def aside(checkpoint: Path, why: str) -> Path:
+    """Return a free name to keep a checkpoint under that training must not go on from."""
+    names = (checkpoint.with_name(f"{checkpoint.name}.{why}{'' if n == 0 else n}") for n in range(10**6))
+    return next(name for name in names if not name.exists())
+
+
+def spread(strategy: Any, world: int) -> str:
+    """Return how the state of training is spread over files: whole, or by the ranks of a ZeRO stage."""
+    stage = getattr(strategy, "stage", 0)
+    return f"ZeRO {stage} over {world} processes" if stage else "whole"
+
+
+def state_to_resume(checkpoint: Path, strategy: Any, world: int) -> Path:
+    """Return the state of training in a checkpoint; it is an error if this strategy could not read it."""
+    saved = read_record(checkpoint)["state"]
+    if (here := spread(strategy, world)) != saved:
+        raise ValueError(f"{checkpoint}: found the state of training {saved}, expected {here} as strategy= asks for")
+    return checkpoint / STATE
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    folder = inside(run, "checkpoints")
+    found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint, by its name."""
+    return int(checkpoint.name.partition("_")[2].partition(".")[0])
+
+
+def latest_checkpoint(run: Path, part: str | None = None) -> Path:
+    """Return the newest checkpoint of a run that is whole, or whose `part` is, and tell of damaged ones before it.
+
+    It is an error if there is none.
+    """
+    found, damaged = checkpoints(run), []
+    if not found:
+        raise FileNotFoundError(f"{run}: found no checkpoint, expected {run / 'checkpoints' / 'step_*'}")
+    for checkpoint in reversed(found):
+        try:
+            whole(checkpoint, part)
+        except ValueError as error:
+            damaged.append((checkpoint, error))
+        else:
+            for other, why in damaged:
+                lost = step_of(other) - step_of(checkpoint)
+                print(f"{why}; going on from {checkpoint.name}: {lost} steps are lost", file=sys.stderr)
+            return checkpoint
+    raise CheckpointError(f"{damaged[0][1]}; no other checkpoint of {run} is whole")
+
+
+def whole(checkpoint: Path, part: str | None = None) -> Path:
+    """Return the checkpoint if every file is what its record gives, else raise CheckpointError.
+
+    With `part`, AVERAGE or STATE, only these files are read.
+    """
+    files = read_record(checkpoint)["files"]
+    for expected in (AVERAGE, STATE):
+        if part in (None, expected) and not of(files, expected):
+            raise CheckpointError(f"{checkpoint / RECORD}: found no {expected} in the list of files, expected it")
+    chosen = files if part is None else of(files, part)
+    with ThreadPoolExecutor(4) as pool:
+        problems = pool.map(lambda name: problem_of(checkpoint, name, files[name]), chosen)
+    for problem in filter(None, problems):
+        raise CheckpointError(problem)
+    return checkpoint
+
+
+def of(files: Iterable[str], part: str) -> list[str]:
+    """Return the names that are this part, or lie in it."""
+    return [name for name in files if name == part or name.startswith(f"{part}/")]
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """Return checkpoint.json with known keys, sizes and checksums; the first version had no checksums."""
+    path = checkpoint / RECORD
+    try:
+        record = json.loads(inside(checkpoint, RECORD).read_text())
+        version, step, state = int(record["version"]), int(record["step"]), str(record["state"])
+        if version > VERSION:
+            raise CheckpointError(f"{path}: found version {version}, expected at most {VERSION}: of a newer videodiff")
+        files = {
+            str(name): Written(int(file), "") if version == 1 else Written(int(file["bytes"]), str(file["sha256"]))
+            for name, file in record["files"].items()
+        }
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint}: found no readable checkpoint.json ({error}), expected one") from error
+    return {"version": version, "step": step, "state": state, "files": files}
+
+
+def problem_of(checkpoint: Path, name: str, expected: Written) -> str | None:
+    """Return what is wrong with a file of a checkpoint."""
+    try:
+        path = inside(checkpoint, name)
+        there = path.stat().st_size if path.is_file() else None
+        if there != expected.bytes:
+            found = "no file" if there is None else f"{there} bytes"
+            return f"{path}: found {found}, expected {expected.bytes} bytes"
+        if expected.sha256 and (found := sha256_of(path)) != expected.sha256:
+            return f"{path}: found a damaged file (sha256 {found[:12]}), expected {expected.sha256[:12]}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def load_average(checkpoint: Path, module: nn.Module) -> nn.Module:
+    """Load the averaged weights into the trainable parameters of `module`; every name and shape must agree."""
+    path = inside(checkpoint, AVERAGE)
+    saved = read_average(checkpoint)
+    wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    check_names(path, saved, wanted)
+    with torch.no_grad():
+        for name, p in wanted.items():
+            p.copy_(saved[name])
+    return module
+
+
+def read_average(checkpoint: Path) -> dict[str, Tensor]:
+    """Return the averaged weights by name; it is an error where one is not finite."""
+    path = inside(checkpoint, AVERAGE)
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: found a damaged file ({error}), expected averaged weights") from error
+    for name, value in saved.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise CheckpointError(
+                f"{path}: weight {name}: found {count:,} of {value.numel():,} values that are not finite, expected "
+                "numbers; use an older checkpoint"
+            )
+    return saved
+
+
+def check_names(path: Path, saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raise one line where the weights in a file are not those of the model."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        found, expected = saved.get(name), wanted.get(name)
+        if found is None or expected is None or found.shape != expected.shape:
+            shapes = ["no such weight" if v is None else f"shape {tuple(v.shape)}" for v in (found, expected)]
+            raise ValueError(
+                f"{path}: weight {name}: found {shapes[0]}, expected {shapes[1]}; the checkpoint is of another model "
+                "configuration"
+            )
+
+
+def choose_checkpoint(run: Path, chosen: str | None) -> Path:
+    """Return the checkpoint that training goes on from: the newest with a whole state, or the one that was chosen.
+
+    A damaged average is told of and does not matter: the state holds the averages too.
+    """
+    if chosen is None:
+        checkpoint = latest_checkpoint(run, STATE)
+    else:
+        checkpoint = Path(chosen)
+        if not checkpoint.is_dir() and (run / "checkpoints" / chosen).is_dir():
+            checkpoint = run / "checkpoints" / chosen
+        if checkpoint.resolve() not in [path.resolve() for path in checkpoints(run)]:
+            raise FileNotFoundError(
+                f"checkpoint: found {chosen}, expected one of {run / 'checkpoints'}: "
+                f"{', '.join(path.name for path in checkpoints(run)) or 'which has none'}"
+            )
+        whole(checkpoint, STATE)
+    try:
+        whole(checkpoint, AVERAGE)
+    except CheckpointError as error:
+        print(f"{error}; training does not read it", file=sys.stderr)
+    return checkpoint
+
+
+def leave_behind(run: Path, checkpoint: Path) -> None:
+    """Mark the damaged checkpoints after the one that training goes on from; put aside whole ones: they are no more it.
+
+    Otherwise the next resume would take the newest, of a training that was given up.
+    """
+    for other in checkpoints(run):
+        if step_of(other) > step_of(checkpoint):
+            try:
+                whole(other, STATE)
+            except CheckpointError as error:
+                write_whole(other / DAMAGED, f"{error}\n".encode())
+            else:
+                kept = aside(other, "left")
+                os.replace(other, kept)
+                print(f"{other}: newer than the chosen checkpoint, kept as {kept.name}", file=sys.stderr)
+    (checkpoint / DAMAGED).unlink(missing_ok=True)
+
+
+def is_damaged(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was found damaged, or is so at a look at the sizes of its files."""
+    if (checkpoint / DAMAGED).exists():
+        return True
+    try:
+        files = read_record(checkpoint)["files"]
+        return any((checkpoint / name).stat().st_size != file.bytes for name, file in files.items())
+    except (CheckpointError, OSError):
+        return True
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints of a folder (0: none); damaged ones stay and do not count."""
+    found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and not is_damaged(path)]
+    for old in sorted(found, key=step_of)[: -keep if keep else 0]:
+        shutil.rmtree(old)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what an interrupted save left; the owner of the run folder alone may."""
+    for partial in folder.glob(".step_*.partial"):
+        shutil.rmtree(partial)
+
+
+def check_room(folder: Path, parameters: Iterable[nn.Parameter], keep: int) -> None:
+    """Raise before the first step where checkpoints cannot be written, or where the disk has no room for them.
+
+    Estimated are 20 bytes for each trainable parameter: the weights, two moments and the average in the state, and the
+    average once more. While one is written, `keep` others are there; checkpoints that are there already make room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / ".writable", b"")
+    (folder / ".writable").unlink()
+    size, count = 20 * sum(p.numel() for p in parameters), keep + 1 if keep else 1
+    there = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            there += path.stat().st_size if path.is_file() else 0
+    free, needed = shutil.disk_usage(folder).free, max(size * count - there, size)
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)} for {count} checkpoints of {size / 2**20:,.1f} MiB "
+            f"(callbacks.checkpoints.keep={keep}): found {free / 2**20:,.1f} MiB free, expected {needed / 2**20:,.1f}",
+            str(folder),
+        )

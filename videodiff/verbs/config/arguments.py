@@ -1,0 +1,233 @@
+"""The command line of a verb: Hydra's flags, and overrides whose values are what was typed, not Hydra's grammar."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from videodiff.verbs.config.groups import conf_dir, options
+from videodiff.verbs.config.kinds import Kind
+from videodiff.verbs.config.schema import CLASSES, VERBS
+from videodiff.verbs.config.stored import built_by_conf, key_of, original
+
+# Each of Hydra's flags: its short form, and what may follow it (None: nothing; empty: anything).
+FLAGS: dict[str, tuple[str, tuple[str, ...] | None]] = {
+    "--help": ("-h", None),
+    "--cfg": ("-c", ("job", "hydra", "all")),
+    "--resolve": ("", None),
+    "--package": ("-p", ()),
+    "--multirun": ("-m", None),
+    "--run": ("-r", None),
+    "--info": ("-i", ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+    "--config-dir": ("-cd", ()),
+    "--hydra-help": ("", None),
+}
+REFUSED = {
+    "--config-name": "the verb decides it",
+    "--config-path": "add a folder of your own by --config-dir",
+    "--experimental-rerun": "it would run what lies in a file; resume=<run> continues a run",
+    "--shell-completion": "it does not know verbs",
+    "--version": "videodiff --version",
+}
+SHORT = {short: name for name, (short, _) in FLAGS.items() if short} | {
+    "-cn": "--config-name",
+    "-cp": "--config-path",
+    "-sc": "--shell-completion",
+}
+# The verbs whose first argument may be a bare path, and the key it stands for.
+POSITIONAL = {
+    "index": "tars",
+    "cache": "root",
+    "report": "run",
+    "inspect": "folder",
+    "evaluate": "run",
+    "sample": "run",
+}
+
+# Keys of one text or a list of them: what begins with [ is a list.
+LISTS = ("prompts", "tars", "text.vocabulary")
+
+
+class Arguments(NamedTuple):
+    """Flags for Hydra, with what follows them, and overrides."""
+
+    flags: list[str]
+    overrides: list[str]
+
+    def has(self, flag: str) -> bool:
+        """Tell whether a flag is there."""
+        return flag in self.flags
+
+
+def split(arguments: Sequence[str]) -> Arguments:
+    """Take flags and overrides apart, in whatever order they come."""
+    flags, overrides, left = [], [], list(arguments)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            overrides += left
+            break
+        if not re.match(r"-{1,2}[A-Za-z]", word):
+            overrides.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = SHORT.get(name, name)
+        if name in REFUSED:
+            raise ValueError(f"{word}: this flag of Hydra is not taken: {REFUSED[name]}")
+        if name not in FLAGS:
+            near = difflib.get_close_matches(name, FLAGS, n=1)
+            raise ValueError(
+                f"found the flag {word!r}, expected key=value or one of {', '.join(FLAGS)}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        allowed = FLAGS[name][1]
+        flags.append(name)
+        if allowed is None:
+            if equals:
+                raise ValueError(f"{word}: found {value!r} behind {name}, expected nothing")
+        elif equals or name != "--info" or (left and left[0] in allowed):
+            value = value if equals else left.pop(0) if left else ""
+            if (allowed and value not in allowed) or not value:
+                raise ValueError(f"{name}: found {value!r}, expected {', '.join(allowed) or 'a value'}")
+            flags.append(value)
+    return Arguments(flags, overrides)
+
+
+def positional(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Turn a bare path in the first place into the override it stands for."""
+    if verb in POSITIONAL and overrides and is_path(overrides[0]):
+        return [f"{POSITIONAL[verb]}={quoted(overrides[0])}", *overrides[1:]]
+    return list(overrides)
+
+
+def is_path(word: str) -> bool:
+    """Tell whether a word is no override: it has no =, or no key before it, or a file has this name."""
+    key, equals, _ = word.partition("=")
+    return not equals or os.path.lexists(word) or not re.fullmatch(r"[+~]*(hydra/)?\w+([.@:]\w+)*", key)
+
+
+def spell(verb: str, override: str, sweeps: bool) -> str:
+    """Return an override as Hydra reads what was typed: where a key takes text, its value is that text.
+
+    What is quoted stays; `null`, references `${}`, and with --multirun sweeps stay what they are, unless a file of
+    this very name is there.
+    """
+    head, equals, value = override.partition("=")
+    kinds = kinds_of(verb, key_of(override))
+    if not equals or not any(kind.literal for kind in kinds):
+        return override
+    if not (any(kind.names for kind in kinds) and value and os.path.lexists(value)):
+        parsed = parsed_or_none(override)
+        if value in ("", "null", "???") or is_quoted(value) or (parsed and is_meant(parsed, value, sweeps)):
+            return override
+        if parsed is None and ("${" in value or (value.startswith("[") and key_of(override) in LISTS)):
+            parse(override)
+    return f"{head}={quoted(value)}"
+
+
+def is_meant(override: Override, value: str, sweeps: bool) -> bool:
+    """Tell whether a value that looks like more than text is more."""
+    return (
+        "${" in value
+        or (sweeps and override.is_sweep_override())
+        or (isinstance(override._value, list) and override.key_or_group in LISTS)
+    )
+
+
+def kinds_of(verb: str, key: str) -> list[Kind]:
+    """Return what a dotted key may be, by any class that `conf/` has at its place."""
+    known, twins = built_by_conf(conf_dir())
+    found, place = [VERBS[verb]], ()
+    for name in key.split("."):
+        place = (*place, name)
+        inner = [kind.keys.get(name, kind.rest) for kind in found if kind.keys is not None]
+        targets = [target.strip('"') for target in known.get((*original(place, twins), "_target_"), ())]
+        found = [CLASSES[t] for t in targets if t in CLASSES] if targets else [kind for kind in inner if kind]
+    return found
+
+
+def quoted(text: str) -> str:
+    """Return text as Hydra's grammar writes it so that nothing in it means anything."""
+    escaped = re.sub(r"(\\*)\$\{", lambda match: rf"{match[1] * 2}\${{", text)
+    return QuotedString(escaped, Quote.single).with_quotes()
+
+
+def is_quoted(value: str) -> bool:
+    """Tell whether a value is one quoted string of Hydra's grammar."""
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return False
+    parsed = parsed_or_none(f"key={value}")
+    return parsed is not None and isinstance(parsed._value, QuotedString)
+
+
+def parse(override: str) -> Override:
+    """Read one override; where it is not of the form key=value, the error says which."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r}: found no key=value{escape_hint(override)}") from error
+        if "${" in value:
+            raise ValueError(f"override {override!r}: found a broken reference ${{}}{escape_hint(value)}") from error
+        where = re.sub(r"[:\s]+", " ", str(error).splitlines()[0]).strip()
+        raise ValueError(
+            f"override {override!r}: found a value that cannot be read ({where}), expected text with such signs in "
+            f"quotes: {key}={quoted(value)!s}, in a shell {shell(f'{key}={quoted(value)}')}"
+        ) from error
+
+
+def shell(text: str) -> str:
+    """Return a word as a shell takes it."""
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
+
+
+def escape_hint(text: str) -> str:
+    """Return how to write ${ where it means itself."""
+    return r"; where it is meant as text, write \${ for ${" if "${" in text else ""
+
+
+def parsed_or_none(override: str) -> Override | None:
+    """Return an override, None where it cannot be read."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def text_of(override: str) -> str | None:
+    """Return the value of an override as text, None where it is null."""
+    value = parse(override).value()
+    return None if value is None else str(value)
+
+
+def swept(override: Override) -> Iterator[str]:
+    """Yield the plain overrides that a sweep stands for, of a range without end the first thousand."""
+    if not override.is_sweep_override():
+        yield override.input_line
+    elif override.is_discrete_sweep() and override._value is not None:
+        head = override.get_key_element()
+        for number, value in enumerate(override.sweep_string_iterator()):
+            if number == 1000:
+                return
+            yield f"{head}={value}"
+
+
+def option_exists(choice: str) -> bool:
+    """Tell whether group=option names a file in conf/; raise with the nearest option where it does not."""
+    group, _, option = choice.partition("=")
+    known = options(group)
+    if option in known or option == "null":
+        return True
+    near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+    raise ValueError(
+        f"override {choice!r}: found no {group} {option!r}, expected one of {', '.join(known)}"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+    )

@@ -1,0 +1,197 @@
+"""From configuration to objects: the one place where `conf/` meets the classes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.wording import dataset_words, longest_caption
+from videodiff.data.order.buckets import Bucket, Cost, forward_flops
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.samples.shards import WORDS
+from videodiff.diffusion.objective import Objective
+from videodiff.pretrained import read_config as model_config
+from videodiff.training.run.attempts import check_links
+from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
+from videodiff.verbs.config.checking import shown
+from videodiff.verbs.config.schema import faults
+from videodiff.verbs.config.stored import read_config
+
+
+class Model(NamedTuple):
+    """What a run is made of, the parts that training and sampling share."""
+
+    denoiser: nn.Module
+    objective: Objective
+    codec: Any
+    text: nn.Module
+
+
+def build_model(cfg: DictConfig) -> Model:
+    """Instantiate the codec, the text encoder, the denoiser that fits both, and the objective; weights by cfg.seed."""
+    torch.manual_seed(cfg.seed)
+    codec, text = instantiate(cfg.codec), instantiate(cfg.text)
+    check_patch(cfg, codec)
+    denoiser = instantiate(cfg.model, channels=codec.channels, text_width=text.width)
+    return Model(denoiser, instantiate(cfg.objective), codec, text)
+
+
+def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
+    """Return what a group names, to be called later; a key that it does not take is an error now."""
+    made = instantiate(part)
+    taken = [key for key, value in inspect.signature(made.func).parameters.items() if value.default is not value.empty]
+    for key, value in made.keywords.items():
+        if key not in taken:
+            raise ValueError(
+                f"{name}.{key}: found {value!r}, expected one of {', '.join(taken)} for {part._target_} "
+                f"(~{name}.{key} takes it away)"
+            )
+    return made
+
+
+def check_patch(cfg: DictConfig, codec: Any) -> None:
+    """Raise where a shape of the data does not divide into the codec's pixels times the patches of the model."""
+    for where, shape in shapes(cfg.data):
+        check_shape(f"{where}.", (shape.frames, shape.height, shape.width), cfg.model.patch, codec)
+
+
+def check_shape(where: str, shape: Sequence[int], patch: Sequence[int], codec: Any) -> None:
+    """Raise where a shape `t h w` does not divide into the codec's pixels times the patches of a model."""
+    (frames, *sides), (pt, *patch), units = shape, patch, codec.compression[1:]
+    for name, side, unit, p in zip(("height", "width"), sides, units, patch, strict=True):
+        if side < 1 or side % (unit * p):
+            valid = max(round(side / (unit * p)), 1) * unit * p
+            raise ValueError(
+                f"{where}{name}: found {side}, expected a multiple of {unit * p} "
+                f"(codec {unit} x model.patch {p}; nearest: {valid})"
+            )
+    if frames < 1:
+        raise ValueError(f"{where}frames: found {frames}, expected at least 1")
+    latent_frames = codec.latent_frames(frames)
+    if latent_frames % pt:
+        raise ValueError(
+            f"{where}frames: found {frames}, {latent_frames} after the codec, expected a multiple of "
+            f"model.patch[0] = {pt}"
+        )
+
+
+def fill_text(cfg: DictConfig, before: DictConfig | None = None) -> None:
+    """Fill in what the text of a run leaves to its datasets: all their words, and room for their longest caption.
+
+    What the run had `before` it is resumed stays.
+    """
+    open_ = [name for name in ("vocabulary", "max_words") if name in cfg.text and cfg.text[name] is None]
+    if before is not None:
+        for name in [name for name in open_ if before.text.get(name) is not None]:
+            cfg.text[name] = before.text[name]
+            open_.remove(name)
+    if not open_:
+        return
+    roots = [cfg.data.root, *(other["root"] for other in cfg.data.get("more") or [])]
+    manifests = [Manifest.load(root) for root in roots]
+    if "vocabulary" in open_:
+        words = [dataset_words(manifest) for manifest in manifests]
+        if None in words:
+            raise FileNotFoundError(
+                f"text.vocabulary: found no {manifests[words.index(None)].path.parent / WORDS}, expected one word a "
+                f"line, as `videodiff pack` and `videodiff index` write it"
+            )
+        cfg.text.vocabulary = list(dict.fromkeys(word for own in words for word in own))
+    if "max_words" in open_:
+        cfg.text.max_words = max(1, *map(longest_caption, manifests)) + 1
+
+
+def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Yield each shape of a configuration of data, and where it stands."""
+    yield "data", data
+    lists = {"data.buckets": data.buckets}
+    lists |= {f"data.stages[{i}].buckets": stage.get("buckets") for i, stage in enumerate(data.get("stages") or [])}
+    for where, buckets in lists.items():
+        yield from ((f"{where}[{i}]", bucket) for i, bucket in enumerate(buckets or []))
+
+
+def build_data(cfg: DictConfig) -> ClipDataModule:
+    """Instantiate the data; where batches follow from what a clip costs, with the cost."""
+    return instantiate(cfg.data, cost=clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
+
+
+def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
+    """Return what a clip of a bucket costs the denoiser; it follows from configurations, no weights are loaded."""
+    model, codec, text = cfg.model, cfg.codec, cfg.text
+    if "path_or_name" in codec:
+        from videodiff.codec.autoencoder import read_shape
+
+        channels, compression = read_shape(codec.path_or_name, codec.get("subfolder"), codec.get("revision", "main"))
+    else:
+        channels, compression = codec.channels, (1, 1, 1)
+    unit = [size * patch for size, patch in zip(compression, model.patch, strict=True)]
+    how = {
+        "width": model.width,
+        "axes": [model.axes[i % len(model.axes)] for i in range(model.depth)],
+        "mlp_ratio": model.mlp_ratio,
+        "text": text.max_words if "max_words" in text else text.max_length,
+        "text_width": text.width if "width" in text else read_width(text),
+        "patch": channels * math.prod(model.patch),
+    }
+
+    def cost(bucket: Bucket) -> Cost:
+        time, space = bucket.tokens(unit)
+        return Cost(forward_flops(time, space, **how), time * space)
+
+    return cost
+
+
+def read_width(text: DictConfig) -> int:
+    """Return how wide the features of a text encoder are."""
+    config = model_config("text", text.path_or_name, text.get("subfolder"), text.get("revision", "main"))
+    config = config.get("text_config", config)
+    return config["d_model"] if "d_model" in config else config["hidden_size"]
+
+
+def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
+    """Return the resolved configuration of a run folder, of which nothing is built but what `conf/` builds.
+
+    Its values are of the kinds and in the ranges that the command line has to keep to; a key that it lacks, or has of
+    another version, is none of them.
+
+    `trust`: classes, or modules of classes, that the user vouches for.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
+    tree = read_config(path, trust)
+    # What a class of the user's own takes is not known here.
+    for fault in () if trust else faults("train", tree):
+        if not fault.no_key:
+            raise ValueError(f"{path}: {fault.place}: found {shown(fault.found)}, expected {fault.expected}")
+    cfg = OmegaConf.create(tree)
+    if isinstance(OmegaConf.select(cfg, "text.vocabulary"), str):
+        raise ValueError(f"{path}: text.vocabulary: found the name of a file, expected the words themselves")
+    return cfg
+
+
+def load_run(
+    run: str | Path, checkpoint: str | None = None, trust: Sequence[str] = ()
+) -> tuple[DictConfig, Model, Path]:
+    """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used."""
+    cfg = read_run(run, trust)
+    model = build_model(cfg)
+    check_links(Path(run))
+    found = whole(Path(checkpoint), AVERAGE) if checkpoint else latest_checkpoint(Path(run), AVERAGE)
+    parts = nn.ModuleDict({"denoiser": model.denoiser})
+    if model.text.trainable:
+        parts["text"] = model.text
+    load_average(found, parts)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for part in (model.denoiser, model.codec, model.text):
+        part.to(device).eval()
+    return cfg, model, found

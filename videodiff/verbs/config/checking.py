@@ -1,0 +1,193 @@
+"""Checks of a command line by its composed configuration, before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
+
+from videodiff.verbs.config.arguments import Arguments, escape_hint, kinds_of, option_exists, parse, swept
+from videodiff.verbs.config.groups import conf_dir, groups, options
+from videodiff.verbs.config.kinds import MISSING, Fault
+from videodiff.verbs.config.schema import faults
+from videodiff.verbs.config.stored import key_of, read_config
+
+# Combinations of a sweep that are composed beforehand; the others are checked when their turn comes.
+MOST_COMPOSED = 16
+# What a verb reads: where there is no such folder on this machine, nothing else needs to be looked at.
+READ = {
+    "train": ("data.root", "data.validation_root"),
+    "inspect": (),
+    "cache": ("root",),
+}
+ENDS = ("--cfg", "--info", "--hydra-help")
+
+
+def check(verb: str, arguments: Arguments) -> None:
+    """Raise where a configuration cannot be composed, or has a key or a value that nothing takes."""
+    overrides = [parse(override) for override in arguments.overrides]
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_sweep_override() and not arguments.has("--multirun"):
+            raise ValueError(
+                f"override {override.input_line!r}: found several values, expected one, or --multirun for a sweep"
+            )
+        if key in groups(verb) and override.value() is None and not override.is_delete():
+            raise ValueError(f"override {override.input_line!r}: found null, expected one of {', '.join(options(key))}")
+    search = [f"hydra.searchpath=[file://{Path(folder).absolute()}]" for folder in config_dirs(arguments)]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        for lines in combinations([list(swept(override)) for override in overrides]):
+            cfg = composed(verb, [*lines, *search])
+            if not any(arguments.has(flag) for flag in ENDS):
+                check_composed(verb, cfg, lines)
+                check_folders(verb, cfg, arguments.has("--multirun"))
+
+
+def config_dirs(arguments: Arguments) -> list[str]:
+    """Return the folders of configuration that the user adds."""
+    return [value for flag, value in zip(arguments.flags, arguments.flags[1:], strict=False) if flag == "--config-dir"]
+
+
+def combinations(choices: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Yield the first of all choices, then each other choice once, the rest as in the first; only so many."""
+    choices = [values for values in choices if values]
+    first = [values[0] for values in choices]
+    yield first
+    others = [
+        [*first[:place], value, *first[place + 1 :]] for place, values in enumerate(choices) for value in values[1:]
+    ]
+    yield from others[: MOST_COMPOSED - 1]
+
+
+def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose the configuration of a verb; a mistyped key is answered with the nearest valid one."""
+    try:
+        return compose(verb, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        parsed = [parse(override) for override in overrides]
+        known = valid_names(
+            verb, [o.input_line for o in parsed if o.key_or_group in groups(verb) and not o.is_delete()]
+        )
+        for override in parsed:
+            key = override.key_or_group
+            if key not in known and not override.is_add() and not key.startswith("hydra"):
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                raise ValueError(
+                    f"override {override.input_line!r}: found no key {key!r}"
+                    + (f"; did you mean {near[0]!r}?" if near else "")
+                ) from error
+        raise
+
+
+def valid_names(verb: str, group_choices: list[str]) -> list[str]:
+    """Return every key and group of a verb's configuration, with those group choices that exist."""
+    cfg = compose(verb, overrides=[choice for choice in group_choices if option_exists(choice)])
+    return [*flat_keys(OmegaConf.to_container(cfg, resolve=False)), *groups(verb)]
+
+
+def flat_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Yield every key of a nested dictionary, dotted."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from flat_keys(value, f"{prefix}{key}.")
+
+
+def check_composed(verb: str, cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Raise where a value is missing, is of another kind than its key has, or lies out of its range."""
+    tree = plain(cfg, overrides)
+    for fault in faults(verb, tree):
+        # A key that conf/ itself has is as good as known.
+        if not fault.no_key or any(touches(key_of(override), fault.place) for override in overrides):
+            raise ValueError(explain(fault, overrides))
+    for key in missing(verb, tree):
+        raise ValueError(f"{key}: found nothing, expected {key}=<{what(verb, key)}>")
+
+
+def missing(verb: str, tree: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys that a verb cannot do without and that have no value."""
+    for key, value in tree.items():
+        if value is MISSING:
+            yield key
+    if verb == "train" and isinstance(tree.get("data"), dict) and tree["data"].get("root") is MISSING:
+        yield "data.root"
+
+
+def what(verb: str, key: str) -> str:
+    """Return in words what a key wants."""
+    return next((kind.expected for kind in kinds_of(verb, key)), "a value")
+
+
+def plain(node: Any, overrides: Sequence[str] = ()) -> Any:
+    """Return a configuration as plain values, references followed; `MISSING` where there is no value yet."""
+    if isinstance(node, (DictConfig, ListConfig)):
+        if node._is_none():
+            return None
+        keys = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+        values = {key: value_at(node, key, overrides) for key in keys}
+        return values if isinstance(node, DictConfig) else list(values.values())
+    return node
+
+
+def value_at(node: Any, key: Any, overrides: Sequence[str]) -> Any:
+    """Return one value of a configuration as a plain value."""
+    try:
+        return MISSING if OmegaConf.is_missing(node, key) else plain(node[key], overrides)
+    except InterpolationToMissingValueError:
+        return MISSING
+    except (InterpolationKeyError, OmegaConfBaseException) as error:
+        text = str(node._get_node(key)._value())
+        where = f"{node._get_full_key(key)}"
+        found = next((o for o in reversed(overrides) if touches(key_of(o), where)), None)
+        raise ValueError(
+            f"{f'override {found!r}' if found else where}: found {text!r}, which refers to nothing that is there"
+            f"{escape_hint(text)}"
+        ) from error
+
+
+def explain(fault: Fault, overrides: Sequence[str]) -> str:
+    """Return a fault as a line that names the override it came by."""
+    said = f"found {shown(fault.found)}, expected {fault.expected}"
+    if fault.no_key:
+        said = f"found no key {fault.place!r}; {fault.expected}"
+        if fault.place not in map(key_of, overrides) and "[" not in fault.place:
+            said += f" (~{fault.place} takes it away)"
+    for override in reversed(overrides):
+        key = key_of(override)
+        if touches(key, fault.place):
+            return f"override {override!r}: {'' if key == fault.place else f'{fault.place}: '}{said}"
+    return f"{fault.place}: {said}"
+
+
+def touches(key: str, place: str) -> bool:
+    """Tell whether an override of this key decides what stands at a place."""
+    return place == key or place.startswith((f"{key}.", f"{key}["))
+
+
+def shown(value: Any) -> str:
+    """Return a value short enough for a line."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def check_folders(verb: str, cfg: DictConfig, elsewhere: bool) -> None:
+    """Raise where what a verb reads is not there; `elsewhere` it may be, where jobs are sent to other machines."""
+    if verb in ("sample", "evaluate", "report"):
+        path = Path(cfg.run) / "config.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
+        if verb != "report":
+            read_config(path, cfg.trust)
+    if elsewhere:
+        return
+    for key in READ.get(verb, ()):
+        root = OmegaConf.select(cfg, key)
+        if root is not None and "://" not in root and ":" not in root and not os.path.isdir(root):
+            raise FileNotFoundError(f"{key}: {root}: found no such folder, expected a dataset")

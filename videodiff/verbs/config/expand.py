@@ -1,0 +1,69 @@
+"""Overrides that stand for others: those that a folder keeps, and short forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from videodiff.verbs.config.arguments import quoted, text_of
+from videodiff.verbs.config.groups import options
+from videodiff.verbs.config.stored import key_of, read_overrides
+
+# Where a preparation keeps the overrides of its last call, below its dataset.
+WORK, OVERRIDES = ".work", "overrides.yaml"
+
+
+def expand(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a verb with all that they stand for."""
+    rule = {"train": resumed, "prep": prepared_again, "inspect": of_data, "cache": of_root}.get(verb, list)
+    return rule(overrides)
+
+
+def resumed(overrides: Sequence[str]) -> list[str]:
+    """Put the overrides of the run named by resume= before the new ones."""
+    run = given("resume", overrides)
+    if run is None:
+        return list(overrides)
+    path = Path(run) / OVERRIDES
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
+    return [*read_overrides(path, overrides, dropped=("run",)), f"run={quoted(run)}", *overrides]
+
+
+def prepared_again(overrides: Sequence[str]) -> list[str]:
+    """Without source= put the overrides of the last call for this out= before the new ones."""
+    out = given("out", overrides)
+    if out is None or given("source", overrides) is not None:
+        return list(overrides)
+    path = Path(out) / WORK / OVERRIDES
+    return [*read_overrides(path, overrides), *overrides] if path.is_file() else list(overrides)
+
+
+def of_data(overrides: Sequence[str]) -> list[str]:
+    """Let data= name a dataset, a folder or a URL, as well as a file of the group."""
+    return [
+        f"data.root={literal(override)}"
+        if override.startswith("data=") and override.partition("=")[2] not in options("data")
+        else override
+        for override in overrides
+    ]
+
+
+def of_root(overrides: Sequence[str]) -> list[str]:
+    """Take `data=` for `root=`: conf/data is a group, of training."""
+    return [
+        f"root={literal(override)}" if override.startswith(("data=", "data.root=")) else override
+        for override in overrides
+    ]
+
+
+def literal(override: str) -> str:
+    """Return the value of an override as quoted text, quoted before or not."""
+    value = override.partition("=")[2]
+    return value if value[:1] in ("'", '"') and value[-1:] == value[:1] else quoted(value)
+
+
+def given(key: str, overrides: Sequence[str]) -> str | None:
+    """Return the value of a key, None where it is not given or null."""
+    found = [override for override in overrides if key_of(override) == key and "=" in override]
+    return text_of(found[-1]) if found else None

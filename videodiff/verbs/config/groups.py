@@ -1,0 +1,25 @@
+"""What `conf/` holds: a file a verb, and the groups that a verb chooses from, each a folder of options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+
+def conf_dir() -> Path:
+    """Return the configuration folder: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def groups(verb: str) -> list[str]:
+    """Return the configuration groups that a verb chooses from."""
+    defaults = yaml.safe_load((conf_dir() / f"{verb}.yaml").read_text())["defaults"]
+    return [group for entry in defaults if isinstance(entry, dict) for group in entry if " " not in group]
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a group; none where there is no such group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))

@@ -1,0 +1,516 @@
+"""The schema of the configuration: what every key of every verb and of every class in `conf/` may be.
+
+It is looked at before anything is built, and needs neither torch nor any class it speaks of. Limits that tie several
+keys together are the constructors'. A test walks `conf/` and the signatures: no key without an entry, and no entry
+without a key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from videodiff.verbs.config.kinds import (
+    ANYTHING,
+    FLAG,
+    MISSING,
+    NAME,
+    PLACE,
+    TEXT,
+    Fault,
+    Kind,
+    choice,
+    either,
+    instead,
+    is_whole,
+    kind,
+    many,
+    number,
+    optional,
+    record,
+    table,
+    unknown,
+    whole,
+)
+
+COUNT, SHARE, SECONDS = whole(1), number(0, 1), number(above=0)
+SIZE = COUNT
+TRUST = many(NAME)
+
+
+def part(none: bool = False) -> Kind:
+    """Return what a class is built of: a mapping with _target_, whose other keys are as `CLASSES` has them."""
+
+    def check(place: str, value: Any) -> Iterator[Fault]:
+        if value is MISSING or (none and value is None):
+            return
+        if not isinstance(value, Mapping):
+            yield Fault(place, value, "an option of the group")
+            return
+        known = CLASSES.get(str(value.get("_target_")))
+        if known is None:
+            return
+        for name, item in value.items():
+            where = f"{place}.{name}"
+            if str(name).startswith("_") and str(name).endswith("_"):
+                continue
+            if name in known.keys:
+                yield from known.keys[name].check(where, item)
+            elif known.rest is None:
+                yield unknown(where, str(name), item, known.keys)
+
+    return Kind("an option of the group", check, optional=none)
+
+
+PART = part()
+PARTS = table(NAME, PART)
+NO_PARTS = optional(PARTS)
+
+BUCKET = record(
+    needed=("frames", "height", "width"),
+    frames=COUNT,
+    height=COUNT,
+    width=COUNT,
+    keep=number(above=0, most=1),
+    strides=many(COUNT, 1),
+    crop=number(least=0, below=1),
+    global_batch=optional(COUNT),
+)
+POLICY = kind(
+    "shared, prefix, ends, independent, lead, prefix_<k> or lead_<k>",
+    lambda name: re.fullmatch(r"shared|prefix|ends|independent|lead|(prefix|lead)_\d+", str(name)) is not None,
+)
+WEIGHT = number(0)
+EVERY = whole(1)
+DTYPE = choice("bfloat16", "float16", "float32")
+PREDICTION = choice("x", "v", "eps")
+SPLIT = choice("train", "in_distribution", "out_of_distribution")
+PHYWORLD = record(frames=COUNT, fps=number(above=0), split=SPLIT, grid=choice("30k", "300k", "3m"))
+OPTIMIZER = {
+    "params": instead("the parameters are those of the model"),
+    "lr": number(above=0),
+    "betas": many(number(least=0, below=1), 2, 2),
+    "eps": number(above=0),
+    "weight_decay": number(0),
+    "ema_decay": number(least=0, below=1),
+    "fused": optional(FLAG),
+}
+PRECISIONS = (
+    *("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true", "32", "16", "bf16", "64"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
+PRECISION = kind(f"one of {', '.join(PRECISIONS)}", lambda value: str(value) in PRECISIONS)
+DEVICES = either(
+    kind("a number of processes, -1 for all GPUs", lambda value: is_whole(value) and (value > 0 or value == -1)),
+    choice("auto"),
+    many(whole(0), 1),
+)
+BY_VERB = "it follows from the configuration"
+
+CLASSES: dict[str, Kind] = {
+    "hydra.utils.get_method": record(path=NAME),
+    "videodiff.denoiser.transformer.SpaceTimeTransformer": record(
+        channels=instead("codec= decides it"),
+        text_width=instead("text= decides it"),
+        patch=many(COUNT, 3, 3),
+        # A configuration from elsewhere must not have a network built that no memory holds.
+        width=whole(1, 65_536),
+        depth=whole(1, 1024),
+        heads=whole(1, 1024),
+        axes=many(choice("space", "time", "spacetime"), 1),
+        mlp_ratio=number(above=0),
+        gate=number(),
+    ),
+    "videodiff.diffusion.path.RectifiedFlow": record(),
+    "videodiff.diffusion.path.Cosine": record(),
+    "videodiff.diffusion.objective.Objective": record(
+        path=PART,
+        levels=PART,
+        prediction=PREDICTION,
+        loss=PREDICTION,
+        floor=number(above=0, below=1),
+        caption_dropout=SHARE,
+    ),
+    "videodiff.diffusion.levels.NoiseLevels": record(
+        policies=optional(table(POLICY, WEIGHT, 1)),
+        distribution=choice("logit_normal", "uniform"),
+        mean=number(),
+        std=number(above=0),
+        base_shift=number(above=0),
+        base_tokens=COUNT,
+        pure=SHARE,
+    ),
+    "videodiff.generation.settings.Generation": record(
+        sampler=PART,
+        steps=COUNT,
+        shift=number(above=0),
+        scale=number(),
+        interval=many(SHARE, 2, 2),
+        lead=whole(0),
+    ),
+    "videodiff.codec.pixels.Pixels": record(channels=COUNT),
+    "videodiff.codec.autoencoder.Autoencoder": record(
+        path_or_name=PLACE,
+        subfolder=optional(PLACE),
+        dtype=DTYPE,
+        mean=optional(many(number(), 1)),
+        std=optional(many(number(above=0), 1)),
+        tile=optional(COUNT),
+        tile_overlap=number(above=0, below=1),
+        slice_frames=optional(COUNT),
+        revision=NAME,
+    ),
+    "videodiff.text.words.Words": record(
+        vocabulary=optional(either(PLACE, many(NAME, 1))),
+        width=COUNT,
+        max_words=optional(COUNT),
+        long=choice("refuse", "cut"),
+        unknown=choice("refuse", "drop"),
+    ),
+    "videodiff.text.transformers.Transformers": record(
+        path_or_name=PLACE,
+        kind=optional(choice("t5", "umt5", "clip", "clip_text_model")),
+        max_length=COUNT,
+        dtype=DTYPE,
+        layer=whole(most=-1),
+        subfolder=optional(PLACE),
+        tokenizer_subfolder=optional(PLACE),
+        revision=NAME,
+    ),
+    "videodiff.data.loader.datamodule.ClipDataModule": record(
+        root=PLACE,
+        validation_root=optional(PLACE),
+        frames=COUNT,
+        height=COUNT,
+        width=COUNT,
+        stride=COUNT,
+        global_batch=COUNT,
+        micro_batch=optional(COUNT),
+        num_workers=whole(0),
+        seed=whole(0),
+        cache_gib=number(0),
+        validation_clips=COUNT,
+        deliver=many(choice("video", "latent", "text"), 1),
+        skip_short=FLAG,
+        more=many(record(needed=("root",), root=PLACE, repeat=number(above=0))),
+        weights=optional(many(WEIGHT, 1)),
+        window=optional(COUNT),
+        buckets=optional(many(BUCKET, 1)),
+        stages=optional(
+            many(
+                record(until=optional(COUNT), buckets=optional(many(BUCKET, 1)), weights=optional(many(WEIGHT, 1))),
+                1,
+            )
+        ),
+        batch=optional(record(needed=("micro_batches", "tokens"), micro_batches=COUNT, tokens=COUNT)),
+        timeout=SECONDS,
+        budget=whole(0),
+        quarantine=optional(PLACE),
+        disk_cache=optional(PLACE),
+        disk_cache_gib=number(above=0),
+        fixed=FLAG,
+        captions=optional(
+            record(
+                weights=optional(table(ANYTHING, WEIGHT)),
+                other=WEIGHT,
+                lengths=optional(table(whole(0), WEIGHT)),
+            )
+        ),
+        cost=instead("model=, codec= and text= decide it"),
+    ),
+    "videodiff.training.optimizer.AdamW": record(**OPTIMIZER),
+    "videodiff.training.optimizer.Muon": record(**OPTIMIZER, momentum=number(least=0, below=1)),
+    "videodiff.training.schedule.constant": record(
+        step=instead(BY_VERB), total=instead("trainer.max_steps"), warmup=whole(0)
+    ),
+    "videodiff.training.schedule.warmup_stable_decay": record(
+        step=instead(BY_VERB),
+        total=instead("trainer.max_steps"),
+        warmup=whole(0),
+        decay=SHARE,
+        floor=SHARE,
+    ),
+    "videodiff.parallel.strategy.automatic": record(),
+    "videodiff.parallel.strategy.ddp": record(rest=ANYTHING),
+    "videodiff.parallel.strategy.zero": record(rest=ANYTHING, stage=whole(1, 3)),
+    "videodiff.parallel.compile.compile_blocks": record(
+        denoiser=instead("it is that of model="),
+        backend=NAME,
+        mode=optional(NAME),
+        dynamic=optional(FLAG),
+        graphs=COUNT,
+    ),
+    "videodiff.training.callbacks.Checkpoints": record(folder=PLACE, every=EVERY, keep=whole(0)),
+    "videodiff.training.callbacks.SampleClips": record(
+        folder=PLACE, generation=PART, every=EVERY, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)
+    ),
+    "videodiff.training.callbacks.Guard": record(budget=whole(0), within=COUNT),
+    "videodiff.training.callbacks.StopGently": record(),
+    "videodiff.training.callbacks.Progress": record(
+        tokens_per_place=instead(BY_VERB), every=EVERY, clock=instead(BY_VERB)
+    ),
+    "lightning.pytorch.loggers.CSVLogger": record(
+        save_dir=PLACE,
+        name=optional(TEXT),
+        version=optional(either(whole(0), TEXT)),
+        prefix=TEXT,
+        flush_logs_every_n_steps=EVERY,
+    ),
+    "lightning.pytorch.loggers.TensorBoardLogger": record(
+        rest=ANYTHING,
+        save_dir=PLACE,
+        name=optional(TEXT),
+        version=optional(either(whole(0), TEXT)),
+        log_graph=FLAG,
+        default_hp_metric=FLAG,
+        prefix=TEXT,
+        sub_dir=optional(PLACE),
+    ),
+    "videodiff.training.run.logging.wandb_logger": record(rest=ANYTHING, project=NAME, name=NAME, save_dir=PLACE),
+    "lightning.Trainer": record(
+        accelerator=choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+        devices=DEVICES,
+        num_nodes=COUNT,
+        precision=PRECISION,
+        max_steps=whole(1),
+        min_steps=optional(COUNT),
+        max_time=optional(either(TEXT, table(NAME, whole(0)))),
+        gradient_clip_val=optional(number(0)),
+        gradient_clip_algorithm=optional(choice("norm", "value")),
+        val_check_interval=whole(1),
+        limit_val_batches=number(0),
+        num_sanity_val_steps=whole(-1),
+        log_every_n_steps=EVERY,
+        deterministic=either(FLAG, choice("warn")),
+        benchmark=optional(FLAG),
+        detect_anomaly=FLAG,
+        inference_mode=FLAG,
+        profiler=optional(choice("simple", "advanced", "pytorch", "xla")),
+        enable_progress_bar=FLAG,
+        plugins=ANYTHING,
+        accumulate_grad_batches=instead("data.global_batch is a step, data.micro_batch what a process takes at once"),
+        max_epochs=instead("trainer.max_steps"),
+        min_epochs=instead("trainer.min_steps"),
+        limit_train_batches=instead("trainer.max_steps"),
+        overfit_batches=instead("data.fixed=true with a small dataset"),
+        fast_dev_run=instead("trainer.max_steps=1"),
+        check_val_every_n_epoch=instead("trainer.val_check_interval, in steps"),
+        strategy=instead("strategy="),
+        logger=instead("logger="),
+        callbacks=instead("+callbacks.<name>._target_=<class>"),
+        enable_checkpointing=instead("callbacks.checkpoints.every and .keep"),
+        enable_model_summary=instead("videodiff inspect <run>"),
+        default_root_dir=instead("run="),
+        use_distributed_sampler=instead("the order of data is fixed by data.seed"),
+        limit_test_batches=instead("videodiff evaluate"),
+        limit_predict_batches=instead("videodiff sample"),
+        reload_dataloaders_every_n_epochs=instead("the stream of data has no end"),
+        sync_batchnorm=instead("the model has no batch norm"),
+        barebones=instead("callbacks.progress.every"),
+        enable_autolog_hparams=instead("the configuration is in the run's config.yaml"),
+        model_registry=instead("the checkpoints lie in the run folder"),
+    ),
+    "videodiff.worlds.bouncing.Bouncing": record(
+        frames=COUNT,
+        fps=number(above=0),
+        balls=optional(table(whole(1), WEIGHT, 1)),
+        held_out=many(many(NAME, 2, 2)),
+        split=choice("train", "held_out", "all"),
+        free_frames=whole(0),
+        jitter_degrees=number(0),
+    ),
+    "videodiff.worlds.uniform.Uniform": PHYWORLD,
+    "videodiff.worlds.collision.Collision": PHYWORLD,
+    "videodiff.worlds.parabola.Parabola": PHYWORLD,
+    "data_prep.engine.local.Local": record(),
+    "data_prep.engine.on_ray.OnRay": record(address=optional(NAME), scratch=optional(PLACE)),
+}
+
+TRAINING = {
+    "model": PART,
+    "path": PART,
+    "objective": PART,
+    "sampler": PART,
+    "codec": PART,
+    "text": PART,
+    "data": PART,
+    "optimizer": PART,
+    "schedule": PART,
+    "strategy": PART,
+    "trainer": PART,
+    "callbacks": NO_PARTS,
+    "logger": NO_PARTS,
+    "name": NAME,
+    "run": PLACE,
+    "seed": whole(0, 2**63 - 1),
+    "targets": optional(table(NAME, number())),
+    "trust": TRUST,
+}
+SAMPLING = {
+    "sampler": part(none=True),
+    "run": PLACE,
+    "checkpoint": optional(PLACE),
+    "seed": whole(0, 2**63 - 1),
+    "steps": optional(COUNT),
+    "scale": optional(number()),
+    "shift": optional(number(above=0)),
+    "trust": TRUST,
+}
+LIMITS = record(min=optional(number()), max=optional(number()))
+
+VERBS: dict[str, Kind] = {
+    "train": record(
+        needed=tuple(TRAINING), **TRAINING, resume=optional(PLACE), checkpoint=optional(PLACE), compile=part(none=True)
+    ),
+    "inspect": record(
+        **TRAINING,
+        folder=optional(PLACE),
+        world_size=COUNT,
+        captions=whole(0),
+        strips=optional(PLACE),
+        batches=COUNT,
+        clips=COUNT,
+        throughput=FLAG,
+        verify=FLAG,
+        seconds=SECONDS,
+    ),
+    "sample": record(
+        **SAMPLING,
+        prompts=either(TEXT, many(TEXT)),
+        given=optional(PLACE),
+        known=many(whole(), 1),
+        frames=optional(COUNT),
+        height=optional(COUNT),
+        width=optional(COUNT),
+        fps=optional(number(above=0, below=1000)),
+        out=optional(PLACE),
+    ),
+    "evaluate": record(
+        **SAMPLING,
+        dataset=optional(PLACE),
+        clips=COUNT,
+        tasks=many(choice("continuation", "text_to_video"), 1),
+        given=optional(COUNT),
+        batch=COUNT,
+        keep=whole(0),
+    ),
+    "report": record(run=PLACE, hero=optional(PLACE)),
+    "simulate": record(
+        world=PART, out=PLACE, clips=COUNT, first_seed=whole(0), size=COUNT, crf=whole(0, 51), workers=optional(COUNT)
+    ),
+    "pack": record(
+        source=PLACE,
+        out=PLACE,
+        captions=optional(PLACE),
+        require_caption=FLAG,
+        hdr=choice("tonemap", "reject"),
+        video_column=optional(NAME),
+        caption_column=optional(NAME),
+        short_side=whole(2),
+        crf=whole(0, 51),
+        workers=optional(COUNT),
+        timeout=SECONDS,
+        shard_bytes=COUNT,
+    ),
+    "index": record(tars=either(PLACE, many(PLACE, 1)), out=optional(PLACE), workers=optional(COUNT)),
+    "cache": record(
+        codec=part(none=True),
+        text=part(none=True),
+        root=PLACE,
+        out=PLACE,
+        sizes=many(many(COUNT, 2, 2), 1),
+        stride=COUNT,
+        frames=optional(COUNT),
+        video=optional(FLAG),
+        workers=optional(COUNT),
+        decoders=optional(whole(0)),
+        timeout=SECONDS,
+    ),
+    "prep": record(
+        engine=PART,
+        prep=record(
+            filter=optional(table(NAME, LIMITS)),
+            duplicates=record(near=optional(whole(0, 256))),
+            models=optional(
+                record(clip=optional(PLACE), aesthetic=optional(PLACE), nsfw=optional(PLACE), gpus=number(0))
+            ),
+        ),
+        out=PLACE,
+        source=optional(PLACE),
+        kind=choice(*("folder", "hdvila", "panda", "webvid", "openvid", "internvid", "koala", "table", "webdataset")),
+        root=optional(PLACE),
+        reader=record(licence=TEXT, columns=optional(table(NAME, TEXT)), unit=TEXT, captions=optional(PLACE)),
+        acquire=record(
+            rate=number(above=0),
+            attempts=COUNT,
+            timeout=SECONDS,
+            deadline=SECONDS,
+            height=COUNT,
+            cookies=optional(PLACE),
+            proxies=many(NAME),
+            private=either(FLAG, many(NAME)),
+            local=optional(PLACE),
+            pause=SECONDS,
+            longest=SECONDS,
+            max_bytes=COUNT,
+            storage=optional(ANYTHING),
+        ),
+        cut=record(
+            by=choice("spans", "scenes"),
+            detector=choice("adaptive", "content"),
+            threshold=optional(number(above=0)),
+            min_scene=number(0),
+            minimum=number(0),
+            maximum=SECONDS,
+        ),
+        encode=record(
+            short_side=whole(2),
+            fps=optional(number(above=0, below=1000)),
+            crf=whole(0, 51),
+            preset=NAME,
+            codec=NAME,
+            deinterlace=choice("off", "auto", "on"),
+        ),
+        audio=choice("drop", "keep"),
+        caption=record(
+            by=choice("none", "endpoint", "model"),
+            model=optional(PLACE),
+            origin=optional(NAME),
+            prompt=TEXT,
+            frames=COUNT,
+            side=COUNT,
+            max_tokens=COUNT,
+            max_words=COUNT,
+            missing=FLAG,
+            give_up=COUNT,
+            url=NAME,
+            key=optional(NAME),
+            concurrency=COUNT,
+            timeout=SECONDS,
+            attempts=COUNT,
+            pause=number(0),
+            body=optional(table(NAME, ANYTHING)),
+            batch=COUNT,
+            revision=NAME,
+            use=optional(many(NAME)),
+            camera=FLAG,
+            words=optional(many(ANYTHING)),
+        ),
+        crop=FLAG,
+        score=FLAG,
+        licences=optional(many(TEXT)),
+        require_caption=FLAG,
+        takedown=optional(PLACE),
+        retry=optional(choice("failed")),
+        shard_bytes=COUNT,
+        buckets=optional(many(BUCKET, 1)),
+        workers=optional(COUNT),
+        timeout=SECONDS,
+    ),
+}
+
+
+def faults(verb: str, tree: Mapping[str, Any]) -> list[Fault]:
+    """Return what in a composed configuration may not stand where it does."""
+    return list(VERBS[verb].check("", tree))
