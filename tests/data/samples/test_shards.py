@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import webdataset
 from tests.material.made_clips import sample, write_dataset
 from videodiff.data.samples import shards as shards_module
 from videodiff.data.samples.manifest import Manifest, ManifestError
-from videodiff.data.samples.shards import ShardWriter, read_sample
+from videodiff.data.samples.shards import ShardWriter, add_members, end_of, open_tar, read_sample
 
 KILLED = """
 import os, signal, sys
@@ -75,6 +76,21 @@ def test_a_shard_stays_below_its_size_unless_one_sample_is_larger(tmp_path):
 
 def test_the_same_samples_give_the_same_files(tmp_path):
     assert contents(write_dataset(tmp_path / "a")) == contents(write_dataset(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("key", ["clip", "k" * 120, "ein-langer-schlüssel-" * 8, "片" * 40])
+def test_a_tar_is_to_the_byte_what_plain_tarfile_writes(tmp_path, key):
+    members = {"mp4": b"v" * 30_000, "txt": b"a caption", "json": b"{}", "text.000.npy": bytes(513)}
+    with tarfile.open(tmp_path / "wanted.tar", "w", format=tarfile.GNU_FORMAT) as wanted:
+        for extension, data in members.items():
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            member.size, member.mode = len(data), 0o444
+            wanted.addfile(member, io.BytesIO(data))
+        end = wanted.offset
+    with (tmp_path / "found.tar").open("xb") as file, open_tar(file) as found:
+        add_members(found, key, members)
+        assert end_of(found) == end
+    assert (tmp_path / "found.tar").read_bytes() == (tmp_path / "wanted.tar").read_bytes()
 
 
 def test_words_are_listed_by_how_often_they_come(tmp_path):

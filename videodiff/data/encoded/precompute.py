@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import os
-import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from webdataset import TarWriter
 
 from videodiff.codec.cached import (
     EncodingError,
@@ -41,7 +41,17 @@ from videodiff.data.encoded.windows import PIECE, Windows
 from videodiff.data.loader.quarantine import Quarantine, Sample
 from videodiff.data.loader.workers import Read, Request, Work, Workers, read_here
 from videodiff.data.samples.manifest import NAME, Manifest, ManifestError, ManifestWriter
-from videodiff.data.samples.shards import SIDECARS, VIDEOS, WORDS, add_members, read_captions, read_sample, video_of
+from videodiff.data.samples.shards import (
+    SIDECARS,
+    VIDEOS,
+    WORDS,
+    add_members,
+    end_of,
+    open_tar,
+    read_captions,
+    read_sample,
+    video_of,
+)
 from videodiff.data.storage.files import owning, remove_abandoned, replacing, write_whole
 from videodiff.data.video.decode import DecodeError, decode_into
 
@@ -299,7 +309,7 @@ def encode_shard(
     frames = reads.clips(source, rows) if reads is not None else None
     made, failed = [], []
     with replacing(plan.out / shard["name"]) as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        with open_tar(file) as tar:
             for start in range(0, len(rows), TOGETHER):
                 group = rows[start : start + TOGETHER]
                 samples = [read_sample(source.root, row, None if plan.video else SIDECARS) for row in group]
@@ -399,14 +409,14 @@ def encode_texts(text: nn.Module, samples: Sequence[dict[str, bytes]]) -> list[l
     return [list(islice(encoded, len(own))) for own in captions]
 
 
-def append(tar: tarfile.TarFile, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
+def append(tar: TarWriter, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
     """Add a sample to a tar and return its row; `size`: height and width of what was encoded, if anything was."""
-    offset = tar.offset
+    offset = end_of(tar)
     add_members(tar, row["key"], members)
     encoded = dict(zip(("height", "width"), size, strict=False))
     # A manifest may be older than the reader of captions, and each has a text of its own.
     captions = len(read_captions(members))
-    return {**row, **encoded, "captions": captions, "offset": offset, "size": tar.offset - offset}
+    return {**row, **encoded, "captions": captions, "offset": offset, "size": end_of(tar) - offset}
 
 
 def finish(plan: Plan, source: Manifest, records: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Shards: plain WebDataset tars, written whole or not at all, and read by offset."""
+"""Shards: plain WebDataset tars, written by webdataset's own writer, whole or not at all, and read by offset.
+
+The offset of a sample is where the library's tar stands before it; what the writer does not do is left to this file:
+shards that take their names together, the manifest, and the comparison of what is on the disk with what was added.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from webdataset import TarWriter
 
 from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, ManifestWriter
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
@@ -58,7 +64,7 @@ class Group:
         self.rows = partial_of(root / f"{name}-rows").open("xb", buffering=0)
         self.shards: list[dict[str, Any]] = []
         self.samples = 0
-        self.tar: tarfile.TarFile | None = None
+        self.tar: TarWriter | None = None
         self.file: Hashed | None = None
         self.partials: dict[str, Path] = {}
 
@@ -71,7 +77,7 @@ class Group:
         """Begin the next tar."""
         self.partials[self.shard] = partial_of(self.root / self.shard)
         self.file = Hashed(self.partials[self.shard])
-        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self.tar = open_tar(self.file)
 
     def close(self) -> None:
         """End the tar, and compare what is on the disk with what was written."""
@@ -153,11 +159,11 @@ class ShardWriter:
         if group not in self.groups:
             self.groups[group] = Group(self.root, f"{self.name}-{group}" if group else self.name)
         open_ = self.groups[group]
-        if open_.tar is not None and open_.tar.offset + size > self.shard_bytes:
+        if open_.tar is not None and end_of(open_.tar) + size > self.shard_bytes:
             open_.close()
         if open_.tar is None:
             open_.open()
-        offset = open_.tar.offset
+        offset = end_of(open_.tar)
         add_members(open_.tar, key, members)
         words = [split_words(caption.text) for caption in captions]
         for own in words:
@@ -166,7 +172,7 @@ class ShardWriter:
         self.without_caption += not captions
         self.keys.add(key)
         open_.samples += 1
-        place = {"shard": open_.shard, "key": key, "offset": offset, "size": open_.tar.offset - offset}
+        place = {"shard": open_.shard, "key": key, "offset": offset, "size": end_of(open_.tar) - offset}
         sums = {"captions": len(captions), "words": max(map(len, words), default=0)}
         sums |= {"sha256": hashlib.sha256(members["mp4"]).hexdigest()}
         self.scores.update(row.keys() - FIELDS.keys())
@@ -237,10 +243,12 @@ class ShardWriter:
         return {path.name for path in self.root.iterdir() if pattern.fullmatch(path.name)}
 
     def _discard(self) -> None:
-        for file in (file for group in self.groups.values() for file in (group.file, group.rows) if file is not None):
+        parts = [part for group in self.groups.values() for part in (group.tar, group.file, group.rows)]
+        for part in parts:
             # On a full disk closing fails too, by the last bytes; these are not wanted any more.
             with contextlib.suppress(OSError):
-                file.close()
+                if part is not None:
+                    part.close()
         for partial in unfinished(self.root, self.name):
             partial.unlink()
 
@@ -257,12 +265,23 @@ def remove_shards(root: Path, name: str = "shard") -> None:
         path.unlink(missing_ok=True)
 
 
-def add_members(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
-    """Append the files of one sample to a tar: the same bytes for the same members, without owner and time."""
+def open_tar(file: Any) -> TarWriter:
+    """Return a writer of samples to an open file: its bytes follow from keys and contents, without owner and time."""
+    tar = TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
+    # webdataset 1.0.2 has an argument for it and does not hand it on; of pax, a long name would look another way.
+    tar.tarstream.format = tarfile.GNU_FORMAT
+    return tar
+
+
+def end_of(tar: TarWriter) -> int:
+    """Return where the next sample of a tar begins."""
+    return tar.tarstream.offset
+
+
+def add_members(tar: TarWriter, key: str, members: dict[str, bytes]) -> None:
+    """Append the files of one sample to a tar, in their order: the library would sort those of one record by name."""
     for extension, data in members.items():
-        member = tarfile.TarInfo(f"{key}.{extension}")
-        member.size, member.mode = len(data), 0o444
-        tar.addfile(member, io.BytesIO(data))
+        tar.write({"__key__": key, extension: data})
 
 
 def clip_sample(
