@@ -58,10 +58,10 @@ bench-batches: setup  ## how long a step takes in each bucket, with batches of e
 	$(BIN)/python bench/batches.py
 
 bench-prep: dev  ## cutting and encoding beside ffmpeg that decodes once, into bench/out/prep.json
-	$(BIN)/python bench/prep.py
+	$(BIN)/python bench/prep/cutting.py
 
 bench-prep-plan: dev  ## entering metadata and finding near duplicates at 1 M and 10 M lines
-	$(BIN)/python bench/prep_plan.py
+	$(BIN)/python bench/prep/plan.py
 
 gpu-check: setup  ## first light on a GPU: is all of it right there, and how fast; ten minutes, docs/gpu.md
 	$(BIN)/python bench/gpu_check.py

@@ -151,7 +151,9 @@ def in_copy(work: Any, path: Path, seconds: float) -> str:
 
 def warm(stages: list[Stage]) -> None:
     """Import what the stages import; one that cannot be imported is told by its stage."""
-    names = {package for stage in stages for package in stage.packages} | {f"gpu.{stage.name}" for stage in stages}
+    names = {package for stage in stages for package in stage.packages} | {
+        f"gpu.proofs.{stage.name}" for stage in stages
+    }
     if "lightning" in names:
         names |= {f"videodiff.verbs.{verb}" for verb in ("train", "sample", "evaluate", "cache")}
     for name in sorted(names):
@@ -224,7 +226,7 @@ def alone(args: argparse.Namespace) -> int:
         check.write()
         return 0
     try:
-        importlib.import_module(f"gpu.{stage.name}").run(check)
+        importlib.import_module(f"gpu.proofs.{stage.name}").run(check)
     except BaseException as error:
         import traceback
 

@@ -10,7 +10,7 @@ ENCODE = (*TRAIN, "diffusers", "transformers", "tokenizers")
 
 
 class Stage(NamedTuple):
-    """A stage: the file `bench/gpu/<name>.py` with a function `run`; seconds at most; packages; GiB of the device."""
+    """A stage: `bench/gpu/proofs/<name>.py` with a function `run`; seconds at most; packages; GiB of the device."""
 
     name: str
     proves: str

@@ -101,7 +101,7 @@ def run_one(
 ) -> dict:
     stage = entry.Stage(name, "", 10, (), how.pop("gib", 0.0))
     monkeypatch.setattr(entry, "STAGES", (stage,))
-    monkeypatch.setitem(sys.modules, f"gpu.{name}", SimpleNamespace(run=work))
+    monkeypatch.setitem(sys.modules, f"gpu.proofs.{name}", SimpleNamespace(run=work))
     args = argparse.Namespace(device="cpu", tiny=False, out=out, minutes=1.0, stage="", seconds=0.0, fresh=False)
     return entry.outcome(stage, args, how.pop("left", 60.0), how.pop("lacks", None))
 

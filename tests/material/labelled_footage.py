@@ -1,6 +1,6 @@
 """Footage of which it is known where its shots end and which filter must reject it: made here, and labels of files.
 
-None of the made clips set a limit: those of filters were set on others (see bench/prep_thresholds.py).
+None of the made clips set a limit: those of filters were set on others (see bench/prep/thresholds.py).
 """
 
 from __future__ import annotations

@@ -197,8 +197,8 @@ def test_a_batch_that_does_not_fit_is_an_error(fresh):
 def test_workers_that_cannot_start_are_an_error():
     # A function that no other process can import.
     act_here = type(act)(act.__code__, {}, "nowhere")
-    act_here.__module__, act_here.__qualname__ = "stand_in_codec", "nowhere"
-    sys.modules["stand_in_codec"].nowhere = act_here
+    act_here.__module__, act_here.__qualname__ = "tests.material.stand_in_codec", "nowhere"
+    sys.modules["tests.material.stand_in_codec"].nowhere = act_here
     try:
         with (
             Workers(act_here, 1, SIZE, stand_in, Quarantine()) as workers,
@@ -206,7 +206,7 @@ def test_workers_that_cannot_start_are_an_error():
         ):
             list(workers.batches(requests()))
     finally:
-        del sys.modules["stand_in_codec"].nowhere
+        del sys.modules["tests.material.stand_in_codec"].nowhere
 
 
 @pytest.mark.parametrize("how", [{"workers": 0}, {"slot_bytes": 0}, {"timeout": 0}, {"ahead": 0}])

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from gpu.check import Check, videodiff, watched
-from gpu.recipes import SMALL, hdvila_parts, micro_batch
+from gpu.proofs.recipes import SMALL, hdvila_parts, micro_batch
 from gpu.watch import Watch
 
 

@@ -1,6 +1,6 @@
 """Measure cutting and encoding beside plain ffmpeg that decodes each source once for all its clips.
 
-python bench/prep.py [rounds]
+python bench/prep/cutting.py [rounds]
 
 Both make the same clips of the same sources: same spans, size, scaler, x264 preset and options, one thread. Seconds
 are those of the processor, of ours without the start of Python, which a worker pays once for all its videos, of ffmpeg
@@ -35,7 +35,7 @@ from videodiff.data.video.encode import encode
 from videodiff.data.video.geometry import Display, even_size
 from videodiff.data.video.info import DecodeError, best_stream
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 EXAMPLES = HERE.parents[1] / "shared" / "clips"
 SOURCES, CLIPS, SHORTEST, LONGEST = 25, 8, 1.5, 5.0
 PRESETS = ("medium", "veryfast")

@@ -1,6 +1,6 @@
 """Hold the default limits of `videodiff prep` against footage of which it is known what must be kept and what must not.
 
-python bench/prep_thresholds.py FOLDER_OF_CLIPS
+python bench/prep/thresholds.py FOLDER_OF_CLIPS
 
 Good clips are those of the folder that GOOD names. Each is spoilt in every way of SPOILT, encoded again and scored as
 `videodiff prep` does. For every limit: the values on the spoilt and on the good clips, the margin between the nearest
@@ -194,7 +194,7 @@ def set_limits(sides: dict[str, float | None]) -> dict[str, float]:
 
 
 def main() -> None:
-    rules = yaml.safe_load((Path(__file__).parents[1] / "conf/prep/default.yaml").read_text())
+    rules = yaml.safe_load((Path(__file__).parents[2] / "conf/prep/default.yaml").read_text())
     clips = list(make_all(Path(sys.argv[1])))
     good = [clip for clip in clips if not clip.spoilt]
     for name, limits in rules["filter"].items():

@@ -20,7 +20,7 @@ from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.compile import compile_blocks
 from videodiff.worlds.bouncing import Bouncing
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Frames, rows and columns in patches of two; the first is of sizes that differ, so that none is taken for another.
 BUCKETS = [(6, 20, 12), (5, 16, 24), (3, 24, 16), (8, 12, 20), (4, 32, 8), (7, 8, 32), (2, 28, 20), (9, 16, 16)]
 

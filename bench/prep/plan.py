@@ -1,6 +1,6 @@
 """Measure the planning pass of data preparation: from metadata to what is to be done, and near duplicates.
 
-python bench/prep_plan.py [lines ...]
+python bench/prep/plan.py [lines ...]
 
 For each number of clips: HD-VILA lines of 30 clips a video are read, identified, entered into ledger and plan, and
 grouped by video; then perceptual hashes, of which a tenth are near duplicates, are compared. Each in a process of its
@@ -105,7 +105,7 @@ def measured(function: Callable[..., dict[str, Any]], arguments: tuple) -> dict[
 
 def main(*sizes: int) -> None:
     """Measure each size, print a line for it, and write the report."""
-    report, out = {}, Path(__file__).resolve().parent / "out"
+    report, out = {}, Path(__file__).resolve().parents[1] / "out"
     out.mkdir(exist_ok=True)
     for clips in sizes or (1_000_000, 10_000_000):
         with tempfile.TemporaryDirectory(dir=out) as scratch:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from gpu.ceilings import peak_tflops
 from gpu.check import Check, peak_gib, relative_error, settle, wait
+from gpu.proofs.ceilings import peak_tflops
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

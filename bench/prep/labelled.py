@@ -1,6 +1,6 @@
 """Hold the cuts and the filters of `videodiff prep` against footage that set none of their limits, made and real.
 
-python bench/prep_labelled.py [FOLDER_OF_VIDEO ...]
+python bench/prep/labelled.py [FOLDER_OF_VIDEO ...]
 
 For shots: changes found and there (right), found only (wrong), there only (missed), with precision and recall; a change
 may be off by a tenth of a second. For filters: how many of the made clips that must be rejected are, by which limits,
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import yaml  # noqa: E402

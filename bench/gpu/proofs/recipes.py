@@ -15,7 +15,7 @@ from videodiff.worlds.collision import Collision
 from videodiff.worlds.parabola import Parabola
 from videodiff.worlds.uniform import Uniform
 
-CONF = Path(__file__).parents[2] / "conf" / "experiment"
+CONF = Path(__file__).parents[3] / "conf" / "experiment"
 WORLDS = {"uniform_gpu": Uniform, "collision_gpu": Collision, "parabola_gpu": Parabola}
 SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "data.global_batch=2", "data.num_workers=0"]
 
