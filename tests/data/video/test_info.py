@@ -41,8 +41,8 @@ def test_nothing_but_open_video_opens_what_strangers_wrote():
         "av.open": {"videodiff/data/video/info.py", *WRITERS},
         # The header alone, and animated WebP, each of the formats that it names.
         "Image.open": {"videodiff/data/video/info.py", "data_prep/cut/animated.py"},
-        # After `read_header` has found an mp4.
-        "decord.VideoReader": {"data_prep/cut/footage.py"},
+        # After `read_header` has found an mp4, and after `why_not` has found nothing against it.
+        "decord.VideoReader": {"data_prep/cut/footage.py", "videodiff/data/video/by_decord.py"},
     }
     for path in files:
         name, found = path.relative_to(ROOT).as_posix(), calls(path)

@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ import torch.nn.functional as F
 from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
 from videodiff.data.video.screen import Screen
 from videodiff.data.video.timing import MICROSECOND, clock_ticks
+
+# A decoder: from a video and frame numbers to number and image, uint8 `h w c`; DecodeError where one cannot be had.
+FindFrames = Callable[[bytes, Sequence[int]], Iterator[tuple[int, np.ndarray]]]
 
 
 def probe(video: bytes) -> VideoInfo:
@@ -49,22 +52,23 @@ def probe(video: bytes) -> VideoInfo:
     return VideoInfo(width, height, frames, fps, frames / fps)
 
 
-def decode(video: bytes, indices: Sequence[int]) -> np.ndarray:
+def decode(video: bytes, indices: Sequence[int], find: FindFrames | None = None) -> np.ndarray:
     """Return the frames of these numbers, in this order: uint8 `t h w c`, RGB; DecodeError where that cannot be.
 
     They are as a player shows them, see `Screen`. Only the groups of pictures are decoded that hold a frame asked for.
+    find: one of `decoders.DECODERS`, None for `find_frames`.
     """
     out = None
-    for number, image in find_frames(video, indices):
+    for number, image in (find or find_frames)(video, indices):
         out = np.empty((len(indices), *image.shape), dtype=np.uint8) if out is None else out
         for place in np.flatnonzero(np.equal(indices, number)):
             out[place] = image
     return out
 
 
-def decode_into(out: np.ndarray, video: bytes, indices: Sequence[int]) -> None:
+def decode_into(out: np.ndarray, video: bytes, indices: Sequence[int], find: FindFrames | None = None) -> None:
     """Fill uint8 `t h w c` with these frames, scaled and cropped to its size, as `decode` and `resize` give them."""
-    for number, image in find_frames(video, indices):
+    for number, image in (find or find_frames)(video, indices):
         fitted = resize(image[None], *out.shape[1:3])[0]
         for place in np.flatnonzero(np.equal(indices, number)):
             out[place] = fitted

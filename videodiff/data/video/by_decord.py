@@ -1,0 +1,110 @@
+"""decord reads the frames of a video, where they are known to be the right ones; elsewhere it is refused.
+
+decord 0.6.0 finds a frame by counting pictures from the last keyframe. It misses frames where pictures are shown before
+the keyframe that they follow (open groups), where an edit list hides some, where times are those of decoding, and in
+containers without an index; it reads no AV1, and knows no rotation, square pixels, transparency or high dynamic range.
+All of this shows in the headers and in the first picture, so a video is judged before decord opens it.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+
+from videodiff.data.video.decode import (
+    Picture,
+    decoded,
+    lay_pictures,
+    misses_beginning,
+    opened,
+    read_index,
+)
+from videodiff.data.video.geometry import UPRIGHT
+from videodiff.data.video.info import DecodeError
+from videodiff.data.video.screen import Screen, is_plain
+
+CODECS, CONTAINERS, PIXELS = ("h264", "hevc", "vp9"), ("mov,mp4", "matroska"), ("yuv420p", "yuvj420p")
+
+
+def frames_by_decord(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and image, uint8 `h w c`, of each of these frames, as `find_frames` does.
+
+    DecodeError where decord might give another frame than a full decode of the video.
+    """
+    # It brings an ffmpeg of its own, whose symbols must not come before those of PyAV.
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    numbers = sorted({int(index) for index in indices})
+    if not numbers or numbers[0] < 0:
+        raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
+    with opened(video) as (container, stream, screen):
+        pictures = read_index(container, stream)
+        ticks, _ = lay_pictures(pictures, stream)
+        container.seek(0)
+        first = next(decoded(container.demux(stream), stream), None)
+        if reason := why_not(container, stream, screen, first, pictures):
+            raise refusal(reason)
+    count = len(pictures) if ticks is None else len(ticks)
+    if numbers[-1] >= count:
+        raise DecodeError(f"found {count} frames, expected frame {numbers[-1]}")
+    try:
+        reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
+        if len(reader) != len(pictures):
+            raise refusal(f"it counts {len(reader)} of {len(pictures)} pictures")
+        shown = [number if ticks is None else int(ticks[number]) for number in numbers]
+        images = reader.get_batch(shown).asnumpy()
+    except (decord.DECORDError, RuntimeError) as error:
+        raise DecodeError(f"decord cannot decode it: {str(error).splitlines()[0][:100]}") from error
+    yield from zip(numbers, images, strict=True)
+
+
+def refusal(reason: str) -> DecodeError:
+    """Return the error of a video that decord might misread."""
+    return DecodeError(f"decord may give wrong frames of it: {reason}; data.decoder=pyav reads it")
+
+
+def why_not(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    screen: Screen,
+    first: av.VideoFrame | None,
+    pictures: list[Picture] | None,
+) -> str:
+    """Return why decord may not read a video whose first frame was just decoded; empty where it may."""
+    if stream.codec_context.name not in CODECS:
+        return f"its codec is {stream.codec_context.name}, not {' or '.join(CODECS)}"
+    if not container.format.name.startswith(CONTAINERS):
+        return f"its container is {container.format.name}, which has no index of frames"
+    if len(container.streams.video) > 1:
+        return "it holds several video streams"
+    if not pictures:
+        return "the times of its pictures do not tell them apart"
+    if not all(picture.shown for picture in pictures) or misses_beginning(pictures):
+        return "some of its pictures are not shown, by an edit list or for want of a keyframe"
+    if has_open_groups(pictures):
+        return "pictures are shown before the keyframe that they follow (open groups)"
+    if stream.codec_context.has_b_frames and all(a.pts < b.pts for a, b in itertools.pairwise(pictures)):
+        return "its times are those of decoding"
+    if first is None or first.interlaced_frame:
+        return "its frames are woven of two fields"
+    if first.format.name not in PIXELS or not is_plain(first):
+        return f"its pixels are {first.format.name} with transfer {int(first.color_trc)}, not ordinary 8 bit"
+    display = screen.place(first)
+    if display.orientation != UPRIGHT or display.size(first.width, first.height) != (first.width, first.height):
+        return "it is shown turned, or its pixels are not square"
+    return ""
+
+
+def has_open_groups(pictures: Sequence[Picture]) -> bool:
+    """Tell whether a picture that is decoded after a keyframe is shown before it."""
+    earliest = float("inf")
+    for picture in reversed(pictures):
+        if picture.key and picture.pts > earliest:
+            return True
+        earliest = min(earliest, picture.pts)
+    return False
