@@ -13,8 +13,10 @@ from itertools import islice
 from pathlib import Path
 
 import botocore.session
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.material.made_clips import sample, write_dataset
 from videodiff.data.loader.datamodule import ClipDataModule
@@ -189,12 +191,18 @@ def test_what_fails_is_asked_again(faulty, faults):
 
 def test_waits_grow_and_differ(faulty, monkeypatch):
     waits = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     Faulty.faults = ["503"] * 6
     with pytest.raises(RemoteError, match="file: found no answer in 6 attempts: status 503"):
         remote.fetch(faulty, 0, 10)
-    assert all(0.5 <= wait / (remote.WAIT * 2**i) <= 1.5 for i, wait in enumerate(waits))
+    assert all(0 <= wait / (remote.WAIT * 2**i) <= 2 for i, wait in enumerate(waits))
     assert len({wait / 2**i for i, wait in enumerate(waits)}) == 5
+    monkeypatch.setattr("tenacity.wait.random.uniform", lambda least, most: most)
+    waits.clear()
+    Faulty.faults = ["503"] * 6
+    with pytest.raises(RemoteError):
+        remote.fetch(faulty, 0, 10)
+    assert waits == pytest.approx([2 * remote.WAIT * 2**i for i in range(5)])
 
 
 def test_an_unreachable_host_is_one_clear_line():
@@ -415,3 +423,68 @@ def test_a_cache_without_room_for_what_is_read_at_once_is_an_error_that_says_wha
     data = module(f"{nginx.url}/set", disk_cache=str(tmp_path / "cache"), disk_cache_gib=1e-5)
     with pytest.raises(ValueError, match=r"found 1e-05, expected at least \S+e-05 for 3 shards of http"):
         data.check()
+
+
+class Bucket(MemoryFileSystem):
+    """A store that fsspec knows, as a bucket would be: a version for each file, and what `faults` raise first."""
+
+    protocol, faults, versions, cachable = "gs", [], {}, False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs://"))
+
+    def info(self, path, **more):
+        if self.faults:
+            raise self.faults.pop(0)
+        found = super().info(path, **more)
+        return found | {"generation": self.versions.get(found["name"], 1)}
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Return the store behind gs://, here in memory: no bucket can be reached from where tests run."""
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gs", Bucket)
+    monkeypatch.setattr(Bucket, "store", {})
+    monkeypatch.setattr(Bucket, "faults", [])
+    monkeypatch.setattr(Bucket, "versions", {})
+    return fsspec.filesystem("gs")
+
+
+def test_a_dataset_in_a_store_of_fsspec_is_read_by_ranges(bucket, tmp_path):
+    local = write_dataset(tmp_path / "set")
+    for path in local.iterdir():
+        bucket.pipe(f"gs://set/{path.name}", path.read_bytes())
+    there, here = Manifest.load("gs://set"), Manifest.load(local)
+    for number in range(len(here)):
+        assert read_sample(there.root, there.row(number)) == read_sample(here.root, here.row(number))
+    cached = Manifest.load("gs://set", Cache(tmp_path / "cache", 1.0))
+    assert read_sample(cached.root, cached.row(5)) == read_sample(here.root, here.row(5))
+
+
+def test_a_store_that_stumbles_is_asked_again_and_a_file_that_changes_is_noticed(bucket):
+    bucket.pipe("gs://set/a#1", content(10_000))
+    bucket.faults[:] = [OSError("reset"), TimeoutError("late")]
+    with Url("gs://set/a#1").open() as file:
+        file.seek(9_000)
+        assert file.read() == content(10_000)[9_000:]
+        bucket.pipe("gs://set/a#1", content(10_000, 1))
+        bucket.versions["/set/a#1"] = 2
+        file.seek(0)
+        with pytest.raises(RemoteError, match="found ETag 2, expected 1: it was replaced"):
+            file.read(10)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (FileNotFoundError(), "gs://set/a: found no such file"),
+        (PermissionError(), "found no right to read it: set GOOGLE_APPLICATION_CREDENTIALS"),
+        (ImportError("Please install gcsfs"), "Please install gcsfs: it is what fsspec reads gs:// with"),
+    ],
+)
+def test_what_a_store_will_never_give_is_one_line_at_once(bucket, fault, found):
+    bucket.faults[:] = [fault]
+    with pytest.raises(RemoteError, match=found):
+        Url("gs://set/a").open()
+    assert not bucket.faults

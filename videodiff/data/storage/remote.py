@@ -1,24 +1,30 @@
-"""Files at a URL (http, https, s3), read by ranges: a request that fails is made again, later and later."""
+"""Files at a URL (http, https, s3, and by fsspec gs, az, abfs, hf), read by ranges: a request that fails is repeated.
+
+http and s3 are asked here and not by fsspec: one request gives a range together with the ETag and the size of the file
+that it is of, so that a file replaced between two reads is noticed; and of a web host the address is looked at first.
+"""
 
 from __future__ import annotations
 
 import functools
 import io
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import fsspec
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity.wait import wait_random_exponential
+
 from videodiff.data.storage.address import bare_url, join_url
 from videodiff.data.storage.web import PUBLIC, LateError, LostError, PrivateHostError, asked, innermost
 
 ATTEMPTS = 6
-WAIT = 0.5  # seconds before the second attempt, twice as many before each further one
+WAIT = 0.5  # seconds before the second attempt, in the mean; twice as many before each further one
 CONNECT, READ = 10.0, 60.0  # seconds without a sign of life
 PIECE = 2**24
 BUFFER = 2**18
@@ -28,7 +34,13 @@ CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role",
     "http": "a line for its host in ~/.netrc",
     "https": "a line for its host in ~/.netrc",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS or a role",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with a key or a token",
+    "abfs": "AZURE_STORAGE_ACCOUNT_NAME with a key or a token",
+    "hf": "HF_TOKEN",
 }
+# What fsspec calls the version of a file, whichever store it lies in.
+TAGS = ("etag", "ETag", "generation", "md5Hash", "content_md5", "blob_id", "last_modified", "created", "mtime")
 
 
 class RemoteError(OSError):
@@ -72,7 +84,7 @@ class Url:
     @property
     def at_web(self) -> bool:
         """Whether it has a query, and names that are quoted."""
-        return urlsplit(self.text).scheme != "s3"
+        return urlsplit(self.text).scheme in ("http", "https")
 
     @property
     def name(self) -> str:
@@ -137,17 +149,13 @@ def place_of(name: Any) -> Any:
 
 def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
     """Return the bytes from start to stop, fewer at the end of the file; with `tag`, of the file that has this ETag."""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            # Partly random: a thousand ranks that failed together must not come back together.
-            time.sleep(WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        try:
-            piece = attempt_fetch(url, start, stop)
-            break
-        except Broken as error:
-            reason = error
-    else:
-        raise RemoteError(f"{url}: found no answer in {ATTEMPTS} attempts: {reason}") from reason
+    # By chance up to twice the pause: a thousand ranks that failed together must not come back together.
+    pause = wait_random_exponential(multiplier=2 * WAIT)
+    again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=pause, retry=retry_if_exception_type(Broken), reraise=True)
+    try:
+        piece = again(attempt_fetch, url, start, stop)
+    except Broken as error:
+        raise RemoteError(f"{url}: found no answer in {ATTEMPTS} attempts: {error}") from error
     if tag not in (None, piece.tag):
         raise RemoteError(f"{url}: found ETag {piece.tag}, expected {tag}: it was replaced while it was read")
     return piece
@@ -156,6 +164,8 @@ def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
 def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
     """Ask for a range once; Broken where it may be there later, RemoteError where it will not."""
     scheme = urlsplit(url.text).scheme
+    if scheme not in GET:
+        return from_store(url, start, stop)
     status, headers, data = GET[scheme](url.text, f"bytes={start}-{stop - 1}", stop - start)
     if status in BUSY:
         raise Broken(f"status {status}")
@@ -212,6 +222,27 @@ def get_s3(url: str, span: str, count: int) -> Reply:
     except exceptions.BotoCoreError as error:
         raise RemoteError(f"{url}: {error}: set {CREDENTIALS['s3']}") from error
     return reply["ResponseMetadata"]["HTTPStatusCode"], reply["ResponseMetadata"]["HTTPHeaders"], data
+
+
+def from_store(url: Url, start: int, stop: int) -> Piece:
+    """Return a range of a file in a store that fsspec knows, and which version of the file it is of."""
+    scheme = urlsplit(url.text).scheme
+    try:
+        store = fsspec.filesystem(scheme)
+        info = store.info(url.text)
+        size = int(info["size"])
+        data = store.cat_file(url.text, start, min(stop, size)) if start < size else b""
+    except ImportError as error:
+        raise RemoteError(f"{url}: {' '.join(str(error).split())}: it is what fsspec reads {scheme}:// with") from error
+    except FileNotFoundError as error:
+        raise RemoteError(f"{url}: found no such file, expected one") from error
+    except PermissionError as error:
+        raise RemoteError(f"{url}: found no right to read it: set {CREDENTIALS[scheme]}") from error
+    except OSError as error:
+        raise Broken(innermost(error)) from error
+    if len(data) != min(stop, size) - start:
+        raise Broken(f"ended after {len(data)} of {min(stop, size) - start} bytes")
+    return Piece(data, size, next((str(info[name]) for name in TAGS if info.get(name)), ""))
 
 
 @functools.lru_cache(maxsize=1)
