@@ -42,7 +42,9 @@ from videodiff.verbs.config.build import (
     read_run,
 )
 from videodiff.verbs.config.checking import touches
-from videodiff.verbs.config.stored import dotted, key_of, leaves
+from videodiff.verbs.config.expand import OVERRIDES
+from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, read_overrides
+from videodiff.verbs.config.versions import signed
 from videodiff.verbs.printing import say
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
@@ -92,6 +94,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if cfg.resume is not None:
         before = read_run(folder, cfg.trust)
         fill_text(cfg, before)
+        for line in keep_defaults(cfg, before, folder, overrides):
+            if first:
+                say(f"videodiff train: {line}")
         check_same(cfg, before, folder, overrides)
         checkpoint = choose_checkpoint(folder, cfg.checkpoint)
     elif cfg.checkpoint is not None:
@@ -120,7 +125,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     config = resolved(cfg, model)
     if first:
         leave_behind(folder, checkpoint) if checkpoint is not None else set_aside(folder)
-        write_record(folder, config, to_keep(overrides))
+        write_record(folder, signed(config), to_keep(overrides))
         write_trained(folder, data.trained)
     if isinstance(trainer.strategy, Zero):
         from videodiff.parallel.muon import sharded
@@ -229,22 +234,47 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
+def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Give every key that nobody has set the value that it had in the run, and return a line for each.
+
+    A default may be another one today than when the run began.
+    """
+    given = [key_of(override) for override in overrides]
+    stored = read_overrides(folder / OVERRIDES, ()) if (folder / OVERRIDES).is_file() else []
+    if any(override not in stored for override in overrides if key_of(override) == "experiment"):
+        return []
+    today = flatten(to_tell(OmegaConf.to_container(new, resolve=True)))
+    lines = []
+    for key, value in flatten(OmegaConf.to_container(old, resolve=True)).items():
+        by_user = any(touches(name, key) for name in given)
+        if key in today and today[key] != value and not (by_user or is_free(key) or is_magic(key.rpartition(".")[2])):
+            OmegaConf.update(new, key, value)
+            lines.append(
+                f"{key}: goes on with {value!r} as in {folder}/config.yaml, the default of today is {today[key]!r}"
+            )
+    return lines
+
+
 def check_same(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
     """Raise where the new configuration would train something else than the old one.
 
-    A key that the old one lacks, and that no override gives, came with a later version: its default is what was.
+    A key that the old one lacks, and that no override gives, came with a later version: see `versions.MEANT`.
     """
-    free = (*FREE, *FREE_DATA)
     new = flatten(to_tell(OmegaConf.to_container(new, resolve=True)))
     old = flatten(OmegaConf.to_container(old, resolve=True))
     for key in sorted(new.keys() | old.keys()):
         later = key not in old and not any(touches(key_of(override), key) for override in overrides)
-        same = new.get(key) == old.get(key) or key == "text.vocabulary" or later
-        if not same and not any(key == name or key.startswith(f"{name}.") for name in free):
+        same = new.get(key) == old.get(key) or later
+        if not same and not is_free(key):
             found = repr(new[key]) if key in new else "no such key in this version"
             raise ValueError(
                 f"resume={folder}: {key}: found {found}, expected {old.get(key)!r} as in {folder}/config.yaml"
             )
+
+
+def is_free(key: str) -> bool:
+    """Tell whether a key may have another value after a resume than before it."""
+    return any(key == name or key.startswith(f"{name}.") for name in (*FREE, *FREE_DATA, "text.vocabulary"))
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

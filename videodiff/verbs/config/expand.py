@@ -7,7 +7,8 @@ from pathlib import Path
 
 from videodiff.verbs.config.arguments import quoted, text_of
 from videodiff.verbs.config.groups import options
-from videodiff.verbs.config.stored import key_of, read_overrides
+from videodiff.verbs.config.stored import key_of, read_overrides, read_yaml
+from videodiff.verbs.config.versions import version_of
 
 # Where a preparation keeps the overrides of its last call, below its dataset.
 WORK, OVERRIDES = ".work", "overrides.yaml"
@@ -27,6 +28,10 @@ def resumed(overrides: Sequence[str]) -> list[str]:
     path = Path(run) / OVERRIDES
     if not path.is_file():
         raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
+    if (config := Path(run) / "config.yaml").is_file():
+        # Keys of a newer version would be called mistyped.
+        tree = read_yaml(config)
+        version_of(tree if isinstance(tree, dict) else {}, config)
     return [*read_overrides(path, overrides, dropped=("run",)), f"run={quoted(run)}", *overrides]
 
 

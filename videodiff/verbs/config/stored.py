@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
 from videodiff.verbs.config.groups import conf_dir, options
+from videodiff.verbs.config.versions import modern
 
 MOST_BYTES, MOST_NODES, DEEPEST = 8 * 2**20, 500_000, 32
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./][A-Za-z0-9_]+)*")
@@ -97,11 +98,11 @@ def check_events(events: Iterable[yaml.Event]) -> None:
 
 
 def read_config(path: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a stored configuration of which everything may be built: `check_built`."""
+    """Return the configuration in a record of any version, of which everything may be built: `check_built`."""
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: found a {type(tree).__name__}, expected keys and values")
-    tree = moved(tree)
+    tree = modern(tree, path)
     check_built(tree, str(path), trust)
     return tree
 
@@ -128,13 +129,6 @@ def check_built(tree: Mapping[str, Any], where: str, trust: Sequence[str] = ()) 
             raise ValueError(f"{where}: {dotted(place)}: found {dict(node)!r}, expected what conf/ has of {target}")
 
 
-def moved(node: Any) -> Any:
-    """Return a tree in which every `_target_` has the name that its class has today."""
-    if isinstance(node, dict):
-        return {k: MOVED.get(v, v) if k == "_target_" and isinstance(v, str) else moved(v) for k, v in node.items()}
-    return [moved(value) for value in node] if isinstance(node, list) else node
-
-
 def is_trusted(target: str, trust: Sequence[str]) -> bool:
     """Tell whether a class is one of these, or lies in one of these modules."""
     return any(target == name or target.startswith(f"{name}.") for name in trust)
@@ -145,12 +139,6 @@ def is_magic(key: Any) -> bool:
     return isinstance(key, str) and key.startswith("_") and key.endswith("_")
 
 
-# Classes that have another home today than when the folder was written.
-MOVED = {
-    "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.ClipDataModule",
-    "videodiff.diffusion.generation.Generation": "videodiff.generation.settings.Generation",
-    "videodiff.training.logging.wandb_logger": "videodiff.training.run.logging.wandb_logger",
-}
 WHOLE = ("hydra.*",)
 Place = tuple[str, ...]
 

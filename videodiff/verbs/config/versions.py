@@ -1,0 +1,93 @@
+"""The version of a run's record: which keys a configuration has, and what a key meant before records had it.
+
+A record is made to be read years later. A key that it lacks must not take the default of today, which may compute
+something else than what was trained.
+
+When a class that `conf/` names takes a new key: raise `VERSION`, and give in `MEANT` what the class did before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from videodiff import __version__
+
+RECORD, VERSION = "record", 2
+# By the version that brought a key: the class that takes it, and the value with which the class does what it did
+# before. Records without a number are of version 1.
+MEANT: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "videodiff.data.loader.datamodule.ClipDataModule": {
+            "more": [],
+            "weights": None,
+            "window": None,
+            "buckets": None,
+            "stages": None,
+            "batch": None,
+            "captions": None,
+            "fixed": False,
+        },
+        "videodiff.text.words.Words": {"max_words": 32, "long": "refuse", "unknown": "refuse"},
+        "videodiff.generation.settings.Generation": {"lead": 0},
+        "videodiff.training.optimizer.AdamW": {"fused": False},
+        "videodiff.training.optimizer.Muon": {"fused": False},
+    }
+}
+# Classes that have another home today than when the folder was written.
+MOVED = {
+    "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.ClipDataModule",
+    "videodiff.diffusion.generation.Generation": "videodiff.generation.settings.Generation",
+    "videodiff.training.logging.wandb_logger": "videodiff.training.run.logging.wandb_logger",
+}
+
+
+def signed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as a record holds it: first the version of the record and of the project."""
+    return {RECORD: {"version": VERSION, "videodiff": __version__}, **config}
+
+
+def modern(tree: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """Return the configuration in a record of any version up to today's, with today's names and no key missing."""
+    version = version_of(tree, where)
+    lacking: dict[str, dict[str, Any]] = {}
+    for number in range(VERSION, version, -1):
+        for name, keys in MEANT.get(number, {}).items():
+            lacking[name] = {**lacking.get(name, {}), **keys}
+    return completed(moved({key: value for key, value in tree.items() if key != RECORD}), lacking)
+
+
+def version_of(tree: Mapping[str, Any], where: str | Path) -> int:
+    """Return the version of a record; one that is newer than this videodiff is an error."""
+    head = tree.get(RECORD, {"version": 1})
+    version = head.get("version") if isinstance(head, Mapping) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"{where}: {RECORD}.version: found {version!r}, expected a whole number from 1 to {VERSION}")
+    if version > VERSION:
+        writer = head.get("videodiff")
+        newer = f"videodiff {writer}" if isinstance(writer, str) else "the videodiff that wrote it"
+        raise ValueError(
+            f"{where}: {RECORD}.version: found {version}, expected at most {VERSION}, which videodiff {__version__} "
+            f"reads; install {newer} or newer"
+        )
+    return version
+
+
+def moved(node: Any) -> Any:
+    """Return a tree in which every `_target_` has the name that its class has today."""
+    if isinstance(node, dict):
+        return {k: MOVED.get(v, v) if k == "_target_" and isinstance(v, str) else moved(v) for k, v in node.items()}
+    return [moved(value) for value in node] if isinstance(node, list) else node
+
+
+def completed(node: Any, lacking: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return a tree in which every class has the keys that it lacks, with what they meant."""
+    if isinstance(node, dict):
+        meant = lacking.get(str(node.get("_target_")), {})
+        return {
+            **{key: completed(value, lacking) for key, value in node.items()},
+            **{key: copy.deepcopy(value) for key, value in meant.items() if key not in node},
+        }
+    return [completed(value, lacking) for value in node] if isinstance(node, list) else node
