@@ -7,25 +7,22 @@ in the ledger.
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
-import os
-import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import cv2
 
 from data_prep.books.ledger import Outcome
+from data_prep.books.made import Made, MadeClip, Sound
 from data_prep.books.request import ClipRequest
+from data_prep.books.work_folder import VIDEOS, clip_file, publish
 from data_prep.cut.audio import cut_audio
 from data_prep.cut.clips import ReadyClip, make_clips
-from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.policy import CutPolicy, MakePolicy
 from data_prep.cut.scenes import find_scenes, fit_durations
 from data_prep.cut.spans import (
     MICROSECOND,
@@ -39,67 +36,25 @@ from data_prep.cut.spans import (
     refuse,
 )
 from data_prep.engine.local import Node
+from data_prep.engine.lock import join_run
 from data_prep.engine.stopwatch import Spent, clock
 from data_prep.fetch.acquire import Acquired, Acquirer
 from data_prep.fetch.failures import classify
+from data_prep.fetch.policy import FetchPolicy
 from data_prep.score.duplicate import exact_hash
-from videodiff.data.storage.files import stage, sync
 from videodiff.data.video.info import DecodeError, best_stream, open_video
 
-LEDGER, CLIPS, VIDEOS, WORKERS = "ledger.sqlite", "clips", "videos", "workers.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
-class CutPolicy:
-    """What of a video becomes clips: its `spans` (or, without one, all of it), or the `scenes` in these.
-
-    detector, threshold, min_scene: see `scenes.find_scenes`; scenes over `maximum` seconds are split into equal parts,
-    those under `minimum` left out. Spans are cut as they are.
-    """
-
-    by: str = "spans"
-    detector: str = "adaptive"
-    threshold: float | None = None
-    min_scene: float = 0.6
-    minimum: float = 2.0
-    maximum: float = 16.0
-
-    def __post_init__(self) -> None:
-        if self.by not in ("spans", "scenes") or self.detector not in ("adaptive", "content"):
-            raise ValueError(
-                f"cut: found by={self.by} detector={self.detector}, expected spans or scenes, adaptive or content"
-            )
-        fit_durations([], self.minimum, self.maximum)
-
-
-@dataclass(frozen=True)
 class Making:
-    """How clips are made, and the work folder they are put in."""
+    """What a worker needs to make clips: the work folder, the place of the videos, and how."""
 
-    folder: Path
+    work: Path
     root: str
-    cut: CutPolicy = field(default_factory=CutPolicy)
-    encode: EncodePolicy = field(default_factory=EncodePolicy)
-    crop: bool = True
-    score: bool = True
-    acquire: dict[str, Any] = field(default_factory=dict)
-    audio: str = "drop"
-
-    def __post_init__(self) -> None:
-        if self.audio not in ("drop", "keep"):
-            raise ValueError(f"audio: found {self.audio!r}, expected drop or keep")
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What the bytes and the scores of a clip follow from."""
-        return {
-            "cut": asdict(self.cut),
-            "encode": asdict(self.encode),
-            "crop": self.crop,
-            "score": self.score,
-            "audio": self.audio,
-        }
+    policy: MakePolicy = field(default_factory=MakePolicy)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
 
 
 class Stop(NamedTuple):
@@ -113,7 +68,8 @@ Ended = tuple[Outcome, dict[str, Spent]]
 
 def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Ended | Stop]:
     """Make the clips of requests of one video; yield how each request ends, and what the stages took until then."""
-    join_run(node.scratch / WORKERS)
+    join_run(node.scratch)
+    cv2.setNumThreads(1)
     try:
         with clock("decode"):
             for outcome in ends(requests, node, making):
@@ -124,21 +80,12 @@ def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iter
         yield Stop(str(error))
 
 
-@cache
-def join_run(lock: Path) -> int:
-    """Hold a share of the lock for life: who starts the run again waits for it, so as not to meet this worker."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    cv2.setNumThreads(1)
-    return handle
-
-
 def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Outcome]:
     """Yield how each request ends, once."""
     try:
         with clock("fetch"):
-            how = {**making.acquire, "sound": making.audio == "keep", "keeper": node.keeper}
-            acquirer = Acquirer(node.scratch / VIDEOS, making.root, **how)
+            sound = making.policy.audio == "keep"
+            acquirer = Acquirer(node.scratch / VIDEOS, making.root, making.fetch, node.keeper, sound)
             video = acquirer.fetch(requests[0])
     except Exception as error:
         failure = classify(error)
@@ -162,14 +109,14 @@ def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterato
 
 def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) -> Iterator[Outcome]:
     """Cut, score and encode the clips of all requests from one decode; yield the end of each request."""
-    timeline = read_timeline(video.path)
+    timeline, policy = read_timeline(video.path), making.policy
     spans, owners, lost, made = [], [], {}, {}
     scenes = None
-    if making.cut.by == "scenes":
+    if policy.cut.by == "scenes":
         with clock("scenes"):
-            scenes = find_scenes(video.path, *scene_settings(making.cut), timeline)
+            scenes = find_scenes(video.path, *scene_settings(policy.cut), timeline)
     for number, request in enumerate(requests):
-        wanted = spans_of(request, video.path, timeline, scenes, making.cut)
+        wanted = spans_of(request, video.path, timeline, scenes, policy.cut)
         if isinstance(wanted, Outcome):
             yield wanted
         else:
@@ -177,22 +124,23 @@ def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) ->
             owners += [number] * len(wanted)
             lost[number], made[number] = [], []
     waiting = {number: owners.count(number) for number in made}
-    for place, clip in make_clips(video.path, spans, making.encode, making.crop, making.score) if spans else ():
+    how = policy.encode, policy.crop, policy.score
+    for place, clip in make_clips(video.path, spans, *how) if spans else ():
         number = owners[place]
         if isinstance(clip, ReadyClip):
             id = clip_id(requests[number], spans[place], making)
             with clock("write"):
-                note = keep_clip(making.folder, id, spans[place], clip)
+                kept = keep_clip(making.work, id, spans[place], clip)
             clock.count("encode", 1, len(clip.video))
-            if making.audio == "keep":
+            if policy.audio == "keep":
                 with clock("sound"):
-                    note["audio"] = keep_audio(making.folder, id, spans[place], video.path)
-            made[number].append(note)
+                    kept = replace(kept, audio=keep_audio(making.work, id, spans[place], video.path))
+            made[number].append(kept)
         else:
             lost[number].append(str(clip))
         waiting[number] -= 1
         if not waiting[number]:
-            clips = sorted(made.pop(number), key=lambda note: note["span"])
+            clips = sorted(made.pop(number), key=lambda clip: clip.span)
             with clock("write"):
                 outcome = finish(requests[number], clips, lost.pop(number), video.sha256, making)
             yield outcome
@@ -261,64 +209,47 @@ def top_boxes(video: Path) -> Iterator[tuple[str, int]]:
 
 def clip_id(request: ClipRequest, span: Span, making: Making) -> str:
     """Return the UUID-5 of source and span: the request's own, or with scenes that of the scene."""
-    if making.cut.by == "spans":
+    if making.policy.cut.by == "spans":
         return request.id
     start, end = (Fraction(microseconds(time), MICROSECOND) for time in span)
     return replace(request, span=(start, end)).id
 
 
-def place_of(folder: Path, id: str, ending: str) -> Path:
-    """Return where in the work folder something of an id lies."""
-    return folder / CLIPS / id[:3] / f"{id}.{ending}"
-
-
-def publish(path: Path, data: bytes) -> None:
-    """Write a file whole, under a temporary name of this process alone.
-
-    On a cluster a machine that was given up may still be at the same clip; both write the same bytes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(stage(path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}"), data), path)
-    sync(path.parent)
-
-
-def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> dict[str, Any]:
+def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> MadeClip:
     """Write the mp4 of a clip and return all else that is known of it."""
-    path = place_of(folder, id, "mp4")
-    publish(path, clip.video)
-    return {
-        "id": id,
-        "span": list(span),
-        "info": asdict(clip.info),
-        "times": clip.times,
-        "box": list(clip.box),
-        "deinterlaced": clip.deinterlaced,
-        "codec": clip.codec,
-        "color": clip.notes,
-        "scores": clip.scores,
-        "perceptual": clip.perceptual.hex() if clip.perceptual else "",
-        "sha256": exact_hash(clip.video),
-        "bytes": len(clip.video),
-    }
+    publish(clip_file(folder, id, "mp4"), clip.video)
+    return MadeClip(
+        id,
+        tuple(span),
+        clip.info,
+        clip.times,
+        tuple(clip.box),
+        clip.codec,
+        clip.scores,
+        exact_hash(clip.video),
+        clip.deinterlaced,
+        clip.notes,
+        clip.perceptual or b"",
+        len(clip.video),
+    )
 
 
-def keep_audio(folder: Path, id: str, span: Span, video: Path) -> dict[str, Any]:
+def keep_audio(folder: Path, id: str, span: Span, video: Path) -> Sound:
     """Write the sound of a clip and return what is known of it, or why there is none."""
     try:
         sound = cut_audio(video, span)
     # Whatever is wrong with the sound, the clip is as good without.
     except Exception as error:
-        return {"lost": f"{type(error).__name__}: {error}"}
+        return Sound(lost=f"{type(error).__name__}: {error}")
     if sound is None:
-        return {"lost": "found no sound in the video"}
-    publish(place_of(folder, id, "m4a"), sound)
-    return {"sha256": exact_hash(sound), "bytes": len(sound)}
+        return Sound(lost="found no sound in the video")
+    publish(clip_file(folder, id, "m4a"), sound)
+    return Sound(exact_hash(sound), len(sound))
 
 
-def finish(request: ClipRequest, clips: list[dict[str, Any]], lost: list[str], sha256: str, making: Making) -> Outcome:
-    """Write the notes of a request whose clips are all on disk; return how it ended."""
+def finish(request: ClipRequest, clips: list[MadeClip], lost: list[str], sha256: str, making: Making) -> Outcome:
+    """Write the record of a request whose clips are all on disk; return how it ended."""
     if not clips:
         return Outcome(request.id, "failed", "undecodable", detail=lost[0])
-    notes = {"clips": clips, "lost": lost, "video_sha256": sha256, "parameters": making.parameters}
-    publish(place_of(making.folder, request.id, "json"), json.dumps(notes).encode())
+    Made(tuple(clips), tuple(lost), sha256, making.policy.parameters).write(making.work, request.id)
     return Outcome(request.id, "ok")

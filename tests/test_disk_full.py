@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.pipeline import prep
 from tests.conftest import tiny
+from tests.material.preparing import prep
 
 ROOT = str(Path(__file__).parents[1])
 WITHIN = "mount -t tmpfs -o size=4m none {disk} && cp -a {before}/. {disk} && {fill} && {run}; s=$?; {keep}; exit $s"

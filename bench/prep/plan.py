@@ -57,8 +57,8 @@ def enter(folder: Path) -> dict[str, Any]:
         plan = Plan(folder / "plan.sqlite", folder / "ledger.sqlite")
         plan.add(ledger.admit(read_hdvila(folder / "meta.jsonl")))
         times |= spent(name, begun)
-    summary = ledger.summary()
-    return {**times, "inputs": summary["inputs"], "open": summary["open"], "in_plan": len(plan)}
+    ends = ledger.ends()
+    return {**times, "inputs": ends.inputs, "open": ends.open, "in_plan": len(plan)}
 
 
 def deal(folder: Path) -> dict[str, Any]:

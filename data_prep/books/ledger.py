@@ -55,6 +55,20 @@ class Outcome:
     host: str = field(default_factory=socket.gethostname, compare=False)
 
 
+@dataclass(frozen=True)
+class Ends:
+    """How many inputs there are and how they ended: `inputs` is the sum of the others.
+
+    filtered: by reason; failed: by class, and there `retryable` or `permanent`; open: not ended yet.
+    """
+
+    inputs: int = 0
+    ok: int = 0
+    filtered: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, dict[str, int]] = field(default_factory=dict)
+    open: int = 0
+
+
 class Ledger:
     """The ledger of one run, in a file.
 
@@ -144,11 +158,8 @@ class Ledger:
         rows = self.base.execute("SELECT stage, seconds, items, bytes FROM stages ORDER BY stage")
         return {stage: Spent(*values) for stage, *values in rows}
 
-    def summary(self) -> dict[str, Any]:
-        """Return `inputs`, `ok`, `filtered` by reason, `failed` by class and retryability, and `open`: not ended yet.
-
-        `inputs` is always the sum of the others.
-        """
+    def ends(self) -> Ends:
+        """Return how many inputs ended in each way."""
         with self._transaction("DEFERRED"):
             (inputs,) = self.base.execute("SELECT count(*) FROM inputs").fetchone()
             counts = self.base.execute(
@@ -158,13 +169,9 @@ class Ledger:
         for status, reason, retryable, count in counts:
             if status == "failed":
                 failed.setdefault(reason, {})["retryable" if retryable else "permanent"] = count
-        return {
-            "inputs": inputs,
-            "ok": sum(count for status, *_, count in counts if status == "ok"),
-            "filtered": {reason: count for status, reason, _, count in counts if status == "filtered"},
-            "failed": failed,
-            "open": inputs - sum(count for *_, count in counts),
-        }
+        ok = sum(count for status, *_, count in counts if status == "ok")
+        filtered = {reason: count for status, reason, _, count in counts if status == "filtered"}
+        return Ends(inputs, ok, filtered, failed, inputs - sum(count for *_, count in counts))
 
     def ended(self) -> Iterator[dict[str, Any]]:
         """Yield how each input ended: id, place, status, reason, retryable, detail, host, time."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from data_prep.books.ledger import BATCH, index_order, key
 from data_prep.books.private import private_file
+from data_prep.books.reading import Reading
 from data_prep.books.request import Caption, ClipRequest, Part, Place
 
 # A plan of before has no numbers by id.
@@ -34,18 +34,6 @@ CREATE INDEX temp.todo_by_video ON todo (video, number);
 UNSAID, RARE = ("id", "origin", "omitted"), ("address", "mark", "followed")
 
 
-@dataclass
-class Told:
-    """What a reading of metadata said: rows that came again for an id, and inputs of which it now says something else.
-
-    omitted: notes that were left out, by name.
-    """
-
-    repeated: int = 0
-    updated: int = 0
-    omitted: Counter[str] = field(default_factory=Counter)
-
-
 class Plan:
     """The requests of one work folder, in a file beside its ledger; they are only ever added, or told anew."""
 
@@ -62,13 +50,13 @@ class Plan:
     def __len__(self) -> int:
         return self.base.execute("SELECT count(*) FROM requests").fetchone()[0]
 
-    def add(self, requests: Iterable[ClipRequest], batch: int = BATCH) -> Told:
+    def add(self, requests: Iterable[ClipRequest], batch: int = BATCH) -> Reading:
         """Take over what a reading of metadata says: append what is new, and update the rest.
 
         All rows of an id in one reading speak together, see `joined`; together they update what earlier readings said,
         see `revised`.
         """
-        requests, told, said = iter(requests), Told(), Said()
+        requests, reading, seen = iter(requests), Reading(), NumberSet()
         self.base.executescript("DROP TABLE IF EXISTS temp.before; CREATE TEMP TABLE before (number, request);")
         while group := list(islice(requests, batch)):
             self.base.execute("BEGIN")
@@ -76,9 +64,9 @@ class Plan:
             new, changed = {}, {}
             for number, item in self._numbered(group, first):
                 if item.omitted:
-                    told.omitted.update(item.omitted)
-                again = said.add(number)
-                told.repeated += again
+                    reading.omitted.update(item.omitted)
+                again = seen.add(number)
+                reading.repeated += again
                 text = to_json(item)
                 if number >= first and not again:
                     new[number] = number, key(item.id), json.dumps(item.video), text
@@ -99,8 +87,8 @@ class Plan:
         rows = self.base.execute(
             "SELECT before.request, now.request FROM temp.before JOIN requests AS now USING (number)"
         )
-        told.updated = sum(contents(from_json(before)) != contents(from_json(after)) for before, after in rows)
-        return told
+        reading.updated = sum(contents(from_json(before)) != contents(from_json(after)) for before, after in rows)
+        return reading
 
     def _text(self, number: int) -> str:
         return self.base.execute("SELECT request FROM requests WHERE number = ?", (number,)).fetchone()[0]
@@ -115,12 +103,13 @@ class Plan:
             found.append((number, place))
         return [(number, group[place]) for number, place in sorted(found)]
 
-    def made(self) -> Iterator[ClipRequest]:
-        """Yield the requests that ended as ok, in order."""
+    def made(self) -> Iterator[tuple[int, ClipRequest]]:
+        """Yield number and request of those that ended as ok, in order."""
         rows = self.base.execute(
-            "SELECT request FROM requests JOIN ledger.ended USING (id) WHERE status = 'ok' ORDER BY requests.number"
+            "SELECT requests.number, request FROM requests JOIN ledger.ended USING (id) WHERE status = 'ok' "
+            "ORDER BY requests.number"
         )
-        return (from_json(text) for (text,) in rows)
+        return ((number, from_json(text)) for number, text in rows)
 
     def origins(self) -> set[str]:
         """Return who wrote the captions of the requests."""
@@ -164,14 +153,14 @@ class Sources(Sequence):
         return (request for requests in self for request in requests if wanted(request))
 
 
-class Said:
-    """The numbers of the requests that a reading spoke of, a bit each: twelve megabytes for 100 million."""
+class NumberSet:
+    """A set of small numbers, one bit each: twelve megabytes for 100 million."""
 
     def __init__(self) -> None:
         self.bits = bytearray()
 
     def add(self, number: int) -> bool:
-        """Put down a number; tell whether it was there."""
+        """Add a number; tell whether it was there before."""
         place, bit = number >> 3, 1 << (number & 7)
         if place >= len(self.bits):
             self.bits.extend(bytes(place + 1 + len(self.bits) // 8 - len(self.bits)))

@@ -12,12 +12,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import cv2
 import numpy as np
 
 from data_prep.caption.frames import read_frames
 from data_prep.caption.reply import Failed, Reply
+from data_prep.engine.lock import join_run
 from data_prep.engine.pool import Lost, run_ordered
-from data_prep.produce import WORKERS, join_run
 from videodiff.data.video.decode import DecodeError
 
 Answers = list[tuple[str, Reply | Failed]]
@@ -88,7 +89,8 @@ def config_hash(model: str) -> str:
 
 def answer(clips: Sequence[tuple[str, Path]], asking: Asking) -> Answers:
     """Return the answers for a batch of clips; runs in a worker, which keeps the model."""
-    join_run(asking.work / WORKERS)
+    join_run(asking.work)
+    cv2.setNumThreads(1)
     found: dict[str, Reply | Failed] = {}
     shown: dict[str, np.ndarray] = {}
     for clip, path in clips:

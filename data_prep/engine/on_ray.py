@@ -28,6 +28,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from data_prep.engine.local import Node
+from data_prep.engine.lock import WORKERS
 from data_prep.engine.pool import Answers, Lost, Worker, collect
 from data_prep.fetch.hosts import Keeper
 from videodiff.data.storage.address import printable
@@ -42,7 +43,6 @@ STORE = 100 * 2**20
 PACKAGES = ("videodiff", "av", "numpy", "opencv-python-headless", "scenedetect-headless", "rapidocr", "onnxruntime")
 # Anyone who reaches a Ray may run programs on it. Its 127.0.0.1 Ray would replace by an address of the network.
 LOOPBACK = "127.0.0.2"
-WORKERS = "workers.lock"
 log = logging.getLogger(__name__)
 
 

@@ -18,7 +18,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -30,10 +30,11 @@ import fsspec
 from data_prep.books.request import NAMESPACE, ClipRequest, InputError, Part
 from data_prep.fetch.failures import LATER, NEVER, NOW, AcquireError, classify, status_error
 from data_prep.fetch.hosts import FarHosts, Hosts
+from data_prep.fetch.policy import DEFAULT, FetchPolicy, read_cookies
 from data_prep.sources.folder import VIDEOS, check_inside
 from videodiff.data.storage.address import join_url, without_secrets
 from videodiff.data.storage.files import sync
-from videodiff.data.storage.web import Answer, PrivateHostError, Reach, asked, checked_lookups, host_and_port
+from videodiff.data.storage.web import Answer, PrivateHostError, asked, checked_lookups
 
 T = TypeVar("T")
 BLOCK = 8 * 2**20
@@ -62,58 +63,24 @@ class Acquired:
 class Acquirer:
     """Fetch videos into `folder`, where the acquirers of other processes share the pace at which hosts are asked.
 
-    Two of them must not fetch the same source at once.
-
-    `root` is the folder or URL below which the paths of requests lie. A host gets `rate` requests a second; a request
-    that fails for now is repeated up to `attempts` times in all, `pause` seconds later, then twice that and so on, or
-    when the host says, but never over `longest` seconds later. `timeout` is that of a host that says nothing and
-    `deadline` that of one video, in seconds. `height` is the most lines of a video from a page; `cookies` (a file in
-    Netscape format) is for pages, `proxies` for pages and HTTP, one after the other. `storage` maps schemes such as
-    `s3` to options of fsspec. `keeper` is the address of who keeps the pace for several machines. `local` is a path
-    with `{id}` in place of a video's id: what lies there is not fetched. With `sound` a page's is fetched too.
-    `private` is a list of hosts that may be asked though they are not public, as host, host:port, address or network,
-    or True for all; the host of `root` is one of them.
+    Two of them must not fetch the same source at once. `root` is the folder or URL below which the paths of requests
+    lie. `keeper` is the address of who keeps the pace for several machines. With `sound` the sound of a video from a
+    page is fetched too.
     """
 
     def __init__(
         self,
         folder: str | Path,
         root: str | Path = ".",
-        rate: float = 4.0,
-        attempts: int = 5,
-        pause: float = 1.0,
-        longest: float = 300.0,
-        timeout: float = 30.0,
-        deadline: float = 1800.0,
-        max_bytes: int = 16 * 2**30,
-        height: int = 720,
-        cookies: str | Path | None = None,
-        proxies: Sequence[str] = (),
-        storage: Mapping[str, Mapping[str, Any]] | None = None,
+        policy: FetchPolicy = DEFAULT,
         keeper: str | None = None,
-        local: str | None = None,
         sound: bool = False,
-        private: bool | Sequence[str] = False,
     ) -> None:
-        if min(attempts, height, max_bytes) < 1 or min(pause, longest, timeout, deadline) <= 0:
-            raise ValueError(
-                f"acquire: found attempts={attempts} height={height} max_bytes={max_bytes} pause={pause} "
-                f"longest={longest} timeout={timeout} deadline={deadline}, expected at least 1 and times above 0"
-            )
-        if local is not None and "{id}" not in local:
-            raise ValueError(f"acquire.local: found {local!r}, expected a path with {{id}} in it")
-        self.local, self.sound = local, sound
         self.folder, self.root = Path(folder), str(root) if "://" in str(root) else str(root).rstrip("/") or "/"
-        if isinstance(private, str):
-            raise ValueError(f"acquire.private: found {private!r}, expected true, false or a list of hosts")
-        named = () if isinstance(private, bool) else tuple(map(str, private))
-        urls = [url for url in (self.root, *proxies) if "://" in url]
-        self.reach = Reach((*named, *map(host_and_port, urls)), private is True)
-        self.attempts, self.pause, self.longest = attempts, pause, longest
-        self.timeout, self.deadline, self.max_bytes, self.height = timeout, deadline, max_bytes, height
-        self.cookies, self.proxies, self.storage = read_cookies(cookies), tuple(proxies), storage or {}
-        local = Hosts(self.folder / "hosts", rate)
-        self.hosts = FarHosts(keeper, rate) if keeper else local
+        self.policy, self.sound = policy, sound
+        self.reach, self.cookies = policy.reach(self.root), read_cookies(policy.cookies)
+        local = Hosts(self.folder / "hosts", policy.rate)
+        self.hosts = FarHosts(keeper, policy.rate) if keeper else local
 
     def fetch(self, request: ClipRequest) -> Acquired:
         """Return the video of a request; an AcquireError where it does not come, an OSError where the disk is full."""
@@ -139,13 +106,13 @@ class Acquirer:
 
     def _at_hand(self, request: ClipRequest) -> Path | None:
         """Return the file of a video that was downloaded before, None where there is none."""
-        if self.local is None or request.part or not request.parent:
+        if self.policy.local is None or request.part or not request.parent:
             return None
-        path = Path(self.local.replace("{id}", request.parent))
+        path = Path(self.policy.local.replace("{id}", request.parent))
         return path if Path(request.parent).name == request.parent and path.is_file() else None
 
     def _bring(self, location: str, part: Part | None, folder: Path) -> Path:
-        until = time.monotonic() + self.deadline
+        until = time.monotonic() + self.policy.deadline
         if is_page(location) and part is None:
             return self._patiently(location, partial(self._from_page, location, folder, until))
         path = folder / "video"
@@ -161,16 +128,17 @@ class Acquirer:
 
     def _patiently(self, url: str, attempt: Callable[[str | None], T]) -> T:
         """Return what `attempt(proxy)` returns, repeating it while that may help."""
+        policy = self.policy
         host, first = urlsplit(url).netloc.rpartition("@")[2], zlib.crc32(url.encode())
-        for number in range(self.attempts):
+        for number in range(policy.attempts):
             self.hosts.wait(host)
-            proxy = self.proxies[(first + number) % len(self.proxies)] if self.proxies else None
+            proxy = policy.proxies[(first + number) % len(policy.proxies)] if policy.proxies else None
             try:
                 return attempt(proxy)
             except Exception as error:
                 failure = classify(error)
-                wait = self.pause * 2**number * random.uniform(0.5, 1.5) if failure.wait is None else failure.wait
-                if failure.again != NOW or number + 1 == self.attempts or wait > self.longest:
+                wait = policy.pause * 2**number * random.uniform(0.5, 1.5) if failure.wait is None else failure.wait
+                if failure.again != NOW or number + 1 == policy.attempts or wait > policy.longest:
                     raise failure from error
             if failure.busy:
                 self.hosts.pause(host, wait)
@@ -200,8 +168,8 @@ class Acquirer:
         self, url: str, start: int, stop: int, file: BinaryIO, until: float, whole: bool, proxy: str | None
     ) -> tuple[bytes, int | None]:
         """Return a range and the size of its file; None for the size where all of the file was written instead."""
-        headers, timeout = {"Range": f"bytes={start}-{stop - 1}"}, (self.timeout, self.timeout)
-        with asked(url, headers, self.reach, self.deadline, timeout, proxy) as answer:
+        headers, timeout = {"Range": f"bytes={start}-{stop - 1}"}, (self.policy.timeout, self.policy.timeout)
+        with asked(url, headers, self.reach, self.policy.deadline, timeout, proxy) as answer:
             check_answer(answer, url)
             if answer.status == 416:
                 return b"", int(range_of(answer)[2])
@@ -223,7 +191,7 @@ class Acquirer:
         """Copy a file from its start, as its server knows no ranges."""
         file.seek(0)
         file.truncate()
-        for block in answer.blocks(self.max_bytes + 1):
+        for block in answer.blocks(self.policy.max_bytes + 1):
             file.write(block)
             self._check(file.tell(), until)
         length = answer.headers.get("content-length", "")
@@ -235,7 +203,7 @@ class Acquirer:
         scheme = urlsplit(url).scheme
 
         def block(offset: int, count: int, proxy: str | None) -> bytes:
-            files = fsspec.filesystem(scheme, **dict(self.storage.get(scheme, {})))
+            files = fsspec.filesystem(scheme, **dict(self.policy.storage.get(scheme, {})))
             with files.open(url, block_size=BLOCK, cache_type="none", size=start + size) as remote:
                 remote.seek(offset)
                 found = remote.read(count)
@@ -244,7 +212,7 @@ class Acquirer:
             return found
 
         info = self._patiently(
-            url, lambda proxy: fsspec.filesystem(scheme, **dict(self.storage.get(scheme, {}))).info(url)
+            url, lambda proxy: fsspec.filesystem(scheme, **dict(self.policy.storage.get(scheme, {}))).info(url)
         )
         start, size = (part.offset, part.size) if part else (0, info["size"])
         self._check(size, until)
@@ -260,7 +228,7 @@ class Acquirer:
 
         def choose(found: dict[str, Any]) -> Any:
             """Choose among the formats that are small enough, and that come by connections which are checked here."""
-            fitting = [one for one in found["formats"] if fits(one, self.height)]
+            fitting = [one for one in found["formats"] if fits(one, self.policy.height)]
             return page.build_format_selector(wanted)({**found, "formats": fitting})
 
         options = {
@@ -270,7 +238,7 @@ class Acquirer:
             "paths": {"home": str(folder)},
             "cookiefile": io.StringIO(self.cookies) if self.cookies else None,
             "proxy": proxy,
-            "socket_timeout": self.timeout,
+            "socket_timeout": self.policy.timeout,
             "sleep_interval_requests": self.hosts.interval,
             "progress_hooks": [lambda state: self._check(state.get("downloaded_bytes") or 0, until)],
             "retries": 0,
@@ -303,10 +271,10 @@ class Acquirer:
         return Path(downloads[0]["filepath"])
 
     def _check(self, size: int, until: float) -> None:
-        if size > self.max_bytes:
-            raise AcquireError("too-large", NEVER, f"found {size} bytes, expected at most {self.max_bytes}")
+        if size > self.policy.max_bytes:
+            raise AcquireError("too-large", NEVER, f"found {size} bytes, expected at most {self.policy.max_bytes}")
         if time.monotonic() > until:
-            raise AcquireError("too-slow", LATER, f"found no end within {self.deadline} s")
+            raise AcquireError("too-slow", LATER, f"found no end within {self.policy.deadline} s")
 
 
 def check_answer(answer: Answer, url: str) -> None:
@@ -390,16 +358,3 @@ def digest(path: Path) -> str:
     """Return the sha-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_cookies(path: str | Path | None) -> str:
-    """Return the text of a cookies file, read once: yt-dlp would write to it from every process."""
-    if path is None:
-        return ""
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cookies: {path} cannot be read: {error}") from error
-    if not re.match(r"#( Netscape)? HTTP Cookie File", text):
-        raise ValueError(f"cookies: found {text[:40]!r} in {path}, expected the line '# Netscape HTTP Cookie File'")
-    return text

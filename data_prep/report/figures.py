@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -14,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_prep.books.begun import flat
 from data_prep.books.ledger import Ledger
 from data_prep.books.plan import Plan
+from data_prep.books.work_folder import LEDGER, PLAN, SETTINGS, WORK, clip_file, read_json
 from data_prep.choose.curate import SCORES
-from data_prep.pipeline import PLAN, SETTINGS, SUMMARY, WORK, flat, read_settings
-from data_prep.produce import LEDGER, place_of
+from data_prep.engine.stopwatch import Spent
+from data_prep.report.summary import Summary
 from videodiff.data.storage.address import without_secrets
 
 BATCH, BINS = 65_536, 40
@@ -76,32 +80,61 @@ class Failure(NamedTuple):
     place: str
 
 
-def figures(out: str | Path, limits: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return what there is to show of the dataset that `prep` made in `out` with these limits.
+class Machine(NamedTuple):
+    """A machine: how many inputs ended there, and how many of them failed."""
 
-    summary: as in summary.json; unmade: inputs that were filtered before a clip was made, by reason; seconds: of video,
-    `made` and `kept`; histograms: see `Histogram`, those with limits first; wall: `Example`s by reason, kept ones under
-    the empty reason; failures: see `Failure`, most first; machines: (name, inputs ended there, failures), most failures
-    first; stages: name to `Spent`; settings: dotted name to value.
+    name: str
+    ended: int
+    failed: int
+
+
+class Seconds(NamedTuple):
+    """Seconds of video that were made and that are kept."""
+
+    made: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What there is to show of a prepared dataset.
+
+    unmade: inputs that were filtered before a clip was made, by reason; histograms: those with limits first; wall:
+    clips by reason, kept ones under the empty reason; failures: most first; machines: most failures first; stages: what
+    each stage of the work took; settings: dotted name to value.
     """
+
+    summary: Summary
+    unmade: dict[str, int]
+    seconds: Seconds
+    histograms: list[Histogram]
+    wall: dict[str, list[Example]]
+    failures: list[Failure]
+    machines: list[Machine]
+    stages: dict[str, Spent]
+    settings: dict[str, Any]
+
+
+def figures(out: str | Path, limits: Mapping[str, Mapping[str, float]]) -> Figures:
+    """Return what there is to show of the dataset that `prep` made in `out` with these limits."""
     out = Path(out)
-    work, summary = out / WORK, json.loads((out / SUMMARY).read_bytes())
-    plan, ledger = Plan(work / PLAN, work / LEDGER), Ledger(work / LEDGER)
-    try:
-        with pq.ParquetFile(out / SCORES, pre_buffer=False) as scores:
-            return {
-                "summary": summary,
-                "unmade": ledger.summary()["filtered"],
-                "seconds": seconds(scores),
-                "histograms": histograms(scores, limits),
-                "wall": wall(scores, plan, work),
-                "failures": failures(plan),
-                "machines": machines(plan),
-                "stages": ledger.spent(),
-                "settings": flat(read_settings(work / SETTINGS)),
-            }
-    finally:
-        plan.close(), ledger.close()
+    work = out / WORK
+    with (
+        closing(Plan(work / PLAN, work / LEDGER)) as plan,
+        closing(Ledger(work / LEDGER)) as ledger,
+        pq.ParquetFile(out / SCORES, pre_buffer=False) as scores,
+    ):
+        return Figures(
+            summary=Summary.read(out),
+            unmade=ledger.ends().filtered,
+            seconds=seconds(scores),
+            histograms=histograms(scores, limits),
+            wall=wall(scores, plan, work),
+            failures=failures(plan),
+            machines=machines(plan),
+            stages=ledger.spent(),
+            settings=flat(read_json(work / SETTINGS)),
+        )
 
 
 def score_names(scores: pq.ParquetFile) -> list[str]:
@@ -109,7 +142,7 @@ def score_names(scores: pq.ParquetFile) -> list[str]:
     return [name for name in scores.schema_arrow.names if name.startswith("score_")]
 
 
-def seconds(scores: pq.ParquetFile) -> dict[str, float]:
+def seconds(scores: pq.ParquetFile) -> Seconds:
     """Return how much video was made and is kept."""
     made = kept = 0.0
     columns = ["reason", "score_duration"]
@@ -117,7 +150,7 @@ def seconds(scores: pq.ParquetFile) -> dict[str, float]:
         lengths = batch[columns[1]].to_numpy(zero_copy_only=False)
         made += np.nansum(lengths)
         kept += np.nansum(lengths[is_kept(batch)])
-    return {"made": float(made), "kept": float(kept)}
+    return Seconds(float(made), float(kept))
 
 
 def is_kept(batch: pa.RecordBatch) -> np.ndarray:
@@ -241,7 +274,7 @@ def example(row: Mapping[str, Any], plan: Plan, work: Path) -> Example:
     caption = request.captions[0].text if request.captions else ""
     scores = {name.removeprefix("score_"): value for name, value in row.items() if name.startswith("score_")}
     span = row["start"], row["end"]
-    return Example(place_of(work, row["id"], "mp4"), row["id"], caption, without_secrets(row["source"]), span, scores)
+    return Example(clip_file(work, row["id"], "mp4"), row["id"], caption, without_secrets(row["source"]), span, scores)
 
 
 def failures(plan: Plan, most: int = ROWS) -> list[Failure]:
@@ -268,10 +301,11 @@ def host_of(video: str | None) -> str:
     return (urlsplit(source).hostname or "") if "://" in source else "local files"
 
 
-def machines(plan: Plan, most: int = ROWS) -> list[tuple[str, int, int]]:
+def machines(plan: Plan, most: int = ROWS) -> list[Machine]:
     """Return the machines with the inputs that ended there and those that failed, most failures first."""
-    return plan.base.execute(
+    rows = plan.base.execute(
         "SELECT host, count(*), sum(status = 'failed') AS failed FROM ledger.ended GROUP BY 1 "
         "ORDER BY failed DESC, 1 LIMIT ?",
         (most,),
-    ).fetchall()
+    )
+    return [Machine(*row) for row in rows]

@@ -12,6 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from data_prep.books.ledger import Ends
+from data_prep.engine.stopwatch import Spent
+from data_prep.report.figures import Example, Figures, Histogram, Seconds
+from data_prep.report.summary import ClipCounts, ShardCounts, Summary, failures
 from videodiff.data.storage.files import write_whole
 from videodiff.data.video.decode import DecodeError, decode, probe, resize
 from videodiff.data.video.encode import encode
@@ -67,8 +71,35 @@ class Bar(NamedTuple):
     note: str = ""
 
 
-def write_preparation(out: Path, figures: Mapping[str, Any]) -> Path:
-    """Write `report.html` into the folder of a preparation and return its path; `figures` as `data_prep` gathers them.
+class Card(NamedTuple):
+    """A clip to be shown: its film strip, the clip to play (None where there is no room), the value of a score."""
+
+    clip: Example
+    strip: bytes
+    video: bytes | None
+    found: str = ""
+
+
+class Wall(NamedTuple):
+    """The clips to be shown for one reason, and how many there are in all."""
+
+    reason: str
+    cards: list[Card]
+    total: int
+
+
+class StageRow(NamedTuple):
+    """A row of the table of stages, as text but for the share of the time."""
+
+    name: str
+    time: str
+    share: float
+    clips: str
+    bytes: str
+
+
+def write_preparation(out: Path, figures: Figures) -> Path:
+    """Write `report.html` into the folder of a preparation and return its path; see `figures.figures`.
 
     Strips and previews are decoded from at most some 70 clips: the page stays below 10 MB.
     """
@@ -78,50 +109,50 @@ def write_preparation(out: Path, figures: Mapping[str, Any]) -> Path:
     return write_whole(Path(out) / "report.html", page.encode("utf-8", "backslashreplace"))
 
 
-def content(out: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
+def content(out: Path, figures: Figures) -> dict[str, Any]:
     """Return everything the template shows."""
-    summary = figures["summary"]
-    failed = {reason: sum(kinds.values()) for reason, kinds in summary["failed"].items()}
+    summary = figures.summary
+    failed = {reason: sum(kinds.values()) for reason, kinds in summary.ends.failed.items()}
     return {
         "title": out.resolve().name,
         "folder": "/".join(out.resolve().parts[-2:]),
         "summary": summary,
-        "lede": lede(summary, figures["seconds"]),
-        "headlines": headlines(summary, figures["seconds"]),
-        "inputs": input_bars(summary, figures["unmade"]),
-        "clips": clip_bars(summary["clips"]),
-        "panels": [panel(histogram) for histogram in figures["histograms"] if not says_nothing(histogram)],
-        "constant": [(h.name, f"{h.least:.4g}") for h in figures["histograms"] if says_nothing(h)],
-        "walls": walls(figures["wall"], summary["clips"]),
-        "failures": figures["failures"],
-        "more_failed": sum(failed.values()) - sum(failure.count for failure in figures["failures"]),
-        "machines": figures["machines"],
-        "stages": stages(figures["stages"]),
-        "storage": storage(summary, figures["stages"]),
-        "settings": figures["settings"],
+        "lede": lede(summary, figures.seconds),
+        "headlines": headlines(summary, figures.seconds),
+        "inputs": input_bars(summary.ends, figures.unmade),
+        "clips": clip_bars(summary.clips),
+        "panels": [panel(histogram) for histogram in figures.histograms if not says_nothing(histogram)],
+        "constant": [(h.name, f"{h.least:.4g}") for h in figures.histograms if says_nothing(h)],
+        "walls": walls(figures.wall, summary.clips),
+        "failures": figures.failures,
+        "more_failed": sum(failed.values()) - sum(failure.count for failure in figures.failures),
+        "machines": figures.machines,
+        "stages": stages(figures.stages),
+        "storage": storage(summary.shards, figures.stages),
+        "settings": figures.settings,
     }
 
 
-def lede(summary: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
+def lede(summary: Summary, seconds: Seconds) -> str:
     """Say in a sentence or two what became of the inputs."""
-    clips, shards = summary["clips"], summary["shards"]
-    held = f"{count_text(clips['kept'], 'clip')}, {time_text(seconds['kept'])} of video"
-    files = f"{size_text(shards['bytes'])} in {count_text(shards['count'], 'shard')}"
-    said = f"{summary['ok']:,} of {summary['inputs']:,} inputs are in the dataset: {held}, {files}."
-    retryable = sum(kinds.get("retryable", 0) for kinds in summary["failed"].values())
+    ends, shards = summary.ends, summary.shards
+    held = f"{count_text(summary.clips.kept, 'clip')}, {time_text(seconds.kept)} of video"
+    files = f"{size_text(shards.bytes)} in {count_text(shards.count, 'shard')}"
+    said = f"{ends.ok:,} of {ends.inputs:,} inputs are in the dataset: {held}, {files}."
+    retryable = sum(kinds.get("retryable", 0) for kinds in ends.failed.values())
     if retryable:
         said += f" {retryable:,} failures may pass: retry=failed tries them again."
-    return said + f" {summary['open']:,} inputs are not worked on yet." * bool(summary["open"])
+    return said + f" {ends.open:,} inputs are not worked on yet." * bool(ends.open)
 
 
-def headlines(summary: Mapping[str, Any], seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
+def headlines(summary: Summary, seconds: Seconds) -> list[tuple[str, str, str]]:
     """Return the figures to print large: name, value, what stands beside it."""
-    made, kept = summary["clips"]["made"], summary["clips"]["kept"]
+    ends, made, kept = summary.ends, summary.clips.made, summary.clips.kept
     return [
-        ("inputs", f"{summary['inputs']:,}", f"{percent(summary['ok'], summary['inputs'])} ok"),
-        ("clips made", f"{made:,}", time_text(seconds["made"])),
+        ("inputs", f"{ends.inputs:,}", f"{percent(ends.ok, ends.inputs)} ok"),
+        ("clips made", f"{made:,}", time_text(seconds.made)),
         ("clips kept", f"{kept:,}", f"{percent(kept, made)} of those made"),
-        ("in shards", size_text(summary["shards"]["bytes"]), time_text(seconds["kept"])),
+        ("in shards", size_text(summary.shards.bytes), time_text(seconds.kept)),
     ]
 
 
@@ -135,23 +166,22 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.0f} %" if share in (0, 100) else f"{share:.1f} %"
 
 
-def input_bars(summary: Mapping[str, Any], unmade: Mapping[str, int]) -> list[Bar]:
+def input_bars(ends: Ends, unmade: Mapping[str, int]) -> list[Bar]:
     """Return the bars from the inputs to those of which clips were made."""
     losses = [
         (reason, count, "failed", "retryable" if kind == "retryable" else "")
-        for reason, kinds in summary["failed"].items()
-        for kind, count in kinds.items()
+        for reason, kind, count in failures(ends.failed)
     ]
     losses = sorted(losses, key=lambda loss: -loss[1])
     losses += [(reason, count, "left", "") for reason, count in sorted(unmade.items(), key=lambda loss: -loss[1])]
-    losses += [("not worked on yet", summary["open"], "left", "")] * bool(summary["open"])
-    return funnel("inputs", summary["inputs"], losses, "gave clips")
+    losses += [("not worked on yet", ends.open, "left", "")] * bool(ends.open)
+    return funnel("inputs", ends.inputs, losses, "gave clips")
 
 
-def clip_bars(clips: Mapping[str, Any]) -> list[Bar]:
+def clip_bars(clips: ClipCounts) -> list[Bar]:
     """Return the bars from the clips made to those kept."""
-    losses = sorted(clips["filtered"].items(), key=lambda loss: -loss[1])
-    return funnel("clips made", clips["made"], [(*loss, "left", "") for loss in losses], "kept")
+    losses = sorted(clips.filtered.items(), key=lambda loss: -loss[1])
+    return funnel("clips made", clips.made, [(*loss, "left", "") for loss in losses], "kept")
 
 
 def funnel(first: str, count: int, losses: Sequence[tuple[str, int, str, str]], last: str) -> list[Bar]:
@@ -166,12 +196,12 @@ def funnel(first: str, count: int, losses: Sequence[tuple[str, int, str, str]], 
     return [*bars, Bar(last, left, 0.0, left / whole, "kept")]
 
 
-def says_nothing(histogram: Any) -> bool:
+def says_nothing(histogram: Histogram) -> bool:
     """Tell whether every clip has the same value of a score that has no limit."""
     return histogram.least == histogram.most and not histogram.limits and not histogram.missing
 
 
-def panel(histogram: Any) -> Panel:
+def panel(histogram: Histogram) -> Panel:
     """Draw the histogram of a score."""
     notes = [UNITS.get(histogram.name, "")]
     notes += [f"{histogram.beyond:,} beyond"] * bool(histogram.beyond)
@@ -180,7 +210,7 @@ def panel(histogram: Any) -> Panel:
     return Panel(histogram.name, " · ".join(filter(None, notes)), svg)
 
 
-def plot_histogram(axes: Axes, histogram: Any) -> None:
+def plot_histogram(axes: Axes, histogram: Histogram) -> None:
     """Draw clips kept dark, those left out light above them, and the limits as lines."""
     both = histogram.kept + histogram.left
     axes.stairs(both, histogram.edges, fill=True, color=MUTED, alpha=0.4)
@@ -211,27 +241,26 @@ def plot_histogram(axes: Axes, histogram: Any) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def walls(wall: Mapping[str, Sequence[Any]], clips: Mapping[str, Any]) -> list[dict[str, Any]]:
+def walls(wall: Mapping[str, Sequence[Example]], clips: ClipCounts) -> list[Wall]:
     """Return the film strips by reason, kept clips first."""
     shown, room = [], TOGETHER
     for reason, examples in wall.items():
         cards = []
         for example in examples:
-            card = show(example, room) | {"found": found(example, reason)}
-            room -= len(card["video"] or b"")
-            cards.append(card)
-        total = clips["filtered"].get(reason, 0) if reason else clips["kept"]
-        shown.append({"reason": reason, "cards": cards, "total": total})
+            card = show(example, room)
+            room -= len(card.video or b"")
+            cards.append(card._replace(found=found(example, reason)))
+        shown.append(Wall(reason, cards, clips.filtered.get(reason, 0) if reason else clips.kept))
     return shown
 
 
-def found(example: Any, reason: str) -> str:
+def found(example: Example, reason: str) -> str:
     """Return the value of the score that a reason is about, if it is about one."""
     name = reason.partition(" ")[0]
     return f"{name} {example.scores[name]:.3g}" if example.scores.get(name) is not None else ""
 
 
-def show(example: Any, room: int) -> dict[str, Any]:
+def show(example: Example, room: int) -> Card:
     """Return the film strip of a clip, and the clip to play where there is room for it."""
     video = example.path.read_bytes()
     try:
@@ -242,7 +271,7 @@ def show(example: Any, room: int) -> dict[str, Any]:
             video = preview(video, info.frames, info.fps)
     except DecodeError as error:
         raise ValueError(f"{example.path}: {error}") from error
-    return {"clip": example, "strip": strip, "video": video if len(video) <= room else None}
+    return Card(example, strip, video if len(video) <= room else None)
 
 
 def preview(video: bytes, frames: int, fps: float) -> bytes:
@@ -262,7 +291,7 @@ def webp(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def stages(spent: Mapping[str, Any]) -> list[dict[str, Any]]:
+def stages(spent: Mapping[str, Spent]) -> list[StageRow]:
     """Return where the time of the processes went: a row a stage with what one process does of it in a second."""
     order = [*(name for name in STAGES if name in spent), *sorted(spent.keys() - STAGES - {"pack"})]
     order += ["pack"] * ("pack" in spent)
@@ -271,24 +300,17 @@ def stages(spent: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name in order:
         took, clips = spent[name], made if name in STAGES else spent[name].items
-        rows.append(
-            {
-                "name": STAGES.get(name, name),
-                "time": time_text(took.seconds),
-                "share": took.seconds / whole,
-                "clips": rate_text(clips / took.seconds) if clips and took.seconds else "–",
-                "bytes": f"{size_text(took.bytes / took.seconds)}/s" if took.bytes and took.seconds else "–",
-            }
-        )
+        rate = rate_text(clips / took.seconds) if clips and took.seconds else "–"
+        size = f"{size_text(took.bytes / took.seconds)}/s" if took.bytes and took.seconds else "–"
+        rows.append(StageRow(STAGES.get(name, name), time_text(took.seconds), took.seconds / whole, rate, size))
     return rows
 
 
-def storage(summary: Mapping[str, Any], spent: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return what lies or passed where: name, bytes, and of what."""
+def storage(shards: ShardCounts, spent: Mapping[str, Spent]) -> list[tuple[str, str, str]]:
+    """Return what lies or passed where: name, bytes, and how many things."""
     rows = [(spent[name], label, unit) for name, label, unit in STORED if name in spent]
     found = [(label, size_text(took.bytes), count_text(took.items, unit)) for took, label, unit in rows]
-    shards = summary["shards"]
-    return [*found, ("shards", size_text(shards["bytes"]), count_text(shards["count"], "file"))]
+    return [*found, ("shards", size_text(shards.bytes), count_text(shards.count, "file"))]
 
 
 STORED = [("fetch", "sources read", "video"), ("encode", "clips in the work folder", "clip")]

@@ -39,8 +39,8 @@ def silent(step: Step) -> None:
     """Tell nothing."""
 
 
-def told(items: Iterable[T], progress: Progress, phase: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Yield items and tell how many there were."""
+def counted(items: Iterable[T], progress: Progress, phase: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Yield items and report how many there were so far."""
     number = 0
     for number, item in enumerate(items, 1):
         yield item

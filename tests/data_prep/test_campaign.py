@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.books.ledger import Ledger
-from data_prep.pipeline import prep
-from data_prep.produce import LEDGER
+from data_prep.books.work_folder import LEDGER
 from tests.material.loopback import Site, site
 from tests.material.made_clips import write_video
 from tests.material.numbered_clips import COUNT, make, numbered, read_number
+from tests.material.preparing import prep
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_notes, read_sample
 from videodiff.data.video.decode import decode

@@ -24,9 +24,9 @@ import pytest
 
 from data_prep.books.plan import from_json, to_json
 from data_prep.books.request import Caption, ClipRequest, Part, Place
-from data_prep.pipeline import prep
 from tests.material.loopback import free_port
 from tests.material.made_clips import moving_square
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning, still
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_captions, read_notes, read_sample
@@ -190,7 +190,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_shards(prepared, tmp_pat
     out, rng = tmp_path / "out", random.Random(0)
     how = {**MADE, **RULES, "workers": 2, "shard_bytes": 30_000, "reader": READER}
     table = prepared[0] / "in/list.jsonl"
-    code = f"from data_prep.pipeline import prep; prep({str(out)!r}, {str(table)!r}, 'table', **{how})"
+    code = f"from tests.material.preparing import prep; prep({str(out)!r}, {str(table)!r}, 'table', **{how})"
 
     def start() -> subprocess.Popen:
         # Away from here: a worker starts by importing the main module, which must not be this one.

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.pipeline import format_summary, prep
+from data_prep.books.private import from_environment
+from data_prep.caption.policy import CaptionPolicy
+from data_prep.choose.rules import Rules
+from data_prep.choose.takedown import read_lines
+from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.policy import CutPolicy, MakePolicy
+from data_prep.engine.local import Engine
+from data_prep.fetch.policy import FetchPolicy
+from data_prep.pipeline import prep
+from data_prep.rate.models import find_models
 from data_prep.report.figures import figures
 from data_prep.report.page import write_preparation
 from data_prep.report.progress import Meter
+from data_prep.report.summary import format_summary
+from data_prep.settings import Output, Processes, RatePolicy, Settings, Source
+from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.storage.files import owning
 from videodiff.verbs.printing import say
 
@@ -20,17 +34,38 @@ ONCE = {"source", "takedown", "retry", "out", "acquire.private"}
 
 def run(cfg: DictConfig) -> None:
     """Prepare as configured and print what became of the inputs."""
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    rules, engine = settings.pop("prep"), instantiate(settings.pop("engine"))
-    limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
-    limits = {score: sides for score, sides in limits.items() if sides}
-    near, models = rules["duplicates"]["near"], rules.get("models")
+    tree = OmegaConf.to_container(cfg, resolve=True)
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
-    rules = {"filter": limits, "near": near, "models": models}
+    settings = settings_of(tree, instantiate(tree["engine"]), kept)
     with owning(cfg.out, "prep"):
         with Meter() as meter:
-            summary = prep(**settings, **rules, engine=engine, progress=meter, overrides=kept)
+            summary = prep(settings, meter)
         say(format_summary(summary, cfg.out))
-        say(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, limits))}")
-    if "stopped" in summary.get("captions", {}):
-        raise ConnectionError(summary["captions"]["stopped"])
+        say(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, settings.rules.filter))}")
+    if summary.captions and summary.captions.stopped:
+        raise ConnectionError(summary.captions.stopped)
+
+
+def settings_of(tree: Mapping[str, Any], engine: Engine, overrides: Sequence[str] | None = None) -> Settings:
+    """Return the settings that a configuration as in `conf/prep.yaml` stands for."""
+    rules = tree["prep"]
+    limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
+    limits = {score: sides for score, sides in limits.items() if sides}
+    models = dict(rules.get("models") or {})
+    gpus = models.pop("gpus", 0.0)
+    fetch = from_environment(tree["acquire"], "acquire")
+    cut, encode = CutPolicy(**tree["cut"]), EncodePolicy(**tree["encode"])
+    taken = frozenset() if tree["takedown"] is None else read_lines(tree["takedown"])
+    buckets = read_buckets("buckets", tree["buckets"], stride=1)[0] if tree["buckets"] else ()
+    return Settings(
+        Output(Path(tree["out"]), tree["shard_bytes"], tuple(buckets)),
+        Source(tree["source"], tree["kind"], tree["root"], tree["reader"]),
+        FetchPolicy(**fetch | {"storage": fetch.get("storage") or {}}),
+        MakePolicy(cut, encode, tree["crop"], tree["score"], tree["audio"]),
+        RatePolicy(find_models(models, limits), gpus),
+        CaptionPolicy(**tree["caption"]),
+        Rules(limits, rules["duplicates"]["near"], tree["licences"], tree["require_caption"], taken),
+        Processes(engine, tree["workers"], tree["timeout"]),
+        tree["retry"],
+        None if overrides is None else tuple(overrides),
+    )

@@ -14,6 +14,7 @@ import pytest
 from data_prep.books.request import ClipRequest, InputError, Place, admitted, checked_url
 from data_prep.fetch.acquire import Acquirer, fits
 from data_prep.fetch.failures import AcquireError
+from data_prep.fetch.policy import FetchPolicy
 from videodiff.data.storage import remote, web
 from videodiff.data.storage.address import bare_url, is_secret, join_url, mark_of, printable, without_secrets
 from videodiff.data.storage.remote import RemoteError, Url
@@ -99,8 +100,10 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fetch(folder: Path, source: str, **options: object) -> bytes:
-    how = {"rate": 1000.0, "attempts": 1, "pause": 0.01, **options}
-    return Acquirer(folder, **how).fetch(admitted(ClipRequest(Place("list.csv", 1), source))).path.read_bytes()
+    policy = {"rate": 1000.0, "attempts": 1, "pause": 0.01, **options}
+    root = policy.pop("root", ".")
+    request = admitted(ClipRequest(Place("list.csv", 1), source))
+    return Acquirer(folder, root, FetchPolicy(**policy)).fetch(request).path.read_bytes()
 
 
 TARGETS = [

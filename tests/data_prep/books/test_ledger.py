@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.books.ledger import Ledger, Outcome
+from data_prep.books.ledger import Ends, Ledger, Outcome
 from data_prep.books.request import BadInput, ClipRequest, Place
 
 INPUTS = 300
@@ -61,9 +61,9 @@ def ending(id: str) -> Outcome:
     return Outcome(id, *random.Random(id).choice(kinds))
 
 
-def total(summary: dict) -> int:
-    failed = sum(count for kinds in summary["failed"].values() for count in kinds.values())
-    return summary["ok"] + sum(summary["filtered"].values()) + failed + summary["open"]
+def total(ends: Ends) -> int:
+    failed = sum(count for kinds in ends.failed.values() for count in kinds.values())
+    return ends.ok + sum(ends.filtered.values()) + failed + ends.open
 
 
 @pytest.fixture
@@ -75,13 +75,7 @@ def test_an_input_is_open_until_it_ends(ledger: Ledger) -> None:
     a, b, c, d = (request(number) for number in range(4))
     assert list(ledger.admit([a, b, c, d])) == [a, b, c, d]
     ledger.record([Outcome(a.id, "ok"), Outcome(b.id, "filtered", "static"), Outcome(c.id, "failed", "timeout", True)])
-    assert ledger.summary() == {
-        "inputs": 4,
-        "ok": 1,
-        "filtered": {"static": 1},
-        "failed": {"timeout": {"retryable": 1}},
-        "open": 1,
-    }
+    assert ledger.ends() == Ends(inputs=4, ok=1, filtered={"static": 1}, failed={"timeout": {"retryable": 1}}, open=1)
     assert list(ledger.admit([a, b, c, d])) == [a, b, c, d], "what is said of them may have changed"
 
 
@@ -90,26 +84,26 @@ def test_a_bad_input_ends_as_it_is_entered_and_rows_of_one_id_are_one_input(ledg
     items = [request(0), bad, request(0, line=3)]
     for _ in range(2):
         assert list(ledger.admit(items)) == [request(0), request(0, line=3)]
-        summary = ledger.summary()
-        assert (summary["inputs"], summary["open"]) == (2, 1)
-        assert (summary["filtered"], summary["failed"]) == ({}, {"malformed-line": {"permanent": 1}})
+        ends = ledger.ends()
+        assert (ends.inputs, ends.open) == (2, 1)
+        assert (ends.filtered, ends.failed) == ({}, {"malformed-line": {"permanent": 1}})
     assert [(row["place"], row["detail"]) for row in ledger.ended()] == [("list.jsonl:2", "found no JSON")]
 
 
 def test_a_bad_line_is_forgotten_once_its_file_has_it_no_more(ledger: Ledger) -> None:
     lines = [BadInput(Place(file, 2), "malformed-line", "found no JSON") for file in ("a.csv", "b.csv")]
     list(ledger.admit([request(0), *lines]))
-    assert ledger.summary()["failed"] == {"malformed-line": {"permanent": 2}}
+    assert ledger.ends().failed == {"malformed-line": {"permanent": 2}}
     # Moved by a line, then mended, in a file that is read again; the other one is not.
     moved = BadInput(Place("a.csv", 5), "malformed-line", "found no JSON")
     list(ledger.admit([moved]))
     assert sorted(row["place"] for row in ledger.ended()) == ["a.csv:5", "b.csv:2"]
     worse = BadInput(Place("a.csv", 5), "bad-time", "found soon")
     list(ledger.admit([worse]))
-    assert ledger.summary()["failed"] == {"bad-time": {"permanent": 1}, "malformed-line": {"permanent": 1}}
+    assert ledger.ends().failed == {"bad-time": {"permanent": 1}, "malformed-line": {"permanent": 1}}
     list(ledger.admit([ClipRequest(Place("a.csv", 5), "mended.mp4")]))
     assert [row["place"] for row in ledger.ended()] == ["b.csv:2"]
-    assert ledger.summary()["inputs"] == 3
+    assert ledger.ends().inputs == 3
     # A reading that was broken off forgets nothing.
     next(ledger.admit(iter([ClipRequest(Place("b.csv", 2), "mended.mp4")])))
     assert [row["place"] for row in ledger.ended()] == ["b.csv:2"]
@@ -126,7 +120,7 @@ def test_an_outcome_of_an_unknown_input_is_an_error_and_the_group_is_not_noted(l
     (a,) = ledger.admit([request(0)])
     with pytest.raises(KeyError, match="expected one of its inputs"):
         ledger.record([Outcome(a.id, "ok"), Outcome(request(1).id, "ok")])
-    assert ledger.summary()["open"] == 1
+    assert ledger.ends().open == 1
 
 
 @pytest.mark.parametrize(
@@ -136,7 +130,7 @@ def test_an_outcome_is_one_of_three(ledger: Ledger, outcome: tuple) -> None:
     (a,) = ledger.admit([request(0)])
     with pytest.raises(Exception, match="CHECK constraint failed"):
         ledger.record([Outcome(a.id, *outcome)])
-    assert ledger.summary()["open"] == 1
+    assert ledger.ends().open == 1
 
 
 # Each step waits for the disk.
@@ -157,7 +151,7 @@ def test_counts_sum_up_after_every_step(tmp_path_factory: pytest.TempPathFactory
         elif number in entered:
             status = "failed" if step == "again" else step
             ledger.record([Outcome(request(number).id, status, "" if step == "ok" else "why", step == "again")])
-        assert ledger.summary()["inputs"] == len(entered) == total(ledger.summary())
+        assert ledger.ends().inputs == len(entered) == total(ledger.ends())
     ledger.close()
 
 
@@ -193,14 +187,14 @@ def test_after_random_kills_everything_noted_is_there_and_every_input_ends_once(
         noted |= run_worker(path, chance.randint(0, 4), chance.random() * 0.006)
         ledger = Ledger(path)
         assert noted <= {row["id"] for row in ledger.ended()}
-        assert total(ledger.summary()) == ledger.summary()["inputs"] <= INPUTS
-        assert ledger.summary()["open"] > 0 or ledger.summary()["inputs"] < INPUTS
+        assert total(ledger.ends()) == ledger.ends().inputs <= INPUTS
+        assert ledger.ends().open > 0 or ledger.ends().inputs < INPUTS
         ledger.close()
     run_worker(path, 0, None)
     fresh, ledger = Ledger(tmp_path / "fresh.sqlite"), Ledger(path)
     fresh.record([ending(item.id) for item in fresh.admit(inputs())])
-    assert ledger.summary() == fresh.summary()
-    assert (ledger.summary()["inputs"], ledger.summary()["open"]) == (len({item.id for item in inputs()}), 0)
+    assert ledger.ends() == fresh.ends()
+    assert (ledger.ends().inputs, ledger.ends().open) == (len({item.id for item in inputs()}), 0)
 
 
 def note(path: Path, numbers: range) -> None:
@@ -220,7 +214,7 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert ledger.summary()["ok"] == 80
+    assert ledger.ends().ok == 80
 
 
 def test_inputs_are_entered_as_they_stream(ledger: Ledger) -> None:

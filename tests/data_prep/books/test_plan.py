@@ -34,7 +34,7 @@ def test_requests_keep_the_order_of_the_inputs_over_batches_and_calls(tmp_path_f
     for count in counts:
         plan = enter(folder, [request(number) for number in range(count)], batch)
     wanted = [request(number) for number in range(max(counts))]
-    assert list(plan.made()) == wanted
+    assert [one for _, one in plan.made()] == wanted
     assert len(plan) == max(counts)
     assert [plan.find(one.id) for one in wanted] == wanted
 
@@ -43,13 +43,13 @@ def test_what_is_said_anew_of_a_request_is_taken_over(tmp_path):
     requests = [request(number) for number in range(100)]
     enter(tmp_path, requests)
     requests[70] = replace(requests[70], captions=(Caption("a cat", "hand"),), licence="CC0")
-    assert list(enter(tmp_path, requests).made()) == requests
+    assert [one for _, one in enter(tmp_path, requests).made()] == requests
 
 
 def test_of_what_one_line_says_twice_the_last_counts(tmp_path):
     first = request(0)
     last = replace(first, licence="CC0")
-    assert list(enter(tmp_path, [first, last]).made()) == [last]
+    assert [one for _, one in enter(tmp_path, [first, last]).made()] == [last]
 
 
 def test_each_source_has_its_requests_in_order(tmp_path):

@@ -12,11 +12,12 @@ import pytest
 
 from data_prep.books.ledger import Ledger
 from data_prep.books.private import from_environment, without_values
-from data_prep.pipeline import format_summary, prep
-from data_prep.produce import LEDGER
+from data_prep.books.work_folder import LEDGER
 from data_prep.report.figures import figures
 from data_prep.report.page import write_preparation
+from data_prep.report.summary import Summary, format_summary
 from tests.material.made_clips import encode
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.samples.manifest import Manifest
 
@@ -72,7 +73,10 @@ def test_secrets_of_urls_are_nowhere_but_in_the_work_folder(tmp_path, monkeypatc
     write_preparation(out, figures(out, {}))
     manifest = Manifest.load(out)
     assert sorted(manifest.row(n)["source"] for n in range(2)) == [f"http://{host}/a.mp4?v=1", f"http://{host}/b.mp4"]
-    told = [format_summary(summary, out), *(row["detail"] for row in Ledger(out / ".work" / LEDGER).ended())]
+    told = [
+        format_summary(Summary.from_json(summary), out),
+        *(row["detail"] for row in Ledger(out / ".work" / LEDGER).ended()),
+    ]
     kept = [path for path in out.iterdir() if path.is_file()]
     kept += [path for path in (out / ".work").iterdir() if path.suffix in (".json", ".yaml", ".txt")]
     for secret in SECRETS:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.caption.asking import CaptionPolicy
 from data_prep.caption.endpoint import read_reply
+from data_prep.caption.policy import CaptionPolicy
 from data_prep.caption.reply import Reply
-from data_prep.pipeline import prep
 from tests.material.chat_server import Server, chat_server, name_of, well
 from tests.material.loopback import free_port
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import Text, read_notes, read_sample, read_texts
@@ -394,7 +394,8 @@ def test_a_mistake_is_told_before_anything_is_made(mistake, footage, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_fingerprint_follows_what_the_replies_follow_from():
+def test_the_fingerprint_follows_what_the_replies_follow_from(monkeypatch):
+    monkeypatch.setenv("K", "a key")
     base = CaptionPolicy(**HOW).fingerprint
     same = [{"url": "http://elsewhere/v1"}, {"concurrency": 99}, {"origin": "x"}, {"timeout": 1.0}, {"key": "K"}]
     other = [{"model": "m"}, {"prompt": "p"}, {"frames": 4}, {"side": 9}, {"max_tokens": 9}, {"body": {"seed": 1}}]

@@ -16,7 +16,7 @@ from data_prep.caption import model as model_module
 from data_prep.caption.model import Asking, Model, answer, claim, generate, load
 from data_prep.caption.reply import Failed
 from data_prep.engine.pool import Lost
-from data_prep.pipeline import prep
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_sample, read_texts

@@ -9,9 +9,9 @@ import av
 import pytest
 
 from data_prep.cut.footage import fit_video
-from data_prep.pipeline import prep
 from data_prep.produce import missing_end
 from tests.material.made_clips import moving_square
+from tests.material.preparing import prep
 from videodiff.data.video.info import DecodeError
 
 FPS, PART = 24, 24

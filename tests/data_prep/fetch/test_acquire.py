@@ -18,6 +18,7 @@ from data_prep.books.request import ClipRequest, Part, Place
 from data_prep.fetch import acquire
 from data_prep.fetch.acquire import Acquirer
 from data_prep.fetch.failures import AcquireError, classify, retry_after
+from data_prep.fetch.policy import FetchPolicy
 from tests.data_prep.cut.test_audio import sweep, with_sound
 from tests.material.loopback import Site, free_port, site
 
@@ -47,7 +48,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def acquirer(folder: Path, **options: object) -> Acquirer:
-    return Acquirer(folder, **{"rate": 200.0, "attempts": 2, "pause": 0.05, "timeout": 5.0, "private": True} | options)
+    own = {name: options.pop(name) for name in ("root", "keeper", "sound") if name in options}
+    policy = {"rate": 200.0, "attempts": 2, "pause": 0.05, "timeout": 5.0, "private": True, **options}
+    return Acquirer(folder, policy=FetchPolicy(**policy), **own)
 
 
 def wanted(source: str, part: Part | None = None) -> ClipRequest:

@@ -12,6 +12,7 @@ from data_prep.books.request import ClipRequest, Part, Place
 from data_prep.fetch import acquire
 from data_prep.fetch.acquire import Acquirer
 from data_prep.fetch.failures import AcquireError
+from data_prep.fetch.policy import FetchPolicy
 from tests.material.loopback import Site, site
 
 LARGE = random.Random(1).randbytes(acquire.BLOCK + 12_345)
@@ -38,7 +39,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def fetch(folder: Path, web: Site, source: str, part: Part | None = None, **options: object) -> bytes:
     storage = {"s3": {"endpoint_url": web.url, "skip_instance_cache": True, **options}}
-    acquirer = Acquirer(folder, rate=100, attempts=1, storage=storage)
+    acquirer = Acquirer(folder, policy=FetchPolicy(rate=100, attempts=1, storage=storage))
     return acquirer.fetch(ClipRequest(Place("list.jsonl", 1), source, part=part)).path.read_bytes()
 
 

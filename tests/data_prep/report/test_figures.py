@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.pipeline import prep
-from data_prep.produce import place_of
+from data_prep.books.work_folder import clip_file
 from data_prep.report import figures as module
 from data_prep.report.figures import choose, figures, histograms, rows_at, view
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning, still
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.video.encode import encode
@@ -129,7 +129,7 @@ def prepared(tmp_path_factory) -> Path:
 
 def test_failures_are_told_by_class_and_host_without_secrets(prepared):
     found = figures(prepared, LIMITS)
-    failed = {(failure.reason, failure.host): failure for failure in found["failures"]}
+    failed = {(failure.reason, failure.host): failure for failure in found.failures}
     assert {key: failure.count for key, failure in failed.items()} == {
         ("connection", "127.0.0.1"): 2,
         ("missing", "local files"): 1,
@@ -137,12 +137,12 @@ def test_failures_are_told_by_class_and_host_without_secrets(prepared):
     }
     assert failed["connection", "127.0.0.1"].retryable
     assert failed["bad-path", "the metadata"].place == "list.jsonl:8"
-    assert [(ended, lost) for _, ended, lost in found["machines"]] == [(8, 4)]
+    assert [(ended, lost) for _, ended, lost in found.machines] == [(8, 4)]
     assert not any("pass@" in failure.detail or "abc" in failure.detail for failure in failed.values())
 
 
 def test_every_stage_of_the_work_is_timed_once(prepared):
-    stages, summary = figures(prepared, LIMITS)["stages"], json.loads((prepared / "summary.json").read_bytes())
+    stages, summary = figures(prepared, LIMITS).stages, json.loads((prepared / "summary.json").read_bytes())
     assert stages.keys() == {"fetch", "decode", "score", "encode", "write", "pack"}
     assert all(spent.seconds > 0 for spent in stages.values())
     assert stages["fetch"].items == stages["encode"].items == summary["clips"]["made"] == 4
@@ -151,7 +151,7 @@ def test_every_stage_of_the_work_is_timed_once(prepared):
 
 
 def test_the_wall_shows_kept_clips_first_and_never_what_was_taken_down(prepared, tmp_path):
-    wall = figures(prepared, LIMITS)["wall"]
+    wall = figures(prepared, LIMITS).wall
     assert [(reason, len(clips)) for reason, clips in wall.items()] == [("", 3), ("motion below 0.005", 1)]
     assert {clip.caption for clip in wall[""]} == {f"<b>good{n}.mp4</b>" for n in range(3)}
     assert wall["motion below 0.005"][0].scores["motion"] < 0.005
@@ -159,8 +159,8 @@ def test_the_wall_shows_kept_clips_first_and_never_what_was_taken_down(prepared,
     prep(prepared, takedown=tmp_path / "gone.txt", filter=LIMITS, encode={"short_side": 32})
     for row in pq.read_table(prepared / "scores.parquet").to_pylist():
         # As if the machine had lost power before the clip was deleted.
-        place_of(prepared / ".work", row["id"], "mp4").touch()
-    wall = figures(prepared, LIMITS)["wall"]
+        clip_file(prepared / ".work", row["id"], "mp4").touch()
+    wall = figures(prepared, LIMITS).wall
     assert {clip.source for clips in wall.values() for clip in clips} == {"good0.mp4", "good2.mp4"}
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from data_prep.books.ledger import Ends
+from data_prep.engine.stopwatch import Spent
+from data_prep.report.figures import Example, Failure, Figures, Histogram, Machine, Seconds
 from data_prep.report.page import SMALL, TOGETHER, clip_bars, input_bars, percent, show, write_preparation
+from data_prep.report.summary import ClipCounts, ShardCounts, Summary
 from tests.material.browser import BROWSERS, seen_by
 from tests.material.scored_clips import panning
 from videodiff.data.video.decode import probe
@@ -21,53 +25,46 @@ HOSTILE = '"><script>alert(1)</script><img src=http://example.org/x.png onerror=
 SECTIONS = ("summary", "funnel", "scores", "wall", "failures", "work", "settings")
 
 
-def histogram(name: str, **how) -> SimpleNamespace:
+def histogram(name: str, **how) -> Histogram:
     kept, left = np.arange(40), np.arange(40)[::-1] % 7
     known = {"low": 0.001, "high": 2.0, "log": True, "limits": {"min": 0.005, "max": 1.0}, "beyond": 3, "missing": 2}
-    made = {"kept": kept, "left": left, "least": 0.0, "most": 3.0, **known, **how}
-    return SimpleNamespace(name=name, **made, edges=np.geomspace(0.001, 2, 41))
+    return Histogram(name, **{"kept": kept, "left": left, "least": 0.0, "most": 3.0, **known, **how})
 
 
-def figures(folder: Path, text: str = "a ball", clips: int = 2, **summary) -> dict:
-    """Return figures like those of `data_prep.report.figures` with a text in every place that a stranger may fill."""
+def figures(folder: Path, text: str = "a ball", clips: int = 2) -> Figures:
+    """Return figures with a text in every place that a stranger may fill."""
     for number in range(clips):
         small = {"height": 32, "width": 48}
         (folder / f"{number}.mp4").write_bytes(encode(panning(12, **small, seed=number), 8.0))
 
-    def example(number: int) -> SimpleNamespace:
+    def example(number: int) -> Example:
         known = {"caption": text, "source": f"http://h/{text}", "span": (0.0, 1.5), "scores": {"motion": 0.00123}}
-        return SimpleNamespace(path=folder / f"{number}.mp4", id=f"id{number}", **known)
+        return Example(path=folder / f"{number}.mp4", id=f"id{number}", **known)
 
-    spent = {name: SimpleNamespace(seconds=2.0, items=4, bytes=2**20) for name in ("fetch", "encode", text, "pack")}
-    failure = {"reason": text, "retryable": True, "host": text, "count": 3, "detail": text, "place": text}
+    ends = Ends(9, 2, {"motion below 0.005": 1, text: 2}, {text: {"retryable": 3, "permanent": 1}})
     same = histogram("fps", limits={}, least=8, most=8, missing=0)
-    counts = {"made": 4, "kept": 2, "filtered": {"motion below 0.005": 1, text: 1}, "lost": 1}
-    return {
-        "summary": {
-            "inputs": 9,
-            "ok": 2,
-            "filtered": {"motion below 0.005": 1, text: 2},
-            "failed": {text: {"retryable": 3, "permanent": 1}},
-            "open": 0,
-            "clips": counts,
-            "shards": {"count": 1, "bytes": 5 * 2**20},
-            **summary,
-        },
-        "unmade": {text: 1},
-        "seconds": {"made": 100.0, "kept": 30.0},
-        "histograms": [histogram("motion"), histogram(text, limits={}), same],
-        "wall": {"": [example(0)], "motion below 0.005": [example(1)], text: [example(0)]},
-        "failures": [SimpleNamespace(**failure)],
-        "machines": [(text, 5, 1), ("b", 4, 3)],
-        "stages": spent,
-        "settings": {text: text},
-    }
+    counts = ClipCounts(made=4, kept=2, filtered={"motion below 0.005": 1, text: 1}, lost=1)
+    return Figures(
+        summary=Summary(ends, counts, ShardCounts(count=1, bytes=5 * 2**20)),
+        unmade={text: 1},
+        seconds=Seconds(made=100.0, kept=30.0),
+        histograms=[histogram("motion"), histogram(text, limits={}), same],
+        wall={"": [example(0)], "motion below 0.005": [example(1)], text: [example(0)]},
+        failures=[Failure(reason=text, retryable=True, host=text, count=3, detail=text, place=text)],
+        machines=[Machine(text, 5, 1), Machine("b", 4, 3)],
+        stages={name: Spent(seconds=2.0, items=4, bytes=2**20) for name in ("fetch", "encode", text, "pack")},
+        settings={text: text},
+    )
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("dataset")
     return write_preparation(folder, figures(folder)).read_text()
+
+
+def clip(path: Path) -> Example:
+    return Example(path, id="x", caption="", source="x.mp4", span=(0.0, 1.0), scores={})
 
 
 def words(page: str) -> str:
@@ -98,7 +95,7 @@ def test_whatever_strangers_wrote_is_escaped(tmp_path):
 
 def test_the_funnel_loses_bar_by_bar_what_the_summary_says(tmp_path):
     found = figures(tmp_path, "x")
-    bars = input_bars(found["summary"], found["unmade"])
+    bars = input_bars(found.summary.ends, found.unmade)
     assert [(bar.name, bar.count, bar.note) for bar in bars] == [
         ("inputs", 9, ""),
         ("x", 3, "retryable"),
@@ -107,7 +104,7 @@ def test_the_funnel_loses_bar_by_bar_what_the_summary_says(tmp_path):
         ("gave clips", 4, ""),
     ]
     assert [round(9 * bar.start) for bar in bars] == [0, 6, 5, 4, 0]
-    clips = clip_bars(found["summary"]["clips"])
+    clips = clip_bars(found.summary.clips)
     assert [(bar.count, bar.start, bar.share) for bar in clips] == [
         (4, 0, 1),
         (1, 0.75, 0.25),
@@ -137,10 +134,8 @@ def test_the_page_says_in_words_what_came_out(page):
 
 
 def test_a_preparation_without_clips_has_its_page(tmp_path):
-    found = figures(tmp_path) | {"histograms": [], "wall": {}, "failures": [], "stages": {}, "machines": []}
-    nothing = {"made": 0, "kept": 0, "filtered": {}, "lost": 0}
-    found["summary"] |= {"inputs": 0, "ok": 0, "failed": {}, "clips": nothing, "shards": {"count": 0, "bytes": 0}}
-    said = words(write_preparation(tmp_path, found | {"unmade": {}}).read_text())
+    found = replace(figures(tmp_path), summary=Summary(), unmade={}, histograms=[], wall={}, failures=[], stages={})
+    said = words(write_preparation(tmp_path, replace(found, machines=[])).read_text())
     assert "No clip was made" in said
     assert "No input failed" in said
 
@@ -149,18 +144,18 @@ def test_small_clips_play_as_they_are_large_ones_as_a_preview_and_none_beyond_th
     noise = np.random.default_rng(0).integers(0, 256, (60, 256, 320, 3), dtype=np.uint8)
     for name, frames in {"small": panning(12, height=32, width=48), "large": noise}.items():
         (tmp_path / f"{name}.mp4").write_bytes(encode(frames, 10.0))
-    small, large = (show(SimpleNamespace(path=tmp_path / f"{name}.mp4"), TOGETHER) for name in ("small", "large"))
-    assert small["video"] == (tmp_path / "small.mp4").read_bytes()
+    small, large = (show(clip(tmp_path / f"{name}.mp4"), TOGETHER) for name in ("small", "large"))
+    assert small.video == (tmp_path / "small.mp4").read_bytes()
     assert (tmp_path / "large.mp4").stat().st_size > SMALL
-    info = probe(large["video"])
+    info = probe(large.video)
     assert (info.height, info.width, info.frames) == (144, 180, 40)
-    assert show(SimpleNamespace(path=tmp_path / "small.mp4"), 100)["video"] is None
+    assert show(clip(tmp_path / "small.mp4"), 100).video is None
 
 
 def test_a_clip_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"x\.mp4: "):
-        show(SimpleNamespace(path=tmp_path / "x.mp4"), TOGETHER)
+        show(clip(tmp_path / "x.mp4"), TOGETHER)
 
 
 @pytest.mark.parametrize("browser", BROWSERS)

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.books.ledger import Ledger
 from data_prep.engine.stopwatch import Spent, Stopwatch
-from data_prep.report.progress import Meter, Step, line, pace, told
+from data_prep.report.progress import Meter, Step, counted, line, pace
 from videodiff.report.units import count_text, rate_text, size_text, time_text
 
 COUNTS = {"made": 390, "clips": 600, "read": 5 * 2**30, "written": 2**20, "filtered": 10, "failed": 12}
@@ -83,9 +83,9 @@ def test_an_error_leaves_the_last_line_and_no_thread():
 
 def test_items_are_told_as_they_pass():
     steps = []
-    assert list(told("abc", steps.append, "pack", "clips", 3)) == ["a", "b", "c"]
+    assert list(counted("abc", steps.append, "pack", "clips", 3)) == ["a", "b", "c"]
     assert steps == [Step("pack", number, 3, "clips") for number in (1, 2, 3)]
-    assert list(told([], steps.append, "pack", "clips", 0)) == []
+    assert list(counted([], steps.append, "pack", "clips", 0)) == []
     assert steps[-1] == Step("pack", 0, 0, "clips")
 
 

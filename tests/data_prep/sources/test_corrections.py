@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.books.ledger import Ledger, Outcome
-from data_prep.books.plan import Plan, Told
+from data_prep.books.plan import Plan
+from data_prep.books.reading import Reading
 from data_prep.books.request import Caption, ClipRequest, Place
-from data_prep.pipeline import format_summary, prep
+from data_prep.report.summary import Summary, format_summary
 from tests.material.made_clips import encode
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_captions, read_sample
@@ -33,19 +35,19 @@ def row(
     )
 
 
-def read(folder: Path, *rows: ClipRequest, batch: int = 50) -> Told:
+def read(folder: Path, *rows: ClipRequest, batch: int = 50) -> Reading:
     """Enter a reading into the books of a folder."""
     ledger = Ledger(folder / "ledger.sqlite")
     plan = Plan(folder / "plan.sqlite", folder / "ledger.sqlite")
-    told = plan.add(ledger.admit(rows, batch), batch)
+    found = plan.add(ledger.admit(rows, batch), batch)
     ledger.record([Outcome(request.id, "ok") for request in rows])
     plan.close(), ledger.close()
-    return told
+    return found
 
 
 def known(folder: Path) -> dict[str, ClipRequest]:
     plan = Plan(folder / "plan.sqlite", folder / "ledger.sqlite")
-    found = {request.source: request for request in plan.made()}
+    found = {request.source: request for _, request in plan.made()}
     plan.close()
     return found
 
@@ -58,9 +60,9 @@ def texts(folder: Path, source: str = "a.mp4") -> list[str]:
 def test_rows_of_one_id_add_captions_and_say_each_once(tmp_path: Path, batch: int) -> None:
     rows = [row("a.mp4", "one"), row("b.mp4", "x", line=2), row("a.mp4", "two", line=3), row("a.mp4", "one", line=4)]
     for _ in range(2):
-        told = read(tmp_path, *rows, batch=batch)
+        found = read(tmp_path, *rows, batch=batch)
         assert (texts(tmp_path), texts(tmp_path, "b.mp4")) == (["one", "two"], ["x"])
-        assert (told.repeated, told.updated) == (2, 0)
+        assert (found.repeated, found.updated) == (2, 0)
 
 
 def test_a_row_that_says_nothing_takes_nothing_from_another_row(tmp_path: Path) -> None:
@@ -74,8 +76,8 @@ def test_a_row_that_says_nothing_takes_nothing_from_another_row(tmp_path: Path) 
 @pytest.mark.parametrize("file", ["list.csv", "another.csv"])
 def test_a_later_reading_replaces_captions_of_the_same_origin(tmp_path: Path, file: str) -> None:
     read(tmp_path, row("a.mp4", "old", "older"), row("b.mp4", "kept", line=2))
-    told = read(tmp_path, row("a.mp4", "new", file=file, line=9))
-    assert (texts(tmp_path), texts(tmp_path, "b.mp4"), told.updated) == (["new"], ["kept"], 1)
+    found = read(tmp_path, row("a.mp4", "new", file=file, line=9))
+    assert (texts(tmp_path), texts(tmp_path, "b.mp4"), found.updated) == (["new"], ["kept"], 1)
     # A reading that speaks of captions, and has none any more, takes them away; one without captions does not.
     read(tmp_path, row("a.mp4", origin="", file=file))
     assert texts(tmp_path) == ["new"]
@@ -95,8 +97,8 @@ def test_licence_and_notes_are_those_of_the_last_version_of_a_file_and_join_thos
 
 def test_a_move_to_another_line_is_no_update(tmp_path: Path) -> None:
     read(tmp_path, row("a.mp4", "x", line=1), row("b.mp4", "y", line=2))
-    told = read(tmp_path, row("b.mp4", "y", line=1), row("a.mp4", "x", line=2))
-    assert (told.updated, told.repeated) == (0, 0)
+    found = read(tmp_path, row("b.mp4", "y", line=1), row("a.mp4", "x", line=2))
+    assert (found.updated, found.repeated) == (0, 0)
     assert list(known(tmp_path)) == ["a.mp4", "b.mp4"], "the order is that in which they were first named"
 
 
@@ -150,7 +152,7 @@ def test_corrected_captions_are_in_the_shards_and_nothing_is_decoded_again(tmp_p
     again = prep(tmp_path / "out", table, "table", **how)
     assert captions(tmp_path / "out") == {"a.mp4": ["new a"], "b.mp4": ["new b", "more, of b"]}
     assert (again["updated"], again["repeated"], again["inputs"], again["filtered"]) == (2, 2, 3, {})
-    assert "2 inputs updated" in format_summary(again, "out")
+    assert "2 inputs updated" in format_summary(Summary.from_json(again), "out")
     assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out/.work/clips").rglob("*.mp4")) == made
     # The summary of a call that reads nothing says how the list was, not what an earlier call changed in it.
     (tmp_path / "gone.txt").write_text("b.mp4\n")

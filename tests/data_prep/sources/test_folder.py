@@ -11,10 +11,11 @@ import pytest
 from data_prep.books.request import ClipRequest, Place
 from data_prep.fetch.acquire import Acquirer, check_local
 from data_prep.fetch.failures import AcquireError
-from data_prep.pipeline import format_summary, prep
 from data_prep.report.figures import figures
 from data_prep.report.page import write_preparation
+from data_prep.report.summary import Summary, format_summary
 from tests.material.made_clips import moving_square, write_video
+from tests.material.preparing import prep
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.video.encode import encode
 
@@ -61,7 +62,7 @@ def test_what_is_passed_over_and_has_no_caption_is_told_also_in_later_calls(prep
     out, summary = prepared
     passed = {".srt": 1, ".jpg": 1, "no ending": 1}
     assert summary["passed_over"] == json.loads((out / "summary.json").read_text())["passed_over"] == passed
-    lines = format_summary(summary, out).splitlines()
+    lines = format_summary(Summary.from_json(summary), out).splitlines()
     assert "3 clips have no caption" in lines
     (line,) = (line for line in lines if line.startswith("passed over: "))
     assert {".srt 1", ".jpg 1 (`videodiff pack` takes pictures)", "no ending 1"} == set(line[13:].split(", "))

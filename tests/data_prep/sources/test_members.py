@@ -11,9 +11,9 @@ import pytest
 import webdataset as wds
 
 from data_prep.cut.encode import EncodePolicy, first_working, open_encoder
-from data_prep.pipeline import prep
 from tests.data_prep.cut.test_audio import RATE, lag, samples_of, sweep, with_sound
 from tests.material.made_clips import sample
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.samples.manifest import Manifest

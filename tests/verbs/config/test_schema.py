@@ -62,20 +62,22 @@ def test_the_entries_of_a_class_are_its_arguments(name: str) -> None:
     assert (CLASSES[name].rest is not None) == any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def test_the_entries_of_prep_are_the_arguments_of_its_parts() -> None:
-    from data_prep.caption.asking import CaptionPolicy
+def test_the_entries_of_prep_are_the_fields_of_its_settings() -> None:
+    from data_prep.caption.policy import CaptionPolicy
     from data_prep.cut.encode import EncodePolicy
-    from data_prep.fetch.acquire import Acquirer
-    from data_prep.pipeline import prep
-    from data_prep.produce import CutPolicy
+    from data_prep.cut.policy import CutPolicy, MakePolicy
+    from data_prep.fetch.policy import FetchPolicy
+    from data_prep.rate.models import Models
+
+    def names(part: type) -> set[str]:
+        return set(inspect.signature(part).parameters)
 
     keys = VERBS["prep"].keys
-    for name, part in (("cut", CutPolicy), ("encode", EncodePolicy), ("caption", CaptionPolicy)):
-        assert set(keys[name].keys) == set(inspect.signature(part).parameters)
-    given = {"folder", "root", "sound", "keeper"}
-    assert set(keys["acquire"].keys) == set(inspect.signature(Acquirer).parameters) - given
-    own = {"progress", "overrides", "filter", "near", "models"}
-    assert set(keys) - {"prep"} == set(inspect.signature(prep).parameters) - own
+    parts = {"acquire": FetchPolicy, "cut": CutPolicy, "encode": EncodePolicy, "caption": CaptionPolicy}
+    for name, part in parts.items():
+        assert set(keys[name].keys) == names(part)
+    assert names(MakePolicy) <= set(keys)
+    assert set(keys["prep"].keys["models"].keys) == names(Models) | {"gpus"}
 
 
 WRONG = {

@@ -14,10 +14,12 @@ import transformers
 from safetensors.torch import save_file
 
 from data_prep.engine.local import Local, Node
-from data_prep.pipeline import prep
-from data_prep.score import rate as module
+from data_prep.rate import ratings as module
+from data_prep.rate.models import Models, find_models, hash_files
+from data_prep.rate.rating import rate_clips
+from data_prep.rate.ratings import Ratings
 from data_prep.score.model import ClipScores, NsfwScores, looks
-from data_prep.score.rate import Models, Ratings, find_models, hash_files, rate_clips
+from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_captions, read_sample

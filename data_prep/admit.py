@@ -1,0 +1,67 @@
+"""Admit: the inputs of the source get into plan and ledger, bad ones with what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data_prep.books.private import private_folder
+from data_prep.books.reading import Reading
+from data_prep.books.work_folder import PASSED, READING, SETTINGS, read_json
+from data_prep.preparation import Inputs, Preparation
+from data_prep.report.progress import counted
+from data_prep.settings import Source
+from data_prep.sources import READERS, CaptionIndex
+from data_prep.sources.metadata.rows import name_of
+from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.listing import Passed
+
+# The kinds of source that list files.
+LISTED = ("folder", "webdataset")
+
+
+def admit(preparation: Preparation) -> None:
+    """Enter the inputs, if there are any to be read; the counts of the last reading go into the summary."""
+    work, inputs = preparation.work, preparation.inputs
+    if inputs is not None:
+        (work / READING).unlink(missing_ok=True)
+        items = counted(inputs.items, preparation.progress, "read", "inputs")
+        reading = preparation.plan.add(preparation.ledger.admit(items))
+        write_whole(work / READING, json.dumps(reading.to_json()).encode())
+        write_whole(work / PASSED, json.dumps(dict(inputs.passed.most_common())).encode())
+    reading = Reading.from_json(read_json(work / READING))
+    if inputs is None:
+        reading.updated = 0  # by an earlier call
+    preparation.summary.reading = reading
+    preparation.summary.passed_over = read_json(work / PASSED)
+
+
+def open_inputs(source: Source, work: Path) -> Inputs:
+    """Return the inputs of a source, of which the first is read at once: a mistyped path leaves nothing behind."""
+    if source.kind not in READERS:
+        raise ValueError(f"kind: found {source.kind!r}, expected one of {', '.join(READERS)}")
+    options = {name: value for name, value in source.reader.items() if value}
+    if "captions" in options and source.kind == "hdvila":
+        private_folder(work)
+        table = options["captions"]
+        options["captions"] = CaptionIndex(table, work / "captions.sqlite", name_of(table))
+    path, passed = source.path, Passed()
+    try:
+        items = READERS[source.kind](path, **options, **({"passed": passed} if source.kind in LISTED else {}))
+    except TypeError as error:
+        raise ValueError(f"reader: found {', '.join(options) or 'nothing'} for kind={source.kind}: {error}") from error
+    if Path(path).is_dir() and Path(path).resolve() in work.resolve().parents:
+        raise ValueError(f"out: found {work.parent} in the source {path}, where its clips would be taken for footage")
+    return Inputs(begun(items, path, passed, work), passed)
+
+
+def begun(items: Iterator[Any], path: str | Path, passed: Passed, work: Path) -> Iterator[Any]:
+    """Return items of which the first is read; ValueError where a new work folder would have none."""
+    first = next(items, None)
+    if first is None and not (work / SETTINGS).is_file():
+        beside = f"; there are {passed}" if passed else ""
+        raise ValueError(f"source: found no inputs in {path}, expected at least one{beside}")
+    return items if first is None else chain([first], items)

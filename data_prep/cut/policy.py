@@ -1,0 +1,56 @@
+"""The settings of making clips."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.scenes import fit_durations
+
+
+@dataclass(frozen=True)
+class CutPolicy:
+    """What of a video becomes clips: its `spans` (or, without one, all of it), or the `scenes` in these.
+
+    detector, threshold, min_scene: see `scenes.find_scenes`; scenes over `maximum` seconds are split into equal parts,
+    those under `minimum` left out. Spans are cut as they are.
+    """
+
+    by: str = "spans"
+    detector: str = "adaptive"
+    threshold: float | None = None
+    min_scene: float = 0.6
+    minimum: float = 2.0
+    maximum: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.by not in ("spans", "scenes") or self.detector not in ("adaptive", "content"):
+            raise ValueError(
+                f"cut: found by={self.by} detector={self.detector}, expected spans or scenes, adaptive or content"
+            )
+        fit_durations([], self.minimum, self.maximum)
+
+
+@dataclass(frozen=True)
+class MakePolicy:
+    """How clips are made of a video.
+
+    crop: cut letterbox bars off; score: without it there are the scores of the geometry only; audio: `keep` has the
+    sound of each clip beside it, as m4a.
+    """
+
+    cut: CutPolicy = field(default_factory=CutPolicy)
+    encode: EncodePolicy = field(default_factory=EncodePolicy)
+    crop: bool = True
+    score: bool = True
+    audio: str = "drop"
+
+    def __post_init__(self) -> None:
+        if self.audio not in ("drop", "keep"):
+            raise ValueError(f"audio: found {self.audio!r}, expected drop or keep")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the bytes and the scores of a clip follow from, as JSON can hold it."""
+        return asdict(self)

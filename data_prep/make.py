@@ -1,0 +1,79 @@
+"""Make: the clips of all open requests, a video a task, in worker processes that may hang or crash."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+
+from data_prep.books.ledger import Ends, Outcome
+from data_prep.books.plan import Sources
+from data_prep.books.work_folder import VIDEOS
+from data_prep.choose.rules import is_taken
+from data_prep.engine.pool import Lost
+from data_prep.engine.stopwatch import Spent, total
+from data_prep.fetch.acquire import Acquirer
+from data_prep.preparation import Preparation
+from data_prep.produce import Ended, Making, Stop, produce
+from data_prep.report.progress import Step
+
+
+def make(preparation: Preparation) -> None:
+    """Make the clips of all requests that have not ended, or on request of those that failed for now."""
+    if not preparation.makes:
+        return
+    settings, work, root = preparation.settings, preparation.work, preparation.root
+    plan, ledger, retry, taken = preparation.plan, preparation.ledger, preparation.retries, preparation.rules.taken
+    making = Making(work, root, settings.make, settings.fetch)
+    Acquirer(work / VIDEOS, root, settings.fetch)  # makes the folder
+    if taken:
+        down = plan.sources(retry).only(lambda request: is_taken(request, taken))
+        ledger.record(Outcome(request.id, "filtered", "takedown") for request in list(down))
+    sources, counts = plan.sources(retry), so_far(ledger.ends())
+    counts["failed"] -= sources.requests if retry else 0
+    inputs = sources.requests + sum(counts.values())
+    preparation.progress(Step("make", inputs - sources.requests, inputs, counts=shown(counts)))
+    how = settings.processes
+    function = partial(produce, making=making)
+    with closing(how.engine.run(function, sources, [work, root], how.workers, how.timeout)) as batches:
+        for answers in batches:
+            ended, spent = read_answers(answers, sources)
+            counts.update(outcome.status for outcome in ledger.record(ended, spent))
+            made, read = spent.get("encode", Spent()), spent.get("fetch", Spent())
+            counts.update(clips=made.items, read=read.bytes, written=made.bytes)
+            done = sum(counts[status] for status in ("ok", "filtered", "failed"))
+            preparation.progress(Step("make", done, inputs, counts=shown(counts)))
+    shutil.rmtree(work / VIDEOS)
+
+
+def read_answers(
+    answers: Sequence[tuple[int, Ended | Stop | Lost]], sources: Sources
+) -> tuple[list[Outcome], dict[str, Spent]]:
+    """Return how requests ended and what that took, from the answers of workers; OSError where the disk is full."""
+    ended, parts = [], []
+    for number, answer in answers:
+        if isinstance(answer, Stop):
+            raise OSError(errno.ENOSPC, f"{answer.detail}; the same command goes on from here")
+        if isinstance(answer, Lost):
+            reason = answer.reason if answer.reason in ("timeout", "crashed") else "unexpected"
+            # Requests of this video that ended before stay as they are.
+            ended += [Outcome(each.id, "failed", reason, True, answer.detail) for each in sources[number]]
+        else:
+            ended.append(answer[0])
+            parts.append(answer[1])
+    return ended, total(parts)
+
+
+def so_far(ends: Ends) -> Counter:
+    """Return how many inputs ended in each way."""
+    failed = sum(count for kinds in ends.failed.values() for count in kinds.values())
+    return Counter(ok=ends.ok, filtered=sum(ends.filtered.values()), failed=failed)
+
+
+def shown(counts: Counter) -> dict[str, int]:
+    """Return counts as progress tells them: inputs that are ok so far are made, and only later held to the rules."""
+    names = ("clips", "read", "written", "filtered", "failed")
+    return {"made": counts["ok"]} | {name: counts[name] for name in names}

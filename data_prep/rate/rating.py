@@ -1,0 +1,87 @@
+"""Rate: scores by models that the user gives, once for each clip that meets the limits which need no model.
+
+The clips are read from the work folder, a few frames each. A score is noted under the id of the clip and what it
+follows from: the weights and, for text-video similarity, the captions. Other limits need no second look.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from data_prep.books.work_folder import clip_file
+from data_prep.choose.rules import refused
+from data_prep.engine.local import Node
+from data_prep.engine.lock import join_run
+from data_prep.engine.pool import Lost
+from data_prep.preparation import Preparation
+from data_prep.rate.models import RATED, Models
+from data_prep.rate.ratings import Unrated, source_captions
+from data_prep.report.progress import Step
+from videodiff.data.video.decode import decode
+
+
+def rate(preparation: Preparation) -> None:
+    """Rate all clips that meet the limits that need no model, and that no model has rated yet, if there are models."""
+    ratings = preparation.ratings
+    if ratings is None:
+        return
+    rules, how = preparation.rules, preparation.settings.processes
+    limits = {name: sides for name, sides in rules.filter.items() if name not in RATED}
+    rules = replace(rules, filter=limits, require_caption=False)
+    left = (clip for clip in preparation.clips if not refused(clip, rules))
+    chunks, done = ratings.unrated((clip.id, clip.frames, source_captions(clip)) for clip in left), 0
+    gpus = preparation.settings.rate.gpus
+    function = partial(rate_clips, work=preparation.work, models=ratings.models, gpu=gpus > 0)
+    folders = [preparation.work, *(path for path in ratings.models if path is not None)]
+    with closing(how.engine.run(function, chunks, folders, how.workers, how.timeout, gpus)) as batches:
+        for number, answer in (answer for answers in batches for answer in answers):
+            chunk = chunks[number]
+            if isinstance(answer, Lost):
+                raise ValueError(f"models: {answer.reason} at the clips from {chunk[0].id} on: {answer.detail}")
+            ratings.add(chunk, answer)
+            done += len(chunk)
+            preparation.progress(Step("rate", done, chunks.clips, "clips"))
+
+
+def rate_clips(
+    chunk: Sequence[Unrated], node: Node, work: Path, models: Models, gpu: bool
+) -> list[dict[str, dict[str, Any]]]:
+    """Return what each model that is wanted gives for each clip; runs in a worker."""
+    from data_prep.score.model import looks
+
+    join_run(node.scratch)
+    cv2.setNumThreads(1)
+    scorers, found = load(models, gpu), []
+    for clip in chunk:
+        video = clip_file(work, clip.id, "mp4").read_bytes()
+        frames = decode(video, looks(clip.frames))
+        found.append({kind: scorers[kind](frames, clip.captions) for kind in clip.wanted})
+    return found
+
+
+@cache
+def load(models: Models, gpu: bool) -> dict[str, Callable[[Any, Sequence[str]], dict[str, float]]]:
+    """Return the models, once a process: on one of the GPUs that it sees, or on one core."""
+    # The library takes seconds to import, and only these processes need it.
+    from data_prep.score.model import ClipScores, NsfwScores
+
+    torch.set_num_threads(1)
+    number, scorers = multiprocessing.current_process().name.rpartition("-")[2], {}
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("models.gpus: found no GPU, expected one, or models.gpus=0")
+    device = f"cuda:{int(number) % torch.cuda.device_count()}" if gpu else "cpu"
+    if models.clip:
+        scorers["clip"] = ClipScores(models.clip, models.aesthetic, device)
+    if models.nsfw:
+        nsfw = NsfwScores(models.nsfw, device)
+        scorers["nsfw"] = lambda frames, captions: nsfw(frames)
+    return scorers
