@@ -14,13 +14,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from videodiff.data.loader.quarantine import Quarantine, Sample
-from videodiff.data.loader.workers import Request, Work, Workers
+from videodiff.data.loader.quarantine import Quarantine, SampleId
+from videodiff.data.loader.workers import Workers
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_sample
 from videodiff.data.video.decode import decode_into, probe
@@ -42,32 +42,40 @@ def write(root: Path) -> list[dict[str, Any]]:
     return [manifest.row(index) for index in range(len(manifest))]
 
 
-def read_clip(task: tuple[str, dict[str, Any], int], out: np.ndarray) -> int:
+class Window(NamedTuple):
+    """Some frames of a clip."""
+
+    order: tuple[int, int]
+    sample: SampleId
+    shape: tuple[int, ...]
+    source: tuple[str, dict[str, Any], int]
+
+
+def read_clip(window: Window, out: np.ndarray) -> int:
     """Read a window of a clip; return the memory of this process in bytes."""
-    root, row, start = task
+    root, row, start = window.source
     members = read_sample(root, row, {"mp4"})
     decode_into(out, members["mp4"], range(start, start + FRAMES))
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def work(root: Path, rows: list[dict[str, Any]], order: tuple[int, int], number: int) -> Work:
+def window(root: Path, rows: list[dict[str, Any]], order: tuple[int, int], number: int) -> Window:
     row = rows[number % CLIPS]
-    task = (str(root), row, number * 7 % (48 - FRAMES))
-    return Work(order, Sample(row["shard"], row["key"], row["offset"]), task)
+    sample = SampleId(row["shard"], row["key"], row["offset"])
+    return Window(order, sample, SHAPE, (str(root), row, number * 7 % (48 - FRAMES)))
 
 
-def requests(root: Path, rows: list[dict[str, Any]], clips: int) -> Iterator[Request]:
+def batches(root: Path, rows: list[dict[str, Any]], clips: int) -> Iterator[list[Window]]:
     """Yield batches over the clips, round and round."""
     for step in range(clips // BATCH):
-        works = [work(root, rows, (step, place), step * BATCH + place) for place in range(BATCH)]
-        yield Request(SHAPE, works)
+        yield [window(root, rows, (step, place), step * BATCH + place) for place in range(BATCH)]
 
 
 def memory(root: Path, rows: list[dict[str, Any]], clips: int) -> None:
     """Print by how many bytes a clip the workers and this process grow, after a third for warming up."""
     with Workers(read_clip, PROCESSES, BATCH * int(np.prod(SHAPE)), lambda *_: None, Quarantine(budget=0)) as workers:
         steps, theirs, own = [], [], []
-        for step, batch in enumerate(workers.batches(requests(root, rows, clips))):
+        for step, batch in enumerate(workers.batches(batches(root, rows, clips))):
             steps.append(step * BATCH)
             theirs.append(max(batch.rest))
             own.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
@@ -85,8 +93,8 @@ def damaged(root: Path, rows: list[dict[str, Any]], runs: int) -> None:
     whole = {path: path.read_bytes() for path in root.glob("*.tar")}
     slot, lost = BATCH * int(np.prod(SHAPE)), 0
 
-    def stand_in(asked: Work, attempt: int) -> Work:
-        return work(root, rows, asked.order, asked.order[0] * 5 + asked.order[1] + 7 * attempt)
+    def stand_in(asked: Window, attempt: int) -> Window:
+        return window(root, rows, asked.order, asked.order[0] * 5 + asked.order[1] + 7 * attempt)
 
     with (
         Workers(read_clip, 1, slot, stand_in, Quarantine()) as one,
@@ -102,8 +110,8 @@ def damaged(root: Path, rows: list[dict[str, Any]], runs: int) -> None:
             results = []
             for workers in (one, many):
                 workers.quarantine, seen, fatal = Quarantine(), [], dice.randrange(8)
-                for step, batch in enumerate(workers.batches(requests(root, rows, 4 * BATCH))):
-                    seen.append([one.sample.key for one in batch.works])
+                for step, batch in enumerate(workers.batches(batches(root, rows, 4 * BATCH))):
+                    seen.append([one.sample.key for one in batch.tasks])
                     # Once: two kills may hit one clip, and twice is no accident.
                     if step == fatal:
                         os.kill(dice.choice(workers.pool).process.pid, signal.SIGKILL)

@@ -7,15 +7,24 @@ import os
 import signal
 import tarfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
 
-def act(task: tuple[str, int], out: np.ndarray) -> dict[str, Any]:
+class Clip(NamedTuple):
+    """A task for these functions: what it is and its number, or where a clip lies."""
+
+    order: tuple[int, int]
+    sample: Any
+    shape: tuple[int, ...]
+    what: tuple[Any, ...]
+
+
+def act(task: Clip, out: np.ndarray) -> dict[str, Any]:
     """Fill `out` with the number of the task; before that do what its kind says."""
-    kind, number = task
+    kind, number = task.what
     if kind == "hang":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGALRM})
         while True:
@@ -45,9 +54,9 @@ def act(task: tuple[str, int], out: np.ndarray) -> dict[str, Any]:
     return {"number": number}
 
 
-def read(task: tuple[str, str, int, int, int], out: np.ndarray) -> str:
+def read(task: Clip, out: np.ndarray) -> str:
     """Read a clip from (shard, key, offset, size, first frame) by PyAV alone; obey a clip that is an order."""
-    shard, key, offset, size, first = task
+    shard, key, offset, size, first = task.what
     with open(shard, "rb") as file:
         file.seek(offset)
         data = file.read(size)
@@ -55,7 +64,7 @@ def read(task: tuple[str, str, int, int, int], out: np.ndarray) -> str:
         members = {member.name: tar.extractfile(member).read() for member in tar}
     video = members[f"{key}.mp4"]
     if video.startswith(b"do "):
-        act((video[3:].decode().strip(), 0), out)
+        act(task._replace(what=(video[3:].decode().strip(), 0)), out)
     with av.open(io.BytesIO(video)) as container:
         frames = list(container.decode(video=0))[first : first + len(out)]
     if any(frame.is_corrupt for frame in frames):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from gpu.watch import Watch
 from safetensors.torch import load_file
 
 from videodiff.data.loader.stream import collate
-from videodiff.data.loader.workers import Read, Work
+from videodiff.data.loader.workers import Read
 from videodiff.diffusion.objective import Objective
 from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
 from videodiff.worlds.bouncing import Bouncing
@@ -139,8 +140,8 @@ def evaluated(check: Check, data: Path) -> None:
 def copies(check: Check) -> None:
     """Batches come in pinned memory on CUDA; a copy from there is no slower than one from other memory."""
     frames = np.random.default_rng(0).integers(0, 255, (2, 4, 16, 16, 3), dtype=np.uint8)
-    works = [Work((0, i), None, None) for i in range(2)]
-    batch = collate(Read(frames, [{"fps": 8.0}, {"fps": 8.0}], works))
+    tasks = [SimpleNamespace(order=(0, i)) for i in range(2)]
+    batch = collate(Read(frames, [{"fps": 8.0}, {"fps": 8.0}], tasks))
     check.hold("batches are pinned exactly on CUDA", batch["video"].is_pinned() == check.cuda)
     there = batch["video"].to(check.device, non_blocking=True).cpu()
     check.hold("a pinned copy brings every byte", torch.equal(there, torch.from_numpy(frames).permute(0, 4, 1, 2, 3)))

@@ -29,8 +29,8 @@ from videodiff.data.encoded import precompute as module
 from videodiff.data.encoded.precompute import Plan, precompute
 from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.loader.quarantine import Quarantine
-from videodiff.data.loader.stream import collate, work_of
-from videodiff.data.loader.workers import Request, read_here
+from videodiff.data.loader.stream import collate
+from videodiff.data.loader.workers import read_here
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_sample
@@ -165,8 +165,8 @@ def opened(root: Path, frames: int = 5, stride: int = 2, **how) -> Clips:
 def batch_of(clips: Clips, places: list[tuple[int, int]], deliver=("video",), cache_gib: float = 0.0) -> dict:
     """Return the batch of these rows and epochs as the loader makes it."""
     reader = Reader([clips.manifest.root], deliver, cache_gib)
-    works = [work_of(clips.task(row, 0, epoch), 0, number) for number, (row, epoch) in enumerate(places)]
-    (read,) = read_here(reader, [Request(reader.shape(works[0].task), works)], None, Quarantine(budget=0))
+    tasks = [clips.task(row, 0, epoch, (0, number)) for number, (row, epoch) in enumerate(places)]
+    (read,) = read_here(reader, [tasks], None, Quarantine(budget=0))
     return collate(read)
 
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from videodiff.data.loader.quarantine import Quarantine, QuarantineError, Sample
+from videodiff.data.loader.quarantine import Quarantine, QuarantineError, SampleId
 
-A, B = Sample("a.tar", "one", 0), Sample("b.tar", "two", 512)
+A, B = SampleId("a.tar", "one", 0), SampleId("b.tar", "two", 512)
 
 
 def test_each_sample_gets_one_line(tmp_path):

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from tests.material.made_clips import write_dataset
-from tests.material.stand_in_codec import act, read
-from videodiff.data.loader.quarantine import Quarantine, QuarantineError, Sample
-from videodiff.data.loader.workers import Request, Slots, Work, Workers
+from tests.material.stand_in_codec import Clip, act, read
+from videodiff.data.loader.quarantine import Quarantine, QuarantineError, SampleId
+from videodiff.data.loader.workers import Slots, Workers
 from videodiff.data.samples.manifest import Manifest
 
 SHAPE = (2, 4, 4, 3)
@@ -26,19 +26,19 @@ SIZE = 2 * 4 * 4 * 3
 RUNS = int(os.environ.get("FAULT_RUNS", "30"))
 
 
-def clip(step, place, number, kind="slow"):
-    return Work((step, place), Sample("a.tar", f"clip{number}", number), (kind, number))
+def clip(step, place, number, kind="slow", shape=SHAPE):
+    return Clip((step, place), SampleId("a.tar", f"clip{number}", number), shape, (kind, number))
 
 
-def stand_in(work, attempt):
-    return clip(0, 0, 1000 + 100 * work.order[0] + 10 * work.order[1] + attempt)
+def stand_in(asked, attempt):
+    return clip(*asked.order, 1000 + 100 * asked.order[0] + 10 * asked.order[1] + attempt)
 
 
 def requests(kinds=None, steps=5, clips=4, numbers=None):
     """Yield batches of clips 0, 1, 2, ..., or of these numbers, which do what `kinds` says."""
     for step in range(steps):
         found = [(numbers or range(steps * clips))[step * clips + place] for place in range(clips)]
-        yield Request(SHAPE, [clip(step, p, n, (kinds or {}).get(n, "slow")) for p, n in enumerate(found)])
+        yield [clip(step, p, n, (kinds or {}).get(n, "slow")) for p, n in enumerate(found)]
 
 
 def contents(batches):
@@ -47,7 +47,7 @@ def contents(batches):
     for batch in batches:
         numbers = [rest["number"] for rest in batch.rest]
         assert (batch.frames == np.reshape(numbers, (-1, 1, 1, 1, 1)) % 251).all()
-        assert numbers == [work.task[1] for work in batch.works]
+        assert numbers == [task.what[1] for task in batch.tasks]
         found.append(numbers)
     return found
 
@@ -108,12 +108,12 @@ def test_a_sample_is_out_from_its_first_failure_on_and_not_before(fresh):
 def test_a_fault_that_is_noticed_late_still_counts_from_its_place_on(fresh):
     # Clip 7 of step 0 fails only after the same sample, which is sound there, was read for step 1.
     works = [[clip(0, 0, 7, "hang"), clip(0, 1, 1)], [clip(1, 0, 7), clip(1, 1, 2)]]
-    assert contents(fresh.batches([Request(SHAPE, batch) for batch in works])) == [[1001, 1], [1101, 2]]
+    assert contents(fresh.batches(works)) == [[1001, 1], [1101, 2]]
 
 
 def test_a_stand_in_that_cannot_be_read_gets_one_itself(fresh, monkeypatch):
-    def poor(work, attempt):
-        return stand_in(work, attempt)._replace(task=("raise" if attempt < 3 else "slow", attempt))
+    def poor(asked, attempt):
+        return stand_in(asked, attempt)._replace(what=("raise" if attempt < 3 else "slow", attempt))
 
     monkeypatch.setattr(fresh, "stand_in", poor)
     assert contents(fresh.batches(requests({1: "raise"}, steps=1))) == [[0, 3, 2, 3]]
@@ -155,7 +155,7 @@ def test_a_clip_whose_worker_is_killed_again_and_again_is_still_read(fresh):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    assert contents(fresh.batches([Request(SHAPE, [clip(0, 0, 1, "nap")])])) == [[1]]
+    assert contents(fresh.batches([[clip(0, 0, 1, "nap")]])) == [[1]]
     assert len(killed) == 3
 
 
@@ -191,7 +191,7 @@ def test_an_error_in_the_requests_reaches_the_caller(fresh):
 
 def test_a_batch_that_does_not_fit_is_an_error(fresh):
     with pytest.raises(ValueError, match="found a batch of 3000000 bytes, expected at most slot_bytes="):
-        list(fresh.batches([Request((100, 100, 100, 3), [clip(0, 0, 1)])]))
+        list(fresh.batches([[clip(0, 0, 1, shape=(100, 100, 100, 3))]]))
 
 
 def test_workers_that_cannot_start_are_an_error():
@@ -229,13 +229,16 @@ def test_a_slot_is_free_once_nothing_refers_to_it():
 PARENT = """
 import os, signal, sys, time
 sys.path.insert(0, {path!r})
-from tests.material.stand_in_codec import act
-from videodiff.data.loader.quarantine import Quarantine, Sample
-from videodiff.data.loader.workers import Request, Work, Workers
+from tests.material.stand_in_codec import Clip, act
+from videodiff.data.loader.quarantine import Quarantine, SampleId
+from videodiff.data.loader.workers import Workers
 if __name__ == "__main__":
-    works = [Work((0, place), Sample("a.tar", "", place), (kind, 0)) for place, kind in enumerate(["slow", "orphan"])]
+    tasks = [
+        Clip((0, place), SampleId("a.tar", "", place), (1, 1, 1, 3), (kind, 0))
+        for place, kind in enumerate(["slow", "orphan"])
+    ]
     with Workers(act, 2, 8, None, Quarantine(), timeout=0.5) as workers:
-        batches = workers.batches(Request((1, 1, 1, 3), [work]) for work in works)
+        batches = workers.batches([task] for task in tasks)
         next(batches)
         print(*(worker.process.pid for worker in workers.pool), flush=True)
         time.sleep(0.2)
@@ -307,17 +310,17 @@ def test_a_run_over_damaged_tars_ends_with_every_bad_sample_named(seed, sound_ta
 
     def work(step, place, index):
         row = rows[index]
-        sample = Sample(row["shard"], row["key"], row["offset"])
-        task = (str(root / row["shard"]), row["key"], row["offset"], row["size"], index % 5)
-        return Work((step, place), sample, task)
+        sample = SampleId(row["shard"], row["key"], row["offset"])
+        what = (str(root / row["shard"]), row["key"], row["offset"], row["size"], index % 5)
+        return Clip((step, place), sample, (4, 32, 32, 3), what)
 
     def other(asked, attempt):
-        return work(0, 0, (asked.order[0] * 7 + asked.order[1] + attempt * 5) % 12)
+        return work(*asked.order, (asked.order[0] * 7 + asked.order[1] + attempt * 5) % 12)
 
     def readable(asked):
         with np.errstate(all="ignore"):
             try:
-                return asked.sample.key not in orders and bool(read(asked.task, np.empty((4, 32, 32, 3), np.uint8)))
+                return asked.sample.key not in orders and bool(read(asked, np.empty((4, 32, 32, 3), np.uint8)))
             except Exception:
                 return False
 
@@ -327,7 +330,7 @@ def test_a_run_over_damaged_tars_ends_with_every_bad_sample_named(seed, sound_ta
     readers.stand_in, readers.quarantine = other, Quarantine(tmp_path / "quarantine.jsonl")
     killer = threading.Timer(dice.uniform(0, 0.3), lambda: dice.choice(readers.pool).process.kill())
     killer.start()
-    found = [batch.works for batch in readers.batches(Request((4, 32, 32, 3), batch) for batch in asked)]
+    found = [batch.tasks for batch in readers.batches(asked)]
     killer.join()
     assert [[one.sample.key for one in batch] for batch in found] == expected
     named = {json.loads(line)["key"] for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()}

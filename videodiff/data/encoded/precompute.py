@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ from videodiff.codec.cached import (
     write_array,
 )
 from videodiff.data.encoded.windows import PIECE, Windows
-from videodiff.data.loader.quarantine import Quarantine, Sample
-from videodiff.data.loader.workers import Read, Request, Work, Workers, read_here
+from videodiff.data.loader.quarantine import Quarantine, SampleId
+from videodiff.data.loader.workers import Read, Workers, read_here
 from videodiff.data.samples.manifest import NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.samples.shards import (
     SIDECARS,
@@ -351,12 +351,12 @@ class Reads:
     def clips(self, source: Manifest, rows: Sequence[dict[str, Any]]) -> Iterator[Iterator[np.ndarray]]:
         """Yield for each row its parts, uint8 `t h w c`, to be taken before the next row."""
         parts = [self.windows.parts(row["frames"]) for row in rows]
-        requests = (
-            Request((len(part), *size_of(row, self.sizes), 3), [Work((i, j), sample_of(row), (source.root, row, part))])
+        asked = (
+            [Part((i, j), sample_of(row), (len(part), *size_of(row, self.sizes), 3), (source.root, row, part))]
             for i, row in enumerate(rows)
             for j, part in enumerate(parts[i])
         )
-        with contextlib.closing(self.batches(requests)) as reads:
+        with contextlib.closing(self.batches(asked)) as reads:
             for row, own in zip(rows, parts, strict=True):
                 yield self.clip(row, len(own), islice(reads, len(own)))
 
@@ -372,13 +372,22 @@ class Reads:
 
     def failure(self, row: dict[str, Any], read: Read) -> str | None:
         """Return why a part could not be decoded."""
-        return None if read.works[0].task is not None else self.quarantine.losses[sample_of(row)].reason
+        return None if read.tasks[0].source is not None else self.quarantine.losses[sample_of(row)].reason
 
 
-def read_part(task: tuple[Any, dict[str, Any], range] | None, out: np.ndarray) -> bool:
+class Part(NamedTuple):
+    """Some frames of a sample that are encoded together: root, row and numbers of the frames, or nothing instead."""
+
+    order: tuple[int, int]
+    sample: SampleId
+    shape: tuple[int, int, int, int]
+    source: tuple[Any, dict[str, Any], range] | None
+
+
+def read_part(part: Part, out: np.ndarray) -> bool:
     """Fill `out` with frames of a sample, with nothing where its place is taken by nothing."""
-    if task is not None:
-        root, row, numbers = task
+    if part.source is not None:
+        root, row, numbers = part.source
         members = read_sample(root, row, VIDEOS)
         name = video_of(members)
         if name is None:
@@ -387,13 +396,13 @@ def read_part(task: tuple[Any, dict[str, Any], range] | None, out: np.ndarray) -
     return True
 
 
-def nothing(asked: Work, attempt: int) -> Work:
+def nothing(asked: Part, attempt: int) -> Part:
     """Return what takes the place of a part that cannot be read."""
-    return Work(asked.order, Sample("", "", attempt), None)
+    return asked._replace(sample=SampleId("", "", attempt), source=None)
 
 
-def sample_of(row: dict[str, Any]) -> Sample:
-    return Sample(row["shard"], row["key"], row["offset"])
+def sample_of(row: dict[str, Any]) -> SampleId:
+    return SampleId(row["shard"], row["key"], row["offset"])
 
 
 def size_of(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from videodiff.codec.cached import (
 )
 from videodiff.data.encoded.windows import Windows
 from videodiff.data.loader.captions import EVEN, CaptionMix, draw_caption
+from videodiff.data.loader.quarantine import SampleId
 from videodiff.data.order.buckets import Bucket, count_kinds, kinds_of, mask, misfits
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import SIDECARS, VIDEOS, Text, read_notes, read_sample, read_texts, video_of
@@ -33,19 +34,32 @@ DELIVER = ("video", "latent", "text")
 
 
 class Task(NamedTuple):
-    """What is to be read: a row of a dataset, and these frames, scaled to height x width.
+    """What is to be read for a place in the order (step, position): a row of a dataset, and these frames, scaled to
+    height x width.
 
     What is chosen at random is drawn by `key`; without one the first is taken, and the truth of a simulated clip too.
-    `windows`: how cached latents are cut, None where they are not asked for.
+    `pixels`: whether frames are asked for at all; `windows`: how cached latents are cut, None without them.
     """
 
+    order: tuple[int, int]
     dataset: int
     row: dict[str, Any]
     numbers: range
     height: int
     width: int
     key: tuple[int, ...] | None
+    pixels: bool = True
     windows: Windows | None = None
+
+    @property
+    def sample(self) -> SampleId:
+        """What names its sample."""
+        return SampleId(self.row["shard"], self.row["key"], self.row["offset"], self.dataset)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of its frames, `t h w c`; without any where no pixels are asked for."""
+        return len(self.numbers) * self.pixels, self.height, self.width, 3
 
 
 class Clips:
@@ -71,6 +85,7 @@ class Clips:
     ) -> None:
         self.manifest, self.buckets, self.seed, self.number, self.fixed = manifest, list(buckets), seed, number, fixed
         self.records = {what: record_of(manifest, what) for what in ("latent", "text") if what in deliver}
+        self.pixels = "video" in deliver
         self.windows = windows_of(self.records, self.buckets, str(manifest.path))
         self.columns = ("frames",) if any_size and self.windows is None else ("frames", "height", "width")
         self.misfits: Counter[str] = Counter()
@@ -180,15 +195,16 @@ class Clips:
         if "text" in found:
             check_record("text", found["text"], text_record(text), where)
 
-    def task(self, index: int, bucket: int = 0, epoch: int = 0) -> Task:
-        """Return what is to be read of a row, for a bucket, in an epoch."""
+    def task(self, index: int, bucket: int = 0, epoch: int = 0, order: tuple[int, int] = (0, 0)) -> Task:
+        """Return what is to be read of a row, for a bucket, in an epoch, at a place in the order."""
         row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)
         usable = (stride for stride in shape.strides if (shape.frames - 1) * stride < row["frames"])
         stride = next(usable, shape.strides[0])
         first = range(0, (shape.frames - 1) * stride + 1, stride)
         draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
         numbers = first if self.fixed else draw_window(row["frames"], *key)
-        return Task(self.number, row, numbers, shape.height, shape.width, None if self.fixed else key, self.windows)
+        key = None if self.fixed else key
+        return Task(order, self.number, row, numbers, shape.height, shape.width, key, self.pixels, self.windows)
 
 
 def record_of(manifest: Manifest, what: str) -> dict[str, Any]:
@@ -246,14 +262,14 @@ class Reader:
 
     def __init__(
         self,
-        roots: Sequence[Any],
+        roots: Sequence[Any] | Mapping[int, Any],
         deliver: Sequence[str] = ("video",),
         cache_gib: float = 0.0,
         captions: CaptionMix = EVEN,
     ) -> None:
         if unknown := set(deliver) - set(DELIVER):
             raise ValueError(f"deliver: found {sorted(unknown)[0]!r}, expected some of {', '.join(DELIVER)}")
-        self.roots, self.deliver, self.captions = list(roots), tuple(deliver), captions
+        self.roots, self.deliver, self.captions = roots, tuple(deliver), captions
         self.room, self.kept = int(cache_gib * 2**30), {}
 
     def __call__(self, task: Task, out: np.ndarray) -> dict[str, Any]:
@@ -314,12 +330,8 @@ class Reader:
 
     def alone(self, task: Task) -> dict[str, Any]:
         """Return a whole sample, its frames as `video`."""
-        out = np.empty(self.shape(task), dtype=np.uint8)
+        out = np.empty(task.shape, dtype=np.uint8)
         return self(task, out) | ({"video": out} if "video" in self.deliver else {})
-
-    def shape(self, task: Task) -> tuple[int, int, int, int]:
-        """Return the shape of the frames of a task."""
-        return len(task.numbers) * ("video" in self.deliver), task.height, task.width, 3
 
 
 def truth_window(truth: dict[str, Any] | None, window: range) -> dict[str, Any] | None:

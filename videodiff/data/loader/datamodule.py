@@ -15,12 +15,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from videodiff.data.loader.captions import CaptionMix, check_origins
-from videodiff.data.loader.clips import Clips, Reader
+from videodiff.data.loader.clips import Clips, Reader, Task
 from videodiff.data.loader.quarantine import Quarantine
-from videodiff.data.loader.stream import GlobalBatches, Loader, collate, work_of
+from videodiff.data.loader.stream import GlobalBatches, Loader, collate
 from videodiff.data.loader.trained import Trained, trained_shapes, usual
 from videodiff.data.loader.wording import check_captions, fit_captions, read_captions_of
-from videodiff.data.loader.workers import LIFE, Read, Request, Work, Workers, read_here
+from videodiff.data.loader.workers import LIFE, Read, Workers, read_here
 from videodiff.data.order.arithmetic import Mesh, micro_batches, resume
 from videodiff.data.order.buckets import Bucket, Cost
 from videodiff.data.order.curriculum import Budget, check_keys, order_of, read_stages
@@ -195,7 +195,7 @@ class ClipDataModule(lightning.LightningDataModule):
         self._batches(Mesh(0, world)), self.reader
         for clips in [*self.training, self.validation]:
             if clips is not None and not self.num_workers:
-                Reader([clips.manifest.root], self.deliver).alone(clips.first()._replace(dataset=0))
+                reader_of(clips, self.deliver).alone(clips.first())
 
     def accumulate(self, world: int) -> int:
         """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
@@ -242,16 +242,16 @@ class ClipDataModule(lightning.LightningDataModule):
             source = next(clips for clips in last if clips.rates[number])
             clips = Clips(source.manifest, [shape.bucket], fixed=True, **how)
         rows = clips.fitting()
-        reader, taken = Reader([clips.manifest.root], self.deliver), islice(rows, count)
-        works = [work_of(clips.task(row)._replace(dataset=0), 0, place) for place, row in enumerate(taken)]
+        reader, taken = reader_of(clips, self.deliver), islice(rows, count)
+        tasks = [clips.task(row, order=(0, place)) for place, row in enumerate(taken)]
 
-        def stand_in(asked: Work, attempt: int) -> Work:
+        def stand_in(asked: Task, attempt: int) -> Task:
             if (row := next(rows, None)) is None:
                 raise ValueError(f"{clips.manifest.root}: found too few clips that can be read, expected {count}")
-            return work_of(clips.task(row)._replace(dataset=0), *asked.order)
+            return clips.task(row, order=asked.order)
 
         found = []
-        for read in self._read_once(reader, [Request(reader.shape(works[0].task), works)], stand_in):
+        for read in self._read_once(reader, [tasks], stand_in):
             for frames, sample in zip(read.frames, read.rest, strict=True):
                 found.append({**sample, "video": frames.copy()} if frames.size else sample)
         if self.fit_text is not None:
@@ -284,27 +284,27 @@ class ClipDataModule(lightning.LightningDataModule):
         share = range(len(rows))
         if len(rows) % mesh.world == 0:
             share = share[mesh.rank * len(rows) // mesh.world : (mesh.rank + 1) * len(rows) // mesh.world]
-        works = [work_of(self.validation.task(rows[place]), 0, place) for place in share]
-        reader, size = Reader([self.validation.manifest.root], self.deliver), self._micro_batch(mesh.world)
-        requests = [Request(reader.shape(w.task), works[i : i + size]) for i, w in enumerate(works) if i % size == 0]
-        return [self._fitted(collate(read)) for read in self._read_once(reader, requests)]
+        tasks = [self.validation.task(rows[place], order=(0, place)) for place in share]
+        reader, size = reader_of(self.validation, self.deliver), self._micro_batch(mesh.world)
+        asked = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        return [self._fitted(collate(read)) for read in self._read_once(reader, asked)]
 
     def _fitted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Leave out of the captions of a validation batch what the text encoder does not know."""
         return batch if self.fit_text is None else batch | {"caption": self.fit_text(batch["caption"])[0]}
 
     def _read_once(
-        self, reader: Reader, requests: Sequence[Request], stand_in: Callable[[Work, int], Work] | None = None
+        self, reader: Reader, asked: Sequence[Sequence[Task]], stand_in: Callable[[Task, int], Task] | None = None
     ) -> Iterator[Read]:
         """Read a few batches; a clip that fails is an error unless others may stand in."""
         lost = Quarantine(budget=0 if stand_in is None else math.inf)
         if not self.num_workers:
-            yield from read_here(reader, requests, stand_in or no_stand_in, lost)
+            yield from read_here(reader, asked, stand_in or no_stand_in, lost)
             return
-        largest = max(len(requests[0].works) * math.prod(requests[0].shape), 1)
-        workers = min(self.num_workers, len(requests[0].works))
+        largest = max(len(asked[0]) * math.prod(asked[0][0].shape), 1)
+        workers = min(self.num_workers, len(asked[0]))
         with Workers(reader, workers, largest, stand_in or no_stand_in, lost, self.timeout) as pool:
-            yield from pool.batches(requests)
+            yield from pool.batches(asked)
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
         """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
@@ -353,7 +353,12 @@ class ClipDataModule(lightning.LightningDataModule):
         return self.order.identity(step) | {"datasets": [clips.manifest.fingerprint for clips in begun]}
 
 
-def no_stand_in(asked: Work, attempt: int) -> Work:
+def reader_of(clips: Clips, deliver: Sequence[str]) -> Reader:
+    """Return a reader of the clips of one dataset."""
+    return Reader({clips.number: clips.manifest.root}, deliver)
+
+
+def no_stand_in(asked: Task, attempt: int) -> Task:
     """Refuse: what the same clips shall measure at all times must all be there."""
     raise ValueError(f"{asked.sample.shard}: {asked.sample.key}: cannot be read, expected every validation clip")
 

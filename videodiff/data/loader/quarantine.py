@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-class Sample(NamedTuple):
+class SampleId(NamedTuple):
     """What names a sample wherever it is drawn: its shard, its key, the offset there, and the number of its dataset."""
 
     shard: str
@@ -40,14 +40,14 @@ class Quarantine:
 
     def __init__(self, path: str | Path | None = None, budget: int = 100) -> None:
         self.path, self.budget = None if path is None else Path(path), budget
-        self.losses: dict[Sample, Loss] = {}
+        self.losses: dict[SampleId, Loss] = {}
         self.before = 0
 
-    def holds(self, sample: Sample, order: tuple[int, ...]) -> bool:
+    def holds(self, sample: SampleId, order: tuple[int, ...]) -> bool:
         """Tell whether a sample is out at a place in the order."""
         return sample in self.losses and self.losses[sample].order <= order
 
-    def add(self, sample: Sample, order: tuple[int, ...], reason: str) -> None:
+    def add(self, sample: SampleId, order: tuple[int, ...], reason: str) -> None:
         """Put a sample out from a place on; QuarantineError with a summary once they are too many."""
         known = self.losses.get(sample)
         if known is None and self.path is not None:
@@ -76,7 +76,7 @@ class Quarantine:
     def load_state_dict(self, state: Iterable[list[Any]]) -> None:
         """Add the samples of a state; those of several ranks may be loaded one after another."""
         for *sample, order, reason in state:
-            sample, loss = Sample(*sample), Loss(tuple(order), reason)
+            sample, loss = SampleId(*sample), Loss(tuple(order), reason)
             self.losses[sample] = min(loss, self.losses.get(sample, loss))
         self.before = len(self.losses)
 

@@ -10,8 +10,8 @@ import torch
 
 from videodiff.codec.cached import pad_text
 from videodiff.data.loader.clips import Clips, Reader, Task
-from videodiff.data.loader.quarantine import Quarantine, Sample
-from videodiff.data.loader.workers import Read, Request, Work, Workers, read_here
+from videodiff.data.loader.quarantine import Quarantine
+from videodiff.data.loader.workers import Read, Workers, read_here
 from videodiff.data.order.arithmetic import ALONE, Mesh, check_batch_sizes
 from videodiff.data.order.mixture import Batch, Curriculum, Mixture
 from videodiff.data.storage.cache import CachedFolder
@@ -91,19 +91,18 @@ class Loader:
         self.remote = any(isinstance(clips.manifest.root, CachedFolder) for clips in batches.clips)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        requests = map(self.request, self.batch_sampler)
+        asked = map(self.tasks, self.batch_sampler)
         if self.workers is None:
-            reads = read_here(self.reader, requests, self.stand_in, self.quarantine)
+            reads = read_here(self.reader, asked, self.stand_in, self.quarantine)
         else:
-            reads = self.workers().batches(requests)
+            reads = self.workers().batches(asked)
         return map(collate, reads)
 
-    def request(self, items: Sequence[Item]) -> Request:
-        """Return a micro-batch as it is asked for."""
+    def tasks(self, items: Sequence[Item]) -> list[Task]:
+        """Return what is to be read for a micro-batch."""
         if self.remote:
             self.look_ahead(items[0])
-        works = [self.work(item) for item in items]
-        return Request(self.reader.shape(works[0].task), works)
+        return [self.task(item) for item in items]
 
     def look_ahead(self, item: Item) -> None:
         """Have the next window's shards of remote datasets fetched while those of the present one are read."""
@@ -113,20 +112,14 @@ class Loader:
                 self.asked[place] = shards.tolist()
                 root.prefetch([clips.manifest.shards[shard]["name"] for shard in self.asked[place]])
 
-    def work(self, item: Item) -> Work:
-        """Return the clip of an item as it is asked for."""
-        task = self.batch_sampler.clips[item.dataset].task(item.row, item.bucket, item.epoch)
-        return work_of(task, item.step, item.position)
+    def task(self, item: Item) -> Task:
+        """Return what is to be read for an item."""
+        clips = self.batch_sampler.clips[item.dataset]
+        return clips.task(item.row, item.bucket, item.epoch, (item.step, item.position))
 
-    def stand_in(self, asked: Work, attempt: int) -> Work:
+    def stand_in(self, asked: Task, attempt: int) -> Task:
         """Return another clip for one that cannot be read."""
-        return self.work(self.batch_sampler.stand_in(*asked.order, attempt))
-
-
-def work_of(task: Task, step: int, position: int) -> Work:
-    """Return a task with its place in the order and the name of its sample."""
-    sample = Sample(task.row["shard"], task.row["key"], task.row["offset"], task.dataset)
-    return Work((step, position), sample, task)
+        return self.task(self.batch_sampler.stand_in(*asked.order, attempt))
 
 
 def collate(read: Read) -> dict[str, Any]:
@@ -134,7 +127,7 @@ def collate(read: Read) -> dict[str, Any]:
 
     Where there is a GPU the memory is pinned, so that copies to the device need not be waited for.
     """
-    samples, orders = read.rest, [work.order for work in read.works]
+    samples, orders = read.rest, [task.order for task in read.tasks]
     batch: dict[str, Any] = {"step": orders[0][0], "position": torch.tensor([position for _, position in orders])}
     for name in ("caption", "key", "truth"):
         if name in samples[0]:

@@ -53,8 +53,7 @@ def clips(reader: Reader, tasks: Sequence[Task]) -> Iterator[int]:
     """Read clips again and again, and keep nothing; yield 1 for each."""
     outs: dict[tuple[int, ...], np.ndarray] = {}
     for task in itertools.cycle(tasks):
-        shape = reader.shape(task)
-        reader(task, outs.setdefault(shape, np.empty(shape, dtype=np.uint8)))
+        reader(task, outs.setdefault(task.shape, np.empty(task.shape, dtype=np.uint8)))
         yield 1
 
 

@@ -22,11 +22,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from videodiff.data.loader.quarantine import Quarantine, Sample
+from videodiff.data.loader.quarantine import Quarantine, SampleId
 
 READY = "ready"
 # Seconds between two looks at the time. A worker is charged at most two of them at once: when the whole job was
@@ -45,37 +45,32 @@ STAND_INS = 1000
 LIFE = 5000
 
 
-class Work(NamedTuple):
-    """One clip of a batch: its place in the order (rising, like step and position), its sample, what to do about it.
-
-    `task` is what the function of the workers gets: small, picklable, such as a row and a window.
+class Task(Protocol):
+    """One clip of a batch, small and picklable: its place in the order (rising, like step and position), the sample
+    that it is of, and the shape of its frames, `t h w c`.
     """
 
-    order: tuple[int, ...]
-    sample: Sample
-    task: Any
-
-
-class Request(NamedTuple):
-    """A batch to be read: the shape of a clip `t h w c`, and the clips."""
-
-    shape: tuple[int, ...]
-    works: Sequence[Work]
+    @property
+    def order(self) -> tuple[int, ...]: ...
+    @property
+    def sample(self) -> SampleId: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Read(NamedTuple):
-    """A batch: uint8 `b t h w c`; what the function returned for each clip; the clips that were really read.
+    """A batch: uint8 `b t h w c`; what the function returned for each clip; the tasks that were really done.
 
     The memory of `frames` is used again once no array and no tensor refers to it.
     """
 
     frames: np.ndarray
     rest: list[Any]
-    works: list[Work]
+    tasks: list[Any]
 
 
 Function = Callable[[Any, np.ndarray], Any]
-StandIn = Callable[[Work, int], Work]
+StandIn = Callable[[Any, int], Any]
 
 
 class Slots:
@@ -125,11 +120,11 @@ class Flight:
     For each open place there is one errand, waiting or with a worker: no two ever write to the same memory.
     """
 
-    def __init__(self, request: Request, slot: int, memory: np.ndarray) -> None:
-        self.shape, self.slot, self.asked = tuple(request.shape), slot, list(request.works)
+    def __init__(self, tasks: Sequence[Task], slot: int, memory: np.ndarray) -> None:
+        self.shape, self.slot, self.asked = tuple(tasks[0].shape), slot, list(tasks)
         count, size = len(self.asked), int(np.prod(self.shape))
         self.frames = memory[: count * size].reshape(count, *self.shape)
-        self.works, self.rest, self.open = list(self.asked), [None] * count, set(range(count))
+        self.tasks, self.rest, self.open = list(self.asked), [None] * count, set(range(count))
 
 
 class Errand(NamedTuple):
@@ -137,13 +132,13 @@ class Errand(NamedTuple):
 
     flight: Flight
     place: int
-    work: Work
+    task: Task
     suspected: int = 0
 
     def renewed(self) -> Errand:
         """Return the errand for what the place shall hold now: another clip may have been taken meanwhile."""
-        work = self.flight.works[self.place]
-        return self if work is self.work else Errand(self.flight, self.place, work)
+        task = self.flight.tasks[self.place]
+        return self if task is self.task else Errand(self.flight, self.place, task)
 
 
 class Worker:
@@ -170,7 +165,7 @@ class Worker:
         # One that died while idle is found by the next `take`, which sees the end of its connection.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             flight = errand.flight
-            self.connection.send((errand.work.task, flight.slot, errand.place, flight.shape))
+            self.connection.send((errand.task, flight.slot, errand.place))
 
     def take(self) -> tuple[bool, Any] | None:
         """Return whether the present errand succeeded, and its result or the reason; None where the process died."""
@@ -214,11 +209,11 @@ def work(connection: Connection, function: Function, slots: Slots, timeout: floa
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send((True, READY))
         while True:
-            task, slot, place, shape = connection.recv()
+            task, slot, place = connection.recv()
             # When the parent is gone nobody else ends a decoder that hangs: SIGALRM is left to the kernel, which kills.
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
             try:
-                answer = True, function(task, slots.clip(slot, place, shape))
+                answer = True, function(task, slots.clip(slot, place, task.shape))
             except OSError as error:
                 answer = None, error
             except Exception as error:
@@ -233,9 +228,9 @@ class Workers:
     `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
     the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for.
     `life`: clips that a process reads before another takes its place. A clip whose function raises, or whose process
-    hangs or crashes twice, or is killed six times, goes into the quarantine, and `stand_in(work, attempt)` with attempt
-    1, 2, ... names others of the same shape for its place. An OSError is raised: a disk or a host is not the fault of a
-    clip. Use it in a `with` block, or `close` it.
+    hangs or crashes twice, or is killed six times, goes into the quarantine, and `stand_in(task, attempt)` with attempt
+    1, 2, ... names others of the same shape and order for its place. An OSError is raised: a disk or a host is not the
+    fault of a clip. Use it in a `with` block, or `close` it.
     """
 
     def __init__(
@@ -277,13 +272,14 @@ class Workers:
     def hire(self) -> Worker:
         return Worker(self.function, self.slots, self.timeout)
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[Read]:
-        """Yield the batches in the order of the requests; one such iteration at a time.
+    def batches(self, asked: Iterable[Sequence[Task]]) -> Iterator[Read]:
+        """Yield the batches in the order in which they are asked for; one such iteration at a time.
 
-        A thread reads ahead while the caller is busy, and takes requests as it needs them.
+        The tasks of a batch have one shape. A thread reads ahead while the caller is busy, and takes batches of tasks
+        as it needs them.
         """
         done, (wake, bell) = queue.SimpleQueue(), multiprocessing.Pipe(duplex=False)
-        thread = threading.Thread(target=self.run, args=(iter(requests), done, wake), daemon=True)
+        thread = threading.Thread(target=self.run, args=(iter(asked), done, wake), daemon=True)
         thread.start()
         self.reading.append((bell, thread))
         try:
@@ -300,10 +296,10 @@ class Workers:
             wake.close()
             self.reading.clear()
 
-    def run(self, requests: Iterator[Request], done: queue.SimpleQueue, wake: Connection) -> None:
-        """Read batches until there are no more requests or nobody listens; what went wrong is handed on as well."""
+    def run(self, asked: Iterator[Sequence[Task]], done: queue.SimpleQueue, wake: Connection) -> None:
+        """Read batches until no more are asked for or nobody listens; what went wrong is handed on as well."""
         try:
-            self.serve(requests, done, wake)
+            self.serve(asked, done, wake)
             done.put(None)
         except BaseException as error:
             done.put(error)
@@ -311,17 +307,17 @@ class Workers:
         self.flights.clear()
         self.waiting.clear()
 
-    def serve(self, requests: Iterator[Request], done: queue.SimpleQueue, wake: Connection) -> None:
+    def serve(self, asked: Iterator[Sequence[Task]], done: queue.SimpleQueue, wake: Connection) -> None:
         room, last, more = self.ahead, time.monotonic(), True
         while True:
             while more and len(self.flights) < room:
-                request = next(requests, None)
-                more = request is not None
+                tasks = next(asked, None)
+                more = tasks is not None
                 if more:
-                    self.begin(request)
+                    self.begin(tasks)
             while self.flights and not self.flights[0].open:
                 flight = self.flights.popleft()
-                done.put(Read(flight.frames, flight.rest, flight.works))
+                done.put(Read(flight.frames, flight.rest, flight.tasks))
                 # Until it is taken it counts as one of those ahead.
                 room -= 1
                 del flight
@@ -340,15 +336,15 @@ class Workers:
                     return
                 room += 1
 
-    def begin(self, request: Request) -> None:
+    def begin(self, tasks: Sequence[Task]) -> None:
         """Give a batch its slot, and line up its clips."""
-        if (size := len(request.works) * int(np.prod(request.shape))) > self.slots.bytes:
+        if (size := len(tasks) * int(np.prod(tasks[0].shape))) > self.slots.bytes:
             raise ValueError(f"workers: found a batch of {size} bytes, expected at most slot_bytes={self.slots.bytes}")
-        flight = Flight(request, *self.slots.take())
+        flight = Flight(tasks, *self.slots.take())
         self.flights.append(flight)
         for place in range(len(flight.asked)):
-            flight.works[place] = self.sound(flight.asked[place])
-            self.waiting.append(Errand(flight, place, flight.works[place]))
+            flight.tasks[place] = self.sound(flight.asked[place])
+            self.waiting.append(Errand(flight, place, flight.tasks[place]))
 
     def feed(self) -> None:
         """Give clips to the workers that have room, first to those that have nothing; the oldest leave.
@@ -422,28 +418,28 @@ class Workers:
 
     def lose(self, errand: Errand, reason: str) -> None:
         """Quarantine a sample, and take others for it here and wherever it comes later: that rules out timing."""
-        lost = errand.work
+        lost = errand.task
         self.quarantine.add(lost.sample, lost.order, reason)
         for flight in self.flights:
-            for place, other in enumerate(flight.works):
+            for place, other in enumerate(flight.tasks):
                 if other.sample == lost.sample and other.order >= lost.order:
-                    flight.works[place] = self.sound(flight.asked[place])
+                    flight.tasks[place] = self.sound(flight.asked[place])
                     if place not in flight.open:
                         flight.open.add(place)
-                        self.waiting.appendleft(Errand(flight, place, flight.works[place]))
+                        self.waiting.appendleft(Errand(flight, place, flight.tasks[place]))
         self.waiting.appendleft(errand.renewed())
 
-    def sound(self, asked: Work) -> Work:
+    def sound(self, asked: Task) -> Task:
         return sound(asked, self.stand_in, self.quarantine)
 
 
-def sound(asked: Work, stand_in: StandIn, quarantine: Quarantine) -> Work:
-    """Return the clip asked for, or the first of its stand-ins that is not in quarantine."""
+def sound(asked: Task, stand_in: StandIn, quarantine: Quarantine) -> Task:
+    """Return the task asked for, or the first of its stand-ins that is not in quarantine."""
     taken = asked
     for attempt in range(1, STAND_INS):
         if not quarantine.holds(taken.sample, asked.order):
             return taken
-        taken = stand_in(asked, attempt)._replace(order=asked.order)
+        taken = stand_in(asked, attempt)
     raise RuntimeError(f"quarantine: found all of {STAND_INS} stand-ins of {asked.sample} in it, expected one sound")
 
 
@@ -453,19 +449,19 @@ def fault(error: Exception) -> str:
 
 
 def read_here(
-    function: Function, requests: Iterable[Request], stand_in: StandIn, quarantine: Quarantine
+    function: Function, asked: Iterable[Sequence[Task]], stand_in: StandIn, quarantine: Quarantine
 ) -> Iterator[Read]:
     """Yield what `Workers.batches` yields, read in this process: whatever hangs or crashes takes it along."""
-    for request in requests:
-        frames = np.empty((len(request.works), *request.shape), dtype=np.uint8)
-        works, rest = list(request.works), [None] * len(request.works)
-        for place, asked in enumerate(request.works):
+    for batch in asked:
+        frames = np.empty((len(batch), *batch[0].shape), dtype=np.uint8)
+        tasks, rest = list(batch), [None] * len(batch)
+        for place, first in enumerate(batch):
             while rest[place] is None:
-                taken = works[place] = sound(asked, stand_in, quarantine)
+                taken = tasks[place] = sound(first, stand_in, quarantine)
                 try:
-                    rest[place] = function(taken.task, frames[place])
+                    rest[place] = function(taken, frames[place])
                 except OSError:
                     raise
                 except Exception as error:
-                    quarantine.add(taken.sample, asked.order, fault(error))
-        yield Read(frames, rest, works)
+                    quarantine.add(taken.sample, first.order, fault(error))
+        yield Read(frames, rest, tasks)
