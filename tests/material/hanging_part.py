@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
 
 import numpy as np
 
-from videodiff.data.encoded.precompute import read_part
+from videodiff.data.encoded.precompute import Part, read_part
 
 
-def read_but_clip1(task: Any, out: np.ndarray) -> str | None:
+def read_but_clip1(part: Part, out: np.ndarray) -> bool:
     """Read a part of any clip but clip1."""
-    if task is not None and task[1]["key"] == "clip1":
+    if part.sample.key == "clip1":
         signal.pause()
-    return read_part(task, out)
+    return read_part(part, out)

@@ -408,7 +408,7 @@ def test_the_shards_of_the_next_window_are_fetched_while_this_one_is_read(nginx,
     write_dataset(nginx.files / "set", count=18, shard_bytes=1)
     data = module(f"{nginx.url}/set", window=3, disk_cache=str(tmp_path / "cache"))
     loader, shards = data.train_dataloader(), data.training[0].manifest.shards
-    loader.request(loader.batch_sampler.batch(0, 0))
+    loader.tasks(loader.batch_sampler.batch(0, 0))
     # A batch is a window here: this one, that of the next step, where it ends, and the one after.
     line = data.order.stages[0].streams[0].epoch(0)[0]
     soon = {shards[shard]["sha256"] for shard in line[:12]}
