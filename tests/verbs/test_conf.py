@@ -66,7 +66,8 @@ def test_a_choice_of_a_group_composes_and_is_built(file: str, world_dataset: Pat
     group, option = file.removesuffix(".yaml").rsplit("/", 1)
     overrides = [f"{group}={option}"]
     if verb_of(group) == "train":
-        overrides += [f"data.root={world_dataset}", f"run={tmp_path}"]
+        data = f"data.urls={world_dataset}/*.tar" if option == "webdataset" else f"data.root={world_dataset}"
+        overrides += [data, f"run={tmp_path}"]
     cfg = composed(verb_of(group), overrides)
     if group == "text":
         from videodiff.verbs.config.build import fill_text

@@ -67,8 +67,10 @@ def evaluate(cfg: DictConfig) -> None:
     folder, run_cfg = Path(cfg.run), read_run(cfg.run, cfg.trust)
     root = dataset_of(cfg, run_cfg)
     if root is None:
+        streamed = " but tars without a manifest" * (run_cfg.data.get("validation_urls") is not None)
         raise ValueError(
-            "dataset: found none, and the run has no data.validation_root: expected dataset=<a dataset folder>"
+            f"dataset: found none, and the run has no data.validation_root{streamed}: expected dataset=<a dataset "
+            f"folder>, such as `videodiff index` makes of tars"
         )
     manifest = Manifest.load(root)
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.stream import GlobalBatches, Loader
 from videodiff.data.loader.throughput import measure
+from videodiff.data.loader.webdataset import TarDataModule
 from videodiff.data.order.arithmetic import Mesh, divisors
 from videodiff.data.order.curriculum import format_plan, order_of, plan
 from videodiff.data.samples.inspection import (
@@ -75,14 +76,17 @@ def verify(manifest: Manifest) -> str:
 
 def describe_data(cfg: DictConfig) -> Iterator[str]:
     """Yield what is in the datasets, what of them falls where, what a step and an epoch are, and what else is asked."""
-    if cfg.data.batch:
+    if cfg.data.get("batch"):
         fill_text(cfg)
-    cost = clip_cost(cfg) if cfg.data.batch else None
-    if cfg.throughput:
+    cost = clip_cost(cfg) if cfg.data.get("batch") else None
+    if cfg.throughput and "cache_gib" in cfg.data:
         # A clip that stays decoded in memory says nothing of decoding.
         cfg.data.cache_gib = 0.0
     cfg.data.quarantine = None  # that file is of a training
     data = build_data(cfg)
+    if not isinstance(data, ClipDataModule):
+        yield from describe_stream(cfg, data)
+        return
     names = [root for root, _ in data.roots]
     surveys = [
         [survey(data.manifests[n], stage.buckets, data.any_size) for n in stage.datasets] for stage in data.stages
@@ -114,6 +118,19 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
             yield throughput(data, batches, cfg.seconds)
 
 
+def describe_stream(cfg: DictConfig, data: TarDataModule) -> Iterator[str]:
+    """Yield what is known of tars that have no manifest: what a look at some samples tells."""
+    if cfg.strips or cfg.throughput:
+        raise ValueError("strips, throughput: found one with data=webdataset, expected data=folder")
+    data.check(cfg.world_size)
+    yield f"{'tars':<12}{len(data.tars):,}, without a manifest; by {len(data.looks):,} samples looked at:"
+    for one in data.trained:
+        rates = ", ".join(f"{rate:g} fps {share:.0%}" for rate, share in list(one.rates.items())[:SHOWN])
+        yield f"{one.bucket!s:<16}{one.share:.0%} of the clips; {rates}"
+    accumulate = data.accumulate(cfg.world_size)
+    yield f"{'processes':<12}{cfg.world_size}, each with {accumulate} micro-batches a step"
+
+
 def said_of(cfg: DictConfig, data: ClipDataModule) -> list[str]:
     """Return what training says of clips and captions before its first step, or why it stops there.
 
@@ -136,7 +153,8 @@ def describe_run(run: Path, trust: Sequence[str]) -> str:
     check_links(run)
     lines = [f"run         {run}", f"command     {(run / 'command.txt').read_text().strip()}"]
     lines += [f"{key:<12}{cfg[key]._target_}" for key in ("model", "path", "objective", "codec", "text", "optimizer")]
-    lines += [f"data        {cfg.data.root}: {cfg.data.frames} frames of {cfg.data.height} x {cfg.data.width}"]
+    place = cfg.data.get("root") or cfg.data.get("urls")
+    lines += [f"data        {place}: {cfg.data.frames} frames of {cfg.data.height} x {cfg.data.width}"]
     return "\n".join([*lines, *(describe_any(found) for found in checkpoints(run))])
 
 

@@ -109,14 +109,14 @@ def trained_of(run: Path, run_cfg: DictConfig) -> list[Trained]:
     found = read_trained(run)
     if found is not None:
         return found
-    data = run_cfg.data
+    data, root = run_cfg.data, run_cfg.data.get("root") or ":"
     stages = data.get("stages") or [{"buckets": data.get("buckets")}]
     shapes = stages[-1].get("buckets") or [{"frames": data.frames, "height": data.height, "width": data.width}]
     found = []
     for rule in shapes:
         strides = tuple(rule.get("strides") or (data.stride,))
         shape = rule["frames"], rule["height"], rule["width"]
-        found.append(Trained(0, *shape, strides, 1 / len(shapes), rates_at(data.root, strides)))
+        found.append(Trained(0, *shape, strides, 1 / len(shapes), rates_at(root, strides)))
     return found
 
 

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.order.curriculum import format_plan, plan
 from videodiff.data.storage.address import without_secrets
@@ -43,7 +44,7 @@ from videodiff.verbs.config.build import (
 )
 from videodiff.verbs.config.checking import touches
 from videodiff.verbs.config.expand import OVERRIDES
-from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, read_overrides
+from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
 from videodiff.verbs.config.versions import signed
 from videodiff.verbs.printing import say
 
@@ -57,6 +58,7 @@ FREE_DATA = tuple(
     for name in (
         *("micro_batch", "cache_gib", "disk_cache", "disk_cache_gib", "validation_root", "validation_clips", "root"),
         *("timeout", "budget", "quarantine"),
+        *("urls", "validation_urls", "readers", "wait", "pipes"),
         # Where they would change a step that was taken, the data say so.
         *("stages", "buckets", "weights"),
     )
@@ -104,8 +106,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     elif first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
     check_kept(cfg)
-    if cfg.resume is not None and first and "://" in str(cfg.data.root):
-        say(f"videodiff train: reads {without_secrets(str(cfg.data.root))}, the data of the run")
+    place = str(cfg.data.get("root") or cfg.data.get("urls"))
+    if cfg.resume is not None and first and "://" in place:
+        say(f"videodiff train: reads {without_secrets(place)}, the data of the run")
     quiet_and_quick()
     fill_text(cfg)
     optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
@@ -116,7 +119,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     for line in data.check_captions(model.text):
         if first:
             say(f"videodiff train: {line}")
-    if first and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
+    planned = isinstance(data, ClipDataModule)
+    if first and planned and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
         say(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
     if cfg.get("compile"):
         instantiate_partial("compile", cfg.compile)(model.denoiser)
@@ -165,7 +169,9 @@ def to_keep(overrides: Sequence[str]) -> list[str]:
     return [
         override
         for override in overrides
-        if key_of(override) not in ("resume", "checkpoint", "trust") and without_secrets(override) == override
+        if key_of(override) not in ("resume", "checkpoint", "trust", "data.pipes")
+        and without_secrets(override) == override
+        and not names_command(override)
     ]
 
 
@@ -187,7 +193,7 @@ def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
 def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.Trainer:
     """Build Lightning's trainer, with so many micro-batches a step."""
     settings = {**cfg.trainer, "val_check_interval": cfg.trainer.val_check_interval * accumulate}
-    if cfg.data.validation_root is None:
+    if cfg.data.validation_root is None and cfg.data.get("validation_urls") is None:
         settings["limit_val_batches"] = 0
     strategy = instantiate(cfg.strategy)
     trainer = instantiate(
@@ -214,7 +220,8 @@ def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
     """Build the callbacks; the progress line needs to know how many tokens there are in what batches hold."""
     codec, data = model.codec, cfg.data
     latent = codec.latent_frames(data.frames), data.height // codec.compression[1], data.width // codec.compression[2]
-    held = math.prod((data.frames, data.height, data.width) if "video" in data.deliver else latent)
+    pixels = "video" in data.get("deliver", ["video"])
+    held = math.prod((data.frames, data.height, data.width) if pixels else latent)
     more = {"progress": {"tokens_per_place": math.prod(latent) / math.prod(cfg.model.patch) / held}}
     return [instantiate(callback, **more.get(name, {})) for name, callback in (cfg.callbacks or {}).items()]
 

@@ -48,7 +48,8 @@ def test_a_verb_has_an_entry_for_each_of_its_keys_and_a_key_for_each_entry(verb:
 def test_every_option_of_every_group_is_as_the_schema_has_it(group: str) -> None:
     verb = next(verb for verb in ("train", *CLI) if group in groups(verb))
     for option in options(group):
-        tree = plain(composed(verb, f"{group}={option}", *(["data.root=x"] if verb == "train" else [])))
+        data = "data.urls=x" if option == "webdataset" else "data.root=x"
+        tree = plain(composed(verb, f"{group}={option}", *([data] if verb == "train" else [])))
         assert faults(verb, tree) == []
         for _, node in mappings(tree):
             assert node.get("_target_", "hydra.utils.get_method") in CLASSES

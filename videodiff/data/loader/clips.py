@@ -198,9 +198,7 @@ class Clips:
     def task(self, index: int, bucket: int = 0, epoch: int = 0, order: tuple[int, int] = (0, 0)) -> Task:
         """Return what is to be read of a row, for a bucket, in an epoch, at a place in the order."""
         row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)
-        usable = (stride for stride in shape.strides if (shape.frames - 1) * stride < row["frames"])
-        stride = next(usable, shape.strides[0])
-        first = range(0, (shape.frames - 1) * stride + 1, stride)
+        first = shape.first_window(row["frames"])
         draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
         numbers = first if self.fixed else draw_window(row["frames"], *key)
         key = None if self.fixed else key

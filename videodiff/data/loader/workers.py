@@ -148,10 +148,7 @@ class Worker:
     """
 
     def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
-        # Forked from a process that has imported the function's module and done nothing else: a start costs
-        # milliseconds, and the imports are in memory once.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__, function.__module__])
+        context = forkserver(function.__module__)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, function, slots, timeout), daemon=True)
         self.process.start()
@@ -198,6 +195,16 @@ class Worker:
         self.connection.close()
         code = self.process.exitcode
         return f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
+
+
+def forkserver(*modules: str) -> Any:
+    """Return how processes start: forked from one that has imported these modules and done nothing else.
+
+    A start costs milliseconds, and the imports are in memory once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__, *modules])
+    return context
 
 
 def work(connection: Connection, function: Function, slots: Slots, timeout: float) -> None:
@@ -310,7 +317,8 @@ class Workers:
     def serve(self, asked: Iterator[Sequence[Task]], done: queue.SimpleQueue, wake: Connection) -> None:
         room, last, more = self.ahead, time.monotonic(), True
         while True:
-            while more and len(self.flights) < room:
+            # One at a time: tasks may have to wait for their samples, and the workers take what is there meanwhile.
+            if more and len(self.flights) < room:
                 tasks = next(asked, None)
                 more = tasks is not None
                 if more:
@@ -324,7 +332,8 @@ class Workers:
             if not more and not self.flights:
                 return
             self.feed()
-            pause = min(TICK, *(worker.left() for worker in self.pool))
+            wanting = more and len(self.flights) < room
+            pause = 0.0 if wanting else min(TICK, *(worker.left() for worker in self.pool))
             rung = wait([wake, *(worker.connection for worker in self.pool)], max(pause, 0.0))
             now = time.monotonic()
             self.collect(rung, min(now - last, 2 * TICK))

@@ -55,6 +55,12 @@ class Bucket:
         kept = np.minimum(aspect, 1 / aspect)
         return self.long_enough(frames) & (height >= self.height) & (width >= self.width) & (kept >= 1 - self.crop)
 
+    def first_window(self, frames: int) -> range:
+        """Return the frames to take where none are drawn: from the first one on, by the first stride that fits."""
+        usable = (stride for stride in self.strides if (self.frames - 1) * stride < frames)
+        stride = next(usable, self.strides[0])
+        return range(0, (self.frames - 1) * stride + 1, stride)
+
     def window(self, frames: int, *key: int) -> range:
         """Return the frames to take of a sample: a stride that it is long enough for and a start, drawn by the key."""
         strides = [stride for stride in self.strides if (self.frames - 1) * stride < frames]

@@ -52,7 +52,7 @@ POSITIONAL = {
 }
 
 # Keys of one text or a list of them: what begins with [ is a list.
-LISTS = ("prompts", "tars", "text.vocabulary")
+LISTS = ("prompts", "tars", "text.vocabulary", "data.urls", "data.validation_urls")
 
 
 class Arguments(NamedTuple):

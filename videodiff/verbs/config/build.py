@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from videodiff.data.loader.datamodule import ClipDataModule
-from videodiff.data.loader.wording import dataset_words, longest_caption
+from videodiff.data.loader.wording import MOST_WORDS, dataset_words, longest_caption
 from videodiff.data.order.buckets import Bucket, Cost, forward_flops
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS
@@ -96,6 +96,9 @@ def fill_text(cfg: DictConfig, before: DictConfig | None = None) -> None:
             open_.remove(name)
     if not open_:
         return
+    if cfg.data.get("urls") is not None:
+        fill_text_of_stream(cfg, open_)
+        return
     roots = [cfg.data.root, *(other["root"] for other in cfg.data.get("more") or [])]
     manifests = [Manifest.load(root) for root in roots]
     if "vocabulary" in open_:
@@ -110,10 +113,20 @@ def fill_text(cfg: DictConfig, before: DictConfig | None = None) -> None:
         cfg.text.max_words = max(1, *map(longest_caption, manifests)) + 1
 
 
+def fill_text_of_stream(cfg: DictConfig, open_: Sequence[str]) -> None:
+    """Fill in what tars without a manifest can tell of their text: nothing, so the longest captions decide."""
+    if "vocabulary" in open_:
+        raise ValueError(
+            f"text.vocabulary: found null, expected a list or a file with one word a line, as {WORDS}: tars that are "
+            f"streamed do not tell their words (`videodiff index` lists them; text=t5 needs none)"
+        )
+    cfg.text.max_words = MOST_WORDS + 1
+
+
 def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """Yield each shape of a configuration of data, and where it stands."""
     yield "data", data
-    lists = {"data.buckets": data.buckets}
+    lists = {"data.buckets": data.get("buckets")}
     lists |= {f"data.stages[{i}].buckets": stage.get("buckets") for i, stage in enumerate(data.get("stages") or [])}
     for where, buckets in lists.items():
         yield from ((f"{where}[{i}]", bucket) for i, bucket in enumerate(buckets or []))

@@ -116,8 +116,9 @@ def missing(verb: str, tree: dict[str, Any]) -> Iterator[str]:
     for key, value in tree.items():
         if value is MISSING:
             yield key
-    if verb == "train" and isinstance(tree.get("data"), dict) and tree["data"].get("root") is MISSING:
-        yield "data.root"
+    data = tree.get("data")
+    if verb == "train" and isinstance(data, dict):
+        yield from (f"data.{key}" for key in ("root", "urls") if data.get(key) is MISSING)
 
 
 def what(verb: str, key: str) -> str:

@@ -83,6 +83,14 @@ POLICY = kind(
 )
 WEIGHT = number(0)
 EVERY = whole(1)
+CAPTION_MIX = optional(
+    record(
+        weights=optional(table(ANYTHING, WEIGHT)),
+        other=WEIGHT,
+        lengths=optional(table(whole(0), WEIGHT)),
+    )
+)
+TARS = either(PLACE, many(PLACE, 1))
 DTYPE = choice("bfloat16", "float16", "float32")
 PREDICTION = choice("x", "v", "eps")
 SPLIT = choice("train", "in_distribution", "out_of_distribution")
@@ -210,14 +218,33 @@ CLASSES: dict[str, Kind] = {
         disk_cache=optional(PLACE),
         disk_cache_gib=number(above=0),
         fixed=FLAG,
-        captions=optional(
-            record(
-                weights=optional(table(ANYTHING, WEIGHT)),
-                other=WEIGHT,
-                lengths=optional(table(whole(0), WEIGHT)),
-            )
-        ),
+        captions=CAPTION_MIX,
         cost=instead("model=, codec= and text= decide it"),
+    ),
+    "videodiff.data.loader.webdataset.TarDataModule": record(
+        urls=TARS,
+        validation_urls=optional(TARS),
+        validation_root=optional(PLACE),
+        frames=COUNT,
+        height=COUNT,
+        width=COUNT,
+        stride=COUNT,
+        buckets=optional(many(BUCKET, 1)),
+        global_batch=COUNT,
+        micro_batch=optional(COUNT),
+        seed=whole(0),
+        shuffle=whole(0),
+        resampled=FLAG,
+        fixed=FLAG,
+        captions=CAPTION_MIX,
+        readers=COUNT,
+        num_workers=whole(0),
+        timeout=SECONDS,
+        wait=SECONDS,
+        budget=whole(0),
+        quarantine=optional(PLACE),
+        pipes=FLAG,
+        validation_clips=COUNT,
     ),
     "videodiff.training.optimizer.AdamW": record(**OPTIMIZER),
     "videodiff.training.optimizer.Muon": record(**OPTIMIZER, momentum=number(least=0, below=1)),
@@ -413,7 +440,7 @@ VERBS: dict[str, Kind] = {
         timeout=SECONDS,
         shard_bytes=COUNT,
     ),
-    "index": record(tars=either(PLACE, many(PLACE, 1)), out=optional(PLACE), workers=optional(COUNT)),
+    "index": record(tars=TARS, out=optional(PLACE), workers=optional(COUNT)),
     "cache": record(
         codec=part(none=True),
         text=part(none=True),

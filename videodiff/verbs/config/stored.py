@@ -30,7 +30,7 @@ REFERENCE = re.compile(r"\$\{(?!hydra\b)[A-Za-z][\w.]*\}")
 # A dotted key as `callbacks.*.folder` names one whatever stands for the star.
 ONLY_HERE = (
     *("trust", "resume", "source", "out", "takedown", "retry"),
-    *("callbacks.*.folder", "logger.*.save_dir", "data.quarantine"),
+    *("callbacks.*.folder", "logger.*.save_dir", "data.quarantine", "data.pipes"),
     *("caption.url", "caption.key", "acquire.cookies", "acquire.proxies", "acquire.storage", "acquire.private"),
     *("engine.address", "engine.scratch"),
 )
@@ -228,6 +228,11 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def names_command(override: str) -> bool:
+    """Tell whether an override gives a command to a shell: such a one stands on the command line that has it run."""
+    return key_of(override).startswith("data") and "pipe:" in override
+
+
 def check_override(line: str, path: Path) -> bool:
     """Return True for an override that may be taken from a folder; anything else is an error."""
     try:
@@ -246,7 +251,7 @@ def check_override(line: str, path: Path) -> bool:
         problem = "key=value"
     elif is_group(key) and value is not None and str(value) not in options(key):
         problem = f"a file of conf/{key}"
-    elif any(map(is_only_here, [key, *(f"{key}.{part}" for part in keys_in(value))])):
+    elif any(map(is_only_here, [key, *(f"{key}.{part}" for part in keys_in(value))])) or names_command(line):
         problem = "none: this one is not taken from a folder but from the command line, add it there if it is yours"
     if problem:
         raise ValueError(f"{path}: found the override {line!r}, expected {problem}")

@@ -1,0 +1,629 @@
+"""The data of a run for Lightning where tars have no manifest: webdataset's stream, decoded by our own workers.
+
+Readers, workers of a DataLoader, only read bytes; whatever decodes is one of our own processes, which may hang or crash
+and is killed alone. What DeepSpeed and Lightning want of a loader without a length is its `batch_sampler.batch_size`;
+all ranks make steps of the same shapes for ever, so none waits for another one's data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import lightning
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from videodiff.data.loader.captions import EVEN, CaptionMix, draw_caption
+from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.quarantine import Quarantine, SampleId
+from videodiff.data.loader.stream import collate
+from videodiff.data.loader.trained import Trained, usual
+from videodiff.data.loader.wording import fit_captions
+from videodiff.data.loader.workers import Read, Workers, forkserver, read_here
+from videodiff.data.order.arithmetic import ALONE, Mesh, check_batch_sizes, deal, draw, micro_batches, places
+from videodiff.data.order.buckets import Bucket, kinds_of, misfits
+from videodiff.data.order.curriculum import read_buckets
+from videodiff.data.samples.members import one_video
+from videodiff.data.samples.shards import Text, read_texts
+from videodiff.data.samples.streamed import End, Fault, Item, Raw, Source, find_tars, read_tars, shown
+from videodiff.data.video.decode import decode_into, probe
+from videodiff.data.video.info import VideoInfo
+from videodiff.text.words import Words
+
+# Before the first step so many samples are looked at, of so many tars, spread over the list.
+LOOKED_AT, LOOKED_IN = 128, 8
+# Samples in a row of which none is of the shape that is due, before it is clear that none comes.
+STARVED = 20_000
+# Micro-batches of a shape that wait for their step at most; what comes then is passed over.
+WAITING = 4
+UNIT, PARTS = 2**20, 1000
+
+
+class TarTask(NamedTuple):
+    """What a worker gets: the files of a sample, None in place of one that cannot be read, and room for its frames.
+
+    Its place in the order is the step that the stream began at, a running number, epoch and tar. Draws are keyed by
+    `key`; without one the first window and caption are taken.
+    """
+
+    order: tuple[int, ...]
+    sample: SampleId
+    bytes: int
+    members: dict[str, bytes] | None
+    key: tuple[int, ...] | None
+
+    @property
+    def shape(self) -> tuple[int]:
+        """The shape of the memory that its frames are written to: which bucket it is of is not known yet."""
+        return (self.bytes,)
+
+
+class Decode:
+    """Read a sample of a tar as a clip of the bucket that it falls into: its frames begin `out`, flat uint8.
+
+    The rest is returned: caption, fps and the number of the bucket, or as `misfit` why it fits none. `any_size`: the
+    number of frames alone decides.
+    """
+
+    def __init__(self, buckets: Sequence[Bucket], any_size: bool = True, captions: CaptionMix = EVEN) -> None:
+        self.buckets, self.any_size, self.captions = list(buckets), any_size, captions
+        self.bytes = max(bucket.frames * bucket.height * bucket.width * 3 for bucket in self.buckets)
+
+    def __call__(self, task: TarTask, out: np.ndarray) -> dict[str, Any]:
+        if task.members is None:
+            return {"lost": True}
+        captions, video = read_texts(task.members) or [Text("")], task.members[one_video(task.members)]
+        info = probe(video)
+        number = self.choose(info, task.key)
+        if number is None:
+            return {"misfit": next(iter(misfits(self.buckets, *self.shape(info))))}
+        bucket = self.buckets[number]
+        numbers = bucket.first_window(info.frames) if task.key is None else bucket.window(info.frames, *task.key)
+        decode_into(view(out, bucket), video, numbers)
+        caption = captions[0].text if task.key is None else draw_caption(captions, self.captions, *task.key, 1)
+        return {"caption": caption, "fps": info.fps / numbers.step, "bucket": number}
+
+    def shape(self, info: VideoInfo) -> list[np.ndarray]:
+        """Return what decides which buckets a video fits."""
+        sizes = [info.frames] if self.any_size else [info.frames, info.height, info.width]
+        return [np.array([size]) for size in sizes]
+
+    def fitting(self, info: VideoInfo) -> list[int]:
+        """Return the numbers of the buckets that a video fits."""
+        kind = int(kinds_of(self.buckets, *self.shape(info))[0])
+        return [number for number in range(len(self.buckets)) if kind >> number & 1]
+
+    def choose(self, info: VideoInfo, key: tuple[int, ...] | None) -> int | None:
+        """Return the bucket of a video: the first one that keeps it, the last one that it fits keeps all."""
+        fitting = self.fitting(info)
+        for number in fitting[:-1]:
+            if key is None or draw(UNIT, *key, 3, number) < self.buckets[number].keep * UNIT:
+                return number
+        return fitting[-1] if fitting else None
+
+
+def view(out: np.ndarray, bucket: Bucket) -> np.ndarray:
+    """Return the begin of flat memory as a clip `t h w c` of a bucket."""
+    shape = bucket.frames, bucket.height, bucket.width, 3
+    return out[: math.prod(shape)].reshape(shape)
+
+
+class Look(NamedTuple):
+    """What a look at a sample tells: its video, and how many captions it has."""
+
+    info: VideoInfo
+    captions: int
+
+
+def look(task: TarTask, out: np.ndarray) -> Look | str:
+    """Return what is known of a sample without its frames."""
+    if task.members is None:
+        return "lost"
+    return Look(probe(task.members[one_video(task.members)]), len(read_texts(task.members)))
+
+
+class Progress:
+    """Which tars of which epoch have been taken whole: those that a resumed run leaves out."""
+
+    def __init__(self, done: Mapping[int, Iterable[int]] | None = None) -> None:
+        self.done = {epoch: set(tars) for epoch, tars in (done or {}).items()}
+        self.taken: Counter[tuple[int, int]] = Counter()
+        self.totals: dict[tuple[int, int], int] = {}
+
+    def take(self, epoch: int, tar: int) -> None:
+        """Count a sample that was trained on, or never will be."""
+        self.taken[epoch, tar] += 1
+        self._settle(epoch, tar)
+
+    def end(self, end: End) -> None:
+        """Note how many samples a tar has given."""
+        self.totals[end.epoch, end.tar] = end.samples
+        self._settle(end.epoch, end.tar)
+
+    def _settle(self, epoch: int, tar: int) -> None:
+        if self.totals.get((epoch, tar)) == self.taken[epoch, tar]:
+            self.done.setdefault(epoch, set()).add(tar)
+            self.totals.pop((epoch, tar), None)
+
+    def merge(self, others: Iterable[Mapping[int, Iterable[int]]], tars: int) -> dict[int, list[int]]:
+        """Return what is done of the epochs that are not over, with what all ranks have done."""
+        for other in others:
+            for epoch, done in other.items():
+                self.done.setdefault(epoch, set()).update(done)
+        epochs = itertools.count(min(self.done, default=0))
+        first = next(epoch for epoch in epochs if len(self.done.get(epoch, ())) < tars)
+        self.done = {epoch: done for epoch, done in self.done.items() if epoch >= first} or {first: set()}
+        return {epoch: sorted(done) for epoch, done in self.done.items()}
+
+
+class TarDataModule(lightning.LightningDataModule):
+    """Deliver batches of clips out of tars that have no manifest, each read from begin to end: a stream without index.
+
+    `urls`: a folder, a pattern (*, {000..123}), a URL, or a list of such, and with `pipes` commands,
+    `pipe:...`. Tars are dealt to the ranks and to the `readers` of each; `shuffle` samples of a reader are mixed. Each
+    tar comes once an epoch, or with `resampled` at random. Buckets, windows, captions and `fixed` are those of
+    `ClipDataModule`; how the steps are shared between buckets follows from a look at some samples beforehand.
+
+    `num_workers` processes decode, each clip within `timeout` seconds; with none this process reads and decodes. A
+    sample has to come within `wait` seconds. More than `budget` samples and tars that a process cannot read end it;
+    `quarantine` is the file that names them. Validation takes the first `validation_clips` of `validation_urls`, or of
+    a dataset with a manifest, `validation_root`.
+
+    A resumed run leaves out the tars of the epoch that were read whole. Of those that were begun all samples may come
+    again.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        frames: int,
+        height: int,
+        width: int,
+        stride: int = 1,
+        buckets: Sequence[Mapping[str, Any]] | None = None,
+        global_batch: int = 16,
+        micro_batch: int | None = None,
+        seed: int = 0,
+        shuffle: int = 1000,
+        resampled: bool = False,
+        fixed: bool = False,
+        captions: Mapping[str, Any] | None = None,
+        readers: int = 1,
+        num_workers: int = 0,
+        timeout: float = 60.0,
+        wait: float = 300.0,
+        budget: int = 100,
+        quarantine: str | None = None,
+        pipes: bool = False,
+        validation_urls: str | Sequence[str] | None = None,
+        validation_root: str | None = None,
+        validation_clips: int = 64,
+    ) -> None:
+        super().__init__()
+        if num_workers < 0 or readers < 1 or validation_clips < 1:
+            raise ValueError(
+                f"found num_workers={num_workers} readers={readers} validation_clips={validation_clips}, expected "
+                f">= 0, >= 1, >= 1"
+            )
+        if validation_urls is not None and validation_root is not None:
+            raise ValueError("data.validation_urls: found some beside data.validation_root, expected one of the two")
+        self.tars = find_tars(urls, pipes)
+        self.validation_tars = (
+            None if validation_urls is None else find_tars(validation_urls, pipes, "data.validation_urls")
+        )
+        self.validation_root, self.validation_clips = validation_root, validation_clips
+        one = [{"frames": frames, "height": height, "width": width}] if buckets is None else buckets
+        self.buckets, given = read_buckets("data.buckets", one, stride)
+        self.batch_sizes = [size or global_batch for size in given]
+        self.global_batch, self.micro_batch = math.gcd(*self.batch_sizes), micro_batch
+        self.any_size, self.fixed, self.loaded_step = buckets is None, fixed, 0
+        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in (captions or {}).items()}
+        self.decode = Decode(self.buckets, self.any_size, CaptionMix(**plain))
+        self.seed, self.shuffle, self.resampled, self.readers = seed, shuffle, resampled, readers
+        self.num_workers, self.timeout, self.wait = num_workers, timeout, wait
+        self.quarantine, self.progress, self.passed = Quarantine(quarantine, budget), Progress(), Counter()
+        self.given: deque[tuple[int, list[TarTask]]] = deque()
+        self.resumed, self.running, self.fit_text = False, None, None
+
+    @cached_property
+    def looks(self) -> list[Look]:
+        """What some samples of the training tars are; an error where none can be used."""
+        numbers = sorted({round(number) for number in np.linspace(0, len(self.tars) - 1, LOOKED_IN)})
+        each, faults = -(-LOOKED_AT // len(numbers)), []
+
+        def tasks() -> Iterator[TarTask]:
+            for number in numbers:
+                yield from tasks_of(keep_faults(read_tars(self.tars, [number]), faults), self.tars, 1, each)
+
+        lost = Quarantine(budget=math.inf)
+        found = [rest for _, rest, _ in self.read(tasks(), look, 1, lost) if isinstance(rest, Look)]
+        if not found:
+            faults += [Fault(sample.shard, sample.key, loss.reason) for sample, loss in lost.losses.items()]
+            said = f"; the first one: {faults[0].tar}: {faults[0].key} {faults[0].reason}" if faults else ""
+            raise ValueError(f"data.urls: found no sample of {len(self.tars)} tars that can be used{said}")
+        return found
+
+    @cached_property
+    def trained(self) -> list[Trained]:
+        """The shapes that training takes, their shares and frame rates, by the samples that were looked at."""
+        clips, rates = [0.0] * len(self.buckets), [Counter() for _ in self.buckets]
+        for found in self.looks:
+            left, fitting = 1.0, self.decode.fitting(found.info)
+            for number in fitting:
+                bucket = self.buckets[number]
+                share = left if number == fitting[-1] else left * bucket.keep
+                left, clips[number] = left - share, clips[number] + share
+                usable = [stride for stride in bucket.strides if (bucket.frames - 1) * stride < found.info.frames]
+                for stride in usable[: 1 if self.fixed else None]:
+                    rates[number][round(found.info.fps / stride, 3)] += share / len(usable)
+        if not any(clips):
+            shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
+            first = self.looks[0].info
+            raise ValueError(
+                f"data.urls: found none of {len(self.looks)} samples with the frames for a clip, expected {shapes}; "
+                f"the first one has {first.frames} frames of {first.height} x {first.width} pixels"
+            )
+        return [
+            Trained(0, b.frames, b.height, b.width, b.strides, number / sum(clips), shares_of(counted))
+            for b, number, counted in zip(self.buckets, clips, rates, strict=True)
+        ]
+
+    def turn(self, step: int) -> int:
+        """Return the number of the bucket of a step, the same on all ranks."""
+        steps = [one.share / size for one, size in zip(self.trained, self.batch_sizes, strict=True)]
+        return int(deal([step], [math.ceil(PARTS * share / sum(steps)) for share in steps])[0][0])
+
+    @property
+    def step(self) -> int:
+        """The optimizer step that comes next."""
+        return self.loaded_step if self.trainer is None else self.trainer.global_step
+
+    def check(self, world: int = 1) -> None:
+        """Raise one clear line where no sample can be used or a batch does not divide over `world` processes."""
+        check_batch_sizes(self.batch_sizes, self.accumulate(world), Mesh(0, world))
+        _ = self.trained, self.held
+
+    def accumulate(self, world: int) -> int:
+        """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
+        return micro_batches(self.global_batch, self.micro_batch, world)
+
+    def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
+        """Accept any: nothing in these tars is encoded."""
+
+    def check_captions(self, text: nn.Module) -> list[str]:
+        """Return what is to be said of samples and captions; none is known beforehand, so words are cut or left out."""
+        count, said = len(self.looks), []
+        if without := sum(not found.captions for found in self.looks):
+            said.append(f"data.urls: {without} of {count} samples looked at have no caption")
+        if short := sum(not self.decode.fitting(found.info) for found in self.looks):
+            said.append(f"data.urls: {short} of {count} samples looked at fit no shape and are passed over")
+        if len(self.buckets) > 1:
+            parts = (f"{b} {one.share:.0%}" for b, one in zip(self.buckets, self.trained, strict=True))
+            said.append(f"data.urls: shares of the shapes by {count} samples looked at: {', '.join(parts)}")
+        if isinstance(text, Words):
+            # Or training would die at the step that draws such a one.
+            text.long, text.unknown = "cut", "drop"
+            said.append(f"data.urls: captions lose words beyond {text.max_words - 1}, and unknown ones")
+        self.fit_text = partial(fit_captions, text=text)
+        if self.held is not None:
+            self.held.fit_text = self.fit_text
+        return said
+
+    def setup(self, stage: str) -> None:
+        """Let all ranks mean the same shapes, also where a command gives each of them something else."""
+        if torch.distributed.is_initialized():
+            found = [self.trained]
+            torch.distributed.broadcast_object_list(found, src=0)
+            self.trained = found[0]
+
+    def train_dataloader(self) -> SimpleNamespace | Any:
+        """Return this rank's endless stream of micro-batches from `step` on."""
+        mesh = self._mesh()
+        accumulate = self.accumulate(mesh.world)
+        if self.trainer is not None and self.trainer.accumulate_grad_batches != accumulate:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches: found {self.trainer.accumulate_grad_batches}, expected {accumulate}"
+            )
+        return TarLoader(self, mesh, accumulate)
+
+    def batches(self, mesh: Mesh, accumulate: int) -> Iterator[dict[str, Any]]:
+        """Yield this rank's micro-batches."""
+        waiting: list[deque[tuple[TarTask, dict[str, Any], np.ndarray]]] = [deque() for _ in self.buckets]
+        sizes = [size // (accumulate * mesh.data_world) for size in self.batch_sizes]
+        self.say_resumed(mesh)
+        with contextlib.closing(self.clips(mesh, max(sizes))) as clips:
+            for step in itertools.count(self.step):
+                bucket = self.turn(step)
+                for micro in range(accumulate):
+                    self.fill(waiting, bucket, sizes, clips)
+                    chosen = [waiting[bucket].popleft() for _ in range(sizes[bucket])]
+                    order = places(self.batch_sizes[bucket], micro, accumulate, mesh).tolist()
+                    yield self.batch(chosen, bucket, [(step, place) for place in order])
+                    del chosen
+
+    def fill(self, waiting: Sequence[deque], bucket: int, sizes: Sequence[int], clips: Iterator[Any]) -> None:
+        """Take clips until a micro-batch of a bucket is there."""
+        for count in itertools.count():
+            if len(waiting[bucket]) >= sizes[bucket]:
+                return
+            if count == STARVED:
+                raise ValueError(
+                    f"data.urls: found no clip for {self.buckets[bucket]} in {STARVED:,} samples, expected some as in "
+                    f"those looked at beforehand"
+                )
+            clip = next(clips)
+            own = clip[1]["bucket"]
+            if len(waiting[own]) < WAITING * sizes[own]:
+                waiting[own].append(clip)
+            else:
+                self.passed["of a shape with too many"] += 1
+                self.note_taken(clip[0])
+
+    def batch(self, chosen: list[Any], bucket: int, orders: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Return clips as a micro-batch."""
+        frames = np.stack([view(memory, self.buckets[bucket]) for _, _, memory in chosen])
+        rest = [{**rest, "key": task.sample.key} for task, rest, _ in chosen]
+        # Trained on is what belongs to steps that are over; the trainer asks for batches before it takes them.
+        self.given.append((orders[0][0], [task for task, _, _ in chosen]))
+        self.settle()
+        tasks = [task._replace(order=order) for (task, _, _), order in zip(chosen, orders, strict=True)]
+        return collate(Read(frames, rest, tasks))
+
+    def clips(self, mesh: Mesh, size: int) -> Iterator[tuple[TarTask, dict[str, Any], np.ndarray]]:
+        """Yield this rank's clips that fit a bucket, as they come."""
+        start = self.step
+        done = tuple((epoch, frozenset(tars)) for epoch, tars in self.progress.done.items())
+        source = Source(
+            tuple(self.tars), self.seed, self.shuffle, self.resampled, mesh.data_rank, mesh.data_world,
+            min(self.progress.done, default=0), done, start,
+        )  # fmt: skip
+        readers = self.readers if self.num_workers else 0
+        items = source.items(readers, self.wait, forkserver(Source.__module__))
+        seed = None if self.fixed else self.seed
+        tasks = tasks_of(self.noting(items, start), self.tars, self.decode.bytes, start=start, seed=seed)
+        for task, rest, memory in self.read(tasks, self.decode, self.decode.bytes, self.quarantine, 2 * size):
+            if "bucket" in rest:
+                yield task, rest, memory
+                continue
+            self.passed[rest.get("misfit", "cannot be read")] += 1
+            self.note_taken(task)
+
+    def settle(self) -> None:
+        """Count the clips of the steps that are over."""
+        while self.given and self.given[0][0] < self.step:
+            for task in self.given.popleft()[1]:
+                self.note_taken(task)
+
+    def note_taken(self, task: TarTask) -> None:
+        """Count a sample that was trained on, or never will be."""
+        if not self.resampled:
+            self.progress.take(*task.order[2:])
+
+    def noting(self, items: Iterable[Item], start: int) -> Iterator[Item]:
+        """Pass samples on, and note what else comes with them."""
+        for count, item in enumerate(items):
+            if isinstance(item, End):
+                if not self.resampled:
+                    self.progress.end(item)
+            elif isinstance(item, Fault) and item.small:
+                kind = item.reason.partition(",")[0] if "again" not in item.reason else "a name again"
+                self.passed[f"members: {kind}"] += 1
+                if self.passed[f"members: {kind}"] == 1:
+                    print(f"data.urls: {item.tar}: {item.key}: {item.reason}; more are counted", file=sys.stderr)
+            elif isinstance(item, Fault):
+                self.quarantine.add(SampleId(item.tar, item.key, -1), (start, count), item.reason)
+            else:
+                yield item
+
+    def read(
+        self, tasks: Iterable[TarTask], function: Callable[..., Any], size: int, lost: Quarantine, ahead: int = 0
+    ) -> Iterator[tuple[TarTask, Any, np.ndarray]]:
+        """Yield tasks with what the function returned and the memory it wrote to, in order, read by the workers.
+
+        One that cannot be read is told of in `lost`, and comes with what the function says of nothing.
+        """
+        asked = ([task] for task in tasks)
+        if not self.num_workers:
+            reads = read_here(function, asked, nothing, lost)
+            yield from ((read.tasks[0], read.rest[0], read.frames[0]) for read in reads)
+            return
+        ahead += 2 * self.num_workers
+        with (
+            Workers(function, self.num_workers, size, nothing, lost, self.timeout, ahead) as pool,
+            contextlib.closing(pool.batches(asked)) as reads,
+        ):
+            for read in reads:
+                yield read.tasks[0], read.rest[0], read.frames[0]
+
+    @cached_property
+    def held(self) -> ClipDataModule | None:
+        """The validation clips of a dataset with a manifest."""
+        if self.validation_root is None:
+            return None
+        shape = usual(self.trained)
+        how = {"global_batch": self.global_batch, "micro_batch": self.micro_batch, "skip_short": True}
+        how |= {"num_workers": self.num_workers, "timeout": self.timeout, "validation_clips": self.validation_clips}
+        try:
+            held = ClipDataModule(
+                self.validation_root, *shape.shape, stride=shape.strides[0], validation_root=self.validation_root, **how
+            )
+            _ = held.validation
+        except ValueError as error:
+            raise ValueError(f"data.validation_root: {error}") from error
+        return held
+
+    def first_clips(self, tars: Sequence[str], count: int) -> list[dict[str, Any]]:
+        """Return the first clips of tars, in order, in the usual shape, with their first window and caption.
+
+        What does not fit or cannot be read is passed over, on every rank alike.
+        """
+        decode = Decode([usual(self.trained).bucket])
+        tasks = tasks_of(read_tars(tars, range(len(tars))), tars, decode.bytes)
+        found = []
+        with contextlib.closing(self.read(tasks, decode, decode.bytes, Quarantine(budget=math.inf))) as clips:
+            for task, rest, memory in clips:
+                if "bucket" in rest:
+                    video = view(memory, decode.buckets[0]).copy()
+                    found.append({**rest, "key": task.sample.key, "video": video, "task": task})
+                if len(found) == count:
+                    break
+        if not found:
+            raise ValueError(f"{shown(tars[0])}: found no sample of {len(tars)} tars that can be used, expected some")
+        return found
+
+    def examples(self, count: int) -> list[dict[str, Any]]:
+        """Return the first clips of the validation set, or without one of the training tars, the same on every rank."""
+        if self.held is not None:
+            return self.held.examples(count)
+        found = self.first_clips(self.validation_tars or self.tars, count)
+        return [clip | {"caption": self._fit([clip["caption"]])[0]} for clip in found]
+
+    def _fit(self, captions: list[str]) -> list[str]:
+        """Leave out of captions what the text encoder does not know."""
+        return captions if self.fit_text is None else self.fit_text(captions)[0]
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
+        if self.held is not None:
+            self.held.trainer = self.trainer
+            return self.held.val_dataloader()
+        return DataLoader(self.validation_batches, batch_size=None) if self.validation_batches else []
+
+    @cached_property
+    def validation_batches(self) -> list[dict[str, Any]]:
+        """The validation clips of tars, which are few and always the same, so they stay decoded."""
+        if self.validation_tars is None:
+            return []
+        mesh, found = self._mesh(), self.first_clips(self.validation_tars, self.validation_clips)
+        share, size = range(len(found)), self.micro_batch or max(self.global_batch // mesh.world, 1)
+        if len(found) % mesh.world == 0:
+            share = share[mesh.rank * len(found) // mesh.world : (mesh.rank + 1) * len(found) // mesh.world]
+        batches = []
+        for first in range(share.start, share.stop, size):
+            own = range(first, min(first + size, share.stop))
+            frames = np.stack([found[place]["video"] for place in own])
+            tasks = [found[place]["task"]._replace(order=(0, place)) for place in own]
+            batch = collate(Read(frames, [found[place] for place in own], tasks))
+            batches.append(batch | {"caption": self._fit(batch["caption"])})
+        return batches
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
+        """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
+        rest = {name: value for name, value in batch.items() if name != "position"}
+        return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
+
+    def teardown(self, stage: str) -> None:
+        """End the readers and the workers, and say what was passed over."""
+        if self.running is not None:
+            self.running.close()
+            self.running = None
+        if self.passed:
+            counts = ", ".join(f"{kind} {count:,}" for kind, count in self.passed.most_common())
+            rank = f" (rank {self._mesh().rank})" if self._mesh().world > 1 else ""
+            print(f"data.urls{rank}: samples passed over: {counts}", file=sys.stderr)
+            self.passed.clear()
+
+    def _mesh(self) -> Mesh:
+        return ALONE if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
+
+    def say_resumed(self, mesh: Mesh) -> None:
+        """Say once what a stream cannot do: go on at the very sample."""
+        if not self.resumed or mesh.rank:
+            return
+        self.resumed = False
+        epoch, left_out = min(self.progress.done, default=0), sum(map(len, self.progress.done.values()))
+        what = (
+            "tars are drawn anew, any sample may come again"
+            if self.resampled
+            else f"of epoch {epoch} the {left_out:,} of {len(self.tars):,} tars that were read whole are left out, "
+            f"samples of those that were begun may come again"
+        )
+        print(f"data.urls: goes on at step {self.step:,}, but not at the very sample: {what}", file=sys.stderr)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the list of tars, without secrets."""
+        return hashlib.sha256(json.dumps(list(map(shown, self.tars))).encode()).hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step, what all ranks could not read, and which tars of the present epochs they have read whole."""
+        self.settle()
+        mine = self.quarantine.state_dict(), {epoch: sorted(tars) for epoch, tars in self.progress.done.items()}
+        ranks = [mine]
+        if torch.distributed.is_initialized():
+            ranks *= torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(ranks, mine)
+        lost = Quarantine()
+        for losses, _ in ranks:
+            lost.load_state_dict(losses)
+        done = self.progress.merge((done for _, done in ranks), len(self.tars))
+        state = {"step": self.step, "quarantine": lost.state_dict(), "tars": self.fingerprint}
+        return state | {"done": [[epoch, tars] for epoch, tars in done.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the step of a checkpoint; of another list of tars nothing is left out."""
+        self.loaded_step, self.resumed = int(state["step"]), True
+        self.quarantine.load_state_dict(state["quarantine"])
+        same = state["tars"] == self.fingerprint
+        first = max((epoch for epoch, _ in state["done"]), default=-1) + 1
+        self.progress = Progress({int(epoch): tars for epoch, tars in state["done"]} if same else {first: ()})
+
+
+class TarLoader:
+    """This rank's micro-batches for the trainer, without end."""
+
+    def __init__(self, data: TarDataModule, mesh: Mesh, accumulate: int) -> None:
+        self.data, self.mesh, self.accumulate = data, mesh, accumulate
+        # By this name Lightning's DeepSpeed strategy looks for the size of a micro-batch.
+        self.batch_sampler = SimpleNamespace(batch_size=max(data.batch_sizes) // (accumulate * mesh.data_world))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.data.running is not None:
+            self.data.running.close()
+        self.data.running = self.data.batches(self.mesh, self.accumulate)
+        return self.data.running
+
+
+def tasks_of(
+    items: Iterable[Item],
+    tars: Sequence[str],
+    size: int,
+    most: int | None = None,
+    start: int = 0,
+    seed: int | None = None,
+) -> Iterator[TarTask]:
+    """Yield the first `most` samples as tasks; without a seed the first window and caption are taken of each."""
+    for count, item in enumerate(itertools.islice((item for item in items if isinstance(item, Raw)), most)):
+        key = None if seed is None else (seed, item.epoch, item.tar, item.number)
+        sample = SampleId(shown(tars[item.tar]), item.key, item.number)
+        yield TarTask((start, count, item.epoch, item.tar), sample, size, item.members, key)
+
+
+def keep_faults(items: Iterable[Item], faults: list[Fault]) -> Iterator[Item]:
+    """Pass items on, and keep what cannot be used."""
+    for item in items:
+        if isinstance(item, Fault):
+            faults.append(item)
+        yield item
+
+
+def nothing(asked: TarTask, attempt: int) -> TarTask:
+    """Return what takes the place of a sample that cannot be read."""
+    return asked._replace(sample=asked.sample._replace(dataset=-attempt), members=None)
+
+
+def shares_of(counts: Counter[float]) -> dict[float, float]:
+    """Return the share of each rate, the most frequent first."""
+    return {rate: count / counts.total() for rate, count in counts.most_common(100)}
