@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from videodiff.report.table import figures
+from videodiff.report.table import figures, meanings
+from videodiff.verbs.config.measuring import known_quantities
 from videodiff.verbs.config.stored import read_yaml
 
 
@@ -19,7 +20,8 @@ def check(evaluation: Mapping[str, Any], targets: Mapping[str, float], where: Pa
     """Yield, for each target, whether it is reached and a line that says so; a figure that is not there is a miss."""
     measured = {name: value for name, value in evaluation.items() if value is not None}
     known = {name: target for name, target in targets.items() if name in measured}
-    found = {figure.name: figure for figure in figures({**measured, "targets": known}, where)[0]}
+    quantities = meanings(measured, where, known_quantities())
+    found = {figure.name: figure for figure in figures({**measured, "targets": known}, where, quantities)[0]}
     for name in targets:
         if name not in known:
             yield False, f"MISSED   {name}: found no figure of this name in {where}, expected {targets[name]}"

@@ -20,7 +20,7 @@ def sampled_like(scene: Scene, error: float) -> Scene:
     drift = np.cumsum(scene.velocity, axis=0) / scene.fps
     late = np.maximum(np.arange(len(drift)) - GIVEN, 0)[:, None, None] / len(drift)
     position = scene.position + error * late * (drift - drift[GIVEN])
-    return Scene(position, scene.velocity, scene.radius, scene.colour, scene.fps, scene.caption)
+    return Scene(position, scene.velocity, scene.radius, scene.colour, scene.fps, scene.caption, scene.law)
 
 
 def write_run(root: Path, size: int = 32, clips: int = 4, steps: int = 2000, caption: str | None = None) -> Path:
@@ -73,6 +73,11 @@ def evaluation() -> dict[str, object]:
         "shape_error_stderr": 0.0019,
         "clips": 256,
         "targets": {"velocity_error": 0.05, "caption_accuracy": 0.95, "shape_error": 0.05},
+        "metrics": {
+            "velocity_error": {"better": "lower", "unit": "units/s", "range": [0, None]},
+            "shape_error": {"better": "lower", "unit": "", "range": [0, None]},
+            "caption_accuracy": {"better": "higher", "unit": "", "range": [0, 1]},
+        },
         "table": table,
     }
 

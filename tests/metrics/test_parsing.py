@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from videodiff.metrics.parsing import beside, seen_colours, track, track_of, track_phyworld
-from videodiff.worlds.bouncing import Bouncing
+from videodiff.worlds.bouncing import LAW, Bouncing
 from videodiff.worlds.scene import PALETTE, SIDE, Scene, render
 
 CROWD = Bouncing(balls={1: 1, 2: 1, 3: 1})
@@ -15,7 +15,7 @@ CROWD = Bouncing(balls={1: 1, 2: 1, 3: 1})
 def still(*discs: tuple[str, float, float, float], frames: int = 1) -> Scene:
     colour, x, y, radius = zip(*discs, strict=True)
     position = np.tile(np.stack([x, y], -1), (frames, 1, 1))
-    return Scene(position, np.zeros_like(position), np.array(radius), colour, 10.0, "")
+    return Scene(position, np.zeros_like(position), np.array(radius), colour, 10.0, "", LAW)
 
 
 def gap(scene: Scene) -> float:

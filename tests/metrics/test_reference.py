@@ -121,4 +121,8 @@ def test_the_parser_floor_is_below_two_thousandths_of_a_unit_at_64_pixels():
 def test_a_ball_outside_the_view_cannot_be_read():
     scene = Uniform(frames=8).scene(0)
     with pytest.raises(ValueError, match="expected every ball in view"):
-        law(type(scene)(scene.position + 50, scene.velocity, scene.radius, scene.colour, scene.fps, scene.caption))
+        law(
+            type(scene)(
+                scene.position + 50, scene.velocity, scene.radius, scene.colour, scene.fps, scene.caption, scene.law
+            )
+        )

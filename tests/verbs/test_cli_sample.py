@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.conftest import tiny
@@ -169,6 +170,55 @@ def test_an_evaluation_takes_what_there_is_and_does_not_depend_on_the_batch(
     assert (status, err.count("\n")) == (1, 1)
     assert "given: found 4, expected 1 to 3 of the clip's 4 frames" in err
     assert (run / "evaluation.json").read_bytes() == before
+
+
+MINE = """
+import numpy as np
+from videodiff.metrics.metric import Case, Quantity, metric
+
+@metric({"sharpness": Quantity("higher", "levels", 0.0)}, tasks=("continuation",))
+def sharpness(case: Case, axis: int = 2) -> dict[str, float]:
+    return {"sharpness": float(np.abs(np.diff(case.frames.astype(float), axis=axis)).mean())}
+
+def undeclared(case):
+    return {"sharpness": 0.0}
+"""
+
+
+def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
+    call: Call, trained: Path, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_metrics.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "targets": {"sharpness": 1e4}}))
+    how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=2", "keep=1", "given=2", "metric=[physics]"]
+    for wrong, message in (
+        (
+            ["+metric.mine._target_=my_metrics.undeclared"],
+            "metric.mine._target_: found my_metrics.undeclared, expected",
+        ),
+        (["+metric.mine={_target_: my_metrics.sharpness, axs: 1}"], "metric.mine.axs: found no such setting"),
+        (["+metric.mine._target_=my_metrics.sharpness", "+metric.b._target_=my_metrics.sharpness"], "gives too"),
+        (["metric=[physics,captoins]"], "found no metric 'captoins', expected one of captions"),
+    ):
+        status, _, err = call(*how, *wrong)
+        assert (status, err.count("\n")) == (1, 1), err
+        assert message in err
+        assert not (run / "evaluation.json").exists()
+    status, _, err = call(*how, "+metric.mine._target_=my_metrics.sharpness", "+metric.mine.axis=1")
+    assert status == 0, err
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["sharpness"] > 0
+    assert result["table"][0]["sharpness"] == result["sharpness"]
+    assert result["metrics"]["sharpness"] == {"better": "higher", "unit": "levels", "range": [0.0, None]}
+    assert (result["targets"], "count_accuracy" in result) == ({"sharpness": 1e4}, False)
+    assert "| sharpness (levels) ↑ |" in (run / "evaluation.md").read_text()
+    assert call("report", str(run))[0] == 0
+    page = (run / "report.html").read_text()
+    assert "sharpness&nbsp;↑" in page
+    assert "target ≥ 10000" in page
 
 
 def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:

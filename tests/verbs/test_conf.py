@@ -73,12 +73,13 @@ def test_a_choice_of_a_group_composes_and_is_built(file: str, world_dataset: Pat
         from videodiff.verbs.config.build import fill_text
 
         fill_text(cfg)
-    config = OmegaConf.to_container(cfg[group], resolve=True)
+    config = OmegaConf.to_container(cfg.get(group, OmegaConf.create({})), resolve=True)
     for part in targets(config):
         check_arguments(part)
     if f"{group}/{option}" not in DOWNLOADED and group not in COMPLETED:
         with torch.device("meta") if group == "model" else torch.device("cpu"):
-            built = instantiate(config) if "_target_" in config else [instantiate(part) for part in config.values()]
+            parts = (config or {}).values()
+            built = instantiate(config) if "_target_" in (config or {}) else [instantiate(part) for part in parts]
         assert built is not None
 
 
@@ -111,7 +112,7 @@ def test_a_recipe_is_taken_apart_into_objects_by_the_train_verb(world_dataset: P
     from videodiff.verbs.config.build import build_data, build_model, fill_text
     from videodiff.verbs.train import build_trainer
 
-    cfg = composed("train", [*tiny(world_dataset), f"run={tmp_path}", "data.micro_batch=1", "logger=tensorboard"])
+    cfg = composed("train", [*tiny(world_dataset), f"run={tmp_path}", "data.micro_batch=1", "logger=[csv,tensorboard]"])
     fill_text(cfg)
     trainer = build_trainer(cfg, build_model(cfg), build_data(cfg).accumulate(1))
     assert trainer.accumulate_grad_batches == cfg.data.global_batch

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videodiff.worlds.bouncing import DIRECTIONS, HELD_OUT, SIZES, SPEEDS, Bouncing, bounce, fly, overlap
+from videodiff.worlds.bouncing import DIRECTIONS, HELD_OUT, SIZES, SPEEDS, Bouncing
+from videodiff.worlds.flight import bounce, fly, overlap
 from videodiff.worlds.scene import PALETTE, SIDE
 
 SEEDS = st.integers(0, 2**31)

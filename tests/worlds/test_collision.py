@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videodiff.worlds.bouncing import fly
 from videodiff.worlds.collision import Collision, elastic
+from videodiff.worlds.flight import fly
 from videodiff.worlds.phyworld import SPLITS
 from videodiff.worlds.scene import SIDE
 

@@ -33,4 +33,4 @@ def test_the_disc_starts_near_the_top(seed, split):
 
 
 def test_the_scene_knows_its_gravity():
-    assert MADE["train"].scene(0).gravity == -2.5
+    assert MADE["train"].scene(0).law.gravity == -2.5

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from videodiff.worlds.bouncing import LAW
 from videodiff.worlds.scene import PALETTE, SIDE, SOFTNESS, Scene, coverage, pixel_centres, render
 
 
 def one_disc(x: float, y: float, radius: float, colour: str = "red") -> Scene:
-    return Scene(np.array([[[x, y]]]), np.zeros((1, 1, 2)), np.array([radius]), (colour,), 10.0, f"a {colour} ball")
+    return Scene(
+        np.array([[[x, y]]]), np.zeros((1, 1, 2)), np.array([radius]), (colour,), 10.0, f"a {colour} ball", LAW
+    )
 
 
 def coverage_everywhere(x: float, y: float, radius: float, size: int, supersample: int) -> np.ndarray:
@@ -54,22 +55,7 @@ def test_y_points_up_and_x_to_the_right():
 
 def test_a_later_disc_covers_an_earlier_one():
     position = np.full((1, 2, 2), 5.0)
-    scene = Scene(position, np.zeros_like(position), np.array([2.0, 1.0]), ("red", "blue"), 10.0, "")
+    scene = Scene(position, np.zeros_like(position), np.array([2.0, 1.0]), ("red", "blue"), 10.0, "", LAW)
     frame = render(scene, 40)[0]
     assert tuple(frame[20, 20]) == PALETTE["blue"]
     assert tuple(frame[20, 14]) == PALETTE["red"]
-
-
-def test_truth_comes_back_from_json():
-    position = np.random.default_rng(0).random((3, 2, 2))
-    scene = Scene(position, np.ones((3, 2, 2)), np.ones(2), ("red", "cyan"), 5.0, "c", walls=False, gravity=-2.5)
-    back = Scene.from_truth(json.loads(json.dumps(scene.truth())), "c")
-    np.testing.assert_allclose(back.position, scene.position, atol=1e-6)
-    assert (back.colour, back.fps, back.walls, back.gravity) == (("red", "cyan"), 5.0, False, -2.5)
-
-
-def test_truth_without_its_law_has_walls_and_no_gravity():
-    truth = one_disc(5, 5, 1).truth()
-    del truth["walls"], truth["gravity"]
-    back = Scene.from_truth(truth, "")
-    assert (back.walls, back.gravity) == (True, 0.0)

@@ -46,7 +46,7 @@ def test_a_fast_disc_leaves_to_the_right():
 
 def test_nothing_stops_at_the_edge():
     scene = MADE["train"].scene(0)
-    assert (scene.walls, scene.gravity) == (False, 0.0)
+    assert (scene.law.name, scene.law.walls, scene.law.gravity) == ("uniform", False, 0.0)
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(1, 10.0), (8, 5.0)])

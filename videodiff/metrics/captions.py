@@ -4,37 +4,69 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from videodiff.worlds.bouncing import DIRECTIONS, SIZES, SPEEDS
-from videodiff.worlds.scene import PALETTE
-
-PHRASE = re.compile(
-    rf"a (?:(?P<size>{'|'.join(SIZES)}) )?(?P<colour>{'|'.join(PALETTE)}) ball (?:moves|falls) "
-    rf"(?P<direction>{'|'.join(DIRECTIONS)})(?: (?P<pace>{'|'.join(SPEEDS)}))?"
-)
+from videodiff.worlds.law import Grammar, Range
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """One ball of a caption; `size` and `pace` are None where the caption leaves them open."""
+    """One ball of a caption; `size` and `pace` are None where the caption leaves them open.
+
+    angle: the direction in radians from the right, counterclockwise.
+    """
 
     colour: str
-    direction: str
+    angle: float
     size: str | None
     pace: str | None
 
+    @property
     def heading(self) -> np.ndarray:
-        """Return the unit vector (2,) of the direction word."""
-        angle = DIRECTIONS[self.direction]
-        return np.array([np.cos(angle), np.sin(angle)])
+        """The unit vector (2,) of the direction word."""
+        return np.array([np.cos(self.angle), np.sin(self.angle)])
 
 
-def phrases(caption: str) -> list[Phrase]:
+def phrases(caption: str, grammar: Grammar) -> list[Phrase]:
     """Return the balls of a caption in its order; a phrase of another form is an error."""
-    found = [PHRASE.fullmatch(phrase) for phrase in caption.split(" and ")]
+    form = pattern(
+        *(tuple(words) for words in (grammar.colours, grammar.verbs, grammar.directions, grammar.sizes, grammar.paces))
+    )
+    found = [form.fullmatch(phrase) for phrase in caption.split(" and ")]
     if None in found:
         wrong = caption.split(" and ")[found.index(None)]
-        raise ValueError(f"caption: found {wrong!r}, expected 'a [size] colour ball moves direction [pace]'")
-    return [Phrase(**match.groupdict()) for match in found]
+        raise ValueError(
+            f"caption: found {wrong!r}, expected 'a [size] colour ball {'|'.join(grammar.verbs)} direction [pace]'"
+        )
+    return [
+        Phrase(match["colour"], grammar.directions[match["direction"]], match["size"], match["pace"]) for match in found
+    ]
+
+
+@lru_cache
+def pattern(
+    colours: tuple[str, ...],
+    verbs: tuple[str, ...],
+    directions: tuple[str, ...],
+    sizes: tuple[str, ...],
+    paces: tuple[str, ...],
+) -> re.Pattern[str]:
+    """Return what a phrase of these words looks like; where a world has no words for a size, a phrase has none."""
+    return re.compile(
+        rf"a (?:(?P<size>{one_of(sizes)}) )?(?P<colour>{one_of(colours)}) ball (?:{one_of(verbs)}) "
+        rf"(?P<direction>{one_of(directions)})(?: (?P<pace>{one_of(paces)}))?"
+    )
+
+
+def one_of(words: tuple[str, ...]) -> str:
+    """Return the pattern of any one of some words, of which no text is one where there are none."""
+    return "|".join(map(re.escape, words)) or r"(?!)"
+
+
+def nearest(value: float, words: dict[str, Range]) -> str | None:
+    """Return the word whose range is nearest to a value, None for NaN."""
+    if np.isnan(value):
+        return None
+    return min(words, key=lambda word: max(words[word][0] - value, value - words[word][1], 0.0))

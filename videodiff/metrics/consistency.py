@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from videodiff.metrics.metric import Case, Quantity, metric
+
 
 def temporal_flickering(frames: np.ndarray, where: np.ndarray | None = None) -> float:
     """Return VBench's (255 - mean |I_t - I_t+1|) / 255 of frames uint8 `t h w c`; meant for what does not move.
@@ -21,11 +23,15 @@ def motion_smoothness(frames: np.ndarray) -> float:
     return close(np.abs(inner - (signal[:-2:2][: len(inner)] + signal[2::2]) / 2).mean(axis=-1))
 
 
-def consistency(frames: np.ndarray) -> dict[str, float]:
-    """Return both, by the names under which they are written."""
+SCORE = Quantity("higher", "", 0.0, 1.0)
+
+
+@metric({"temporal_flickering_score": SCORE, "motion_smoothness_score": SCORE})
+def consistency(case: Case) -> dict[str, float]:
+    """Measure a clip of any task, and the true one."""
     return {
-        "temporal_flickering_score": temporal_flickering(frames),
-        "motion_smoothness_score": motion_smoothness(frames),
+        "temporal_flickering_score": temporal_flickering(case.frames),
+        "motion_smoothness_score": motion_smoothness(case.frames),
     }
 
 

@@ -1,4 +1,4 @@
-"""How far a sampled clip is from the law of its world, and whether it shows what its caption says.
+"""How far a sampled clip is from the law of its world.
 
 Everything is measured in world units and seconds, on the predicted frames in which every ball of the truth is wholly in
 view. A ball that is not seen stays where it was last seen: vanishing costs as much as standing still, never less.
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from videodiff.metrics.captions import Phrase, phrases
-from videodiff.metrics.parsing import Track, seen_colours, track, track_phyworld
-from videodiff.worlds.bouncing import SIZES, SPEEDS
+from videodiff.metrics.parsing import Track, track, track_phyworld
 from videodiff.worlds.scene import SIDE, Scene
 
 # PhyWorld's floor of a speed to divide by, so that a ball at rest has a scale too.
 SLOWEST = 0.5
-FREE_FRAMES = 3
 
 
 def continuation(frames: np.ndarray, scene: Scene, given: int = 3) -> dict[str, float]:
     """Measure a clip uint8 `t h w c` that continues the first `given` frames of a scene.
 
-    Beside what `motion` returns, PhyWorld's own `phyworld_velocity_error` where the scene is one of its worlds.
+    Beside what `motion` returns, PhyWorld's own `phyworld_velocity_error` where the world of the scene has it.
     """
     numbers = motion(track(frames), scene, given)
-    if is_phyworld(scene):
+    if "phyworld" in scene.law.measures:
         numbers["phyworld_velocity_error"] = phyworld_velocity_error(frames, scene, given)
     return numbers
 
@@ -35,8 +32,8 @@ def motion(tracked: Track, scene: Scene, given: int = 3) -> dict[str, float]:
     velocity_error: |mean v - true mean v| over the frames, mean over balls (PhyWorld's, as a vector norm);
     velocity_error_per_frame: mean |v - true v|; position_error, position_error_last: units; momentum_error,
     energy_error: fractions, mass = radius squared, scaled by the truth's first frame; shape_drift: (largest - smallest
-    radius) / true radius; permanence_share: frames in which exactly the right balls are seen. For two balls without
-    walls also velocity, momentum and energy error before and after their contact.
+    radius) / true radius; permanence_share: frames in which exactly the right balls are seen. Where the world has
+    it, also velocity, momentum and energy error before and after the contact.
     """
     if len(tracked.position) != len(scene.position):
         raise ValueError(f"frames: found {len(tracked.position)}, expected the scene's {len(scene.position)}")
@@ -55,7 +52,7 @@ def motion(tracked: Track, scene: Scene, given: int = 3) -> dict[str, float]:
         "shape_drift": float(((radius.max(axis=0) - radius.min(axis=0)) / scene.radius).mean()),
         "permanence_share": float(right.mean()),
     }
-    if is_phyworld(scene) and len(scene.colour) == 2:
+    if "contact" in scene.law.measures:
         numbers |= around_contact(v, true_v, scene, frames)
     return numbers
 
@@ -124,11 +121,6 @@ def held(mine: Track, scene: Scene, given: int) -> np.ndarray:
     return position
 
 
-def is_phyworld(scene: Scene) -> bool:
-    """Tell whether a scene is of one of PhyWorld's worlds: nothing stops at the edge of the view."""
-    return not scene.walls
-
-
 def phyworld_velocity_error(frames: np.ndarray, scene: Scene, given: int = 3) -> float:
     """Return PhyWorld's velocity error as its evaluate.py computes it, in its own coordinates and with its own parser.
 
@@ -143,47 +135,3 @@ def phyworld_velocity_error(frames: np.ndarray, scene: Scene, given: int = 3) ->
     contact = int(jumps[0]) + 1 if len(jumps) else len(true_vx) - 1
     parts = [part for part in (slice(0, contact), slice(contact + 1, None)) if len(true_vx[part])]
     return float(np.mean([np.abs(vx[part].mean(axis=0) - true_vx[part].mean(axis=0)).mean() for part in parts]))
-
-
-def text_to_video(frames: np.ndarray, caption: str, fps: float) -> dict[str, float]:
-    """Measure whether a clip uint8 `t h w c` drawn from its caption alone shows it; every number is a share of 1.
-
-    colour_accuracy: exactly the captioned colours are there; count_accuracy: frames with the right number of balls;
-    direction, speed and size_accuracy: balls that do what their words say in the first 3 frames, where the caption has
-    such words and, for the first two, the clip more than one frame. A ball that is not seen is wrong in everything.
-    """
-    asked, seen = phrases(caption), track(frames)
-    balls = seen.of([phrase.colour for phrase in asked])
-    numbers = {
-        "colour_accuracy": float(set(seen_colours(frames)) == {phrase.colour for phrase in asked}),
-        "count_accuracy": float((seen.count() == len(asked)).mean()),
-    }
-    last = min(FREE_FRAMES, len(frames)) - 1
-    moved = balls.position[last] - balls.position[0]
-    if last > 0:
-        numbers["direction_accuracy"] = share([heads(way, phrase) for way, phrase in zip(moved, asked, strict=True)])
-    if last > 0 and all(phrase.pace for phrase in asked):
-        words = [nearest(speed, SPEEDS) for speed in norm(moved) * fps / last]
-        numbers["speed_accuracy"] = share([word == phrase.pace for word, phrase in zip(words, asked, strict=True)])
-    if all(phrase.size for phrase in asked):
-        radii = np.where(balls.visible, balls.radius(), np.nan)[: last + 1].mean(axis=0)
-        words = [nearest(radius, SIZES) for radius in radii]
-        numbers["size_accuracy"] = share([word == phrase.size for word, phrase in zip(words, asked, strict=True)])
-    return numbers
-
-
-def heads(way: np.ndarray, phrase: Phrase) -> bool:
-    """Tell whether a displacement (2,) is within 45 degrees of the direction word; NaN is not."""
-    return bool(way @ phrase.heading() > np.sqrt(0.5) * norm(way))
-
-
-def nearest(value: float, bins: dict[str, tuple[float, float]]) -> str | None:
-    """Return the word whose range is nearest to a value, None for NaN."""
-    if np.isnan(value):
-        return None
-    return min(bins, key=lambda word: max(bins[word][0] - value, value - bins[word][1], 0.0))
-
-
-def share(right: list[bool]) -> float:
-    """Return the share that is right."""
-    return float(np.mean(right))

@@ -15,8 +15,7 @@ from videodiff.metrics.captions import phrases
 from videodiff.metrics.parsing import track, track_of
 from videodiff.metrics.physics import continuation, motion, norm
 from videodiff.metrics.summary import mean_and_error
-from videodiff.worlds.bouncing import SPEEDS, fly
-from videodiff.worlds.phyworld import SPEED
+from videodiff.worlds.flight import advance
 from videodiff.worlds.scene import Scene, render
 
 Predictor = Callable[..., Scene]
@@ -43,13 +42,13 @@ def law(scene: Scene, given: int = 3, size: int = 64) -> Scene:
 
 def mean_speed(scene: Scene, given: int = 3, size: int = 64, speeds: tuple[float, float] | None = None) -> Scene:
     """Know the law and the direction but not the speed: take the middle of the training range."""
-    low, high = speeds or training_speeds(scene)
+    low, high = speeds or scene.law.speeds
     return follow(scene, given, size, lambda speed: np.full_like(speed, (low + high) / 2))
 
 
 def clamped(scene: Scene, given: int = 3, size: int = 64, speeds: tuple[float, float] | None = None) -> Scene:
     """Know the law but no speed outside the training range: a model that reasons by cases (PhyWorld)."""
-    low, high = speeds or training_speeds(scene)
+    low, high = speeds or scene.law.speeds
     return follow(scene, given, size, lambda speed: np.clip(speed, low, high))
 
 
@@ -73,11 +72,6 @@ def parser_floor(world: object, size: int, clips: int, given: int = 3) -> tuple[
     return mean_and_error([continuation(render(s, size), s, given)["velocity_error"] for s in scenes])
 
 
-def training_speeds(scene: Scene) -> tuple[float, float]:
-    """Return the range of speeds in training: PhyWorld's, or the bouncing world's where there are walls."""
-    return (SPEEDS["slowly"][0], SPEEDS["quickly"][1]) if scene.walls else SPEED
-
-
 def parsed(scene: Scene, given: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return position and velocity (n, 2) in the last given frame and radius (n,), read from the rendered given frames.
 
@@ -91,7 +85,7 @@ def parsed(scene: Scene, given: int, size: int) -> tuple[np.ndarray, np.ndarray,
         )
     time = (np.arange(given) - (given - 1)) / scene.fps
     straight = seen.position.copy()
-    straight[..., 1] -= scene.gravity * time[:, None] ** 2 / 2
+    straight[..., 1] -= scene.law.gravity * time[:, None] ** 2 / 2
     centred = time - time.mean()
     slope = np.tensordot(centred, straight, axes=1) / (centred @ centred) if given > 1 else np.zeros_like(straight[0])
     return straight.mean(axis=0) - time.mean() * slope, slope, seen.radius().mean(axis=0)
@@ -100,16 +94,14 @@ def parsed(scene: Scene, given: int, size: int) -> tuple[np.ndarray, np.ndarray,
 def follow(scene: Scene, given: int, size: int, pace: Callable[[np.ndarray], np.ndarray]) -> Scene:
     """Advance the parsed state by the law, each ball as if launched at `pace(speed)` in its own direction."""
     position, velocity, radius = parsed(scene, given, size)
-    fallen = np.array([0.0, scene.gravity * (given - 1) / scene.fps])
+    fallen = np.array([0.0, scene.law.gravity * (given - 1) / scene.fps])
     velocity = velocity - fallen
     speed = norm(velocity)
     # A ball at rest has no direction of its own: its word in the caption stands in.
-    said = np.stack([phrase.heading() for phrase in phrases(scene.caption)])
+    said = np.stack([phrase.heading for phrase in phrases(scene.caption, scene.law.grammar)])
     direction = np.where(speed[:, None] > 1e-2, velocity / np.maximum(speed, 1e-2)[:, None], said)
     times = np.arange(len(scene.position) - given + 1) / scene.fps
-    x, v, _ = fly(position, pace(speed)[:, None] * direction + fallen, radius, times, scene.walls)
-    x[..., 1] += scene.gravity * times[:, None] ** 2 / 2
-    v[..., 1] += scene.gravity * times[:, None]
+    x, v = advance(scene.law, position, pace(speed)[:, None] * direction + fallen, radius, times)
     lead = [(given - 1, 0), (0, 0), (0, 0)]
     return predicted(scene, given, np.pad(x, lead), np.pad(v, lead))
 

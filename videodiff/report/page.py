@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from videodiff.data.storage.files import write_whole
+from videodiff.metrics.metric import Quantity
 from videodiff.report import table
 from videodiff.report.curves import Panel, draw, panels, plot_ranking
 from videodiff.report.run import Clip, Run, facts, flatten, read_run
@@ -25,14 +26,16 @@ WALL, STRIPS, STEPS, LEARNING, RANKINGS = 12, 3, 7, 4, 2
 TINY = 128
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, known: Mapping[str, Quantity] = table.NOTHING) -> Path:
     """Write `report.html` into a run folder and return its path.
+
+    known: what figures mean in an evaluation that does not say it itself.
 
     What the folder does not hold yet is named on the page with the command it comes from; a malformed file is an error
     that names the file and the place. A video that cannot be decoded is left out and named.
     """
     found = read_run(run)
-    template, shown = environment().get_template("template.html.j2"), content(found)
+    template, shown = environment().get_template("template.html.j2"), content(found, known)
     path = write_whole(found.path / "report.html", template.render(shown).encode())
     for line in shown["left_out"]:
         print(f"videodiff report: left out {line}")
@@ -80,12 +83,13 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def content(run: Run) -> dict[str, Any]:
+def content(run: Run, known: Mapping[str, Quantity] = table.NOTHING) -> dict[str, Any]:
     """Return everything the template shows."""
     where = run.path / "evaluation.json"
     evaluation = run.evaluation or {}
-    numbers, texts = table.figures(evaluation, where)
-    rows = table.rows(evaluation, where)
+    quantities = table.meanings(evaluation, where, known)
+    numbers, texts = table.figures(evaluation, where, quantities)
+    rows = table.rows(evaluation, where, quantities)
     tasks, left_out = list(dict.fromkeys(clip.task for clip in run.clips)), list(run.strange)
     walls = [wall(task, [clip for clip in run.clips if clip.task == task], left_out) for task in tasks]
     return {
@@ -141,7 +145,7 @@ def headlines(numbers: list[table.Measured]) -> list[table.Measured]:
 def rankings(rows: list[table.Row], numbers: list[table.Measured]) -> list[Panel]:
     """Draw the first columns of the table as dots, best on top."""
     drawn = []
-    for column in table.columns(rows)[:RANKINGS]:
+    for column in [column for column in table.columns(rows) if column.more_is_better is not None][:RANKINGS]:
         cells = [(row.name, row.cells[column.name], row.kind) for row in rows if column.name in row.cells]
         cells = sorted((c for c in cells if math.isfinite(c[1].value)), key=lambda c: c[1].value)
         target = next((figure.target for figure in numbers if figure.name == column.name), None)

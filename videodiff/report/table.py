@@ -2,46 +2,62 @@
 
     {"velocity_error": 0.041, "velocity_error_stderr": 0.003, "clips": 256, "world": "uniform motion",
      "targets": {"velocity_error": 0.05},
+     "metrics": {"velocity_error": {"better": "lower", "unit": "units/s", "range": [0, null]}},
      "table": [{"name": "model", "kind": "model", "clips": 256, "velocity_error": 0.041},
                {"name": "last frame held", "kind": "reference", "velocity_error": 2.5},
                {"name": "ground truth", "kind": "floor", "velocity_error": 0.0003}]}
 
-A target is the value to stay below, or to reach where more is better. A row's kind is model, reference, floor or
-ceiling; `<name>_clips` tells on how many clips a figure was measured where it was not on all of them.
+`metrics` says what a figure means: which direction is better, its unit and its range. A target is the value to stay
+below, or to reach where more is better. A row's kind is model, reference, floor or ceiling; `<name>_clips` tells on how
+many clips a figure was measured where it was not on all of them.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from videodiff.metrics.metric import Quantity, read_quantity
 
 KINDS = ("model", "reference", "floor", "ceiling")
 BESIDE = ("_stderr", "_clips")
-MORE_IS_BETTER = {"accuracy", "recall", "precision", "psnr", "ssim", "consistency", "agreement", "share", "score", "r2"}
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A value, its standard error, its number of clips and its target, where it has them."""
+    """A value, its standard error, its number of clips, its target and what it means, where it has them."""
 
     name: str
     value: float
     stderr: float | None = None
     clips: float | None = None
     target: float | None = None
+    quantity: Quantity | None = None
 
     @property
-    def more_is_better(self) -> bool:
-        return bool(MORE_IS_BETTER & set(self.name.split("_")))
+    def more_is_better(self) -> bool | None:
+        """Whether more is better; None where nothing says what the number means."""
+        return None if self.quantity is None else self.quantity.more_is_better
+
+    @property
+    def arrow(self) -> str:
+        """The direction that is better."""
+        return {None: "", True: "↑", False: "↓"}[self.more_is_better]
+
+    @property
+    def unit(self) -> str:
+        return "" if self.quantity is None else self.quantity.unit
 
     @property
     def met(self) -> bool | None:
         """Whether the target is reached; None without one."""
-        if self.target is None:
+        if self.target is None or self.more_is_better is None:
             return None
         return self.value >= self.target if self.more_is_better else self.value <= self.target
 
@@ -56,7 +72,8 @@ class Measured:
 
     @property
     def target_text(self) -> str:
-        return "" if self.target is None else f"{'≥' if self.more_is_better else '≤'} {self.target:g}"
+        sign = {None: "", True: "≥ ", False: "≤ "}[self.more_is_better]
+        return "" if self.target is None else f"{sign}{self.target:g}"
 
 
 @dataclass(frozen=True)
@@ -85,9 +102,24 @@ def plain(name: str) -> str:
     return re.sub(r"[_/]+", " ", name)
 
 
-def figures(evaluation: dict[str, Any], where: Path) -> tuple[list[Measured], dict[str, str]]:
+def meanings(evaluation: dict[str, Any], where: Path, known: Mapping[str, Quantity] = NOTHING) -> dict[str, Quantity]:
+    """Return what the figures of an evaluation mean.
+
+    known: what stands in for `metrics` in an evaluation from before it had them.
+    """
+    records = evaluation.get("metrics")
+    if records is None:
+        return dict(known)
+    if not isinstance(records, dict):
+        raise ValueError(f"{where}: metrics: found a {type(records).__name__}, expected an object name -> quantity")
+    return {name: read_quantity(record, f"{where}: metrics.{name}") for name, record in records.items()}
+
+
+def figures(
+    evaluation: dict[str, Any], where: Path, quantities: Mapping[str, Quantity] = NOTHING
+) -> tuple[list[Measured], dict[str, str]]:
     """Return the flat numbers in their order, with their targets, and the flat texts beside them."""
-    flat = {key: value for key, value in evaluation.items() if key not in ("table", "targets")}
+    flat = {key: value for key, value in evaluation.items() if key not in ("table", "targets", "metrics")}
     texts = {key: str(value) for key, value in flat.items() if isinstance(value, (str, bool))}
     numbers = {key: value for key, value in flat.items() if key not in texts}
     targets = evaluation.get("targets") or {}
@@ -97,20 +129,25 @@ def figures(evaluation: dict[str, Any], where: Path) -> tuple[list[Measured], di
         number(targets[name], f"{where}: targets.{name}")
         if name not in numbers:
             raise ValueError(f"{where}: targets.{name}: found no figure of this name, expected one beside the targets")
-    return list(measured(numbers, f"{where}: ", targets).values()), texts
+        if name not in quantities:
+            raise ValueError(
+                f"{where}: targets.{name}: found no metrics.{name} that says which direction is better, expected one"
+            )
+    return list(measured(numbers, f"{where}: ", quantities, targets).values()), texts
 
 
-def rows(evaluation: dict[str, Any], where: Path) -> list[Row]:
+def rows(evaluation: dict[str, Any], where: Path, quantities: Mapping[str, Quantity] = NOTHING) -> list[Row]:
     """Return the rows of the table: the model, the references, then floor and ceiling."""
     entries = evaluation.get("table") or []
     if not isinstance(entries, list):
         raise ValueError(f"{where}: table: found a {type(entries).__name__}, expected a list of rows")
     return sorted(
-        (row(entry, f"{where}: table[{i}]") for i, entry in enumerate(entries)), key=lambda r: KINDS.index(r.kind)
+        (row(entry, f"{where}: table[{i}]", quantities) for i, entry in enumerate(entries)),
+        key=lambda r: KINDS.index(r.kind),
     )
 
 
-def row(entry: Any, where: str) -> Row:
+def row(entry: Any, where: str, quantities: Mapping[str, Quantity] = NOTHING) -> Row:
     """Check one row of the table."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ValueError(f"{where}: found {str(entry)[:60]!r}, expected an object with a name")
@@ -119,14 +156,21 @@ def row(entry: Any, where: str) -> Row:
         raise ValueError(f"{where}.kind: found {kind!r}, expected one of {', '.join(KINDS)}")
     numbers = {key: value for key, value in entry.items() if key not in ("name", "kind", "clips")}
     clips = None if entry.get("clips") is None else number(entry["clips"], f"{where}.clips")
-    return Row(entry["name"], kind, clips, measured(numbers, f"{where}."))
+    return Row(entry["name"], kind, clips, measured(numbers, f"{where}.", quantities))
 
 
-def measured(numbers: dict[str, Any], where: str, targets: dict[str, float] | None = None) -> dict[str, Measured]:
-    """Join every number to its `_stderr`, its `_clips` and its target; null is a number that was not measured."""
+def measured(
+    numbers: dict[str, Any],
+    where: str,
+    quantities: Mapping[str, Quantity],
+    targets: Mapping[str, float] = NOTHING,
+) -> dict[str, Measured]:
+    """Join every number to its `_stderr`, its `_clips`, its target and what it means; null was not measured."""
     values = {key: number(value, where + key) for key, value in numbers.items() if value is not None}
     return {
-        name: Measured(name, value, *(values.get(name + end) for end in BESIDE), (targets or {}).get(name))
+        name: Measured(
+            name, value, *(values.get(name + end) for end in BESIDE), targets.get(name), quantities.get(name)
+        )
         for name, value in values.items()
         if not name.endswith(BESIDE)
     }
@@ -145,10 +189,10 @@ def columns(table: Sequence[Row]) -> list[Measured]:
 
 
 def best(table: Sequence[Row]) -> dict[str, float]:
-    """Return the best value of each column; floor and ceiling do not compete."""
+    """Return the best value of each column whose direction is known; floor and ceiling do not compete."""
     competing = [row for row in table if row.kind in ("model", "reference")]
     found = {}
-    for column in columns(table):
+    for column in [column for column in columns(table) if column.more_is_better is not None]:
         values = [row.cells[column.name].value for row in competing if column.name in row.cells]
         values = [value for value in values if math.isfinite(value)]
         if values:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -22,32 +22,19 @@ from videodiff.generation.files import write_clip
 from videodiff.generation.known import check_given, first_frames, usual_given
 from videodiff.generation.sampling import Wanted, sample_clips
 from videodiff.generation.settings import Generation
-from videodiff.metrics.captions import phrases
-from videodiff.metrics.consistency import consistency
-from videodiff.metrics.fidelity import psnr
-from videodiff.metrics.physics import continuation, text_to_video
-from videodiff.metrics.reference import PREDICTORS, measure
-from videodiff.metrics.summary import predictor_table, summarise
+from videodiff.metrics.evaluation import evaluate as measure
+from videodiff.metrics.metric import CONTINUATION, TASKS, Case
+from videodiff.report.markdown import write_markdown
 from videodiff.verbs.config.build import Model, load_run, read_run
+from videodiff.verbs.config.measuring import build_metrics
 from videodiff.verbs.printing import say
 from videodiff.verbs.sample import generation_of, step_of, trained_of
-from videodiff.worlds.scene import Scene
+from videodiff.worlds.truth import TruthError, read_scene
 
-TASKS = ("continuation", "text_to_video")
 # The given frames of a continuation where none are asked for.
 GIVEN = 3
 # Clips that cannot be read, beyond as many that can, before it is the dataset that cannot.
 LOST = 100
-
-
-class Clip(NamedTuple):
-    """One clip of the dataset: frames uint8 `t h w c`, and the exact scene where it comes from a world."""
-
-    key: str
-    caption: str
-    fps: float
-    frames: np.ndarray
-    scene: Scene | None
 
 
 def run(cfg: DictConfig) -> None:
@@ -64,6 +51,7 @@ def evaluate(cfg: DictConfig) -> None:
     for name, least in (("clips", 1), ("batch", 1), ("keep", 0)):
         if cfg[name] < least:
             raise ValueError(f"{name}: found {cfg[name]}, expected at least {least}")
+    metrics = build_metrics(cfg.get("metric"))
     folder, run_cfg = Path(cfg.run), read_run(cfg.run, cfg.trust)
     root = dataset_of(cfg, run_cfg)
     if root is None:
@@ -77,27 +65,32 @@ def evaluate(cfg: DictConfig) -> None:
     generation = generation_of(cfg, run_cfg)
     shape = usual(begun(trained_of(folder, run_cfg), step_of(checkpoint)))
     tasks, given = list(cfg.tasks), given_of(cfg, model, shape)
-    if not given and "continuation" in tasks:
-        tasks.remove("continuation")
+    if not given and CONTINUATION in tasks:
+        tasks.remove(CONTINUATION)
         remark(f"continuation: left out, as a clip of {shape.frames} frames has none to go on from")
     if not tasks:
         raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, all that this run can be asked for")
-    clips = read_clips(manifest, cfg.clips, shape)
+    clips = [case._replace(given=given) for case in read_clips(manifest, cfg.clips, shape)]
     captions, left_out = fit_captions([clip.caption for clip in clips], model.text)
     if left_out:
         remark(f"{root}: {left_out}")
     # What cannot be measured of the truth cannot be measured of samples: better known now.
-    measure_all(clips, {task: [clip.frames for clip in clips] for task in tasks}, given)
+    measure(metrics, clips, {task: [clip.truth for clip in clips] for task in tasks})
     sampled = {task: list(sample_task(task, clips, captions, given, shape, generation, model, cfg)) for task in tasks}
     keep_clips(folder, clips, sampled, given, cfg.keep)
     result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": given, "seed": cfg.seed}
-    result |= measure_all(clips, sampled, given, remark)
-    targets = dict(run_cfg.get("targets") or {})
-    result["targets"] = {name: value for name, value in targets.items() if name in result}
-    for name in targets.keys() - result.keys():
-        remark(f"targets.{name}: found no such figure among those measured")
+    result |= measure(metrics, clips, sampled, remark)
+    result["targets"] = reachable(run_cfg.get("targets") or {}, result)
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
+    write_markdown(folder / "evaluation.md", result)
     say(format_result(result))
+
+
+def reachable(targets: Mapping[str, float], result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the targets of figures that were measured, and say of which there is none."""
+    for name in targets.keys() - result["metrics"].keys():
+        remark(f"targets.{name}: found no such figure among those measured")
+    return {name: value for name, value in targets.items() if name in result["metrics"]}
 
 
 def dataset_of(cfg: DictConfig, run_cfg: DictConfig) -> str | None:
@@ -120,12 +113,12 @@ def given_of(cfg: DictConfig, model: Model, shape: Trained) -> int:
     """Return how many first frames a continuation is given; 0 where there can be none and none is asked for."""
     if cfg.given is None:
         return usual_given(model.codec, shape.frames, GIVEN)
-    if "continuation" in cfg.tasks:
+    if CONTINUATION in cfg.tasks:
         check_given("given", cfg.given, model.codec, shape.frames)
     return cfg.given if cfg.given in first_frames(model.codec, shape.frames) else 0
 
 
-def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
+def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Case]:
     """Read the first clips of a dataset that fit and can be read, as a run sees them."""
     dataset = Clips(manifest, [shape.bucket], fixed=True, skip=True, any_size=True)
     reader, clips, lost = Reader([manifest.root]), [], {}
@@ -134,8 +127,8 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
     for index in dataset.fitting():
         task = dataset.task(index)
         try:
-            clips.append(as_clip(reader.alone(task)))
-        except (DecodeError, ManifestError) as error:
+            clips.append(as_case(reader.alone(task)))
+        except (DecodeError, ManifestError, TruthError) as error:
             lost[task.row["key"]] = str(error)
         if len(clips) == count or len(lost) > LOST + len(clips):
             break
@@ -151,16 +144,16 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Clip]:
     return clips
 
 
-def as_clip(sample: dict[str, Any]) -> Clip:
-    """Return a sample with its scene, where the truth of all its frames is known."""
-    truth, frames = sample["truth"], sample["video"]
-    scene = Scene.from_truth(truth, sample["caption"]) if truth and len(truth["position"]) == len(frames) else None
-    return Clip(sample["key"], sample["caption"], float(sample["fps"]), frames, scene)
+def as_case(sample: dict[str, Any]) -> Case:
+    """Return a sample with its scene, where the truth of all its frames is known; no frame is given yet."""
+    scene, frames = read_scene(sample["truth"], sample["caption"]) if sample["truth"] else None, sample["video"]
+    scene = scene if scene is not None and len(scene.position) == len(frames) else None
+    return Case(sample["key"], frames, frames, sample["caption"], float(sample["fps"]), 0, scene)
 
 
 def sample_task(
     task: str,
-    clips: Sequence[Clip],
+    clips: Sequence[Case],
     captions: Sequence[str],
     given: int,
     shape: Trained,
@@ -169,86 +162,17 @@ def sample_task(
     cfg: DictConfig,
 ) -> Iterator[np.ndarray]:
     """Yield the sampled frames of each clip, uint8 `t h w c`: clip i from seed + i, whatever the batch."""
-    known = tuple(range(given)) if task == "continuation" else ()
+    known = tuple(range(given)) if task == CONTINUATION else ()
     wanted = [
-        Wanted(caption, clip.fps, cfg.seed + i, known, clip.frames[list(known)])
+        Wanted(caption, clip.fps, cfg.seed + i, known, clip.truth[list(known)])
         for i, (clip, caption) in enumerate(zip(clips, captions, strict=True))
     ]
     for start in tqdm(range(0, len(wanted), cfg.batch), desc=task, unit="batch"):
         yield from sample_clips(model, generation, wanted[start : start + cfg.batch], shape.shape)
 
 
-def measure_all(
-    clips: Sequence[Clip],
-    sampled: dict[str, list[np.ndarray]],
-    given: int,
-    remark: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Return the flat numbers and the table of evaluation.json; what cannot be measured is said."""
-    result: dict[str, Any] = {}
-    for task, videos in sampled.items():
-        result |= {f"{task}_{name}": value for name, value in summarise([consistency(v) for v in videos]).items()}
-    result |= {f"truth_{name}": value for name, value in summarise([consistency(c.frames) for c in clips]).items()}
-    if without := sum(clip.scene is None for clip in clips):
-        if without < len(clips):
-            remark(f"{without} of {len(clips)} clips have no truth of a world: motion is not measured")
-        return result | (footage(clips, sampled["continuation"], given) if "continuation" in sampled else {})
-    if "text_to_video" in sampled:
-        told = [(v, c) for v, c in zip(sampled["text_to_video"], clips, strict=True) if is_told(c.caption)]
-        if len(told) < len(clips):
-            other = len(clips) - len(told)
-            remark(f"text_to_video: {other} of {len(clips)} captions are not of the worlds' form, left out")
-        result |= summarise([text_to_video(v, c.caption, c.fps) for v, c in told]) if told else {}
-    if "continuation" in sampled:
-        scenes = [clip.scene for clip in clips]
-        size = clips[0].frames.shape[1]
-        made = zip(sampled["continuation"], scenes, strict=True)
-        predictors = {"model": [continuation(v, s, given) for v, s in made]}
-        predictors |= {name: [measure(p, s, given, size) for s in scenes] for name, p in PREDICTORS.items()}
-        predictors["ground truth"] = [continuation(c.frames, c.scene, given) for c in clips]
-        result |= headline(predictors) | {"table": predictor_table(predictors)}
-    return result
-
-
-def is_told(caption: str) -> bool:
-    """Tell whether a caption has the form that says what must be seen."""
-    try:
-        return bool(phrases(caption))
-    except ValueError:
-        return False
-
-
-def footage(clips: list[Clip], sampled: list[np.ndarray], given: int) -> dict[str, Any]:
-    """Return how close the predicted frames of continuations are to the true ones, where no scene tells the motion."""
-    truth = [clip.frames[given:] for clip in clips]
-    held = [np.broadcast_to(clip.frames[given - 1], t.shape) for clip, t in zip(clips, truth, strict=True)]
-    rows = {"model": [frames[given:] for frames in sampled], "last frame held": held}
-    predictors = {name: [{"psnr": psnr(m, t)} for m, t in zip(made, truth, strict=True)] for name, made in rows.items()}
-    static = summarise(predictors["last frame held"])
-    numbers = summarise(predictors["model"])
-    numbers |= {"psnr_static": static["psnr"], "psnr_static_stderr": static["psnr_stderr"]}
-    return numbers | {"table": predictor_table(predictors)}
-
-
-def headline(predictors: dict[str, list[dict[str, float]]]) -> dict[str, float | None]:
-    """Return the model's numbers and, beside its velocity error, those of the predictors to compare it with."""
-    numbers = summarise(predictors["model"])
-    beside = {
-        "velocity_error_static": ("last frame held", "velocity_error"),
-        "velocity_error_constant": ("constant velocity", "velocity_error"),
-        "position_error_last_static": ("last frame held", "position_error_last"),
-        "parser_floor": ("ground truth", "velocity_error"),
-    }
-    for name, (predictor, metric) in beside.items():
-        found = summarise(predictors[predictor])
-        numbers[name], numbers[f"{name}_stderr"] = found[metric], found[f"{metric}_stderr"]
-    for name in ("velocity_error", "position_error_last"):
-        numbers[f"{name}_of_static"] = numbers[name] / numbers[f"{name}_static"]
-    return numbers
-
-
 def keep_clips(
-    folder: Path, clips: Sequence[Clip], sampled: dict[str, list[np.ndarray]], given: int, keep: int
+    folder: Path, clips: Sequence[Case], sampled: dict[str, list[np.ndarray]], given: int, keep: int
 ) -> None:
     """Write the first clips of each task, with their truth, as mp4, and list them in evaluation/clips.json.
 
@@ -262,15 +186,16 @@ def keep_clips(
         for task, videos in sampled.items():
             for i, (clip, frames) in enumerate(zip(clips[:keep], videos[:keep], strict=True)):
                 record = {"task": task, "key": clip.key, "caption": clip.caption, "fps": clip.fps}
-                record |= {"given_frames": given if task == "continuation" else 0}
-                for name, shown in (("sampled", frames), ("truth", clip.frames if task == "continuation" else None)):
+                record |= {"given_frames": given if task == CONTINUATION else 0}
+                for name, shown in (("sampled", frames), ("truth", clip.truth if task == CONTINUATION else None)):
                     path = own / f"{task}_{i:03d}_{name}.mp4"
                     record[name] = None if shown is None else path.relative_to(folder).as_posix()
                     if shown is not None:
                         write_clip(path, shown, clip.fps, crf=10)
                 records.append(record)
         # Figures of another evaluation than the clips must not stand beside them.
-        (folder / "evaluation.json").unlink(missing_ok=True)
+        for name in ("evaluation.json", "evaluation.md"):
+            (folder / name).unlink(missing_ok=True)
         write_whole(out / "clips.json", json.dumps(records, indent=1).encode())
     except BaseException:
         shutil.rmtree(own, ignore_errors=True)

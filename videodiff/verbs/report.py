@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from videodiff.report.page import write_hero, write_report
+from videodiff.verbs.config.measuring import known_quantities
 from videodiff.verbs.config.stored import read_yaml
 from videodiff.verbs.printing import say
 
@@ -16,6 +17,6 @@ def run(cfg: DictConfig) -> None:
     config = Path(cfg.run) / "config.yaml"
     if config.is_file():
         read_yaml(config)
-    say(f"videodiff report: {write_report(Path(cfg.run))}")
+    say(f"videodiff report: {write_report(Path(cfg.run), known_quantities())}")
     if cfg.hero is not None:
         say(f"videodiff report: {write_hero(Path(cfg.run), Path(cfg.hero))}")

@@ -200,7 +200,7 @@ def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.T
         settings,
         strategy=ddp() if strategy == "auto" and world_size(cfg) > 1 else strategy,
         callbacks=build_callbacks(cfg, model),
-        logger=[instantiate(logger) for logger in (cfg.logger or {}).values()],
+        logger=[instantiate(logger) for logger in (cfg.get("logger") or {}).values()],
         accumulate_grad_batches=accumulate,
         check_val_every_n_epoch=None,
         max_epochs=-1,

@@ -8,10 +8,11 @@ draws them has composed two words it never saw together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 
+from videodiff.worlds.flight import fly, overlap
+from videodiff.worlds.law import Grammar, Law
 from videodiff.worlds.scene import PALETTE, SIDE, Scene
 
 DIRECTIONS = {"right": 0.0, "up": 0.5 * np.pi, "left": np.pi, "down": 1.5 * np.pi}
@@ -19,6 +20,8 @@ SIZES = {"small": (1.0, 1.2), "large": (1.6, 1.9)}
 SPEEDS = {"slowly": (1.0, 1.6), "quickly": (2.8, 3.6)}
 HELD_OUT = (("red", "slowly"), ("blue", "quickly"), ("green", "slowly"))
 MOST_TRIES = 10_000
+GRAMMAR = Grammar(tuple(PALETTE), ("moves",), DIRECTIONS, SIZES, SPEEDS, most=len(PALETTE))
+LAW = Law("bouncing", (SPEEDS["slowly"][0], SPEEDS["quickly"][1]), GRAMMAR, walls=True)
 
 
 class Bouncing:
@@ -28,6 +31,8 @@ class Bouncing:
     shows and `split="held_out"` always shows. No disc touches anything in its first `free_frames` frames, so the
     direction in the caption can be seen.
     """
+
+    law = LAW
 
     def __init__(
         self,
@@ -62,7 +67,7 @@ class Bouncing:
     @staticmethod
     def words() -> list[str]:
         """Return every word a caption can contain."""
-        return ["a", "and", "ball", "moves", *SIZES, *PALETTE, *DIRECTIONS, *SPEEDS]
+        return GRAMMAR.words()
 
     def scene(self, seed: int) -> Scene:
         """Return the scene of this seed."""
@@ -87,7 +92,7 @@ class Bouncing:
                 f"in {MOST_TRIES} tries, expected fewer discs or a smaller free_frames"
             )
         phrases = [f"a {s} {c} ball moves {way} {pace}" for c, (s, way, pace) in zip(names, words, strict=True)]
-        return Scene(flight[0], flight[1], radius, tuple(names), self.fps, " and ".join(phrases))
+        return Scene(flight[0], flight[1], radius, tuple(names), self.fps, " and ".join(phrases), LAW)
 
     def _colours(self, rng: np.random.Generator, n: int) -> list[str]:
         names = rng.permutation(list(PALETTE)).tolist()
@@ -105,70 +110,3 @@ class Bouncing:
     def _allowed(self, colour: str, pace: str, first: bool) -> bool:
         wanted = self.split == "held_out" and first
         return ((colour, pace) in self.held_out) == wanted
-
-
-def overlap(position: np.ndarray, radius: np.ndarray) -> bool:
-    """Tell whether any two discs at `position` (n, 2) overlap."""
-    pairs = combinations(range(len(radius)), 2)
-    return any(np.linalg.norm(position[i] - position[j]) < radius[i] + radius[j] for i, j in pairs)
-
-
-def fly(
-    position: np.ndarray, velocity: np.ndarray, radius: np.ndarray, times: np.ndarray, walls: bool = True
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Follow discs of equal density from contact to contact.
-
-    position, velocity: (n, 2); radius: (n,); times: increasing, from 0. Returns both as (t, n, 2) and the time of the
-    first contact, infinite where there is none.
-    """
-    position, velocity, mass = position.copy(), velocity.copy(), radius**2
-    now, first, positions, velocities = 0.0, np.inf, [], []
-    for time in times:
-        while True:
-            wait, contact = next_contact(position, velocity, radius, walls)
-            if now + wait > time:
-                break
-            position += wait * velocity
-            bounce(position, velocity, mass, contact)
-            now += wait
-            first = min(first, now)
-        position += (time - now) * velocity
-        now = time
-        positions.append(position.copy())
-        velocities.append(velocity.copy())
-    return np.stack(positions), np.stack(velocities), first
-
-
-def next_contact(
-    position: np.ndarray, velocity: np.ndarray, radius: np.ndarray, walls: bool = True
-) -> tuple[float, tuple[int, ...]]:
-    """Return the time until the next contact and what touches: (disc, axis, sign) for a wall, (i, j) for two discs."""
-    best, contact = np.inf, ()
-    for disc, axis in np.ndindex(position.shape) if walls else ():
-        v = velocity[disc, axis]
-        if v != 0.0:
-            wall = SIDE - radius[disc] if v > 0 else radius[disc]
-            wait = max((wall - position[disc, axis]) / v, 0.0)
-            if wait < best:
-                best, contact = wait, (disc, axis, int(np.sign(v)))
-    for i, j in combinations(range(len(radius)), 2):
-        gap, rate = position[i] - position[j], velocity[i] - velocity[j]
-        a, b, c = rate @ rate, gap @ rate, gap @ gap - (radius[i] + radius[j]) ** 2
-        if b < 0 and b * b - a * c > 0:
-            wait = max((-b - np.sqrt(b * b - a * c)) / a, 0.0)
-            if wait < best:
-                best, contact = wait, (i, j)
-    return best, contact
-
-
-def bounce(position: np.ndarray, velocity: np.ndarray, mass: np.ndarray, contact: tuple[int, ...]) -> None:
-    """Change the velocities of what touches, in place: reflection at a wall, an elastic collision of two discs."""
-    if len(contact) == 3:
-        disc, axis, _ = contact
-        velocity[disc, axis] *= -1
-        return
-    i, j = contact
-    normal = (position[i] - position[j]) / np.linalg.norm(position[i] - position[j])
-    closing = (velocity[i] - velocity[j]) @ normal
-    velocity[i] -= 2 * mass[j] / (mass[i] + mass[j]) * closing * normal
-    velocity[j] += 2 * mass[i] / (mass[i] + mass[j]) * closing * normal

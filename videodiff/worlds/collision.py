@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from videodiff.worlds.law import Grammar, Law
 from videodiff.worlds.phyworld import FAST, SLOW, SPEED, PhyWorld, product
 from videodiff.worlds.scene import SIDE, Scene
 
 SMALL, LARGE = (0.3, 0.4), (1.7, 2.0)
 RADIUS = (0.5, 1.5)
+GRAMMAR = Grammar(("red", "blue"), ("moves",), {"right": 0.0, "left": np.pi}, most=2)
+LAW = Law("collision", SPEED, GRAMMAR, measures=("phyworld", "contact"))
 Value = float | np.ndarray
 
 
@@ -19,10 +22,7 @@ class Collision(PhyWorld):
     and before its end, and 2 frames before one leaves the view; cells with no room for that are left out.
     """
 
-    @staticmethod
-    def words() -> list[str]:
-        """Return every word a caption can contain."""
-        return ["a", "and", "red", "blue", "ball", "moves", "right", "left"]
+    law = LAW
 
     def scene(self, seed: int) -> Scene:
         """Return the scene of this seed."""
@@ -38,7 +38,7 @@ class Collision(PhyWorld):
         caption = "a red ball moves right and a blue ball moves left"
         position = np.stack([x, np.full_like(x, y)], -1)
         velocity = np.stack([speed, np.zeros_like(speed)], -1)
-        return Scene(position, velocity, np.array([r1, r2]), ("red", "blue"), self.fps, caption, walls=False)
+        return Scene(position, velocity, np.array([r1, r2]), ("red", "blue"), self.fps, caption, LAW)
 
     def _start(self, rng: np.random.Generator, r1: float, r2: float, v1: float, v2: float) -> tuple[float, float]:
         """Return when they meet and the red disc's start."""

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from videodiff.worlds.law import Grammar, Law
+
 SPLITS = ("train", "in_distribution", "out_of_distribution")
 GRIDS = ("30k", "300k", "3m")
 SPEED = (1.0, 4.0)
 SLOW, FAST = (0.0, 0.8), (4.5, 6.0)
 SMALLEST_SCORED = 0.6
+# One vocabulary for both worlds of one disc, so that a text encoder made for one reads the other.
+ONE_DISC = Grammar(("red",), ("moves", "falls"), {"right": 0.0})
 
 
 class PhyWorld:
@@ -23,6 +27,8 @@ class PhyWorld:
 
     `grid` is the size of the training set and matters for split="train" only.
     """
+
+    law: Law
 
     def __init__(self, frames: int = 32, fps: float = 10.0, split: str = "train", grid: str = "30k") -> None:
         if split not in SPLITS:
@@ -33,6 +39,11 @@ class PhyWorld:
         self.times = np.arange(frames) / fps
         cells = self._cells(grid)
         self.cells = cells[np.random.default_rng(0).permutation(len(cells))]
+
+    @classmethod
+    def words(cls) -> list[str]:
+        """Return every word a caption can contain."""
+        return cls.law.grammar.words()
 
     def draw(self, seed: int) -> tuple[np.ndarray, np.random.Generator]:
         """Return the cell of this seed, and the generator of what is left to chance."""
@@ -47,11 +58,6 @@ class OneDisc(PhyWorld):
 
     cells: (cells, 2) of radius and speed.
     """
-
-    @staticmethod
-    def words() -> list[str]:
-        """Return every word a caption can contain."""
-        return ["a", "red", "ball", "moves", "falls", "right"]
 
     def start(self, rng: np.random.Generator, radius: float, speed: float) -> float:
         """Return x at the start: the disc stays wholly in view for 3/4 of the clip (24 frames) where there is room."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videodiff.worlds.law import Law
+
 SIDE = 10.0
 BACKGROUND = (255, 255, 255)
 SOFTNESS = 0.03
@@ -29,7 +31,7 @@ PALETTE = {
 class Scene:
     """Moving discs: `position` (t, n, 2) in units, `velocity` (t, n, 2) in units per second, `radius` (n,) in units.
 
-    `walls` and `gravity` (units/s^2, along y) are the laws that act on them besides elastic collision.
+    `law` is that of the world that they are from: what moves them, and how a clip of them is measured.
     """
 
     position: np.ndarray
@@ -38,8 +40,7 @@ class Scene:
     colour: tuple[str, ...]
     fps: float
     caption: str
-    walls: bool = True
-    gravity: float = 0.0
+    law: Law
 
     def truth(self) -> dict[str, object]:
         """Return the state as plain JSON values, as it is stored beside the clip."""
@@ -49,23 +50,10 @@ class Scene:
             "radius": np.round(self.radius, 6).tolist(),
             "colour": list(self.colour),
             "fps": self.fps,
-            "walls": self.walls,
-            "gravity": self.gravity,
+            "walls": self.law.walls,
+            "gravity": self.law.gravity,
+            "world": self.law.record(),
         }
-
-    @classmethod
-    def from_truth(cls, truth: dict[str, object], caption: str) -> Scene:
-        """Read back what `truth` wrote."""
-        return cls(
-            position=np.asarray(truth["position"], dtype=np.float64),
-            velocity=np.asarray(truth["velocity"], dtype=np.float64),
-            radius=np.asarray(truth["radius"], dtype=np.float64),
-            colour=tuple(truth["colour"]),
-            fps=float(truth["fps"]),
-            caption=caption,
-            walls=bool(truth.get("walls", True)),
-            gravity=float(truth.get("gravity", 0.0)),
-        )
 
 
 def pixel_centres(size: int) -> np.ndarray:

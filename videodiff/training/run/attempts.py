@@ -19,6 +19,7 @@ OURS = (
         "wandb",
         "evaluation",
         "evaluation.json",
+        "evaluation.md",
         "report.html",
         "generated",
     ),

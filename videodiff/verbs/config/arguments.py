@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -220,12 +220,20 @@ def swept(override: Override) -> Iterator[str]:
             yield f"{head}={value}"
 
 
+def chosen(value: Any) -> list[Any]:
+    """Return the options that the value of a group names: one, or a list of several."""
+    values = value if isinstance(value, list) else [value]
+    return [name.text if isinstance(name, QuotedString) else name for name in values]
+
+
 def option_exists(choice: str) -> bool:
-    """Tell whether group=option names a file in conf/; raise with the nearest option where it does not."""
-    group, _, option = choice.partition("=")
-    known = options(group)
-    if option in known or option == "null":
+    """Tell whether group=option names files in conf/; raise with the nearest option where one does not."""
+    group, _, value = choice.partition("=")
+    known, parsed = options(group), parse(choice)._value
+    wrong = [str(name) for name in chosen(parsed) if str(name) not in known]
+    if not wrong or value == "null":
         return True
+    option = wrong[0]
     near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
     raise ValueError(
         f"override {choice!r}: found no {group} {option!r}, expected one of {', '.join(known)}"

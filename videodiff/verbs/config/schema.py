@@ -388,7 +388,11 @@ LIMITS = record(min=optional(number()), max=optional(number()))
 
 VERBS: dict[str, Kind] = {
     "train": record(
-        needed=tuple(TRAINING), **TRAINING, resume=optional(PLACE), checkpoint=optional(PLACE), compile=part(none=True)
+        needed=tuple(name for name in TRAINING if name != "logger"),
+        **TRAINING,
+        resume=optional(PLACE),
+        checkpoint=optional(PLACE),
+        compile=part(none=True),
     ),
     "inspect": record(
         **TRAINING,
@@ -415,6 +419,7 @@ VERBS: dict[str, Kind] = {
     ),
     "evaluate": record(
         **SAMPLING,
+        metric=NO_PARTS,
         dataset=optional(PLACE),
         clips=COUNT,
         tasks=many(choice("continuation", "text_to_video"), 1),

@@ -249,7 +249,7 @@ def check_override(line: str, path: Path) -> bool:
         problem = "one plain value"
     elif override.is_force_add() or ((override.is_delete() or override.is_add()) and "." not in key):
         problem = "key=value"
-    elif is_group(key) and value is not None and str(value) not in options(key):
+    elif is_group(key) and value is not None and not names_options(key, value):
         problem = f"a file of conf/{key}"
     elif any(map(is_only_here, [key, *(f"{key}.{part}" for part in keys_in(value))])) or names_command(line):
         problem = "none: this one is not taken from a folder but from the command line, add it there if it is yours"
@@ -261,6 +261,11 @@ def check_override(line: str, path: Path) -> bool:
 def is_only_here(key: str) -> bool:
     """Tell whether a key is one that a folder does not decide."""
     return any(re.fullmatch(re.escape(name).replace(r"\*", r"\w+") + r"(\..*)?", key) for name in ONLY_HERE)
+
+
+def names_options(group: str, value: Any) -> bool:
+    """Tell whether a value is an option of a group, or a list of such."""
+    return all(str(name) in options(group) for name in (value if isinstance(value, list) else [value]))
 
 
 def is_group(key: str) -> bool:

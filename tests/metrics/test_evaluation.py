@@ -1,0 +1,173 @@
+"""Every metric over every clip: what is declared is what is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from videodiff.metrics.consistency import consistency
+from videodiff.metrics.evaluation import declared, evaluate
+from videodiff.metrics.fidelity import fidelity
+from videodiff.metrics.following import captions
+from videodiff.metrics.metric import CONTINUATION, TEXT_TO_VIDEO, Case, Quantity, metric
+from videodiff.metrics.world_motion import physics
+from videodiff.worlds.bouncing import Bouncing
+from videodiff.worlds.scene import Scene, render
+
+ALL = {"consistency": consistency, "captions": captions, "physics": physics, "fidelity": fidelity}
+
+
+@metric({"level": Quantity("higher", "levels", 0.0, 255.0)}, tasks=(CONTINUATION,))
+def level(case: Case, channel: int = 0) -> dict[str, float]:
+    return {"level": float(case.frames[..., channel].mean())}
+
+
+@metric({"dark_share": Quantity("lower", "", 0.0, 1.0)})
+def dark(case: Case) -> dict[str, float]:
+    return {"dark_share": float((case.frames < 128).mean())}
+
+
+def grey(value: int) -> np.ndarray:
+    return np.full((4, 8, 8, 3), value, dtype=np.uint8)
+
+
+def footage(*values: int) -> list[Case]:
+    return [Case(f"clip{value}", grey(value), grey(value), "a cat", 5.0, 1, None) for value in values]
+
+
+def worlds(count: int = 3) -> list[Case]:
+    made = [Bouncing(split="all").scene(seed) for seed in range(count)]
+    return [Case(s.caption, f := render(s, 32), f, s.caption, s.fps, 3, s) for s in made]
+
+
+def test_a_metric_of_one_task_stands_under_its_own_name_and_in_the_table():
+    found = evaluate({"mine": level}, footage(10, 20), {CONTINUATION: [grey(100), grey(200)]})
+    assert (found["level"], found["level_stderr"]) == (150.0, 50.0)
+    assert found["table"] == [{"name": "model", "kind": "model", "clips": 2, "level": 150.0, "level_stderr": 50.0}]
+    assert found["metrics"] == {"level": {"better": "higher", "unit": "levels", "range": [0.0, 255.0]}}
+
+
+def test_a_metric_of_all_tasks_stands_under_each_and_is_measured_on_the_truth_too():
+    made = {CONTINUATION: [grey(0)], TEXT_TO_VIDEO: [grey(255)]}
+    found = evaluate({"mine": dark}, footage(0), made)
+    names = [f"{task}_dark_share" for task in (CONTINUATION, TEXT_TO_VIDEO, "truth")]
+    assert [found[name] for name in names] == [1.0, 0.0, 1.0]
+    assert list(found["metrics"]) == names
+    assert "table" not in found
+
+
+def test_settings_of_a_configuration_reach_the_function():
+    red = np.stack([grey(0)[..., 0], grey(90)[..., 0], grey(0)[..., 0]], axis=-1)
+    found = evaluate({"mine": level.with_settings(channel=1)}, footage(0), {CONTINUATION: [red]})
+    assert found["level"] == 90.0
+
+
+def test_footage_is_measured_by_psnr_and_a_world_by_its_law():
+    noisy = [np.clip(case.truth.astype(int) + 10, 0, 255).astype(np.uint8) for case in footage(40, 50)]
+    found = evaluate(ALL, footage(40, 50), {CONTINUATION: noisy})
+    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 10**2))
+    # The clips do not move, so that the last given frame held is right to the ceiling, half a level.
+    assert found["psnr_static"] == pytest.approx(10 * np.log10(255**2 / 0.25))
+    assert "velocity_error" not in found
+    cases = worlds()
+    found = evaluate(
+        ALL, cases, {CONTINUATION: [case.truth for case in cases], TEXT_TO_VIDEO: [case.truth for case in cases]}
+    )
+    assert found["colour_accuracy"] == 1.0
+    assert found["velocity_error"] == found["parser_floor"]
+    assert "psnr" not in found
+    assert [row["kind"] for row in found["table"]] == ["model"] + ["reference"] * 5 + ["floor"]
+
+
+def test_every_figure_of_ours_says_what_it_means():
+    cases = worlds()
+    found = evaluate(ALL, cases, {task: [case.truth for case in cases] for task in (CONTINUATION, TEXT_TO_VIDEO)})
+    numbers = {name for name in found if not name.endswith(("_stderr", "_clips"))} - {"table", "metrics"}
+    columns = {name for row in found["table"] for name in row if not name.endswith(("_stderr", "_clips"))}
+    assert numbers | columns - {"name", "kind", "clips"} == set(found["metrics"])
+    lower = {name for name, record in found["metrics"].items() if record["better"] == "lower"}
+    assert lower == {name for name in found["metrics"] if not name.endswith(("_accuracy", "_share", "_score"))}
+
+
+def test_a_mixed_dataset_is_footage_and_says_so():
+    said: list[str] = []
+    cases = [*worlds(1), *worlds(1)]
+    cases[1] = cases[1]._replace(scene=None)
+    found = evaluate(ALL, cases, {CONTINUATION: [case.truth for case in cases]}, said.append)
+    assert said == ["1 of 2 clips have no truth of a world: motion is not measured"]
+    assert "psnr" in found
+    assert "velocity_error" not in found
+
+
+def test_captions_of_another_form_are_left_out_and_counted():
+    said: list[str] = []
+    cases = worlds()
+    cases[0] = cases[0]._replace(caption="a cat")
+    found = evaluate({"captions": captions}, cases, {TEXT_TO_VIDEO: [case.truth for case in cases]}, said.append)
+    assert said == ["text_to_video: 1 of 3 captions are not of the worlds' form, left out"]
+    assert found["colour_accuracy"] == 1.0
+
+
+def test_a_new_world_is_measured_by_what_its_truth_says_of_it():
+    # A world of one file: other words, other speeds, and PhyWorld's measure as well.
+    def scene(seed: int) -> Scene:
+        made = Bouncing(split="all").scene(seed)
+        grammar = replace(made.law.grammar, verbs=("drifts",), directions={"east": 0.0, "west": np.pi})
+        law = replace(made.law, name="lake", speeds=(0.5, 0.6), grammar=grammar, walls=False, measures=("phyworld",))
+        way = "east" if made.velocity[0, 0, 0] > 0 else "west"
+        time = np.arange(8)[:, None, None] / made.fps
+        v = np.broadcast_to([0.3 if way == "east" else -0.3, 0.0], (8, 1, 2))
+        caption = f"a small red ball drifts {way} slowly"
+        return Scene([[5.0, 5.0]] + time * v, v, np.array([1.1]), ("red",), made.fps, caption, law)
+
+    cases = [Case(str(i), f := render(s, 64), f, s.caption, s.fps, 3, s) for i, s in enumerate(map(scene, range(4)))]
+    found = evaluate(ALL, cases, {task: [case.truth for case in cases] for task in (CONTINUATION, TEXT_TO_VIDEO)})
+    assert found["direction_accuracy"] == 1.0
+    assert "phyworld_velocity_error" in found
+    clamped = next(row for row in found["table"] if row["name"] == "speed clamped to training")
+    assert clamped["velocity_error"] == pytest.approx(0.5 - 0.3, abs=0.02)
+
+
+def test_two_metrics_of_one_number_are_refused():
+    with pytest.raises(ValueError, match=r"metric\.b: found the number 'level', which metric\.a gives too"):
+        declared({"a": level, "b": level})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"lvel": 1.0}, r"metric\.mine: found the number 'lvel', expected one that it declares: level"),
+        ({"level": 300.0}, r"metric\.mine: found level = 300, expected 0 to 255 as declared"),
+        ({"level": float("nan")}, r"metric\.mine: level: values: found nan"),
+        ({"level": "high"}, r"metric\.mine: clip clip10: could not convert"),
+        (None, r"metric\.mine: clip clip10: AttributeError: "),
+    ],
+)
+def test_numbers_that_are_not_as_declared_name_the_metric(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate({"mine": replace(level, measure=lambda case: numbers)}, footage(10), {CONTINUATION: [grey(1)]})
+
+
+@pytest.mark.parametrize(
+    ("quantities", "how", "message"),
+    [
+        ({"a b": Quantity("higher")}, {}, "found the number 'a b', expected a name"),
+        ({"clips": Quantity("higher")}, {}, "found the number 'clips'"),
+        ({"a_stderr": Quantity("higher")}, {}, "found the number 'a_stderr'"),
+        ({"a": "higher"}, {}, "found numbers without a Quantity"),
+        ({}, {}, "found numbers without a Quantity"),
+        ({"a": Quantity("higher")}, {"tasks": ("dubbing",)}, r"found the tasks \['dubbing'\]"),
+        ({"a": Quantity("higher")}, {"clips": "some"}, "found clips='some'"),
+        ({"a": Quantity("higher")}, {"references": {"held": len}}, "found references"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused_where_it_stands(quantities, how, message):
+    with pytest.raises(ValueError, match=message):
+        metric(quantities, **how)(len)
+
+
+def test_a_direction_is_higher_or_lower():
+    with pytest.raises(ValueError, match="better: found 'more', expected higher or lower"):
+        Quantity("more")

@@ -1,0 +1,135 @@
+"""The numbers of evaluation.json: every metric over every clip, with what each figure means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from videodiff.metrics.metric import CONTINUATION, Case, Metric, Numbers, Quantity
+from videodiff.metrics.summary import predictor_table, summarise
+
+Remark = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def declared(metrics: Mapping[str, Metric]) -> dict[str, Quantity]:
+    """Return what every figure of some metrics means; one that two metrics give is an error."""
+    found: dict[str, Quantity] = {}
+    owner: dict[str, str] = {}
+    for key, metric in metrics.items():
+        for name, quantity in metric.figures().items():
+            if name in owner:
+                raise ValueError(f"metric.{key}: found the number {name!r}, which metric.{owner[name]} gives too")
+            found[name], owner[name] = quantity, key
+    return found
+
+
+def evaluate(
+    metrics: Mapping[str, Metric],
+    cases: Sequence[Case],
+    sampled: Mapping[str, Sequence[np.ndarray]],
+    remark: Remark = silent,
+) -> dict[str, Any]:
+    """Return flat numbers, the table of predictors and, as `metrics`, what each of these figures means.
+
+    cases: the true clips, `given` as in a continuation; sampled: by task, the frames made for each of them. What cannot
+    be measured is said to `remark`.
+    """
+    meaning = declared(metrics)
+    without = sum(case.scene is None for case in cases)
+    if 0 < without < len(cases):
+        remark(f"{without} of {len(cases)} clips have no truth of a world: motion is not measured")
+    made = {task: as_made(task, cases, videos) for task, videos in sampled.items()}
+    result: dict[str, Any] = {}
+    rows: dict[str, list[dict[str, float]]] = {}
+    for key, metric in metrics.items():
+        if metric.clips != "all" and (metric.clips == "worlds") == bool(without):
+            continue
+        if metric.in_table:
+            result |= compare(key, metric, made.get(CONTINUATION, []), rows, remark)
+        elif len(metric.tasks) == 1:
+            result |= flat(key, metric, made.get(metric.tasks[0], []), metric.tasks[0], remark)
+        else:
+            for task, clips in {**made, "truth": cases}.items():
+                found = flat(key, metric, clips, task, silent if task == "truth" else remark)
+                result |= {f"{task}_{name}": value for name, value in found.items()}
+    table = predictor_table(rows)
+    present = result.keys() | {name for row in table for name in row}
+    result |= {"table": table} if table else {}
+    return result | {"metrics": {name: each.record() for name, each in meaning.items() if name in present}}
+
+
+def as_made(task: str, cases: Sequence[Case], videos: Sequence[np.ndarray]) -> list[Case]:
+    """Return the cases of what was made for true clips in a task."""
+    given = task == CONTINUATION
+    return [case._replace(frames=frames, given=case.given * given) for case, frames in zip(cases, videos, strict=True)]
+
+
+def flat(key: str, metric: Metric, cases: Sequence[Case], task: str, remark: Remark) -> dict[str, float | None]:
+    """Return the mean of each number over the cases that can be measured, with its standard error."""
+    measured = measurable(metric, cases, task, remark)
+    return summary(key, [numbers(key, metric, metric.measure, cases[i]) for i in measured]) if measured else {}
+
+
+def compare(
+    key: str, metric: Metric, cases: Sequence[Case], rows: dict[str, list[dict[str, float]]], remark: Remark
+) -> dict[str, float | None]:
+    """Add the numbers of the model and of the references to `rows`, a list of clips a row; return the flat ones."""
+    measured = measurable(metric, cases, CONTINUATION, remark)
+    if not measured:
+        return {}
+    means = {}
+    for name, function in {"model": metric.measure, **metric.references}.items():
+        found = [numbers(key, metric, function, cases[i]) for i in measured]
+        means[name] = summary(key, found)
+        row = rows.setdefault(name, [{} for _ in cases])
+        for i, clip in zip(measured, found, strict=True):
+            row[i] |= clip
+    result = dict(means["model"])
+    for name, (row, number) in metric.beside.items():
+        result[name], result[f"{name}_stderr"] = means[row][number], means[row][f"{number}_stderr"]
+    return result | {
+        name: result[above] / result[below] for name, (above, below) in metric.ratios.items() if result[below]
+    }
+
+
+def measurable(metric: Metric, cases: Sequence[Case], task: str, remark: Remark) -> list[int]:
+    """Return which of the cases a metric can measure, and say why others are left out."""
+    reasons = [metric.lacks(case) for case in cases]
+    for reason, count in Counter(filter(None, reasons)).items():
+        remark(f"{task}: {count} of {len(cases)} {reason}, left out")
+    return [i for i, reason in enumerate(reasons) if not reason]
+
+
+def numbers(key: str, metric: Metric, function: Callable[[Case], Numbers], case: Case) -> dict[str, float]:
+    """Return the numbers of one case; what a metric did not declare, or what it raises, is an error that names it."""
+    try:
+        found = {str(name): float(value) for name, value in function(case).items()}
+    except ValueError as error:
+        raise ValueError(f"metric.{key}: clip {case.key}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"metric.{key}: clip {case.key}: {type(error).__name__}: {error}") from error
+    for name, value in found.items():
+        if name not in metric.quantities:
+            expected = ", ".join(metric.quantities)
+            raise ValueError(f"metric.{key}: found the number {name!r}, expected one that it declares: {expected}")
+        quantity = metric.quantities[name]
+        if not quantity.holds(value):
+            raise ValueError(
+                f"metric.{key}: found {name} = {value:g}, expected {quantity.least:g} to {quantity.most:g} as declared"
+            )
+    return found
+
+
+def summary(key: str, clips: Sequence[Numbers]) -> dict[str, float | None]:
+    """Return the means of some clips; a number that is not finite is an error that names the metric."""
+    try:
+        return summarise(clips)
+    except ValueError as error:
+        raise ValueError(f"metric.{key}: {error}") from error

@@ -1,0 +1,55 @@
+"""The metric of worlds: a continuation against the exact scene, beside predictors that know less or more of the law."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from videodiff.metrics.metric import CONTINUATION, Case, Quantity, metric
+from videodiff.metrics.physics import continuation
+from videodiff.metrics.reference import PREDICTORS, Predictor, measure
+
+UNITS, SPEED, FRACTION = (Quantity("lower", unit, 0.0) for unit in ("units", "units/s", ""))
+QUANTITIES = {
+    "velocity_error": SPEED,
+    "velocity_error_per_frame": SPEED,
+    "position_error": UNITS,
+    "position_error_last": UNITS,
+    "momentum_error": FRACTION,
+    "energy_error": FRACTION,
+    "shape_drift": FRACTION,
+    "permanence_share": Quantity("higher", "", 0.0, 1.0),
+    "phyworld_velocity_error": SPEED,
+}
+QUANTITIES |= {
+    f"{name}_{when}": QUANTITIES[name]
+    for when in ("before", "after")
+    for name in ("velocity_error", "momentum_error", "energy_error")
+}
+
+
+def refer(case: Case, predictor: Predictor) -> dict[str, float]:
+    """Measure what a predictor makes of the given frames, state against state."""
+    return measure(predictor, case.scene, case.given, case.truth.shape[1])
+
+
+def floor(case: Case) -> dict[str, float]:
+    """Measure the true frames: what the parser alone gets wrong."""
+    return continuation(case.truth, case.scene, case.given)
+
+
+@metric(
+    QUANTITIES,
+    tasks=(CONTINUATION,),
+    clips="worlds",
+    references={name: partial(refer, predictor=each) for name, each in PREDICTORS.items()} | {"ground truth": floor},
+    beside={
+        "velocity_error_static": ("last frame held", "velocity_error"),
+        "velocity_error_constant": ("constant velocity", "velocity_error"),
+        "position_error_last_static": ("last frame held", "position_error_last"),
+        "parser_floor": ("ground truth", "velocity_error"),
+    },
+    ratios={f"{name}_of_static": (name, f"{name}_static") for name in ("velocity_error", "position_error_last")},
+)
+def physics(case: Case) -> dict[str, float]:
+    """Measure the predicted frames of a world whose truth is known."""
+    return continuation(case.frames, case.scene, case.given)

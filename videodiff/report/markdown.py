@@ -1,0 +1,62 @@
+"""An evaluation as Markdown, to be pasted into a README or an issue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from videodiff.data.storage.files import write_whole
+from videodiff.report.table import Measured, best, columns, figures, meanings, plain, rows
+
+
+def write_markdown(path: Path, evaluation: dict[str, Any]) -> Path:
+    """Write an evaluation as Markdown and return the path."""
+    return write_whole(path, ("\n".join(lines(evaluation, path)) + "\n").encode())
+
+
+def lines(evaluation: dict[str, Any], where: Path) -> Iterator[str]:
+    """Yield the table of predictors, its best values bold, and then every figure with its target."""
+    quantities = meanings(evaluation, where)
+    table, numbers = rows(evaluation, where, quantities), figures(evaluation, where, quantities)[0]
+    if table:
+        heads, top = columns(table), best(table)
+        yield from frame(["predictor", "clips", *map(head, heads)])
+        for row in table:
+            bound = row.kind in ("floor", "ceiling")
+            name = f"{row.name} ({row.kind})" if bound else row.name
+            cells = [cell(row.cells.get(column.name), {} if bound else top) for column in heads]
+            yield line([name, "" if row.clips is None else f"{row.clips:,.0f}", *cells])
+        yield ""
+    yield from frame(["figure", "value", "target"])
+    for figure in numbers:
+        yield line([head(figure), cell(figure, {}), target(figure)])
+
+
+def head(figure: Measured) -> str:
+    """Return a figure's name with its unit and the direction that is better."""
+    unit = f" ({figure.unit})" if figure.unit else ""
+    return f"{plain(figure.name)}{unit} {figure.arrow}".rstrip()
+
+
+def cell(figure: Measured | None, best: Mapping[str, float]) -> str:
+    """Return a value with its standard error, bold where it is the best."""
+    if figure is None:
+        return "–"
+    text = f"{figure.text}{figure.error_text}"
+    return f"**{text}**" if best.get(figure.name) == figure.value else text
+
+
+def target(figure: Measured) -> str:
+    """Return a figure's target, and whether it is met."""
+    return f"{figure.target_text}, {'met' if figure.met else 'missed'}" if figure.target_text else ""
+
+
+def frame(names: list[str]) -> list[str]:
+    """Return the head of a table."""
+    return [line(names), line(["---"] * len(names))]
+
+
+def line(cells: list[str]) -> str:
+    """Return a row of a table; a bar in a cell would end it."""
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
