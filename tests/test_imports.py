@@ -116,6 +116,73 @@ def test_every_rule_holds_for_some_file(rule: Rule) -> None:
     assert any(rule.holds_for(path) for path in FILES)
 
 
+def module_of(path: str) -> str:
+    """Return the dotted name of a file; a package is its `__init__.py`."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def edges(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Return which modules each module imports, wherever in the file; sources: text by path.
+
+    `from a.b import c` is an import of `a.b.c` where that is a module, else of `a.b`. That a module lies in a package
+    is no import of the package.
+    """
+    modules = {module_of(path): path for path in sources}
+    found = {}
+    for name, path in modules.items():
+        names = (one if one in modules else one.rpartition(".")[0] for one in imported(sources[path], path))
+        found[name] = {one for one in names if one in modules} - {name}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or by way of others (Tarjan's algorithm)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == order[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            found.extend([sorted(group)] * (len(group) > 1))
+
+    for name in sorted(graph):
+        if name not in order:
+            visit(name)
+    return sorted(found)
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    assert circles(edges({path: (ROOT / path).read_text() for path in FILES})) == []
+
+
+CIRCULAR = {
+    "two": {"a/b.py": "import a.c", "a/c.py": "from a import b"},
+    "inside a function": {"a/b.py": "from a.c import x", "a/c.py": "def f():\n    from a.b import y"},
+    "for types only": {"a/b.py": "from .c import x", "a/c.py": "if TYPE_CHECKING:\n    from .b import y"},
+    "by way of a package": {"a/__init__.py": "from a.b import x", "a/b.py": "from a.c import x", "a/c.py": "import a"},
+}
+
+
+@pytest.mark.parametrize("case", CIRCULAR)
+def test_a_planted_circle_is_found(case: str) -> None:
+    assert circles(edges(CIRCULAR[case])) == [sorted(map(module_of, CIRCULAR[case]))]
+
+
+def test_files_that_share_an_import_are_no_circle() -> None:
+    sources = {"a/__init__.py": "from a.b import x", "a/b.py": "from a.d import x", "a/c.py": "import a, a.d"}
+    assert circles(edges(sources | {"a/d.py": "import os"})) == []
+
+
 FORBIDDEN = [
     ("videodiff/denoiser/block.py", "import numpy"),
     ("videodiff/denoiser/block.py", "from videodiff.diffusion.path import Path"),
