@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.cut.animated import as_video, is_animated
-from data_prep.cut.footage import first_shown, fit_video
+from data_prep.cut.footage import FitPolicy, first_shown, fit_video
 from data_prep.engine.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from data_prep.sources.clips import name_record
@@ -63,75 +63,84 @@ class PackReport:
         return "\n".join(lines)
 
 
-def pack(
-    source: str | Path,
-    out: str | Path,
-    captions: str | Path | None = None,
-    require_caption: bool = True,
-    video_column: str | None = None,
-    caption_column: str | None = None,
-    short_side: int = 720,
-    crf: int = 18,
-    hdr: str = "tonemap",
-    workers: int | None = None,
-    timeout: float = 300.0,
-    shard_bytes: int = 256 * 2**20,
-    progress: Callable[[int, int], None] | None = None,
-) -> PackReport:
-    """Pack a folder of video with captions beside them, or a CSV or JSONL that names both, into the dataset `out`.
+@dataclass(frozen=True)
+class PackSource:
+    """What is packed: see `find_clips`; require_caption: clips without a caption are rejected."""
 
-    Every clip is decoded in full. H.264 in mp4, yuv420p, evenly timed and at most `short_side` pixels high or wide
-    stays as it is; the rest is encoded again with `crf`. What is of high dynamic range is brought into the range of
-    ordinary video, or rejected (`hdr`: tonemap, reject). What cannot be used is listed in the report and in
-    `rejected.jsonl` of `out`. A clip that takes over `timeout` seconds is one of these. The result does not depend on
-    `workers` (None: one a core). `progress` is called with clips done and clips in all.
+    path: str | Path
+    captions: str | Path | None = None
+    video_column: str | None = None
+    caption_column: str | None = None
+    require_caption: bool = True
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """Everything that packing is told.
+
+    workers: processes, None for one a core, which changes no byte; timeout: seconds that one clip may take.
     """
-    start = time.perf_counter()
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if min(workers, short_side) < 1 or timeout <= 0 or not 0 <= crf <= 51:
-        raise ValueError(
-            f"pack: found workers={workers} short_side={short_side} timeout={timeout} crf={crf}, expected at least 1, "
-            "at least 1, above 0, 0 to 51"
-        )
-    if hdr not in ("tonemap", "reject"):
-        raise ValueError(f"pack: found hdr={hdr}, expected tonemap or reject")
-    found = find_clips(source, captions, video_column, caption_column)
-    report = PackReport(Path(out), len(found.clips) + len(found.rejected), ignored_columns=found.ignored)
+
+    source: PackSource
+    out: Path
+    fit: FitPolicy = field(default_factory=FitPolicy)
+    shard_bytes: int = 256 * 2**20
+    workers: int | None = None
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        if (self.workers is not None and self.workers < 1) or self.timeout <= 0 or self.shard_bytes < 1:
+            raise ValueError(
+                f"pack: found workers={self.workers} timeout={self.timeout} shard_bytes={self.shard_bytes}, expected "
+                "at least 1 or null, above 0, at least 1"
+            )
+
+
+class Packable(NamedTuple):
+    """A clip that is ready for a shard: its members, its row, why it was encoded again (empty: it was not)."""
+
+    members: dict[str, bytes]
+    row: dict[str, Any]
+    reencoded: str
+
+
+def pack(settings: PackSettings, progress: Callable[[int, int], None] = lambda done, total: None) -> PackReport:
+    """Pack a folder of video with captions beside them, or a table that names both, into a dataset.
+
+    Every clip is decoded in full; `FitPolicy` says what stays as it is and what is encoded again. What cannot be used
+    is listed in the report and in `rejected.jsonl` of the dataset. A clip that takes too long is one of these.
+    `progress` is called with clips done and clips in all.
+    """
+    start, source = time.perf_counter(), settings.source
+    found = find_clips(source.path, source.captions, source.video_column, source.caption_column)
+    report = PackReport(settings.out, len(found.clips) + len(found.rejected), ignored_columns=found.ignored)
     report.passed = found.passed
     report.rejected += found.rejected
-    usable = captioned(found, report) if require_caption else found.clips
-    with owning(out, "pack"):
-        task = partial(prepare, short_side=short_side, crf=crf, hdr=hdr)
-        pack_clips(source, usable, report, task, shard_bytes, workers, timeout, progress)
+    usable = captioned(found, report) if source.require_caption else found.clips
+    with owning(settings.out, "pack"):
+        pack_clips(usable, settings, report, progress)
     report.seconds = time.perf_counter() - start
     return report
 
 
 def pack_clips(
-    source: str | Path,
-    usable: list[Clip],
-    report: PackReport,
-    task: Callable[[Clip], Any],
-    shard_bytes: int,
-    workers: int,
-    timeout: float,
-    progress: Callable[[int, int], None] | None,
+    usable: list[Clip], settings: PackSettings, report: PackReport, progress: Callable[[int, int], None]
 ) -> None:
-    """Write the shards of these clips and the list of those that were rejected."""
-    with keeping(report), ShardWriter(report.root, shard_bytes) as writer:
-        results = run_ordered(task, usable, workers, timeout)
+    """Write the shards of these clips and the list of rejected clips."""
+    workers = settings.workers or os.cpu_count() or 1
+    with keeping(report), ShardWriter(report.root, settings.shard_bytes) as writer:
+        results = run_ordered(partial(prepare, policy=settings.fit), usable, workers, settings.timeout)
         for done, (clip, result) in enumerate(zip(usable, results, strict=True), 1):
             record(clip, result, writer, report)
-            if progress is not None:
-                progress(done, len(usable))
+            progress(done, len(usable))
         report.without_caption = writer.without_caption
         if not report.packed:
-            raise ValueError(f"source: found no clip in {source} that can be packed\n{report.format()}")
+            raise ValueError(f"source: found no clip in {settings.source.path} that can be packed\n{report.format()}")
 
 
 @contextmanager
 def keeping(report: PackReport) -> Iterator[None]:
-    """Write the list of those that were rejected at the end of the block, however that comes."""
+    """Write the list of rejected clips at the end of the block, also after an error."""
     try:
         yield
     except BaseException as error:
@@ -145,7 +154,7 @@ def keeping(report: PackReport) -> Iterator[None]:
 
 
 def write_rejected(report: PackReport) -> None:
-    """Write the list of those that were rejected."""
+    """Write the list of rejected clips."""
     lines = "".join(json.dumps(asdict(rejection)) + "\n" for rejection in report.rejected)
     write_whole(report.root / REJECTED, lines.encode())
 
@@ -158,19 +167,17 @@ def captioned(found: Found, report: PackReport) -> list[Clip]:
     return [clip for clip in found.clips if clip.captions]
 
 
-def prepare(
-    clip: Clip, short_side: int, crf: int, hdr: str = "tonemap"
-) -> tuple[dict[str, bytes], dict[str, Any], str] | Rejection:
-    """Return members, row and why the clip was encoded again (empty: it was not), or why it is rejected."""
+def prepare(clip: Clip, policy: FitPolicy) -> Packable | Rejection:
+    """Return a clip as it goes into a shard, or why it is rejected."""
     try:
         if not clip.path.is_file():
             return Rejection(clip.name, "video missing", f"found no file {clip.path}")
         data = clip.path.read_bytes()
         data = as_video(data) if is_animated(data) else data
         notes = first_shown(data).notes
-        if hdr == "reject" and "transfer" in notes:
+        if policy.hdr == "reject" and "transfer" in notes:
             return Rejection(clip.name, "hdr", f"found a picture of high dynamic range ({notes['transfer']})")
-        video, info, reason = fit_video(data, short_side, crf)
+        video, info, reason = fit_video(data, policy.short_side, policy.crf)
     except DecodeError as error:
         return Rejection(clip.name, "video undecodable", str(error))
     except OSError as error:
@@ -178,18 +185,18 @@ def prepare(
     members, row = clip_sample(video, info, clip.captions, clip.source, clip.licence, clip.truth)
     origins = [text.origin for text in clip.texts]
     more = name_record(clip.name) | notes | ({"caption_origins": origins} if any(origins) else {})
-    return members | {"json": json.dumps(json.loads(members["json"]) | more).encode()}, row, reason
+    members["json"] = json.dumps(json.loads(members["json"]) | more).encode()
+    return Packable(members, row, reason)
 
 
-def record(clip: Clip, result: Any, writer: ShardWriter, report: PackReport) -> None:
+def record(clip: Clip, result: Packable | Rejection | Lost, writer: ShardWriter, report: PackReport) -> None:
     """Write a prepared clip, or add it to the rejected ones."""
     if isinstance(result, Lost):
         result = Rejection(clip.name, f"video {result.reason}", result.detail)
     if isinstance(result, Rejection):
         report.rejected.append(result)
         return
-    members, row, reason = result
-    writer.add(clip.key, members, row)
+    writer.add(clip.key, result.members, result.row)
     report.packed += 1
-    if reason:
-        report.reencoded[clip.name] = reason
+    if result.reencoded:
+        report.reencoded[clip.name] = result.reencoded

@@ -28,6 +28,26 @@ SAME_FRAME = 2.0
 
 
 @dataclass(frozen=True)
+class FitPolicy:
+    """What every clip is made fit for.
+
+    H.264 in mp4, yuv420p, evenly timed and at most `short_side` pixels high or wide stays as it is; the rest is encoded
+    again with `crf`. hdr: a picture of high dynamic range is brought into the range of ordinary video (`tonemap`), or
+    its clip is rejected (`reject`).
+    """
+
+    short_side: int = 720
+    crf: int = 18
+    hdr: str = "tonemap"
+
+    def __post_init__(self) -> None:
+        if self.short_side < 1 or not 0 <= self.crf <= 51:
+            raise ValueError(f"pack: found short_side={self.short_side} crf={self.crf}, expected at least 1, 0 to 51")
+        if self.hdr not in ("tonemap", "reject"):
+            raise ValueError(f"pack: found hdr={self.hdr}, expected tonemap or reject")
+
+
+@dataclass(frozen=True)
 class Header:
     """What the container says: size as coded and as shown, frames and those it hides, which of them are keyframes.
 

@@ -19,6 +19,7 @@ from data_prep.report.summary import ClipCounts, ShardCounts, Summary, failures
 from videodiff.data.storage.files import write_whole
 from videodiff.data.video.decode import DecodeError, decode, probe, resize
 from videodiff.data.video.encode import encode
+from videodiff.data.video.geometry import even_size
 from videodiff.report.curves import GIVEN, MODEL, MUTED, Panel, draw
 from videodiff.report.page import environment
 from videodiff.report.strip import fit, later
@@ -279,8 +280,7 @@ def preview(video: bytes, frames: int, fps: float) -> bytes:
     seconds, rate, side = PREVIEW
     every = max(round(fps / rate), 1)
     shots = decode(video, range(0, min(frames, round(seconds * fps)), every))
-    scale = min(side / min(shots.shape[1:3]), 1)
-    height, width = (max(round(length * scale / 2), 1) * 2 for length in shots.shape[1:3])
+    width, height = even_size(shots.shape[2:0:-1], side)
     return encode(resize(shots, height, width), fps / every, crf=30)
 
 

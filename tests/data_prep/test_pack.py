@@ -12,8 +12,8 @@ import webdataset
 from PIL import Image
 
 from data_prep.cut.footage import every_frame, fit_video, read_header, unfit
-from data_prep.pack import pack
 from tests.material.made_clips import by_decord, moving_square, write_video
+from tests.material.packing import pack
 from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep import pipeline
 from data_prep.books.plan import from_json, to_json
 from data_prep.books.request import Caption, ClipRequest, Part, Place
 from tests.material.loopback import free_port
@@ -440,3 +442,24 @@ def test_a_request_survives_the_plan():
     archived = replace(request, span=None, part=Part("b.mp4", 512, 9))
     assert [from_json(to_json(each)) for each in (request, archived)] == [request, archived]
     assert from_json(to_json(request)).id == request.id
+
+
+def test_a_work_folder_of_an_earlier_version_goes_on_with_the_same_shards(copied, prepared):
+    """It had no index of clips, and records without a version."""
+    with sqlite3.connect(copied / ".work/plan.sqlite") as base:
+        base.execute("DROP TABLE clips")
+    for path in copied.glob(".work/clips/*/*.json"):
+        record = json.loads(path.read_text())
+        del record["version"]
+        path.write_text(json.dumps(record))
+    run(prepared[0] / "in/list.jsonl", copied)
+    assert dataset(copied) == dataset(prepared[0] / "out")
+
+
+def test_a_phase_of_a_stranger_is_one_function_in_the_list(copied, monkeypatch):
+    def longest(preparation):
+        preparation.summary.more["longest"] = max(clip.scores["duration"] for clip in preparation.candidates())
+
+    monkeypatch.setattr(pipeline, "PHASES", (*pipeline.PHASES, longest))
+    assert run(None, copied)["longest"] == 3.0
+    assert json.loads((copied / "summary.json").read_text())["longest"] == 3.0

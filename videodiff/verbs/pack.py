@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from data_prep.pack import pack
+from data_prep.cut.footage import FitPolicy
+from data_prep.pack import PackSettings, PackSource, pack
 from videodiff.verbs.printing import say
 
 
 def run(cfg: DictConfig) -> None:
     """Pack as configured and print what became of every clip."""
+    settings = settings_of(OmegaConf.to_container(cfg, resolve=True))
     bar = tqdm(unit="clip", desc="pack", delay=0.5)
 
     def show(done: int, total: int) -> None:
@@ -18,7 +24,20 @@ def run(cfg: DictConfig) -> None:
         bar.update(done - bar.n)
 
     try:
-        report = pack(**OmegaConf.to_container(cfg, resolve=True), progress=show)
+        report = pack(settings, show)
     finally:
         bar.close()
     say(report.format())
+
+
+def settings_of(tree: Mapping[str, Any]) -> PackSettings:
+    """Return the settings that a configuration as in `conf/pack.yaml` stands for."""
+    columns = tree["video_column"], tree["caption_column"]
+    return PackSettings(
+        PackSource(tree["source"], tree["captions"], *columns, tree["require_caption"]),
+        Path(tree["out"]),
+        FitPolicy(tree["short_side"], tree["crf"], tree["hdr"]),
+        tree["shard_bytes"],
+        tree["workers"],
+        tree["timeout"],
+    )

@@ -18,8 +18,8 @@ from data_prep.cut.clips import make_clips
 from data_prep.cut.encode import EncodePolicy
 from data_prep.cut.footage import fit_video
 from data_prep.cut.spans import Span
-from data_prep.pack import pack
 from tests.material.made_clips import write_video
+from tests.material.packing import pack
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_sample
 from videodiff.data.video.color import compress, hlg_light, pq_light, to_sdr
