@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,15 +13,19 @@ import numpy as np
 import pytest
 import wandb
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
 
+from tests.conftest import tiny
 from videodiff.data.video.encode import encode
+from videodiff.report.run import read_metrics
 from videodiff.training.run import logging
-from videodiff.training.run.logging import log_configuration, show_clips, usable_mode, wandb_logger
+from videodiff.training.run.logging import BEGUN, Board, log_configuration, show_clips, usable_mode, wandb_logger
 
 FRAMES = np.zeros((5, 16, 16, 3), dtype=np.uint8)
 KEY = "0123456789" * 4
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +78,7 @@ def video(tmp_path: Path) -> Path:
 
 
 def test_tensorboard_shows_every_frame(tmp_path: Path, video: Path) -> None:
-    logger = TensorBoardLogger(tmp_path, name="board")
+    logger = Board(tmp_path, name="board")
     show_clips(logger, 7, [video], [FRAMES], ["a ball"])
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
@@ -161,7 +166,7 @@ def test_every_logger_has_the_configuration(tmp_path: Path) -> None:
     config = {"optimizer": {"lr": 1e-3}, "data": {"root": "https://host/set"}}
     loggers = [
         CSVLogger(tmp_path / "csv"),
-        TensorBoardLogger(tmp_path / "board", default_hp_metric=False),
+        Board(tmp_path / "board", default_hp_metric=False),
         wandb_logger("videodiff", "run", str(tmp_path)),
     ]
     log_configuration(loggers, config)
@@ -176,3 +181,82 @@ def test_every_logger_has_the_configuration(tmp_path: Path) -> None:
 def test_a_table_shows_no_clips(tmp_path: Path, video: Path) -> None:
     show_clips(CSVLogger(tmp_path), 7, [video], [FRAMES], ["a ball"])
     assert list(tmp_path.iterdir()) == [video]
+
+
+def test_a_tracker_that_fails_is_said_once_and_ends_nothing(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = wandb_logger("videodiff", "run", str(tmp_path))
+    monkeypatch.setattr(type(logger.experiment), "log", lambda *_, **__: 1 / 0)
+    for step in (1, 2):
+        logger.log_metrics({"train/loss": 1.0}, step=step)
+        show_clips(logger, step, [video], [FRAMES], ["a ball"])
+    logger.finalize("success")
+    said = [line for line in capfd.readouterr().out.splitlines() if "goes on without it" in line]
+    assert said == ["wandb: ZeroDivisionError: division by zero; training goes on without it"]
+
+
+def records(folder: Path) -> list[Record]:
+    """Return what an offline run of wandb holds: LevelDB's log, parts of records in blocks of 32 KiB."""
+    (file,) = folder.glob("run-*.wandb")
+    data, place, found, parts = file.read_bytes(), 7, [], b""
+    while place + 7 <= len(data):
+        if place % 2**15 > 2**15 - 7:
+            place += 2**15 - place % 2**15
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            found.append(Record.FromString(parts))
+            parts = b""
+    return found
+
+
+def items_of(found: list[Record]) -> dict[str, list[str]]:
+    """Return the values of each key that was logged."""
+    values: dict[str, list[str]] = {}
+    for record in found:
+        for item in record.history.item:
+            values.setdefault(item.key or "/".join(item.nested_key), []).append(item.value_json)
+    return values
+
+
+def test_a_run_with_two_loggers_and_its_resume_tell_both_the_same(
+    call: Call, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "run"
+    own = ["callbacks.samples.every=2", "callbacks.samples.clips=1", "callbacks.checkpoints.every=2", "sampler.steps=1"]
+    how = [*tiny(world_dataset), *own, f"run={run}", "logger=[csv,wandb]", "trainer.log_every_n_steps=1"]
+    status, _, err = call("train", *how, "trainer.max_steps=2")
+    assert status == 0, err
+    status, _, err = call("train", f"resume={run}", "trainer.max_steps=4")
+    assert status == 0, err
+    folders = sorted(run.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime)
+    assert len(folders) == 2
+    assert len({BEGUN.fullmatch(path.name)[2] for path in folders}) == 1
+    curves = read_metrics(*sorted(run.glob("metrics/version_*/metrics.csv")))
+    steps, losses = curves["train/loss"]
+    assert steps.tolist() == [0, 1, 2, 3]
+    kept = []
+    for folder in folders:
+        found = records(folder)
+        config = {u.key: json.loads(u.value_json) for r in found for c in (r.config, r.run.config) for u in c.update}
+        assert config["optimizer"]["lr"] == yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"]
+        kept += [float(value) for value in items_of(found)["train/loss"]]
+        (clip,) = folder.glob("files/media/videos/**/*.mp4")
+        assert clip.read_bytes() in {path.read_bytes() for path in run.glob("samples/step_*/*.mp4")}
+    np.testing.assert_allclose(kept, losses, rtol=1e-6)
+
+
+def test_without_loggers_a_run_trains_and_its_report_says_there_are_no_curves(
+    call: Call, world_dataset: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    status, _, err = call("train", *tiny(world_dataset), f"run={run}", "logger=[]", "trainer.max_steps=1")
+    assert status == 0, err
+    assert not (run / "metrics").exists()
+    assert call("report", str(run))[0] == 0
+    assert "Nothing logged yet" in (run / "report.html").read_text()

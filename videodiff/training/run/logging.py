@@ -1,11 +1,14 @@
-"""What loggers need beside numbers: the configuration, sampled clips to show, and a tracker that never ends a run."""
+"""What loggers need beside numbers: the configuration, sampled clips to show, and a tracker that never ends a run.
+
+A file of `conf/logger` names any of Lightning's loggers, or one of your own. A logger that can show clips has a method
+`show_clips(step, videos, clips, labels)`; the others get numbers and configuration alone.
+"""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ class RunTracker(WandbLogger):
 
     `WANDB_MODE`, `WANDB_BASE_URL`, `WANDB_API_KEY` and what else wandb reads from environment and settings hold.
     """
+
+    failed = False
 
     @property
     @rank_zero_experiment
@@ -50,18 +55,49 @@ class RunTracker(WandbLogger):
                 print(f"wandb: {reason}; the run is kept offline, `wandb sync {run.settings.sync_dir}` uploads it")
         return super().experiment
 
+    def kept(self, call: Callable[[], None]) -> None:
+        """Do what the tracker is asked for; where it fails, say so once, and let training go on without it."""
+        if self.failed:
+            return
+        try:
+            call()
+        except Exception as error:
+            self.failed = True
+            print(f"wandb: {type(error).__name__}: {one_line(error)}; training goes on without it")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log figures of a step."""
+        self.kept(lambda: super(RunTracker, self).log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: dict[str, Any] | Any) -> None:
+        """Log the configuration."""
+        self.kept(lambda: super(RunTracker, self).log_hyperparams(params))
+
+    def show_clips(self, step: int, videos: Sequence[Path], clips: Sequence[np.ndarray], labels: Sequence[str]) -> None:
+        """Show clips as videos."""
+        formats = ["mp4"] * len(videos)
+        paths = [str(path) for path in videos]
+        self.kept(lambda: self.log_video("samples", paths, step=step, caption=list(labels), format=formats))
+
     def finalize(self, status: str) -> None:
         """End the run of wandb, so that the next training of this process begins another."""
-        super().finalize(status)
+        self.kept(lambda: super(RunTracker, self).finalize(status))
         if self._experiment is not None:
-            self._experiment.finish(exit_code=int(status != "success"))
+            self.kept(lambda: self._experiment.finish(exit_code=int(status != "success")))
             self._experiment = None
+
+
+class Board(TensorBoardLogger):
+    """TensorBoard with sampled clips, frame by frame."""
+
+    def show_clips(self, step: int, videos: Sequence[Path], clips: Sequence[np.ndarray], labels: Sequence[str]) -> None:
+        """Show the frames of each clip as images."""
+        for path, frames in zip(videos, clips, strict=True):
+            self.experiment.add_images(f"samples/{path.stem}", frames, step, dataformats="NHWC")
 
 
 def wandb_logger(project: str, name: str, save_dir: str, **options: Any) -> RunTracker:
     """Return a Weights & Biases logger for the run in a folder; a resumed one goes on under the same id."""
-    if find_spec("wandb") is None:
-        raise ValueError("logger=wandb: found no package wandb, expected it: pip install 'videodiff[track]'")
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     id = earlier_id(Path(save_dir)) or secrets.token_hex(4)
     return RunTracker(project=project, name=name, save_dir=save_dir, id=id, **options)
@@ -119,10 +155,7 @@ def log_figures(trainer: Any, figures: dict[str, float]) -> None:
 def show_clips(
     logger: Logger, step: int, videos: Sequence[Path], clips: Sequence[np.ndarray], labels: Sequence[str]
 ) -> None:
-    """Show clips, mp4 files and their frames uint8 `t h w c`: as video in wandb, frame by frame in TensorBoard."""
-    if isinstance(logger, WandbLogger):
-        formats = ["mp4"] * len(videos)
-        logger.log_video("samples", [str(path) for path in videos], step=step, caption=list(labels), format=formats)
-    elif isinstance(logger, TensorBoardLogger):
-        for path, frames in zip(videos, clips, strict=True):
-            logger.experiment.add_images(f"samples/{path.stem}", frames, step, dataformats="NHWC")
+    """Let a logger show clips, mp4 files and their frames uint8 `t h w c`, if it can."""
+    show = getattr(logger, "show_clips", None)
+    if show is not None:
+        show(step, videos, clips, labels)

@@ -284,7 +284,7 @@ CLASSES: dict[str, Kind] = {
         prefix=TEXT,
         flush_logs_every_n_steps=EVERY,
     ),
-    "lightning.pytorch.loggers.TensorBoardLogger": record(
+    "videodiff.training.run.logging.Board": record(
         rest=ANYTHING,
         save_dir=PLACE,
         name=optional(TEXT),

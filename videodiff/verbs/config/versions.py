@@ -40,6 +40,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
 MOVED = {
     "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.ClipDataModule",
     "videodiff.diffusion.generation.Generation": "videodiff.generation.settings.Generation",
+    "lightning.pytorch.loggers.TensorBoardLogger": "videodiff.training.run.logging.Board",
     "videodiff.training.logging.wandb_logger": "videodiff.training.run.logging.wandb_logger",
 }
 
