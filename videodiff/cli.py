@@ -9,7 +9,9 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -39,6 +41,8 @@ VERBS = {
     "inspect": "tell what is in a dataset, a run or a checkpoint",
 }
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+# Seconds in which the first rank says what is wrong on all of them.
+TURN = 3.0
 
 
 def main() -> None:
@@ -143,13 +147,25 @@ def one_line_a_failure(verb: str) -> Iterator[None]:
     except Exception as error:
         if "VIDEODIFF_TRACEBACK" in os.environ:
             traceback.print_exception(error)
+        let_first_rank_speak()
         fail(name_of(verb), one_line(error))
 
 
 def name_of(verb: str) -> str:
     """Return who speaks: the verb, and which of several processes."""
-    rank = next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
-    return f"videodiff {verb}" + (f" (rank {rank})" if rank else "")
+    return f"videodiff {verb}" + (f" (rank {rank()})" if rank() else "")
+
+
+def rank() -> int:
+    """Return which of several processes this one is."""
+    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
+
+
+def let_first_rank_speak() -> None:
+    """Wait where this is another rank: what ends the first one too is said once, and it takes this one along."""
+    if rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(TURN)
 
 
 def usage() -> str:

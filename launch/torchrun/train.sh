@@ -19,5 +19,5 @@ else
     master=${MASTER:?expected MASTER=<host name of one of the nodes> with NODES=$nodes}
     rendezvous=(--rdzv-backend=c10d --rdzv-id="${JOB:-videodiff}" --rdzv-endpoint="$master:${PORT:-29500}")
 fi
-exec .venv/bin/python -m torch.distributed.run "${rendezvous[@]}" --nnodes="$nodes" --nproc-per-node="$devices" \
+exec .venv/bin/python -m videodiff.parallel.torchrun "${rendezvous[@]}" --nnodes="$nodes" --nproc-per-node="$devices" \
     -m videodiff train trainer.num_nodes="$nodes" trainer.devices="$devices" "$@"

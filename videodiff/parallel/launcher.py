@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -18,10 +18,15 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 GRACE = 20.0
 LOOK = 0.2
 SET_PARENT_DEATH_SIGNAL = 1
+# The exit status of a process that has said by itself why it ended.
+SAID = 1
 
 
-class Lost(ChildProcessError):
-    """A rank that ended while the others were at work."""
+class Ended(NamedTuple):
+    """A rank that failed: how, as a sentence, and its exit status."""
+
+    told: str
+    status: int
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -35,8 +40,8 @@ class Launcher(_SubprocessScriptLauncher):
             threading.Thread(target=watch, args=(self.procs,), daemon=True, name="watch over ranks").start()
         return function(*args, **kwargs)
 
-    def lost(self) -> str | None:
-        """Return which of the processes failed first, as a sentence."""
+    def lost(self) -> Ended | None:
+        """Return which of the processes failed first."""
         return first_failure(self.procs)
 
 
@@ -54,17 +59,28 @@ def watch(processes: Sequence[subprocess.Popen[Any]]) -> None:
             return
         time.sleep(LOOK)
     time.sleep(GRACE)
-    print(f"videodiff train: error: {failure}; the others are ended", file=sys.stderr, flush=True)
+    if failure.status != SAID:
+        print(f"videodiff train: error: {failure.told}; the others are ended", file=sys.stderr, flush=True)
     end_now(processes, 1)
 
 
-def first_failure(processes: Sequence[subprocess.Popen[Any]]) -> str | None:
+def first_failure(processes: Sequence[subprocess.Popen[Any]]) -> Ended | None:
     """Return which rank has failed, None where none has."""
     for rank, process in enumerate(processes, 1):
-        if code := process.poll():
-            how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit status {code}"
-            return f"rank {rank} (process {process.pid}) ended {how}"
+        if status := process.poll():
+            return Ended(how_it_ended(rank, process.pid, status), status)
     return None
+
+
+def how_it_ended(rank: int, process: int, status: int) -> str:
+    """Return as a sentence how a rank ended, by the status that it left."""
+    how = f"by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"with exit status {status}"
+    return f"rank {rank} (process {process}) ended {how}"
+
+
+def under_torchrun() -> bool:
+    """Tell whether torchrun started this process: it names a rank that died."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def end_now(processes: Sequence[subprocess.Popen[Any]], status: int) -> None:

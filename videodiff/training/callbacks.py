@@ -23,7 +23,7 @@ from videodiff.generation.files import replacing_folder, write_clip
 from videodiff.generation.known import check_given, usual_given
 from videodiff.generation.sampling import Wanted, sample_clips
 from videodiff.generation.settings import Generation
-from videodiff.parallel.launcher import end_now
+from videodiff.parallel.launcher import end_now, under_torchrun
 from videodiff.text.words import Words
 from videodiff.training.average import averaged, is_sharded
 from videodiff.training.guard import Diverged, Taken, finite, shortened, suspects, trainable
@@ -190,7 +190,9 @@ class StopGently(Callback):
             launcher = self.trainer.strategy.launcher
             end_now(getattr(launcher, "procs", ()), 128 + number)
         self.asked = True
-        self.tell()
+        # torchrun ends the other ranks by SIGTERM when one has died, and then nothing is saved: told after the step.
+        if not (under_torchrun() and number == signal.SIGTERM):
+            self.tell()
 
     def tell(self) -> None:
         """Say once, on the first rank, what happens now."""

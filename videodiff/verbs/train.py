@@ -26,7 +26,7 @@ from videodiff.data.loader.trained import write_trained
 from videodiff.data.order.curriculum import format_plan, plan
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
-from videodiff.parallel.launcher import die_with_parent
+from videodiff.parallel.launcher import SAID, die_with_parent, under_torchrun
 from videodiff.parallel.strategy import Zero, ddp
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.run.attempts import check_links, set_aside
@@ -149,16 +149,24 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         say(f"videodiff train: {trainer.global_step} steps in {folder}")
 
 
-def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> OSError | None:
-    """Return what a failure of communication means: which process is dead; None where it is another failure."""
+def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException | None:
+    """Return what a failure of communication means: which process is dead; None where it is another failure.
+
+    Where it is told already, by the rank that failed or by torchrun, this rank ends without a word.
+    """
     launcher, words = trainer.strategy.launcher, str(error).lower()
     lost = isinstance(error, torch.distributed.DistError) or any(sign in words for sign in SIGNS)
     if trainer.world_size == 1 or not lost:
         return None
-    end = time.monotonic() + 3
+    if under_torchrun():
+        return SystemExit(SAID)
+    # Another rank leaves the group some seconds before its process ends: the first one may speak first.
+    end = time.monotonic() + 10
     while hasattr(launcher, "lost") and time.monotonic() < end:
         if (found := launcher.lost()) is not None:
-            return ChildProcessError(f"{found}; the last checkpoint is whole, resume= goes on from it")
+            if found.status == SAID:
+                return SystemExit(SAID)
+            return ChildProcessError(f"{found.told}; the last checkpoint is whole, resume= goes on from it")
         time.sleep(0.1)
     line = str(error).strip().splitlines()[0][:200]
     return ConnectionError(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")

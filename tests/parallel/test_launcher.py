@@ -1,0 +1,96 @@
+"""When a rank fails, one line says which and why, all processes end, and nobody else speaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import start, tiny
+from videodiff.data.storage.files import sha256_of
+from videodiff.training.run.checkpoint import latest_checkpoint
+
+TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant", "~schedule.decay"]
+TORCHRUN = ["-m", "videodiff.parallel.torchrun", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+
+
+def spoken(out: str) -> list[str]:
+    """Return the lines of an output that are neither a progress line nor Lightning's greeting."""
+    lines = [line.strip() for line in out.replace("\r", "\n").splitlines()]
+    return [line for line in lines if line and "step/s" not in line and not line.startswith("Initializing distributed")]
+
+
+def rank_of(process: int) -> int | None:
+    """Return the rank of a training process, None where it is another one."""
+    try:
+        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    found = [value for value in variables if value.startswith(b"RANK=")]
+    return int(found[0][5:]) if found else None
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_torchrun_names_the_rank_that_died_in_one_line(tmp_path: Path, world_dataset: Path, dead: int) -> None:
+    words = ["train", "name=a", *tiny(world_dataset), *TWO, "strategy=ddp", "trainer.max_steps=100000"]
+    agent = subprocess.Popen(
+        [sys.executable, *TORCHRUN, "-m", "videodiff", *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 200
+        while not list(tmp_path.glob("runs/a/metrics/version_0/metrics.csv")):
+            assert agent.poll() is None, agent.communicate()[0][-3000:]
+            assert time.monotonic() < end, "no step within some minutes"
+            time.sleep(0.1)
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        (victim,) = [int(child) for child in children if rank_of(int(child)) == dead]
+        os.kill(victim, signal.SIGKILL)
+        out, _ = agent.communicate(timeout=60)
+    finally:
+        if agent.poll() is None:
+            os.killpg(agent.pid, signal.SIGKILL)
+    assert agent.returncode == 1
+    assert spoken(out) == [
+        f"videodiff: error: rank {dead} (process {victim}) ended by signal 9 (SIGKILL); the others are ended"
+    ]
+
+
+def spoil(shard: Path) -> None:
+    """Put into a checkpoint's file what is no state of a training, with the right checksum."""
+    torch.save({"a class of somebody": Path}, shard)
+    record = shard.parents[2] / "checkpoint.json"
+    known = json.loads(record.read_text())
+    name = str(shard.relative_to(record.parent))
+    known["files"][name] = {"bytes": shard.stat().st_size, "sha256": sha256_of(shard)}
+    record.write_text(json.dumps(known))
+
+
+def test_a_shard_that_cannot_be_loaded_is_one_line_of_its_rank(tmp_path: Path, world_dataset: Path) -> None:
+    words = ["name=a", *tiny(world_dataset), *TWO, "strategy=zero2", "trainer.max_steps=1"]
+    process = start("train", *words, cwd=tmp_path)
+    assert process.wait(300) == 0, process.communicate()[0][-3000:]
+    shards = sorted(latest_checkpoint(tmp_path / "runs/a").rglob("*optim_states.pt"))
+    assert len(shards) == 2
+    # Rank 1 alone, then both.
+    for shard, who in ((shards[1], "videodiff train (rank 1)"), (shards[0], "videodiff train")):
+        spoil(shard)
+        process = start("train", "resume=runs/a", "trainer.max_steps=2", cwd=tmp_path)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, out
+        (line,) = [line for line in spoken(out) if "error" in line]
+        assert line.startswith(f"{who}: error: "), out
+        assert f"{shard.name}: found something else than the state of a training" in line
+        assert "Traceback" not in out

@@ -1,0 +1,58 @@
+"""torchrun whose failures are one line that names the rank: `python -m videodiff.parallel.torchrun`, same arguments."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.run import parse_args, run
+
+from videodiff.parallel.launcher import SAID, how_it_ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start the processes of this node and wait for them; return the exit status."""
+    # What the agent logs of a failure is in the line; the processes have loggers of their own.
+    logging.disable(logging.ERROR)
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        if (ended := cause(error.failures)) is not None:
+            say(f"{ended}; the others are ended")
+        return 1
+    except SignalException as error:
+        return 128 + error.sigval
+    except (RendezvousError, DistError, OSError, ValueError) as error:
+        say(f"torchrun: {' '.join(str(error).split())[:400] or type(error).__name__}")
+        return 1
+    return 0
+
+
+def cause(failures: Mapping[int, ProcessFailure]) -> str | None:
+    """Return which rank failed first and how, None where it has said so itself.
+
+    The agent knows the time of a failure to the second only. But a rank that lost another one ends as one that has
+    spoken, and one that the agent has ended has SIGTERM.
+    """
+    silent = [(rank, failure) for rank, failure in failures.items() if failure.exitcode != SAID]
+    first = [pair for pair in silent if pair[1].exitcode != -signal.SIGTERM]
+    if not first and len(silent) < len(failures):
+        return None
+    rank, failure = min(first or silent, key=lambda pair: pair[1].timestamp)
+    return how_it_ended(rank, failure.pid, failure.exitcode)
+
+
+def say(line: str) -> None:
+    """Print what is wrong."""
+    # The progress line of a dead rank has no end.
+    print(f"\nvideodiff: error: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
