@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import tiny
+from tests.conftest import finish, start, tiny
 from tests.material.preparing import prep
+from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, whole
 
 ROOT = str(Path(__file__).parents[1])
 WITHIN = "mount -t tmpfs -o size=4m none {disk} && cp -a {before}/. {disk} && {fill} && {run}; s=$?; {keep}; exit $s"
@@ -75,6 +76,35 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(before: Path, tmp_pat
     assert contents(before).items() <= found.items()
     assert not [name for name in found if ".partial" in name]
     assert not list((tmp_path / "after").glob("runs/*/checkpoints/step_*"))
+
+
+ZERO = [
+    *("train", "name=a", *tiny(Path("data")), "strategy=zero2", "trainer.devices=2", "optimizer=adamw"),
+    *("schedule=constant", "~schedule.decay", "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0"),
+]
+
+
+def test_a_disk_that_fills_under_zero_is_one_line_and_the_checkpoint_before_goes_on(
+    before: Path, tmp_path: Path
+) -> None:
+    """Two processes; a few checkpoints fit. A rank that is left over would keep the pipe open, and this waiting."""
+    done = on_a_full_disk(before, after := tmp_path / "after", 2800, *ZERO, "trainer.max_steps=20")
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert done.returncode == 1, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("videodiff train: error: ")
+    assert "No space left on device for a checkpoint, which needs about 0." in errors[0]
+    assert "runs/a/checkpoints" in errors[0]
+    assert "Traceback" not in done.stderr
+    saved = checkpoints(after / "runs/a")
+    assert [path.name for path in saved] == [f"step_{n + 1:08d}" for n in range(len(saved))]
+    assert 1 <= len(saved) < 20
+    for checkpoint in saved:
+        whole(checkpoint)
+    assert not list(after.rglob("*.partial"))
+    # With room again it goes on from there.
+    finish(start("train", "resume=runs/a", f"trainer.max_steps={len(saved) + 1}", cwd=after))
+    assert latest_checkpoint(after / "runs/a").name == f"step_{len(saved) + 1:08d}"
 
 
 PREP = ["prep", "source=clips", "score=false", "prep=all", "encode.short_side=16", "workers=1"]

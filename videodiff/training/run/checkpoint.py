@@ -32,7 +32,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videodiff.data.storage.files import inside, partial_of, sha256_of, sync, write_whole
-from videodiff.training.average import averages
+from videodiff.training.average import averages, whole_shape
+from videodiff.training.guard import trainable
 from videodiff.training.run.files import StateWriter, Written, load_state, write_tensors
 
 AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state.ckpt", "checkpoint.json", "damaged.txt"
@@ -84,11 +85,23 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
             except OSError as error:
                 problem = error
         agree(trainer, problem)
+    except OSError as error:
+        raise with_need(error, folder, trainable(trainer.lightning_module)) from error
     finally:
         if trainer.is_global_zero:
             # On a full disk a part of a checkpoint would only take the room that is needed.
             shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def with_need(error: OSError, folder: Path, parameters: Iterable[nn.Parameter]) -> OSError:
+    """Return the error of a full disk with the folder of the checkpoints and the room that one needs."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    sizes = [size_of(checkpoint) for checkpoint in folder.glob("step_*") if NAME.fullmatch(checkpoint.name)]
+    needed = max(sizes, default=room_for(parameters))
+    text = f"{os.strerror(error.errno)} for a checkpoint, which needs about {needed / 2**20:,.1f} MiB"
+    return OSError(error.errno, text, str(folder))
 
 
 def agree(trainer: lightning.Trainer, problem: Exception | None) -> None:
@@ -368,6 +381,20 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(partial)
 
 
+def room_for(parameters: Iterable[nn.Parameter]) -> int:
+    """Return about how many bytes a checkpoint takes; under ZeRO 3 a rank knows the shapes though not the weights."""
+    return 20 * sum(whole_shape(p).numel() for p in parameters)
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
 def check_room(folder: Path, parameters: Iterable[nn.Parameter], keep: int) -> None:
     """Raise before the first step where checkpoints cannot be written, or where the disk has no room for them.
 
@@ -377,11 +404,7 @@ def check_room(folder: Path, parameters: Iterable[nn.Parameter], keep: int) -> N
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / ".writable", b"")
     (folder / ".writable").unlink()
-    size, count = 20 * sum(p.numel() for p in parameters), keep + 1 if keep else 1
-    there = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            there += path.stat().st_size if path.is_file() else 0
+    size, count, there = room_for(parameters), keep + 1 if keep else 1, size_of(folder)
     free, needed = shutil.disk_usage(folder).free, max(size * count - there, size)
     if free < needed:
         raise OSError(
