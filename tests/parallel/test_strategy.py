@@ -137,7 +137,7 @@ def test_a_second_signal_within_a_step_ends_all_processes(
     process = start("train", f"name={run.name}", *recipe, cwd=folder, start_new_session=True)
     try:
         end = time.monotonic() + 200
-        while not (tables := list(run.glob("metrics/version_0/metrics.csv"))) or b"\n0," not in tables[0].read_bytes():
+        while not (tables := list(run.glob("metrics/version_0/metrics.csv"))) or b"\n1," not in tables[0].read_bytes():
             assert process.poll() is None, process.communicate()[0][-3000:]
             assert time.monotonic() < end, "no step within some minutes"
             time.sleep(0.1)

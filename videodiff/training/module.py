@@ -48,6 +48,7 @@ class VideoDiffusion(lightning.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         # What this rank has taken of the present step, and what is known of the last one.
         self.taken: list[Taken] = []
+        self.validated: Tensor | None = None
         self.ended, self.began, self.rate, self.norm, self.skipped = 0, 0, 0.0, None, False
 
     def condition(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -136,17 +137,26 @@ class VideoDiffusion(lightning.LightningModule):
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         return float(sums[0] / sums[1])
 
+    def on_validation_start(self) -> None:
+        """Begin a sum of losses: one a level, and the number of clips."""
+        self.validated = torch.zeros(len(VALIDATION_LEVELS) + 1, dtype=torch.float64, device=self.device)
+
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        """Log the loss at fixed noise, one figure for each level: the same noise in every run and at every step."""
+        """Add the losses at fixed noise, the same in every run and at every step."""
         x = encode_video(batch, self.codec, self.device)
-        condition, losses = self.condition(batch), []
+        condition, sums = self.condition(batch), []
         seeds = clip_seeds(VALIDATION_SEED, 0, batch["position"].tolist())
         eps = torch.stack([self.objective.draw(clip, seed)[1] for clip, seed in zip(x, seeds, strict=True)])
         for level in VALIDATION_LEVELS:
             tau = torch.full((len(x), x.shape[2]), level, device=x.device)
-            losses.append(self.objective.error(self.denoiser, x, eps, tau, condition).mean())
-            self.log(f"val/loss_tau_{level}", losses[-1], batch_size=len(x), sync_dist=True)
-        self.log("val/loss", torch.stack(losses).mean(), batch_size=len(x), sync_dist=True, prog_bar=True)
+            sums.append(self.objective.error(self.denoiser, x, eps, tau, condition).double().sum())
+        self.validated += torch.stack([*sums, torch.full_like(sums[0], len(x))])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over the clips of all ranks, one figure a level and their mean, however batches were cut."""
+        *sums, clips = self.trainer.strategy.reduce(self.validated, reduce_op="sum").tolist()
+        losses = {f"val/loss_tau_{level}": one / clips for level, one in zip(VALIDATION_LEVELS, sums, strict=True)}
+        log_figures(self.trainer, {**losses, "val/loss": sum(losses.values()) / len(losses)})
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over groups of parameters and its schedule, stepped once an optimizer step."""

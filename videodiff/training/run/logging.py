@@ -141,10 +141,10 @@ def log_configuration(loggers: Sequence[Logger], config: dict[str, Any]) -> None
 
 
 def log_figures(trainer: Any, figures: dict[str, float]) -> None:
-    """Give figures of the step that has just ended to all loggers; a full disk is an error that names the table."""
+    """Give all loggers figures of the steps taken so far; a full disk is an error that names the table."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         try:
-            logger.log_metrics(figures, step=trainer.global_step - 1)
+            logger.log_metrics(figures, step=trainer.global_step)
             if isinstance(logger, CSVLogger):
                 # What is not on the disk is lost when the process is.
                 logger.save()
