@@ -161,7 +161,7 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException 
     if under_torchrun():
         return SystemExit(SAID)
     # Another rank leaves the group some seconds before its process ends: the first one may speak first.
-    end = time.monotonic() + 10
+    end = time.monotonic() + 15
     while hasattr(launcher, "lost") and time.monotonic() < end:
         if (found := launcher.lost()) is not None:
             if found.status == SAID:
