@@ -18,7 +18,7 @@ from data_prep.engine.stopwatch import Spent, total
 from data_prep.fetch.acquire import Acquirer
 from data_prep.preparation import Preparation
 from data_prep.produce import Ended, Making, Stop, produce
-from data_prep.report.progress import Step
+from data_prep.report.progress import Advance
 
 
 def make(preparation: Preparation) -> None:
@@ -35,7 +35,7 @@ def make(preparation: Preparation) -> None:
     sources, counts = plan.sources(retry), so_far(ledger.ends())
     counts["failed"] -= sources.requests if retry else 0
     inputs = sources.requests + sum(counts.values())
-    preparation.progress(Step("make", inputs - sources.requests, inputs, counts=shown(counts)))
+    preparation.progress(Advance("make", inputs - sources.requests, inputs, counts=shown(counts)))
     how = settings.processes
     function = partial(produce, making=making)
     with closing(how.engine.run(function, sources, [work, root], how.workers, how.timeout)) as batches:
@@ -45,7 +45,7 @@ def make(preparation: Preparation) -> None:
             made, read = spent.get("encode", Spent()), spent.get("fetch", Spent())
             counts.update(clips=made.items, read=read.bytes, written=made.bytes)
             done = sum(counts[status] for status in ("ok", "filtered", "failed"))
-            preparation.progress(Step("make", done, inputs, counts=shown(counts)))
+            preparation.progress(Advance("make", done, inputs, counts=shown(counts)))
     shutil.rmtree(work / VIDEOS)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cut.animated import as_video, is_animated
-from data_prep.cut.footage import FitPolicy, first_shown, fit_video
+from data_prep.cut.footage import FitPolicy, first_frame, fit_video
 from data_prep.engine.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from data_prep.sources.clips import name_record
@@ -174,7 +174,7 @@ def prepare(clip: Clip, policy: FitPolicy) -> Packable | Rejection:
             return Rejection(clip.name, "video missing", f"found no file {clip.path}")
         data = clip.path.read_bytes()
         data = as_video(data) if is_animated(data) else data
-        notes = first_shown(data).notes
+        notes = first_frame(data).notes
         if policy.hdr == "reject" and "transfer" in notes:
             return Rejection(clip.name, "hdr", f"found a picture of high dynamic range ({notes['transfer']})")
         video, info, reason = fit_video(data, policy.short_side, policy.crf)

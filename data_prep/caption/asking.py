@@ -20,7 +20,7 @@ from data_prep.caption.replies import Replies, Todo
 from data_prep.caption.reply import Judged, judge
 from data_prep.choose.rules import decide
 from data_prep.preparation import Preparation
-from data_prep.report.progress import Progress, Step
+from data_prep.report.progress import Advance, Progress
 from data_prep.report.summary import CaptionCounts
 
 # How the clips of one request ended, by id.
@@ -36,7 +36,7 @@ def caption(preparation: Preparation) -> None:
     with closing(Replies(work / REPLIES)) as replies:
         number = replies.captioner(policy.fingerprint, policy.name, policy.settings)
         ids = wanted(preparation, policy.missing)
-        todo = replies.plan(number, ids, getattr(captioner, "batch", 1), preparation.retries)
+        todo = replies.todo(number, ids, getattr(captioner, "batch", 1), preparation.retries)
         answers = captioner.answers(Batches(work, todo) if policy.by == "model" else one_by_one(work, todo))
         with closing(answers):
             unanswered = ask(answers, replies, number, policy, partial(report, preparation.progress, todo.clips))
@@ -49,7 +49,7 @@ def caption(preparation: Preparation) -> None:
 
 def report(progress: Progress, clips: int, counts: Counter) -> None:
     """Tell how many clips were asked about."""
-    progress(Step("caption", sum(counts.values()), clips, "clips", dict(counts)))
+    progress(Advance("caption", sum(counts.values()), clips, "clips", dict(counts)))
 
 
 def ask(

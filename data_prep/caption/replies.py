@@ -86,7 +86,7 @@ class Replies:
         """Remove all that was answered about a clip."""
         self.base.execute("DELETE FROM replies WHERE clip = ?", (key(clip),))
 
-    def plan(self, captioner: int, clips: Iterable[str], batch: int, retry: bool) -> Todo:
+    def todo(self, captioner: int, clips: Iterable[str], batch: int, retry: bool) -> Todo:
         """Return which of the clips are to be asked about, in batches: with `retry` also failures that may pass."""
         self.base.executescript(f"DROP TABLE IF EXISTS temp.wanted; DROP TABLE IF EXISTS temp.todo; {TODO}")
         rows = enumerate(map(key, clips))
@@ -104,7 +104,7 @@ class Replies:
         return Todo(self.base)
 
     def counts(self, captioner: int) -> dict[str, Any]:
-        """Return how the clips of the last plan ended: `clips` is the sum of the others, `open` those not asked yet."""
+        """Return how the clips of the last `todo` ended: `clips` is the sum of the others; `open`: not asked yet."""
         rows = self.base.execute(
             "SELECT coalesce(status, 'open'), reason, retryable, count(*) FROM temp.wanted LEFT JOIN replies "
             "ON replies.clip = wanted.clip AND captioner = ? GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",

@@ -13,12 +13,13 @@ import av
 import decord
 import numpy as np
 
+from data_prep.cut.spans import Clock
 from videodiff.data.video.decode import decoded, opened, probe, read_frames, show_frames
 from videodiff.data.video.encode import encode
 from videodiff.data.video.geometry import UPRIGHT, Display, even_size
 from videodiff.data.video.info import DecodeError, VideoInfo, best_stream, open_video
 from videodiff.data.video.screen import color_notes, orientation, transfer_of
-from videodiff.data.video.timing import MICROSECOND, clock_ticks
+from videodiff.data.video.timing import clock_ticks
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -76,24 +77,24 @@ def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo
     if not reason:
         fps = float(header.fps)
         return video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), ""
-    images = counted(show_frames(video, even_size(first_shown(video).size, short_side)), header)
+    images = counted(show_frames(video, even_size(first_frame(video).size, short_side)), header)
     images = images if header.ticks is None else on_clock(images, header.ticks)
     video = encode(images, float(header.fps), crf=crf)
     return video, probe(video), reason
 
 
-class Shown(NamedTuple):
+class FirstFrame(NamedTuple):
     """How the first frame of a video is shown: width and height, and its `color_notes`."""
 
     size: tuple[int, int]
     notes: dict[str, str]
 
 
-def first_shown(video: bytes) -> Shown:
+def first_frame(video: bytes) -> FirstFrame:
     """Decode the first frame of a video."""
     with opened(video) as (container, stream, screen):
         for frame in decoded(container.demux(stream), stream):
-            return Shown(screen.measure(frame), color_notes(frame))
+            return FirstFrame(screen.measure(frame), color_notes(frame))
     raise DecodeError("found no frame, expected at least one")
 
 
@@ -102,16 +103,14 @@ def read_header(video: bytes) -> Header:
     try:
         with open_video(video) as container:
             stream = best_stream(container)
-            context, promised = stream.codec_context, stream.frames
+            context, promised, clock = stream.codec_context, stream.frames, Clock(container, stream)
             packets = [packet for packet in container.demux(stream) if packet.size]
             rate, ratio = stream.average_rate or stream.guessed_rate, stream.sample_aspect_ratio or 1
             timed = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
-            times = np.sort([packet.pts for packet in timed])
+            times = np.sort(np.array([clock(packet.pts) for packet in timed], np.int64))
             stays = max(((packet.pts, packet.duration or 0) for packet in timed), default=(0, 0))[1]
-            keyframes = np.searchsorted(
-                times, [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
-            )
-            hidden, base, name = sum(packet.is_discard for packet in packets), stream.time_base, container.format.name
+            keys = [clock(packet.pts) for packet in packets if packet.is_keyframe and packet.pts is not None]
+            hidden, name = sum(packet.is_discard for packet in packets), container.format.name
             coded = context.width, context.height
             pixels, codec = context.pix_fmt or "unknown", context.codec.canonical_name
     except av.FFmpegError as error:
@@ -124,10 +123,8 @@ def read_header(video: bytes) -> Header:
         raise DecodeError(f"found {len(packets) - hidden} frames at {rate} fps, expected at least one")
     frames, ticks = len(packets) - hidden, None
     if len(times) == frames:
-        unit = float(base) * MICROSECOND
-        ticks, rate = clock_ticks(np.round(times * unit).astype(np.int64), stays * unit, Fraction(rate))
-    shown = Display(Fraction(ratio)).size(*coded)
-    keyframes = tuple(keyframes.tolist())
+        ticks, rate = clock_ticks(times, float(stays * clock.unit), Fraction(rate))
+    shown, keyframes = Display(Fraction(ratio)).size(*coded), tuple(np.searchsorted(times, keys).tolist())
     return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, ticks)
 
 

@@ -25,7 +25,7 @@ from data_prep.engine.pool import Lost
 from data_prep.preparation import Preparation
 from data_prep.rate.models import RATED, Models
 from data_prep.rate.ratings import Unrated, source_captions
-from data_prep.report.progress import Step
+from data_prep.report.progress import Advance
 from videodiff.data.video.decode import decode
 
 
@@ -49,7 +49,7 @@ def rate(preparation: Preparation) -> None:
                 raise ValueError(f"models: {answer.reason} at the clips from {chunk[0].id} on: {answer.detail}")
             ratings.add(chunk, answer)
             done += len(chunk)
-            preparation.progress(Step("rate", done, chunks.clips, "clips"))
+            preparation.progress(Advance("rate", done, chunks.clips, "clips"))
 
 
 def rate_clips(

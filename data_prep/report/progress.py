@@ -18,7 +18,7 @@ T = TypeVar("T")
 WINDOW, TERMINAL, LOG = 300.0, 0.25, 30.0
 
 
-class Step(NamedTuple):
+class Advance(NamedTuple):
     """How far a phase has come.
 
     total: None where it is not known; counts: `clips` made, bytes `read` and `written`, and by any other name what
@@ -32,10 +32,10 @@ class Step(NamedTuple):
     counts: Mapping[str, int] = {}
 
 
-Progress = Callable[[Step], None]
+Progress = Callable[[Advance], None]
 
 
-def silent(step: Step) -> None:
+def silent(step: Advance) -> None:
     """Tell nothing."""
 
 
@@ -44,9 +44,9 @@ def counted(items: Iterable[T], progress: Progress, phase: str, unit: str, total
     number = 0
     for number, item in enumerate(items, 1):
         yield item
-        progress(Step(phase, number, total, unit))
+        progress(Advance(phase, number, total, unit))
     if not number:
-        progress(Step(phase, 0, total, unit))
+        progress(Advance(phase, 0, total, unit))
 
 
 class Meter:
@@ -62,7 +62,7 @@ class Meter:
         self.every = (TERMINAL if self.live else LOG) if every is None else every
         self.lock, self.ended = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
-        self.step: Step | None = None
+        self.step: Advance | None = None
         self.begun, self.marks = 0.0, deque()
 
     def __enter__(self) -> Meter:
@@ -74,7 +74,7 @@ class Meter:
         self.thread.join()
         self._leave()
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: Advance) -> None:
         with self.lock:
             if self.step is None or step.phase != self.step.phase:
                 self._leave()
@@ -111,7 +111,7 @@ class Meter:
         self.stream.flush()
 
 
-def pace(before: tuple[float, Step], now: tuple[float, Step]) -> tuple[float, str]:
+def pace(before: tuple[float, Advance], now: tuple[float, Advance]) -> tuple[float, str]:
     """Return how many things, and in words how many clips, were done a second between two moments."""
     seconds = max(now[0] - before[0], 1e-9)
     things = (now[1].done - before[1].done) / seconds
@@ -121,7 +121,7 @@ def pace(before: tuple[float, Step], now: tuple[float, Step]) -> tuple[float, st
     return things, f"{rate_text(clips / seconds)} clips/s"
 
 
-def line(step: Step, pace: tuple[float, str], took: float | None) -> str:
+def line(step: Advance, pace: tuple[float, str], took: float | None) -> str:
     """Return progress as a line; `took` is None while the phase goes on."""
     counts = {name: count for name, count in step.counts.items() if name not in ("clips", "read", "written")}
     of = "" if step.total is None else f" of {step.total:,}"

@@ -12,35 +12,36 @@ import pytest
 
 from data_prep.books.ledger import Ledger
 from data_prep.engine.stopwatch import Spent, Stopwatch
-from data_prep.report.progress import Meter, Step, counted, line, pace
+from data_prep.report.progress import Advance, Meter, counted, line, pace
 from videodiff.report.units import count_text, rate_text, size_text, time_text
 
 COUNTS = {"made": 390, "clips": 600, "read": 5 * 2**30, "written": 2**20, "filtered": 10, "failed": 12}
 
 
 def test_a_line_says_how_far_how_fast_how_much_what_became_of_it_and_how_long_it_will_take():
-    said = line(Step("make", 412, 5000, counts=COUNTS), (2.0, "3.1 clips/s"), None)
+    said = line(Advance("make", 412, 5000, counts=COUNTS), (2.0, "3.1 clips/s"), None)
     assert said == (
         "make    412 of 5,000 inputs (8 %), 3.1 clips/s, 5 GiB read, 1 MiB written, 390 made, 10 filtered, 12 failed, "
         "38 min left"
     )
-    assert line(Step("read", 9, None, "lines"), (3.0, "3 lines/s"), 3.0) == "read    9 lines, 3 lines/s, in 3.0 s"
-    assert line(Step("make", 0, 0), (0.0, "0 inputs/s"), None) == "make    0 of 0 inputs, 0 inputs/s"
+    assert line(Advance("read", 9, None, "lines"), (3.0, "3 lines/s"), 3.0) == "read    9 lines, 3 lines/s, in 3.0 s"
+    assert line(Advance("make", 0, 0), (0.0, "0 inputs/s"), None) == "make    0 of 0 inputs, 0 inputs/s"
 
 
 def test_the_pace_is_that_of_the_clips_where_they_are_counted():
-    before, now = Step("make", 10, 50, counts={"clips": 100}), Step("make", 20, 50, counts={"clips": 150})
+    before, now = Advance("make", 10, 50, counts={"clips": 100}), Advance("make", 20, 50, counts={"clips": 150})
     assert pace((5.0, before), (10.0, now)) == (2.0, "10 clips/s")
-    assert pace((5.0, Step("pack", 0, None, "clips")), (10.0, Step("pack", 500, None, "clips"))) == (100, "100 clips/s")
+    before, now = Advance("pack", 0, None, "clips"), Advance("pack", 500, None, "clips")
+    assert pace((5.0, before), (10.0, now)) == (100, "100 clips/s")
 
 
 def test_a_log_gets_a_line_now_and_then_even_where_nothing_moves_and_one_at_the_end_of_each_phase():
     log = io.StringIO()
     with Meter(log, every=0.05) as meter:
-        meter(Step("read", 3))
-        meter(Step("make", 1, 4))
+        meter(Advance("read", 3))
+        meter(Advance("make", 1, 4))
         time.sleep(0.3)
-        meter(Step("make", 4, 4))
+        meter(Advance("make", 4, 4))
     lines = log.getvalue().splitlines()
     assert lines[0].startswith("read    3 inputs")
     assert len([text for text in lines if text.startswith("make    1 of 4")]) >= 2
@@ -54,7 +55,7 @@ def test_a_terminal_gets_one_line_that_fits_and_is_written_anew():
     with os.fdopen(follower, "w") as terminal:
         termios.tcsetwinsize(leader, (24, 40))
         with Meter(terminal, every=0.02) as meter:
-            meter(Step("make", 1, 400, counts=COUNTS))
+            meter(Advance("make", 1, 400, counts=COUNTS))
             time.sleep(0.2)
         said = b""
         while not said.endswith(b"\n"):
@@ -72,7 +73,7 @@ def test_an_error_leaves_the_last_line_and_no_thread():
 
     def run() -> None:
         with meter:
-            meter(Step("make", 7, 9))
+            meter(Advance("make", 7, 9))
             raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
@@ -84,9 +85,9 @@ def test_an_error_leaves_the_last_line_and_no_thread():
 def test_items_are_told_as_they_pass():
     steps = []
     assert list(counted("abc", steps.append, "pack", "clips", 3)) == ["a", "b", "c"]
-    assert steps == [Step("pack", number, 3, "clips") for number in (1, 2, 3)]
+    assert steps == [Advance("pack", number, 3, "clips") for number in (1, 2, 3)]
     assert list(counted([], steps.append, "pack", "clips", 0)) == []
-    assert steps[-1] == Step("pack", 0, 0, "clips")
+    assert steps[-1] == Advance("pack", 0, 0, "clips")
 
 
 @pytest.mark.parametrize(
