@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videodiff import __version__
+from videodiff.extras import missing
 from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.printing import in_line, say
 
@@ -193,6 +194,8 @@ def one_line(error: BaseException) -> str:
     """Return the message of an error in one line: the cause's where a library only wraps it, and for one that nobody
     foresaw its kind and the way it came.
     """
+    if line := missing(error):
+        return line
     if type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         key = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
         cause = one_line(error.__cause__)

@@ -58,7 +58,7 @@ class Model:
         if batch < 1:
             raise ValueError(f"caption.batch: found {batch}, expected at least 1")
         if importlib.util.find_spec("transformers") is None:
-            raise ValueError("caption.by=model: found no package transformers: pip install 'videodiff[latent]'")
+            raise ModuleNotFoundError("caption.by=model: found no package transformers", name="transformers")
         config_hash(model)
         self.asking = Asking(model, revision, prompt, frames, side, max_tokens, work)
         self.batch, self.timeout = batch, timeout

@@ -23,6 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -56,6 +57,8 @@ class OnRay:
     def __init__(self, address: str | None = None, scratch: str | None = None) -> None:
         if address is not None and "://" in address:
             raise ValueError(f"engine.address: found {address}, expected host:port or auto, from inside the cluster")
+        if find_spec("ray") is None:
+            raise ModuleNotFoundError("engine=ray: found no package ray", name="ray")
         self.address, self.scratch = address, scratch
 
     def run(
@@ -94,10 +97,8 @@ class OnRay:
 def connect(address: str | None, workers: int | None) -> Any:
     """Return the module ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ValueError("engine=ray: found no package ray, expected it: pip install 'videodiff[ray]'") from error
+    import ray
+
     if ray.is_initialized():
         return ray
     address = address or os.environ.get("RAY_ADDRESS")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ def find_models(models: Mapping[str, str | None], limits: Iterable[str] = ()) ->
     for kind, scores in SCORES.items():
         if kind not in given and (asked := set(scores) & set(limits)):
             raise ValueError(f"filter.{min(asked)}: found no model for it, expected models.{kind}=<path>")
+    if given and find_spec("transformers") is None:
+        raise ModuleNotFoundError(f"models.{min(given)}: found no package transformers", name="transformers")
     if "aesthetic" in given:
         if "clip" not in given:
             raise ValueError("models.aesthetic: found no models.clip, expected the CLIP whose features the head rates")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ class RunTracker(WandbLogger):
 
 class Board(TensorBoardLogger):
     """TensorBoard with sampled clips, frame by frame."""
+
+    def __init__(self, save_dir: str | Path, name: str | None = "lightning_logs", **options: Any) -> None:
+        if find_spec("tensorboard") is None:
+            raise ModuleNotFoundError("logger=tensorboard: found no package tensorboard", name="tensorboard")
+        super().__init__(save_dir, name, **options)
 
     def show_clips(self, step: int, videos: Sequence[Path], clips: Sequence[np.ndarray], labels: Sequence[str]) -> None:
         """Show the frames of each clip as images."""

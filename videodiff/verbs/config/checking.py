@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
@@ -33,6 +35,7 @@ ENDS = ("--cfg", "--info", "--hydra-help")
 def check(verb: str, arguments: Arguments) -> None:
     """Raise where a configuration cannot be composed, or has a key or a value that nothing takes."""
     overrides = [parse(override) for override in arguments.overrides]
+    check_launcher(overrides)
     for override in overrides:
         key = override.key_or_group
         if override.is_sweep_override() and not arguments.has("--multirun"):
@@ -48,6 +51,14 @@ def check(verb: str, arguments: Arguments) -> None:
             if not any(arguments.has(flag) for flag in ENDS):
                 check_composed(verb, cfg, lines)
                 check_folders(verb, cfg, arguments.has("--multirun"))
+
+
+def check_launcher(overrides: Sequence[Override]) -> None:
+    """Raise where jobs are to be submitted and nothing is installed that could."""
+    launchers = [str(override.value()) for override in overrides if override.key_or_group == "hydra/launcher"]
+    ours = set(launchers) & set(options("hydra/launcher"))
+    if ours and None in map(find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher")):
+        raise ModuleNotFoundError(f"hydra/launcher={min(ours)}: found no package submitit", name="submitit")
 
 
 def config_dirs(arguments: Arguments) -> list[str]:

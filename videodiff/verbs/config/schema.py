@@ -284,16 +284,7 @@ CLASSES: dict[str, Kind] = {
         prefix=TEXT,
         flush_logs_every_n_steps=EVERY,
     ),
-    "videodiff.training.run.logging.Board": record(
-        rest=ANYTHING,
-        save_dir=PLACE,
-        name=optional(TEXT),
-        version=optional(either(whole(0), TEXT)),
-        log_graph=FLAG,
-        default_hp_metric=FLAG,
-        prefix=TEXT,
-        sub_dir=optional(PLACE),
-    ),
+    "videodiff.training.run.logging.Board": record(rest=ANYTHING, save_dir=PLACE, name=optional(TEXT)),
     "videodiff.training.run.logging.wandb_logger": record(rest=ANYTHING, project=NAME, name=NAME, save_dir=PLACE),
     "lightning.Trainer": record(
         accelerator=choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
