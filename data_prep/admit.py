@@ -40,7 +40,7 @@ def admit(preparation: Preparation) -> None:
 
 
 def open_inputs(source: Source, work: Path) -> Inputs:
-    """Return the inputs of a source, of which the first is read at once: a mistyped path leaves nothing behind."""
+    """Return the inputs of a source. The first one is read at once, so that a mistyped path leaves nothing behind."""
     if source.kind not in READERS:
         raise ValueError(f"kind: found {source.kind!r}, expected one of {', '.join(READERS)}")
     options = {name: value for name, value in source.reader.items() if value}
@@ -59,7 +59,7 @@ def open_inputs(source: Source, work: Path) -> Inputs:
 
 
 def begun(items: Iterator[Any], path: str | Path, passed: Passed, work: Path) -> Iterator[Any]:
-    """Return items of which the first is read; ValueError where a new work folder would have none."""
+    """Read the first item and return all items; ValueError where a new work folder would have none."""
     first = next(items, None)
     if first is None and not (work / SETTINGS).is_file():
         beside = f"; there are {passed}" if passed else ""
