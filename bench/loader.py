@@ -1,11 +1,12 @@
 """Measure the loader against the decode ceiling and beside other loaders: same clips, windows, decoder and processes.
 
-python bench/loader.py [clips [rounds]]
+python bench/loader.py [clips [rounds [name ...]]]
 
 The ceiling is a bare loop in as many processes, that reads and decodes and keeps nothing. The other loaders have the
 decode stage that their users write: decord's reader, its batch, as numpy. All are started and warm before anything is
 timed, and take short turns, as a machine is never the same twice. A turn begins with batches that are not timed, since
-they were read ahead while others had theirs. Writes bench/out/loader.json.
+they were read ahead while others had theirs. Writes bench/out/loader.json. With
+names (streamed, webdataset, ...) this loader is measured beside these alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import webdataset
 from torch.utils.data import DataLoader, Dataset
 
 from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.webdataset import TarDataModule
 from videodiff.data.order.arithmetic import draw
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_sample
@@ -198,6 +200,16 @@ def first_window(sample: dict[str, Any]) -> np.ndarray:
 
 
 @contextlib.contextmanager
+def streamed(root: Path, clips: int) -> Iterator[Callable[[], float]]:
+    """What training gets of the same tars without their manifest: data=webdataset, a reader beside the decoders."""
+    urls = [str(path) for path in sorted((root / "tars").glob("*.tar"))]
+    data = TarDataModule(urls, FRAMES, SIZE, SIZE, global_batch=BATCH, num_workers=PROCESSES)
+    batches = (batch["video"].permute(0, 2, 3, 4, 1) for batch in data.train_dataloader())
+    yield lambda: rate(batches)
+    data.teardown("fit")
+
+
+@contextlib.contextmanager
 def web_dataset(root: Path, clips: int) -> Iterator[Callable[[], float]]:
     """The webdataset library with a decode stage, over the tars."""
     tars = sorted(map(str, (root / "tars").glob("*.tar")))
@@ -255,13 +267,32 @@ def gop_ratio() -> float:
     return took[0] / took[1]
 
 
+def compare(clips: int, rounds: int, kinds: dict[str, Any]) -> None:
+    """Print a line a round, and the medians over rounds of this loader's rate over those of others."""
+    rates = {name: [] for name in kinds}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        write(Path(folder), clips)
+        measures = {name: stack.enter_context(kind(Path(folder), clips)) for name, kind in kinds.items()}
+        for measure in measures.values():
+            measure()
+        for _ in range(rounds):
+            for name, measure in measures.items():
+                rates[name].append(measure())
+            print(", ".join(f"{name} {rates[name][-1]:.1f}" for name in kinds), "clips/s", flush=True)
+    for name in list(kinds)[1:]:
+        print(f"vs_{name} {median(a / b for a, b in zip(rates['ours'], rates[name], strict=True)):.3f}")
+
+
 def main() -> None:
     """Print a line a round and the ratios, medians over rounds, and write bench/out/loader.json."""
-    given = [int(number) for number in sys.argv[1:]]
+    given = [int(number) for number in sys.argv[1:3]]
     clips, rounds = given + [96, 8][len(given) :]
-    kinds = {"ceiling": ceiling, "ours": ours, "webdataset": web_dataset, "map_style": map_style}
+    kinds = {"ceiling": ceiling, "ours": ours, "streamed": streamed, "webdataset": web_dataset, "map_style": map_style}
     if streaming:
         kinds["mosaicml"] = mosaicml
+    if only := sys.argv[3:]:
+        compare(clips, rounds, {name: kinds[name] for name in ["ours", *only]})
+        return
     rates = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), clips)

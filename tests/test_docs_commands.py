@@ -54,7 +54,16 @@ SHORT = {
     "inspect": ["seconds=1"],
 }
 # What cannot run here: it is composed with these words of a command left as they are.
-ELSEWHERE = ("=sd_vae", "=wan_vae", "hdvila", "engine=ray", "caption.by=model", "models.clip=", "clip_similarity")
+ELSEWHERE = (
+    "=sd_vae",
+    "=wan_vae",
+    "hdvila",
+    "data=webdataset",
+    "engine=ray",
+    "caption.by=model",
+    "models.clip=",
+    "clip_similarity",
+)
 SCRIPTS = ("launch/torchrun/train.sh", "launch/slurm/train.sbatch", "launch/slurm/prep.sbatch")
 # Not ours.
 OTHERS = ("make", "vllm", "kubectl", "pip", "source", "git", "cd", "export", "python")

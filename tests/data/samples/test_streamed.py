@@ -13,6 +13,7 @@ from tests.material.made_clips import write_dataset
 from tests.material.plain_tars import add, by_library, by_tarfile, clip, write_tars
 from videodiff.data.loader.workers import forkserver
 from videodiff.data.samples import streamed
+from videodiff.data.samples.members import Watched
 from videodiff.data.samples.streamed import End, Fault, Raw, Source, find_tars, read_tars
 
 
@@ -264,6 +265,6 @@ def test_a_tar_is_read_as_a_stream():
     with tarfile.open(fileobj=data, mode="w") as tar:
         for name, content in clip(0).items():
             add(tar, f"clip0.{name}", content)
-    stream = streamed.Watched(OneWay(data.getvalue()))
+    stream = Watched(OneWay(data.getvalue()))
     stage = streamed.Members(streamed.Notes())
     assert [member["fname"] for member in stage.members("a", stream)] == [f"clip0.{name}" for name in clip(0)]

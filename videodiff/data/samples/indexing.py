@@ -23,6 +23,7 @@ from videodiff.data.samples.manifest import NAME, Manifest, ManifestWriter, plai
 from videodiff.data.samples.members import (
     APART,
     BoundedHeader,
+    Watched,
     compression_of,
     fault_of,
     is_hidden,
@@ -326,12 +327,12 @@ def text_of(notes: dict[str, Any], *names: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-class Hashed:
-    """A file that is read from begin to end: how it begins, its size and sha256, where its last byte not 0 ends."""
+class Hashed(Watched):
+    """A file that is read from begin to end, and its sha256."""
 
     def __init__(self, place: Path | Url) -> None:
-        self.file, self.size, self.filled, self.digest = place.open("rb"), 0, 0, hashlib.sha256()
-        self.head = b""
+        super().__init__(place.open("rb"))
+        self.digest = hashlib.sha256()
 
     def __enter__(self) -> Hashed:
         return self
@@ -340,15 +341,6 @@ class Hashed:
         self.file.close()
 
     def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.head = self.head or data[:8]
+        data = super().read(size)
         self.digest.update(data)
-        if content := len(data.rstrip(b"\0")):
-            self.filled = self.size + content
-        self.size += len(data)
         return data
-
-    def drain(self) -> None:
-        """Read what is left."""
-        while self.read(2**20):
-            pass

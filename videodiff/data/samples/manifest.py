@@ -94,7 +94,11 @@ class Manifest:
         if isinstance(root, Path) and not root.is_dir():
             raise FileNotFoundError(f"{root}: found no such folder, expected a dataset")
         if isinstance(root, Path) and not path.is_file():
-            raise FileNotFoundError(f"{root}: found no {NAME}, expected a dataset as written by `videodiff pack`")
+            tars = next(root.glob("*.tar"), None) is not None
+            other = f"; `videodiff index` gives its tars one, data=webdataset data.urls={root} streams them" * tars
+            raise FileNotFoundError(
+                f"{root}: found no {NAME}, expected a dataset as written by `videodiff pack`{other}"
+            )
         try:
             manifest = cls(path)
         except ManifestError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Collection
+from typing import Any
 
 from videodiff.data.samples.sidecars import SIDECARS, TEXT_LIMIT
 from videodiff.data.storage.listing import PICTURES, VIDEOS
@@ -27,6 +28,26 @@ class BoundedHeader(tarfile.TarInfo):
         if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *tarfile.GNU_TYPES) and self.size > HEADER_LIMIT:
             raise tarfile.ReadError(f"found a header of {self.size} bytes, expected at most {HEADER_LIMIT}")
         return super()._proc_member(tar)
+
+
+class Watched:
+    """A file that is read from begin to end: how it begins, and where its last byte that is not 0 ends."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.size, self.filled, self.head = file, 0, 0, b""
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.head = self.head or data[:8]
+        if content := len(data.rstrip(b"\0")):
+            self.filled = self.size + content
+        self.size += len(data)
+        return data
+
+    def drain(self) -> None:
+        """Read what is left."""
+        while self.read(2**20):
+            pass
 
 
 def split_name(name: str) -> tuple[str, str]:

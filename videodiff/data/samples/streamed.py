@@ -33,7 +33,15 @@ from webdataset.tariterators import group_by_keys, url_opener
 
 from videodiff.data.order.arithmetic import absorb, permute
 from videodiff.data.samples.manifest import NAME
-from videodiff.data.samples.members import APART, BoundedHeader, compression_of, fault_of, is_noise, split_name
+from videodiff.data.samples.members import (
+    APART,
+    BoundedHeader,
+    Watched,
+    compression_of,
+    fault_of,
+    is_noise,
+    split_name,
+)
 from videodiff.data.samples.shards import VIDEOS
 from videodiff.data.samples.sidecars import SIDECARS
 from videodiff.data.storage.address import bare_url
@@ -436,23 +444,3 @@ class Numbered:
             counts[origin] += 1
             yield from self.notes.drain()
         yield from self.notes.drain()
-
-
-class Watched:
-    """A file that is read from begin to end: how it begins, and where its last byte that is not 0 ends."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.size, self.filled, self.head = file, 0, 0, b""
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.head = self.head or data[:8]
-        if content := len(data.rstrip(b"\0")):
-            self.filled = self.size + content
-        self.size += len(data)
-        return data
-
-    def drain(self) -> None:
-        """Read what is left."""
-        while self.read(2**20):
-            pass

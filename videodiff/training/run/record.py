@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -28,17 +29,22 @@ def write_record(folder: Path, config: dict[str, Any], overrides: list[str]) -> 
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     write_whole(folder / "overrides.yaml", yaml.safe_dump(overrides).encode())
     with (folder / "command.txt").open("a") as file:
-        file.write(f"{shlex.join(['videodiff', *map(without_secrets, sys.argv[1:])])}\n")
+        file.write(f"{shlex.join(['videodiff', *map(told, sys.argv[1:])])}\n")
     write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())
 
 
 def to_tell(value: Any) -> Any:
-    """Return a configuration as it may be written down and told: URLs in it have no users, passwords or signatures."""
+    """Return a configuration as it may be written down and told: without secrets of URLs, and without commands."""
     if isinstance(value, dict):
         return {key: to_tell(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [to_tell(part) for part in value]
-    return without_secrets(value) if isinstance(value, str) else value
+    return told(value) if isinstance(value, str) else value
+
+
+def told(text: str) -> str:
+    """Return a text as it may be told; what a command for a shell holds of secrets nobody can know."""
+    return re.sub(r"pipe:.*", "pipe:...", without_secrets(text), flags=re.DOTALL)
 
 
 def environment() -> dict[str, Any]:
