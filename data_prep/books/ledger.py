@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from data_prep.books.private import private_file
 from data_prep.books.request import BadInput, ClipRequest, admitted
@@ -53,6 +53,19 @@ class Outcome:
     retryable: bool = False
     detail: str = ""
     host: str = field(default_factory=socket.gethostname, compare=False)
+
+
+class EndedInput(NamedTuple):
+    """An input that ended: its place in the metadata, how it ended (see `Outcome`), on which host, and when."""
+
+    id: str
+    place: str
+    status: str
+    reason: str
+    retryable: bool
+    detail: str
+    host: str
+    time: float
 
 
 @dataclass(frozen=True)
@@ -173,14 +186,13 @@ class Ledger:
         filtered = {reason: count for status, reason, _, count in counts if status == "filtered"}
         return Ends(inputs, ok, filtered, failed, inputs - sum(count for *_, count in counts))
 
-    def ended(self) -> Iterator[dict[str, Any]]:
-        """Yield how each input ended: id, place, status, reason, retryable, detail, host, time."""
+    def ended(self) -> Iterator[EndedInput]:
+        """Yield how each input ended."""
         rows = self.base.execute(
             "SELECT inputs.id, place, status, reason, retryable, detail, host, time FROM ended JOIN inputs USING (id)"
         )
-        names = [column[0] for column in rows.description]
-        for row in rows:
-            yield dict(zip(names, row, strict=True)) | {"id": str(uuid.UUID(bytes=row[0])), "retryable": bool(row[4])}
+        for id, place, status, reason, retryable, *rest in rows:
+            yield EndedInput(str(uuid.UUID(bytes=id)), place, status, reason, bool(retryable), *rest)
 
     def _place(self, id: str) -> str | None:
         row = self.base.execute("SELECT place FROM inputs WHERE id = ?", (key(id),)).fetchone()

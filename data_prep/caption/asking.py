@@ -41,7 +41,7 @@ def caption(preparation: Preparation) -> None:
         with closing(answers):
             unanswered = ask(answers, replies, number, policy, partial(report, preparation.progress, todo.clips))
         counts = replies.counts(number)
-    found = CaptionCounts(origin=policy.name, **counts, captioner=policy.settings)
+    found = CaptionCounts(policy.name, *counts, captioner=policy.settings)
     if unanswered:
         found.stopped = why_stopped(unanswered, policy, found)
     preparation.summary.captions = found

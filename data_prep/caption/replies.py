@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.books.ledger import key
 from data_prep.books.private import private_file
@@ -31,6 +31,16 @@ TODO = """
 CREATE TEMP TABLE wanted (place INTEGER PRIMARY KEY, clip BLOB NOT NULL);
 CREATE TEMP TABLE todo (number INTEGER PRIMARY KEY, batch INTEGER NOT NULL, clip BLOB NOT NULL);
 """
+
+
+class ReplyCounts(NamedTuple):
+    """How clips ended: `clips` is the sum of the others; refused: by reason; failed: by class; open: not asked yet."""
+
+    clips: int
+    captioned: int
+    refused: dict[str, int]
+    failed: dict[str, dict[str, int]]
+    open: int
 
 
 class Replies:
@@ -103,8 +113,8 @@ class Replies:
         self.base.execute("CREATE INDEX temp.by_batch ON todo (batch)")
         return Todo(self.base)
 
-    def counts(self, captioner: int) -> dict[str, Any]:
-        """Return how the clips of the last `todo` ended: `clips` is the sum of the others; `open`: not asked yet."""
+    def counts(self, captioner: int) -> ReplyCounts:
+        """Return how the clips of the last `todo` ended."""
         rows = self.base.execute(
             "SELECT coalesce(status, 'open'), reason, retryable, count(*) FROM temp.wanted LEFT JOIN replies "
             "ON replies.clip = wanted.clip AND captioner = ? GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
@@ -114,13 +124,13 @@ class Replies:
         for status, reason, retryable, count in rows:
             if status == "failed":
                 failed.setdefault(reason, {})["retryable" if retryable else "permanent"] = count
-        return {
-            "clips": sum(count for *_, count in rows),
-            "captioned": sum(count for status, *_, count in rows if status == "captioned"),
-            "refused": {reason: count for status, reason, _, count in rows if status == "refused"},
-            "failed": failed,
-            "open": sum(count for status, *_, count in rows if status == "open"),
-        }
+        return ReplyCounts(
+            clips=sum(count for *_, count in rows),
+            captioned=sum(count for status, *_, count in rows if status == "captioned"),
+            refused={reason: count for status, reason, _, count in rows if status == "refused"},
+            failed=failed,
+            open=sum(count for status, *_, count in rows if status == "open"),
+        )
 
 
 class Todo(Sequence):

@@ -361,13 +361,13 @@ def how_each_ended(out: Path) -> dict[str, str]:
         reasons.setdefault(row["input"], []).append(row["reason"])
     ends = {}
     for row in Ledger(out / ".work" / LEDGER).ended():
-        if row["status"] == "ok":
-            left_out = "" in reasons[row["id"]] or reasons[row["id"]][0]
+        if row.status == "ok":
+            left_out = "" in reasons[row.id] or reasons[row.id][0]
             end = "ok" if left_out is True else f"filtered {left_out}"
         else:
-            end = f"{row['status']} {row['reason']}" + " retryable" * row["retryable"]
-        assert row["place"] not in ends
-        ends[row["place"]] = end
+            end = f"{row.status} {row.reason}" + " retryable" * row.retryable
+        assert row.place not in ends
+        ends[row.place] = end
     return ends
 
 
@@ -409,7 +409,7 @@ def test_every_fault_ends_in_its_class_and_costs_no_other_input(web, tmp_path, m
     wrong = {place: (ends[place], *expected[place]) for place in ends if ends[place] not in expected[place][1]}
     assert wrong == {}
     # Every clip has exactly its frames.
-    ids = {row["id"]: row["place"] for row in Ledger(out / ".work" / LEDGER).ended()}
+    ids = {row.id: row.place for row in Ledger(out / ".work" / LEDGER).ended()}
     manifest, checked = Manifest.load(out), 0
     for row in map(manifest.row, range(len(manifest))):
         sample = read_sample(out, row)

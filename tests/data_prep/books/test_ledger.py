@@ -87,7 +87,7 @@ def test_a_bad_input_ends_as_it_is_entered_and_rows_of_one_id_are_one_input(ledg
         ends = ledger.ends()
         assert (ends.inputs, ends.open) == (2, 1)
         assert (ends.filtered, ends.failed) == ({}, {"malformed-line": {"permanent": 1}})
-    assert [(row["place"], row["detail"]) for row in ledger.ended()] == [("list.jsonl:2", "found no JSON")]
+    assert [(row.place, row.detail) for row in ledger.ended()] == [("list.jsonl:2", "found no JSON")]
 
 
 def test_a_bad_line_is_forgotten_once_its_file_has_it_no_more(ledger: Ledger) -> None:
@@ -97,23 +97,23 @@ def test_a_bad_line_is_forgotten_once_its_file_has_it_no_more(ledger: Ledger) ->
     # Moved by a line, then mended, in a file that is read again; the other one is not.
     moved = BadInput(Place("a.csv", 5), "malformed-line", "found no JSON")
     list(ledger.admit([moved]))
-    assert sorted(row["place"] for row in ledger.ended()) == ["a.csv:5", "b.csv:2"]
+    assert sorted(row.place for row in ledger.ended()) == ["a.csv:5", "b.csv:2"]
     worse = BadInput(Place("a.csv", 5), "bad-time", "found soon")
     list(ledger.admit([worse]))
     assert ledger.ends().failed == {"bad-time": {"permanent": 1}, "malformed-line": {"permanent": 1}}
     list(ledger.admit([ClipRequest(Place("a.csv", 5), "mended.mp4")]))
-    assert [row["place"] for row in ledger.ended()] == ["b.csv:2"]
+    assert [row.place for row in ledger.ended()] == ["b.csv:2"]
     assert ledger.ends().inputs == 3
     # A reading that was broken off forgets nothing.
     next(ledger.admit(iter([ClipRequest(Place("b.csv", 2), "mended.mp4")])))
-    assert [row["place"] for row in ledger.ended()] == ["b.csv:2"]
+    assert [row.place for row in ledger.ended()] == ["b.csv:2"]
 
 
 def test_what_has_ended_stays_as_it_is(ledger: Ledger) -> None:
     (a,) = ledger.admit([request(0)])
     ledger.record([Outcome(a.id, "ok")])
     ledger.record([Outcome(a.id, "failed", "timeout", True)])
-    assert [row["status"] for row in ledger.ended()] == ["ok"]
+    assert [row.status for row in ledger.ended()] == ["ok"]
 
 
 def test_an_outcome_of_an_unknown_input_is_an_error_and_the_group_is_not_noted(ledger: Ledger) -> None:
@@ -186,7 +186,7 @@ def test_after_random_kills_everything_noted_is_there_and_every_input_ends_once(
     for _ in range(6):
         noted |= run_worker(path, chance.randint(0, 4), chance.random() * 0.006)
         ledger = Ledger(path)
-        assert noted <= {row["id"] for row in ledger.ended()}
+        assert noted <= {row.id for row in ledger.ended()}
         assert total(ledger.ends()) == ledger.ends().inputs <= INPUTS
         assert ledger.ends().open > 0 or ledger.ends().inputs < INPUTS
         ledger.close()
@@ -229,5 +229,5 @@ def test_outcomes_say_when_and_where(ledger: Ledger) -> None:
     (a,) = ledger.admit([request(0)])
     ledger.record([Outcome(a.id, "failed", "timeout", True, "found nothing within 30 s")])
     (row,) = ledger.ended()
-    assert (row["id"], row["retryable"], row["host"]) == (a.id, True, os.uname().nodename)
-    assert row["time"] > 1e9
+    assert (row.id, row.retryable, row.host) == (a.id, True, os.uname().nodename)
+    assert row.time > 1e9

@@ -75,7 +75,7 @@ def test_secrets_of_urls_are_nowhere_but_in_the_work_folder(tmp_path, monkeypatc
     assert sorted(manifest.row(n)["source"] for n in range(2)) == [f"http://{host}/a.mp4?v=1", f"http://{host}/b.mp4"]
     told = [
         format_summary(Summary.from_json(summary), out),
-        *(row["detail"] for row in Ledger(out / ".work" / LEDGER).ended()),
+        *(row.detail for row in Ledger(out / ".work" / LEDGER).ended()),
     ]
     kept = [path for path in out.iterdir() if path.is_file()]
     kept += [path for path in (out / ".work").iterdir() if path.suffix in (".json", ".yaml", ".txt")]
