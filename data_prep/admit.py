@@ -8,19 +8,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.books.private import private_folder
 from data_prep.books.reading import Reading
 from data_prep.books.work_folder import PASSED, READING, SETTINGS, read_json
 from data_prep.preparation import Inputs, Preparation
 from data_prep.report.progress import counted
 from data_prep.settings import Source
-from data_prep.sources import READERS, CaptionIndex
-from data_prep.sources.metadata.rows import name_of
+from data_prep.sources.reader import open_source
 from videodiff.data.storage.files import write_whole
 from videodiff.data.storage.listing import Passed
-
-# The kinds of source that list files.
-LISTED = ("folder", "webdataset")
 
 
 def admit(preparation: Preparation) -> None:
@@ -41,18 +36,8 @@ def admit(preparation: Preparation) -> None:
 
 def open_inputs(source: Source, work: Path) -> Inputs:
     """Return the inputs of a source. The first one is read at once, so that a mistyped path leaves nothing behind."""
-    if source.kind not in READERS:
-        raise ValueError(f"kind: found {source.kind!r}, expected one of {', '.join(READERS)}")
-    options = {name: value for name, value in source.reader.items() if value}
-    if "captions" in options and source.kind == "hdvila":
-        private_folder(work)
-        table = options["captions"]
-        options["captions"] = CaptionIndex(table, work / "captions.sqlite", name_of(table))
     path, passed = source.path, Passed()
-    try:
-        items = READERS[source.kind](path, **options, **({"passed": passed} if source.kind in LISTED else {}))
-    except TypeError as error:
-        raise ValueError(f"reader: found {', '.join(options) or 'nothing'} for kind={source.kind}: {error}") from error
+    items = open_source(source.reader, path, source.options, passed, work)
     if Path(path).is_dir() and Path(path).resolve() in work.resolve().parents:
         raise ValueError(f"out: found {work.parent} in the source {path}, where its clips would be taken for footage")
     return Inputs(begun(items, path, passed, work), passed)

@@ -124,7 +124,7 @@ def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) ->
             owners += [number] * len(wanted)
             lost[number], made[number] = [], []
     waiting = {number: owners.count(number) for number in made}
-    how = policy.encode, policy.crop, policy.score
+    how = policy.encode, policy.crop, policy.score, policy.scores
     for place, clip in make_clips(video.path, spans, *how) if spans else ():
         number = owners[place]
         if isinstance(clip, ReadyClip):

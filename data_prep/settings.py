@@ -13,6 +13,8 @@ from data_prep.cut.policy import MakePolicy
 from data_prep.engine.local import Engine, Local
 from data_prep.fetch.policy import FetchPolicy
 from data_prep.rate.models import Models
+from data_prep.sources.folder import read_folder
+from data_prep.sources.reader import Reader
 from videodiff.data.order.buckets import Bucket
 
 
@@ -20,14 +22,14 @@ from videodiff.data.order.buckets import Bucket
 class Source:
     """What is read: a folder or a file (or URL) of metadata.
 
-    path: None reads nothing, the dataset is written anew from the work folder; kind, reader: one of `sources.READERS`
-    and its further arguments; root: folder or URL below which the videos lie, None for the folder of the source.
+    path: None reads nothing, the dataset is written anew from the work folder; reader, options: what reads it, and its
+    further arguments; root: folder or URL below which the videos lie, None for the folder of the source.
     """
 
     path: str | Path | None = None
-    kind: str = "folder"
+    reader: Reader = read_folder
     root: str | Path | None = None
-    reader: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 from data_prep.books.ledger import Ledger
 from data_prep.books.plan import Plan
 from data_prep.score.duplicate import near_duplicates
-from data_prep.sources import read_hdvila
+from data_prep.sources.hdvila import read_hdvila
 
 CLIPS_A_VIDEO, SECONDS_A_CLIP = 30, 13
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import av
 
-from data_prep.cut.clips import PIXEL_SCORES, ReadyClip, make_clips
+from data_prep.cut.clips import ReadyClip, make_clips
 from data_prep.cut.encode import EncodePolicy
 from data_prep.cut.spans import MICROSECOND, Shown, Span, cut, read_timeline
 from data_prep.score.duplicate import exact_hash, video_hash
+from data_prep.score.pixel_score import DEFAULT, pixel_score
 from videodiff.data.video.decode import DecodeError
 
 CLIP = 5.0
@@ -73,9 +74,10 @@ def main(folder: str, preset: str = "veryfast") -> None:
     decoding, plain, scored = totals
     print(f"decode {decoding:.2f} s, with encode ({preset}) {plain:.2f} s, with scores {scored:.2f} s")
     print(f"{count / plain:.2f} clips a second of one core; scores add {scored / plain - 1:.0%}: {count / scored:.2f}")
-    for score in (*PIXEL_SCORES, lambda frames, fps: video_hash(frames)):
+    measures = {name: pixel_score(name) for name in DEFAULT} | {"hash": lambda frames, fps: video_hash(frames)}
+    for name, score in measures.items():
         one = seconds(lambda score=score: [score(sampled.frames, sampled.fps) for sampled in samples]) / len(samples)
-        print(f"  {getattr(score, '__name__', 'hash').replace('<lambda>', 'hash'):12} {1000 * one:6.1f} ms a clip")
+        print(f"  {name:12} {1000 * one:6.1f} ms a clip")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 

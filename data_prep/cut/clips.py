@@ -21,10 +21,7 @@ from data_prep.score.duplicate import video_hash
 from data_prep.score.geometry import geometry
 from data_prep.score.interlaced import COMBED, Combs
 from data_prep.score.letterbox import Bars, Box
-from data_prep.score.motion import motion
-from data_prep.score.overlay import overlay
-from data_prep.score.quality import quality
-from data_prep.score.text import text
+from data_prep.score.pixel_score import DEFAULT, pixel_scores
 from videodiff.data.video.geometry import even_size, same_shape
 from videodiff.data.video.info import DecodeError, VideoInfo
 from videodiff.data.video.screen import show_size, transfer_of
@@ -72,7 +69,12 @@ class ReadyClip:
 
 
 def make_clips(
-    source: str | Path, spans: Sequence[Span], policy: EncodePolicy, crop: bool = True, scored: bool = True
+    source: str | Path,
+    spans: Sequence[Span],
+    policy: EncodePolicy,
+    crop: bool = True,
+    scored: bool = True,
+    scores: Sequence[str] = DEFAULT,
 ) -> Iterator[tuple[int, ReadyClip | DecodeError]]:
     """Yield the number of each span with its clip, or with why there is none; DecodeError where there is no video.
 
@@ -81,9 +83,9 @@ def make_clips(
     dark, are decoded once more. Without `scored` there are the scores of the geometry only. Memory: samples and mp4s of
     the spans that are open at one time.
     """
-    timeline = read_timeline(source)
+    timeline, chosen = read_timeline(source), tuple(scores) if scored else None
     again: dict[int, Look] = {}
-    for number, made in make(source, spans, timeline, policy, {}, crop, scored):
+    for number, made in make(source, spans, timeline, policy, {}, crop, chosen):
         if isinstance(made, Look):
             again[number] = made
         else:
@@ -91,7 +93,7 @@ def make_clips(
     numbers = list(again)
     looks = {place: again[number] for place, number in enumerate(numbers)}
     redone = [spans[number] for number in numbers]
-    for place, made in make(source, redone, timeline, policy, looks, crop, scored) if redone else ():
+    for place, made in make(source, redone, timeline, policy, looks, crop, chosen) if redone else ():
         yield numbers[place], made
 
 
@@ -102,14 +104,14 @@ def make(
     policy: EncodePolicy,
     looks: dict[int, Look],
     crop: bool,
-    scored: bool,
+    scores: Sequence[str] | None,
 ) -> Iterator[tuple[int, ReadyClip | DecodeError | Look]]:
     """Yield a clip, an error, or what the clip must be made with instead."""
     makers: dict[int, Maker] = {}
     for number, item in cut(source, spans, timeline):
         if isinstance(item, Shown):
             if number not in makers:
-                makers[number] = Maker(spans[number], timeline, policy, looks.get(number), crop, scored)
+                makers[number] = Maker(spans[number], timeline, policy, looks.get(number), crop, scores)
             makers[number].add(item)
         elif item is None:
             yield number, makers.pop(number).finish()
@@ -119,12 +121,19 @@ def make(
 
 
 class Maker:
-    """One clip in the making; `look` if it is known."""
+    """One clip in the making; `look` if it is known; scores: None for those of the geometry only."""
 
     def __init__(
-        self, span: Span, timeline: Timeline, policy: EncodePolicy, look: Look | None, crop: bool, scored: bool
+        self,
+        span: Span,
+        timeline: Timeline,
+        policy: EncodePolicy,
+        look: Look | None,
+        crop: bool,
+        scores: Sequence[str] | None,
     ) -> None:
-        self.policy, self.look, self.scored = policy, look, scored
+        scored = scores is not None
+        self.policy, self.look, self.scored, self.scores = policy, look, scored, scores
         times = timeline.within(span)
         self.kept, self.rate = schedule(times, timeline.bounds(span), timeline.usual, policy.fps)
         self.scored_fps = max(SCORED_FPS, FEWEST * float(self.rate) / len(self.kept))
@@ -230,7 +239,7 @@ class Maker:
             sampled = Sampled(np.stack(self.samples), self.scored_fps)
             with clock("score"):
                 combed = 0.0 if self.deinterlacer else self.combs.share()
-                scores |= {"letterbox": self.bars.share(), "interlaced": combed, **pixel_scores(*sampled)}
+                scores |= {"letterbox": self.bars.share(), "interlaced": combed, **pixel_scores(*sampled, self.scores)}
                 perceptual = video_hash(sampled.frames)
         box, woven = self.look.box, self.deinterlacer is not None
         return ReadyClip(
@@ -245,11 +254,3 @@ def due_frames(count: int, rate: float, fps: float) -> np.ndarray:
     """
     ticks = np.arange(math.ceil(count * fps / rate - 0.01))
     return np.unique(np.floor(ticks * (rate / fps) + 0.01).astype(int).clip(max=count - 1))
-
-
-def pixel_scores(frames: np.ndarray, fps: float) -> dict[str, float]:
-    """Return every score of uint8 `t h w c` at `fps` that needs no model from outside, nor the frames as coded."""
-    return {name: value for score in PIXEL_SCORES for name, value in score(frames, fps).items()}
-
-
-PIXEL_SCORES = (motion, text, overlay, quality)

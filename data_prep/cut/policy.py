@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.cut.encode import EncodePolicy
 from data_prep.cut.scenes import fit_durations
+from data_prep.score.pixel_score import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class MakePolicy:
     """How clips are made of a video.
 
     crop: cut letterbox bars off; score: without it there are the scores of the geometry only; audio: `keep` has the
-    sound of each clip beside it, as m4a.
+    sound of each clip beside it, as m4a; scores: files of `data_prep/score` with a score of pixels.
     """
 
     cut: CutPolicy = field(default_factory=CutPolicy)
@@ -45,6 +46,7 @@ class MakePolicy:
     crop: bool = True
     score: bool = True
     audio: str = "drop"
+    scores: tuple[str, ...] = DEFAULT
 
     def __post_init__(self) -> None:
         if self.audio not in ("drop", "keep"):
@@ -53,4 +55,6 @@ class MakePolicy:
     @property
     def parameters(self) -> dict[str, Any]:
         """What the bytes and the scores of a clip follow from, as JSON can hold it."""
-        return asdict(self)
+        found = asdict(self)
+        # Work folders from before there was a choice name none.
+        return found if self.scores != DEFAULT else {key: value for key, value in found.items() if key != "scores"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import cv2
 import numpy as np
 
 from data_prep.score.camera import PLAIN, View, camera, velocity
+from data_prep.score.pixel_score import SHARE, PixelScore, Scale
 
 # Flow is computed on frames of this height, blurred by so many pixels: what an encoder adds or takes is finer.
 HEIGHT, BLUR = 96, 1.0
@@ -67,3 +69,19 @@ def resized(frame: np.ndarray) -> np.ndarray:
     scale = max(scale, THINNEST / (min(height, width)))
     size = max(round(width * scale), THINNEST), max(round(height * scale), THINNEST)
     return frame if size == (width, height) else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+
+
+HEIGHTS = Scale("heights of the frame per second")
+TURN = Scale("heights of the frame per second", -math.inf)
+SCORE = PixelScore(
+    {
+        "motion": HEIGHTS,
+        "moving": SHARE,
+        "jitter": HEIGHTS,
+        "pan": TURN,
+        "tilt": TURN,
+        "zoom": Scale("of the size per second", -math.inf),
+    },
+    motion,
+    fewest=2,
+)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from data_prep.score.pixel_score import SHARE, PixelScore
+
 # Levels a pixel of gradient that make an edge, levels of deviation over time that make a change, pixels of "about".
 EDGE, CHANGE, ABOUT = 16.0, 10.0, 15
 
@@ -56,3 +58,6 @@ def exposures(greys: list[np.ndarray]) -> list[float]:
     usual = np.median(small, axis=0)
     lit = usual > 16
     return [float(np.median(grey[lit] / usual[lit])) or 1.0 if lit.any() else 1.0 for grey in small]
+
+
+SCORE = PixelScore({"overlay": SHARE}, overlay, fewest=4)

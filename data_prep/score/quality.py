@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from data_prep.score.pixel_score import SHARE, PixelScore, Scale
+
 # Pixels by which frames are blurred before their sharpness is taken: the finest detail is what an encoder takes first,
 # and what grain is made of.
 FINEST = 1.0
@@ -39,3 +41,6 @@ def clipped(grey: np.ndarray) -> float:
     size = max(grey.shape[1] // PLACE, 1), max(grey.shape[0] // PLACE, 1)
     places = cv2.resize(grey.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return sum(float(((places - begin) / (full - begin)).clip(0, 1).mean()) for begin, full in (BLACK, WHITE))
+
+
+SCORE = PixelScore({"sharpness": Scale("levels"), "brightness": SHARE, "contrast": SHARE, "clipped": SHARE}, quality)

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import onnxruntime
 
+from data_prep.score.pixel_score import SHARE, PixelScore
+
 # Probability above which a pixel is text, mean probability above which a region is, and by how much the network draws
 # regions too small: the constants of DB post-processing (Liao et al. 2020, arXiv 1911.08947).
 PIXEL, REGION, UNCLIP = 0.3, 0.6, 1.6
@@ -130,3 +132,6 @@ def network(kind: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(models[0]), options, providers=["CPUExecutionProvider"])
+
+
+SCORE = PixelScore({"text": SHARE}, text)

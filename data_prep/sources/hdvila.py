@@ -14,19 +14,31 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from data_prep.books.private import private_folder
 from data_prep.books.request import BadInput, ClipRequest, InputError, Place, checked_name, checked_url, needed, show
 from data_prep.sources.metadata.captions import CaptionIndex
-from data_prep.sources.metadata.rows import Items, json_rows, to_items
+from data_prep.sources.metadata.rows import Items, json_rows, name_of, to_items
 from data_prep.sources.metadata.times import parse_pair
 
 LICENCE = "Microsoft R-UDA v1.0"
 
 
-def read_hdvila(source: str | Path, captions: CaptionIndex | None = None, licence: str = LICENCE) -> Items:
+def read_hdvila(
+    source: str | Path,
+    captions: CaptionIndex | str | Path | None = None,
+    licence: str = LICENCE,
+    work: Path | None = None,
+) -> Items:
     """Yield the clips of a JSONL file or a folder of them; `captions` are joined by clip id, never by position.
 
-    A clip that cannot be used costs none of its video's other clips.
+    A clip that cannot be used costs none of its video's other clips. captions: a JSONL whose index goes into the folder
+    `work`, or the index.
     """
+    if isinstance(captions, str | Path):
+        if work is None:
+            raise ValueError("captions: found no folder for their index, expected work=<folder>")
+        private_folder(work)
+        captions = CaptionIndex(captions, work / "captions.sqlite", name_of(captions))
     items = to_items(json_rows(source), lambda place, row: parse_video(place, row, licence))
     if captions is None:
         yield from items

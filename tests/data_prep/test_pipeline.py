@@ -402,11 +402,10 @@ def test_the_scenes_of_a_folder_of_footage_become_clips_of_their_own(tmp_path):
 
 
 MISTAKES = {
-    "kind": ({"kind": "tables"}, "kind: found 'tables', expected one of hdvila"),
     "nothing": ({"source": None}, "source: found none"),
     "columns": ({"reader": {}}, r"columns: found none, expected .*reader.columns=\{video: path"),
     "missing": ({"source": "nowhere"}, "nowhere"),
-    "reader": ({"kind": "folder"}, "reader: found columns for kind=folder"),
+    "reader": ({"kind": "folder"}, "reader.columns: found .*, expected none for kind=folder, which takes licence"),
     "retry": ({"retry": "all"}, "retry=all"),
     "filter": ({"filter": {"motion": {"mim": 1}}}, "filter.motion: found 'mim'"),
     "takedown": ({"takedown": "nowhere.txt"}, "takedown: nowhere.txt cannot be read"),

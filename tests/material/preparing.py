@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra.utils import instantiate
+
 from data_prep import pipeline
 from data_prep.engine.local import Local
 from data_prep.report.progress import silent
+from data_prep.score.pixel_score import DEFAULT
 from data_prep.settings import Settings
+from videodiff.verbs.config.groups import conf_dir
 from videodiff.verbs.prep import settings_of
 
 GROUPS = {"reader": {}, "acquire": {}, "cut": {}, "encode": {}, "caption": {}}
 UNSET = {"root": None, "licences": None, "takedown": None, "retry": None, "buckets": None, "workers": None}
-PLAIN = {"crop": True, "score": True, "audio": "drop", "require_caption": False}
+PLAIN = {"scores": list(DEFAULT), "crop": True, "score": True, "audio": "drop", "require_caption": False}
 SIZES = {"shard_bytes": 256 * 2**20, "timeout": 3600.0}
 
 
@@ -30,8 +35,9 @@ def settings(
 ) -> Settings:
     """Return settings of these keys, with the defaults of the records for all others and no limit on any score."""
     rules = {"filter": filter or {}, "duplicates": {"near": near}, "models": models}
-    tree = {**GROUPS, **UNSET, **PLAIN, **SIZES, "out": out, "source": source, "kind": kind, "prep": rules, **keys}
-    return settings_of(tree, engine or Local(), overrides)
+    tree = {**GROUPS, **UNSET, **PLAIN, **SIZES, "out": out, "source": source, "prep": rules, **keys}
+    reader = instantiate(yaml.safe_load((conf_dir() / "kind" / f"{kind}.yaml").read_text())).func
+    return settings_of(tree, engine or Local(), reader, overrides)
 
 
 def prep(out: Path, source: Path | str | None = None, kind: str = "folder", progress=silent, **keys: Any) -> dict:

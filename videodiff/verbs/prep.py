@@ -19,12 +19,14 @@ from data_prep.cut.policy import CutPolicy, MakePolicy
 from data_prep.engine.local import Engine
 from data_prep.fetch.policy import FetchPolicy
 from data_prep.pipeline import prep
-from data_prep.rate.models import find_models
+from data_prep.rate.models import RATED, find_models
 from data_prep.report.figures import figures
 from data_prep.report.page import write_preparation
 from data_prep.report.progress import Meter
 from data_prep.report.summary import format_summary
+from data_prep.score.pixel_score import check_limits, known_scores
 from data_prep.settings import Output, Processes, RatePolicy, Settings, Source
+from data_prep.sources.reader import Reader
 from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.storage.files import owning
 from videodiff.verbs.printing import say
@@ -36,7 +38,7 @@ def run(cfg: DictConfig) -> None:
     """Prepare as configured and print what became of the inputs."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
-    settings = settings_of(tree, instantiate(tree["engine"]), kept)
+    settings = settings_of(tree, instantiate(tree["engine"]), instantiate(tree["kind"]).func, kept)
     with owning(cfg.out, "prep"):
         with Meter() as meter:
             summary = prep(settings, meter)
@@ -46,11 +48,14 @@ def run(cfg: DictConfig) -> None:
         raise ConnectionError(summary.captions.stopped)
 
 
-def settings_of(tree: Mapping[str, Any], engine: Engine, overrides: Sequence[str] | None = None) -> Settings:
+def settings_of(
+    tree: Mapping[str, Any], engine: Engine, reader: Reader, overrides: Sequence[str] | None = None
+) -> Settings:
     """Return the settings that a configuration as in `conf/prep.yaml` stands for."""
     rules = tree["prep"]
     limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
     limits = {score: sides for score, sides in limits.items() if sides}
+    check_limits(list(limits), [*known_scores(tree["scores"], tree["score"]), *RATED])
     models = dict(rules.get("models") or {})
     gpus = models.pop("gpus", 0.0)
     fetch = from_environment(tree["acquire"], "acquire")
@@ -59,9 +64,9 @@ def settings_of(tree: Mapping[str, Any], engine: Engine, overrides: Sequence[str
     buckets = read_buckets("buckets", tree["buckets"], stride=1)[0] if tree["buckets"] else ()
     return Settings(
         Output(Path(tree["out"]), tree["shard_bytes"], tuple(buckets)),
-        Source(tree["source"], tree["kind"], tree["root"], tree["reader"]),
+        Source(tree["source"], reader, tree["root"], tree["reader"]),
         FetchPolicy(**fetch | {"storage": fetch.get("storage") or {}}),
-        MakePolicy(cut, encode, tree["crop"], tree["score"], tree["audio"]),
+        MakePolicy(cut, encode, tree["crop"], tree["score"], tree["audio"], tuple(tree["scores"])),
         RatePolicy(find_models(models, limits), gpus),
         CaptionPolicy(**tree["caption"]),
         Rules(limits, rules["duplicates"]["near"], tree["licences"], tree["require_caption"], taken),

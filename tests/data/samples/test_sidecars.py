@@ -8,7 +8,9 @@ import tarfile
 
 import pytest
 
-from data_prep.sources import find_clips, read_folder, read_webdataset
+from data_prep.sources import find_clips
+from data_prep.sources.folder import read_folder
+from data_prep.sources.webdataset import read_webdataset
 from tests.material.made_clips import sample
 from videodiff.data.samples.indexing import index_tars
 from videodiff.data.samples.manifest import Manifest

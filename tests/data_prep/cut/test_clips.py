@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.cut.audio import cut_audio
-from data_prep.cut.clips import ReadyClip, make_clips, pixel_scores
+from data_prep.cut.clips import ReadyClip, make_clips
 from data_prep.cut.encode import EncodePolicy, first_working, schedule
 from data_prep.cut.spans import Span, microseconds
+from data_prep.score.pixel_score import pixel_scores
 from tests.material.made_clips import write_video
 from tests.material.numbered_clips import make, read_number, remux
 from tests.material.scored_clips import panning, with_bars

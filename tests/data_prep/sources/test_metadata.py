@@ -20,20 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.books.request import BadInput, Caption, ClipRequest, InputError, Part, Place
-from data_prep.sources import (
-    READERS,
-    CaptionIndex,
-    read_folder,
-    read_hdvila,
-    read_internvid,
-    read_koala,
-    read_openvid,
-    read_panda,
-    read_table,
-    read_webdataset,
-    read_webvid,
-)
+from data_prep.sources.folder import read_folder
+from data_prep.sources.hdvila import read_hdvila
+from data_prep.sources.internvid import read_internvid
+from data_prep.sources.koala import read_koala
+from data_prep.sources.metadata.captions import CaptionIndex
 from data_prep.sources.metadata.rows import MAX_CELL, MAX_LINE, parse_literal
+from data_prep.sources.openvid import read_openvid
+from data_prep.sources.panda import read_panda
+from data_prep.sources.table import read_table
+from data_prep.sources.webdataset import read_webdataset
+from data_prep.sources.webvid import read_webvid
 from videodiff.data.storage.listing import Passed
 
 WATCH = "https://www.youtube.com/watch?v="
@@ -620,8 +617,7 @@ def test_tars_that_are_links_are_read_and_what_is_no_tar_is_counted(tmp_path: Pa
     assert passed == {".csv": 1}
 
 
-def test_every_kind_of_source_has_a_reader_and_its_items_travel_between_processes(tmp_path: Path) -> None:
-    assert len(READERS) == 9
+def test_items_travel_between_processes(tmp_path: Path) -> None:
     for item in read_hdvila(write(tmp_path / "meta.jsonl", lines(VIDEO, "{"))):
         assert pickle.loads(pickle.dumps(item)) == item  # noqa: S301
     error = pickle.loads(pickle.dumps(InputError("bad-time", "found 5")))  # noqa: S301

@@ -21,10 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.books.request import BadInput, ClipRequest, InputError
-from data_prep.sources import read_hdvila, read_koala, read_panda, read_table, read_webvid
+from data_prep.sources.hdvila import read_hdvila
+from data_prep.sources.koala import read_koala
 from data_prep.sources.metadata import rows as module
 from data_prep.sources.metadata.numbers import parse_number
 from data_prep.sources.metadata.times import parse_time
+from data_prep.sources.panda import read_panda
+from data_prep.sources.table import read_table
+from data_prep.sources.webvid import read_webvid
 from videodiff.data.samples import parquet
 
 COLUMNS = {"video": "path", "start": "s", "end": "e"}

@@ -461,9 +461,12 @@ VERBS: dict[str, Kind] = {
         ),
         out=PLACE,
         source=optional(PLACE),
-        kind=choice(*("folder", "hdvila", "panda", "webvid", "openvid", "internvid", "koala", "table", "webdataset")),
+        kind=PART,
         root=optional(PLACE),
-        reader=record(licence=TEXT, columns=optional(table(NAME, TEXT)), unit=TEXT, captions=optional(PLACE)),
+        # The reader of a kind checks its own options.
+        reader=record(
+            rest=ANYTHING, licence=TEXT, columns=optional(table(NAME, TEXT)), unit=TEXT, captions=optional(PLACE)
+        ),
         acquire=record(
             rate=number(above=0),
             attempts=COUNT,
@@ -522,6 +525,7 @@ VERBS: dict[str, Kind] = {
         ),
         crop=FLAG,
         score=FLAG,
+        scores=many(NAME),
         licences=optional(many(TEXT)),
         require_caption=FLAG,
         takedown=optional(PLACE),

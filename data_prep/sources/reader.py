@@ -1,0 +1,44 @@
+"""A source: one function that reads a kind of metadata, named by a file of `conf/kind`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_prep.sources.metadata.rows import Items
+from videodiff.data.storage.listing import Passed
+
+# What a preparation gives a reader whose signature asks for it; the other arguments are the reader's own options.
+GIVEN = ("passed", "work")
+
+
+class Reader(Protocol):
+    """Yields the clips of a source, and of what cannot become one its place and reason.
+
+    Its further arguments are its options, `reader.<name>` of a configuration. `passed` and `work`, where it takes them,
+    are where to count the files that it passes over, and the work folder.
+    """
+
+    __name__: str
+
+    def __call__(self, source: str | Path, **options: Any) -> Items: ...
+
+
+def open_source(reader: Reader, source: str | Path, options: Mapping[str, Any], passed: Passed, work: Path) -> Items:
+    """Return the items of a source; an option that its reader does not take is an error that names it.
+
+    options: an empty one counts as not given, so that one file of configuration serves all readers.
+    """
+    taken = list(inspect.signature(reader).parameters)[1:]
+    own = [name for name in taken if name not in GIVEN]
+    options = {name: value for name, value in options.items() if value}
+    if unknown := [name for name in options if name not in own]:
+        kind = reader.__name__.removeprefix("read_")
+        raise ValueError(
+            f"reader.{unknown[0]}: found {options[unknown[0]]!r}, expected none for kind={kind}, which takes "
+            f"{', '.join(own) or 'no option'}"
+        )
+    given = {name: value for name, value in zip(GIVEN, (passed, work), strict=True) if name in taken}
+    return reader(source, **options, **given)
