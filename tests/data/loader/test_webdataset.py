@@ -148,7 +148,11 @@ class HangsAtClip3(Decode):
         return super().__call__(task, out)
 
 
-def test_a_decoder_that_hangs_is_killed_with_its_process(tars):
+def test_a_decoder_that_hangs_is_killed_with_its_process(tmp_path):
+    # More than a pipe holds, so that whoever sends one to a busy worker waits for it.
+    large = {"json": b'{"notes": "' + b"x" * 2_000_000 + b'"}'}
+    samples = {f"clip{number}": clip(number, 12) | large for number in range(8)}
+    tars = [str(by_tarfile(tmp_path / "a.tar", samples))]
     data = module(tars, num_workers=2, timeout=2.0)
     data.decode = HangsAtClip3(data.buckets)
     found = keys(batches(data, 6))

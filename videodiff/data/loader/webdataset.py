@@ -441,7 +441,7 @@ class TarDataModule(lightning.LightningDataModule):
             return
         ahead += 2 * self.num_workers
         with (
-            Workers(function, self.num_workers, size, nothing, lost, self.timeout, ahead) as pool,
+            Workers(function, self.num_workers, size, nothing, lost, self.timeout, ahead, queued=1) as pool,
             contextlib.closing(pool.batches(asked)) as reads,
         ):
             for read in reads:

@@ -234,10 +234,11 @@ class Workers:
 
     `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
     the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for.
-    `life`: clips that a process reads before another takes its place. A clip whose function raises, or whose process
-    hangs or crashes twice, or is killed six times, goes into the quarantine, and `stand_in(task, attempt)` with attempt
-    1, 2, ... names others of the same shape and order for its place. An OSError is raised: a disk or a host is not the
-    fault of a clip. Use it in a `with` block, or `close` it.
+    `life`: clips that a process reads before another takes its place. `queued`: tasks that a process has at hand, 1
+    where they are large: one that does not fit into a pipe would have to wait for the clip before it. A clip whose
+    function raises, or whose process hangs or crashes twice, or is killed six times, goes into the quarantine, and
+    `stand_in(task, attempt)` with attempt 1, 2, ... names others of the same shape and order for its place. An
+    OSError is raised: a disk or a host is not the fault of a clip. Use it in a `with` block, or `close` it.
     """
 
     def __init__(
@@ -250,6 +251,7 @@ class Workers:
         timeout: float = 60.0,
         ahead: int = 2,
         life: float = LIFE,
+        queued: int = QUEUED,
     ) -> None:
         if workers < 1 or slot_bytes < 1 or timeout <= 0 or ahead < 1:
             raise ValueError(
@@ -258,6 +260,7 @@ class Workers:
             )
         self.function, self.stand_in, self.quarantine = function, stand_in, quarantine
         self.timeout, self.ahead, self.life, self.slots = timeout, ahead, life, Slots(slot_bytes)
+        self.queued = queued
         self.failed_starts, self.waiting, self.flights, self.reading = 0, deque(), deque(), []
         self.pool = [self.hire() for _ in range(workers)]
 
@@ -367,7 +370,7 @@ class Workers:
             elif worker.read >= self.life and worker.heir is None:
                 worker.heir = self.hire()
                 self.pool.append(worker.heir)
-        for queued in range(QUEUED):
+        for queued in range(self.queued):
             for worker in self.pool:
                 if self.waiting and worker.ready and len(worker.errands) == queued and not worker.leaves:
                     worker.give(self.waiting.popleft().renewed())
