@@ -15,9 +15,10 @@ from statistics import median
 
 import torch
 
-from videodiff.data.order.buckets import Bucket, Cost, batch_sizes, forward_flops
+from videodiff.data.order.buckets import Bucket
 from videodiff.data.storage.files import write_whole
 from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.planning.cost import Cost, batch_sizes, forward_flops
 
 BUCKETS = [Bucket(16, 64, 64), Bucket(16, 32, 32), Bucket(8, 32, 48), Bucket(1, 64, 64), Bucket(1, 32, 32)]
 PATCH, WIDTH, DEPTH, AXES, WORDS, TOKENS = (1, 4, 4), 64, 6, ("space", "time"), 16, 8192

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import ClipDataModule, clip_data
 from videodiff.data.loader.webdataset import TarDataModule
 from videodiff.data.order.arithmetic import draw
 from videodiff.data.samples.manifest import Manifest
@@ -139,9 +139,8 @@ def ceiling(root: Path, clips: int) -> Iterator[Callable[[], float]]:
 
 
 def module(root: Path) -> ClipDataModule:
-    return ClipDataModule(
-        str(root / "tars"), FRAMES, SIZE, SIZE, global_batch=BATCH, num_workers=PROCESSES, validation_root=None
-    )
+    shape = {"frames": FRAMES, "height": SIZE, "width": SIZE}
+    return clip_data(root=str(root / "tars"), **shape, global_batch=BATCH, num_workers=PROCESSES)
 
 
 @contextlib.contextmanager

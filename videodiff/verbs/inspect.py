@@ -18,7 +18,7 @@ from videodiff.data.loader.stream import GlobalBatches, Loader
 from videodiff.data.loader.throughput import measure
 from videodiff.data.loader.webdataset import TarDataModule
 from videodiff.data.order.arithmetic import Mesh, divisors
-from videodiff.data.order.curriculum import format_plan, order_of, plan
+from videodiff.data.order.curriculum import order_of
 from videodiff.data.samples.inspection import (
     damaged_shards,
     describe_dataset,
@@ -29,6 +29,7 @@ from videodiff.data.samples.inspection import (
 )
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.video.decode import DecodeError
+from videodiff.planning.steps import format_plan, plan
 from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.run.attempts import check_links
 from videodiff.training.run.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
@@ -89,7 +90,8 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
         return
     names = [root for root, _ in data.roots]
     surveys = [
-        [survey(data.manifests[n], stage.buckets, data.any_size) for n in stage.datasets] for stage in data.stages
+        [survey(data.manifests[n], stage.buckets, data.shapes.any_size) for n in stage.datasets]
+        for stage in data.stages
     ]
     seen = dict(
         pair for stage, own in zip(data.stages, surveys, strict=True) for pair in zip(stage.datasets, own, strict=True)
@@ -99,7 +101,7 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
     for stage, own in zip(data.stages, surveys, strict=True):
         yield format_fits(stage.first, stage.buckets, own)
     counts = [(found.counts, found.kinds) for own in surveys for found in own]
-    order = order_of(data.stages, counts, [repeat for _, repeat in data.roots], data.window)
+    order = order_of(data.stages, counts, [repeat for _, repeat in data.roots], data.batches.window)
     for stage, mixture, own in zip(data.stages, order.stages, surveys, strict=True):
         yield "" if len(order.stages) == 1 else f"\nfrom step {stage.first:,}"
         yield format_shares([names[n] for n in stage.datasets], [d.repeat for d in mixture.datasets], own)
@@ -196,14 +198,14 @@ def show(data: ClipDataModule, batches: GlobalBatches, step: int, clips: int) ->
 
 def throughput(data: ClipDataModule, batches: GlobalBatches, seconds: float) -> str:
     """Measure the loader of one process against the decode ceiling."""
-    loader = Loader(batches, data.reader, data.quarantine, (lambda: data.workers) if data.num_workers else None)
+    loader = Loader(batches, data.reader, data.quarantine, (lambda: data.workers) if data.reading.num_workers else None)
     items = [item for batch in islice(batches, 16) for item in batch]
     tasks = [data.training[item.dataset].task(item.row, item.bucket, item.epoch) for item in items]
     try:
-        found = measure(loader, data.reader, tasks, data.num_workers, seconds)
+        found = measure(loader, data.reader, tasks, data.reading.num_workers, seconds)
     finally:
         data.teardown("fit")
     return (
-        f"{'throughput':<12}{found.loader:,.1f} clips a second by the loader with {data.num_workers} workers, "
+        f"{'throughput':<12}{found.loader:,.1f} clips a second by the loader with {data.reading.num_workers} workers, "
         f"{found.loader / found.ceiling:.0%} of the {found.ceiling:,.1f} of bare decoding"
     )

@@ -23,11 +23,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.trained import write_trained
-from videodiff.data.order.curriculum import format_plan, plan
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
 from videodiff.parallel.launcher import SAID, die_with_parent, under_torchrun
 from videodiff.parallel.strategy import Zero, ddp
+from videodiff.planning.steps import format_plan, plan
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.run.attempts import check_links, set_aside
 from videodiff.training.run.checkpoint import StateFile, checkpoints, choose_checkpoint, leave_behind, state_to_resume

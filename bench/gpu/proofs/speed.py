@@ -13,9 +13,9 @@ from gpu.proofs.ceilings import peak_tflops
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videodiff.data.order.buckets import forward_flops
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.compile import compile_blocks
+from videodiff.planning.cost import forward_flops
 
 TEXT, TEXT_WIDTH = 120, 4096
 

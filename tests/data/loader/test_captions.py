@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.material.made_clips import sample
 from videodiff.data.loader.captions import EVEN, CaptionMix, check_origins, draw_caption
 from videodiff.data.loader.clips import Clips, Reader
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.order.arithmetic import draw
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest
@@ -108,9 +108,9 @@ def test_clips_are_delivered_with_the_captions_that_the_weights_ask_for(dataset)
 
 def test_a_weight_for_an_origin_that_no_dataset_has_is_an_error_that_names_those_there_are(dataset, tmp_path):
     how = {"frames": 4, "height": 32, "width": 32, "global_batch": 2}
-    module = ClipDataModule(str(dataset), **how, captions={"weights": {"qwn": 3}})
+    module = clip_data(root=str(dataset), **how, captions={"weights": {"qwn": 3}})
     with pytest.raises(ValueError, match=r"weights: found 'qwn', expected origins of captions in the data: qwen, web"):
         module.check()
-    ClipDataModule(str(dataset), **how, captions={"weights": {"qwen": 3}}).check()
+    clip_data(root=str(dataset), **how, captions={"weights": {"qwen": 3}}).check()
     # Where a dataset does not say who wrote its captions, any name may be meant.
     check_origins(CaptionMix({"qwn": 3}), [["qwen"], None])

@@ -11,12 +11,12 @@ import torch
 from tests.material.made_clips import sample, write_dataset
 from videodiff.data.loader import datamodule
 from videodiff.data.loader.clips import Reader
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.loader.quarantine import QuarantineError
 from videodiff.data.order.arithmetic import Mesh
-from videodiff.data.order.buckets import Cost
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter
+from videodiff.planning.cost import Cost
 from videodiff.training.module import VideoDiffusion
 
 
@@ -36,7 +36,7 @@ def validation_root(tmp_path_factory):
 
 def module(root, **how):
     how = {"frames": 4, "height": 16, "width": 16, "global_batch": 4, "seed": 3, **how}
-    return ClipDataModule(str(root), **how)
+    return clip_data(root=str(root), **how)
 
 
 class HangsAtClip3(Reader):
@@ -275,10 +275,28 @@ def test_check_finds_what_would_fail_later(root, tmp_path):
         module(root, frames=13).check()
 
 
-@pytest.mark.parametrize("wrong", [{"num_workers": -1}, {"validation_clips": 0}])
-def test_settings_that_cannot_be_are_an_error(root, wrong):
-    with pytest.raises(ValueError, match="expected >= 0, >= 1"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"num_workers": -1}, "data.num_workers: found -1, expected at least 0"),
+        ({"validation_clips": 0}, "data.validation_clips: found 0, expected at least 1"),
+        ({"decoder": "opencv"}, "decoder: found 'opencv', expected one of pyav, decord"),
+    ],
+)
+def test_settings_that_cannot_be_are_an_error(root, wrong, said):
+    with pytest.raises(ValueError, match=said):
         module(root, **wrong)
+
+
+def test_a_key_that_no_record_has_is_an_error(root):
+    with pytest.raises(TypeError, match="data.frmaes: found no such key, expected some of .*frames"):
+        module(root, frmaes=4)
+
+
+def test_both_decoders_give_training_the_same_batches(root):
+    batches = [next(iter(module(root, decoder=name).train_dataloader())) for name in ("pyav", "decord")]
+    assert torch.equal(batches[0]["video"], batches[1]["video"])
+    assert batches[0]["key"] == batches[1]["key"]
 
 
 def test_buckets_and_several_datasets_share_the_steps(root, tmp_path_factory):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.material.made_clips import moving_square
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.loader.trained import Trained, begun, read_trained, usual, write_trained
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
@@ -26,7 +26,7 @@ def write(root: Path, *clips: tuple[int, float]) -> str:
 
 
 def trained(root: str, **how: object) -> list[Trained]:
-    return ClipDataModule(root, **{"frames": 4, "height": 16, "width": 16, "global_batch": 1, **how}).trained
+    return clip_data(root=root, **{"frames": 4, "height": 16, "width": 16, "global_batch": 1, **how}).trained
 
 
 def test_the_rate_is_that_of_the_clips_over_the_stride(tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_validation_and_examples_take_the_usual_shape_not_that_beside_the_bucket
     root = write(tmp_path, (8, 5.0), (8, 5.0), (2, 5.0))
     rules = [{"frames": 6, "height": 32, "width": 16}, {"frames": 2, "height": 16, "width": 16}]
     how = {"frames": 3, "height": 16, "width": 16, "global_batch": 1, "skip_short": True, "buckets": rules}
-    data = ClipDataModule(root, validation_root=root, **how)
+    data = clip_data(root=root, validation_root=root, **how)
     (batch, *_) = data.val_dataloader()
     assert tuple(batch["video"].shape[1:]) == (3, 6, 32, 16)
-    for one in (data, ClipDataModule(root, **how)):
+    for one in (data, clip_data(root=root, **how)):
         assert [example["video"].shape for example in one.examples(2)] == [(6, 32, 16, 3)] * 2
     assert [example["key"] for example in data.examples(5)] == ["clip0", "clip1"]
 

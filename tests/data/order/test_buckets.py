@@ -1,24 +1,15 @@
-import re
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from videodiff.data.order.buckets import (
     UNIT,
     Bucket,
-    Cost,
-    batch_sizes,
     cascade,
     count_kinds,
-    forward_flops,
     kinds_of,
 )
-from videodiff.denoiser.transformer import SpaceTimeTransformer
 
 BUCKETS = [Bucket(16, 64, 64), Bucket(8, 32, 48, crop=0.3), Bucket(1, 32, 32)]
 
@@ -101,44 +92,3 @@ def test_every_stride_and_every_start_are_drawn():
 def test_a_bucket_that_cannot_be_is_an_error(wrong):
     with pytest.raises(ValueError, match="bucket: found"):
         Bucket(**{"frames": 4, "height": 8, "width": 8, **wrong})
-
-
-@pytest.mark.parametrize("axes", [("space", "time"), ("spacetime", "space", "time")])
-@pytest.mark.parametrize(("frames", "height", "width"), [(5, 12, 16), (1, 32, 32), (16, 8, 8), (9, 4, 28)])
-def test_flops_are_those_that_torch_counts_in_the_network(axes, frames, height, width):
-    bucket, words, how = Bucket(frames, height, width), 7, {"patch": (1, 4, 4), "width": 32, "text_width": 8}
-    network = SpaceTimeTransformer(depth=len(axes), heads=4, axes=axes, **how)
-    z, tau = torch.zeros(1, 3, frames, height, width), torch.zeros(1, frames)
-    # The fused kernel of a CPU is not counted; plain matrix products are.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(z, tau, torch.zeros(1, words, 8), torch.ones(1, words, dtype=torch.bool), torch.zeros(1))
-    counted = counter.get_flop_counts()
-    blocks = sum(sum(ops.values()) for name, ops in counted.items() if re.search(r"\.blocks\.\d+$", name))
-    time, space = bucket.tokens((1, 4, 4))
-    assert forward_flops(time, space, 32, axes, text=words) == blocks
-    assert forward_flops(time, space, 32, axes, text=words, text_width=8, patch=48) == counter.get_total_flops()
-
-
-def test_batch_sizes_make_steps_of_equal_time_within_memory():
-    buckets = [Bucket(64, 512, 512), Bucket(32, 256, 256), Bucket(16, 256, 256), Bucket(1, 256, 256)]
-    tokens = [int(np.prod(bucket.tokens((1, 16, 16)))) for bucket in buckets]
-    flops = [forward_flops(*b.tokens((1, 16, 16)), 1152, ["space", "time"] * 14, text=120) for b in buckets]
-    sizes = batch_sizes(list(map(Cost, flops, tokens)), 66000, shares=24)
-    clips = [size // 24 for size in sizes]
-    assert [size % 24 for size in sizes] == [0] * 4
-    assert clips[0] == 1
-    assert max(n * t for n, t in zip(clips, tokens, strict=True)) <= 66000
-    times = [n * cost for n, cost in zip(clips, flops, strict=True)]
-    assert max(times) / min(times) < 1.15
-
-
-def test_a_cheap_clip_is_taken_as_often_as_comes_nearest_to_the_time_of_a_dear_one():
-    # Four of the dear ones fill the memory and take 400; thirteen of the cheap ones come nearest to that.
-    assert batch_sizes([Cost(100, 10), Cost(30, 1)], 40, shares=1) == [4, 13]
-    # One clip of a bucket is the least; its time is that of all.
-    assert batch_sizes([Cost(100, 40), Cost(30, 20)], 40, shares=6) == [6, 12]
-
-
-def test_a_clip_beyond_memory_is_an_error():
-    with pytest.raises(ValueError, match=r"batch\.tokens: found 100, expected at least 120"):
-        batch_sizes([Cost(1, 120), Cost(2, 60)], 100, 1)

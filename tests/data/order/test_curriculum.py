@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videodiff.data.order.buckets import Bucket, Cost
-from videodiff.data.order.curriculum import Budget, format_plan, order_of, plan, read_stages
+from videodiff.data.order.buckets import Bucket
+from videodiff.data.order.curriculum import order_of, read_stages
+from videodiff.planning.cost import Budget, Cost
+from videodiff.planning.steps import format_plan, plan
 
 SMALL = {"frames": 1, "height": 16, "width": 16}
 LARGE = {"frames": 8, "height": 32, "width": 32, "keep": 0.5, "global_batch": 6}
@@ -21,7 +23,8 @@ def cost(bucket):
 
 
 def stages(*found, datasets=1, seed=5, stride=2, global_batch=4, budget=None):
-    return read_stages(found, datasets, seed, stride, global_batch, budget)
+    sizes = budget.sizes if budget else lambda buckets: [global_batch] * len(buckets)
+    return read_stages(found, datasets, seed, stride, sizes)
 
 
 def test_one_stage_is_a_mixture_with_the_seed_and_the_batches_of_the_run():

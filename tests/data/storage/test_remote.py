@@ -19,7 +19,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.material.made_clips import sample, write_dataset
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.samples.indexing import index_tars
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import read_sample
@@ -391,7 +391,7 @@ def test_missing_credentials_are_one_clear_line(s3, monkeypatch):
 
 
 def module(root, **how):
-    return ClipDataModule(str(root), **{"frames": 4, "height": 16, "width": 16, "global_batch": 3, **how})
+    return clip_data(root=str(root), **{"frames": 4, "height": 16, "width": 16, "global_batch": 3, **how})
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -15,7 +15,7 @@ from tests.data_prep.cut.test_audio import RATE, lag, samples_of, sweep, with_so
 from tests.material.made_clips import sample
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, read_notes, read_sample
 from videodiff.data.video.encode import encode
@@ -82,7 +82,7 @@ def test_the_clips_of_a_bucket_lie_together_and_train(footage, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("*.tar")] == ["shard-00000.tar"]
     prep(tmp_path / "out", buckets=BUCKETS, takedown=gone(tmp_path), **HOW)
     rules = [BUCKETS[0], {**BUCKETS[1], "global_batch": 3}]
-    data = ClipDataModule(str(tmp_path / "out"), frames=4, height=32, width=32, global_batch=2, buckets=rules)
+    data = clip_data(root=str(tmp_path / "out"), frames=4, height=32, width=32, global_batch=2, buckets=rules)
     batches = [batch for _, batch in zip(range(8), data.train_dataloader(), strict=False)]
     assert {tuple(batch["video"].shape) for batch in batches} == {(2, 3, 16, 32, 48), (3, 3, 4, 32, 32)}
 

@@ -335,7 +335,7 @@ def test_a_run_that_knows_a_class_by_its_former_home_is_read(tmp_path):
     run = stored(tmp_path)
     text = (run / "config.yaml").read_text()
     former = text.replace("videodiff.generation.settings.", "videodiff.diffusion.generation.")
-    former = former.replace("videodiff.data.loader.datamodule.", "videodiff.data.datamodule.")
+    former = former.replace("videodiff.data.loader.datamodule.clip_data", "videodiff.data.datamodule.ClipDataModule")
     assert former.count("videodiff.diffusion.generation.")
     assert former.count("videodiff.data.datamodule.")
     (run / "config.yaml").write_text(former)

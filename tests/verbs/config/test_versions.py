@@ -143,7 +143,7 @@ videodiff.codec.autoencoder.Autoencoder:
 videodiff.text.words.Words: long max_words unknown vocabulary width
 videodiff.text.transformers.Transformers:
     dtype kind layer max_length path_or_name revision subfolder tokenizer_subfolder
-videodiff.data.loader.datamodule.ClipDataModule:
+videodiff.data.loader.datamodule.clip_data:
     batch buckets budget cache_gib captions cost deliver disk_cache disk_cache_gib fixed frames global_batch height
     micro_batch more num_workers quarantine root seed skip_short stages stride timeout validation_clips validation_root
     weights width window

@@ -24,10 +24,12 @@ from videodiff.codec.cached import (
 from videodiff.data.encoded.windows import Windows
 from videodiff.data.loader.captions import EVEN, CaptionMix, draw_caption
 from videodiff.data.loader.quarantine import SampleId
+from videodiff.data.loader.settings import Reading
 from videodiff.data.order.buckets import Bucket, count_kinds, kinds_of, mask, misfits
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import SIDECARS, VIDEOS, Text, read_notes, read_sample, read_texts, video_of
 from videodiff.data.video.decode import DecodeError, decode_into
+from videodiff.data.video.decoders import decoder_named
 
 # What of a sample may be delivered.
 DELIVER = ("video", "latent", "text")
@@ -255,7 +257,7 @@ class Reader:
     `roots`: those of the datasets, by number. `deliver`: video, latent, text; without video `out` has no frames.
     Latent and text are numpy's: a tensor would pass to another process as shared memory, a file descriptor each.
     `cache_gib`: clips that are read again and again stay decoded in memory until this much is taken. `captions`: which
-    of several captions are taken how often.
+    of several captions are taken how often. `decoder`: one of `decoders.DECODERS`.
     """
 
     def __init__(
@@ -264,11 +266,18 @@ class Reader:
         deliver: Sequence[str] = ("video",),
         cache_gib: float = 0.0,
         captions: CaptionMix = EVEN,
+        decoder: str = "pyav",
     ) -> None:
         if unknown := set(deliver) - set(DELIVER):
             raise ValueError(f"deliver: found {sorted(unknown)[0]!r}, expected some of {', '.join(DELIVER)}")
         self.roots, self.deliver, self.captions = roots, tuple(deliver), captions
-        self.room, self.kept = int(cache_gib * 2**30), {}
+        self.room, self.kept, self.decoder = int(cache_gib * 2**30), {}, decoder
+
+    @classmethod
+    def of(cls, roots: Mapping[int, Any], reading: Reading, cache: bool = True) -> Reader:
+        """Return a reader as the settings want it, with its share of the memory for clips if it is to keep any."""
+        gib = reading.cache_gib / max(reading.num_workers, 1) if cache else 0.0
+        return cls(roots, reading.deliver, gib, reading.mix, reading.decoder)
 
     def __call__(self, task: Task, out: np.ndarray) -> dict[str, Any]:
         name = task.dataset, task.row["shard"], task.row["key"], task.height, task.width
@@ -318,7 +327,7 @@ class Reader:
                     f"{where}.{video}: found other bytes (sha256 {found[:12]}), not the manifest's {wanted}"
                 )
             try:
-                decode_into(out, members[video], numbers)
+                decode_into(out, members[video], numbers, decoder_named(self.decoder))
             except DecodeError as error:
                 raise DecodeError(f"{where}.{video}: {error}") from error
         latent = read_latent(members["latent.npy"], where) if "latent" in self.deliver else None

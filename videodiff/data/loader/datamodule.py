@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fractions import Fraction
-from functools import cached_property, partial
-from itertools import islice
+from dataclasses import MISSING, Field, fields
+from functools import cached_property
 from typing import Any
 
 import lightning
@@ -14,134 +13,57 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from videodiff.data.loader.captions import CaptionMix, check_origins
-from videodiff.data.loader.clips import Clips, Reader, Task
+from videodiff.data.loader.captions import check_origins
+from videodiff.data.loader.checks import check_room, check_texts
+from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.loader.quarantine import Quarantine
-from videodiff.data.loader.stream import GlobalBatches, Loader, collate
+from videodiff.data.loader.settings import Batches, Datasets, Held, Reading, Shapes
+from videodiff.data.loader.stream import GlobalBatches, Loader
 from videodiff.data.loader.trained import Trained, trained_shapes, usual
-from videodiff.data.loader.wording import check_captions, fit_captions, read_captions_of
-from videodiff.data.loader.workers import LIFE, Read, Workers, read_here
+from videodiff.data.loader.validation import Validation
+from videodiff.data.loader.workers import LIFE, Workers
 from videodiff.data.order.arithmetic import Mesh, micro_batches, resume
-from videodiff.data.order.buckets import Bucket, Cost
-from videodiff.data.order.curriculum import Budget, check_keys, order_of, read_stages
+from videodiff.data.order.curriculum import order_of
 from videodiff.data.order.mixture import Curriculum
 from videodiff.data.samples.manifest import Manifest
-from videodiff.data.storage.cache import Cache, CachedFolder
+from videodiff.data.storage.cache import CachedFolder
 
 
 class ClipDataModule(lightning.LightningDataModule):
     """Deliver batches of clips; see `Reader` for the cache and what may be delivered, `Mixture` for the order.
 
     The state is the optimizer step, and the samples that could not be read: it fits any number of processes,
-    micro-batches and workers, as long as seed, batches and datasets are the same. `micro_batch` None is the whole share
-    of a process. `more` datasets, each a mapping of root and how often an epoch has its samples (`repeat`), join
-    `root`; `weights` are their shares of the samples drawn, instead. `buckets`, mappings of `Bucket`'s arguments and
-    `global_batch`, replace the one shape; `stages`, each with buckets of its own, follow one another by step:
-    `read_stages`. `batch`, a mapping of `micro_batches` and `tokens`, gives each bucket the global batch that makes its
-    step as long as the others by the `cost` of a clip: `Budget`. `window` shards are shuffled together (None: all).
-    With `fixed`, each clip is trained on with its first window and caption only; else `captions`, arguments of
-    `CaptionMix`, say which captions are taken how often. Validation takes the first `validation_clips` of
-    `validation_root` (None: no validation), in order, with their first window and caption, in the shape that clips are
-    sampled in: see `usual`.
-
-    `num_workers` processes read ahead, each clip within `timeout` seconds; with none this process reads, and a decoder
-    that hangs hangs the run. More than `budget` clips that a process cannot read end it; `quarantine` is the file that
-    names them. Shards of a root that is a URL are kept in the folder `disk_cache`, at most `disk_cache_gib` of them
-    (None: every clip is read from there).
+    micro-batches and workers, as long as seed, batches and datasets are the same.
     """
 
-    def __init__(
-        self,
-        root: str,
-        frames: int,
-        height: int,
-        width: int,
-        stride: int = 1,
-        global_batch: int = 16,
-        micro_batch: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        cache_gib: float = 0.0,
-        validation_root: str | None = None,
-        validation_clips: int = 64,
-        deliver: Sequence[str] = ("video",),
-        skip_short: bool = False,
-        fixed: bool = False,
-        more: Sequence[Mapping[str, Any]] = (),
-        buckets: Sequence[Mapping[str, Any]] | None = None,
-        window: int | None = None,
-        timeout: float = 60.0,
-        budget: int = 100,
-        quarantine: str | None = None,
-        disk_cache: str | None = None,
-        disk_cache_gib: float = 64.0,
-        captions: Mapping[str, Any] | None = None,
-        weights: Sequence[float] | None = None,
-        stages: Sequence[Mapping[str, Any]] | None = None,
-        batch: Mapping[str, int] | None = None,
-        cost: Callable[[Bucket], Cost] | None = None,
-    ) -> None:
+    def __init__(self, datasets: Datasets, shapes: Shapes, batches: Batches, reading: Reading, held: Held) -> None:
         super().__init__()
-        if num_workers < 0 or validation_clips < 1:
-            raise ValueError(
-                f"found num_workers={num_workers} validation_clips={validation_clips}, expected >= 0, >= 1"
-            )
-        self.root, self.validation_root, self.validation_clips = root, validation_root, validation_clips
-        self.global_batch, self.micro_batch, self.num_workers = global_batch, micro_batch, num_workers
-        self.seed, self.cache_gib, self.fixed, self.loaded_step = seed, cache_gib, fixed, 0
-        self.deliver, self.skip_short, self.window = tuple(deliver), skip_short, window
-        self.timeout, self.quarantine = timeout, Quarantine(quarantine, budget)
-        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in (captions or {}).items()}
-        self.captions = CaptionMix(**plain)
-        self.disk_cache = None if disk_cache is None else Cache(disk_cache, disk_cache_gib)
-        for number, other in enumerate(more):
-            check_keys(f"data.more[{number}]", other, ("root", "repeat"), needed=("root",))
-        self.roots = [(root, Fraction(1)), *((other["root"], Fraction(str(other.get("repeat", 1)))) for other in more)]
-        self.shape, self.fit_text = Bucket(frames, height, width, strides=(stride,)), None
-        self.any_size = buckets is None and stages is None
-        budget = None
-        if batch is not None:
-            check_keys("data.batch", batch, ("micro_batches", "tokens"), needed=("micro_batches", "tokens"))
-            if micro_batch is not None or cost is None:
-                raise ValueError(
-                    f"data.batch: found beside micro_batch={micro_batch} with cost={cost}, expected a cost only"
-                )
-            budget = Budget(**batch, cost=cost)
-            (self.global_batch,) = budget.sizes([self.shape])
-            self.micro_batch = self.global_batch // budget.micro_batches
-        if stages is not None and buckets is not None:
-            raise ValueError("data.buckets: found some beside data.stages, expected them in the stages")
-        if weights is not None and any("repeat" in other for other in more):
-            raise ValueError("data.weights: found a repeat in more beside it, expected one of the two")
-        one = [{"frames": frames, "height": height, "width": width}] if buckets is None else buckets
-        stages = [{"buckets": one}] if stages is None else stages
-        stages = [{"weights": weights, **stage} for stage in stages]
-        self.stages = read_stages(stages, len(self.roots), seed, stride, self.global_batch, budget)
-        sizes = {size for stage in self.stages for size in stage.batch_sizes}
-        if budget is None and self.global_batch not in sizes:
-            self.global_batch = math.gcd(*sizes)
+        self.datasets, self.shapes, self.batches, self.reading, self.held = datasets, shapes, batches, reading, held
+        self.quarantine, self.loaded_step = Quarantine(reading.quarantine, reading.budget), 0
+        self.stages, self.global_batch, self.micro_batch = batches.planned(datasets, shapes)
+        self.roots = datasets.roots
 
     @cached_property
     def manifests(self) -> list[Manifest]:
         """The manifests of the training datasets, opened at first use."""
-        return [Manifest.load(root, self.disk_cache) for root, _ in self.roots]
+        return [Manifest.load(root, self.datasets.cache) for root, _ in self.roots]
 
     @cached_property
     def training(self) -> list[Clips]:
         """The training clips of each dataset of the first stage, then of the next; each draws by a seed of its own."""
-        how = {"fixed": self.fixed, "skip": self.skip_short, "any_size": self.any_size, "deliver": self.deliver}
-        check_origins(self.captions, [manifest.caption_origins for manifest in self.manifests])
+        how = {"fixed": self.reading.fixed, "skip": self.shapes.skip_short, "any_size": self.shapes.any_size}
+        check_origins(self.reading.mix, [manifest.caption_origins for manifest in self.manifests])
         return [
-            Clips(self.manifests[number], stage.buckets, stage.seed + number, number, **how)
+            Clips(self.manifests[n], stage.buckets, stage.seed + n, n, deliver=tuple(self.reading.deliver), **how)
             for stage in self.stages
-            for number in stage.datasets
+            for n in stage.datasets
         ]
 
     @cached_property
     def order(self) -> Curriculum:
         """The order of the training clips."""
         counts, often = [(clips.counts, clips.kinds) for clips in self.training], [repeat for _, repeat in self.roots]
-        order = order_of(self.stages, counts, often, self.window)
+        order = order_of(self.stages, counts, often, self.batches.window)
         if any(isinstance(manifest.root, CachedFolder) for manifest in self.manifests):
             for clips, shards in zip(self.training, order.open_shards(), strict=True):
                 check_room(clips.manifest, shards)
@@ -150,8 +72,7 @@ class ClipDataModule(lightning.LightningDataModule):
     @cached_property
     def reader(self) -> Reader:
         """What reads the training clips, here or in a worker."""
-        roots = [manifest.root for manifest in self.manifests]
-        return Reader(roots, self.deliver, self.cache_gib / max(self.num_workers, 1), self.captions)
+        return Reader.of({n: manifest.root for n, manifest in enumerate(self.manifests)}, self.reading)
 
     @cached_property
     def workers(self) -> Workers:
@@ -162,20 +83,23 @@ class ClipDataModule(lightning.LightningDataModule):
         largest = max(size // shares * shape.frames * shape.height * shape.width * 3 for size, shape in sizes)
         stand_in = Loader(batches, self.reader, self.quarantine).stand_in
         # A new process would begin with an empty cache.
-        life = LIFE if not self.cache_gib else math.inf
-        return Workers(self.reader, self.num_workers, largest, stand_in, self.quarantine, self.timeout, life=life)
+        life = LIFE if not self.reading.cache_gib else math.inf
+        how = {"timeout": self.reading.timeout, "life": life}
+        return Workers(self.reader, self.reading.num_workers, largest, stand_in, self.quarantine, **how)
 
     @cached_property
-    def validation(self) -> Clips | None:
+    def validation(self) -> Validation | None:
         """The validation clips."""
-        if self.validation_root is None:
+        root, how = self.held.validation_root, {"skip": self.shapes.skip_short, "any_size": True}
+        if root is None:
             return None
-        manifest = Manifest.load(self.validation_root, self.disk_cache)
-        how = {"skip": self.skip_short, "any_size": True, "deliver": self.deliver}
+        manifest = Manifest.load(root, self.datasets.cache)
         try:
-            return Clips(manifest, [usual(self.trained).bucket], fixed=True, **how)
+            bucket = usual(self.trained).bucket
+            clips = Clips(manifest, [bucket], fixed=True, deliver=tuple(self.reading.deliver), **how)
         except ValueError as error:
             raise ValueError(f"data.validation_root: {error}") from error
+        return Validation(clips, self.reading, self.held.validation_clips)
 
     @cached_property
     def trained(self) -> list[Trained]:
@@ -193,9 +117,13 @@ class ClipDataModule(lightning.LightningDataModule):
         Workers find by themselves what cannot be decoded, and survive it.
         """
         self._batches(Mesh(0, world)), self.reader
-        for clips in [*self.training, self.validation]:
-            if clips is not None and not self.num_workers:
-                reader_of(clips, self.deliver).alone(clips.first())
+        for clips in self._all_clips:
+            if not self.reading.num_workers:
+                Reader.of({clips.number: clips.manifest.root}, self.reading).alone(clips.first())
+
+    @property
+    def _all_clips(self) -> list[Clips]:
+        return [*self.training, *([self.validation.clips] if self.validation else [])]
 
     def accumulate(self, world: int) -> int:
         """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
@@ -203,30 +131,18 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
         """Raise where a dataset holds latents or text of another codec or another text encoder than these."""
-        for clips in [*self.training, self.validation]:
-            if clips is not None:
-                clips.check_encoders(codec, text)
+        for clips in self._all_clips:
+            clips.check_encoders(codec, text)
 
     def check_captions(self, text: nn.Module) -> list[str]:
         """Raise where training may draw a caption that the encoder refuses; return what else is to be said of clips.
 
         Of validation nothing is refused: what the encoder does not take of its captions is left out.
         """
-        said = []
-        for number, (root, _) in enumerate(self.roots):
-            own = [clips for clips in self.training if clips.number == number]
-            said += dict.fromkeys(f"{root}: {line}" for clips in own for line in clips.said)
-            if own and "text" not in self.deliver:
-                said += check_captions(own, self.captions, text)
-        if self.validation is None:
-            return said
-        said += [f"{self.validation_root}: {line}" for line in self.validation.said]
-        if "text" not in self.deliver:
-            self.fit_text = partial(fit_captions, text=text)
-            rows = list(islice(self.validation.fitting(), self.validation_clips))
-            found = read_captions_of(self.validation.manifest, rows)
-            _, left_out = fit_captions([captions[0].text if captions else "" for _, captions in found], text)
-            said += [f"{self.validation_root}: {left_out}"] if left_out else []
+        encoder = None if "text" in self.reading.deliver else text
+        said = check_texts([root for root, _ in self.roots], self.training, self.reading.mix, encoder)
+        if self.validation is not None:
+            said += [f"{self.held.validation_root}: {line}" for line in self.validation.fit(encoder)]
         return said
 
     def examples(self, count: int) -> list[dict[str, Any]]:
@@ -234,30 +150,15 @@ class ClipDataModule(lightning.LightningDataModule):
 
         Each has its first window and caption; the same ones on every rank. A clip that cannot be read is passed over.
         """
-        clips = self.validation
-        if clips is None:
-            shape, how = usual(self.trained), {"skip": True, "any_size": self.any_size, "deliver": self.deliver}
-            last, mine = self.training[-len(self.stages[-1].datasets) :], self.stages[-1].buckets
-            number = next(n for n, b in enumerate(mine) if (b.frames, b.height, b.width, b.strides) == shape[1:5])
-            source = next(clips for clips in last if clips.rates[number])
-            clips = Clips(source.manifest, [shape.bucket], fixed=True, **how)
-        rows = clips.fitting()
-        reader, taken = reader_of(clips, self.deliver), islice(rows, count)
-        tasks = [clips.task(row, order=(0, place)) for place, row in enumerate(taken)]
+        return (self.validation or Validation(self._first_of_training(), self.reading, count)).examples(count)
 
-        def stand_in(asked: Task, attempt: int) -> Task:
-            if (row := next(rows, None)) is None:
-                raise ValueError(f"{clips.manifest.root}: found too few clips that can be read, expected {count}")
-            return clips.task(row, order=asked.order)
-
-        found = []
-        for read in self._read_once(reader, [tasks], stand_in):
-            for frames, sample in zip(read.frames, read.rest, strict=True):
-                found.append({**sample, "video": frames.copy()} if frames.size else sample)
-        if self.fit_text is not None:
-            captions, _ = self.fit_text([sample["caption"] for sample in found])
-            found = [{**sample, "caption": caption} for sample, caption in zip(found, captions, strict=True)]
-        return found
+    def _first_of_training(self) -> Clips:
+        """Return the clips of the last stage in the usual shape, of the first dataset that has some of it."""
+        shape, how = usual(self.trained), {"skip": True, "any_size": self.shapes.any_size}
+        last, mine = self.training[-len(self.stages[-1].datasets) :], self.stages[-1].buckets
+        number = next(n for n, b in enumerate(mine) if (b.frames, b.height, b.width, b.strides) == shape[1:5])
+        source = next(clips for clips in last if clips.rates[number])
+        return Clips(source.manifest, [shape.bucket], fixed=True, deliver=tuple(self.reading.deliver), **how)
 
     def train_dataloader(self) -> Loader:
         """Return this rank's endless stream of micro-batches from `step` on."""
@@ -268,7 +169,8 @@ class ClipDataModule(lightning.LightningDataModule):
                 f"{batches.accumulate} = global_batch {self.global_batch} / ({self._micro_batch(batches.mesh.world)} x "
                 f"{batches.mesh.world} processes)"
             )
-        return Loader(batches, self.reader, self.quarantine, (lambda: self.workers) if self.num_workers else None)
+        workers = (lambda: self.workers) if self.reading.num_workers else None
+        return Loader(batches, self.reader, self.quarantine, workers)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
@@ -277,34 +179,8 @@ class ClipDataModule(lightning.LightningDataModule):
     @cached_property
     def validation_batches(self) -> list[dict[str, Any]]:
         """The validation clips, which are few and always the same, so they stay decoded; one that fails is an error."""
-        if self.validation is None:
-            return []
         mesh = self._mesh()
-        rows = list(islice(self.validation.fitting(), self.validation_clips))
-        share = range(len(rows))
-        if len(rows) % mesh.world == 0:
-            share = share[mesh.rank * len(rows) // mesh.world : (mesh.rank + 1) * len(rows) // mesh.world]
-        tasks = [self.validation.task(rows[place], order=(0, place)) for place in share]
-        reader, size = reader_of(self.validation, self.deliver), self._micro_batch(mesh.world)
-        asked = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-        return [self._fitted(collate(read)) for read in self._read_once(reader, asked)]
-
-    def _fitted(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Leave out of the captions of a validation batch what the text encoder does not know."""
-        return batch if self.fit_text is None else batch | {"caption": self.fit_text(batch["caption"])[0]}
-
-    def _read_once(
-        self, reader: Reader, asked: Sequence[Sequence[Task]], stand_in: Callable[[Task, int], Task] | None = None
-    ) -> Iterator[Read]:
-        """Read a few batches; a clip that fails is an error unless others may stand in."""
-        lost = Quarantine(budget=0 if stand_in is None else math.inf)
-        if not self.num_workers:
-            yield from read_here(reader, asked, stand_in or no_stand_in, lost)
-            return
-        largest = max(len(asked[0]) * math.prod(asked[0][0].shape), 1)
-        workers = min(self.num_workers, len(asked[0]))
-        with Workers(reader, workers, largest, stand_in or no_stand_in, lost, self.timeout) as pool:
-            yield from pool.batches(asked)
+        return [] if self.validation is None else self.validation.batches(mesh, self._micro_batch(mesh.world))
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
         """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
@@ -353,23 +229,23 @@ class ClipDataModule(lightning.LightningDataModule):
         return self.order.identity(step) | {"datasets": [clips.manifest.fingerprint for clips in begun]}
 
 
-def reader_of(clips: Clips, deliver: Sequence[str]) -> Reader:
-    """Return a reader of the clips of one dataset."""
-    return Reader({clips.number: clips.manifest.root}, deliver)
+RECORDS = (Datasets, Shapes, Batches, Reading, Held)
 
 
-def no_stand_in(asked: Task, attempt: int) -> Task:
-    """Refuse: what the same clips shall measure at all times must all be there."""
-    raise ValueError(f"{asked.sample.shard}: {asked.sample.key}: cannot be read, expected every validation clip")
+def clip_data(**settings: Any) -> ClipDataModule:
+    """Return the data of a run from the keys of `conf/data/folder.yaml`: each is a field of one of `RECORDS`."""
+    known = {field.name for record in RECORDS for field in fields(record)}
+    if strange := sorted(settings.keys() - known):
+        raise TypeError(f"data.{strange[0]}: found no such key, expected some of {', '.join(sorted(known))}")
+    parts = [{f.name: settings[f.name] for f in fields(record) if f.name in settings} for record in RECORDS]
+    return ClipDataModule(*(record(**part) for record, part in zip(RECORDS, parts, strict=True)))
 
 
-def check_room(manifest: Manifest, shards: int) -> None:
-    """Raise where the disk cache of a remote dataset cannot hold so many shards: each would push another out."""
-    if isinstance(manifest.root, CachedFolder):
-        sizes = sorted((shard["bytes"] for shard in manifest.shards), reverse=True)
-        room, needed = manifest.root.cache.bytes, sum(sizes[:shards])
-        if needed > room:
-            raise ValueError(
-                f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for {shards} shards "
-                f"of {manifest.root} that are read at once, or a smaller window"
-            )
+def parameter(field: Field) -> inspect.Parameter:
+    """Return a field of a record as a parameter of `clip_data`."""
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+
+
+# What `**settings` may be, for those who look: the schema of the configuration, and help.
+clip_data.__signature__ = inspect.Signature([parameter(field) for record in RECORDS for field in fields(record)])

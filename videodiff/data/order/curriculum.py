@@ -11,28 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from videodiff.data.order.arithmetic import absorb
-from videodiff.data.order.buckets import Bucket, Cost, batch_sizes
+from videodiff.data.order.buckets import Bucket
 from videodiff.data.order.mixture import Curriculum, Dataset, Mixture, repeats
 
 BUCKET_KEYS = [*(field.name for field in fields(Bucket)), "global_batch"]
 STAGE_KEYS = ["until", "buckets", "weights"]
-
-
-class Budget(NamedTuple):
-    """A step is `micro_batches` micro-batches, those of all processes together, of at most `tokens` tokens each.
-
-    `cost` tells what a clip of a bucket takes.
-    """
-
-    micro_batches: int
-    tokens: int
-    cost: Callable[[Bucket], Cost]
-
-    def sizes(self, buckets: Sequence[Bucket]) -> list[int]:
-        """Return the global batches with which steps of these buckets take about equal time."""
-        if self.micro_batches < 1:
-            raise ValueError(f"data.batch.micro_batches: found {self.micro_batches}, expected at least 1")
-        return batch_sizes([self.cost(bucket) for bucket in buckets], self.tokens, self.micro_batches)
 
 
 class Stage(NamedTuple):
@@ -50,12 +33,16 @@ class Stage(NamedTuple):
 
 
 def read_stages(
-    stages: Sequence[Mapping[str, Any]], datasets: int, seed: int, stride: int, global_batch: int, budget: Budget | None
+    stages: Sequence[Mapping[str, Any]],
+    datasets: int,
+    seed: int,
+    stride: int,
+    batches: Callable[[Sequence[Bucket]], Sequence[int]],
 ) -> list[Stage]:
     """Return the stages of a run on so many datasets from their configuration, mappings of `STAGE_KEYS`.
 
     A stage ends before the step `until`, the last one never (None). A bucket without strides has this `stride`; one
-    without a global batch has that of the `budget`, and without a budget this `global_batch`.
+    without a global batch has what `batches` gives for the buckets of its stage.
     """
     for number, stage in enumerate(stages):
         check_keys(f"data.stages[{number}]", stage, STAGE_KEYS)
@@ -69,7 +56,7 @@ def read_stages(
     for number, (first, stage) in enumerate(zip([0, *ends], stages, strict=False)):
         where = f"data.stages[{number}]" if len(stages) > 1 else "data"
         buckets, given = read_buckets(f"{where}.buckets", stage.get("buckets") or (), stride)
-        sizes = budget.sizes(buckets) if budget else [global_batch] * len(buckets)
+        sizes = batches(buckets)
         chosen, weights = read_weights(f"{where}.weights", stage.get("weights"), datasets)
         # A stage with the seed of another would begin with the same samples.
         own = int(absorb(seed, number) >> np.uint64(1)) if number else seed
@@ -144,59 +131,3 @@ def order_of(
         datasets = [Dataset(*counted, time) for counted, time in zip(own, times, strict=True)]
         mixtures.append(Mixture(datasets, stage.buckets, stage.batch_sizes, stage.seed, window))
     return Curriculum([(stage.first, mixture) for stage, mixture in zip(stages, mixtures, strict=True)])
-
-
-class Planned(NamedTuple):
-    """A bucket of a stage: samples an epoch, clips a step and a micro-batch of one process, steps an epoch.
-
-    `cost`: that of a clip, None where it is not known.
-    """
-
-    first: int
-    bucket: Bucket
-    samples: Fraction
-    global_batch: int
-    micro_batch: int
-    steps: Fraction
-    cost: Cost | None
-
-
-def plan(
-    stages: Sequence[Stage],
-    order: Curriculum,
-    accumulate: int,
-    world: int,
-    cost: Callable[[Bucket], Cost] | None = None,
-) -> list[Planned]:
-    """Return what the steps of each bucket of each stage are, on so many processes."""
-    found = []
-    for stage, mixture in zip(stages, order.stages, strict=True):
-        for number, (bucket, size) in enumerate(zip(mixture.buckets, mixture.batch_sizes, strict=True)):
-            pairs = zip(mixture.datasets, mixture.streams, strict=True)
-            samples = Fraction(sum(data.repeat * stream.samples[number] for data, stream in pairs))
-            micro = size // (accumulate * world)
-            spent = cost(bucket) if cost else None
-            found.append(Planned(stage.first, bucket, samples, size, micro, samples / size, spent))
-    return found
-
-
-def format_plan(planned: Sequence[Planned]) -> str:
-    """Return the plan as a table; a step's FLOPs are those of forward and backward, its time is relative."""
-    head = ["from step", "bucket", "samples an epoch", "clips a step", "a micro-batch", "steps an epoch"]
-    rows = [
-        [
-            f"{p.first:,}",
-            f"{p.bucket}",
-            *(f"{n:,}" for n in (round(p.samples), p.global_batch, p.micro_batch)),
-            f"{float(p.steps):,.1f}",
-        ]
-        for p in planned
-    ]
-    if all(p.cost for p in planned):
-        head += ["tokens", "TFLOP a step", "time"]
-        longest = {p.first: max(q.cost.flops * q.global_batch for q in planned if q.first == p.first) for p in planned}
-        for row, p in zip(rows, planned, strict=True):
-            flops = p.cost.flops * p.global_batch
-            row += [f"{p.cost.tokens * p.micro_batch:,}", f"{3 * flops / 1e12:,.3g}", f"{flops / longest[p.first]:.0%}"]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in [head, *rows])

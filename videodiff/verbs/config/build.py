@@ -15,10 +15,11 @@ from torch import nn
 
 from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.wording import MOST_WORDS, dataset_words, longest_caption
-from videodiff.data.order.buckets import Bucket, Cost, forward_flops
+from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS
 from videodiff.diffusion.objective import Objective
+from videodiff.planning.cost import Cost, forward_flops
 from videodiff.pretrained import read_config as model_config
 from videodiff.training.run.attempts import check_links
 from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, load_average, whole

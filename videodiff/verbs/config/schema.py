@@ -186,7 +186,7 @@ CLASSES: dict[str, Kind] = {
         tokenizer_subfolder=optional(PLACE),
         revision=NAME,
     ),
-    "videodiff.data.loader.datamodule.ClipDataModule": record(
+    "videodiff.data.loader.datamodule.clip_data": record(
         root=PLACE,
         validation_root=optional(PLACE),
         frames=COUNT,
@@ -212,6 +212,7 @@ CLASSES: dict[str, Kind] = {
             )
         ),
         batch=optional(record(needed=("micro_batches", "tokens"), micro_batches=COUNT, tokens=COUNT)),
+        decoder=choice("pyav", "decord"),
         timeout=SECONDS,
         budget=whole(0),
         quarantine=optional(PLACE),

@@ -15,12 +15,12 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 2
+RECORD, VERSION = "record", 3
 # By the version that brought a key: the class that takes it, and the value with which the class does what it did
 # before. Records without a number are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
     2: {
-        "videodiff.data.loader.datamodule.ClipDataModule": {
+        "videodiff.data.loader.datamodule.clip_data": {
             "more": [],
             "weights": None,
             "window": None,
@@ -34,11 +34,13 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
         "videodiff.generation.settings.Generation": {"lead": 0},
         "videodiff.training.optimizer.AdamW": {"fused": False},
         "videodiff.training.optimizer.Muon": {"fused": False},
-    }
+    },
+    3: {"videodiff.data.loader.datamodule.clip_data": {"decoder": "pyav"}},
 }
 # Classes that have another home today than when the folder was written.
 MOVED = {
-    "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.ClipDataModule",
+    "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
+    "videodiff.data.loader.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
     "videodiff.diffusion.generation.Generation": "videodiff.generation.settings.Generation",
     "lightning.pytorch.loggers.TensorBoardLogger": "videodiff.training.run.logging.Board",
     "videodiff.training.logging.wandb_logger": "videodiff.training.run.logging.wandb_logger",
