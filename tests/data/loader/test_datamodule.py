@@ -289,7 +289,7 @@ def test_settings_that_cannot_be_are_an_error(root, wrong, said):
 
 
 def test_a_key_that_no_record_has_is_an_error(root):
-    with pytest.raises(TypeError, match="data.frmaes: found no such key, expected some of .*frames"):
+    with pytest.raises(TypeError, match=r"data\.frmaes: found no such key, expected some of .*frames"):
         module(root, frmaes=4)
 
 

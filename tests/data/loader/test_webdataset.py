@@ -13,7 +13,7 @@ from tests.data.loader.test_datamodule import Recorder
 from tests.material.made_clips import write_dataset, write_video
 from tests.material.plain_tars import by_tarfile, clip, write_tars
 from videodiff.data.loader import webdataset
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.loader.quarantine import QuarantineError
 from videodiff.data.loader.webdataset import Decode, TarDataModule
 from videodiff.data.order.arithmetic import Mesh
@@ -64,7 +64,7 @@ def test_a_stream_gives_the_clips_that_an_indexed_dataset_gives(tars, tmp_path, 
     index_tars(str(folder), workers=1)
     shape = {"frames": 4, "height": 16, "width": 24, "stride": 2, "fixed": True, "global_batch": 4}
     wanted = {}
-    for batch in islice(ClipDataModule(str(folder), **shape).train_dataloader(), 6):
+    for batch in islice(clip_data(root=str(folder), **shape).train_dataloader(), 6):
         wanted |= dict(zip(batch["key"], zip(batch["video"], batch["caption"], batch["fps"], strict=True), strict=True))
     found = batches(module(tars, **shape, num_workers=workers), 3)
     assert sorted(keys(found)) == sorted(wanted) == sorted(f"clip{number}" for number in range(12))

@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from videodiff.data.loader.captions import EVEN, CaptionMix, draw_caption
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import ClipDataModule, clip_data
 from videodiff.data.loader.quarantine import Quarantine, SampleId
 from videodiff.data.loader.stream import collate
 from videodiff.data.loader.trained import Trained, usual
@@ -318,7 +318,7 @@ class TarDataModule(lightning.LightningDataModule):
             said.append(f"data.urls: captions lose words beyond {text.max_words - 1}, and unknown ones")
         self.fit_text = partial(fit_captions, text=text)
         if self.held is not None:
-            self.held.fit_text = self.fit_text
+            said += [f"{self.validation_root}: {line}" for line in self.held.validation.fit(text)]
         return said
 
     def setup(self, stage: str) -> None:
@@ -456,9 +456,8 @@ class TarDataModule(lightning.LightningDataModule):
         how = {"global_batch": self.global_batch, "micro_batch": self.micro_batch, "skip_short": True}
         how |= {"num_workers": self.num_workers, "timeout": self.timeout, "validation_clips": self.validation_clips}
         try:
-            held = ClipDataModule(
-                self.validation_root, *shape.shape, stride=shape.strides[0], validation_root=self.validation_root, **how
-            )
+            how |= dict(zip(("frames", "height", "width"), shape.shape, strict=True), stride=shape.strides[0])
+            held = clip_data(root=self.validation_root, validation_root=self.validation_root, **how)
             _ = held.validation
         except ValueError as error:
             raise ValueError(f"data.validation_root: {error}") from error
