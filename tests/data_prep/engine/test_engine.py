@@ -236,12 +236,12 @@ def ask(address: str) -> None:
 def test_without_ray_the_command_says_how_to_install_it(tmp_path):
     (tmp_path / "footage").mkdir()
     (tmp_path / "footage/a.mp4").touch()
-    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError")
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\", name='ray')")
     command = [sys.executable, "-m", "videodiff", "prep", f"source={tmp_path}/footage", f"out={tmp_path}/out"]
     places = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     how = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": places}}
     done = subprocess.run([*command, "engine=ray"], **how, check=False)
-    line = "videodiff prep: error: engine=ray: found no package ray, expected it: pip install 'videodiff[ray]'\n"
+    line = "videodiff prep: error: found no package ray, expected it: pip install 'videodiff[ray]'\n"
     assert (done.returncode, done.stderr.endswith(line)) == (1, True), done.stderr
 
 
