@@ -19,8 +19,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from tests.material.chat_server import chat_server
 from tests.material.made_clips import moving_square
+from tests.material.servers.chat_server import chat_server
 from videodiff import cli
 from videodiff.data.video.encode import encode
 

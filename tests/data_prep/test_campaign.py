@@ -23,10 +23,10 @@ import pytest
 
 from data_prep.books.ledger import Ledger
 from data_prep.books.work_folder import LEDGER
-from tests.material.loopback import Site, site
 from tests.material.made_clips import write_video
 from tests.material.numbered_clips import COUNT, make, numbered, read_number
 from tests.material.preparing import prep
+from tests.material.servers.loopback import Site, site
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_notes, read_sample
 from videodiff.data.video.decode import decode

@@ -26,10 +26,10 @@ import pytest
 from data_prep import pipeline
 from data_prep.books.plan import from_json, to_json
 from data_prep.books.request import Caption, ClipRequest, Part, Place
-from tests.material.loopback import free_port
 from tests.material.made_clips import moving_square
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning, still
+from tests.material.servers.loopback import free_port
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_captions, read_notes, read_sample
 from videodiff.data.video.decode import decode, probe

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from tests.material.browser import BROWSERS, seen_by
 from tests.material.report_run import evaluation, write_run
+from tests.material.servers.browser import BROWSERS, seen_by
 from videodiff.data.video.encode import encode
 from videodiff.report.page import as_example, write_hero, write_report
 from videodiff.report.run import Clip

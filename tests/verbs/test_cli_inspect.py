@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish, start, tiny
-from tests.material.loopback import site
+from tests.material.servers.loopback import site
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_captions, read_sample
 from videodiff.data.video.decode import probe

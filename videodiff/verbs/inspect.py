@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 
 from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.stream import GlobalBatches, Loader
-from videodiff.data.loader.throughput import measure
 from videodiff.data.loader.webdataset import TarDataModule
 from videodiff.data.order.arithmetic import Mesh, divisors
 from videodiff.data.order.curriculum import order_of
@@ -30,6 +29,7 @@ from videodiff.data.samples.inspection import (
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.video.decode import DecodeError
 from videodiff.planning.steps import format_plan, plan
+from videodiff.planning.throughput import measure
 from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.run.attempts import check_links
 from videodiff.training.run.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole

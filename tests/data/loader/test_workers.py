@@ -17,7 +17,7 @@ import pytest
 from tests.material.made_clips import write_dataset
 from tests.material.stand_in_codec import Clip, act, read
 from videodiff.data.loader.quarantine import Quarantine, QuarantineError, SampleId
-from videodiff.data.loader.workers import Slots, Workers
+from videodiff.data.loader.workers import Pace, Slots, Workers
 from videodiff.data.samples.manifest import Manifest
 
 SHAPE = (2, 4, 4, 3)
@@ -163,9 +163,9 @@ def test_reading_ahead_is_bounded_and_memory_is_used_again(fresh):
     taken, count, used = [], fresh.slots.count, fresh.slots.count - len(fresh.slots.free)
     for number, batch in enumerate(fresh.batches(taken.append(r) or r for r in requests(steps=30))):
         time.sleep(0.01)
-        assert len(taken) <= number + 1 + fresh.ahead
+        assert len(taken) <= number + 1 + fresh.pace.ahead
         del batch
-    assert fresh.slots.count <= max(count, used + fresh.ahead + 2)
+    assert fresh.slots.count <= max(count, used + fresh.pace.ahead + 2)
 
 
 def test_batches_that_are_kept_stay_as_they_are(fresh):
@@ -209,7 +209,7 @@ def test_workers_that_cannot_start_are_an_error():
         del sys.modules["tests.material.stand_in_codec"].nowhere
 
 
-@pytest.mark.parametrize("how", [{"workers": 0}, {"slot_bytes": 0}, {"timeout": 0}, {"ahead": 0}])
+@pytest.mark.parametrize("how", [{"workers": 0}, {"slot_bytes": 0}, {"timeout": 0}, {"pace": Pace(ahead=0)}])
 def test_numbers_that_make_no_sense_are_an_error(how):
     with pytest.raises(ValueError, match="workers: found "):
         Workers(**{"function": act, "workers": 1, "slot_bytes": 1, "stand_in": stand_in, "quarantine": None, **how})
@@ -351,13 +351,13 @@ def first_sound(asked, other, sound, rows):
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_process_that_has_read_much_is_replaced_without_a_trace(fresh, killed):
     """By one that is ready when it leaves, whichever of the two dies before."""
-    fresh.life, before, until = 5, {worker.process.pid for worker in fresh.pool}, time.monotonic() + 60
+    fresh.pace, before, until = Pace(life=5), {worker.process.pid for worker in fresh.pool}, time.monotonic() + 60
     while before & {worker.process.pid for worker in fresh.pool} and time.monotonic() < until:
         if killed and any(worker.heir for worker in fresh.pool):
             random.choice(fresh.pool).process.kill()
             killed = False
         assert contents(fresh.batches(requests(steps=20))) == np.arange(80).reshape(20, 4).tolist()
-    fresh.life = math.inf
+    fresh.pace = Pace(life=math.inf)
     while len(fresh.pool) > 2 and time.monotonic() < until:
         assert contents(fresh.batches(requests(steps=20))) == np.arange(80).reshape(20, 4).tolist()
     assert len(fresh.pool) == 2

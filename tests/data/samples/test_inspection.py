@@ -16,7 +16,6 @@ import pytest
 from tests.conftest import tiny
 from tests.material.made_clips import sample, write_dataset
 from videodiff.data.loader.clips import Clips, Reader
-from videodiff.data.loader.throughput import measure
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.inspection import (
     describe_dataset,
@@ -27,6 +26,7 @@ from videodiff.data.samples.inspection import (
 )
 from videodiff.data.samples.manifest import Manifest, ManifestWriter
 from videodiff.data.samples.shards import ShardWriter
+from videodiff.planning.throughput import measure
 
 
 def described(root, captions_read=1000):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.data.storage.test_remote import s3  # noqa: F401
-from tests.material.loopback import site
 from tests.material.made_clips import write_dataset
 from tests.material.plain_tars import add, by_library, by_tarfile, clip, write_tars
+from tests.material.servers.loopback import site
 from videodiff.data.loader.workers import forkserver
 from videodiff.data.samples import streamed
 from videodiff.data.samples.members import Watched

@@ -17,10 +17,10 @@ import pytest
 from data_prep.caption.endpoint import read_reply
 from data_prep.caption.policy import CaptionPolicy
 from data_prep.caption.reply import Reply
-from tests.material.chat_server import Server, chat_server, name_of, well
-from tests.material.loopback import free_port
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning
+from tests.material.servers.chat_server import Server, chat_server, name_of, well
+from tests.material.servers.loopback import free_port
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import Text, read_notes, read_sample, read_texts
 from videodiff.data.video.encode import encode
@@ -106,7 +106,7 @@ def test_a_request_holds_the_frames_the_prompt_and_the_fields_asked_for(out):
     assert (request["model"], request["max_tokens"], request["seed"]) == ("tiny", 77, 5)
     assert "temperature" not in request
     assert request["messages"][0]["content"][-1] == {"type": "text", "text": "What is seen?"}
-    from tests.material.chat_server import images_in
+    from tests.material.servers.chat_server import images_in
 
     assert [image.shape for image in images_in(request)] == [(24, 36, 3)] * 3
 

@@ -20,7 +20,7 @@ from data_prep.fetch.acquire import Acquirer
 from data_prep.fetch.failures import AcquireError, classify, retry_after
 from data_prep.fetch.policy import FetchPolicy
 from tests.data_prep.cut.test_audio import sweep, with_sound
-from tests.material.loopback import Site, free_port, site
+from tests.material.servers.loopback import Site, free_port, site
 
 SMALL = random.Random(0).randbytes(50_000)
 LARGE = random.Random(1).randbytes(acquire.BLOCK * 2 + 12_345)

@@ -13,7 +13,7 @@ from data_prep.fetch import acquire
 from data_prep.fetch.acquire import Acquirer
 from data_prep.fetch.failures import AcquireError
 from data_prep.fetch.policy import FetchPolicy
-from tests.material.loopback import Site, site
+from tests.material.servers.loopback import Site, site
 
 LARGE = random.Random(1).randbytes(acquire.BLOCK + 12_345)
 KEYS = {"key": "someone", "secret": "something"}

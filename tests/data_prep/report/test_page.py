@@ -16,8 +16,8 @@ from data_prep.engine.stopwatch import Spent
 from data_prep.report.figures import Example, Failure, Figures, Histogram, Machine, Seconds
 from data_prep.report.page import SMALL, TOGETHER, clip_bars, input_bars, percent, show, write_preparation
 from data_prep.report.summary import ClipCounts, ShardCounts, Summary
-from tests.material.browser import BROWSERS, seen_by
 from tests.material.scored_clips import panning
+from tests.material.servers.browser import BROWSERS, seen_by
 from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
 

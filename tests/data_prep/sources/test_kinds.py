@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.material.loopback import Site, site
 from tests.material.numbered_clips import make, read_number
 from tests.material.preparing import prep
+from tests.material.servers.loopback import Site, site
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_captions, read_notes, read_sample
 from videodiff.data.video.decode import decode

@@ -39,7 +39,7 @@ from videodiff.codec.cached import (
 )
 from videodiff.data.encoded.windows import PIECE, Windows
 from videodiff.data.loader.quarantine import Quarantine, SampleId
-from videodiff.data.loader.workers import Read, Workers, read_here
+from videodiff.data.loader.workers import Pace, Read, Workers, read_here
 from videodiff.data.samples.manifest import NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.samples.shards import (
     SIDECARS,
@@ -344,7 +344,7 @@ class Reads:
             self.batches = partial(read_here, read_part, stand_in=nothing, quarantine=self.quarantine)
             return
         pixels = max(height * width for height, width in plan.sizes) * (windows.frames or PIECE)
-        how = {"timeout": plan.timeout, "ahead": plan.decoders + 1}
+        how = {"timeout": plan.timeout, "pace": Pace(ahead=plan.decoders + 1)}
         workers = Workers(read_part, plan.decoders, 3 * pixels, nothing, self.quarantine, **how)
         self.batches = stack.enter_context(workers).batches
 

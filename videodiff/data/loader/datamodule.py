@@ -21,7 +21,7 @@ from videodiff.data.loader.settings import Batches, Datasets, Held, Reading, Sha
 from videodiff.data.loader.stream import GlobalBatches, Loader
 from videodiff.data.loader.trained import Trained, trained_shapes, usual
 from videodiff.data.loader.validation import Validation
-from videodiff.data.loader.workers import LIFE, Workers
+from videodiff.data.loader.workers import LIFE, Pace, Workers
 from videodiff.data.order.arithmetic import Mesh, micro_batches, resume
 from videodiff.data.order.curriculum import order_of
 from videodiff.data.order.mixture import Curriculum
@@ -84,7 +84,7 @@ class ClipDataModule(lightning.LightningDataModule):
         stand_in = Loader(batches, self.reader, self.quarantine).stand_in
         # A new process would begin with an empty cache.
         life = LIFE if not self.reading.cache_gib else math.inf
-        how = {"timeout": self.reading.timeout, "life": life}
+        how = {"timeout": self.reading.timeout, "pace": Pace(life=life)}
         return Workers(self.reader, self.reading.num_workers, largest, stand_in, self.quarantine, **how)
 
     @cached_property

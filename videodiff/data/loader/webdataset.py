@@ -31,7 +31,7 @@ from videodiff.data.loader.quarantine import Quarantine, SampleId
 from videodiff.data.loader.stream import collate
 from videodiff.data.loader.trained import Trained, usual
 from videodiff.data.loader.wording import fit_captions
-from videodiff.data.loader.workers import Read, Workers, forkserver, read_here
+from videodiff.data.loader.workers import Pace, Read, Workers, forkserver, read_here
 from videodiff.data.order.arithmetic import ALONE, Mesh, check_batch_sizes, deal, draw, micro_batches, places
 from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.order.curriculum import read_buckets
@@ -441,7 +441,7 @@ class TarDataModule(lightning.LightningDataModule):
             return
         ahead += 2 * self.num_workers
         with (
-            Workers(function, self.num_workers, size, nothing, lost, self.timeout, ahead, queued=1) as pool,
+            Workers(function, self.num_workers, size, nothing, lost, self.timeout, Pace(ahead, queued=1)) as pool,
             contextlib.closing(pool.batches(asked)) as reads,
         ):
             for read in reads:

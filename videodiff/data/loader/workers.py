@@ -229,13 +229,26 @@ def work(connection: Connection, function: Function, slots: Slots, timeout: floa
             connection.send(answer)
 
 
+class Pace(NamedTuple):
+    """How far workers read ahead: batches that are read before they are asked for, and tasks that each has at hand.
+
+    queued: 1 where tasks are large: one that does not fit into a pipe would have to wait for the clip before it. life:
+    clips that a process reads before another takes its place.
+    """
+
+    ahead: int = 2
+    queued: int = QUEUED
+    life: float = LIFE
+
+
+EASY = Pace()
+
+
 class Workers:
     """Processes that read batches with `function(task, out)`: it fills `out` (`t h w c`) and returns the rest.
 
     `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
-    the largest batch. `timeout`: seconds a clip may take. `ahead`: batches that are read before they are asked for.
-    `life`: clips that a process reads before another takes its place. `queued`: tasks that a process has at hand, 1
-    where they are large: one that does not fit into a pipe would have to wait for the clip before it. A clip whose
+    the largest batch. `timeout`: seconds a clip may take. A clip whose
     function raises, or whose process hangs or crashes twice, or is killed six times, goes into the quarantine, and
     `stand_in(task, attempt)` with attempt 1, 2, ... names others of the same shape and order for its place. An
     OSError is raised: a disk or a host is not the fault of a clip. Use it in a `with` block, or `close` it.
@@ -249,18 +262,15 @@ class Workers:
         stand_in: StandIn,
         quarantine: Quarantine,
         timeout: float = 60.0,
-        ahead: int = 2,
-        life: float = LIFE,
-        queued: int = QUEUED,
+        pace: Pace = EASY,
     ) -> None:
-        if workers < 1 or slot_bytes < 1 or timeout <= 0 or ahead < 1:
+        if workers < 1 or slot_bytes < 1 or timeout <= 0 or pace.ahead < 1:
             raise ValueError(
-                f"workers: found workers={workers} slot_bytes={slot_bytes} timeout={timeout} ahead={ahead}, "
+                f"workers: found workers={workers} slot_bytes={slot_bytes} timeout={timeout} ahead={pace.ahead}, "
                 f"expected at least one of each, and a timeout above 0"
             )
         self.function, self.stand_in, self.quarantine = function, stand_in, quarantine
-        self.timeout, self.ahead, self.life, self.slots = timeout, ahead, life, Slots(slot_bytes)
-        self.queued = queued
+        self.timeout, self.pace, self.slots = timeout, pace, Slots(slot_bytes)
         self.failed_starts, self.waiting, self.flights, self.reading = 0, deque(), deque(), []
         self.pool = [self.hire() for _ in range(workers)]
 
@@ -318,7 +328,7 @@ class Workers:
         self.waiting.clear()
 
     def serve(self, asked: Iterator[Sequence[Task]], done: queue.SimpleQueue, wake: Connection) -> None:
-        room, last, more = self.ahead, time.monotonic(), True
+        room, last, more = self.pace.ahead, time.monotonic(), True
         while True:
             # One at a time: tasks may have to wait for their samples, and the workers take what is there meanwhile.
             if more and len(self.flights) < room:
@@ -367,10 +377,10 @@ class Workers:
             if worker.leaves and not worker.errands:
                 worker.end()
                 self.pool.remove(worker)
-            elif worker.read >= self.life and worker.heir is None:
+            elif worker.read >= self.pace.life and worker.heir is None:
                 worker.heir = self.hire()
                 self.pool.append(worker.heir)
-        for queued in range(self.queued):
+        for queued in range(self.pace.queued):
             for worker in self.pool:
                 if self.waiting and worker.ready and len(worker.errands) == queued and not worker.leaves:
                     worker.give(self.waiting.popleft().renewed())
