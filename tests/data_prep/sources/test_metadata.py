@@ -383,13 +383,14 @@ def test_a_line_of_any_length_is_skipped_in_bounded_memory(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_rows_are_read_as_they_are_asked_for(tmp_path: Path, kind: str) -> None:
-    path = as_table(tmp_path, kind, [{"video": f"{number:08}.mp4", "caption": "x" * 2000} for number in range(5000)])
+    path = as_table(tmp_path, kind, [{"video": f"{number:08}.mp4", "caption": "x" * 8000} for number in range(5000)])
     tracemalloc.start()
     items = read_table(path, {"video": "video"})
     assert sum(isinstance(item, ClipRequest) for item in items) == 5000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5e6
+    # The table has 40 MB; Python's list of interned parts of paths may grow by 4 MB at once.
+    assert peak < 16e6
 
 
 def test_compressed_files_and_folders_of_files(tmp_path: Path) -> None:
