@@ -36,7 +36,8 @@ from data_prep.choose.takedown import remember
 from data_prep.engine.lock import WORKERS
 from data_prep.make import make
 from data_prep.preparation import Phase, Preparation
-from data_prep.rate.models import RATED, Models
+from data_prep.rate.model_score import rated_numbers
+from data_prep.rate.models import Models
 from data_prep.rate.rating import rate
 from data_prep.rate.ratings import Ratings
 from data_prep.report.progress import Progress, silent
@@ -104,7 +105,8 @@ def rules_now(settings: Settings, work: Path) -> Rules:
 
     A clip is rated by models only where it meets the other limits, and the first limit that is not met is the reason.
     """
-    limits = sorted(settings.rules.filter.items(), key=lambda limits: limits[0] in RATED)
+    rated = rated_numbers()
+    limits = sorted(settings.rules.filter.items(), key=lambda limits: limits[0] in rated)
     return replace(settings.rules, filter=dict(limits), taken=remember(work, settings.rules.taken))
 
 

@@ -26,7 +26,7 @@ ROOMS = {
     "videodiff/pretrained.py": {"latent"},
     "videodiff/data/storage/remote.py": {"s3"},
     "data_prep": {"prep"},
-    "data_prep/score/model.py": {"latent"},
+    "data_prep/rate/network.py": {"latent"},
     "data_prep/caption/model.py": {"latent"},
     "data_prep/rate/models.py": {"latent"},
     "data_prep/engine/on_ray.py": {"ray"},

@@ -5,34 +5,39 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-# What each kind of model gives; the aesthetic head works on the features of the CLIP.
-SCORES = {"clip": ("clip_similarity",), "aesthetic": ("aesthetic",), "nsfw": ("nsfw",)}
-RATED = frozenset(name for names in SCORES.values() for name in names)
+from data_prep.rate.model_score import model_scores, numbers_by_key
+
 # Files of a repository on a hub: weights without pickles, and what says how to use them.
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
-class Models(NamedTuple):
-    """Models on this disk: folders of a whole CLIP and of an image classifier, the file of a head; None for none."""
+@dataclass(frozen=True)
+class Models:
+    """Models on this disk: the key under `models` of each folder or file, and its path."""
 
-    clip: Path | None = None
-    aesthetic: Path | None = None
-    nsfw: Path | None = None
+    paths: tuple[tuple[str, Path], ...] = ()
+
+    def kinds(self) -> dict[str, dict[str, Path]]:
+        """Return for each kind of model that is there its path and those of its parts, by key."""
+        given, scores = dict(self.paths), model_scores()
+        return {
+            kind: {key: given[key] for key in (kind, *scores[kind].parts) if key in given}
+            for kind in scores
+            if kind in given
+        }
 
     def names(self) -> list[str]:
         """Return the scores that there will be."""
-        return [name for kind in self._fields if getattr(self, kind) for name in SCORES[kind]]
+        numbers = numbers_by_key()
+        return [number for paths in self.kinds().values() for key in paths for number in numbers[key]]
 
     def identities(self) -> dict[str, str]:
         """Return for each run of a model over a clip what its scores follow from."""
-        found = {}
-        if self.clip:
-            found["clip"] = hash_files(self.clip) + (hash_files(self.aesthetic) if self.aesthetic else "")
-        return found | ({"nsfw": hash_files(self.nsfw)} if self.nsfw else {})
+        return {kind: "".join(map(hash_files, paths.values())) for kind, paths in self.kinds().items()}
 
 
 def find_models(models: Mapping[str, str | None], limits: Iterable[str] = ()) -> Models:
@@ -40,21 +45,26 @@ def find_models(models: Mapping[str, str | None], limits: Iterable[str] = ()) ->
 
     limits: names of the scores that a filter asks for.
     """
-    if unknown := models.keys() - SCORES.keys():
-        raise ValueError(f"models: found {min(unknown)!r}, expected some of {', '.join(SCORES)}")
-    given = {kind: str(name) for kind, name in models.items() if name}
-    for kind, scores in SCORES.items():
-        if kind not in given and (asked := set(scores) & set(limits)):
-            raise ValueError(f"filter.{min(asked)}: found no model for it, expected models.{kind}=<path>")
+    numbers, owners = numbers_by_key(), {part: kind for kind, score in model_scores().items() for part in score.parts}
+    if unknown := models.keys() - numbers.keys():
+        raise ValueError(f"models: found {min(unknown)!r}, expected some of {', '.join(numbers)}")
+    given = {key: str(name) for key, name in models.items() if name}
+    for key, scores in numbers.items():
+        if key not in given and (asked := set(scores) & set(limits)):
+            raise ValueError(f"filter.{min(asked)}: found no model for it, expected models.{key}=<path>")
     if given and find_spec("transformers") is None:
         raise ModuleNotFoundError(f"models.{min(given)}: found no package transformers", name="transformers")
-    if "aesthetic" in given:
-        if "clip" not in given:
-            raise ValueError("models.aesthetic: found no models.clip, expected the CLIP whose features the head rates")
-        if not Path(given["aesthetic"]).is_file():
-            raise ValueError(f"models.aesthetic: found no file {given['aesthetic']!r}, expected a .safetensors file")
-    folders = {kind: find_folder(kind, name) for kind, name in given.items() if kind != "aesthetic"}
-    return Models(**folders, **({"aesthetic": Path(given["aesthetic"]).resolve()} if "aesthetic" in given else {}))
+    for part in given.keys() & owners.keys():
+        if owners[part] not in given:
+            raise ValueError(f"models.{part}: found no models.{owners[part]}, expected the model that it is a part of")
+        if not Path(given[part]).is_file():
+            raise ValueError(f"models.{part}: found no file {given[part]!r}, expected a .safetensors file")
+    return Models(
+        tuple(
+            (key, Path(name).resolve() if key in owners else find_folder(key, name))
+            for key, name in sorted(given.items())
+        )
+    )
 
 
 def find_folder(kind: str, name: str) -> Path:

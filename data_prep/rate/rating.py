@@ -7,7 +7,7 @@ follows from: the weights and, for text-video similarity, the captions. Other li
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
@@ -23,7 +23,8 @@ from data_prep.engine.local import Node
 from data_prep.engine.lock import join_run
 from data_prep.engine.pool import Lost
 from data_prep.preparation import Preparation
-from data_prep.rate.models import RATED, Models
+from data_prep.rate.model_score import Network, model_scores
+from data_prep.rate.models import Models
 from data_prep.rate.ratings import Unrated, source_captions
 from data_prep.report.progress import Advance
 from videodiff.data.video.decode import decode
@@ -35,13 +36,13 @@ def rate(preparation: Preparation) -> None:
     if ratings is None:
         return
     rules, how = preparation.rules, preparation.settings.processes
-    limits = {name: sides for name, sides in rules.filter.items() if name not in RATED}
+    limits = {name: sides for name, sides in rules.filter.items() if name not in ratings.models.names()}
     rules = replace(rules, filter=limits, require_caption=False)
     left = (clip for clip in preparation.clips if not refused(clip, rules))
     chunks, done = ratings.unrated((clip.id, clip.frames, source_captions(clip)) for clip in left), 0
     gpus = preparation.settings.rate.gpus
     function = partial(rate_clips, work=preparation.work, models=ratings.models, gpu=gpus > 0)
-    folders = [preparation.work, *(path for path in ratings.models if path is not None)]
+    folders = [preparation.work, *(path for _, path in ratings.models.paths)]
     with closing(how.engine.run(function, chunks, folders, how.workers, how.timeout, gpus)) as batches:
         for number, answer in (answer for answers in batches for answer in answers):
             chunk = chunks[number]
@@ -56,7 +57,7 @@ def rate_clips(
     chunk: Sequence[Unrated], node: Node, work: Path, models: Models, gpu: bool
 ) -> list[dict[str, dict[str, Any]]]:
     """Return what each model that is wanted gives for each clip; runs in a worker."""
-    from data_prep.score.model import looks
+    from data_prep.rate.network import looks
 
     join_run(node.scratch)
     cv2.setNumThreads(1)
@@ -69,19 +70,14 @@ def rate_clips(
 
 
 @cache
-def load(models: Models, gpu: bool) -> dict[str, Callable[[Any, Sequence[str]], dict[str, float]]]:
+def load(models: Models, gpu: bool) -> dict[str, Network]:
     """Return the models, once a process: on one of the GPUs that it sees, or on one core."""
-    # The library takes seconds to import, and only these processes need it.
-    from data_prep.score.model import ClipScores, NsfwScores
-
     torch.set_num_threads(1)
-    number, scorers = multiprocessing.current_process().name.rpartition("-")[2], {}
+    number, scores = multiprocessing.current_process().name.rpartition("-")[2], model_scores()
     if gpu and not torch.cuda.is_available():
         raise ValueError("models.gpus: found no GPU, expected one, or models.gpus=0")
     device = f"cuda:{int(number) % torch.cuda.device_count()}" if gpu else "cpu"
-    if models.clip:
-        scorers["clip"] = ClipScores(models.clip, models.aesthetic, device)
-    if models.nsfw:
-        nsfw = NsfwScores(models.nsfw, device)
-        scorers["nsfw"] = lambda frames, captions: nsfw(frames)
-    return scorers
+    return {
+        kind: scores[kind].load(paths[kind], device=device, **{k: path for k, path in paths.items() if k != kind})
+        for kind, paths in models.kinds().items()
+    }

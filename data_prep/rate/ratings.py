@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from data_prep.books.candidate import Candidate
 from data_prep.books.ledger import key
+from data_prep.rate.model_score import model_scores
 from data_prep.rate.models import Models
 
 CHUNK = 16
@@ -25,6 +26,7 @@ class Ratings:
         self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
         self.base.executescript(f"PRAGMA synchronous = FULL; {TABLE}; {TODO};")
         self.models, self.identities, self.empty = models, models.identities(), dict.fromkeys(models.names())
+        self.by_captions = {kind for kind, score in model_scores().items() if score.reads_captions}
 
     def close(self) -> None:
         self.base.close()
@@ -32,8 +34,8 @@ class Ratings:
     def keys(self, captions: Sequence[str]) -> dict[str, bytes]:
         """Return what the scores of a clip with these captions are noted under, for each model."""
         return {
-            kind: hashlib.sha256(json.dumps([identity, *(captions if kind == "clip" else ())]).encode()).digest()
-            for kind, identity in self.identities.items()
+            kind: hashlib.sha256(json.dumps([model, *(captions if kind in self.by_captions else ())]).encode()).digest()
+            for kind, model in self.identities.items()
         }
 
     def of(self, id: str, captions: Sequence[str]) -> dict[str, float | None]:

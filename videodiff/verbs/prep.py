@@ -19,7 +19,8 @@ from data_prep.cut.policy import CutPolicy, MakePolicy
 from data_prep.engine.local import Engine
 from data_prep.fetch.policy import FetchPolicy
 from data_prep.pipeline import prep
-from data_prep.rate.models import RATED, find_models
+from data_prep.rate.model_score import rated_numbers
+from data_prep.rate.models import find_models
 from data_prep.report.figures import figures
 from data_prep.report.page import write_preparation
 from data_prep.report.progress import Meter
@@ -55,7 +56,7 @@ def settings_of(
     rules = tree["prep"]
     limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
     limits = {score: sides for score, sides in limits.items() if sides}
-    check_limits(list(limits), [*known_scores(tree["scores"], tree["score"]), *RATED])
+    check_limits(list(limits), [*known_scores(tree["scores"], tree["score"]), *rated_numbers()])
     models = dict(rules.get("models") or {})
     gpus = models.pop("gpus", 0.0)
     fetch = from_environment(tree["acquire"], "acquire")

@@ -14,11 +14,12 @@ import transformers
 from safetensors.torch import save_file
 
 from data_prep.engine.local import Local, Node
+from data_prep.rate import kinds
 from data_prep.rate import ratings as module
 from data_prep.rate.models import Models, find_models, hash_files
-from data_prep.rate.rating import rate_clips
+from data_prep.rate.network import ClipScores, NsfwScores, looks
+from data_prep.rate.rating import load, rate_clips
 from data_prep.rate.ratings import Ratings
-from data_prep.score.model import ClipScores, NsfwScores, looks
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.samples.manifest import Manifest
@@ -218,3 +219,31 @@ def test_other_captions_need_another_look_at_the_text_and_none_at_the_rest(model
 def test_without_models_there_is_nothing_to_load(tmp_path):
     assert find_models({"clip": None}) == Models()
     assert rate_clips([], Node(tmp_path), tmp_path, Models(), False) == []
+
+
+MINE = """
+from data_prep.rate.model_score import ModelScore
+from data_prep.score.pixel_score import Scale
+
+def load(path, device):
+    return lambda frames, captions: {"length": float(len(frames)), "words": float(len(captions))}
+
+MODEL = ModelScore({"length": Scale("frames"), "words": Scale()}, load, reads_captions=True)
+"""
+
+
+def test_a_model_score_is_one_file_and_one_path(models, tmp_path, monkeypatch):
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "kinds/measure.py").write_text(MINE)
+    monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path / "kinds")])
+    found = find_models({"measure": models["nsfw"], "nsfw": models["nsfw"]}, ["length"])
+    assert found.names() == ["length", "words", "nsfw"]
+    ratings = Ratings(tmp_path / "r.sqlite", found)
+    clip = "00000000-0000-5000-8000-000000000000"
+    (chunk,) = ratings.unrated([(clip, 8, ["a ball"])])
+    assert chunk[0].wanted == ["measure", "nsfw"]
+    ratings.add(chunk, [{"measure": load(found, False)["measure"](range(3), ["a ball"]), "nsfw": {"nsfw": 0.5}}])
+    assert ratings.of(clip, ["a ball"]) == {"length": 3.0, "words": 1.0, "nsfw": 0.5}
+    assert ratings.of(clip, ["red"]) == {"length": None, "words": None, "nsfw": 0.5}
+    with pytest.raises(ValueError, match="models: found 'clap', expected some of clip, aesthetic, measure, nsfw"):
+        find_models({"clap": "x"})

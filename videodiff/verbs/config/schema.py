@@ -457,7 +457,14 @@ VERBS: dict[str, Kind] = {
             filter=optional(table(NAME, LIMITS)),
             duplicates=record(near=optional(whole(0, 256))),
             models=optional(
-                record(clip=optional(PLACE), aesthetic=optional(PLACE), nsfw=optional(PLACE), gpus=number(0))
+                record(
+                    # Any file of data_prep/rate/kinds has a key of its own.
+                    rest=optional(PLACE),
+                    clip=optional(PLACE),
+                    aesthetic=optional(PLACE),
+                    nsfw=optional(PLACE),
+                    gpus=number(0),
+                )
             ),
         ),
         out=PLACE,

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from data_prep.choose.filter import filtered
-from data_prep.score.model import ClipScores, NsfwScores
+from data_prep.rate.network import ClipScores, NsfwScores
 from tests.material.scored_clips import panning
 
 WORDS = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "ball": 5}
