@@ -177,16 +177,17 @@ def prepare(clip: Clip, policy: FitPolicy) -> Packable | Rejection:
         notes = first_frame(data).notes
         if policy.hdr == "reject" and "transfer" in notes:
             return Rejection(clip.name, "hdr", f"found a picture of high dynamic range ({notes['transfer']})")
-        video, info, reason = fit_video(data, policy.short_side, policy.crf)
+        fit = fit_video(data, policy)
     except DecodeError as error:
         return Rejection(clip.name, "video undecodable", str(error))
     except OSError as error:
         return Rejection(clip.name, "video unreadable", str(error))
-    members, row = clip_sample(video, info, clip.captions, clip.source, clip.licence, clip.truth)
+    members, row = clip_sample(fit.video, fit.info, clip.captions, clip.source, clip.licence, clip.truth)
     origins = [text.origin for text in clip.texts]
     more = name_record(clip.name) | notes | ({"caption_origins": origins} if any(origins) else {})
+    more |= {"deinterlaced": True} if fit.deinterlaced else {}
     members["json"] = json.dumps(json.loads(members["json"]) | more).encode()
-    return Packable(members, row, reason)
+    return Packable(members, row, fit.reason)
 
 
 def record(clip: Clip, result: Packable | Rejection | Lost, writer: ShardWriter, report: PackReport) -> None:

@@ -69,7 +69,7 @@ class ReadyClip:
 
 
 def make_clips(
-    source: str | Path,
+    source: bytes | str | Path,
     spans: Sequence[Span],
     policy: EncodePolicy,
     crop: bool = True,
@@ -98,7 +98,7 @@ def make_clips(
 
 
 def make(
-    source: str | Path,
+    source: bytes | str | Path,
     spans: Sequence[Span],
     timeline: Timeline,
     policy: EncodePolicy,
@@ -156,12 +156,13 @@ class Maker:
             if time in self.due:
                 self.combs.begin()
             self.combs.add(frame, self.reformatter)
-        if self.error is not None or time not in self.left:
+        kept = time in self.left
+        if self.error is not None or not (kept or self.may_weave()):
             return
         coded = frame.width, frame.height
         shape = frame.opaque.size(*coded)
         self.coded, self.shape = self.coded or coded, self.shape or shape
-        if shape != self.shape and not same_shape(shape, self.shape):
+        if kept and shape != self.shape and not same_shape(shape, self.shape):
             found = f"found frames shown as {show_size(self.shape)} and {show_size(shape)}, expected one shape"
             self.error, self.held = DecodeError(found), []
             return
@@ -171,6 +172,10 @@ class Maker:
         self.held.append(shown)
         if time >= self.decide_at:
             self.release()
+
+    def may_weave(self) -> bool:
+        """Tell whether frames that the clip does not show are wanted: a field is filled from the frames beside it."""
+        return self.policy.deinterlace != "off" and (self.look is None or self.look.top_first is not None)
 
     def release(self, last: bool = False) -> None:
         """Encode the frames that were held back; the first of them decides on look and size."""
@@ -189,6 +194,8 @@ class Maker:
     def encode(self, source: Shown, picture: av.VideoFrame) -> None:
         """Fit and encode what was made of a frame, as often as the clip shows it."""
         time = source.time
+        if time not in self.left:
+            return
         with clock("encode"):
             fitted = self.fitter(picture, source.frame.opaque)
             for _ in range(self.left.pop(time)):

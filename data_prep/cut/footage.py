@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import av
 import decord
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
-from data_prep.cut.spans import Clock
-from videodiff.data.video.decode import decoded, opened, probe, read_frames, show_frames
-from videodiff.data.video.encode import encode
-from videodiff.data.video.geometry import UPRIGHT, Display, even_size
+from data_prep.cut.clips import make_clips
+from data_prep.cut.encode import DEINTERLACE, EncodePolicy
+from data_prep.cut.spans import Clock, Span, read_timeline
+from data_prep.score.interlaced import COMBED, Combs
+from videodiff.data.video.decode import decoded, opened, probe, read_frames
+from videodiff.data.video.geometry import UPRIGHT, Display
 from videodiff.data.video.info import DecodeError, VideoInfo, best_stream, open_video
 from videodiff.data.video.screen import color_notes, orientation, transfer_of
-from videodiff.data.video.timing import clock_ticks
+from videodiff.data.video.timing import MICROSECOND, clock_ticks
 
 decord.logging.set_level(decord.logging.QUIET)
 
-Frame = TypeVar("Frame")
+# How often a second a few frames in a row are searched for combs.
+COMBS_FPS = 2.0
 # Mean difference of two decoders' pixels, 0 to 255, above which they do not show the same frame.
 SAME_FRAME = 2.0
 
@@ -34,18 +37,26 @@ class FitPolicy:
 
     H.264 in mp4, yuv420p, evenly timed and at most `short_side` pixels high or wide stays as it is; the rest is encoded
     again with `crf`. hdr: a picture of high dynamic range is brought into the range of ordinary video (`tonemap`), or
-    its clip is rejected (`reject`).
+    its clip is rejected (`reject`). deinterlace: see `EncodePolicy`.
     """
 
     short_side: int = 720
     crf: int = 18
     hdr: str = "tonemap"
+    deinterlace: str = "off"
 
     def __post_init__(self) -> None:
-        if self.short_side < 1 or not 0 <= self.crf <= 51:
-            raise ValueError(f"pack: found short_side={self.short_side} crf={self.crf}, expected at least 1, 0 to 51")
+        if self.short_side < 2 or not 0 <= self.crf <= 51:
+            raise ValueError(f"pack: found short_side={self.short_side} crf={self.crf}, expected at least 2, 0 to 51")
         if self.hdr not in ("tonemap", "reject"):
             raise ValueError(f"pack: found hdr={self.hdr}, expected tonemap or reject")
+        if self.deinterlace not in DEINTERLACE:
+            raise ValueError(f"pack: found deinterlace={self.deinterlace}, expected one of {', '.join(DEINTERLACE)}")
+
+    @property
+    def encode(self) -> EncodePolicy:
+        """How clips that do not stay as they are get encoded."""
+        return EncodePolicy(self.short_side, crf=self.crf, deinterlace=self.deinterlace)
 
 
 @dataclass(frozen=True)
@@ -67,20 +78,30 @@ class Header:
     ticks: np.ndarray | None
 
 
-def fit_video(video: bytes, short_side: int, crf: int) -> tuple[bytes, VideoInfo, str]:
-    """Return a video that decord reads as PyAV does, its size, and why it was encoded again (empty: it was not).
+class Fit(NamedTuple):
+    """A video that decord reads as PyAV does, and why it was encoded again (empty: it was not)."""
 
-    DecodeError where any of its frames is missing or damaged.
-    """
+    video: bytes
+    info: VideoInfo
+    reason: str
+    deinterlaced: bool = False
+
+
+def fit_video(video: bytes, policy: FitPolicy) -> Fit:
+    """Make a video fit for training; DecodeError where any of its frames is missing or damaged."""
     header = read_header(video)
-    reason = unfit(header, short_side) or differs(video, header)
+    reason = unfit(header, policy) or differs(video, header, policy.deinterlace == "auto")
     if not reason:
         fps = float(header.fps)
-        return video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), ""
-    images = counted(show_frames(video, even_size(first_frame(video).size, short_side)), header)
-    images = images if header.ticks is None else on_clock(images, header.ticks)
-    video = encode(images, float(header.fps), crf=crf)
-    return video, probe(video), reason
+        return Fit(video, VideoInfo(*header.coded, header.frames, fps, header.frames / fps), "")
+    timeline = read_timeline(video)
+    span = Span(max(int(timeline.times[0]), 0) / MICROSECOND, timeline.end / MICROSECOND)
+    ((_, clip),) = make_clips(video, [span], policy.encode, crop=False, scored=False)
+    if isinstance(clip, DecodeError):
+        raise clip
+    if clip.info.frames != len(clip.times):
+        raise DecodeError(f"found {clip.info.frames} frames that decode, expected {len(clip.times)}")
+    return Fit(clip.video, probe(clip.video), reason, clip.deinterlaced)
 
 
 class FirstFrame(NamedTuple):
@@ -128,7 +149,7 @@ def read_header(video: bytes) -> Header:
     return Header(name, codec, pixels, coded, shown, Fraction(rate), frames, hidden, keyframes, ticks)
 
 
-def unfit(header: Header, short_side: int) -> str:
+def unfit(header: Header, policy: FitPolicy) -> str:
     """Return why a video cannot stay as it is, by its header; empty where it may."""
     width, height = header.coded
     reasons = {
@@ -137,24 +158,30 @@ def unfit(header: Header, short_side: int) -> str:
         f"container {header.container.split(',')[0]}": "mp4" not in header.container,
         f"odd size {width}x{height}": width % 2 or height % 2,
         f"pixels not square, shown as {header.shown[0]}x{header.shown[1]}": header.shown != header.coded,
-        f"size {width}x{height}": min(width, height) > short_side,
+        f"size {width}x{height}": min(width, height) > policy.short_side,
         f"{header.hidden} hidden frames": header.hidden,
         "uneven frame times": header.ticks is not None,
+        "deinterlaced": policy.deinterlace == "on",
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def differs(video: bytes, header: Header) -> str:
+def differs(video: bytes, header: Header, combs_wanted: bool = False) -> str:
     """Decode all of a video with PyAV and compare some frames with decord's; return what differs, empty if nothing.
 
-    A frame missing or damaged is a DecodeError. In open groups of pictures decord misreads the frames before a keyframe
-    that it seeks; with one keyframe it never seeks, and is not asked.
+    A frame missing or damaged is a DecodeError. combs_wanted: frames that are woven of two fields are told too. In open
+    groups of pictures decord misreads the frames before a keyframe that it seeks; with one keyframe it never seeks, and
+    is not asked.
     """
     later = [number for number in header.keyframes if 0 < number < header.frames]
     middle = later[len(later) // 2] if later else 0
     checked = sorted({0, middle - 1, middle, header.frames - 1}) if later else []
-    frames = []
+    frames, combs, reformatter, every = [], Combs(), VideoReformatter(), max(1, round(header.fps / COMBS_FPS))
     for number, frame in enumerate(every_frame(video, header)):
+        if combs_wanted:
+            if number % every == 0:
+                combs.begin()
+            combs.add(frame, reformatter)
         if (turned := orientation(frame)) != UPRIGHT:
             return str(turned)
         if transfer := transfer_of(frame):
@@ -163,6 +190,8 @@ def differs(video: bytes, header: Header) -> str:
             return f"frames of {header.coded[0]}x{header.coded[1]} and {frame.width}x{frame.height}"
         if number in checked:
             frames.append(frame.to_ndarray(format="rgb24", threads=1))
+    if combs.share() > COMBED:
+        return "interlaced"
     if not checked:
         return ""
     try:
@@ -180,22 +209,9 @@ def differs(video: bytes, header: Header) -> str:
 
 def every_frame(video: bytes, header: Header) -> Iterator[av.VideoFrame]:
     """Yield the frames that the header promises; it is a DecodeError if they are fewer or more."""
-    return counted(read_frames(video), header)
-
-
-def counted(frames: Iterator[Frame], header: Header) -> Iterator[Frame]:
-    """Yield frames; it is a DecodeError if they are fewer or more than the header promises."""
     count = 0
-    for frame in frames:
+    for frame in read_frames(video):
         yield frame
         count += 1
     if count != header.frames:
         raise DecodeError(f"found {count} frames that decode, expected {header.frames}")
-
-
-def on_clock(images: Iterator[np.ndarray], ticks: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the image that each tick of a clock shows: some come more than once, some not at all."""
-    shown = np.bincount(ticks)
-    for image, times in itertools.zip_longest(images, shown, fillvalue=0):
-        for _ in range(times):
-            yield image

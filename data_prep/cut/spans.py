@@ -95,7 +95,7 @@ class Clock:
         return round(ticks * self.unit) - self.origin
 
 
-def read_timeline(source: str | Path) -> Timeline:
+def read_timeline(source: bytes | str | Path) -> Timeline:
     """Read the timestamps of a source; memory is 8 bytes a frame. DecodeError where it is no video."""
     try:
         with open_video(source) as container:
@@ -151,7 +151,7 @@ def group(spans: Sequence[tuple[int, int]], keys: Sequence[int]) -> list[list[in
 
 
 def cut(
-    source: str | Path, spans: Sequence[Span], timeline: Timeline | None = None
+    source: bytes | str | Path, spans: Sequence[Span], timeline: Timeline | None = None
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
     """Yield the number of a span and its next frame; None where it is complete, a DecodeError where it cannot be.
 
@@ -173,7 +173,7 @@ def cut(
 
 
 def cut_run(
-    source: str | Path, bounds: dict[int, tuple[int, int]], timeline: Timeline
+    source: bytes | str | Path, bounds: dict[int, tuple[int, int]], timeline: Timeline
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
     """Cut spans, each from its first to its last frame and sorted by the first, that one stretch of decoding covers."""
     waiting, current, shown, damage = list(bounds), [], {}, []
@@ -207,7 +207,7 @@ def complete(bounds: tuple[int, int], shown: list[int], damage: list[tuple[int, 
 
 
 def decode_from(
-    source: str | Path, timeline: Timeline, wanted: int, damage: list[tuple[int, int]]
+    source: bytes | str | Path, timeline: Timeline, wanted: int, damage: list[tuple[int, int]]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield time and frame from the one shown at `wanted` on; note in `damage` from when to when frames are not right.
 
@@ -227,7 +227,7 @@ def decode_from(
 
 
 def read_from(
-    source: str | Path, timeline: Timeline, key: int, damage: list[tuple[int, int]]
+    source: bytes | str | Path, timeline: Timeline, key: int, damage: list[tuple[int, int]]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield time and frame from a keyframe on, the first of them from the start of the file.
 

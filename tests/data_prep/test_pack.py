@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_prep.cut.footage import every_frame, fit_video, read_header, unfit
+from data_prep.cut.footage import FitPolicy, every_frame, fit_video, read_header, unfit
 from tests.material.made_clips import by_decord, moving_square, write_video
 from tests.material.packing import pack
 from videodiff.data.loader.clips import Clips, Reader
@@ -170,7 +170,7 @@ def test_settings_that_cannot_be_are_an_error(tmp_path, wrong):
 
 def test_a_fit_video_stays_as_it_is():
     video = write_video(moving_square(30, 64, 64), bf="3", g="10")
-    assert fit_video(video, 720, 18) == (video, probe(video), "")
+    assert fit_video(video, FitPolicy(720, 18)) == (video, probe(video), "", False)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_a_fit_video_stays_as_it_is():
     ],
 )
 def test_what_decord_or_a_browser_may_not_show_is_encoded_again_and_shows_the_same(video, reason):
-    fit, info, found = fit_video(video, 720, 18)
+    fit, info, found = fit_video(video, FitPolicy(720, 18))[:3]
     assert found == reason
     header = read_header(fit)
-    assert (header.codec, header.pixels, unfit(header, 720)) == ("h264", "yuv420p", "")
+    assert (header.codec, header.pixels, unfit(header, FitPolicy(720))) == ("h264", "yuv420p", "")
     assert (info, info.frames, info.fps) == (probe(fit), 10, 25.0)
     height, width = info.height, info.width
     shown = decode(video, range(10))[:, :height, :width]
@@ -195,7 +195,7 @@ def test_what_decord_or_a_browser_may_not_show_is_encoded_again_and_shows_the_sa
 
 
 def test_a_large_video_is_scaled_down_to_the_short_side():
-    fit, info, reason = fit_video(write_video(moving_square(5, 64, 96)), 32, 18)
+    fit, info, reason = fit_video(write_video(moving_square(5, 64, 96)), FitPolicy(32, 18))[:3]
     assert reason == "size 96x64"
     assert decode(fit, [0]).shape == (1, 32, 48, 3) == (1, info.height, info.width, 3)
 
@@ -215,7 +215,7 @@ def test_sizes_are_even_and_keep_their_shape(shown, short, expected):
 
 def test_frames_that_come_unevenly_are_put_on_a_steady_clock():
     frames, times = moving_square(10), [0, 1, 2, 3, 7, 8, 9, 10, 11, 12]
-    fit, info, reason = fit_video(write_video(frames, times=times), 720, 10)
+    fit, info, reason = fit_video(write_video(frames, times=times), FitPolicy(720, 10))[:3]
     assert reason == "uneven frame times"
     assert (info.fps, info.frames) == (25.0, 13)
     shown = [np.abs(frames.astype(int) - image).mean(axis=(1, 2, 3)).argmin() for image in decode(fit, range(13))]
@@ -230,14 +230,14 @@ def test_frames_that_come_in_pairs_keep_their_mean_rate(gap, pairs):
     found = in_ticks(times)
     header = read_header(found)
     assert header.fps == 30
-    _, info, reason = fit_video(found, 720, 18)
+    _, info, reason = fit_video(found, FitPolicy(720, 18))[:3]
     assert reason == "uneven frame times"
     assert info.duration == pytest.approx(pairs / 15, abs=1.5 / 30)
 
 
 def test_a_change_of_the_rate_is_put_on_one_clock():
     times = [*(3750 * number for number in range(48)), *(180_000 + 3000 * number for number in range(60))]
-    _, info, reason = fit_video(in_ticks(times), 720, 18)
+    _, info, reason = fit_video(in_ticks(times), FitPolicy(720, 18))[:3]
     assert reason == "uneven frame times"
     assert info.fps in (24, 30)
     assert info.duration == pytest.approx(4, abs=1.5 / 24)
@@ -255,7 +255,7 @@ def test_the_last_frame_stays_as_long_as_its_file_says():
         packets[-1].duration = 25
         for packet in packets:
             out.mux(packet)
-    _, info, reason = fit_video(ends.getvalue(), 720, 18)
+    _, info, reason = fit_video(ends.getvalue(), FitPolicy(720, 18))[:3]
     assert reason == "uneven frame times"
     assert (info.fps, info.frames) == (25, 29)
 
@@ -283,7 +283,7 @@ def test_a_video_that_a_phone_held_sideways_is_turned_upright():
     matrix = video.index(b"tkhd") + 4 + 40
     one, minus_one = (1 << 16).to_bytes(4, "big"), ((1 << 32) - (1 << 16)).to_bytes(4, "big")
     video[matrix : matrix + 20] = bytes(4) + one + bytes(4) + minus_one + bytes(4)
-    fit, _, reason = fit_video(bytes(video), 720, 18)
+    fit, _, reason = fit_video(bytes(video), FitPolicy(720, 18))[:3]
     assert reason.startswith("rotated")
     (shown,) = decode(fit, [1])
     assert shown.shape == (64, 48, 3)
@@ -297,7 +297,7 @@ def test_hidden_frames_of_an_edit_list_are_left_out():
     # The edit list: 4 bytes of duration, then where in the media it begins; 5 of 20 frames are hidden.
     tick = int.from_bytes(video[video.index(b"mdhd") + 16 : video.index(b"mdhd") + 20], "big") // 25
     video[at + 4 : at + 8] = (5 * tick).to_bytes(4, "big")
-    fit, info, reason = fit_video(bytes(video), 720, 10)
+    fit, info, reason = fit_video(bytes(video), FitPolicy(720, 10))[:3]
     assert reason == "5 hidden frames"
     assert info.frames == 15
     first = decode(fit, [0])[0].astype(int)
@@ -316,7 +316,7 @@ def test_an_open_group_of_pictures_that_decord_misreads_is_encoded_again():
         return np.abs(read - truth).mean(axis=(1, 2, 3)).max()
 
     assert wrong(np.concatenate([by_decord(video, [number]) for number in range(60)])) > 10
-    fit, _, reason = fit_video(video, 720, 1)
+    fit, _, reason = fit_video(video, FitPolicy(720, 1))[:3]
     assert reason.startswith("decord is off by")
     assert wrong(np.concatenate([by_decord(fit, [number]) for number in range(60)])) < 5
 
@@ -324,7 +324,7 @@ def test_an_open_group_of_pictures_that_decord_misreads_is_encoded_again():
 def test_a_video_that_ends_before_its_header_says_is_an_error():
     video = encode(np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8), 5.0)
     with pytest.raises(DecodeError, match=r"found \d+ frames, expected 20 as in its header"):
-        fit_video(video[: len(video) // 2], 720, 18)
+        fit_video(video[: len(video) // 2], FitPolicy(720, 18))
 
 
 @pytest.mark.parametrize("promised", [7, 9])
@@ -339,7 +339,7 @@ def test_a_damaged_video_is_an_error():
     middle = (video.index(b"mdat") + len(video)) // 2
     video[middle : middle + 200] = bytes(200)
     with pytest.raises(DecodeError, match=r"damaged|cannot be decoded|that decode"):
-        fit_video(bytes(video), 720, 18)
+        fit_video(bytes(video), FitPolicy(720, 18))
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="the example clips are not part of the repository")
@@ -354,16 +354,16 @@ def test_a_damaged_video_is_an_error():
     ],
 )
 def test_real_clips_come_out_fit(name, reason):
-    fit, info, found = fit_video((CLIPS / name).read_bytes(), 240, 18)
+    fit, info, found = fit_video((CLIPS / name).read_bytes(), FitPolicy(240, 18))[:3]
     assert found == reason
-    assert (info, unfit(read_header(fit), 240)) == (probe(fit), "")
+    assert (info, unfit(read_header(fit), FitPolicy(240))) == (probe(fit), "")
     assert len(decode(fit, [0, info.frames - 1])) == 2
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="the example clips are not part of the repository")
 def test_a_real_truncated_clip_is_an_error():
     with pytest.raises(DecodeError, match="cannot be opened"):
-        fit_video((CLIPS / "derived_truncated_bbb.mp4").read_bytes(), 240, 18)
+        fit_video((CLIPS / "derived_truncated_bbb.mp4").read_bytes(), FitPolicy(240, 18))
 
 
 def test_names_that_are_no_keys_are_packed_and_what_is_passed_over_is_told(tmp_path):

@@ -18,6 +18,7 @@ TREE = {
     "short_side": 720,
     "crf": 18,
     "hdr": "tonemap",
+    "deinterlace": "off",
     "workers": None,
     "timeout": 300.0,
     "shard_bytes": 256 * 2**20,

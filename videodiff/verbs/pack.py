@@ -36,7 +36,7 @@ def settings_of(tree: Mapping[str, Any]) -> PackSettings:
     return PackSettings(
         PackSource(tree["source"], tree["captions"], *columns, tree["require_caption"]),
         Path(tree["out"]),
-        FitPolicy(tree["short_side"], tree["crf"], tree["hdr"]),
+        FitPolicy(tree["short_side"], tree["crf"], tree["hdr"], tree["deinterlace"]),
         tree["shard_bytes"],
         tree["workers"],
         tree["timeout"],

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.cut.clips import make_clips
 from data_prep.cut.encode import EncodePolicy
-from data_prep.cut.footage import fit_video
+from data_prep.cut.footage import FitPolicy, fit_video
 from data_prep.cut.spans import Span
 from tests.material.made_clips import write_video
 from tests.material.packing import pack
@@ -108,7 +108,7 @@ def shown_by_all(video: bytes, folder: Path) -> dict[str, np.ndarray]:
     decode_into(out, video, [0])
     (folder / "a.mp4").write_bytes(video)
     ((_, clip),) = make_clips(folder / "a.mp4", [Span(0, 0.04)], EncodePolicy(crf=1), crop=False, scored=False)
-    packed, _, _ = fit_video(video, 720, 1)
+    packed, _, _ = fit_video(video, FitPolicy(720, 1))[:3]
     again = {"prep": clip.video, "pack": packed, "decode": video}
     return {"decode_into": out[0]} | {path: decode(made, [0])[0] for path, made in again.items()}
 
@@ -186,7 +186,7 @@ def png_of_hdr(image: np.ndarray) -> bytes:
 
 def test_a_still_picture_of_high_dynamic_range_is_brought_down_too():
     picture = png_of_hdr(signal(patches(PATCHES), "pq"))
-    for image in (decode(picture, [0])[0], decode(fit_video(picture, 720, 1)[0], [0])[0]):
+    for image in (decode(picture, [0])[0], decode(fit_video(picture, FitPolicy(720, 1))[0], [0])[0]):
         assert np.abs(colours(image) - np.round(255 * PATCHES)).max() <= 8
 
 
@@ -304,7 +304,7 @@ def stills() -> dict[str, tuple[bytes, np.ndarray]]:
 def test_transparent_parts_of_a_picture_are_white(kind):
     picture, expected = stills()[kind]
     assert np.abs(decode(picture, [0])[0] - expected).max() <= 2
-    packed = decode(fit_video(picture, 720, 1)[0], [0])[0]
+    packed = decode(fit_video(picture, FitPolicy(720, 1))[0], [0])[0]
     assert (packed[:, 2:28] >= 250).all()
     assert np.abs(packed - expected).mean() < 8
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from data_prep.cut.clips import ReadyClip, make_clips
 from data_prep.cut.encode import EncodePolicy
-from data_prep.cut.footage import fit_video
+from data_prep.cut.footage import FitPolicy, fit_video
 from data_prep.cut.spans import Span
 from tests.material.made_clips import write_video
 from videodiff.data.samples.indexing import index_tars
@@ -159,7 +159,7 @@ def shown_by_all(video: bytes, tmp_path) -> dict[str, np.ndarray]:
     (tmp_path / "a.mp4").write_bytes(video)
     ((_, clip),) = make_clips(tmp_path / "a.mp4", [Span(0, 0.12)], EncodePolicy(crf=1), crop=False, scored=False)
     assert isinstance(clip, ReadyClip), clip
-    packed, packed_info, _ = fit_video(video, 720, 1)
+    packed, packed_info, _ = fit_video(video, FitPolicy(720, 1))[:3]
     assert probe(packed) == packed_info
     assert probe(clip.video) == clip.info
     read = {
@@ -236,7 +236,7 @@ def test_pixels_that_change_their_shape_are_refused_in_one_clip_and_right_on_eit
     with pytest.raises(DecodeError, match="found frames shown as 192 x 108 and 256 x 108, expected one shape"):
         decode(video, [0, 7])
     with pytest.raises(DecodeError, match="expected one shape"):
-        fit_video(video, 720, 18)
+        fit_video(video, FitPolicy(720, 18))
     (tmp_path / "a.ts").write_bytes(video)
     found = dict(
         make_clips(tmp_path / "a.ts", [Span(0, 0.08), Span(0, 0.3), Span(0.2, 0.3)], EncodePolicy(), False, False)
@@ -252,7 +252,7 @@ def test_pictures_that_change_their_size_alone_are_scaled_to_the_first_one_asked
         assert found.shape == (2, *size, 3)
         for image in found:
             assert np.abs(colours(image) - CORNERS).max() <= 6
-    packed, info, _ = fit_video(video, 720, 1)
+    packed, info, _ = fit_video(video, FitPolicy(720, 1))[:3]
     assert (info.width, info.height, info.frames) == (192, 108, 8)
     assert np.abs(colours(decode(packed, [7])[0]) - CORNERS).max() <= 8
 
@@ -275,7 +275,7 @@ def test_every_path_shows_a_still_picture_as_pillow_does(kind, exif):
     assert (probe(picture).height, probe(picture).width, probe(picture).frames) == (*expected.shape[:2], 1)
     out = np.empty((1, *expected.shape), np.uint8)
     decode_into(out, picture, [0])
-    packed, info, _ = fit_video(picture, 720, 1)
+    packed, info, _ = fit_video(picture, FitPolicy(720, 1))[:3]
     assert (info.height, info.width) == expected.shape[:2]
     for image in (decode(picture, [0])[0], out[0], decode(packed, [0])[0]):
         assert np.abs(colours(image) - colours(expected)).max() <= 8
@@ -286,7 +286,7 @@ def test_the_resolution_of_a_printer_squeezes_no_picture(kind):
     file = io.BytesIO()
     Image.fromarray(corners()).save(file, kind, dpi=(100, 200))
     picture = file.getvalue()
-    _, info, _ = fit_video(picture, 720, 18)
+    _, info, _ = fit_video(picture, FitPolicy(720, 18))[:3]
     assert decode(picture, [0]).shape == (1, 48, 64, 3)
     assert (probe(picture).width, info.width, info.height) == (64, 64, 48)
 

@@ -18,7 +18,7 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from data_prep.cut.footage import fit_video
+from data_prep.cut.footage import FitPolicy, fit_video
 from data_prep.cut.spans import read_timeline
 from tests.material.made_clips import moving_square, write_video
 from videodiff.data.video.decode import DecodeError, decode, probe
@@ -85,7 +85,7 @@ def test_a_list_of_other_files_is_refused_whatever_its_name(kind, tmp_path, monk
     path = tmp_path / f"{kind}.mp4"
     path.write_bytes(data)
     monkeypatch.chdir(tmp_path)
-    for read in (probe, lambda data: decode(data, [0]), lambda data: fit_video(data, 720, 18)):
+    for read in (probe, lambda data: decode(data, [0]), lambda data: fit_video(data, FitPolicy(720, 18))):
         with pytest.raises(DecodeError) as found:
             read(data)
         assert "\n" not in str(found.value)
@@ -178,7 +178,7 @@ def claims(width: int, height: int) -> dict[str, bytes]:
 def test_a_picture_that_says_it_is_too_large_is_refused_before_it_is_decoded(kind, size):
     data = claims(*size)[kind]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for read in (probe, lambda data: decode(data, [0]), lambda data: fit_video(data, 720, 18)):
+    for read in (probe, lambda data: decode(data, [0]), lambda data: fit_video(data, FitPolicy(720, 18))):
         with pytest.raises(DecodeError, match=r"pixels|too large"):
             read(data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000

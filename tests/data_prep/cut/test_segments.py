@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import pytest
 
-from data_prep.cut.footage import fit_video
+from data_prep.cut.footage import FitPolicy, fit_video
 from data_prep.produce import missing_end
 from tests.material.made_clips import moving_square
 from tests.material.preparing import prep
@@ -65,7 +65,7 @@ def test_a_part_of_a_film_is_whole_and_one_cut_short_is_not(server, tmp_path):
     for number, part in enumerate(found):
         (source / f"part{number}.mp4").write_bytes(part)
         assert missing_end(source / f"part{number}.mp4") == ""
-        _, info, _ = fit_video(part, 720, 18)
+        _, info, _ = fit_video(part, FitPolicy(720, 18))[:3]
         assert (info.frames, info.fps) == (PART, FPS)
     # What misses its end is the one that the two next ones may not cost anything.
     (source / "part1.mp4").write_bytes(found[1][: len(found[1]) * 3 // 5])
@@ -85,4 +85,4 @@ def test_a_fragmented_file_that_ends_within_a_part_says_so(tmp_path):
     path.write_bytes(first)
     assert missing_end(path) == ""
     with pytest.raises(DecodeError):
-        fit_video(b"nothing", 720, 18)
+        fit_video(b"nothing", FitPolicy(720, 18))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.filter import Graph
 
 from data_prep.cut.clips import ReadyClip, make_clips
 from data_prep.cut.encode import EncodePolicy
+from data_prep.cut.footage import Fit, FitPolicy, fit_video
 from data_prep.cut.spans import Span
 from data_prep.score.interlaced import COMBED
 from tests.material.made_clips import write_video
@@ -147,6 +151,85 @@ def test_footage_without_combs_has_the_same_bytes_and_all_can_be_asked_for(tmp_p
     assert auto.video == off.video
     assert on.deinterlaced
     assert on.times == off.times
+
+
+def by_bwdif(video: bytes) -> np.ndarray:
+    """Return the luma that ffmpeg's own bwdif makes of every frame, upper field first: uint8 `t h w`."""
+    with av.open(BytesIO(video)) as container:
+        frames = list(container.decode(video=0))
+    graph, first = Graph(), frames[0]
+    source = f"video_size={first.width}x{first.height}:pix_fmt={first.format.name}:time_base=1/1000"
+    ways = [("buffer", source), ("bwdif", "mode=send_frame:parity=tff:deint=all"), ("buffersink", None)]
+    graph.link_nodes(*(graph.add(*way) for way in ways)).configure()
+    for frame in frames:
+        graph.vpush(frame)
+    graph.vpush(None)
+    return np.stack([graph.vpull().to_ndarray()[: first.height] for _ in frames])
+
+
+def luma_of(video: bytes) -> np.ndarray:
+    with av.open(BytesIO(video)) as container:
+        return np.stack([frame.to_ndarray()[: frame.height] for frame in container.decode(video=0)])
+
+
+# When the frames are shown, in frames of 25 a second.
+PAUSES = np.cumsum([1, 1, 1, 2, 1, 3, 1, 1, 1, 4] * 4) - 1
+
+
+@pytest.mark.parametrize("fps", [None, 25.0, 10.0])
+@pytest.mark.parametrize("way", ["auto", "on"])
+def test_uneven_frames_are_whole_and_each_is_shown_when_it_was(tmp_path, fps, way):
+    path = tmp_path / "uneven.mp4"
+    path.write_bytes(write_video(woven(moments())[: len(PAUSES)], times=PAUSES.tolist(), crf="1", bf="0"))
+    end, rate = float(PAUSES[-1] + 1) / 25, fps or 25.0
+    policy = EncodePolicy(deinterlace=way, fps=fps, crf=1)
+    ((_, clip),) = make_clips(path, [Span(0, end)], policy, crop=False)
+    assert clip.deinterlaced
+    assert clip.info.fps == rate
+    # A frame counts from the tick nearest to its time on, the later one of two that are as near.
+    ticks = np.floor(PAUSES / 25 * rate + 0.5 + 1e-6)
+    shown = np.searchsorted(ticks, np.arange(round(end * rate)), side="right") - 1
+    assert clip.times == (PAUSES[shown] * 40_000).tolist()
+    expected, found = by_bwdif(path.read_bytes())[shown].astype(int), luma_of(clip.video)
+    assert np.abs(found - expected).mean(axis=(1, 2)).max() < 0.07
+
+
+def test_fewer_frames_a_second_are_filled_from_the_frames_beside_them(tmp_path):
+    path = tmp_path / "woven.mp4"
+    path.write_bytes(write_video(woven(moments()), crf="1"))
+    ((_, clip),) = make_clips(path, [Span(0, 2)], EncodePolicy(deinterlace="auto", fps=5, crf=1), crop=False)
+    # Of the five frames that are nearest to a tick the last is shown.
+    expected = by_bwdif(path.read_bytes())[2::5].astype(int)
+    assert np.abs(luma_of(clip.video) - expected).mean(axis=(1, 2)).max() < 0.07
+
+
+PACKED = {
+    "that could stay": ("libx264", "mp4", {"crf": "12"}),
+    "of another codec": ("mpeg2video", "mpegts", {"flags": "+ildct+ilme", "b": "8M"}),
+    "that comes unevenly": ("libx264", "mp4", {"crf": "12", "times": PAUSES.tolist()}),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_pack_deinterlaces_as_prep_does(name):
+    codec, container, how = PACKED[name]
+    video = write_video(woven(moments())[: len(PAUSES)], codec, container=container, **how)
+    assert not fit_video(video, FitPolicy()).deinterlaced
+    auto, on = (fit_video(video, FitPolicy(deinterlace=way)) for way in ("auto", "on"))
+    assert auto.deinterlaced
+    assert auto.video == on.video
+    whole = [number for number in range(auto.info.frames) if number % 10]
+    rows = decode(auto.video, whole)[:, 8:-8, 16:-16].astype(int).mean(axis=-1)
+    near, far = np.abs(np.diff(rows, axis=1)).mean(), np.abs(rows[:, 2:] - rows[:, :-2]).mean()
+    assert near < far
+
+
+def test_pack_leaves_whole_frames_as_they_are_unless_all_shall_be_made_anew():
+    video = write_video(moments()[::2])
+    assert fit_video(video, FitPolicy(deinterlace="auto")) == Fit(video, fit_video(video, FitPolicy()).info, "")
+    assert fit_video(video, FitPolicy(deinterlace="on")).deinterlaced
+    with pytest.raises(ValueError, match="found deinterlace=yes, expected one of auto, off, on"):
+        FitPolicy(deinterlace="yes")
 
 
 def test_an_unknown_way_is_an_error():

@@ -429,6 +429,7 @@ VERBS: dict[str, Kind] = {
         captions=optional(PLACE),
         require_caption=FLAG,
         hdr=choice("tonemap", "reject"),
+        deinterlace=choice("auto", "off", "on"),
         video_column=optional(NAME),
         caption_column=optional(NAME),
         short_side=whole(2),
