@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
+
+from videodiff.data.processes.child import GRACE_S, TICK, Child, Gone
 
 Answers = list[tuple[int, Any]]
 
@@ -30,54 +29,35 @@ class Ready(NamedTuple):
     """What a process says when it waits for a task."""
 
 
-class Worker:
-    """One process and the task it is at; time counts from when it is ready, not from its start."""
+class Worker(Child):
+    """A child and the number of the task that it is at; no time is charged before it is ready."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, function), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.ready, self.task, self.since = False, None, 0.0
+        super().__init__(work, function)
+        self.ready, self.task = False, None
 
     def give(self, number: int, task: Any) -> None:
         """Hand over a task."""
-        self.task, self.since = number, time.monotonic()
-        # One that died while idle is found by the next `take`, which sees the end of its connection.
-        with contextlib.suppress(BrokenPipeError):
-            self.connection.send(task)
+        self.task, self.spent = number, 0.0
+        self.send(task)
 
-    def take(self, answers: Answers) -> bool:
-        """Store what the process sends; False where it died instead."""
-        try:
-            answer = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            return False
+    def take(self, answers: Answers) -> None:
+        """Store what the process sends; Gone where it died instead."""
+        spent = self.spent
+        answer = self.receive()
         if isinstance(answer, Ready):
             self.ready, self.task = True, None
         else:
+            # The limit is that of the task, not of each of its answers.
+            self.spent = spent
             answers.append((self.task, answer))
-        return True
-
-    def end(self) -> int | None:
-        """Kill the process and return how it ended."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-        return self.process.exitcode
 
 
 def work(connection: Connection, function: Callable[[Any], Any]) -> None:
     """Answer tasks until the other end closes; a function that yields gives several answers."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     while True:
         connection.send(Ready())
-        try:
-            task = connection.recv()
-        except EOFError:
-            return
+        task = connection.recv()
         try:
             answers = function(task)
             for answer in answers if isinstance(answers, Iterator) else (answers,):
@@ -129,21 +109,27 @@ def run_ordered(
 
 
 def collect(pool: list[Worker], function: Callable[[Any], Any], timeout: float) -> Answers:
-    """Return the answers that come, at the latest at a deadline; replace the workers that died or must."""
-    deadlines = [worker.since + timeout for worker in pool if worker.task is not None]
-    pause = max(min(deadlines) - time.monotonic(), 0.0) if deadlines else None
-    answered, answers = wait([worker.connection for worker in pool], pause), []
+    """Return the answers that come within a moment; replace the workers that died or must."""
+    busy, begun = [worker for worker in pool if worker.task is not None], time.monotonic()
+    pause = min([TICK, *(timeout - worker.spent for worker in busy)]) if busy else None
+    answered, answers = wait([worker.connection for worker in pool], None if pause is None else max(pause, 0.0)), []
+    for worker in busy:
+        worker.charge(time.monotonic() - begun)
     for place, worker in enumerate(pool):
-        alive = worker.connection not in answered or worker.take(answers)
-        late = worker.task is not None and time.monotonic() - worker.since > timeout
-        if alive and not late:
-            continue
-        code = worker.end()
-        if not worker.ready:
-            raise RuntimeError(f"a worker process ended with exit code {code} before its first task")
-        if worker.task is not None and alive:
-            answers.append((worker.task, Lost("timeout", f"took longer than {timeout:g} s and was killed")))
-        elif worker.task is not None:
-            answers.append((worker.task, Lost("crashed", f"the process ended with exit code {code}")))
-        pool[place] = Worker(function)
+        lost = None
+        try:
+            if worker.connection in answered:
+                worker.take(answers)
+            if worker.task is not None and worker.spent >= timeout:
+                worker.end()
+                lost = Lost("timeout", f"took longer than {timeout:g} s and was killed")
+        except Gone:
+            how = worker.end(GRACE_S)
+            if not worker.ready:
+                raise RuntimeError(f"a worker ended before its first task: {how}") from None
+            lost = Lost("crashed", how)
+        if lost is not None:
+            if worker.task is not None:
+                answers.append((worker.task, lost))
+            pool[place] = Worker(function)
     return answers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from videodiff.data.loader.clips import Reader, Task
+from videodiff.data.processes.child import Child
 
 ROUNDS = 3
 
@@ -64,26 +64,18 @@ def bare_processes(reader: Reader, tasks: Sequence[Task], workers: int) -> Itera
         endless = clips(reader, tasks)
         yield lambda seconds: rate(endless, seconds)
         return
-    context, connections, processes = multiprocessing.get_context("spawn"), [], []
-    for number in range(workers):
-        ours, theirs = context.Pipe()
-        share = tasks[number % len(tasks) :: workers]
-        processes.append(context.Process(target=bare, args=(theirs, reader, share), daemon=True))
-        processes[-1].start()
-        connections.append(ours)
-        theirs.close()
+    children = [Child(bare, reader, tasks[number % len(tasks) :: workers]) for number in range(workers)]
 
     def together(seconds: float) -> float:
-        for connection in connections:
-            connection.send(seconds)
-        return sum(connection.recv() for connection in connections)
+        for child in children:
+            child.send(seconds)
+        return sum(child.receive() for child in children)
 
     try:
         yield together
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        for child in children:
+            child.end()
 
 
 def bare(connection: Connection, reader: Reader, tasks: Sequence[Task]) -> None:
@@ -92,6 +84,5 @@ def bare(connection: Connection, reader: Reader, tasks: Sequence[Task]) -> None:
 
     torch.set_num_threads(1)
     endless = clips(reader, tasks)
-    with contextlib.suppress(EOFError):
-        while True:
-            connection.send(rate(endless, connection.recv()))
+    while True:
+        connection.send(rate(endless, connection.recv()))

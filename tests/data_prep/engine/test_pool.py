@@ -38,7 +38,7 @@ def test_a_task_that_hangs_crashes_or_raises_is_lost_alone():
     lost = {task[0]: result for task, result in zip(tasks, results, strict=True) if isinstance(result, Lost)}
     assert lost == {
         "hang": Lost("timeout", "took longer than 1 s and was killed"),
-        "crash": Lost("crashed", f"the process ended with exit code {-signal.SIGSEGV}"),
+        "crash": Lost("crashed", "the process ended by SIGSEGV"),
         "raise": Lost("failed", "ValueError: no {such} frame"),
     }
     assert [result[0] for result in results if not isinstance(result, Lost)] == ["a", "b", "c", "d"]

@@ -11,9 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -40,6 +38,7 @@ from videodiff.codec.cached import (
 from videodiff.data.encoded.windows import PIECE, Windows
 from videodiff.data.loader.quarantine import Quarantine, SampleId
 from videodiff.data.loader.workers import Pace, Read, Workers, read_here
+from videodiff.data.processes.child import GRACE_S, Child, Gone
 from videodiff.data.samples.manifest import NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.samples.shards import (
     SIDECARS,
@@ -231,43 +230,33 @@ def spread(
     plan: Plan, source: Manifest, missing: Sequence[int], workers: int, progress: Callable[[int, int], None]
 ) -> None:
     """Share out shards over processes; the first that fails ends them all."""
-    context, add, open_ends = multiprocessing.get_context("spawn"), counter(progress, source, missing), {}
-    processes = []
+    add, shares = counter(progress, source, missing), [list(missing)[rank::workers] for rank in range(workers)]
+    children = [Child(serve, plan, share, rank, nests=True) for rank, share in enumerate(shares)]
+    busy = {child.connection: child for child in children}
     try:
-        for rank in range(workers):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=serve, args=(theirs, plan, list(missing)[rank::workers], rank))
-            process.start()
-            theirs.close()
-            processes.append(process)
-            open_ends[ours] = process
-        while open_ends:
-            for end in wait(list(open_ends)):
+        while busy:
+            for end in wait(list(busy)):
                 try:
-                    message = end.recv()
-                except EOFError:
-                    process = open_ends.pop(end)
-                    process.join()
-                    if process.exitcode:
-                        raise ChildProcessError(
-                            f"a process ended with exit code {process.exitcode}; the same command goes on from here"
-                        ) from None
-                    continue
+                    message = busy[end].receive()
+                except Gone:
+                    how = busy[end].end(GRACE_S)
+                    raise ChildProcessError(f"{how}; the same command goes on from here") from None
                 if isinstance(message, BaseException):
                     raise message
-                add(message)
+                if message is None:
+                    del busy[end]
+                else:
+                    add(message)
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
+        for child in children:
+            child.end()
 
 
 def serve(end: Connection, plan: Plan, numbers: Sequence[int], rank: int) -> None:
-    """Encode these shards in a process of its own, which ends with the one that started it."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    """Encode these shards in a process of its own, and say how many samples are done; None after the last."""
     try:
         encode_shards(plan, Manifest.load(plan.root), plan.build(), numbers, rank, end.send)
+        end.send(None)
     except (ValueError, OSError) as error:
         end.send(error)
 

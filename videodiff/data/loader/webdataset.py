@@ -31,10 +31,11 @@ from videodiff.data.loader.quarantine import Quarantine, SampleId
 from videodiff.data.loader.stream import collate
 from videodiff.data.loader.trained import Trained, usual
 from videodiff.data.loader.wording import fit_captions
-from videodiff.data.loader.workers import Pace, Read, Workers, forkserver, read_here
+from videodiff.data.loader.workers import Pace, Read, Workers, read_here
 from videodiff.data.order.arithmetic import ALONE, Mesh, check_batch_sizes, deal, draw, micro_batches, places
 from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.order.curriculum import read_buckets
+from videodiff.data.processes.child import forkserver
 from videodiff.data.samples.members import one_video
 from videodiff.data.samples.shards import Text, read_texts
 from videodiff.data.samples.streamed import End, Fault, Item, Raw, Source, find_tars, read_tars, shown

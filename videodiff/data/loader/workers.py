@@ -27,14 +27,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from videodiff.data.loader.quarantine import Quarantine, SampleId
+from videodiff.data.processes.child import GRACE_S, TICK, Child, Gone, forkserver
 
 READY = "ready"
-# Seconds between two looks at the time. A worker is charged at most two of them at once: when the whole job was
-# stopped and goes on, no decoder has hung.
-TICK = 1.0
 START_S, STARTS = 180.0, 3
-# From the end of its connection to the end of a process.
-GRACE_S = 1.0
 # A disk may be slow once: twice is no accident. SIGKILL comes from outside, and a process that is idle may have had it
 # long ago; only where it comes again and again is it the kernel, whose memory the clip takes.
 SUSPICION, SUSPICION_KILLED, GUILT = 3, 1, 6
@@ -141,36 +137,22 @@ class Errand(NamedTuple):
         return self if task is self.task else Errand(self.flight, self.place, task)
 
 
-class Worker:
-    """One process and what it has to do, the present errand first; `spent`: seconds at this one, or at starting.
-
-    `heir`: the process that takes its place once it is ready.
-    """
+class Worker(Child):
+    """A child and what it has to do, the present errand first; `heir`: the child that takes its place when ready."""
 
     def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
-        context = forkserver(function.__module__)
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, function, slots, timeout), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.timeout, self.ready, self.errands, self.spent, self.read = timeout, False, deque(), 0.0, 0
+        super().__init__(work, function, slots, timeout, start=forkserver(__name__, function.__module__))
+        self.timeout, self.ready, self.errands, self.read = timeout, False, deque(), 0
         self.heir: Worker | None = None
 
     def give(self, errand: Errand) -> None:
         """Hand over a clip."""
         self.errands.append(errand)
-        # One that died while idle is found by the next `take`, which sees the end of its connection.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            flight = errand.flight
-            self.connection.send((errand.task, flight.slot, errand.place))
+        self.send((errand.task, errand.flight.slot, errand.place))
 
-    def take(self) -> tuple[bool, Any] | None:
-        """Return whether the present errand succeeded, and its result or the reason; None where the process died."""
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError):
-            return None
-        self.spent = 0.0
+    def take(self) -> tuple[bool, Any]:
+        """Return whether the present errand succeeded, and its result or the reason; Gone where the process died."""
+        answer = self.receive()
         self.read += 1
         return answer
 
@@ -187,46 +169,26 @@ class Worker:
         """Return the seconds until its time is up."""
         return self.limit() - self.spent if self.errands or not self.ready else float("inf")
 
-    def end(self, grace: float = 0.0) -> str:
-        """Kill the process, unless it ends by itself within `grace` seconds, and return how it ended."""
-        self.process.join(grace)
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-        code = self.process.exitcode
-        return f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
-
-
-def forkserver(*modules: str) -> Any:
-    """Return how processes start: forked from one that has imported these modules and done nothing else.
-
-    A start costs milliseconds, and the imports are in memory once.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__, *modules])
-    return context
-
 
 def work(connection: Connection, function: Function, slots: Slots, timeout: float) -> None:
     """Read clips until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch := sys.modules.get("torch"):
         # It is one of many on this machine.
         torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, ConnectionError):
-        connection.send((True, READY))
-        while True:
-            task, slot, place = connection.recv()
-            # When the parent is gone nobody else ends a decoder that hangs: SIGALRM is left to the kernel, which kills.
-            signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
-            try:
-                answer = True, function(task, slots.clip(slot, place, task.shape))
-            except OSError as error:
-                answer = None, error
-            except Exception as error:
-                answer = False, fault(error)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.send(answer)
+    connection.send((True, READY))
+    while True:
+        task, slot, place = connection.recv()
+        # A decoder that hangs may keep the thread from running that ends it with its parent: SIGALRM is left to the
+        # kernel, which kills.
+        signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
+        try:
+            answer = True, function(task, slots.clip(slot, place, task.shape))
+        except OSError as error:
+            answer = None, error
+        except Exception as error:
+            answer = False, fault(error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send(answer)
 
 
 class Pace(NamedTuple):
@@ -349,7 +311,7 @@ class Workers:
             pause = 0.0 if wanting else min(TICK, *(worker.left() for worker in self.pool))
             rung = wait([wake, *(worker.connection for worker in self.pool)], max(pause, 0.0))
             now = time.monotonic()
-            self.collect(rung, min(now - last, 2 * TICK))
+            self.collect(rung, now - last)
             last = now
             if wake in rung:
                 try:
@@ -389,17 +351,19 @@ class Workers:
         """Take the answers that are there; replace the workers that died or must."""
         for worker in list(self.pool):
             if worker.connection in rung:
-                answer = worker.take()
-                if answer is None:
+                try:
+                    answer = worker.take()
+                except Gone:
                     reason = f"crashed: {worker.end(GRACE_S)}"
                     killed = worker.process.exitcode == -signal.SIGKILL
                     self.replace(worker, reason, SUSPICION_KILLED if killed else SUSPICION)
-                elif not worker.ready:
+                    continue
+                if not worker.ready:
                     worker.ready, self.failed_starts = True, 0
                 else:
                     self.settle(worker.errands.popleft(), *answer)
             elif worker.errands or not worker.ready:
-                worker.spent += passed
+                worker.charge(passed)
                 if worker.left() <= 0 and not worker.connection.poll():
                     worker.end()
                     self.replace(worker, f"timeout: took longer than {worker.limit():g} s")
