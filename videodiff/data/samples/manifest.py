@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videodiff.data.samples.parquet import TooLargeError, longest_text, open_parquet, weight
+from videodiff.data.samples.parquet import Pages, TooLargeError, longest_text, open_parquet, weight
 from videodiff.data.storage.files import partial_of, sync
 from videodiff.data.storage.remote import Url, place_of
 
@@ -111,7 +111,7 @@ class Manifest:
         return manifest
 
     @cached_property
-    def file(self) -> pq.ParquetFile:
+    def file(self) -> Pages:
         """The open Parquet file; each process opens its own."""
         file = self.path.open("rb")
         size = file.seek(0, os.SEEK_END)
@@ -160,9 +160,9 @@ class Manifest:
     def read_groups(self, groups: Sequence[int], columns: Sequence[str] | None) -> pa.Table:
         """Return the columns of these row groups."""
         try:
-            table = self.file.read_row_groups(list(groups), columns=columns)
+            table = self.file.read_row_groups(groups, columns)
             return pa.table({name: self._unpacked(name, table.column(name)) for name in table.column_names})
-        except pa.ArrowException as error:
+        except (pa.ArrowException, TooLargeError) as error:
             raise ManifestError(f"{self.path}: cannot be read as a manifest: {error}") from error
 
     def _unpacked(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
