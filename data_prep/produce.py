@@ -7,9 +7,10 @@ in the ledger.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ from data_prep.fetch.acquire import Acquired, Acquirer
 from data_prep.fetch.failures import classify
 from data_prep.fetch.policy import FetchPolicy
 from data_prep.score.duplicate import exact_hash
+from videodiff.data.video.boxes import top_boxes
 from videodiff.data.video.info import DecodeError, best_stream, open_video
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -115,8 +117,10 @@ def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) ->
     if policy.cut.by == "scenes":
         with clock("scenes"):
             scenes = find_scenes(video.path, *scene_settings(policy.cut), timeline)
+    # The file is looked through once, however many of its clips reach to its end.
+    missing = cache(lambda: missing_end(video.path))
     for number, request in enumerate(requests):
-        wanted = spans_of(request, video.path, timeline, scenes, policy.cut)
+        wanted = spans_of(request, missing, timeline, scenes, policy.cut)
         if isinstance(wanted, Outcome):
             yield wanted
         else:
@@ -151,13 +155,13 @@ def scene_settings(cut: CutPolicy) -> tuple[str, float | None, float]:
 
 
 def spans_of(
-    request: ClipRequest, video: Path, timeline: Timeline, scenes: list[Span] | None, cut: CutPolicy
+    request: ClipRequest, missing: Callable[[], str], timeline: Timeline, scenes: list[Span] | None, cut: CutPolicy
 ) -> list[Span] | Outcome:
-    """Return what is to be cut for a request, or how it ends without."""
+    """Return what is to be cut for a request, or how it ends without; missing: see `missing_end`."""
     span = Span(0.0, timeline.end / MICROSECOND) if request.span is None else Span(*map(float, request.span))
     reason = refuse(span, timeline)
-    if (reason or span.end * MICROSECOND >= timeline.end) and (missing := missing_end(video)):
-        return Outcome(request.id, "failed", "truncated", detail=missing)
+    if (reason or span.end * MICROSECOND >= timeline.end) and (found := missing()):
+        return Outcome(request.id, "failed", "truncated", detail=found)
     if reason:
         return Outcome(request.id, "failed", "bad-span", detail=reason)
     if scenes is None:
@@ -174,7 +178,8 @@ def missing_end(video: Path) -> str:
     A span tells how much is wanted; of what reaches to the end only the header can. Some headers count from time 0,
     others from the first frame on. That of a segment may speak of the whole film: there the last box has to be whole.
     """
-    boxes = dict(top_boxes(video))
+    with video.open("rb") as file:
+        boxes = dict(top_boxes(file))
     if "moof" in boxes:
         end, size = max(boxes.values()), video.stat().st_size
         return f"found {size:,} bytes, expected {end:,} as its last part says" if end > size else ""
@@ -190,21 +195,6 @@ def missing_end(video: Path) -> str:
         # Headers round too, but not where they also count more frames.
         early = microseconds(expected - found) > (MILLISECOND if fewer else SLACK)
         return f"found {float(found):g} s of video, expected {float(expected):g} s as in its header" if early else ""
-
-
-def top_boxes(video: Path) -> Iterator[tuple[str, int]]:
-    """Yield type and end, in bytes from the start, of every outermost box of an MP4 file; of other files nothing."""
-    with video.open("rb") as file:
-        start, size = 0, video.stat().st_size
-        while start + 8 <= size:
-            file.seek(start)
-            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-            if start == 0 and kind not in (b"ftyp", b"styp", b"moov", b"moof", b"sidx"):
-                return
-            # 1: the length follows as 64 bits; 0: up to the end of the file.
-            length = int.from_bytes(file.read(8), "big") if length == 1 else length or size - start
-            start += max(length, 8)
-            yield kind.decode("latin-1"), start
 
 
 def clip_id(request: ClipRequest, span: Span, making: Making) -> str:

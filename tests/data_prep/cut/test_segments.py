@@ -8,10 +8,19 @@ from pathlib import Path
 import av
 import pytest
 
-from data_prep.cut.footage import FitPolicy, fit_video
-from data_prep.produce import missing_end
+from data_prep import produce
+from data_prep.books.request import ClipRequest, Place
+from data_prep.cut.footage import Fit, FitPolicy, fit_video
+from data_prep.cut.policy import MakePolicy
+from data_prep.cut.spans import read_timeline
+from data_prep.fetch.acquire import Acquired
+from data_prep.produce import Making, missing_end
+from data_prep.score.duplicate import exact_hash
 from tests.material.made_clips import moving_square
 from tests.material.preparing import prep
+from videodiff.data.video import boxes
+from videodiff.data.video.decode import probe
+from videodiff.data.video.encode import encode
 from videodiff.data.video.info import DecodeError
 
 FPS, PART = 24, 24
@@ -86,3 +95,51 @@ def test_a_fragmented_file_that_ends_within_a_part_says_so(tmp_path):
     assert missing_end(path) == ""
     with pytest.raises(DecodeError):
         fit_video(b"nothing", FitPolicy(720, 18))
+
+
+# A box of nothing, one whose length is written as 64 bits, and one that says that it is shorter than its own head.
+BOXES = [b"\0\0\0\x08free", b"\0\0\0\x01free" + (16).to_bytes(8, "big"), b"\0\0\0\x02free"]
+
+
+def fit_file(path: Path) -> Fit:
+    return fit_video(path.read_bytes(), FitPolicy())
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_a_file_of_countless_boxes_is_given_up(box, tmp_path, monkeypatch):
+    monkeypatch.setattr(boxes, "MOST_BOXES", 1000)
+    path, video = tmp_path / "boxes.mp4", encode(moving_square(), 5.0)
+    path.write_bytes(video + box * 900)
+    assert missing_end(path) == ""
+    assert (probe(path.read_bytes()).frames, len(read_timeline(path).times)) == (8, 8)
+    # Boxes in front cost as much as those behind.
+    for data in (video + box * 1000, box * 1000 + video):
+        path.write_bytes(data)
+        for read in (
+            read_timeline,
+            lambda path: probe(path.read_bytes()),
+            lambda path: fit_video(path.read_bytes(), FitPolicy()),
+        ):
+            with pytest.raises(DecodeError, match="found over 1,000 outermost boxes in the MP4 file, expected fewer"):
+                read(path)
+
+
+def test_a_file_of_countless_boxes_costs_itself(tmp_path):
+    source, video = tmp_path / "source", encode(moving_square(), 5.0)
+    source.mkdir()
+    (source / "boxes.mp4").write_bytes(video + BOXES[0] * boxes.MOST_BOXES)
+    (source / "good.mp4").write_bytes(video)
+    summary = prep(tmp_path / "out", source, workers=1, score=False, crop=False)
+    assert (summary["ok"], summary["failed"]) == (1, {"undecodable": {"permanent": 1}})
+
+
+def test_a_file_is_looked_through_once_for_all_its_clips(tmp_path, monkeypatch):
+    path, looked = tmp_path / "source.mp4", []
+    path.write_bytes(encode(moving_square(), 5.0))
+    spans = [(Fraction(start, 5), Fraction(8, 5)) for start in range(5)]
+    requests = [ClipRequest(Place("list", number), path.name, span) for number, span in enumerate(spans)]
+    monkeypatch.setattr(produce, "missing_end", lambda path: looked.append(path) or "")
+    (tmp_path / "work").mkdir()
+    making = Making(tmp_path / "work", "", MakePolicy(score=False, crop=False))
+    ended = list(produce.cut_all(requests, Acquired(path, exact_hash(path.read_bytes()), False), making))
+    assert ([outcome.status for outcome in ended], looked) == (["ok"] * 5, [path])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import NamedTuple
 import av
 from av.stream import Disposition
 from PIL import Image
+
+from videodiff.data.video.boxes import BoxesError, top_boxes
 
 # What holds its pictures itself. Not playlists, session descriptions, patterns and the like, in which a file names
 # others for ffmpeg to open, here or at any host.
@@ -71,6 +74,10 @@ def open_video(source: bytes | str | Path, **options: str) -> Iterator[av.contai
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         if not file.seek(0, io.SEEK_END):
             raise DecodeError("found an empty file, expected a video or a picture")
+        try:
+            deque(top_boxes(file), 0)
+        except BoxesError as error:
+            raise DecodeError(str(error)) from error
         file.seek(0)
         try:
             container = av.open(file, options=OPTIONS | options, buffer_size=size)
