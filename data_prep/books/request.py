@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from videodiff.data.samples.sidecars import CaptionError, entries
 from videodiff.data.storage.address import bare_url, mark_of, without_secrets
 
 SCHEMES = ("http", "https", "s3", "gs", "az", "abfs", "hf")
@@ -172,10 +173,15 @@ def checked_source(source: Any) -> str:
     return checked_url(source) if isinstance(source, str) and "://" in source else checked_path(source)
 
 
-def checked_caption(text: Any, origin: str, score: float | None = None) -> tuple[Caption, ...]:
-    """Return a caption with white space collapsed, none where there is no text; anything but text is an InputError."""
-    words = " ".join(checked_text(text).split())
-    return (Caption(words, origin, score),) if words else ()
+def checked_caption(value: Any, origin: str, score: float | None = None) -> tuple[Caption, ...]:
+    """Return the captions of an entry, see `sidecars.entries`, each once; anything but text is an InputError."""
+    if isinstance(value, float) and value != value:
+        return ()  # what pandas has in place of text that is not there
+    try:
+        found = dict.fromkeys(entries(value, "caption"))
+    except CaptionError as error:
+        raise InputError("bad-text", str(error)) from error
+    return tuple(Caption(text, by or origin, score) for text, by in found if text)
 
 
 def checked_text(text: Any) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.books.request import (
-    Caption,
     ClipRequest,
     InputError,
     Place,
@@ -20,7 +19,16 @@ from data_prep.books.request import (
     show,
 )
 from data_prep.sources.metadata.numbers import parse_number
-from data_prep.sources.metadata.rows import MAX_DEPTH, Items, Rows, csv_rows, json_rows, parquet_rows, to_items
+from data_prep.sources.metadata.rows import (
+    MAX_DEPTH,
+    Items,
+    Rows,
+    csv_rows,
+    json_rows,
+    names_below,
+    parquet_rows,
+    to_items,
+)
 from data_prep.sources.metadata.times import parse_span
 
 MEANINGS = ("video", "start", "end", "caption", "licence", "parent", "name", "fps")
@@ -58,9 +66,8 @@ def rows_of(source: str | Path, columns: Any) -> Rows:
     """Return the rows of a table of any kind."""
     readers = {".csv": csv_rows, ".tsv": csv_rows, ".jsonl": lambda path, *_: json_rows(path), ".parquet": parquet_rows}
     path = Path(source)
-    found = {suffix for file in (path.iterdir() if path.is_dir() else [path]) for suffix in file.suffixes[-2:]} & {
-        *readers
-    }
+    names = names_below(path) if path.is_dir() else [path.name]
+    found = {ending for name in names for ending in PurePosixPath(name).suffixes[-2:] if ending in readers}
     if len(found) != 1:
         raise ValueError(
             f"source: found {' and '.join(sorted(found)) or 'none'} in {source}, expected one of {', '.join(readers)}"
@@ -88,7 +95,7 @@ def parse_clip(
         place,
         source,
         span,
-        parse_captions(cell.get("caption"), origin),
+        checked_caption(cell.get("caption"), origin),
         text_of(cell.get("licence")) or licence,
         text_of(cell.get("parent")),
         checked_name(cell["name"]) if cell.get("name") else "",
@@ -96,12 +103,6 @@ def parse_clip(
         origin=origin if "caption" in columns else "",
         omitted=tuple(omitted),
     )
-
-
-def parse_captions(value: Any, origin: str) -> tuple[Caption, ...]:
-    """Return the captions of a cell: none, one, or a list of them."""
-    values = value if isinstance(value, list) else [value]
-    return tuple(caption for text in values for caption in checked_caption(text, origin))
 
 
 def text_of(value: Any) -> str:

@@ -14,7 +14,7 @@ from videodiff.data.storage.files import sync
 
 
 class CaptionIndex:
-    """The captions of a JSONL, or of a folder of them: lines of `clip_id` and `text`.
+    """The captions of a JSONL, or of a folder of them: lines of `clip_id` and `text`, one or several.
 
     The index at `path` is made whole or not at all, and anew where a JSONL has changed in name, size or time. `origin`
     is noted with each caption; `bad` are the lines without a usable one.
@@ -61,7 +61,7 @@ def build_index(source: str | Path, path: Path, state: str) -> None:
     )
     for place, row in json_rows(source):
         try:
-            base.execute("INSERT INTO captions VALUES (?, ?)", parse_line(row))
+            base.executemany("INSERT INTO captions VALUES (?, ?)", parse_line(row))
         except InputError as error:
             base.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (place.file, place.line, error.reason, error.detail))
     base.execute("INSERT INTO made_of VALUES (?)", (state,))
@@ -75,11 +75,12 @@ def build_index(source: str | Path, path: Path, state: str) -> None:
     sync(path.parent)
 
 
-def parse_line(row: dict[str, Any] | InputError) -> tuple[str, str]:
-    """Return clip id and text of a line."""
+def parse_line(row: dict[str, Any] | InputError) -> list[tuple[str, str]]:
+    """Return clip id and text of each caption of a line."""
     if isinstance(row, InputError):
         raise row
     captions = checked_caption(needed(row, "text"), "")
     if not captions:
         raise InputError("bad-text", "found an empty text, expected words")
-    return checked_name(needed(row, "clip_id")), captions[0].text
+    clip = checked_name(needed(row, "clip_id"))
+    return [(clip, text) for text in dict.fromkeys(caption.text for caption in captions)]

@@ -6,12 +6,13 @@ import ast
 import csv
 import json
 import lzma
+import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import fsspec
@@ -42,8 +43,7 @@ def files_of(source: str | Path, *endings: str) -> list[tuple[str, str]]:
     """Return name and path of a file, or of the files below a folder that end so (also with `.gz` or `.xz`)."""
     path = Path(source)
     if path.is_dir():
-        files = [file for file in path.rglob("*") if any(e.lower() in endings for e in file.suffixes[-2:])]
-        names = [file.relative_to(path).as_posix() for file in files]
+        names = [name for name in names_below(path) if is_table(name, endings)]
         if not names:
             raise ValueError(f"source: found no {' or '.join(endings)} below {path}, expected at least one")
         return [(name, str(path / name)) for name in sorted(names)]
@@ -52,6 +52,29 @@ def files_of(source: str | Path, *endings: str) -> list[tuple[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"source: found no {source}, expected a {' or '.join(endings)}, or a folder of them")
     return [(path.name, str(source))]
+
+
+def is_table(name: str, endings: Collection[str]) -> bool:
+    """Tell whether a file ends so, also where it is packed."""
+    return any(ending.lower() in endings for ending in PurePosixPath(name).suffixes[-2:])
+
+
+def names_below(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, links followed as the folder is the user's own, each folder once."""
+    root = folder.resolve()
+    seen = {root}
+    for path, folders, files in os.walk(folder, followlinks=True):
+        yield from (os.path.relpath(os.path.join(path, name), folder) for name in files)
+        entered = []
+        for name in sorted(folders):
+            inner = Path(path, name)
+            target = inner.resolve()
+            # A link to a folder that is read without it, or that holds the one that is read.
+            elsewhere = root not in target.parents and target not in root.parents
+            if target not in seen and (elsewhere or not inner.is_symlink()):
+                seen.add(target)
+                entered.append(name)
+        folders[:] = entered
 
 
 def name_of(source: str | Path) -> str:
@@ -314,6 +337,8 @@ def plain_values(column: pa.Array) -> list[Any]:
         column = column.cast(pa.time64("us"), safe=False)
     elif pa.types.is_duration(kind):
         column = column.cast(pa.duration("us"), safe=False)
+    elif pa.types.is_map(kind):
+        return [None if pairs is None else dict(pairs) for pairs in column.to_pylist()]
     elif pa.types.is_float32(kind):
         return [None if value is None else float(str(np.float32(value))) for value in column.to_pylist()]
     return column.to_pylist()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.sources import find_clips
 from data_prep.sources.folder import read_folder
+from data_prep.sources.metadata.captions import CaptionIndex
+from data_prep.sources.table import read_table
 from data_prep.sources.webdataset import read_webdataset
 from tests.material.made_clips import sample
 from videodiff.data.samples.indexing import index_tars
@@ -42,6 +47,10 @@ CASES = {
     "csv with cr": ({"csv": b"\xef\xbb\xbfText\ra\rb\r"}, ["a", "b"]),
     "csv of something else": ({"csv": b"frame,x,y\n0,1,2\n"}, []),
     "controls": ({"txt": b"a\x1b[31m red\x07 ball"}, ["a [31m red ball"]),
+    "by name": ({"json": b'{"captions": {"short": "a", "long": "a b", "none": null}}'}, ["a", "a b"]),
+    "lists by name": ({"json": b'{"caption": {"short": ["a", "b"], "long": {"text": "c"}}}'}, ["a", "b", "c"]),
+    "lists of names": ({"json": b'{"text": [{"short": "a", "origin": "qwen"}, "b"]}'}, ["a", "b"]),
+    "by no name": ({"json": b'{"captions": {"short": " "}, "text": []}'}, []),
     "null": ({"json": b'{"caption": null, "captions": [null], "prompt": "no caption"}'}, []),
     "none": ({}, []),
 }  # fmt: skip
@@ -50,7 +59,8 @@ BAD = {
     "half utf16": ({"txt": b"\xff\xfe\x80"}, "no UTF-16"),
     "utf16 without mark": ({"txt": "a red".encode("utf-16-le")}, "txt: found NUL characters"),
     "number": ({"json": b'{"caption": 5}'}, "json: caption: found 5, expected text"),
-    "record": ({"json": b'{"captions": [{"box": [1]}]}'}, "json: captions: found"),
+    "record": ({"json": b'{"captions": [{"box": [1]}]}'}, "json: captions: box: found 1, expected text"),
+    "names in names": ({"json": b'{"captions": {"short": {"en": "a"}}}'}, "json: captions: short: found"),
     "list of lists": ({"json": b'{"text": [["a"]]}'}, "json: text: found"),
     "half a pair": ({"json": b'{"caption": "\\ud83d"}'}, "expected Unicode text"),
     "no json": ({"json": b"{"}, "json: found no JSON"),
@@ -82,6 +92,41 @@ def test_origins_are_those_of_each_caption_or_of_all():
     members = {"txt": b"a", "json": json.dumps(notes).encode()}
     assert read_texts(members) == [Text("a", "sidecar"), Text("a", "qwen"), Text("b", "qwen")]
     assert read_texts({"txt": b"a", "json": b'{"caption_origins": ["web"]}'}) == [Text("a", "web")]
+
+
+def test_an_origin_beside_names_is_that_of_each():
+    notes = {"captions": {"short": "a", "long": {"text": "b", "origin": "llama"}, "origin": "qwen"}}
+    assert read_texts({"json": json.dumps(notes).encode()}) == [Text("a", "qwen"), Text("b", "llama")]
+
+
+def several(path: Path, kind: pa.DataType | None = None) -> None:
+    """Write a table of one clip that has its captions by name."""
+    row = {"video": "a.mp4", "caption": {"short": "a cube", "long": "a cube falls"}}
+    if path.suffix == ".jsonl":
+        path.write_text(json.dumps(row))
+    else:
+        cells = pa.array([[*row["caption"].items()] if kind else row["caption"]], kind)
+        pq.write_table(pa.table({"video": ["a.mp4"], "caption": cells}), path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "struct", "map"])
+def test_captions_by_name_are_several_in_every_table(kind, tmp_path):
+    table = tmp_path / ("list.jsonl" if kind == "jsonl" else "list.parquet")
+    several(table, pa.map_(pa.string(), pa.string()) if kind == "map" else None)
+    (item,) = read_table(table, {"video": "video", "caption": "caption"})
+    assert [(caption.text, caption.origin) for caption in item.captions] == [
+        ("a cube", "table"),
+        ("a cube falls", "table"),
+    ]
+    (clip,) = find_clips(table).clips
+    assert clip.captions == ("a cube", "a cube falls")
+
+
+def test_captions_by_name_are_several_where_they_lie_apart(tmp_path):
+    (tmp_path / "captions.jsonl").write_text('{"clip_id": "a", "text": {"short": "a cube", "long": "a cube falls"}}')
+    index = CaptionIndex(tmp_path / "captions.jsonl", tmp_path / "index", "qwen")
+    assert [caption.text for caption in index.find("a")] == ["a cube", "a cube falls"]
+    assert index.bad == []
 
 
 def test_every_reader_finds_the_same_captions(tmp_path):

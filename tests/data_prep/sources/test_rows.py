@@ -312,3 +312,19 @@ def test_hdvila_lines_of_a_mac_are_read(tmp_path) -> None:
     line = {"video_id": "a", "url": WATCH, "clip": [{"clip_id": "a.0.mp4", "span": ["00:00:01.000", "00:00:02.000"]}]}
     (tmp_path / "meta.jsonl").write_text("\r".join([json.dumps(line)] * 2) + "\r")
     assert [str(item.place) for item in read_hdvila(tmp_path / "meta.jsonl")] == ["meta.jsonl:1#1", "meta.jsonl:2#1"]
+
+
+def test_tables_in_linked_folders_are_read_once_and_no_link_leads_in_a_circle(tmp_path) -> None:
+    listed, far = tmp_path / "listed", tmp_path / "far"
+    for folder, name in ((listed / "own", "a"), (far / "deep", "b"), (far, "c")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.csv").write_text(f"video\n{name}.mp4\n")
+    (listed / "again").symlink_to(listed / "own")
+    (listed / "far").symlink_to(far)
+    (listed / "far too").symlink_to(far)
+    (far / "deep" / "back").symlink_to(listed)
+    (far / "deep" / "up").symlink_to(tmp_path)
+    items = good(read_table(listed, {"video": "video"}))
+    assert [(item.place.file, item.source) for item in items] == [
+        ("far/c.csv", "c.mp4"), ("far/deep/b.csv", "b.mp4"), ("own/a.csv", "a.mp4"),
+    ]  # fmt: skip

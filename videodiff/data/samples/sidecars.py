@@ -49,9 +49,9 @@ def read_captions(members: Mapping[str, bytes]) -> list[str]:
 def read_texts(members: Mapping[str, bytes]) -> list[Text]:
     """Return the captions of a sample, of which `members` are the files by extension, each once.
 
-    That of the txt comes first, then those of `caption`, `captions` and `text` in the json, then the column of one of
-    these names in the csv. In the json each is a text, `{caption, origin}`, or a list of such; `caption_origins` there
-    has the origins of all captions, where it is as long. White space is collapsed, what is blank is none.
+    That of the txt comes first, then those of `caption`, `captions` and `text` in the json, see `entries`, then the
+    column of one of these names in the csv. `caption_origins` in the json has the origins of all captions, where it is
+    as long. White space is collapsed, what is blank is none.
     """
     notes = read_notes(members)
     found = [caption for field in CAPTIONS for caption in entries(notes.get(field), f"json: {field}")]
@@ -98,16 +98,35 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def entries(value: Any, where: str) -> Iterator[Text]:
-    """Yield the captions of an entry: none, a text, `{caption, origin}`, or a list of such."""
+    """Yield the captions of an entry: none, a text, `{caption, origin}`, a list of such, or an object of them by name.
+
+    So `{"short": ..., "long": ...}` has two captions; `origin` beside them is that of each which has none of its own.
+    """
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, str):
-            yield Text(tidy(item, where))
+        named = isinstance(item, dict) and item and not item.keys() & {"caption", "text"}
+        if not named:
+            yield one_caption(item, where)
             continue
-        entry = item if isinstance(item, dict) else {"caption": item}
-        text = entry["caption"] if entry.get("caption") is not None else entry.get("text")
-        if (text is None and entry is item) or not (text is None or isinstance(text, str)):
-            raise CaptionError(f"{where}: found {ascii(item)[:100]}, expected text or a list of texts")
-        yield Text(tidy(text or "", where), str(entry.get("origin") or ""))
+        for name in (name for name in item if name != "origin"):
+            yield from by_name(item[name], f"{where}: {name}", str(item.get("origin") or ""))
+
+
+def by_name(value: Any, where: str, origin: str) -> Iterator[Text]:
+    """Yield the captions that stand under a name: as in an entry, but no further names."""
+    for item in value if isinstance(value, list) else [value]:
+        found = one_caption(item, where)
+        yield found._replace(origin=found.origin or origin)
+
+
+def one_caption(item: Any, where: str) -> Text:
+    """Return a text or a `{caption, origin}` as a caption, an empty one for none."""
+    if isinstance(item, str):
+        return Text(tidy(item, where))
+    entry = item if isinstance(item, dict) else {"caption": item}
+    text = entry["caption"] if entry.get("caption") is not None else entry.get("text")
+    if (text is None and entry is item) or not (text is None or isinstance(text, str)):
+        raise CaptionError(f"{where}: found {ascii(item)[:100]}, expected text or a list of texts")
+    return Text(tidy(text or "", where), str(entry.get("origin") or ""))
 
 
 def rows(data: bytes) -> Iterator[Text]:
