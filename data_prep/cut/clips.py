@@ -24,7 +24,7 @@ from data_prep.score.letterbox import Bars, Box
 from data_prep.score.pixel_score import DEFAULT, pixel_scores
 from videodiff.data.video.geometry import even_size, same_shape
 from videodiff.data.video.info import DecodeError, VideoInfo
-from videodiff.data.video.screen import show_size, transfer_of
+from videodiff.data.video.screen import light_notes, show_size
 
 # Frames a second that are scored, but at least so many a clip; their short side in pixels.
 SCORED_FPS, FEWEST, SCORED_SIDE = 2.0, 4, 256
@@ -218,8 +218,7 @@ class Maker:
         if self.look.top_first is not None:
             self.deinterlacer = Deinterlacer(self.look.top_first)
         self.fitter = Fitter(first, self.look.box, first.opaque, self.policy.short_side)
-        if transfer := transfer_of(first):
-            self.notes["transfer"] = transfer
+        self.notes |= light_notes(first)
         size = self.fitter.height, self.fitter.width
         self.encoder, self.codec = open_encoder(*size, float(self.rate), self.policy)
 

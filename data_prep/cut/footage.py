@@ -20,7 +20,7 @@ from data_prep.score.interlaced import COMBED, Combs
 from videodiff.data.video.decode import decoded, opened, probe, read_frames
 from videodiff.data.video.geometry import UPRIGHT, Display
 from videodiff.data.video.info import DecodeError, VideoInfo, best_stream, open_video
-from videodiff.data.video.screen import color_notes, orientation, transfer_of
+from videodiff.data.video.screen import color_notes, gamut_of, orientation, transfer_of
 from videodiff.data.video.timing import MICROSECOND, clock_ticks
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -186,6 +186,8 @@ def differs(video: bytes, header: Header, combs_wanted: bool = False) -> str:
             return str(turned)
         if transfer := transfer_of(frame):
             return f"high dynamic range ({transfer})"
+        if gamut := gamut_of(frame):
+            return f"wide gamut ({gamut})"
         if (frame.width, frame.height) != header.coded:
             return f"frames of {header.coded[0]}x{header.coded[1]} and {frame.width}x{frame.height}"
         if number in checked:

@@ -29,7 +29,7 @@ from videodiff.data.video.decode import decode, decode_into, probe
 BARS = np.array([(r, g, b) for g in (0, 1) for r in (0, 1) for b in (0, 1)], float)
 PATCHES = np.concatenate([0.75 * BARS, 0.4 * BARS, np.linspace(0.1, 0.8, 8)[:, None].repeat(3, 1)]).reshape(3, 8, 3)
 TO_BT2020 = np.array([[0.627404, 0.329283, 0.043313], [0.069097, 0.919540, 0.011362], [0.016391, 0.088013, 0.895595]])
-TAGS = {"pq": 16, "hlg": 18}
+TAGS = {"pq": 16, "hlg": 18, "sdr": 1}
 
 
 def pq_signal(nits: np.ndarray) -> np.ndarray:
@@ -64,6 +64,33 @@ def colours(image: np.ndarray) -> np.ndarray:
         (np.arange(count) + 0.5) * side / count for count, side in ((rows, image.shape[0]), (columns, image.shape[1]))
     )
     return image[np.ix_(y.astype(int), x.astype(int))].astype(int)
+
+
+# Light in RGB of BT.709 to that of Display P3, from the chromaticities of both (SMPTE EG 432-1, white D65).
+TO_P3 = np.array([[0.822462, 0.177538, 0.0], [0.033194, 0.966806, 0.0], [0.017083, 0.072397, 0.910520]])
+GAMUTS = {"bt2020": (9, TO_BT2020), "p3": (12, TO_P3)}
+
+
+@pytest.mark.parametrize("name", GAMUTS)
+@pytest.mark.parametrize(("codec", "container"), [("libx265", "mp4"), ("libsvtav1", "mp4")])
+def test_wide_colours_of_ordinary_range_become_those_of_bt709_on_every_path(name, codec, container, tmp_path):
+    primaries, matrix = GAMUTS[name]
+    coded = (patches(PATCHES) ** 2.2 @ matrix.T) ** (1 / 2.2)
+    video = hdr_video(coded, "sdr", codec, container, primaries)
+    for path, image in shown_by_all(video, tmp_path).items():
+        off = np.abs(colours(image) - 255 * PATCHES)
+        assert off.max() < 9, path
+        assert off.mean() < 2, path
+    # What has no other colour than grey keeps its level, and without the conversion the others are far off.
+    assert np.abs(colours(255 * coded) - 255 * PATCHES).max() > 20
+    ((_, clip),) = make_clips(tmp_path / "a.mp4", [Span(0, 0.04)], EncodePolicy(crf=1), crop=False)
+    assert (clip.notes, clip.scores["hdr"]) == ({"gamut": name}, 0)
+    assert fit_video(video, FitPolicy()).reason
+
+
+def test_colours_beyond_bt709_are_cut_at_its_edge():
+    pure = np.array([[[65535, 0, 0], [0, 65535, 0], [65535, 65535, 65535], [0, 0, 0]]], np.uint16)
+    assert to_sdr(pure, "sdr", 9)[0].tolist() == [[255, 0, 0], [0, 255, 0], [255, 255, 255], [0, 0, 0]]
 
 
 QUALITY = {

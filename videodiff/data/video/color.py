@@ -8,6 +8,8 @@ import numpy as np
 
 # Transfer characteristics of high dynamic range, in the numbers of ITU-T H.273.
 HDR = {16: "pq", 18: "hlg"}
+# Any other, of which the colours alone are to be brought into those of BT.709.
+ORDINARY = "sdr"
 # Luminance in cd/m2: of the white of ordinary video, of which HDR has more (ITU-R BT.2408), and of the brightest that a
 # nominal HLG display shows (BT.2100).
 WHITE, HLG_PEAK = 203.0, 1000.0
@@ -23,6 +25,8 @@ TO_BT709 = {
     1: ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
 }
 BT2020 = 9
+# Primaries whose colours reach beyond BT.709.
+WIDE = {9: "bt2020", 12: "p3"}
 # What each of R, G and B of BT.2020 adds to luminance.
 LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 # Levels of the table that turns light, from 0 to 1, into a signal; they lie denser in the dark.
@@ -42,11 +46,16 @@ def hlg_light(signal: np.ndarray) -> np.ndarray:
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
 
 
+def sdr_light(signal: np.ndarray) -> np.ndarray:
+    """Return the light of a signal of ordinary video, in shares of white."""
+    return signal**GAMMA
+
+
 @cache
 def light_table(transfer: str) -> np.ndarray:
     """Return the light of every signal of 16 bits."""
-    signal = np.arange(65536) / 65535
-    return (pq_light if transfer == "pq" else hlg_light)(signal).astype(np.float32)
+    find = {"pq": pq_light, "hlg": hlg_light, ORDINARY: sdr_light}[transfer]
+    return find(np.arange(65536) / 65535).astype(np.float32)
 
 
 @cache
@@ -56,9 +65,10 @@ def signal_table() -> np.ndarray:
 
 
 def to_sdr(image: np.ndarray, transfer: str, primaries: int) -> np.ndarray:
-    """Return an HDR image, uint16 `h w c` in RGB, as ordinary video, uint8: BT.709, white where HDR has 203 cd/m2.
+    """Return an image, uint16 `h w c` in RGB, as ordinary video, uint8: BT.709, white where HDR has 203 cd/m2.
 
-    transfer: pq or hlg; primaries: in the numbers of H.273, unknown ones are taken for those of BT.2020.
+    transfer: pq, hlg, or sdr for ordinary range, in which white stays white; primaries: in the numbers of H.273,
+    unknown ones are taken for those of BT.2020.
     """
     light = light_table(transfer)[image]
     if transfer == "hlg":
@@ -66,7 +76,8 @@ def to_sdr(image: np.ndarray, transfer: str, primaries: int) -> np.ndarray:
         luminance = np.maximum(light @ LUMINANCE, 1e-6)[..., None]
         light *= HLG_PEAK / WHITE * luminance**0.2
     light = np.maximum(light @ np.array(TO_BT709.get(primaries, TO_BT709[BT2020]), np.float32).T, 0)
-    return signal_table()[np.round((LEVELS - 1) * np.sqrt(compress(light))).astype(np.uint16)]
+    light = np.minimum(light, 1) if transfer == ORDINARY else compress(light)
+    return signal_table()[np.round((LEVELS - 1) * np.sqrt(light)).astype(np.uint16)]
 
 
 def compress(light: np.ndarray) -> np.ndarray:

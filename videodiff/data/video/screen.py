@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from videodiff.data.video.color import HDR, on_white, to_sdr
+from videodiff.data.video.color import HDR, ORDINARY, WIDE, on_white, to_sdr
 from videodiff.data.video.geometry import (
     UPRIGHT,
     Display,
@@ -92,6 +92,16 @@ def transfer_of(frame: av.VideoFrame) -> str:
     return HDR.get(int(frame.color_trc), "")
 
 
+def gamut_of(frame: av.VideoFrame) -> str:
+    """Return `bt2020` or `p3` where a frame of ordinary range has colours beyond BT.709, else nothing."""
+    return "" if transfer_of(frame) else WIDE.get(int(frame.color_primaries), "")
+
+
+def converted(frame: av.VideoFrame) -> str:
+    """Return the transfer by which the colours of a frame are to be converted, empty where they stay: see `to_sdr`."""
+    return transfer_of(frame) or (ORDINARY if gamut_of(frame) else "")
+
+
 @cache
 def has_alpha(pixels: str) -> bool:
     """Tell whether pictures of this pixel format may be transparent."""
@@ -100,19 +110,19 @@ def has_alpha(pixels: str) -> bool:
 
 def is_plain(frame: av.VideoFrame) -> bool:
     """Tell whether the colours of a frame are those of ordinary video without transparent parts."""
-    return not transfer_of(frame) and not has_alpha(frame.format.name)
+    return not converted(frame) and not has_alpha(frame.format.name)
 
 
 def rgb_format(frame: av.VideoFrame) -> str:
     """Return the pixel format that `to_standard` takes for such a frame."""
     form = "rgba" if has_alpha(frame.format.name) else "rgb"
-    return form + ({"rgba": "64le", "rgb": "48le"} if transfer_of(frame) else {"rgba": "", "rgb": "24"})[form]
+    return form + ({"rgba": "64le", "rgb": "48le"} if converted(frame) else {"rgba": "", "rgb": "24"})[form]
 
 
 def to_standard(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Return an image `h w c` of a frame, in its `rgb_format`, as uint8 in RGB, in standard range and on white."""
     color = image[..., :3]
-    if transfer := transfer_of(frame):
+    if transfer := converted(frame):
         color = to_sdr(color, transfer, int(frame.color_primaries))
     if image.shape[-1] == 3:
         return color
@@ -124,8 +134,14 @@ def is_clear(image: np.ndarray) -> bool:
     return bool(image.shape[-1] == 4 and (image[..., 3] < np.iinfo(image.dtype).max).any())
 
 
+def light_notes(frame: av.VideoFrame) -> dict[str, str]:
+    """Return the transfer of a frame of high dynamic range, or the wide gamut of one of ordinary range."""
+    found = {"transfer": transfer_of(frame), "gamut": gamut_of(frame)}
+    return {name: value for name, value in found.items() if value}
+
+
 def color_notes(frame: av.VideoFrame) -> dict[str, str]:
     """Return what of a frame is not shown as it is coded: its transfer, and the ground that clear parts are laid on."""
-    transfer = transfer_of(frame)
+    light = light_notes(frame)
     clear = has_alpha(frame.format.name) and is_clear(frame.to_ndarray(format=rgb_format(frame), threads=1))
-    return ({"transfer": transfer} if transfer else {}) | ({"alpha": "white"} if clear else {})
+    return light | ({"alpha": "white"} if clear else {})
