@@ -151,8 +151,8 @@ class Fitter:
     def __call__(self, frame: av.VideoFrame, display: Display) -> av.VideoFrame:
         """Return a new frame, made of one that is shown like this."""
         turned, pixels = display.orientation, "yuv420p"
-        if not is_plain(frame):
-            pixels = rgb_format(frame)
+        if not is_plain(frame, display.profile):
+            pixels = rgb_format(frame, display.profile)
         kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turned, pixels
         if kind not in self.graphs:
             self.graphs[kind] = chain(frame, self.steps(frame, turned, pixels))
@@ -161,7 +161,7 @@ class Fitter:
             return fitted
         image = fitted.to_ndarray()
         self.clear = self.clear or is_clear(image)
-        image = np.ascontiguousarray(turned.turn(to_standard(image, frame)))
+        image = np.ascontiguousarray(turned.turn(to_standard(image, frame, display.profile)))
         fitted = av.VideoFrame.from_ndarray(image, format="rgb24")
         if "rgb24" not in self.graphs:
             self.graphs["rgb24"] = chain(fitted, [("scale", f"{TO_BT601}:flags=accurate_rnd+bitexact"), YUV420P])

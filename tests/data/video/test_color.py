@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data_prep.cut.clips import make_clips
 from data_prep.cut.encode import EncodePolicy
@@ -86,6 +86,41 @@ def test_wide_colours_of_ordinary_range_become_those_of_bt709_on_every_path(name
     ((_, clip),) = make_clips(tmp_path / "a.mp4", [Span(0, 0.04)], EncodePolicy(crf=1), crop=False)
     assert (clip.notes, clip.scores["hdr"]) == ({"gamut": name}, 0)
     assert fit_video(video, FitPolicy()).reason
+
+
+def display_p3() -> bytes:
+    """Return an ICC profile of Display P3: its primaries as seen under D50, and the curve of sRGB."""
+    made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for tag, xyz in {b"rXYZ": (0.51512, 0.24120, -0.00105), b"gXYZ": (0.29198, 0.69225, 0.04189),
+                     b"bXYZ": (0.15710, 0.06657, 0.78407)}.items():  # fmt: skip
+        entry = made.index(tag, 128)
+        place = int.from_bytes(made[entry + 4 : entry + 8], "big") + 8
+        made[place : place + 12] = b"".join(round(value * 65536).to_bytes(4, "big", signed=True) for value in xyz)
+    return bytes(made)
+
+
+def srgb_light(signal: np.ndarray) -> np.ndarray:
+    return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+
+
+def srgb_signal(light: np.ndarray) -> np.ndarray:
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_a_picture_of_another_profile_is_shown_in_srgb(kind, tmp_path):
+    coded = srgb_signal(srgb_light(patches(PATCHES)) @ TO_P3.T)
+    file, how = io.BytesIO(), {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    image = Image.fromarray(np.round(255 * coded).astype(np.uint8))
+    image.save(file, kind, icc_profile=display_p3(), **how)
+    data = file.getvalue()
+    packed = fit_video(data, FitPolicy(crf=1)).video
+    for shown in (decode(data, [0])[0], decode(packed, [0])[0]):
+        assert np.abs(colours(shown) - 255 * PATCHES).max() < 9
+    # A profile that cannot be read is as none.
+    file = io.BytesIO()
+    image.save(file, kind, icc_profile=b"no profile" * 20, **how)
+    assert np.abs(colours(decode(file.getvalue(), [0])[0]) - colours(255 * coded)).max() < 9
 
 
 def test_colours_beyond_bt709_are_cut_at_its_edge():

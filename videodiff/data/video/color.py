@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+import io
+from functools import cache, lru_cache
 
 import numpy as np
+from PIL import Image, ImageCms
 
 # Transfer characteristics of high dynamic range, in the numbers of ITU-T H.273.
 HDR = {16: "pq", 18: "hlg"}
@@ -90,3 +92,21 @@ def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return an image laid on white: uint8 `h w 3`, with `h w 1`, straight alpha."""
     color, alpha = color.astype(np.uint16), alpha.astype(np.uint16)
     return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=8)
+def to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Return what turns RGB of an ICC profile into sRGB; None where it is none that says what RGB means."""
+    try:
+        found = ImageCms.getOpenProfile(io.BytesIO(profile))
+        if found.profile.xcolor_space.strip() != "RGB":
+            return None
+        return ImageCms.buildTransform(found, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    # Viewers show a picture whose profile is damaged as if it had none.
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
+def by_profile(image: np.ndarray, profile: bytes) -> np.ndarray:
+    """Return an image in RGB of an ICC profile, uint8 `h w c`, in sRGB."""
+    return np.array(ImageCms.applyTransform(Image.fromarray(image), to_srgb(profile)))

@@ -79,10 +79,11 @@ def orientation_of_matrix(matrix: bytes) -> Orientation:
 
 
 class Display(NamedTuple):
-    """How a picture is shown: the width of a coded pixel over its height, then turned."""
+    """How a picture is shown: the width of a coded pixel over its height, then turned; profile: ICC, of its colours."""
 
     ratio: Fraction = Fraction(1)
     orientation: Orientation = UPRIGHT
+    profile: bytes = b""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height of a picture of this coded size as it is shown, in square pixels.

@@ -55,11 +55,12 @@ class VideoInfo:
 
 
 class Still(NamedTuple):
-    """What the header of a still picture says: its size as stored, and how it is turned, EXIF 1 to 8."""
+    """What the header of a still picture says: its size as stored, how it is turned, EXIF 1 to 8, its ICC profile."""
 
     width: int
     height: int
     exif: int
+    profile: bytes = b""
 
 
 @contextmanager
@@ -130,7 +131,8 @@ def read_still(source: bytes | str | Path) -> Still:
             with Image.open(file, formats=("JPEG", "PNG", "WEBP", "TIFF", "BMP", "JPEG2000", "PPM")) as image:
                 check_pixels(*image.size)
                 # Of a PNG its own method would decode the picture.
-                return Still(*image.size, Image.Image.getexif(image).get(0x0112, 1))
+                profile = image.info.get("icc_profile") or b""
+                return Still(*image.size, Image.Image.getexif(image).get(0x0112, 1), profile)
         except Image.DecompressionBombError as error:
             raise DecodeError(f"found a picture that is too large: {error}") from error
         except DecodeError:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from videodiff.data.video.color import HDR, ORDINARY, WIDE, on_white, to_sdr
+from videodiff.data.video.color import HDR, ORDINARY, WIDE, by_profile, on_white, to_sdr, to_srgb
 from videodiff.data.video.geometry import (
     UPRIGHT,
     Display,
@@ -36,7 +36,9 @@ class Screen:
         size: tuple[int, int] | None = None,
     ) -> None:
         self.context = stream.codec_context
-        self.still = orientation_of_exif(read_still(source).exif) if is_still(container) else None
+        found = read_still(source) if is_still(container) else None
+        self.still = orientation_of_exif(found.exif) if found else None
+        self.profile = found.profile if found and found.profile and to_srgb(found.profile) else b""
         # The container's word on the shape of pixels holds; if it has none that of the pictures, which may change.
         ratio, before = stream.sample_aspect_ratio, self.context.sample_aspect_ratio
         self.ratio, self.fixed = ratio or Fraction(1), ratio is not None and ratio != before
@@ -48,7 +50,9 @@ class Screen:
     def place(self, frame: av.VideoFrame) -> Display:
         """Return how the frame that was decoded last is shown."""
         turned = orientation(frame) if self.still is None else self.still
-        return Display(self.ratio if self.fixed else self.context.sample_aspect_ratio or self.ratio, turned)
+        return Display(
+            self.ratio if self.fixed else self.context.sample_aspect_ratio or self.ratio, turned, self.profile
+        )
 
     def measure(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Return width and height of the frame that was decoded last, as it is shown alone."""
@@ -63,13 +67,13 @@ class Screen:
             sizes = f"{show_size(self.shape)} and {show_size(shown)}"
             raise DecodeError(f"found frames shown as {sizes}, expected one shape")
         self.size = self.size or shown
-        target, form = display.orientation.swap(self.size), rgb_format(frame)
+        target, form = display.orientation.swap(self.size), rgb_format(frame, display.profile)
         scaled = {} if target == (frame.width, frame.height) else {"interpolation": Interpolation.AREA}
         image = self.reformatter.reformat(frame, *target, form, threads=1, **scaled).to_ndarray()
         # Most frames need no more, and the loader shows thousands a second.
-        if form == "rgb24" and display.orientation == UPRIGHT:
+        if form == "rgb24" and display.orientation == UPRIGHT and not display.profile:
             return image
-        return np.ascontiguousarray(display.orientation.turn(to_standard(image, frame)))
+        return np.ascontiguousarray(display.orientation.turn(to_standard(image, frame, display.profile)))
 
 
 def show_size(size: tuple[int, int]) -> str:
@@ -108,25 +112,31 @@ def has_alpha(pixels: str) -> bool:
     return pixels == "pal8" or any(part.is_alpha for part in av.VideoFormat(pixels).components)
 
 
-def is_plain(frame: av.VideoFrame) -> bool:
+def is_plain(frame: av.VideoFrame, profile: bytes = b"") -> bool:
     """Tell whether the colours of a frame are those of ordinary video without transparent parts."""
-    return not converted(frame) and not has_alpha(frame.format.name)
+    return not profile and not converted(frame) and not has_alpha(frame.format.name)
 
 
-def rgb_format(frame: av.VideoFrame) -> str:
+def rgb_format(frame: av.VideoFrame, profile: bytes = b"") -> str:
     """Return the pixel format that `to_standard` takes for such a frame."""
     form = "rgba" if has_alpha(frame.format.name) else "rgb"
-    return form + ({"rgba": "64le", "rgb": "48le"} if converted(frame) else {"rgba": "", "rgb": "24"})[form]
+    deep = converted(frame) and not profile
+    return form + ({"rgba": "64le", "rgb": "48le"} if deep else {"rgba": "", "rgb": "24"})[form]
 
 
-def to_standard(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Return an image `h w c` of a frame, in its `rgb_format`, as uint8 in RGB, in standard range and on white."""
-    color = image[..., :3]
-    if transfer := converted(frame):
+def to_standard(image: np.ndarray, frame: av.VideoFrame, profile: bytes = b"") -> np.ndarray:
+    """Return an image `h w c` of a frame, in its `rgb_format`, as uint8 in RGB, in standard range and on white.
+
+    profile: the ICC profile of a picture, whose word goes before that of the frame.
+    """
+    color = np.ascontiguousarray(image[..., :3])
+    if profile:
+        color = by_profile(color, profile)
+    elif transfer := converted(frame):
         color = to_sdr(color, transfer, int(frame.color_primaries))
     if image.shape[-1] == 3:
         return color
-    return on_white(color, image[..., 3:] >> 8 if transfer else image[..., 3:])
+    return on_white(color, image[..., 3:] >> 8 if image.dtype == np.uint16 else image[..., 3:])
 
 
 def is_clear(image: np.ndarray) -> bool:
