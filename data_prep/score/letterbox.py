@@ -45,12 +45,21 @@ def bar(level: np.ndarray) -> int:
     content = np.flatnonzero(level > DARK)
     if not len(content):
         return 0
-    first, last = int(content[0]), int(len(level) - 1 - content[-1])
+    first, last = edge(level, int(content[0])), edge(level[::-1], len(level) - 1 - int(content[-1]))
     # Even, as two pixels share a colour.
     width = (min(first, last) + 1) // 2 * 2
     if not THINNEST * len(level) <= width <= THICKEST * len(level):
         return 0
     return width if min(step(level, first), step(level[::-1], last)) >= STEP else 0
+
+
+def edge(level: np.ndarray, first: int) -> int:
+    """Return the row that is half as bright as the picture, from the first that is not dark on.
+
+    An encoder with few bits smears the edge over a row or two, which would stay as a dark line.
+    """
+    blurred = level[first : first + 3]
+    return first + int(np.argmax(2 * blurred >= blurred.max() + level[:first].max(initial=0)))
 
 
 def step(level: np.ndarray, first: int) -> int:

@@ -63,7 +63,7 @@ FILTERS = {
     ),
     "overlay": (
         overlay,
-        {"overlay": {"max": 0.005}},
+        {"overlay": {"max": 0.002}},
         lambda: with_text(panning(), "@me", 0.6),
         panning,
         "overlay above",
