@@ -7,9 +7,9 @@ import numpy as np
 
 from data_prep.score.pixel_score import SHARE, PixelScore, Scale
 
-# Sharpness is taken of frames of this short side, blurred by so many pixels: the finest detail is what an encoder and
-# a change of size take first, and what grain is made of.
-SIDE, FINEST = 128, 0.8
+# Pixels by which frames are blurred before their sharpness is taken: the finest detail is what an encoder takes first,
+# and what grain is made of.
+FINEST = 1.0
 # Pixels of a side over which black and white are told, and the levels at which a place begins to be either and is: what
 # single pixels do changes with every encoding.
 PLACE, BLACK, WHITE = 4, (8.0, 3.0), (247.0, 252.0)
@@ -18,10 +18,9 @@ PLACE, BLACK, WHITE = 4, (8.0, 3.0), (247.0, 252.0)
 def quality(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Score uint8 `t h w c`: means over the frames, all but sharpness 0 to 1.
 
-    sharpness: standard deviation of the Laplacian of the luma in levels, in one size whatever that of the frames;
-    brightness and contrast: mean and standard deviation of the luma; clipped: share of the area that is black or white.
-    A clip and a copy of it that was encoded again differ by less than 15 %, or by 0.01 in clipped, which is nothing to
-    its limit.
+    sharpness: standard deviation of the Laplacian of the luma in levels, which depends on the size of the frames, so
+    compare at one size; brightness and contrast: mean and standard deviation of the luma; clipped: share of the area
+    that is black or white.
     """
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     return {
@@ -34,9 +33,6 @@ def quality(frames: np.ndarray, fps: float) -> dict[str, float]:
 
 def sharpness(grey: np.ndarray) -> float:
     """Return the standard deviation of the Laplacian, without the finest detail."""
-    scale = SIDE / min(grey.shape)
-    height, width = (max(round(side * scale), 1) for side in grey.shape)
-    grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     return float(cv2.Laplacian(cv2.GaussianBlur(grey.astype(np.float32), (0, 0), FINEST), cv2.CV_32F).std())
 
 
