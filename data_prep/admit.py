@@ -44,7 +44,7 @@ def open_inputs(source: Source, work: Path) -> Inputs:
 
 
 def begun(items: Iterator[Any], path: str | Path, passed: Passed, work: Path) -> Iterator[Any]:
-    """Read the first item and return all items; ValueError where a new work folder would have none."""
+    """Return items of which the first is read; ValueError where a new work folder would have none."""
     first = next(items, None)
     if first is None and not (work / SETTINGS).is_file():
         beside = f"; there are {passed}" if passed else ""

@@ -76,7 +76,7 @@ class PackSource:
 
 @dataclass(frozen=True)
 class PackSettings:
-    """All settings of one packing.
+    """Everything that packing is told.
 
     workers: processes, None for one a core, which changes no byte; timeout: seconds that one clip may take.
     """

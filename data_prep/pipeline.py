@@ -88,7 +88,7 @@ def full_name(source: str | Path) -> str:
 
 
 def videos_root(source: Source, name: str) -> str:
-    """Return the folder or URL below which the videos lie; name: the full name of the source."""
+    """Return the folder or URL below which the videos lie; name: that of the source, from anywhere."""
     if source.root is not None:
         root = full_name(source.root)
     elif "://" in name:

@@ -31,9 +31,9 @@ class Inputs:
 class Preparation:
     """The settings of a call, what is open while it lasts, and what its phases found so far.
 
-    work: the work folder; root: folder or URL below which the videos lie; rules: the rules of the settings, with all
-    that was ever taken down; clips: what was made so far; ratings: scores by models, None without models; inputs: None
-    where nothing is to be read.
+    work: the work folder; root: folder or URL below which the videos lie; rules: those of the settings, with all that
+    was ever taken down; clips: what was made so far; ratings: scores by models, None without models; inputs: None where
+    nothing is to be read.
     """
 
     settings: Settings

@@ -73,7 +73,7 @@ class Processes:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of one preparation.
+    """Everything that one preparation is told.
 
     retry: `failed` makes and asks only for those again that failed and may be tried again; overrides: what the work
     folder is to remember of this call, None for nothing.

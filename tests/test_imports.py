@@ -79,6 +79,35 @@ RULES = [
         outside("data_prep", "videodiff/verbs/pack.py", "videodiff/verbs/prep.py"),
         never("data_prep"),
     ),
+    Rule("deepspeed stays in parallel", outside("videodiff/parallel"), never("deepspeed")),
+    Rule(
+        "training and generation know of parallel the protocol, the processes and their launcher",
+        room("videodiff/training", "videodiff/generation"),
+        lambda name: (
+            not within(name, "videodiff.parallel")
+            or within(name, "videodiff.parallel.engine", "videodiff.parallel.ranks", "videodiff.parallel.launcher")
+        ),
+    ),
+    Rule(
+        "parallel knows of training how files of state are written and what optimizers there are",
+        room("videodiff/parallel"),
+        of_the_project_only(
+            "videodiff.parallel",
+            "videodiff.data.storage",
+            "videodiff.training.run.files",
+            "videodiff.training.optimizer",
+        ),
+    ),
+    Rule(
+        "what parallel knows of training knows nothing of parallel",
+        room("videodiff/training/run/files.py", "videodiff/training/optimizer.py"),
+        of_the_project_only("videodiff.data.storage"),
+    ),
+    Rule(
+        "generation imports neither training nor verbs",
+        room("videodiff/generation", "videodiff/diffusion"),
+        never("videodiff.training", "videodiff.verbs"),
+    ),
     Rule(
         "hydra and omegaconf stay in cli and verbs",
         outside("videodiff/cli.py", "videodiff/verbs"),
@@ -109,6 +138,12 @@ def violations(source: str, path: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES)
 def test_a_file_imports_only_what_its_room_may(path: str) -> None:
     assert violations((ROOT / path).read_text(), path) == []
+
+
+def test_no_file_outside_of_parallel_speaks_of_deepspeed() -> None:
+    """What it is called and how it works is known in one room; elsewhere it is an engine."""
+    outsiders = [path for path in FILES if not path.startswith("videodiff/parallel/")]
+    assert [path for path in outsiders if "deepspeed" in (ROOT / path).read_text().lower()] == []
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.sentence)
@@ -201,6 +236,13 @@ FORBIDDEN = [
     ("videodiff/verbs/train.py", "from data_prep.books.ledger import Ledger"),
     ("videodiff/training/module.py", "from omegaconf import OmegaConf"),
     ("data_prep/engine/local.py", "import hydra"),
+    ("videodiff/verbs/train.py", "def f():\n    import deepspeed"),
+    ("videodiff/training/average.py", "from deepspeed.utils import safe_get_full_optimizer_state"),
+    ("videodiff/training/module.py", "from videodiff.parallel.zero.engine import ZeroEngine"),
+    ("videodiff/training/module.py", "from videodiff.parallel.whole import Whole"),
+    ("videodiff/parallel/whole.py", "from videodiff.training.module import VideoDiffusion"),
+    ("videodiff/training/optimizer.py", "from videodiff.parallel.engine import Engine"),
+    ("videodiff/generation/sampling.py", "from videodiff.training.average import averaged"),
     ("videodiff/data/utils.py", ""),
     ("data_prep/helpers.py", ""),
 ]

@@ -12,8 +12,8 @@ class Candidate(NamedTuple):
     """A clip in the work folder, with what the rules ask of it.
 
     request: what it was made for; frames: how many it has; sha256: of its mp4; perceptual: the hash of its pictures,
-    empty where none was taken; lost: spans of the request that gave no clip; captions: the captions that the
-    shards would hold; the source's own unless a phase put others in.
+    empty where none was taken; lost: spans of the request that gave no clip; captions: those that it would go into the
+    shards with, those of the source unless other ones were put in.
     """
 
     request: ClipRequest

@@ -2,8 +2,8 @@
 
 SQLite in the standard library gives what this needs in the least code: a transaction is there whole or not at all, also
 after power loss (write-ahead log, fsync at each commit). Only the process that leads a run writes, so that its machine
-alone has the file open, wherever the workers are. Outcomes are only ever added; only the
-outcome of a line that could not be used goes with the line.
+alone has the file open, wherever the workers are. Outcomes are only ever added, but for those of lines that could not
+be used and are gone.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Ends:
 class Ledger:
     """The ledger of one run, in a file.
 
-    An input is an id: several lines, files or calls that name one id speak of one input. A line that cannot be used is
-    an input of its own until its file is read again without it.
+    Inputs are told apart by their id: what several lines, files or calls say of one id is said of one input. A line
+    that cannot be used is an input until its file is read again and has none such.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -104,12 +104,12 @@ class Ledger:
         self.base.close()
 
     def admit(self, items: Iterable[ClipRequest | BadInput], batch: int = BATCH) -> Iterator[ClipRequest]:
-        """Enter inputs and yield the requests, ended ones too: the metadata may say something new of them.
+        """Enter inputs and yield the requests, those that have ended too: what is said of them may have changed.
 
         A bad input ends at once as failed. Secrets are taken off the sources: see `request.admitted`.
         """
         items = (admitted(item) if isinstance(item, ClipRequest) else item for item in items)
-        # Files with lines that were bad before; `read` collects the files among them that are read now.
+        # Lines that were bad before, and those of their files that are read now.
         before = {file for (file,) in self.base.execute("SELECT DISTINCT file FROM bad")}
         self.base.executescript("DROP TABLE IF EXISTS temp.found; CREATE TEMP TABLE found (id BLOB PRIMARY KEY);")
         read: set[str] = set()
@@ -149,7 +149,7 @@ class Ledger:
         """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.
 
         What has ended stays as it is: only a failure that may be retried is followed by another outcome. Those that
-        are new are returned. `spent` is what the stages of the work took since the last call.
+        are new are returned. `spent` is what the stages of the work took since they were last told of.
         """
         with self._transaction():
             self._spend(spent or {})
@@ -235,10 +235,9 @@ class Ledger:
 
 
 def index_order(ids: Sequence[str]) -> list[int]:
-    """Return the positions of ids in ascending order of the ids.
+    """Return the places of ids in the order of an index of them, which so is walked once for all of a batch.
 
-    Ids are random. Entered as they come, each would read and write a page of the index for itself alone; in ascending
-    order a batch walks the index once.
+    They are random: entered as they come, each would touch a page of its own, to be read and written for it alone.
     """
     return sorted(range(len(ids)), key=ids.__getitem__)
 

@@ -30,7 +30,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class MadeClip:
-    """A clip whose mp4 lies in the work folder.
+    """A clip of which the mp4 lies in the work folder.
 
     span: seconds in the source; times: when each of its frames is shown in the source, in microseconds; box: top, left,
     height and width of what was left of the source's frame; color: see `screen.color_notes`; perceptual: a hash of its

@@ -35,7 +35,7 @@ UNSAID, RARE = ("id", "origin", "omitted"), ("address", "mark", "followed")
 
 
 class Plan:
-    """The requests of one work folder, in a file beside its ledger. They are added and updated, never removed."""
+    """The requests of one work folder, in a file beside its ledger; they are only ever added, or told anew."""
 
     def __init__(self, path: str | Path, ledger: str | Path) -> None:
         self.base = sqlite3.connect(private_file(path), timeout=60, isolation_level=None)
@@ -129,7 +129,7 @@ class Plan:
 
 
 class Sources(Sequence):
-    """A sequence of lists, each with the requests of one video: two processes must not fetch one video at once."""
+    """A sequence of lists: the requests of one video each, as two processes must not fetch one video at once."""
 
     def __init__(self, base: sqlite3.Connection) -> None:
         self.base = base
@@ -177,8 +177,8 @@ def joined(before: ClipRequest, row: ClipRequest) -> ClipRequest:
 def revised(before: ClipRequest, row: ClipRequest) -> ClipRequest:
     """Return what is known of an id once a new reading speaks of it.
 
-    New captions replace the captions of the same origin, others stay. The new licence and notes replace what the same
-    file said before; what another file said stays where the new row says nothing.
+    Captions replace those of the same origin, others stay. What the same file said before of licence and notes is
+    forgotten; beside what another file said, the new has precedence.
     """
     spoken = {row.origin, *(caption.origin for caption in row.captions)}
     captions = [caption for caption in before.captions if caption.origin not in spoken]
@@ -192,8 +192,7 @@ def merged(
 ) -> ClipRequest:
     """Return a row with its captions among others, each text of an origin once.
 
-    They follow the captions of their origin; a new origin takes its place in the order of names. So the order of calls
-    changes nothing.
+    They come behind those of their origin, or where its name has its place: no order of calls shows in them.
     """
     origins = [caption.origin for caption in captions]
     if row.origin in origins:

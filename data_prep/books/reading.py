@@ -12,8 +12,8 @@ from typing import Any
 class Reading:
     """Counts of a reading.
 
-    repeated: rows of an id that another row had named before; updated: inputs whose metadata
-    changed since an earlier reading; omitted: notes that were left out, by name.
+    repeated: rows of an id that another row had named before; updated: inputs of which the metadata now says something
+    else; omitted: notes that were left out, by name.
     """
 
     repeated: int = 0

@@ -102,8 +102,8 @@ def sample_of(
 ) -> tuple[str, dict[str, bytes], dict[str, Any], str]:
     """Return key, members, row and bucket of a clip in the shards, with where it comes from and how it was made."""
     video, request, texts = clip_file(work, clip.id, "mp4").read_bytes(), candidate.request, captions.of(candidate)
-    said = [caption.text for caption in texts]
-    members, row = clip_sample(video, clip.info, said, request.source, request.licence, request.notes.get("truth"))
+    told = [caption.text for caption in texts]
+    members, row = clip_sample(video, clip.info, told, request.source, request.licence, request.notes.get("truth"))
     provenance = {
         "span": list(clip.span),
         "part": request.part and request.part.name,

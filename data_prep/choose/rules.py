@@ -42,7 +42,7 @@ class Decision(NamedTuple):
     """What the rules say of all clips.
 
     reasons: for each clip why it is left out, empty where it is kept; inputs: how many inputs ended for each reason,
-    under the empty reason the inputs with a kept clip; lost: spans that gave no clip.
+    empty for those of which a clip is kept; lost: spans that gave no clip.
     """
 
     reasons: list[str]

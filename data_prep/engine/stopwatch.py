@@ -17,7 +17,7 @@ class Spent(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds, items and bytes by stage; time in a stage inside another stage counts for the inner one only.
+    """Seconds, items and bytes by stage; the time of a stage inside another is not that of the other one.
 
     One thread's: it times whatever this thread is at between two switches.
     """
@@ -58,7 +58,7 @@ class Stopwatch:
 
 
 def total(parts: Iterable[Mapping[str, Spent]]) -> dict[str, Spent]:
-    """Return the sums over several workers or tasks."""
+    """Add up what several told of."""
     watch = Stopwatch()
     for part in parts:
         for stage, spent in part.items():

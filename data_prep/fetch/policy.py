@@ -53,7 +53,7 @@ class FetchPolicy:
         self.reach("")
 
     def reach(self, root: str) -> Reach:
-        """Return which hosts may be asked; the host of a root and the proxies are among them."""
+        """Return which hosts may be asked; that of a root and the proxies are among them."""
         named = () if isinstance(self.private, bool) else tuple(map(str, self.private))
         urls = [url for url in (root, *self.proxies) if "://" in url]
         return Reach((*named, *map(host_and_port, urls)), self.private is True)

@@ -269,7 +269,7 @@ def rows_at(scores: pq.ParquetFile, places: Sequence[int]) -> Iterator[dict[str,
 
 
 def example(row: Mapping[str, Any], plan: Plan, work: Path) -> Example:
-    """Return the clip of a row with what the page says about it."""
+    """Return what is to be told of the clip of a row."""
     request = plan.find(row["input"])
     caption = request.captions[0].text if request.captions else ""
     scores = {name.removeprefix("score_"): value for name, value in row.items() if name.startswith("score_")}

@@ -49,7 +49,7 @@ UNITS = {
     "contrast": "deviation of the luma, 0 to 1",
     "clipped": "share of pixels black or white",
 }
-# The stages of the work in their order; unknown stages follow, packing is last.
+# The stages of the work in their order; those of others follow, packing is last.
 STAGES = {
     "fetch": "fetch",
     "scenes": "find scenes",
@@ -168,7 +168,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def input_bars(ends: Ends, unmade: Mapping[str, int]) -> list[Bar]:
-    """Return the bars from all inputs to the inputs that gave clips."""
+    """Return the bars from the inputs to those of which clips were made."""
     losses = [
         (reason, count, "failed", "retryable" if kind == "retryable" else "")
         for reason, kind, count in failures(ends.failed)

@@ -52,7 +52,7 @@ def counted(items: Iterable[T], progress: Progress, phase: str, unit: str, total
 class Meter:
     """Write progress to a stream, in a `with` block; a call costs a microsecond and may come for every item.
 
-    A thread of its own writes the lines, so that a log also shows that nothing moves. The rate covers the last five
+    A thread of its own writes the lines, so that a log also shows that nothing moves. The rate is that of the last five
     minutes. Each phase leaves its last line behind.
     """
 

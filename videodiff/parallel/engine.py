@@ -1,65 +1,63 @@
-"""What is set in DeepSpeed's engine: its files, and where it looks for numbers that are none."""
+"""What training asks of whoever holds the weights and takes the steps: one protocol, and who implements it.
+
+`whole.py` implements it where every process holds all weights (a single device, DDP), `zero/engine.py` where ZeRO
+splits them. Training and the verbs know this file alone; Lightning's strategies run the forward and backward passes.
+"""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
+import torch
+from torch import Tensor, nn
 
-from videodiff.training.run.files import StateWriter, load_state
+from videodiff.parallel.whole import Whole
+from videodiff.training.run.files import StateWriter
 
-# The classes of DeepSpeed that its shards hold; none of them does anything when it is read.
-CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
-class PlainFiles(CheckpointEngine):
-    """Write shards with their checksums, and read them without running code of theirs."""
+class Engine(Protocol):
+    """One process's part in the steps of a training.
 
-    def __init__(self, writer: StateWriter) -> None:
-        super().__init__()
-        self.name, self.writer = "PlainFiles", writer
+    `writer` writes this process's files of a checkpoint; `split` tells whether the processes hold different weights.
+    """
 
-    def create(self, info: CheckpointCommitInfo) -> None:
-        """Begin a checkpoint: nothing is to be done."""
+    writer: StateWriter
+    split: bool
 
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder."""
-        if self.writer.problem is None:
-            try:
-                os.makedirs(path, exist_ok=exist_ok)
-            except OSError as error:
-                self.writer.problem = error
+    def layout(self, world: int) -> str:
+        """Return in words how `world` processes spread the state of training over files."""
 
-    def save(self, state_dict: Any, path: str) -> None:
-        """Write a shard."""
-        self.writer.write(state_dict, Path(path))
+    def choose_optimizer(self, make: MakeOptimizer) -> MakeOptimizer:
+        """Return the optimizer to build in the place of this one: often the same."""
 
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Read a shard."""
-        return load_state(Path(path), map_location, CLASSES)
+    def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradient before a step; where it is not finite, the step must change nothing."""
 
-    def commit(self, info: CheckpointCommitInfo) -> bool:
-        """End a checkpoint: it has its name later, when all ranks are done."""
-        return True
+    def skipped(self) -> bool:
+        """Tell whether the last step changed nothing, as the gradient was not finite; alike on all ranks."""
+
+    def gradient_norm(self) -> float | None:
+        """Return the norm of the gradient of the last step, None where nobody knows it."""
+
+    def weights(self) -> list[Tensor]:
+        """Return the trainable weights that this process holds, or its part of them."""
+
+    def count(self, parameters: Iterable[nn.Parameter]) -> int:
+        """Return how many weights these parameters hold when they are whole."""
+
+    def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return the whole averages of these parameters by name; every rank has to call."""
+
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Return a context in which these parameters are whole and may be changed; every rank has to enter."""
 
 
-def look_for_overflow(optimizer: Any) -> None:
-    """Have a ZeRO optimizer leave out a step whose gradient is not finite, which it does by itself in float16 alone."""
-    if hasattr(optimizer, "check_grad_overflow"):
-        optimizer.check_grad_overflow = True
-        return
-
-    def check(update_scale: bool = True) -> bool:
-        optimizer.overflow = False
-        optimizer.check_overflow()
-        if optimizer.overflow:
-            # It keeps the sums of gradients in one buffer, which only the next gradient of a parameter overwrites.
-            optimizer.grad_partitions_flat_buffer.zero_()
-        return optimizer._loss_scale_update_and_overflow_cleanup() if update_scale else optimizer.overflow
-
-    optimizer._overflow_check_and_loss_scale_update = check
+def engine_of(strategy: Any) -> Engine:
+    """Return the engine of one of Lightning's strategies: its own, else one that holds everything whole."""
+    if not hasattr(strategy, "engine"):
+        strategy.engine = Whole(strategy)
+    return strategy.engine

@@ -1,7 +1,7 @@
 """The guard between computing and keeping: what is not finite never reaches weights, moments or averages.
 
 A loss that is not finite makes the gradient NaN on every rank, since gradients are summed over the ranks before a
-step. So one look at the norm of the gradient, which all ranks see alike, decides on all of them, without a message.
+step. So every rank's engine looks at the norm of the same gradient and decides alike, without a message.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 NAMED = 8
 
@@ -31,27 +31,9 @@ def tell_backward(loss: Tensor) -> Tensor:
     return loss * (1 + (loss.detach() - loss.detach()))
 
 
-def norm_of_gradients(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Return the norm of all gradients, as clipping takes it."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads)
-
-
-def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Make the step that follows leave weights, moments and averages as they are."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = None
-
-
 def finite(tensors: Iterable[Tensor]) -> bool:
     """Tell whether the norm of these tensors is a number: no entry is NaN, infinite or beyond 1e19."""
     return bool(torch.isfinite(torch.nn.utils.get_total_norm([t.detach() for t in tensors if t.numel()])))
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that training changes."""
-    return [p for p in module.parameters() if p.requires_grad]
 
 
 def suspects(taken: Iterable[Taken]) -> list[str]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.diffusion.objective import Objective, clip_seeds
-from videodiff.training.average import is_sharded
+from videodiff.parallel.engine import Engine, engine_of
 from videodiff.training.encoding import encode_text, encode_video
-from videodiff.training.guard import Taken, drop_gradients, norm_of_gradients, tell_backward
+from videodiff.training.guard import Taken, tell_backward
 from videodiff.training.run.logging import log_figures
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -49,7 +49,12 @@ class VideoDiffusion(lightning.LightningModule):
         # What this rank has taken of the present step, and what is known of the last one.
         self.taken: list[Taken] = []
         self.validated: Tensor | None = None
-        self.ended, self.began, self.rate, self.norm, self.skipped = 0, 0, 0.0, None, False
+        self.ended, self.began, self.rate = 0, 0, 0.0
+
+    @property
+    def engine(self) -> Engine:
+        """Return what takes this process's steps."""
+        return engine_of(self.trainer.strategy)
 
     def condition(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the keyword arguments of the denoiser for a batch."""
@@ -90,13 +95,9 @@ class VideoDiffusion(lightning.LightningModule):
         return tell_backward(losses.mean())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradient before it is used; ZeRO looks at its own, see `parallel.engine`."""
+        """Have the engine look at the gradient before it is used."""
         self.rate = optimizer.param_groups[-1]["lr"]
-        if not is_sharded(optimizer):
-            self.norm = norm_of_gradients(optimizer)
-            self.skipped = not bool(self.norm.isfinite())
-            if self.skipped:
-                drop_gradients(optimizer)
+        self.engine.examine_gradient(optimizer)
 
     def step_ended(self) -> bool:
         """Tell whether the micro-batch that was taken last was the last one of its step."""
@@ -104,8 +105,7 @@ class VideoDiffusion(lightning.LightningModule):
 
     def was_skipped(self) -> bool:
         """Tell whether the step that has just ended left everything as it was, alike on all ranks."""
-        sharded = is_sharded(self.trainer.strategy.optimizers[0])
-        return self.trainer.strategy.skipped() if sharded else self.skipped
+        return self.engine.skipped()
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], index: int) -> None:
         """At the end of a step log its figures; the callbacks have had their turn."""
@@ -123,10 +123,8 @@ class VideoDiffusion(lightning.LightningModule):
 
     def log_step(self) -> None:
         """Log loss, norm of the gradient and learning rate of the step, of the whole global batch."""
-        skipped = self.was_skipped()
-        if not skipped:
-            sharded = is_sharded(self.trainer.strategy.optimizers[0])
-            norm = self.trainer.strategy.norm_of_gradients() if sharded else float(self.norm)
+        if not self.was_skipped():
+            norm = self.engine.gradient_norm()
             figures = {"train/loss": self.mean_loss(), "train/grad_norm": norm, "train/lr": float(self.rate)}
             log_figures(self.trainer, {name: value for name, value in figures.items() if value is not None})
 

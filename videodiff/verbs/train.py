@@ -6,16 +6,13 @@ import ctypes
 import errno
 import logging
 import math
-import os
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -25,12 +22,14 @@ from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
-from videodiff.parallel.launcher import SAID, die_with_parent, under_torchrun
-from videodiff.parallel.strategy import Zero, ddp
+from videodiff.parallel.engine import engine_of
+from videodiff.parallel.launcher import die_with_parent
+from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
+from videodiff.parallel.strategy import for_world
 from videodiff.planning.steps import format_plan, plan
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.run.attempts import check_links, set_aside
-from videodiff.training.run.checkpoint import StateFile, checkpoints, choose_checkpoint, leave_behind, state_to_resume
+from videodiff.training.run.checkpoint import checkpoints, choose_checkpoint, leave_behind, state_to_resume
 from videodiff.training.run.logging import log_configuration
 from videodiff.training.run.record import to_tell, write_record
 from videodiff.verbs.config.build import (
@@ -63,10 +62,6 @@ FREE_DATA = tuple(
         *("stages", "buckets", "weights"),
     )
 )
-
-
-# How gloo says that the process at the other end is gone.
-SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connection refused")
 
 
 def run(cfg: DictConfig) -> None:
@@ -125,17 +120,14 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if cfg.get("compile"):
         instantiate_partial("compile", cfg.compile)(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world))
-    state = None if checkpoint is None else state_to_resume(checkpoint, trainer.strategy, world)
+    engine = engine_of(trainer.strategy)
+    state = None if checkpoint is None else state_to_resume(checkpoint, engine, world)
     config = resolved(cfg, model)
     if first:
         leave_behind(folder, checkpoint) if checkpoint is not None else set_aside(folder)
         write_record(folder, signed(config), to_keep(overrides))
         write_trained(folder, data.trained)
-    if isinstance(trainer.strategy, Zero):
-        from videodiff.parallel.muon import sharded
-
-        optimizer = sharded(optimizer, trainer.strategy.config)
-    module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
+    module = VideoDiffusion(*model, optimizer=engine.choose_optimizer(optimizer), schedule=schedule, seed=cfg.seed)
     log_configuration(trainer.loggers, config)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=state)
@@ -147,29 +139,6 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         raise
     if trainer.is_global_zero:
         say(f"videodiff train: {trainer.global_step} steps in {folder}")
-
-
-def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException | None:
-    """Return what a failure of communication means: which process is dead; None where it is another failure.
-
-    Where it is told already, by the rank that failed or by torchrun, this rank ends without a word.
-    """
-    launcher, words = trainer.strategy.launcher, str(error).lower()
-    lost = isinstance(error, torch.distributed.DistError) or any(sign in words for sign in SIGNS)
-    if trainer.world_size == 1 or not lost:
-        return None
-    if under_torchrun():
-        return SystemExit(SAID)
-    # Another rank leaves the group some seconds before its process ends: the first one may speak first.
-    end = time.monotonic() + 15
-    while hasattr(launcher, "lost") and time.monotonic() < end:
-        if (found := launcher.lost()) is not None:
-            if found.status == SAID:
-                return SystemExit(SAID)
-            return ChildProcessError(f"{found.told}; the last checkpoint is whole, resume= goes on from it")
-        time.sleep(0.1)
-    line = str(error).strip().splitlines()[0][:200]
-    return ConnectionError(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")
 
 
 def to_keep(overrides: Sequence[str]) -> list[str]:
@@ -203,10 +172,9 @@ def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.T
     settings = {**cfg.trainer, "val_check_interval": cfg.trainer.val_check_interval * accumulate}
     if cfg.data.validation_root is None and cfg.data.get("validation_urls") is None:
         settings["limit_val_batches"] = 0
-    strategy = instantiate(cfg.strategy)
     trainer = instantiate(
         settings,
-        strategy=ddp() if strategy == "auto" and world_size(cfg) > 1 else strategy,
+        strategy=for_world(instantiate(cfg.strategy), world_size(cfg)),
         callbacks=build_callbacks(cfg, model),
         logger=[instantiate(logger) for logger in (cfg.get("logger") or {}).values()],
         accumulate_grad_batches=accumulate,
@@ -217,8 +185,6 @@ def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.T
         enable_model_summary=False,
         default_root_dir=cfg.run,
     )
-    if not isinstance(trainer.strategy, Zero):
-        trainer.strategy.checkpoint_io = StateFile()
     # Lightning's own actions talk to the other ranks in the middle of whatever these are at; see StopGently.
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
@@ -237,16 +203,7 @@ def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
 def world_size(cfg: DictConfig) -> int:
     """Return how many processes train together."""
     devices = cfg.trainer.devices
-    if isinstance(devices, ListConfig):
-        devices = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        devices = max(torch.cuda.device_count(), 1)
-    return cfg.trainer.num_nodes * int(devices)
-
-
-def is_first_process() -> bool:
-    """Tell whether this process is rank 0, before any process group exists."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+    return count_processes(list(devices) if isinstance(devices, ListConfig) else devices, cfg.trainer.num_nodes)
 
 
 def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> list[str]:

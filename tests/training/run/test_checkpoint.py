@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import tiny
 from videodiff.data.storage.files import sha256_of
-from videodiff.parallel.engine import PlainFiles
+from videodiff.parallel.zero.files import PlainFiles
 from videodiff.training.run import checkpoint as module
 from videodiff.training.run.attempts import check_links
 from videodiff.training.run.checkpoint import check_room, checkpoints, latest_checkpoint, prune, whole
@@ -223,14 +223,13 @@ def test_what_is_not_finite_or_does_not_fit_the_disk_is_told_when_asked_and_stop
 def test_a_disk_without_room_for_the_checkpoints_is_found_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(1000))]
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=59_999))
     with pytest.raises(OSError, match=r"for 3 checkpoints .*keep=2.*expected 0.1") as error:
-        check_room(tmp_path / "checkpoints", parameters, 2)
+        check_room(tmp_path / "checkpoints", 1000, 2)
     assert error.value.errno == errno.ENOSPC
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=60_000))
-    check_room(tmp_path / "checkpoints", parameters, 2)
+    check_room(tmp_path / "checkpoints", 1000, 2)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "samples", "checkpoints/step_00000003/state.ckpt"])

@@ -45,8 +45,6 @@ class GlobalBatches:
     ) -> None:
         check_batch_sizes(mixture.batch_sizes, accumulate, mesh)
         self.mixture, self.clips, self.accumulate, self.mesh, self.start = mixture, clips, accumulate, mesh, start
-        # By this name Lightning's DeepSpeed strategy asks for it.
-        self.batch_size = max(mixture.batch_sizes) // (accumulate * mesh.data_world)
 
     def __iter__(self) -> Iterator[list[Item]]:
         step = self.start() if callable(self.start) else self.start
@@ -85,7 +83,6 @@ class Loader:
         quarantine: Quarantine,
         workers: Callable[[], Workers] | None = None,
     ) -> None:
-        # By this name Lightning's DeepSpeed strategy looks for the size of a micro-batch.
         self.batch_sampler = batches
         self.reader, self.quarantine, self.workers, self.asked = reader, quarantine, workers, {}
         self.remote = any(isinstance(clips.manifest.root, CachedFolder) for clips in batches.clips)

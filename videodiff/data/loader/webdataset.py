@@ -1,8 +1,7 @@
 """The data of a run for Lightning where tars have no manifest: webdataset's stream, decoded by our own workers.
 
 Readers, workers of a DataLoader, only read bytes; whatever decodes is one of our own processes, which may hang or crash
-and is killed alone. What DeepSpeed and Lightning want of a loader without a length is its `batch_sampler.batch_size`;
-all ranks make steps of the same shapes for ever, so none waits for another one's data.
+and is killed alone. All ranks make steps of the same shapes for ever, so none waits for another one's data.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning
@@ -329,7 +327,7 @@ class TarDataModule(lightning.LightningDataModule):
             torch.distributed.broadcast_object_list(found, src=0)
             self.trained = found[0]
 
-    def train_dataloader(self) -> SimpleNamespace | Any:
+    def train_dataloader(self) -> Any:
         """Return this rank's endless stream of micro-batches from `step` on."""
         mesh = self._mesh()
         accumulate = self.accumulate(mesh.world)
@@ -586,8 +584,6 @@ class TarLoader:
 
     def __init__(self, data: TarDataModule, mesh: Mesh, accumulate: int) -> None:
         self.data, self.mesh, self.accumulate = data, mesh, accumulate
-        # By this name Lightning's DeepSpeed strategy looks for the size of a micro-batch.
-        self.batch_sampler = SimpleNamespace(batch_size=max(data.batch_sizes) // (accumulate * mesh.data_world))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.data.running is not None:

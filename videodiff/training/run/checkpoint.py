@@ -1,7 +1,7 @@
 """Checkpoints: one folder a step, complete or absent.
 
     checkpoints/step_00000500/
-        state.ckpt            everything that training needs to go on (a folder of shards under ZeRO)
+        state.ckpt            everything that training needs to go on; under ZeRO a folder of shards
         average.safetensors   the averaged weights by name: all that sampling needs, whatever the strategy was
         checkpoint.json       the step, and size and sha256 of every file, written last
 
@@ -26,15 +26,15 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.plugins import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videodiff.data.storage.files import inside, partial_of, sha256_of, sync, write_whole
-from videodiff.training.average import averages, whole_shape
-from videodiff.training.guard import trainable
-from videodiff.training.run.files import StateWriter, Written, load_state, write_tensors
+from videodiff.parallel.engine import Engine, engine_of
+from videodiff.parallel.ranks import agree, gather
+from videodiff.training.average import trainable
+from videodiff.training.run.files import Written, write_tensors
 
 AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state.ckpt", "checkpoint.json", "damaged.txt"
 VERSION = 2
@@ -43,22 +43,6 @@ NAME = re.compile(r"step_\d{8,}")
 
 class CheckpointError(ValueError):
     """A checkpoint that is not whole, or that must not be written."""
-
-
-class StateFile(CheckpointIO, StateWriter):
-    """How Lightning writes and reads the state of training: straight into its place, and without running code of it."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the state."""
-        self.write(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read plain values and tensors; anything else is an error."""
-        return load_state(Path(path), map_location or "cpu")
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a state."""
-        Path(path).unlink(missing_ok=True)
 
 
 def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
@@ -77,16 +61,17 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
         except OSError as error:
             problem = error
     try:
-        agree(trainer, problem)
-        agree(trainer, write_parts(trainer, partial))
+        agree(trainer.world_size, problem)
+        agree(trainer.world_size, write_parts(trainer, partial))
         if trainer.is_global_zero:
             try:
                 put_in_place(partial, final)
             except OSError as error:
                 problem = error
-        agree(trainer, problem)
+        agree(trainer.world_size, problem)
     except OSError as error:
-        raise with_need(error, folder, trainable(trainer.lightning_module)) from error
+        weights = engine_of(trainer.strategy).count(trainable(trainer.lightning_module).values())
+        raise with_need(error, folder, weights) from error
     finally:
         if trainer.is_global_zero:
             # On a full disk a part of a checkpoint would only take the room that is needed.
@@ -94,42 +79,29 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
     return final
 
 
-def with_need(error: OSError, folder: Path, parameters: Iterable[nn.Parameter]) -> OSError:
+def with_need(error: OSError, folder: Path, weights: int) -> OSError:
     """Return the error of a full disk with the folder of the checkpoints and the room that one needs."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
     sizes = [size_of(checkpoint) for checkpoint in folder.glob("step_*") if NAME.fullmatch(checkpoint.name)]
-    needed = max(sizes, default=room_for(parameters))
+    needed = max(sizes, default=room_for(weights))
     text = f"{os.strerror(error.errno)} for a checkpoint, which needs about {needed / 2**20:,.1f} MiB"
     return OSError(error.errno, text, str(folder))
-
-
-def agree(trainer: lightning.Trainer, problem: Exception | None) -> None:
-    """Raise on every rank what went wrong on any: one that went on alone would wait for the others for ever."""
-    problems = [problem]
-    if trainer.world_size > 1:
-        problems = [None] * trainer.world_size
-        torch.distributed.all_gather_object(problems, problem)
-    for found in problems:
-        if found is not None:
-            raise found
 
 
 def write_parts(trainer: lightning.Trainer, folder: Path) -> Exception | None:
     """Write the files of a checkpoint, down to the disk; return what went wrong on this rank.
 
-    Under ZeRO every rank writes its shard of the state.
+    Every rank writes what its engine holds of the state.
     """
-    writer, average = state_writer(trainer.strategy), averages(trainer.lightning_module, trainer.strategy.optimizers[0])
+    engine = engine_of(trainer.strategy)
+    averages = engine.averages(trainable(trainer.lightning_module))
     if trainer.is_global_zero:
-        writer.write(average, folder / AVERAGE, write_tensors)
-    del average
+        engine.writer.write(averages, folder / AVERAGE, write_tensors)
+    del averages
     trainer.save_checkpoint(folder / STATE)
-    problem, written = writer.take()
-    parts = [written]
-    if trainer.world_size > 1:
-        parts = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, written)
+    problem, written = engine.writer.take()
+    parts = gather(trainer.world_size, written)
     if problem is None and trainer.is_global_zero:
         try:
             write_record(trainer, folder, {path: file for part in parts for path, file in part.items()})
@@ -138,15 +110,10 @@ def write_parts(trainer: lightning.Trainer, folder: Path) -> Exception | None:
     return problem
 
 
-def state_writer(strategy: Any) -> Any:
-    """Return who writes the state of training under a strategy: it knows what was written."""
-    return strategy.state_writer if hasattr(strategy, "state_writer") else strategy.checkpoint_io
-
-
 def write_record(trainer: lightning.Trainer, folder: Path, written: dict[Path, Written]) -> None:
     """Write checkpoint.json and bring all to the disk."""
     files = {str(path.relative_to(folder)): file._asdict() for path, file in sorted(written.items())}
-    state = spread(trainer.strategy, trainer.world_size)
+    state = engine_of(trainer.strategy).layout(trainer.world_size)
     record = {"version": VERSION, "step": trainer.global_step, "state": state, "files": files}
     write_whole(folder / RECORD, json.dumps(record, indent=1).encode())
     for path in (folder, *folder.rglob("*")):
@@ -171,16 +138,10 @@ def aside(checkpoint: Path, why: str) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def spread(strategy: Any, world: int) -> str:
-    """Return how the state of training is spread over files: whole, or by the ranks of a ZeRO stage."""
-    stage = getattr(strategy, "stage", 0)
-    return f"ZeRO {stage} over {world} processes" if stage else "whole"
-
-
-def state_to_resume(checkpoint: Path, strategy: Any, world: int) -> Path:
-    """Return the state of training in a checkpoint; it is an error if this strategy could not read it."""
+def state_to_resume(checkpoint: Path, engine: Engine, world: int) -> Path:
+    """Return the state of training in a checkpoint; it is an error if this engine could not read it."""
     saved = read_record(checkpoint)["state"]
-    if (here := spread(strategy, world)) != saved:
+    if (here := engine.layout(world)) != saved:
         raise ValueError(f"{checkpoint}: found the state of training {saved}, expected {here} as strategy= asks for")
     return checkpoint / STATE
 
@@ -381,9 +342,9 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(partial)
 
 
-def room_for(parameters: Iterable[nn.Parameter]) -> int:
-    """Return about how many bytes a checkpoint takes; under ZeRO 3 a rank knows the shapes though not the weights."""
-    return 20 * sum(whole_shape(p).numel() for p in parameters)
+def room_for(weights: int) -> int:
+    """Return about how many bytes a checkpoint of so many trainable weights takes."""
+    return 20 * weights
 
 
 def size_of(folder: Path) -> int:
@@ -395,7 +356,7 @@ def size_of(folder: Path) -> int:
     return size
 
 
-def check_room(folder: Path, parameters: Iterable[nn.Parameter], keep: int) -> None:
+def check_room(folder: Path, weights: int, keep: int) -> None:
     """Raise before the first step where checkpoints cannot be written, or where the disk has no room for them.
 
     Estimated are 20 bytes for each trainable parameter: the weights, two moments and the average in the state, and the
@@ -404,7 +365,7 @@ def check_room(folder: Path, parameters: Iterable[nn.Parameter], keep: int) -> N
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / ".writable", b"")
     (folder / ".writable").unlink()
-    size, count, there = room_for(parameters), keep + 1 if keep else 1, size_of(folder)
+    size, count, there = room_for(weights), keep + 1 if keep else 1, size_of(folder)
     free, needed = shutil.disk_usage(folder).free, max(size * count - there, size)
     if free < needed:
         raise OSError(

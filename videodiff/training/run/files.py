@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 from videodiff.data.storage.files import Hashed
@@ -50,6 +51,22 @@ class StateWriter:
         found = self.problem, self.written
         self.problem, self.written = None, {}
         return found
+
+
+class StateFile(CheckpointIO, StateWriter):
+    """How Lightning writes and reads a state of training that is whole: into its place, without running code of it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the state."""
+        self.write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read plain values and tensors; anything else is an error."""
+        return load_state(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a state."""
+        Path(path).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import yaml
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import write_whole
 
-PACKAGES = ("videodiff", "torch", "lightning", "hydra-core", "webdataset", "deepspeed", "decord", "av", "numpy")
+# The name at the start of a requirement: `torch>=2.13` asks for torch.
+NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def write_record(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
@@ -51,7 +52,7 @@ def environment() -> dict[str, Any]:
     """Return versions, git state and the machine as JSON values."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in packages()}},
         "git": git_state(),
         "machine": {
             "system": platform.system(),
@@ -60,6 +61,15 @@ def environment() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def packages() -> list[str]:
+    """Return the names of this package and of all that it needs, by the metadata of its installation."""
+    try:
+        needed = [NAME.match(line) for line in requires("videodiff") or () if "extra ==" not in line]
+    except PackageNotFoundError:
+        needed = []
+    return ["videodiff", *(found.group() for found in needed if found is not None)]
 
 
 def installed(package: str) -> str | None:

@@ -269,13 +269,13 @@ CLASSES: dict[str, Kind] = {
         dynamic=optional(FLAG),
         graphs=COUNT,
     ),
-    "videodiff.training.callbacks.Checkpoints": record(folder=PLACE, every=EVERY, keep=whole(0)),
-    "videodiff.training.callbacks.SampleClips": record(
+    "videodiff.training.callbacks.checkpoints.Checkpoints": record(folder=PLACE, every=EVERY, keep=whole(0)),
+    "videodiff.training.callbacks.samples.SampleClips": record(
         folder=PLACE, generation=PART, every=EVERY, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)
     ),
-    "videodiff.training.callbacks.Guard": record(budget=whole(0), within=COUNT),
-    "videodiff.training.callbacks.StopGently": record(),
-    "videodiff.training.callbacks.Progress": record(
+    "videodiff.training.callbacks.guard.Guard": record(budget=whole(0), within=COUNT),
+    "videodiff.training.callbacks.stop.StopGently": record(),
+    "videodiff.training.callbacks.progress.Progress": record(
         tokens_per_place=instead(BY_VERB), every=EVERY, clock=instead(BY_VERB)
     ),
     "lightning.pytorch.loggers.CSVLogger": record(

@@ -43,6 +43,11 @@ MOVED = {
     "videodiff.data.loader.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
     "videodiff.diffusion.generation.Generation": "videodiff.generation.settings.Generation",
     "lightning.pytorch.loggers.TensorBoardLogger": "videodiff.training.run.logging.Board",
+    "videodiff.training.callbacks.Checkpoints": "videodiff.training.callbacks.checkpoints.Checkpoints",
+    "videodiff.training.callbacks.Guard": "videodiff.training.callbacks.guard.Guard",
+    "videodiff.training.callbacks.Progress": "videodiff.training.callbacks.progress.Progress",
+    "videodiff.training.callbacks.SampleClips": "videodiff.training.callbacks.samples.SampleClips",
+    "videodiff.training.callbacks.StopGently": "videodiff.training.callbacks.stop.StopGently",
     "videodiff.training.logging.wandb_logger": "videodiff.training.run.logging.wandb_logger",
 }
 

@@ -68,8 +68,8 @@ def by_columns(matrices: Iterable[nn.Parameter]) -> dict[int, list[nn.Parameter]
     return groups
 
 
-def sharded(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
-    """Return the optimizer to use under ZeRO in the place of this one; `config` is DeepSpeed's and may be changed."""
+def splittable(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
+    """Return the optimizer to use under ZeRO in the place of this one; for Muon, `config`, DeepSpeed's, is changed."""
     if not (isinstance(optimizer, partial) and optimizer.func is Muon):
         return optimizer
     # A piece of a summed gradient is of no use to Muon.

@@ -1,0 +1,70 @@
+"""The processes of a training: how many there are, which one this is, and what they say to each other."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import lightning
+import torch
+
+from videodiff.parallel.launcher import SAID, under_torchrun
+
+T = TypeVar("T")
+# How gloo says that the process at the other end is gone.
+SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connection refused")
+
+
+def count_processes(devices: int | str | Sequence[int], nodes: int) -> int:
+    """Return how many processes train together on so many nodes, with these devices on each."""
+    if not isinstance(devices, (int, str)):
+        devices = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        devices = max(torch.cuda.device_count(), 1)
+    return nodes * int(devices)
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is rank 0, before any process group exists."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+def gather(world: int, value: T) -> list[T]:
+    """Return the values of all ranks in order; every rank has to call."""
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def agree(world: int, problem: Exception | None) -> None:
+    """Raise on every rank what went wrong on any: one that went on alone would wait for the others for ever."""
+    for found in gather(world, problem):
+        if found is not None:
+            raise found
+
+
+def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException | None:
+    """Return what a failure of communication means: which process is dead; None where it is another failure.
+
+    Where it is told already, by the rank that failed or by torchrun, this rank ends without a word.
+    """
+    launcher, words = trainer.strategy.launcher, str(error).lower()
+    lost = isinstance(error, torch.distributed.DistError) or any(sign in words for sign in SIGNS)
+    if trainer.world_size == 1 or not lost:
+        return None
+    if under_torchrun():
+        return SystemExit(SAID)
+    # Another rank leaves the group some seconds before its process ends: the first one may speak first.
+    end = time.monotonic() + 15
+    while hasattr(launcher, "lost") and time.monotonic() < end:
+        if (found := launcher.lost()) is not None:
+            if found.status == SAID:
+                return SystemExit(SAID)
+            return ChildProcessError(f"{found.told}; the last checkpoint is whole, resume= goes on from it")
+        time.sleep(0.1)
+    line = str(error).strip().splitlines()[0][:200]
+    return ConnectionError(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")

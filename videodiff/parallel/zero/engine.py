@@ -1,0 +1,101 @@
+"""The engine where DeepSpeed's ZeRO splits state, gradients or weights over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor, nn
+
+from videodiff.training.run.files import StateWriter
+
+
+class ZeroEngine:
+    """Implements `parallel.engine.Engine` for DeepSpeed; every process writes its shard of the state.
+
+    DeepSpeed examines the gradient within its own step; see `look_for_overflow`.
+    """
+
+    def __init__(self, strategy: DeepSpeedStrategy, stage: int) -> None:
+        self.strategy, self.stage, self.writer = strategy, stage, StateWriter()
+        self.split = stage == 3
+
+    def layout(self, world: int) -> str:
+        """Return the stage and the number of processes: no other can read the shards."""
+        return f"ZeRO {self.stage} over {world} processes"
+
+    def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+        """Return the optimizer that can be split: for Muon one that DeepSpeed knows."""
+        from videodiff.parallel.zero.muon import splittable
+
+        return splittable(make, self.strategy.config)
+
+    def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave it to DeepSpeed: no process holds a whole gradient."""
+
+    def skipped(self) -> bool:
+        """Tell whether DeepSpeed left the last step out, as the gradient of some rank was not finite."""
+        return bool(self.strategy.optimizers[0].overflow)
+
+    def gradient_norm(self) -> float | None:
+        """Return the norm of the gradient of the last step; under Muon DeepSpeed only knows the norm of the update."""
+        optimizer = self.strategy.optimizers[0]
+        if any(group.get("use_muon") for group in optimizer.param_groups):
+            return None
+        return float(optimizer._global_grad_norm)
+
+    def weights(self) -> list[Tensor]:
+        """Return all trainable weights, under ZeRO 3 the shard of this process."""
+        if self.split:
+            return list(self.strategy.optimizers[0].fp32_partitioned_groups_flat)
+        return [p for p in self.strategy.lightning_module.parameters() if p.requires_grad]
+
+    def count(self, parameters: Iterable[nn.Parameter]) -> int:
+        """Return how many weights these parameters hold when they are whole; ZeRO 3 empties a parameter."""
+        return sum(getattr(p, "ds_shape", p.shape).numel() for p in parameters)
+
+    def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Gather the averages from all ranks, by name; before the first step the parameters themselves."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        optimizer = self.strategy.optimizers[0]
+        if hasattr(optimizer, "_hp_optimizer_states_linked"):
+            # ZeRO 1 and 2 link the states of all groups after the first group's first step, when the others have none,
+            # and the states of a checkpoint not before the next step.
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+        found = {}
+        for name, p in parameters.items():
+            ema = safe_get_full_optimizer_state(p, "ema")
+            # ZeRO 3 empties a parameter and keeps its shape in `ds_shape`.
+            found[name] = p.detach().float().clone() if ema is None else ema.reshape(getattr(p, "ds_shape", p.shape))
+        return found
+
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Gather parameters that ZeRO 3 has split; what the first rank writes into them, all ranks get."""
+        parameters = list(parameters)
+        if not any(hasattr(p, "ds_id") for p in parameters):
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def look_for_overflow(optimizer: Any) -> None:
+    """Have a ZeRO optimizer leave out a step whose gradient is not finite, which it does by itself in float16 alone."""
+    if hasattr(optimizer, "check_grad_overflow"):
+        optimizer.check_grad_overflow = True
+        return
+
+    def check(update_scale: bool = True) -> bool:
+        optimizer.overflow = False
+        optimizer.check_overflow()
+        if optimizer.overflow:
+            # It keeps the sums of gradients in one buffer, which only the next gradient of a parameter overwrites.
+            optimizer.grad_partitions_flat_buffer.zero_()
+        return optimizer._loss_scale_update_and_overflow_cleanup() if update_scale else optimizer.overflow
+
+    optimizer._overflow_check_and_loss_scale_update = check

@@ -1,0 +1,97 @@
+"""Lightning's DeepSpeed strategy, mended: ZeRO runs on CUDA and, for tests, on CPU."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
+from torch import Tensor, nn
+
+from videodiff.parallel.launcher import watched
+from videodiff.parallel.zero.engine import ZeroEngine, look_for_overflow
+
+# The name of the folder within the state of training.
+TAG = "checkpoint"
+
+
+class Zero(DeepSpeedStrategy):
+    """Lightning's DeepSpeed strategy, also on CPU; its steps are guarded and its checkpoints are files of ours."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        # Lightning writes into the dictionary it is given.
+        super().__init__(config=copy.deepcopy(config))
+        self.engine = ZeroEngine(self, config["zero_optimization"]["stage"])
+
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        self._launcher = watched(self._launcher)
+
+    def _initialize_deepspeed_train(self, model: nn.Module) -> None:
+        super()._initialize_deepspeed_train(model)
+        from videodiff.parallel.zero.files import PlainFiles
+
+        look_for_overflow(self.optimizers[0])
+        self.deepspeed_engine.checkpoint_engine = PlainFiles(self.engine.writer)
+        # A checkpoint holds no program.
+        self.deepspeed_engine._copy_recovery_script = lambda folder: None
+
+    def _auto_select_batch_size(self) -> int:
+        # DeepSpeed divides by it only for a throughput that it prints, and we measure our own: no loader is asked.
+        return 1
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Have every rank write its shard; `engine.writer` knows what went wrong."""
+        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+        self.deepspeed_engine.save_checkpoint(
+            str(filepath),
+            client_state=state,
+            tag=TAG,
+            save_latest=False,
+            exclude_frozen_parameters=self.exclude_frozen_parameters,
+        )
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Have every rank read its shard from the path that is given."""
+        _, state = self.deepspeed_engine.load_checkpoint(
+            str(checkpoint_path), tag=TAG, load_lr_scheduler_states=False, load_module_strict=True
+        )
+        if state is None:
+            raise ValueError(f"{checkpoint_path}: found no state of a training under ZeRO, expected one")
+        return state
+
+    def setup_environment(self) -> None:
+        """Set up devices and processes; on a CPU without the checks that only CUDA can pass."""
+        if isinstance(self.accelerator, CUDAAccelerator):
+            super().setup_environment()
+            return
+        import deepspeed
+
+        # gloo does it: the shared-memory kernel would have to be compiled first.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        Strategy.setup_environment(self)
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the backward pass; Lightning has divided the loss by the micro-batches, so DeepSpeed must not."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    def teardown(self) -> None:
+        """Leave the process group: gloo may wait for ever if it is left to the end of the process.
+
+        DeepSpeed does it, or it would go on to use the groups that are gone when this process trains again.
+        """
+        import deepspeed
+
+        super().teardown()
+        if torch.distributed.is_initialized():
+            deepspeed.comm.destroy_process_group()
+
+    @property
+    def root_device(self) -> torch.device:
+        """Return this process's device; DeepSpeed wants an index, on a CPU too."""
+        device = super().root_device
+        return device if device.index is not None else torch.device(device.type, self.local_rank)

@@ -1,0 +1,86 @@
+"""The guard as a callback: it counts skipped steps and ends a training that has diverged."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+from videodiff.parallel.engine import Engine
+from videodiff.parallel.ranks import gather
+from videodiff.training.guard import Diverged, Taken, finite, shortened, suspects
+from videodiff.training.run.checkpoint import checkpoints
+
+
+class Guard(Callback):
+    """Tell of each step that was skipped, and end training where too many are or where the weights overflow.
+
+    A step is skipped where its loss or its gradient is not finite on any rank: the weights, the moments and the average
+    stay as they are, the data and the schedule go on. Of any `within` steps at most `budget` may be skipped.
+    """
+
+    def __init__(self, budget: int = 10, within: int = 1000) -> None:
+        if budget < 0 or within < 1:
+            raise ValueError(f"guard: found budget={budget} within={within}, expected at least 0 and 1")
+        self.budget, self.within, self.skipped = budget, within, []
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if not module.step_ended():
+            return
+        if module.was_skipped():
+            self.count(trainer, module)
+        elif not sound(trainer, module.engine):
+            raise self.ended(
+                trainer,
+                f"step {trainer.global_step:,} with the learning rate {module.rate:g} left weights that are not "
+                "finite, or beyond 1e19, expected numbers; try a lower optimizer.lr",
+            )
+
+    def count(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Tell of a skipped step, and end training with the first one too many."""
+        step = trainer.global_step
+        self.skipped = [s for s in self.skipped if s > step - self.within] + [step]
+        where = shortened(suspects_of_all(trainer, module))
+        many = f"{len(self.skipped)} of at most {self.budget} in {self.within:,} steps"
+        if len(self.skipped) > self.budget:
+            raise self.ended(
+                trainer,
+                f"step {step:,}: loss or gradient not finite, clips {where}; {many} "
+                "(callbacks.guard.budget); try a lower optimizer.lr, or look at these clips",
+            )
+        if trainer.is_global_zero:
+            say(trainer, f"step {step:,}: skipped, loss or gradient not finite, clips {where}; {many}")
+
+    def ended(self, trainer: lightning.Trainer, why: str) -> BaseException:
+        """Return what ends training on this rank; one rank says why."""
+        kept = checkpoints(Path(trainer.default_root_dir))
+        last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
+        return Diverged(f"{why}; {last}") if trainer.is_global_zero else SystemExit(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": list(self.skipped)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = [int(step) for step in state["skipped"]]
+
+
+def sound(trainer: lightning.Trainer, engine: Engine) -> bool:
+    """Tell whether the weights are numbers on all ranks."""
+    fine = finite(engine.weights())
+    return trainer.strategy.reduce_boolean_decision(fine, all=True) if engine.split else fine
+
+
+def suspects_of_all(trainer: lightning.Trainer, module: Any) -> list[str]:
+    """Return the keys of the clips of all ranks whose loss is not finite; of all clips where that is true of none."""
+    taken = [Taken(keys, losses.cpu()) for keys, losses in module.taken]
+    return suspects([one for rank in gather(trainer.world_size, taken) for one in rank])
+
+
+def say(trainer: lightning.Trainer, line: str) -> None:
+    """Print a line to standard error, past the progress bar where there is one."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(line, file=sys.stderr, flush=True)

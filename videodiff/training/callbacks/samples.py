@@ -1,0 +1,120 @@
+"""Sample clips while training goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from videodiff.data.loader.trained import usual
+from videodiff.data.storage.files import write_whole
+from videodiff.generation.files import replacing_folder, write_clip
+from videodiff.generation.known import check_given, usual_given
+from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.settings import Generation
+from videodiff.text.words import Words
+from videodiff.training.average import averaged
+from videodiff.training.run.logging import show_clips
+
+
+class SampleClips(Callback):
+    """Every `every` optimizer steps, sample clips with the averaged weights as mp4, in the shape that was trained most.
+
+    From the captions of the first validation clips, without validation from those of the first training clips: half of
+    them are continued from their first `given` frames (None: 3, or what is nearest to it where the codec is causal),
+    half are made from the caption alone. With `prompts`, from these alone. `captions.json` tells which. The clips of a
+    step are there as a whole or not at all, and are made again where a run that was killed goes on at that step.
+    Dashboards show them too.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        generation: Generation,
+        every: int = 1000,
+        clips: int = 4,
+        given: int | None = None,
+        prompts: Sequence[str] = (),
+    ) -> None:
+        if every < 1 or clips < 1:
+            raise ValueError(f"callbacks.samples: found every={every} clips={clips}, expected at least 1 of both")
+        self.folder, self.generation, self.every = Path(folder), generation, every
+        self.clips, self.given, self.prompts, self.sampled = clips, given, list(prompts), -1
+        self.wanted: list[Wanted] = []
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Find out what is to be sampled while nothing is lost yet."""
+        codec, shape = module.codec, usual(trainer.datamodule.trained)
+        if self.given is None:
+            self.given = usual_given(codec, shape.frames)
+        elif self.given:
+            check_given("callbacks.samples.given", self.given, codec, shape.frames)
+        self.shape = shape.shape
+        if self.prompts:
+            rate = shape.rate or next(iter(shape.rates))
+            self.wanted = [Wanted(prompt, rate, seed) for seed, prompt in enumerate(self.prompts)]
+        else:
+            examples = trainer.datamodule.examples(self.clips)
+            self.wanted = [self.want(example, number) for number, example in enumerate(examples)]
+        for number, prompt in enumerate(self.prompts):
+            if isinstance(module.text, Words) and (fault := module.text.fault(prompt)):
+                raise ValueError(f"callbacks.samples.prompts[{number}]: {fault}")
+
+    def want(self, example: dict[str, Any], number: int) -> Wanted:
+        """Return the clip to be made like this one: of two the first is continued."""
+        known = () if number % 2 else tuple(range(self.given))
+        frames, latent = example.get("video"), example.get("latent")
+        return Wanted(
+            example["caption"],
+            float(example["fps"]),
+            number,
+            known,
+            None if frames is None else frames[: len(known)],
+            None if latent is None else torch.from_numpy(latent),
+        )
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Make what a process was killed at: the step of the checkpoint is not taken again."""
+        missing = not self.folder_of(trainer.global_step).is_dir()
+        if trainer.global_step and trainer.strategy.broadcast(missing):
+            self.sample_at(trainer, module)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.sample_at(trainer, module)
+
+    def sample_at(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Sample where it is due, once a step; every rank takes part, the first one writes."""
+        step = trainer.global_step
+        # After a micro-batch of the first step there is no step yet, and no average.
+        if not step or step % self.every or step == self.sampled:
+            return
+        self.sampled = step
+        module.eval()
+        with averaged(module, module.engine), trainer.precision_plugin.forward_context():
+            made = sample_clips(module, self.generation, self.wanted, self.shape)
+        module.train()
+        if trainer.is_global_zero:
+            self.write(trainer, step, made)
+
+    def folder_of(self, step: int) -> Path:
+        """Return where the clips of a step are."""
+        return self.folder / f"step_{step:08d}"
+
+    def write(self, trainer: lightning.Trainer, step: int, made: list[np.ndarray]) -> None:
+        """Write the clips of a step, what they were made from, and show them."""
+        folder, names = self.folder_of(step), [f"clip_{number}" for number in range(len(made))]
+        continued = f" (continued from {self.given} frames)"
+        labels = [one.caption + (continued if one.known else "") for one in self.wanted]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / "captions.json", json.dumps(dict(zip(names, labels, strict=True)), indent=1).encode())
+        with replacing_folder(folder) as partial:
+            for name, frames, one in zip(names, made, self.wanted, strict=True):
+                write_clip(partial / f"{name}.mp4", frames, one.fps)
+        for logger in trainer.loggers:
+            show_clips(logger, step, [folder / f"{name}.mp4" for name in names], made, labels)
