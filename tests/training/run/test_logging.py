@@ -239,7 +239,7 @@ def test_a_run_with_two_loggers_and_its_resume_tell_both_the_same(
     assert len({BEGUN.fullmatch(path.name)[2] for path in folders}) == 1
     curves = read_metrics(*sorted(run.glob("metrics/version_*/metrics.csv")))
     steps, losses = curves["train/loss"]
-    assert steps.tolist() == [0, 1, 2, 3]
+    assert steps.tolist() == [1, 2, 3, 4]
     kept = []
     for folder in folders:
         found = records(folder)
