@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from videodiff.codec.pixels import Pixels
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import euler
-from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.sampling import Wanted, going_on, sample_all, sample_clips
 from videodiff.generation.settings import Generation
 from videodiff.text.words import Words
 
@@ -94,3 +94,16 @@ def test_known_latents_need_no_frames() -> None:
 def test_known_frames_that_are_nowhere_are_an_error() -> None:
     with pytest.raises(ValueError, match="found 2 frames to be kept, but no frames to take them from"):
         made(Pixels(), Wanted("a ball", 20.0, 0, (0, 1)))
+
+
+def test_the_size_of_a_batch_changes_no_clip() -> None:
+    video = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    wanted = [going_on("a ball", 10.0 + seed, seed, seed % 3, video) for seed in range(5)]
+    assert [one.known for one in wanted] == [(), (0,), (0, 1), (), (0,)]
+    settings = (parts(Pixels()), Generation(euler, steps=3), wanted, (5, 4, 6))
+    at_once = sample_clips(*settings)
+    batches = list(sample_all(*settings, batch=2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    for one, other in zip(at_once, (clip for batch in batches for clip in batch), strict=True):
+        assert np.array_equal(one, other)
+    assert np.array_equal(at_once[2][:2], video[:2])

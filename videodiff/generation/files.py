@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> Pat
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return write_whole(path, encode(frames, fps, crf=crf))
+
+
+def write_clips(folder: Path, clips: Mapping[str, np.ndarray], rates: Sequence[float]) -> list[Path]:
+    """Write clips under their names into a folder that appears whole or not at all; return the paths of the mp4."""
+    with replacing_folder(folder) as partial:
+        for (name, frames), fps in zip(clips.items(), rates, strict=True):
+            write_clip(partial / f"{name}.mp4", frames, fps)
+    return [folder / f"{name}.mp4" for name in clips]
 
 
 def add_clip(out: Path, frames: np.ndarray, fps: float, facts: dict[str, Any]) -> Path:

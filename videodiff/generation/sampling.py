@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -35,6 +35,21 @@ class Wanted(NamedTuple):
     known: tuple[int, ...] = ()
     frames: np.ndarray | None = None
     latent: Tensor | None = None
+
+
+def going_on(
+    caption: str, fps: float, seed: int, given: int, frames: np.ndarray | None = None, latent: Tensor | None = None
+) -> Wanted:
+    """Return the clip that goes on from the first `given` frames of another one; 0: made from its caption alone."""
+    return Wanted(caption, fps, seed, tuple(range(given)), None if frames is None else frames[:given], latent)
+
+
+def sample_all(
+    parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int], batch: int
+) -> Iterator[list[np.ndarray]]:
+    """Yield the clips, `batch` at a time; the size of a batch changes none of them."""
+    for start in range(0, len(wanted), batch):
+        yield sample_clips(parts, generation, wanted[start : start + batch], shape)
 
 
 @torch.no_grad()

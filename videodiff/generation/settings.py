@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -44,6 +45,11 @@ class Generation:
             raise ValueError(f"sampler.interval: found {list(interval)}, expected two levels from 0 to 1, rising")
         self.sampler, self.steps, self.shift, self.scale, self.lead = sampler, steps, shift, scale, lead
         self.interval = (float(interval[0]), float(interval[1]))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as plain values, with the name of the sampler."""
+        names = ("steps", "scale", "shift", "interval", "lead")
+        return {"name": self.sampler.__name__, **{name: getattr(self, name) for name in names}}
 
     @torch.no_grad()
     def __call__(

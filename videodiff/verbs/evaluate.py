@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from videodiff.data.storage.files import owning, write_whole
 from videodiff.data.video.decode import DecodeError
 from videodiff.generation.files import write_clip
 from videodiff.generation.known import check_given, first_frames, usual_given
-from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.sampling import going_on, sample_all
 from videodiff.generation.settings import Generation
+from videodiff.generation.shape import shapes_of_run
 from videodiff.metrics.evaluation import evaluate as measure
 from videodiff.metrics.metric import CONTINUATION, TASKS, Case
 from videodiff.report.markdown import write_markdown
-from videodiff.verbs.config.build import Model, load_run, read_run
+from videodiff.training.run.checkpoint import read_record
+from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.measuring import build_metrics
 from videodiff.verbs.printing import say
-from videodiff.verbs.sample import generation_of, step_of, trained_of
 from videodiff.worlds.truth import TruthError, read_scene
 
 # The given frames of a continuation where none are asked for.
@@ -62,8 +64,8 @@ def evaluate(cfg: DictConfig) -> None:
         )
     manifest = Manifest.load(root)
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
-    generation = generation_of(cfg, run_cfg)
-    shape = usual(begun(trained_of(folder, run_cfg), step_of(checkpoint)))
+    generation = build_generation(cfg, run_cfg)
+    shape = usual(begun(shapes_of_run(folder, run_cfg.data), read_record(checkpoint)["step"]))
     tasks, given = list(cfg.tasks), given_of(cfg, model, shape)
     if not given and CONTINUATION in tasks:
         tasks.remove(CONTINUATION)
@@ -76,7 +78,10 @@ def evaluate(cfg: DictConfig) -> None:
         remark(f"{root}: {left_out}")
     # What cannot be measured of the truth cannot be measured of samples: better known now.
     measure(metrics, clips, {task: [clip.truth for clip in clips] for task in tasks})
-    sampled = {task: list(sample_task(task, clips, captions, given, shape, generation, model, cfg)) for task in tasks}
+    sampled = {}
+    for task in tasks:
+        known = given if task == CONTINUATION else 0
+        sampled[task] = sample_task(clips, captions, known, shape, generation, model, cfg, task)
     keep_clips(folder, clips, sampled, given, cfg.keep)
     result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": given, "seed": cfg.seed}
     result |= measure(metrics, clips, sampled, remark)
@@ -152,7 +157,6 @@ def as_case(sample: dict[str, Any]) -> Case:
 
 
 def sample_task(
-    task: str,
     clips: Sequence[Case],
     captions: Sequence[str],
     given: int,
@@ -160,15 +164,16 @@ def sample_task(
     generation: Generation,
     model: Model,
     cfg: DictConfig,
-) -> Iterator[np.ndarray]:
-    """Yield the sampled frames of each clip, uint8 `t h w c`: clip i from seed + i, whatever the batch."""
-    known = tuple(range(given)) if task == CONTINUATION else ()
+    name: str,
+) -> list[np.ndarray]:
+    """Return the sampled frames of each clip, uint8 `t h w c`: clip i from seed + i; `name` stands on the bar."""
     wanted = [
-        Wanted(caption, clip.fps, cfg.seed + i, known, clip.truth[list(known)])
+        going_on(caption, clip.fps, cfg.seed + i, given, clip.truth)
         for i, (clip, caption) in enumerate(zip(clips, captions, strict=True))
     ]
-    for start in tqdm(range(0, len(wanted), cfg.batch), desc=task, unit="batch"):
-        yield from sample_clips(model, generation, wanted[start : start + cfg.batch], shape.shape)
+    batches = sample_all(model, generation, wanted, shape.shape, cfg.batch)
+    bar = tqdm(batches, desc=name, unit="batch", total=math.ceil(len(wanted) / cfg.batch))
+    return [frames for batch in bar for frames in batch]
 
 
 def keep_clips(

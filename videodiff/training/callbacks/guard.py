@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from tqdm import tqdm
 
 from videodiff.parallel.engine import Engine
 from videodiff.parallel.ranks import gather
 from videodiff.training.guard import Diverged, Taken, finite, shortened, suspects
 from videodiff.training.run.checkpoint import checkpoints
+from videodiff.training.run.logging import say
 
 
 class Guard(Callback):
@@ -53,7 +52,7 @@ class Guard(Callback):
                 "(callbacks.guard.budget); try a lower optimizer.lr, or look at these clips",
             )
         if trainer.is_global_zero:
-            say(trainer, f"step {step:,}: skipped, loss or gradient not finite, clips {where}; {many}")
+            say(f"step {step:,}: skipped, loss or gradient not finite, clips {where}; {many}")
 
     def ended(self, trainer: lightning.Trainer, why: str) -> BaseException:
         """Return what ends training on this rank; one rank says why."""
@@ -78,9 +77,3 @@ def suspects_of_all(trainer: lightning.Trainer, module: Any) -> list[str]:
     """Return the keys of the clips of all ranks whose loss is not finite; of all clips where that is true of none."""
     taken = [Taken(keys, losses.cpu()) for keys, losses in module.taken]
     return suspects([one for rank in gather(trainer.world_size, taken) for one in rank])
-
-
-def say(trainer: lightning.Trainer, line: str) -> None:
-    """Print a line to standard error, past the progress bar where there is one."""
-    with tqdm.external_write_mode(file=sys.stderr):
-        print(line, file=sys.stderr, flush=True)

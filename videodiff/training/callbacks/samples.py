@@ -14,13 +14,14 @@ from lightning.pytorch.callbacks import Callback
 
 from videodiff.data.loader.trained import usual
 from videodiff.data.storage.files import write_whole
-from videodiff.generation.files import replacing_folder, write_clip
+from videodiff.generation.files import write_clips
 from videodiff.generation.known import check_given, usual_given
-from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.prompts import check_prompts
+from videodiff.generation.sampling import Wanted, going_on, sample_clips
 from videodiff.generation.settings import Generation
-from videodiff.text.words import Words
+from videodiff.generation.shape import most_frequent_rate
 from videodiff.training.average import averaged
-from videodiff.training.run.logging import show_clips
+from videodiff.training.run.logging import say, show_clips
 
 
 class SampleClips(Callback):
@@ -57,27 +58,20 @@ class SampleClips(Callback):
             check_given("callbacks.samples.given", self.given, codec, shape.frames)
         self.shape = shape.shape
         if self.prompts:
-            rate = shape.rate or next(iter(shape.rates))
+            rate = most_frequent_rate(shape)
             self.wanted = [Wanted(prompt, rate, seed) for seed, prompt in enumerate(self.prompts)]
         else:
             examples = trainer.datamodule.examples(self.clips)
             self.wanted = [self.want(example, number) for number, example in enumerate(examples)]
-        for number, prompt in enumerate(self.prompts):
-            if isinstance(module.text, Words) and (fault := module.text.fault(prompt)):
-                raise ValueError(f"callbacks.samples.prompts[{number}]: {fault}")
+        for remark in check_prompts("callbacks.samples.prompts", self.prompts, module.text):
+            if trainer.is_global_zero:
+                say(remark)
 
     def want(self, example: dict[str, Any], number: int) -> Wanted:
         """Return the clip to be made like this one: of two the first is continued."""
-        known = () if number % 2 else tuple(range(self.given))
         frames, latent = example.get("video"), example.get("latent")
-        return Wanted(
-            example["caption"],
-            float(example["fps"]),
-            number,
-            known,
-            None if frames is None else frames[: len(known)],
-            None if latent is None else torch.from_numpy(latent),
-        )
+        latent, given = None if latent is None else torch.from_numpy(latent), 0 if number % 2 else self.given
+        return going_on(example["caption"], float(example["fps"]), number, given, frames, latent)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Make what a process was killed at: the step of the checkpoint is not taken again."""
@@ -108,13 +102,12 @@ class SampleClips(Callback):
 
     def write(self, trainer: lightning.Trainer, step: int, made: list[np.ndarray]) -> None:
         """Write the clips of a step, what they were made from, and show them."""
-        folder, names = self.folder_of(step), [f"clip_{number}" for number in range(len(made))]
+        names = [f"clip_{number}" for number in range(len(made))]
         continued = f" (continued from {self.given} frames)"
         labels = [one.caption + (continued if one.known else "") for one in self.wanted]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "captions.json", json.dumps(dict(zip(names, labels, strict=True)), indent=1).encode())
-        with replacing_folder(folder) as partial:
-            for name, frames, one in zip(names, made, self.wanted, strict=True):
-                write_clip(partial / f"{name}.mp4", frames, one.fps)
+        rates = [one.fps for one in self.wanted]
+        paths = write_clips(self.folder_of(step), dict(zip(names, made, strict=True)), rates)
         for logger in trainer.loggers:
-            show_clips(logger, step, [folder / f"{name}.mp4" for name in names], made, labels)
+            show_clips(logger, step, paths, made, labels)

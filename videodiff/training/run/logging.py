@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import requests
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from tqdm import tqdm
 
 # Seconds: until a server has to answer at all, until it has to take a new run, and after training until all of a run
 # has to be uploaded.
@@ -165,3 +167,9 @@ def show_clips(
     show = getattr(logger, "show_clips", None)
     if show is not None:
         show(step, videos, clips, labels)
+
+
+def say(line: str) -> None:
+    """Print a line to standard error, past the progress bar where there is one."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(line, file=sys.stderr, flush=True)

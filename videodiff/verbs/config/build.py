@@ -19,6 +19,7 @@ from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS
 from videodiff.diffusion.objective import Objective
+from videodiff.generation.settings import Generation
 from videodiff.planning.cost import Cost, forward_flops
 from videodiff.pretrained import read_config as model_config
 from videodiff.training.run.attempts import check_links
@@ -44,6 +45,12 @@ def build_model(cfg: DictConfig) -> Model:
     check_patch(cfg, codec)
     denoiser = instantiate(cfg.model, channels=codec.channels, text_width=text.width)
     return Model(denoiser, instantiate(cfg.objective), codec, text)
+
+
+def build_generation(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
+    """Return the sampler of a verb, or the one of the run, with the settings that the verb overrides."""
+    chosen = {key: cfg[key] for key in ("steps", "scale", "shift") if cfg[key] is not None}
+    return instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler, **chosen)
 
 
 def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:

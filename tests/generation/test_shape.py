@@ -1,0 +1,56 @@
+"""The shape and the rate of a clip: asked for, else as training had them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from videodiff.data.loader.trained import Trained
+from videodiff.data.samples.manifest import Manifest
+from videodiff.generation.shape import (
+    choose_rate,
+    choose_shape,
+    most_frequent_rate,
+    shapes_of_run,
+    unlike_training,
+)
+
+WIDE = Trained(0, 16, 32, 64, (2,), 0.6, {12.0: 1.0})
+TALL = Trained(0, 8, 64, 32, (1,), 0.4, {24.0: 0.7, 12.0: 0.3})
+
+
+def test_the_usual_shape_is_taken_and_what_is_asked_for_chooses_another() -> None:
+    assert choose_shape([WIDE, TALL], {}) == (16, 32, 64)
+    assert choose_shape([WIDE, TALL], {"frames": 8}) == (8, 64, 32)
+    assert choose_shape([WIDE, TALL], {"frames": 5, "height": 32}) == (5, 32, 64)
+    assert unlike_training([WIDE, TALL], (8, 64, 32)) is None
+    assert unlike_training([WIDE, TALL], (5, 32, 64)) == (
+        "5 x 32 x 64 is no shape of the training, which had 16 x 32 x 64, 8 x 64 x 32"
+    )
+
+
+def test_the_rate_is_the_one_asked_for_or_trained_or_given() -> None:
+    assert choose_rate(7, [WIDE], WIDE.shape) == 7.0
+    assert choose_rate(None, [WIDE, TALL], WIDE.shape) == 12.0
+    # Several rates: the rate of the video over the stride, else nobody knows which.
+    assert choose_rate(None, [WIDE, TALL], TALL.shape, given=30.0) == 30.0
+    assert most_frequent_rate(TALL) == 24.0
+    with pytest.raises(ValueError, match=r"trained on clips of 24 \(70%\), 12 \(30%\)"):
+        choose_rate(None, [WIDE, TALL], TALL.shape)
+    for asked in (0, -1, 1000, float("nan")):
+        with pytest.raises(ValueError, match="fps: found"):
+            choose_rate(asked, [WIDE], WIDE.shape)
+
+
+def test_a_run_without_a_list_of_shapes_is_read_from_its_configuration(tmp_path: Path, world_dataset: Path) -> None:
+    data = {"root": str(world_dataset), "frames": 4, "height": 16, "width": 16, "stride": 2}
+    (one,) = shapes_of_run(tmp_path, data)
+    (rate,) = set(Manifest.load(world_dataset).column("fps").tolist())
+    assert (one.shape, one.strides, one.rates) == ((4, 16, 16), (2,), {rate / 2: 1.0})
+    buckets = [{"frames": 1, "height": 8, "width": 8, "strides": [1]}, {"frames": 9, "height": 8, "width": 8}]
+    found = shapes_of_run(tmp_path, {**data, "root": "s3://somewhere/else", "buckets": buckets})
+    assert [(one.shape, one.strides, one.share, one.rates) for one in found] == [
+        ((1, 8, 8), (1,), 0.5, {}),
+        ((9, 8, 8), (2,), 0.5, {}),
+    ]

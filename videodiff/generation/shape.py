@@ -1,0 +1,84 @@
+"""In which shape and at which rate a clip is made: as training had them, unless something else is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videodiff.data.loader.trained import Trained, read_trained, usual
+from videodiff.data.samples.manifest import Manifest
+
+SIDES = ("frames", "height", "width")
+
+
+def shapes_of_run(run: Path, data: Mapping[str, Any]) -> list[Trained]:
+    """Return the shapes and rates that a run trains on.
+
+    An old run keeps no list of them; then its configuration `data` and its dataset tell.
+    """
+    found = read_trained(run)
+    if found is not None:
+        return found
+    stages = data.get("stages") or [{"buckets": data.get("buckets")}]
+    shapes = stages[-1].get("buckets") or [{name: data[name] for name in SIDES}]
+    found = []
+    for rule in shapes:
+        strides = tuple(rule.get("strides") or (data["stride"],))
+        shape = (rule[name] for name in SIDES)
+        found.append(Trained(0, *shape, strides, 1 / len(shapes), rates_at(data.get("root") or ":", strides)))
+    return found
+
+
+def rates_at(root: str, strides: Sequence[int]) -> dict[float, float]:
+    """Return the rates of a dataset, none where it is out of reach."""
+    # The address comes from a run's folder: nothing is fetched from it.
+    if ":" in root and not Path(root).is_dir():
+        return {}
+    try:
+        rates, count = np.unique(Manifest.load(root).column("fps"), return_counts=True)
+    except (OSError, ValueError):
+        return {}
+    pairs = sorted(zip(count.tolist(), rates.tolist(), strict=True), reverse=True)
+    return {rate / strides[0]: number / count.sum() for number, rate in pairs}
+
+
+def choose_shape(trained: Sequence[Trained], asked: Mapping[str, int]) -> tuple[int, int, int]:
+    """Return the shape `t h w` to make: the usual of those that have what is asked for, changed where none has it."""
+    matching = [one for one in trained if all(getattr(one, name) == value for name, value in asked.items())]
+    one = usual(matching or trained)
+    frames, height, width = (asked.get(name, getattr(one, name)) for name in SIDES)
+    return frames, height, width
+
+
+def unlike_training(trained: Sequence[Trained], shape: tuple[int, int, int]) -> str | None:
+    """Return a remark where no clip of the training had this shape."""
+    if shape in [one.shape for one in trained]:
+        return None
+    known = ", ".join(dict.fromkeys(" x ".join(map(str, one.shape)) for one in trained))
+    return f"{' x '.join(map(str, shape))} is no shape of the training, which had {known}"
+
+
+def choose_rate(
+    asked: float | None, trained: Sequence[Trained], shape: tuple[int, int, int], given: float | None = None
+) -> float:
+    """Return the frames a second of a clip: as asked for, as trained, or the rate of a given video over the stride."""
+    if asked is not None:
+        if not 0 < asked < 1000:
+            raise ValueError(f"fps: found {asked}, expected a number above 0 and below 1000")
+        return float(asked)
+    one = next((one for one in reversed(trained) if one.shape == shape), usual(trained))
+    if one.rate is not None:
+        return one.rate
+    if given is not None:
+        return given / one.strides[0]
+    rates = ", ".join(f"{rate:g} ({share:.0%})" for rate, share in list(one.rates.items())[:5])
+    trained_on = f"clips of {rates}" if rates else "a dataset that cannot be read now"
+    raise ValueError(f"fps: found null, expected frames a second, as this run was trained on {trained_on}")
+
+
+def most_frequent_rate(one: Trained) -> float:
+    """Return the rate that all clips of a shape have, else the one that most of them have."""
+    return one.rate or next(iter(one.rates))
