@@ -2,6 +2,11 @@
 
 The EMA of each parameter lives in `optimizer.state[parameter]["ema"]` beside its moments, so it moves only on real
 optimizer steps, ZeRO shards it, and checkpoints carry it.
+
+Muon is our own beside torch's (torch.optim.Muon of 2.13), which always orthogonalises in bfloat16 and one matrix at a
+time, has no AdamW for the other parameters and would give other weights than the runs that were measured. Ours stacks
+matrices of one shape and keeps their precision: on a CPU core it takes 0.7 of torch's time at width 64 and 2.5 times
+as long at width 512, where bfloat16 decides (2026-11-28, `bench/muon.py`).
 """
 
 from __future__ import annotations

@@ -3,15 +3,20 @@
 ZeRO hands an optimizer flat pieces of matrices, which no Muon can orthogonalise; DeepSpeed does it for parameters
 marked `use_muon` if the optimizer is its own class. Its step has the size 1 / sqrt(columns) per entry, ours 0.2:
 matrices are grouped by their columns and the learning rate carries the difference.
+
+DeepSpeed compiles its orthogonalisation at the first step: on a CPU that takes 20 s, or minutes where the CPU is
+loaded, and gains nothing, so there it runs as it is written. On CUDA it is compiled: the first step of a run is slow.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.muon import original_muon
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 from torch import Tensor, nn
 
@@ -60,6 +65,12 @@ class ZeroMuon(MuonWithAuxAdam):
         return loss
 
 
+def run_as_written() -> None:
+    """Take the compiler away from DeepSpeed's orthogonalisation; all of DeepSpeed looks it up at each step."""
+    for name in ("zeropower_via_newtonschulz5", "muon_update"):
+        setattr(original_muon, name, inspect.unwrap(getattr(original_muon, name)))
+
+
 def by_columns(matrices: Iterable[nn.Parameter]) -> dict[int, list[nn.Parameter]]:
     """Group matrices by their number of columns."""
     groups: dict[int, list[nn.Parameter]] = {}
@@ -76,6 +87,8 @@ def splittable(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callabl
     config["zero_optimization"]["reduce_scatter"] = False
     # DeepSpeed clips what Muon made of the gradient, whose norm says nothing: it would shrink every step.
     config["gradient_clipping"] = 0.0
+    if not torch.cuda.is_available():
+        run_as_written()
     keywords = dict(optimizer.keywords)
     if keywords.pop("fused", None):
         raise ValueError(
