@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,12 @@ def test_what_keys_meant_is_of_classes_that_are_there() -> None:
     for of in versions.MEANT.values():
         for name, keys in of.items():
             assert keys.keys() <= set(CLASSES[name].keys), name
+
+
+@pytest.mark.parametrize("former", versions.MOVED)
+def test_a_class_that_has_moved_is_found_under_its_former_name(former: str) -> None:
+    found = versions.moved({"callbacks": [{"_target_": former}]})["callbacks"][0]["_target_"]
+    module, _, name = found.rpartition(".")
+    assert found in CLASSES
+    assert callable(getattr(importlib.import_module(module), name))
+    assert former not in CLASSES
