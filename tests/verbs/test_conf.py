@@ -116,7 +116,7 @@ def test_a_recipe_is_taken_apart_into_objects_by_the_train_verb(world_dataset: P
     fill_text(cfg)
     trainer = build_trainer(cfg, build_model(cfg), build_data(cfg).accumulate(1))
     assert trainer.accumulate_grad_batches == cfg.data.global_batch
-    assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVLogger", "TensorBoardLogger"]
+    assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVLogger", "Board"]
 
 
 def test_weights_and_biases_needs_no_account(world_dataset: Path, tmp_path: Path, monkeypatch: Any) -> None:
