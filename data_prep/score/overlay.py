@@ -24,7 +24,7 @@ def overlay(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Return the share of the area of uint8 `t h w c` that persistent edges cover, 0 to 1; 0 for fewer than 4 frames.
 
     Over still ground, and in still footage, no overlay can be told from the scene. A clip and a copy of it that was
-    encoded again differ by less than 15 %, or by less than 0.002, a quarter of the limit.
+    encoded again differ by less than 15 %, or by less than 0.002, a third of the limit.
     """
     if len(frames) < 4:
         return {"overlay": 0.0}
