@@ -159,3 +159,15 @@ def test_the_demo_fails_when_its_recipe_names_no_targets(tmp_path: Path) -> None
     code, text = check_demo(tmp_path, FIGURES, "name: demo")
     assert code == 1
     assert "found no targets" in text
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_every_file_that_the_page_on_architecture_names_is_there_and_every_room_is_named() -> None:
+    named = set(re.findall(r"`((?:videodiff|data_prep|conf|tests)/[\w./]+)`", ARCHITECTURE))
+    assert len(named) > 60
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "videodiff").glob("*/__init__.py")}
+    rooms |= {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "videodiff/data").glob("*/__init__.py")}
+    assert [room for room in sorted(rooms - {"videodiff/data"}) if room not in named] == []
