@@ -33,7 +33,7 @@ class Mesh(NamedTuple):
 
     @property
     def data_world(self) -> int:
-        """How many shares a global batch is divided into; an error where the sequence groups do not fill the world."""
+        """The number of shares of a global batch; an error if the sequence groups do not fill the world."""
         if min(self.world, self.sequence) < 1 or self.world % self.sequence or not 0 <= self.rank < self.world:
             raise ValueError(
                 f"mesh: found rank {self.rank} of {self.world} in sequence groups of {self.sequence}, expected a rank "
@@ -46,7 +46,7 @@ ALONE = Mesh()
 
 
 def places(global_batch: int, micro: int, accumulate: int, mesh: Mesh) -> np.ndarray:
-    """Return the places in the global batch that a rank takes in the `micro`-th of its `accumulate` micro-batches."""
+    """Return the places of a rank in the global batch, for micro-batch `micro` of its `accumulate`."""
     check_batch_sizes([global_batch], accumulate, mesh)
     if not 0 <= micro < accumulate:
         raise ValueError(f"order: found micro-batch {micro}, expected one of {accumulate}")
@@ -55,7 +55,7 @@ def places(global_batch: int, micro: int, accumulate: int, mesh: Mesh) -> np.nda
 
 
 def check_batch_sizes(batch_sizes: Sequence[int], accumulate: int, mesh: Mesh) -> None:
-    """Raise where a rank's share of some global batch would not be a whole number of clips a micro-batch."""
+    """Raise unless every global batch divides evenly into micro-batches over the data ranks."""
     shares, common = accumulate * mesh.data_world, math.gcd(*batch_sizes)
     if min(*batch_sizes, shares) < 1 or common % shares:
         raise ValueError(
@@ -70,11 +70,12 @@ def divisors(number: int) -> str:
 
 
 def deal(turn: ArrayLike, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return who takes each of the turns 0, 1, 2, ... and how many turns they took before: shares by weight.
+    """Return the player of each turn, and how many turns that player took before: shares by weight.
 
-    `sum(weights)` turns give each exactly its weight; after any number of turns each has its share to within two, of
-    two or three players to within one. Bresenham's line deals the turns to two halves of the players, then those of a
-    half to its halves, and so on. No table: any turn is found from its number. Weights sum to less than 2**32.
+    In `sum(weights)` turns each player takes exactly its weight. After any number of turns each player is within two
+    turns of its share, or within one turn if there are two or three players. Bresenham's line deals the turns to two
+    halves of the players; each half deals its own turns in the same way. No table: the number of a turn decides.
+    Weights sum to less than 2**32.
     """
     players = sorted((i for i, weight in enumerate(weights) if weight > 0), key=lambda i: -weights[i])
     return deal_among(players, np.asarray(turn, dtype=np.int64), weights)
@@ -87,7 +88,7 @@ def deal_among(players: list[int], turn: np.ndarray, weights: Sequence[int]) -> 
     sums = list(itertools.accumulate(weights[i] for i in players))
     cut = min(range(1, len(players)), key=lambda i: abs(2 * sums[i - 1] - sums[-1]))
     head, total = sums[cut - 1], sums[-1]
-    # What the head takes of the first n turns is n * head / total, rounded; whole rounds apart, to stay in 64 bits.
+    # The head takes n * head / total of the first n turns, rounded. Whole rounds count separately to stay in 64 bits.
     rounds, rest = np.divmod(turn, total)
     before = rounds * head + (rest * head + total // 2) // total
     after = rounds * head + ((rest + 1) * head + total // 2) // total
@@ -96,7 +97,7 @@ def deal_among(players: list[int], turn: np.ndarray, weights: Sequence[int]) -> 
 
 
 def parts(shares: Sequence[Fraction]) -> list[int]:
-    """Return integers in the ratio of these shares: exact in lowest terms, beyond 2**31 rounded to as many parts."""
+    """Return integers in the ratio of these shares, rounded only if the lowest terms sum to more than 2**31."""
     unit = math.lcm(*(share.denominator for share in shares))
     weights = [int(share * unit) for share in shares]
     common, total = math.gcd(*weights), sum(weights)
@@ -106,7 +107,7 @@ def parts(shares: Sequence[Fraction]) -> list[int]:
 
 
 def resume(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
-    """Return the step of a saved state; it is an error if anything that gives the step its meaning was different."""
+    """Return the step of a saved state; raise if a value that the order depends on has changed."""
     for name, here in identity.items():
         if state.get(name) != here:
             raise ValueError(f"data.{name}: found {here!r}, expected {state.get(name)!r} as in the checkpoint")
@@ -114,7 +115,7 @@ def resume(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
 
 
 def micro_batches(global_batch: int, micro_batch: int | None, world: int) -> int:
-    """Return how many micro-batches of this size (None: of any) each rank takes a step; an error if none fits."""
+    """Return how many micro-batches each rank takes in a step (size None: one); raise if the sizes do not divide."""
     size = max(global_batch // max(world, 1), 1) if micro_batch is None else micro_batch
     if min(global_batch, size, world) < 1 or global_batch % (size * world):
         whole = micro_batch is None or (micro_batch > 0 and global_batch % micro_batch == 0)
@@ -136,9 +137,9 @@ def draw(below: int, *key: int) -> int:
 
 
 def permute(place: ArrayLike, samples: ArrayLike, key: ArrayLike) -> np.ndarray:
-    """Return where each place goes in the permutation of `samples` that belongs to the key: a Feistel network.
+    """Return the place to which the permutation of `samples` for this key moves each place: a Feistel network.
 
-    It permutes the cells of a grid that just holds `samples`, and is applied again where it lands outside (cycle
+    It permutes the cells of a grid that holds at least `samples`. A result outside `samples` is permuted again (cycle
     walking; Black and Rogaway 2002). No table: an epoch of a billion samples costs no memory, and no version of numpy
     changes it. Each place may have its own `samples` (below 2**52) and key.
     """
@@ -156,7 +157,7 @@ def permute(place: ArrayLike, samples: ArrayLike, key: ArrayLike) -> np.ndarray:
 
 
 def feistel(cell: np.ndarray, key: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Permute the cells of a grid: a round moves the row by a hash of the column, then the column by one of the row."""
+    """Permute the cells of a grid: each round shifts the row by a hash of the column, then the reverse."""
     row, column = np.divmod(cell, columns)
     for turn in range(ROUNDS):
         row = (row + shift(key, column, 2 * turn, rows)) % rows

@@ -1,7 +1,7 @@
 """Buckets: which shape a sample is trained in.
 
-Samples that fit the same buckets are of one kind, the bit mask of these buckets. A shard matters to the order only by
-how many samples of each kind it holds.
+Samples that fit the same buckets have the same kind. A kind is a bit mask of buckets. The order needs only the number
+of samples of each kind in each shard.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ UNIT = 2**20
 class Bucket:
     """Clips of `frames` frames of height x width; an image is a clip of one frame.
 
-    `keep`: the share of the samples that come to it and fit that it takes, in (0, 1]; the others go on to the next
-    bucket of the list that they fit, and the last such takes all. `strides`: every how many-th frame may be taken.
+    `keep`: the share that the bucket takes of the fitting samples that reach it, in (0, 1]. The others go on to the
+    next bucket that they fit; the last bucket that they fit takes all. `strides`: the allowed distances between frames.
     `crop`: the largest share of the picture that may be cut away to reach the aspect ratio, in [0, 1).
     """
 
@@ -41,11 +41,11 @@ class Bucket:
 
     @property
     def span(self) -> int:
-        """The frames that a sample needs: those of the smallest stride."""
+        """The number of frames that a sample needs at the smallest stride."""
         return (self.frames - 1) * min(self.strides) + 1
 
     def long_enough(self, frames: np.ndarray) -> np.ndarray:
-        """Tell which samples have the frames for it."""
+        """Tell which samples have enough frames."""
         return np.asarray(frames) >= self.span
 
     def fits(self, frames: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -55,13 +55,13 @@ class Bucket:
         return self.long_enough(frames) & (height >= self.height) & (width >= self.width) & (kept >= 1 - self.crop)
 
     def first_window(self, frames: int) -> range:
-        """Return the frames to take where none are drawn: from the first one on, by the first stride that fits."""
+        """Return the frames to take without a random draw: from frame 0, at the first stride that fits."""
         usable = (stride for stride in self.strides if (self.frames - 1) * stride < frames)
         stride = next(usable, self.strides[0])
         return range(0, (self.frames - 1) * stride + 1, stride)
 
     def window(self, frames: int, *key: int) -> range:
-        """Return the frames to take of a sample: a stride that it is long enough for and a start, drawn by the key."""
+        """Return the frames to take from a sample: the key draws a stride that fits, and a start."""
         strides = [stride for stride in self.strides if (self.frames - 1) * stride < frames]
         stride = strides[draw(len(strides), *key, 2)]
         span = (self.frames - 1) * stride + 1
@@ -85,14 +85,14 @@ def kinds_of(
 
 
 def mask(fits: Sequence[np.ndarray]) -> np.ndarray:
-    """Return int64 in which bit i is what `fits[i]` tells of each sample."""
+    """Return one int64 for each sample: bit i is `fits[i]` of the sample."""
     return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
 
 
 def misfits(
     buckets: Sequence[Bucket], frames: np.ndarray, height: np.ndarray | None = None, width: np.ndarray | None = None
 ) -> dict[str, int]:
-    """Return for which reason how many of these samples fit no bucket: the bucket that comes nearest decides.
+    """Count the samples that fit no bucket, by reason: the first check that no bucket passes.
 
     Without height and width only the number of frames can be a reason.
     """
@@ -113,7 +113,7 @@ def misfits(
 
 
 def count_kinds(shards: Iterable[np.ndarray], leave_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many samples of each kind each shard holds, `shards kinds`, and the kinds, from those of its samples.
+    """Return the counts of samples, `shards kinds`, and the kinds; `shards` yields the kinds of a shard's samples.
 
     One shard is held at a time. Samples that fit no bucket are an error unless they may be left out.
     """
@@ -132,8 +132,8 @@ def count_kinds(shards: Iterable[np.ndarray], leave_out: bool = False) -> tuple[
 def cascade(arriving: np.ndarray, kind: int, buckets: Sequence[Bucket]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield each bucket that a kind fits, how many samples of each shard it takes, and how many were taken before.
 
-    `arriving` counts the samples of the kind in each shard. Of all that arrive up to a shard a bucket takes its `keep`,
-    rounded: exact to half a sample after every shard, and the same number every epoch.
+    `arriving` counts the samples of the kind in each shard. A bucket takes its share `keep` of the running total. The
+    total taken is exact to half a sample after every shard, and the same in every epoch.
     """
     fitting = [i for i in range(len(buckets)) if kind >> i & 1]
     before = np.zeros_like(arriving)

@@ -19,9 +19,9 @@ STAGE_KEYS = ["until", "buckets", "weights"]
 
 
 class Stage(NamedTuple):
-    """From step `first` on: buckets with their global batches, and the numbers of the datasets that are drawn from.
+    """A stage from step `first` on: buckets, their global batch sizes, and the numbers of its datasets.
 
-    `weights` are the shares of these datasets in the samples drawn; None: each has its repeats.
+    `weights` are the shares of these datasets in the samples drawn; None: the repeats of each dataset decide.
     """
 
     first: int
@@ -39,10 +39,10 @@ def read_stages(
     stride: int,
     batches: Callable[[Sequence[Bucket]], Sequence[int]],
 ) -> list[Stage]:
-    """Return the stages of a run on so many datasets from their configuration, mappings of `STAGE_KEYS`.
+    """Return the stages of a run from their configuration, mappings of `STAGE_KEYS`; `datasets` is a count.
 
-    A stage ends before the step `until`, the last one never (None). A bucket without strides has this `stride`; one
-    without a global batch has what `batches` gives for the buckets of its stage.
+    A stage ends before step `until`; the last stage never ends (None). `stride` is the default of a bucket without
+    strides. `batches` gives the default global batch sizes for the buckets of a stage.
     """
     for number, stage in enumerate(stages):
         check_keys(f"data.stages[{number}]", stage, STAGE_KEYS)
@@ -66,7 +66,7 @@ def read_stages(
 
 
 def read_buckets(where: str, rules: Sequence[Mapping[str, Any]], stride: int) -> tuple[list[Bucket], list[int | None]]:
-    """Return buckets, and of each the global batch that is written beside it."""
+    """Return the buckets, and the configured global batch size of each (None: not configured)."""
     if not rules:
         raise ValueError(f"{where}: found no bucket, expected at least one")
     for number, rule in enumerate(rules):
@@ -95,7 +95,7 @@ def read_weights(where: str, weights: Sequence[float] | None, datasets: int) -> 
 
 
 def check_keys(where: str, found: Mapping[str, Any], known: Sequence[str], needed: Sequence[str] = ()) -> None:
-    """Raise where a mapping has other keys, or lacks one."""
+    """Raise if a mapping has an unknown key or lacks a needed one."""
     for name in found:
         if name not in known:
             raise ValueError(f"{where}.{name}: found no such key, expected some of {', '.join(known)}")
@@ -112,8 +112,8 @@ def order_of(
 ) -> Curriculum:
     """Return the order of a run.
 
-    `counts` are the samples by shard and kind, and the kinds, of every dataset of the first stage, then of the next;
-    `often` are the repeats of each dataset where a stage has no weights.
+    `counts` has (samples by shard and kind, kinds) for each dataset of the first stage, then of the next. `often` has
+    the repeats of each dataset; a stage without weights uses them.
     """
     left, mixtures = iter(counts), []
     for stage in stages:

@@ -25,7 +25,7 @@ EPOCHS_KEPT = 4
 
 
 class Dataset(NamedTuple):
-    """Samples of each kind in each shard of a dataset, `shards kinds`; the kinds; times an epoch has each sample."""
+    """The counts of samples, `shards kinds`; the kinds; how often each sample comes in an epoch."""
 
     counts: np.ndarray
     kinds: np.ndarray
@@ -35,7 +35,7 @@ class Dataset(NamedTuple):
 class Batch(NamedTuple):
     """What one rank takes at once: a shape, and for each clip its place in the global batch and which sample it is.
 
-    A sample is the `member`-th of those of its `kind` in its `shard`, in the order of the shard; all arrays are `b`.
+    `member` is the index of a sample among the samples of its `kind` in its `shard`. All arrays have shape `b`.
     """
 
     step: int
@@ -64,8 +64,8 @@ class Pool(NamedTuple):
 class Shuffled:
     """The endless streams of a dataset, one a bucket: every epoch has an order of its own.
 
-    `window` shards, neighbours in the order of the epoch, are shuffled together; None: all. Kept in memory are the
-    pools of the last epochs used, a few integers for each shard and kind.
+    `window` neighbouring shards in the order of the epoch are shuffled together; None: all shards. The pools of the
+    last epochs stay in memory: a few integers for each shard and kind.
     """
 
     def __init__(self, dataset: Dataset, buckets: Sequence[Bucket], window: int | None, *key: int) -> None:
@@ -86,7 +86,7 @@ class Shuffled:
         return found
 
     def shards(self, bucket: int, start: int, stop: int) -> np.ndarray:
-        """Return the shards of the windows from that of one position in a bucket's stream to that after another's."""
+        """Return the shards of the windows from `start` to `stop` in a bucket's stream, and of the next window."""
         each = -(-len(self.counts) // self.window)
         windows = range(self.window_of(bucket, start), self.window_of(bucket, stop) + 2)
         lines = ((self.epoch(number // each)[0], self.window * (number % each)) for number in windows)
@@ -107,7 +107,7 @@ class Shuffled:
         place = begin + permute(place - begin, size, absorb(*self.key, epoch, WINDOW, bucket, window))
         piece = np.searchsorted(start, place, side="right") - 1
         shard, column = line[piece // len(columns)], columns[piece % len(columns)]
-        # Which members of a kind go to which bucket is shuffled too: the first few to the first bucket, and so on.
+        # The members of a kind are shuffled too. The first members go to the first bucket, the next to the second.
         taken, kind = before[piece] + place - start[piece], self.kinds[column]
         return shard, kind, permute(taken, self.counts[shard, column], absorb(*self.key, epoch, KIND, shard, kind))
 
@@ -127,7 +127,7 @@ class Shuffled:
 
 
 def pool(found: list[tuple[int, np.ndarray, np.ndarray]], window: int) -> Pool:
-    """Join, shard by shard, what a bucket takes of each kind: `found` has column, taken and taken before."""
+    """Join the samples that a bucket takes, shard by shard; `found` has (column, taken, taken before) for each kind."""
     columns, taken, before = (np.stack(each, axis=-1) for each in zip(*found, strict=True))
     start = np.concatenate([[0], np.cumsum(taken)])
     edges = np.append(np.arange(0, len(taken), window), len(taken)) * len(columns)
@@ -135,7 +135,7 @@ def pool(found: list[tuple[int, np.ndarray, np.ndarray]], window: int) -> Pool:
 
 
 class Mixture:
-    """Datasets, buckets with their global batches, and a seed: all that an endless sequence of steps follows from.
+    """Datasets, buckets with their global batch sizes, and a seed: they determine an endless sequence of steps.
 
     Each sample comes once an epoch, or `repeat` times where a dataset says so; a batch may hold the end of one epoch
     and the beginning of the next. In `epoch_steps` steps every bucket has had its share to within two batches.
@@ -185,14 +185,14 @@ class Mixture:
         return int(bucket), int(before)
 
     def batch(self, step: int, micro: int = 0, accumulate: int = 1, mesh: Mesh = ALONE) -> Batch:
-        """Return what a rank takes in the `micro`-th of `accumulate` micro-batches; with a step alone, all there is."""
+        """Return the clips of a rank in micro-batch `micro` of `accumulate`; by default the whole global batch."""
         bucket, before = self.turn(step)
         size = self.batch_sizes[bucket]
         position = places(size, micro, accumulate, mesh)
         return self.pick(step, bucket, before * size + position, position)
 
     def stand_in(self, step: int, place: int, attempt: int) -> Batch:
-        """Return a clip for one that cannot be read: another from the bucket's stream, up to about an epoch ahead."""
+        """Return a replacement for an unreadable clip, from up to about an epoch ahead in the bucket's stream."""
         bucket, before = self.turn(step)
         epoch = sum(stream.samples[bucket] for stream in self.streams)
         ahead, position = 1 + draw(epoch, self.seed, step, place, attempt), np.array([place])
@@ -208,7 +208,7 @@ class Mixture:
         return [stream.shards(bucket, max(b - 2, 0), e) if share else np.arange(0) for stream, b, e, share in found]
 
     def open_shards(self) -> list[int]:
-        """Return about how many shards of each dataset are read within two steps of every bucket: a cache's size."""
+        """Return about how many shards of each dataset two steps of every bucket read: the size of a cache."""
         totals = []
         for number, stream in enumerate(self.streams):
             ends = [2 * n * share[number] // sum(share) for n, share in zip(self.batch_sizes, self.shares, strict=True)]
@@ -226,7 +226,7 @@ class Mixture:
         return Batch(step, self.buckets[bucket], position, dataset, *found)
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same for a step to mean the same batch, as plain values."""
+        """Return, as plain values, everything that decides which batch a step gets."""
         digest = hashlib.sha256()
         for data in self.datasets:
             for numbers in (data.counts.shape, data.counts, data.kinds):
@@ -245,8 +245,8 @@ class Curriculum:
     """Mixtures one after another, each from its first step on: stages of resolution, length and data.
 
     A stage begins at the start of an epoch of its own, under a seed of its own: with the seed of another it would
-    begin with the same samples. The datasets of all stages are counted through: a dataset of the second stage has the
-    number that it has there plus the count of those of the first.
+    begin with the same samples. Datasets are numbered through all stages: the first dataset of a stage follows the last
+    dataset of the stage before.
     """
 
     def __init__(self, stages: Sequence[tuple[int, Mixture]]) -> None:
@@ -289,11 +289,11 @@ class Curriculum:
         return batch._replace(step=self.first[stage] + batch.step, dataset=self.before[stage] + batch.dataset)
 
     def begun(self, step: int) -> int:
-        """Return how many stages the steps before this one have come to, at least one."""
+        """Return how many stages have begun before this step, at least one."""
         return bisect.bisect_left(self.first, max(step, 1))
 
     def identity(self, step: int) -> dict[str, Any]:
-        """Return what must be the same for the steps before this one to mean the same batches, as plain values."""
+        """Return, as plain values, everything that decides the batches of the steps before this one."""
         begun = self.begun(step)
         found: dict[str, Any] = {"stages": self.first[:begun]}
         for first, stage in zip(self.first[:begun], self.stages[:begun], strict=True):
@@ -302,9 +302,10 @@ class Curriculum:
 
 
 def repeats(weights: Sequence[float], samples: Sequence[int]) -> list[Fraction]:
-    """Return how often each sample of each dataset comes in an epoch, which has as many samples as all together.
+    """Return how often each sample of each dataset comes in an epoch.
 
-    `weights` are shares of the samples drawn, in any unit; decimals are taken as they are written.
+    An epoch draws as many samples as all datasets have together.
+    `weights` are shares of the samples drawn, in any unit. Decimals are exact as written.
     """
     shares = [Fraction(str(weight)) for weight in weights]
     if min(shares) <= 0 or len(weights) != len(samples):
