@@ -62,7 +62,18 @@ RULES = [
         room("videodiff/diffusion"),
         never("lightning", "pytorch_lightning", "hydra", "omegaconf", "deepspeed"),
     ),
-    Rule("data never imports denoiser", room("videodiff/data"), never("videodiff.denoiser")),
+    Rule(
+        "data imports only data, the form of what is encoded, words and the cost of a clip",
+        room("videodiff/data"),
+        of_the_project_only(
+            "videodiff.data", "videodiff.codec.cached", "videodiff.text.words", "videodiff.planning.cost"
+        ),
+    ),
+    Rule(
+        "planning imports only data and planning",
+        room("videodiff/planning"),
+        of_the_project_only("videodiff.data", "videodiff.planning"),
+    ),
     Rule("worlds imports only worlds", room("videodiff/worlds"), of_the_project_only("videodiff.worlds")),
     Rule(
         "metrics imports only worlds and metrics",
@@ -228,6 +239,11 @@ FORBIDDEN = [
     ("videodiff/diffusion/path.py", "from hydra.utils import instantiate"),
     ("videodiff/diffusion/path.py", "if True:\n    from omegaconf import DictConfig"),
     ("videodiff/data/loader/stream.py", "from videodiff.denoiser import patch"),
+    ("videodiff/data/loader/stream.py", "from videodiff.codec.autoencoder import Autoencoder"),
+    ("videodiff/data/samples/indexing.py", "def f():\n    from videodiff.text.transformers import T5"),
+    ("videodiff/data/order/mixture.py", "from videodiff.planning.steps import Plan"),
+    ("videodiff/planning/cost.py", "from videodiff.denoiser.transformer import Transformer"),
+    ("videodiff/planning/steps.py", "import videodiff.training.module"),
     ("videodiff/worlds/scene.py", "from videodiff.data.video.decode import decode"),
     ("videodiff/worlds/scene.py", "from .. import data"),
     ("videodiff/metrics/physics.py", "from videodiff.diffusion.path import Path"),
@@ -260,6 +276,9 @@ ALLOWED = [
     ("videodiff/diffusion/path.py", "import numpy\nfrom torch import Tensor"),
     ("videodiff/metrics/physics.py", "from videodiff.worlds.scene import Scene"),
     ("data_prep/books/ledger.py", "from videodiff.data.samples.manifest import Manifest\nfrom data_prep import engine"),
+    ("videodiff/data/loader/wording.py", "from videodiff.text.words import split_words"),
+    ("videodiff/data/loader/settings.py", "from videodiff.planning.cost import Budget"),
+    ("videodiff/planning/steps.py", "from videodiff.data.order.buckets import Bucket"),
     ("videodiff/verbs/pack.py", "import hydra\nfrom data_prep.books.ledger import Ledger"),
     ("videodiff/verbs/prep.py", "from data_prep.pipeline import prep"),
     ("videodiff/cli.py", "from omegaconf import OmegaConf"),
