@@ -35,7 +35,8 @@ class Dataset(NamedTuple):
 class Batch(NamedTuple):
     """What one rank takes at once: a shape, and for each clip its place in the global batch and which sample it is.
 
-    `member` is the index of a sample among the samples of its `kind` in its `shard`, in the order of the shard. All arrays have shape `b`.
+    `member` is the index of a sample among the samples of its `kind` in its `shard`, in the order of the shard. All
+    arrays have shape `b`.
     """
 
     step: int
