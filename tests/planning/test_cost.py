@@ -7,12 +7,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from videodiff.codec.pixels import Pixels
 from videodiff.data.order.buckets import Bucket
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.planning.cost import Cost, batch_sizes, forward_flops
+from videodiff.text.words import Words
+from videodiff.verbs.config.build import clip_cost
 
 
 @pytest.mark.parametrize("axes", [("space", "time"), ("spacetime", "space", "time")])
@@ -54,3 +58,27 @@ def test_a_cheap_clip_is_taken_as_often_as_comes_nearest_to_the_time_of_a_dear_o
 def test_a_clip_beyond_memory_is_an_error():
     with pytest.raises(ValueError, match=r"batch\.tokens: found 100, expected at least 120"):
         batch_sizes([Cost(1, 120), Cost(2, 60)], 100, 1)
+
+
+class Halving:
+    """A codec of one's own: no folder to read, but half the frames, height and width."""
+
+    @staticmethod
+    def read_shape(depth: int) -> tuple[int, tuple[int, int, int]]:
+        return depth, (2, 2, 2)
+
+
+def test_a_codec_and_an_encoder_state_their_shape_themselves():
+    model = {"width": 32, "axes": ["space", "time"], "depth": 4, "mlp_ratio": 4.0, "patch": [1, 2, 2]}
+    text = {"_target_": "videodiff.text.words.Words", "max_words": 6, "width": 8, "vocabulary": ["a"], "long": "cut"}
+    codec = {"_target_": f"{__name__}.Halving", "depth": 5}
+    found = clip_cost(OmegaConf.create({"model": model, "codec": codec, "text": text}))(Bucket(8, 32, 48))
+    # Half of 8 frames; a patch covers 4 x 4 pixels.
+    time, space = 4, 8 * 12
+    axes = ["space", "time"] * 2
+    assert found == Cost(
+        forward_flops(time, space, 32, axes, 4.0, text=6, text_width=8, patch=5 * 1 * 2 * 2), time * space
+    )
+    assert Pixels.read_shape(**{"channels": 3}) == (Pixels(3).channels, Pixels(3).compression)
+    words = Words(["a"], width=7, max_words=5)
+    assert Words.read_shape(max_words=5, width=7, vocabulary=["a"]) == (words.max_words, words.width)

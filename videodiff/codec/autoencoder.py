@@ -81,6 +81,16 @@ class Autoencoder(nn.Module):
         """Return the number of frames of a clip of `latent_t` latent frames."""
         return 1 + (latent_t - 1) * self.compression[0]
 
+    @staticmethod
+    def read_shape(
+        path_or_name: str, subfolder: str | None = None, revision: str = "main", **other: Any
+    ) -> tuple[int, tuple[int, int, int]]:
+        """Return channels and compression `t h w` of the codec with these settings, by its config.json alone."""
+        config = read_config("codec", path_or_name, subfolder, revision)
+        cls = autoencoder_class(config, Path(path_or_name, subfolder or ""))
+        with torch.device("meta"):
+            return latent_shape(cls.from_config(config))
+
     def encode(self, video: Tensor, generator: Generator | None = None) -> Tensor:
         """Return normalised latents, float32: the mode of the posterior, or a draw from it with a generator."""
         return (self.raw(video, generator) - self.mean) / self.std
@@ -185,16 +195,6 @@ def latent_shape(vae: nn.Module) -> tuple[int, tuple[int, int, int]]:
         levels = next(vae.config[k] for k in ("block_out_channels", "encoder_block_out_channels") if k in vae.config)
         side = 2 ** (len(levels) - 1)
     return setting(vae, "latent_channels", "z_dim"), (ft or 1, side, side)
-
-
-def read_shape(
-    path_or_name: str, subfolder: str | None = None, revision: str = "main"
-) -> tuple[int, tuple[int, int, int]]:
-    """Return `latent_shape` of a model by its config.json alone."""
-    config = read_config("codec", path_or_name, subfolder, revision)
-    cls = autoencoder_class(config, Path(path_or_name, subfolder or ""))
-    with torch.device("meta"):
-        return latent_shape(cls.from_config(config))
 
 
 def model_statistics(vae: nn.Module, channels: int) -> tuple[list[float], list[float]]:

@@ -26,6 +26,11 @@ class Pixels(nn.Module):
         self.channels, self.compression, self.causal = channels, (1, 1, 1), False
         self.name = f"Pixels of {channels} channels"
 
+    @staticmethod
+    def read_shape(channels: int = 3) -> tuple[int, tuple[int, int, int]]:
+        """Return channels and compression `t h w` of the codec with these settings."""
+        return channels, (1, 1, 1)
+
     @cached_property
     def fingerprint(self) -> str:
         """Return what its latents follow from, as a sha-256."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -33,6 +34,15 @@ class Transformers(nn.Module):
     """
 
     trainable = False
+
+    @staticmethod
+    def read_shape(
+        path_or_name: str, max_length: int = 77, subfolder: str | None = None, revision: str = "main", **other: Any
+    ) -> tuple[int, int]:
+        """Return tokens of a caption and their width for the encoder with these settings, by its config.json alone."""
+        config = read_config("text", str(path_or_name), subfolder, revision)
+        config = config.get("text_config", config)
+        return max_length, config["d_model"] if "d_model" in config else config["hidden_size"]
 
     def __init__(
         self,

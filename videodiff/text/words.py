@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,11 @@ class Words(nn.Module):
     """
 
     trainable = True
+
+    @staticmethod
+    def read_shape(max_words: int, width: int = 64, **other: Any) -> tuple[int, int]:
+        """Return tokens of a caption and their width for the encoder with these settings."""
+        return max_words, width
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -21,7 +21,6 @@ from videodiff.data.samples.shards import WORDS
 from videodiff.diffusion.objective import Objective
 from videodiff.generation.settings import Generation
 from videodiff.planning.cost import Cost, forward_flops
-from videodiff.pretrained import read_config as model_config
 from videodiff.training.run.attempts import check_links
 from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
 from videodiff.verbs.config.checking import shown
@@ -147,20 +146,16 @@ def build_data(cfg: DictConfig) -> ClipDataModule:
 
 def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
     """Return what a clip of a bucket costs the denoiser; it follows from configurations, no weights are loaded."""
-    model, codec, text = cfg.model, cfg.codec, cfg.text
-    if "path_or_name" in codec:
-        from videodiff.codec.autoencoder import read_shape
-
-        channels, compression = read_shape(codec.path_or_name, codec.get("subfolder"), codec.get("revision", "main"))
-    else:
-        channels, compression = codec.channels, (1, 1, 1)
+    model = cfg.model
+    channels, compression = shape_of(cfg.codec)
+    words, width = shape_of(cfg.text)
     unit = [size * patch for size, patch in zip(compression, model.patch, strict=True)]
     how = {
         "width": model.width,
         "axes": [model.axes[i % len(model.axes)] for i in range(model.depth)],
         "mlp_ratio": model.mlp_ratio,
-        "text": text.max_words if "max_words" in text else text.max_length,
-        "text_width": text.width if "width" in text else read_width(text),
+        "text": words,
+        "text_width": width,
         "patch": channels * math.prod(model.patch),
     }
 
@@ -171,11 +166,10 @@ def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
     return cost
 
 
-def read_width(text: DictConfig) -> int:
-    """Return how wide the features of a text encoder are."""
-    config = model_config("text", text.path_or_name, text.get("subfolder"), text.get("revision", "main"))
-    config = config.get("text_config", config)
-    return config["d_model"] if "d_model" in config else config["hidden_size"]
+def shape_of(part: DictConfig) -> tuple[Any, Any]:
+    """Return what a codec or a text encoder says of its shape by its settings, without weights: its `read_shape`."""
+    settings = {key: value for key, value in OmegaConf.to_container(part, resolve=True).items() if key[0] != "_"}
+    return get_class(part._target_).read_shape(**settings)
 
 
 def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
