@@ -92,7 +92,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def reachable(targets: Mapping[str, float], result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the targets of figures that were measured, and say of which there is none."""
+    """Return the targets of figures that were measured; name each target whose figure was not."""
     for name in targets.keys() - result["metrics"].keys():
         remark(f"targets.{name}: found no such figure among those measured")
     return {name: value for name, value in targets.items() if name in result["metrics"]}
@@ -181,7 +181,7 @@ def keep_clips(
 ) -> None:
     """Write the first clips of each task, with their truth, as mp4, and list them in evaluation/clips.json.
 
-    They get a folder of their own, so that those of the evaluation before are whole until the list names the new ones.
+    They get a new folder, so the clips of the previous evaluation stay complete until the list names the new ones.
     """
     out, records = folder / "evaluation", []
     former = [path for path in out.glob("[0-9]*") if path.is_dir()] if out.is_dir() else []

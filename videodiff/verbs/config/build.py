@@ -173,10 +173,10 @@ def shape_of(part: DictConfig) -> tuple[Any, Any]:
 
 
 def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
-    """Return the resolved configuration of a run folder, of which nothing is built but what `conf/` builds.
+    """Return the resolved configuration of a run folder; every class in it is checked.
 
-    Its values are of the kinds and in the ranges that the command line has to keep to; a key that it lacks, or has of
-    another version, is none of them.
+    Without `trust`, its values must have the kinds and ranges of the command line. A missing key, or a key of another
+    version, is no error.
 
     `trust`: classes, or modules of classes, that the user vouches for.
     """

@@ -34,7 +34,7 @@ class Kind:
     """`expected` in words, and what yields the faults of a value.
 
     literal: on a command line the value is text as it stands, whatever it looks like; `names`: it is the name of a
-    file or folder, or a URL. `keys`: those of a mapping that has them and no others, `rest` what any other key may be.
+    file or folder, or a URL. `keys`: the keys that a mapping may have; `rest`: the kind of any other key.
     """
 
     expected: str

@@ -98,7 +98,7 @@ def check_events(events: Iterable[yaml.Event]) -> None:
 
 
 def read_config(path: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the configuration in a record of any version, of which everything may be built: `check_built`."""
+    """Return the configuration in a record of any version, after `check_built` has allowed every class in it."""
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: found a {type(tree).__name__}, expected keys and values")
@@ -211,7 +211,7 @@ def dotted(place: Sequence[Any]) -> str:
 
 
 def read_overrides(path: Path, given: Iterable[str], dropped: Iterable[str] = ()) -> list[str]:
-    """Return the overrides that a folder keeps, but for those of keys that this command line gives, or of `dropped`.
+    """Return the overrides that a folder keeps, without the keys that this command line gives and without `dropped`.
 
     Only `key=value` is taken, or `~key` and `+key=value` for one key below a group: nothing of Hydra's own, no class,
     no sweep, no option that is no file of `conf/`, and none of `ONLY_HERE`.
