@@ -367,7 +367,7 @@ def test_latents_that_nobody_says_the_origin_of_are_never_trained_on(source):
 
 
 def test_latents_of_another_size_are_an_error(cached):
-    with pytest.raises(ValueError, match="found latents of 16 x 16 pixels, expected those of 32 x 32"):
+    with pytest.raises(ValueError, match="found latents of 16 x 16 pixels, expected latents of 32 x 32 pixels"):
         Clips(Manifest.load(cached), [Bucket(5, 32, 32)], deliver=("latent",), any_size=True)
 
 

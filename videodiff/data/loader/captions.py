@@ -62,7 +62,7 @@ def draw_caption(captions: Sequence[Text], mix: CaptionMix, *key: int) -> str:
 
 
 def check_origins(mix: CaptionMix, known: Iterable[Sequence[str] | None]) -> None:
-    """Raise where a weight is for an origin that no dataset has; `known` has those of each, None where unknown."""
+    """Raise where a weight names an origin that no dataset has; `known`: each dataset's origins, None if unknown."""
     lists: list[Any] = list(known)
     if None in lists:
         return

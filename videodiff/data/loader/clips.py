@@ -65,7 +65,7 @@ class Task(NamedTuple):
 
 
 class Clips:
-    """The clips of one dataset, that of this `number` among several, and the frames to take of each for a bucket.
+    """The clips of the dataset with this `number`, and the frames to take of each clip for a bucket.
 
     The window and the caption are drawn by (seed, epoch, row); with `fixed` they are the first ones. A sample that fits
     no bucket is an error unless `skip`; `misfits` counts them by reason. `rates` counts for each bucket the frames a
@@ -189,7 +189,7 @@ class Clips:
         return mask([b.long_enough(frames) & (height == b.height) & (width == b.width) for b in self.buckets])
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
-        """Raise where the cached latents or texts are not those of this codec and this text encoder."""
+        """Raise where the cached latents or texts were made by another codec or another text encoder."""
         where, found = str(self.manifest.path), self.records
         if "latent" in found:
             windows = {name: found["latent"][name] for name in ("stride", "frames", "latents")}
@@ -235,7 +235,7 @@ def windows_of(records: dict[str, dict[str, Any]], buckets: Sequence[Bucket], wh
         if [bucket.height, bucket.width] not in record["sizes"]:
             sizes = " or ".join(f"{height} x {width}" for height, width in record["sizes"])
             raise ValueError(
-                f"{where}: found latents of {sizes} pixels, expected those of {bucket.height} x {bucket.width}"
+                f"{where}: found latents of {sizes} pixels, expected latents of {bucket.height} x {bucket.width} pixels"
             )
     return windows
 
@@ -254,7 +254,7 @@ class Loaded(NamedTuple):
 class Reader:
     """Read the clip of a task: fill `out` with its frames, uint8 `t h w c`, and return the rest of the sample.
 
-    `roots`: those of the datasets, by number. `deliver`: video, latent, text; without video `out` has no frames.
+    `roots`: the root of each dataset, by number. `deliver`: video, latent, text; without video `out` has no frames.
     Latent and text are numpy's: a tensor would pass to another process as shared memory, a file descriptor each.
     `cache_gib`: clips that are read again and again stay decoded in memory until this much is taken. `captions`: which
     of several captions are taken how often. `decoder`: one of `decoders.DECODERS`.

@@ -74,7 +74,7 @@ class Quarantine:
         return [[*sample, list(loss.order), loss.reason] for sample, loss in list(self.losses.items())]
 
     def load_state_dict(self, state: Iterable[list[Any]]) -> None:
-        """Add the samples of a state; those of several ranks may be loaded one after another."""
+        """Add the samples of a state; the states of several ranks may be loaded one after another."""
         for *sample, order, reason in state:
             sample, loss = SampleId(*sample), Loss(tuple(order), reason)
             self.losses[sample] = min(loss, self.losses.get(sample, loss))

@@ -32,7 +32,7 @@ class GlobalBatches:
     """One rank's micro-batches of an endless order, from a step on; `start` may be a function that tells the step.
 
     A function is asked again at each iteration: an epoch cut short by the trainer must not begin from the old place.
-    `clips` are those of the datasets of the mixture, of a curriculum those of every stage.
+    `clips`: the clips of each dataset of the mixture; with a curriculum, of each dataset of every stage.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Loader:
         return [self.task(item) for item in items]
 
     def look_ahead(self, item: Item) -> None:
-        """Have the next window's shards of remote datasets fetched while those of the present one are read."""
+        """Fetch the next window's shards of remote datasets while the shards of the present window are read."""
         for clips, shards in zip(self.batch_sampler.clips, self.batch_sampler.mixture.upcoming(item.step), strict=True):
             root, place = clips.manifest.root, (item.bucket, clips.number)
             if len(shards) and isinstance(root, CachedFolder) and self.asked.get(place) != shards.tolist():

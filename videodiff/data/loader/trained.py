@@ -54,8 +54,8 @@ class Trained(NamedTuple):
 def trained_shapes(
     stages: Sequence[Stage], order: Curriculum, rates: Sequence[Sequence[Counter[float]]]
 ) -> list[Trained]:
-    """Return every bucket of every stage that takes clips; `rates` counts those of each bucket, as `order_of` wants
-    counts: for every dataset of the first stage, then of the next.
+    """Return every bucket of every stage that takes clips; `rates` counts the clips of each
+    bucket by rate, for every dataset of the first stage, then of the next, as `order_of` expects counts.
     """
     left, found = iter(rates), []
     for stage, mixture in zip(stages, order.stages, strict=True):

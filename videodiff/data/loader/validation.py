@@ -39,7 +39,7 @@ class Validation:
         return said
 
     def batches(self, mesh: Mesh, size: int) -> list[dict[str, Any]]:
-        """Return the clips in batches of a size: those of a rank where they divide over the ranks, else all of them."""
+        """Return the clips in batches of a size: this rank's share if they divide over the ranks, else all of them."""
         rows = list(islice(self.clips.fitting(), self.count))
         share = range(len(rows))
         if len(rows) % mesh.world == 0:

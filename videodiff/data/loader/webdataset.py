@@ -43,7 +43,7 @@ from videodiff.text.words import Words
 
 # Before the first step so many samples are looked at, of so many tars, spread over the list.
 LOOKED_AT, LOOKED_IN = 128, 8
-# Samples in a row of which none is of the shape that is due, before it is clear that none comes.
+# The run ends when this many samples do not fill the micro-batch of the shape that is due.
 STARVED = 20_000
 # Micro-batches of a shape that wait for their step at most; what comes then is passed over.
 WAITING = 4
@@ -134,7 +134,7 @@ def look(task: TarTask, out: np.ndarray) -> Look | str:
 
 
 class Progress:
-    """Which tars of which epoch have been taken whole: those that a resumed run leaves out."""
+    """The tars of each epoch that have been read completely: a resumed run leaves them out."""
 
     def __init__(self, done: Mapping[int, Iterable[int]] | None = None) -> None:
         self.done = {epoch: set(tars) for epoch, tars in (done or {}).items()}

@@ -17,16 +17,16 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS, Text, read_sample, read_texts
 from videodiff.text.words import Words, parse_words, split_words
 
-# Samples whose captions are read at most, on disk and at a URL; so many at once; so many that are named.
+# Captions are read of at most READ samples on disk, READ_REMOTE at a URL, AT_ONCE at a time; NAMED of them are named.
 READ, READ_REMOTE, AT_ONCE, THREADS, NAMED = 10_000, 200, 256, 8, 3
 # Words of a caption, where the dataset decides, and with it the memory that each takes.
 MOST_WORDS = 255
 
 
 def check_captions(clips: Sequence[Clips], mix: CaptionMix, text: nn.Module) -> list[str]:
-    """Raise where training may draw a caption that the encoder refuses; return what else is to be said of them.
+    """Raise where training may draw a caption that the encoder refuses; return the remarks to print.
 
-    `clips` are those of one dataset in all stages.
+    `clips`: the clips of one dataset in all stages.
     """
     if isinstance(text, Words):
         return check_words(clips, mix, text)
