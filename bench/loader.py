@@ -267,7 +267,7 @@ def gop_ratio() -> float:
 
 
 def compare(clips: int, rounds: int, kinds: dict[str, Any]) -> None:
-    """Print a line a round, and the medians over rounds of this loader's rate over those of others."""
+    """Print one line for each round, then the median ratio of this loader's rate to each other loader's."""
     rates = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         write(Path(folder), clips)

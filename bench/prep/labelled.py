@@ -3,8 +3,8 @@
 python bench/prep/labelled.py [FOLDER_OF_VIDEO ...]
 
 For shots: changes found and there (right), found only (wrong), there only (missed), with precision and recall; a change
-may be off by a tenth of a second. For filters: how many of the made clips that must be rejected are, by which limits,
-and how many of those that must be kept are not. The set is that of tests/material, and tests hold floors.
+may be off by a tenth of a second. For filters: how many of the made clips that must be rejected are rejected, and by
+which limits; and how many clips that must be kept are rejected. The clips come from tests/material; tests hold floors.
 """
 
 from __future__ import annotations

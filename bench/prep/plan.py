@@ -3,8 +3,8 @@
 python bench/prep/plan.py [lines ...]
 
 For each number of clips: HD-VILA lines of 30 clips a video are read, identified, entered into ledger and plan, and
-grouped by video; then perceptual hashes, of which a tenth are near duplicates, are compared. Each in a process of its
-own. Writes bench/out/prep_plan.json.
+grouped by video; then perceptual hashes are compared; a tenth of them are near duplicates. Each runs in a process of
+its own. Writes bench/out/prep_plan.json.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def deal(folder: Path) -> dict[str, Any]:
 
 
 def compare(folder: Path, clips: int) -> dict[str, Any]:
-    """Compare hashes of which a tenth are those of others with 8 bits changed."""
+    """Compare hashes; a tenth of them are copies of others with 8 bits changed."""
     dice = np.random.default_rng(0)
     hashes = dice.integers(0, 256, (clips, 32), dtype=np.uint8)
     copies = clips // 2 + dice.choice(clips // 2, clips // 10, replace=False)

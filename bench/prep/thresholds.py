@@ -1,4 +1,4 @@
-"""Hold the default limits of `videodiff prep` against footage of which it is known what must be kept and what must not.
+"""Test the default limits of `videodiff prep` on footage whose right verdict is known.
 
 python bench/prep/thresholds.py FOLDER_OF_CLIPS
 
