@@ -234,3 +234,9 @@ def test_code_that_comes_with_a_model_is_never_run(folder, tmp_path):
         (tmp_path / name).write_text(json.dumps({**config, "auto_map": entry}))
     assert Transformers(str(tmp_path), max_length=6)(["a red ball"])[0].isfinite().all()
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["t5", "clip"])
+def test_of_no_caption_there_are_no_tokens(load, name):
+    assert load(name).tokens([]) == []
+    assert len(load(name).tokens(["a", "a red ball"])) == 2

@@ -96,7 +96,9 @@ class Transformers(nn.Module):
 
     def tokens(self, captions: Sequence[str]) -> list[int]:
         """Return how many tokens each caption has; those beyond `max_length` are cut."""
-        return [len(ids) for ids in self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
+        # The library's tokenizers take no empty list.
+        found = self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"] if captions else []
+        return [len(ids) for ids in found]
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features `b l width`, float32, 0 at padding, and a mask `b l`, True at tokens; l is `max_length`."""
