@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import tiny
+from tests.material.made_clips import moving_square, write_video
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.video.encode import encode
 from videodiff.extras import distribution, extra_of, extras, missing, normal
 
 ROOT = Path(__file__).parents[1]
@@ -156,3 +159,21 @@ def test_a_missing_extra_is_one_line_that_names_it(tried: list[str], world_datas
         verb = commands[extra][0]
         assert re.fullmatch(rf"videodiff {verb}: error: found no package \w+, expected it: .*", line)
         assert line.endswith(f"pip install 'videodiff[{extra}]'")
+
+
+def test_packing_needs_no_extra_also_where_clips_are_encoded_again(tmp_path: Path) -> None:
+    for folder in ("in", "absent"):
+        (tmp_path / folder).mkdir()
+    clips = {"fit.mp4": encode(moving_square(12, 64, 64), 25.0)}
+    clips |= {"other.avi": write_video(moving_square(12, 64, 64), "mpeg4", container="avi")}
+    for name, video in clips.items():
+        (tmp_path / "in" / name).write_bytes(video)
+        (tmp_path / "in" / name).with_suffix(".txt").write_text("a red square")
+    # Packing has processes of its own, which must not find them either.
+    for name in (name for names in EXTRAS.values() for name in names if "." not in name):
+        (tmp_path / "absent" / f"{name}.py").write_text(f"raise ModuleNotFoundError('absent', name={name!r})")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "absent"), str(ROOT)])}
+    command = [sys.executable, "-m", "videodiff", "pack", f"source={tmp_path}/in", f"out={tmp_path}/out", "workers=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert sorted(Manifest.load(tmp_path / "out").column("key")) == ["fit", "other"]

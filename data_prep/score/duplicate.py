@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import cv2
 import numpy as np
 
 # 4 frames of 64 bits. Two partitions of the 256 bits into 10 bands of 24 and a rest: two hashes that differ in 9 bits
@@ -31,6 +30,9 @@ def video_hash(frames: np.ndarray) -> bytes:
 
 def frame_bits(frame: np.ndarray) -> np.ndarray:
     """Return 64 booleans."""
+    # Packing imports this file, and the plain installation, which can pack, has no OpenCV.
+    import cv2
+
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
     waves = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA))[:8, :8].ravel()
     return waves > np.median(waves[1:])

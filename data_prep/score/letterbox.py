@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 # A row is as bright as all but this share of its pixels; up to this level, of 255, it is dark; from the last row of a
@@ -91,6 +90,9 @@ class Bars:
 
 def letterbox(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Return the share of the area of uint8 `t h w c` that is bars, 0 to 1."""
+    # Packing imports this file, and the plain installation, which can pack, has no OpenCV.
+    import cv2
+
     bars = Bars()
     for frame in frames:
         bars.add(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
