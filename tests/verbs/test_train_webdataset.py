@@ -72,7 +72,8 @@ def test_a_run_on_tars_trains_validates_samples_and_is_resumed(
 
 
 def test_two_processes_under_zero_train_from_an_uneven_number_of_tars(tars: Path, tmp_path: Path) -> None:
-    more = ["strategy=zero2", "trainer.devices=2", "trainer.max_steps=8", "data.micro_batch=1", "name=two"]
+    more = ["strategy=zero2", "trainer.devices=2", "trainer.max_steps=8", "trainer.val_check_interval=4"]
+    more += ["data.micro_batch=1", "name=two"]
     finish(start("train", *recipe(str(tars), *more, f"data.validation_urls={tars}/s-1.tar"), cwd=tmp_path))
     run = tmp_path / "runs" / "two"
     assert whole(latest_checkpoint(run)).name == "step_00000008"

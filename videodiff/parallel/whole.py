@@ -22,6 +22,7 @@ class Whole:
         self.strategy, self.writer = strategy, StateFile()
         strategy.checkpoint_io = self.writer
         self.norm: Tensor | None = None
+        self.finite = True
 
     def layout(self, world: int) -> str:
         """Return that the state is whole, however many processes there are."""
@@ -35,13 +36,15 @@ class Whole:
         """Take the norm of the gradient; where it is not finite, drop the gradient, and the step changes nothing."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if self.skipped():
+        # The host waits for the device here, once a step.
+        self.finite = bool(self.norm.isfinite())
+        if not self.finite:
             for p in parameters:
                 p.grad = None
 
     def skipped(self) -> bool:
         """Tell whether the norm of the last gradient is no number; all ranks have the same summed gradient."""
-        return self.norm is not None and not bool(self.norm.isfinite())
+        return not self.finite
 
     def gradient_norm(self) -> float | None:
         """Return the norm of the gradient of the last step, as clipping takes it."""
