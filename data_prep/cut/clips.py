@@ -26,9 +26,9 @@ from videodiff.data.video.geometry import even_size, same_shape
 from videodiff.data.video.info import DecodeError, VideoInfo
 from videodiff.data.video.screen import light_notes, show_size
 
-# Frames a second that are scored, but at least so many a clip; their short side in pixels.
+# Scored frames: how many a second, at least how many a clip, and their short side in pixels.
 SCORED_FPS, FEWEST, SCORED_SIDE = 2.0, 4, 256
-# Microseconds of a clip after which its bars and its fields are decided on; until then its frames are held back.
+# After this many microseconds of a clip its bars and its fields are decided; its frames are held back until then.
 LOOK_AHEAD = 1_000_000
 
 
@@ -40,7 +40,7 @@ class Sampled(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a clip is made with: the picture inside the bars; which field is first, None where frames stay woven."""
+    """How a clip is made: the box inside the bars, and which field comes first (None: frames are not deinterlaced)."""
 
     box: Box
     top_first: bool | None
@@ -76,12 +76,12 @@ def make_clips(
     scored: bool = True,
     scores: Sequence[str] = DEFAULT,
 ) -> Iterator[tuple[int, ReadyClip | DecodeError]]:
-    """Yield the number of each span with its clip, or with why there is none; DecodeError where there is no video.
+    """Yield the index of each span with its clip, or with the reason why it has none; DecodeError if it is no video.
 
-    The source is decoded once. Letterbox bars, which are cropped (`crop`), and fields, where the policy asks for that,
-    are decided on in the first second of a clip; the clips in which the rest disagrees, such as one that opens in the
-    dark, are decoded once more. Without `scored` there are the scores of the geometry only. Memory: samples and mp4s of
-    the spans that are open at one time.
+    The source is decoded once. The first second of a clip decides on its letterbox bars (with `crop`) and its fields
+    (if the policy asks for them). If the rest of the clip disagrees, as in a clip that opens in the dark, the clip is
+    decoded once more. Without `scored` only the scores of the geometry are computed. Memory: samples and mp4s of the
+    spans that are open at the same time.
     """
     timeline, chosen = read_timeline(source), tuple(scores) if scored else None
     again: dict[int, Look] = {}
@@ -106,7 +106,7 @@ def make(
     crop: bool,
     scores: Sequence[str] | None,
 ) -> Iterator[tuple[int, ReadyClip | DecodeError | Look]]:
-    """Yield a clip, an error, or what the clip must be made with instead."""
+    """Yield a clip, an error, or the look with which the clip must be made again."""
     makers: dict[int, Maker] = {}
     for number, item in cut(source, spans, timeline):
         if isinstance(item, Shown):
@@ -121,7 +121,7 @@ def make(
 
 
 class Maker:
-    """One clip in the making; `look` if it is known; scores: None for those of the geometry only."""
+    """One clip in the making; look: None if it is not known yet; scores: None for the scores of the geometry only."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class Maker:
                 self.sample(fitted, self.due[time])
 
     def seen(self) -> Look:
-        """Return what the clip is to be made with, by the frames so far."""
+        """Return the look of the clip, judged by the frames so far."""
         box = self.bars.box() if self.crop else Box(0, 0, *self.coded[::-1])
         mode = self.policy.deinterlace
         woven = mode == "on" or (mode == "auto" and self.combs.share() > COMBED)
@@ -229,7 +229,7 @@ class Maker:
         self.samples += [small.to_ndarray()] * times
 
     def finish(self) -> ReadyClip | DecodeError | Look:
-        """Return the clip, why there is none, or the look that it needs."""
+        """Return the clip, the error that prevents it, or the look that it needs."""
         self.release(last=True)
         if self.error is not None:
             return self.error

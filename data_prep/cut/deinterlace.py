@@ -1,4 +1,4 @@
-"""Deinterlace: a whole picture from each frame that is woven of two fields, by bwdif inside libavfilter."""
+"""Deinterlace: make one progressive picture of each interlaced frame, with the filter bwdif of libavfilter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from data_prep.cut.spans import Shown
 
 
 class Deinterlacer:
-    """Pictures, one for each frame that is put in, given with it; the filter looks one frame ahead.
+    """Takes frames and yields each with its deinterlaced picture, one frame late: the filter looks one frame ahead.
 
-    top_first: which field was taken first. Each picture is that of its frame's first field.
+    top_first: whether the top field was taken first. A picture shows the moment of the first field of its frame.
     """
 
     def __init__(self, top_first: bool) -> None:
@@ -24,7 +24,7 @@ class Deinterlacer:
         self.kind, self.graph = None, Graph()
 
     def __call__(self, shown: Shown) -> Iterator[tuple[Shown, av.VideoFrame]]:
-        """Take a frame; yield those that are done, each with its picture."""
+        """Take a frame; yield the frames that are done, each with its picture."""
         frame = shown.frame
         kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
         if kind != self.kind:
@@ -35,14 +35,14 @@ class Deinterlacer:
         yield from self.done()
 
     def rest(self) -> Iterator[tuple[Shown, av.VideoFrame]]:
-        """Yield what the filter still holds; it takes frames of another kind only."""
+        """Flush the filter: yield the frames that it still holds, each with its picture."""
         if self.kind is not None:
             self.graph.vpush(None)
             yield from self.done()
             self.kind = None
 
     def done(self) -> Iterator[tuple[Shown, av.VideoFrame]]:
-        """Yield what the filter gives, each with the frame that it comes from."""
+        """Yield the pictures that the filter has ready, each with its frame."""
         while True:
             try:
                 picture = self.graph.vpull()

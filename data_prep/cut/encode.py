@@ -32,7 +32,7 @@ from videodiff.data.video.timing import (
 DEINTERLACE = ("auto", "off", "on")
 # Tried in this order where hardware is wanted.
 HARDWARE_FIRST = ("h264_nvenc", "libx264")
-# Frames a second, which mp4 can say of even ones.
+# The slowest constant frame rate that mp4 can state, in frames a second.
 SLOWEST_EVEN = Fraction(1, 1000)
 # Unspecified, BT.470 BG and SMPTE 170M, in the numbers of ITU-T H.273.
 BT601 = (2, 5, 6)
@@ -71,7 +71,7 @@ class EncodePolicy:
 
 
 def first_working(codecs: Sequence[str] = HARDWARE_FIRST) -> str:
-    """Return the first encoder that encodes a frame here: that one is compiled in does not mean that it works."""
+    """Return the first encoder that encodes a frame on this machine: an encoder that is compiled in may not work."""
     for codec in codecs:
         with contextlib.suppress(av.FFmpegError, ValueError, KeyError):
             encoder = Encoder(256, 256, 24.0, codec=codec)
@@ -83,12 +83,12 @@ def first_working(codecs: Sequence[str] = HARDWARE_FIRST) -> str:
 
 @cache
 def hardware_first() -> tuple[str, ...]:
-    """Return the encoders to try one after the other for a clip: from the first that works here."""
+    """Return the encoders to try for a clip, in order, from the first one that works on this machine."""
     return HARDWARE_FIRST[HARDWARE_FIRST.index(first_working()) :]
 
 
 def open_encoder(height: int, width: int, fps: float, policy: EncodePolicy) -> tuple[Encoder, str]:
-    """Return an encoder and its name; hardware refuses some sizes, and more clips at a time than it is made for."""
+    """Return an encoder and its name; hardware refuses some sizes, and too many clips at a time."""
     codecs = hardware_first() if policy.codec == "auto" else (policy.codec,)
     for codec in codecs:
         encoder = Encoder(height, width, fps, policy.crf, policy.preset, codec)
@@ -105,10 +105,10 @@ def schedule(
 ) -> tuple[np.ndarray, Fraction]:
     """Return the times of the frames that a clip shows one after the other, and the constant rate it plays them at.
 
-    times: when each frame comes to be shown, bounds: from when to when the clip is cut, all in microseconds. Frames
-    that come evenly are kept, once each, at the source's `usual` rate or, where these come at another, at their own.
-    Uneven ones, and those that come faster than `fps`, are laid on a clock of the rate they fit best, at most `fps`:
-    what the clip shows at a moment is what the source shows then.
+    times: when each frame appears; bounds: start and end of the clip; all in microseconds. Frames at an even rate are
+    kept, once each, at the source's `usual` rate, or at their own rate if it differs. Frames at an uneven rate, or at
+    one above `fps`, are put on a clock of the rate that fits best, at most `fps`: at every moment the clip shows what
+    the source shows.
     """
     rate, most = even_rate(times, usual), FASTEST_CLOCK if fps is None else Fraction(fps).limit_denominator(1001)
     if plays_evenly(times, bounds, rate):
@@ -130,7 +130,7 @@ def plays_evenly(times: np.ndarray, bounds: tuple[int, int], rate: Fraction) -> 
 
 
 def is_bt601(frame: av.VideoFrame) -> bool:
-    """Tell whether a frame is yuv420p in BT.601 of limited range, as those are that say nothing."""
+    """Tell whether a frame is yuv420p in BT.601 of limited range; values that a frame does not state count as such."""
     matrix, limits = int(frame.colorspace) in BT601, int(frame.color_range) in (0, ColorRange.MPEG)
     return frame.format.name == "yuv420p" and matrix and limits
 

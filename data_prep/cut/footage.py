@@ -25,9 +25,9 @@ from videodiff.data.video.timing import MICROSECOND, clock_ticks
 
 decord.logging.set_level(decord.logging.QUIET)
 
-# How often a second a few frames in a row are searched for combs.
+# How many times a second a few frames in a row are searched for combs.
 COMBS_FPS = 2.0
-# Mean difference of two decoders' pixels, 0 to 255, above which they do not show the same frame.
+# If the pixels of two decoders differ by more than this on average (0 to 255), they show different frames.
 SAME_FRAME = 2.0
 
 
@@ -55,7 +55,7 @@ class FitPolicy:
 
     @property
     def encode(self) -> EncodePolicy:
-        """How clips that do not stay as they are get encoded."""
+        """The settings for clips that are encoded again."""
         return EncodePolicy(self.short_side, crf=self.crf, deinterlace=self.deinterlace)
 
 
@@ -79,7 +79,7 @@ class Header:
 
 
 class Fit(NamedTuple):
-    """A video that decord reads as PyAV does, and why it was encoded again (empty: it was not)."""
+    """A video that decord and PyAV decode alike, and why it was encoded again (empty: it was not)."""
 
     video: bytes
     info: VideoInfo
@@ -169,9 +169,9 @@ def unfit(header: Header, policy: FitPolicy) -> str:
 def differs(video: bytes, header: Header, combs_wanted: bool = False) -> str:
     """Decode all of a video with PyAV and compare some frames with decord's; return what differs, empty if nothing.
 
-    A frame missing or damaged is a DecodeError. combs_wanted: frames that are woven of two fields are told too. In open
-    groups of pictures decord misreads the frames before a keyframe that it seeks; with one keyframe it never seeks, and
-    is not asked.
+    A missing or damaged frame is a DecodeError. combs_wanted: interlaced frames are reported too. In open groups of
+    pictures decord misreads the frames before the keyframe that it seeks to. With one keyframe it never seeks, so the
+    comparison is left out.
     """
     later = [number for number in header.keyframes if 0 < number < header.frames]
     middle = later[len(later) // 2] if later else 0

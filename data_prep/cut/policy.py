@@ -12,7 +12,7 @@ from data_prep.score.pixel_score import DEFAULT
 
 @dataclass(frozen=True)
 class CutPolicy:
-    """What of a video becomes clips: its `spans` (or, without one, all of it), or the `scenes` in these.
+    """Which parts of a video become clips: its `spans` (all of it without spans), or the `scenes` inside its spans.
 
     detector, threshold, min_scene: see `scenes.find_scenes`; scenes over `maximum` seconds are split into equal parts,
     those under `minimum` left out. Spans are cut as they are.
@@ -37,8 +37,8 @@ class CutPolicy:
 class MakePolicy:
     """How clips are made of a video.
 
-    crop: cut letterbox bars off; score: without it there are the scores of the geometry only; audio: `keep` has the
-    sound of each clip beside it, as m4a; scores: files of `data_prep/score` with a score of pixels.
+    crop: cut off letterbox bars; score: if false, only the scores of the geometry are computed; audio: `keep` writes
+    the sound of each clip beside it, as m4a; scores: files of `data_prep/score` with a score of pixels.
     """
 
     cut: CutPolicy = field(default_factory=CutPolicy)
@@ -54,7 +54,7 @@ class MakePolicy:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the bytes and the scores of a clip follow from, as JSON can hold it."""
+        """The settings that determine the bytes and the scores of a clip, as JSON."""
         found = asdict(self)
-        # Work folders from before there was a choice name none.
+        # Older work folders, written before scores could be chosen, name none.
         return found if self.scores != DEFAULT else {key: value for key, value in found.items() if key != "scores"}

@@ -24,27 +24,27 @@ from videodiff.data.video.info import DecodeError
 WIDTH = 256
 # What tells a transition from all else is measured on grey images of this height and width, in levels.
 HEIGHT_SMALL, WIDTH_SMALL = 54, 96
-# A transition replaces the picture. What is kept of it is told on tiles of this size, each looked for in the other
-# picture so many pixels around its place. A tile whose detail deviates at least so much is kept where it correlates by
-# more than `SAME` and has the share `FADED` of its contrast at least: less is a fade, not an exposure. A cut or a
-# dissolve keeps this share of the picture at most. Unrelated pictures keep nothing, neighbouring frames of a shot more
-# than half.
+# A transition replaces the picture. TILE: size of the tiles that are compared. AROUND: pixels around its place in which
+# a tile is searched for in the other picture. TEXTURE: deviation from which a tile has detail. A tile is kept if it
+# correlates by more than SAME and has at least the share FADED of its contrast: less contrast is a fade, not a change
+# of exposure. KEPT: the largest share of the picture that a cut or a dissolve keeps. Unrelated pictures keep nothing;
+# neighbouring frames of a shot keep more than half.
 TILE, AROUND, TEXTURE, SAME, FADED, KEPT = (18, 24), (5, 8), 3.0, 0.7, 0.4, 0.2
-# Levels up to which what surrounds the picture is a bar.
+# A border is a black bar if its levels are at most this.
 BLACK = 24
 # Seconds within which the picture comes back after a flash.
 FLASH = 0.3
-# Dissolves are looked for over these distances, in seconds, to both sides of a frame, on the means of blocks of so many
-# pixels. From side to side the blocks change by this many levels, and the frame differs from the mean of the sides by
-# less than this share of that.
+# A dissolve is searched for between the frames REACHES seconds before and after a frame, on means of blocks of BLOCK
+# pixels. CHANGE: levels by which the blocks change between the two sides. BEND: the frame differs from the mean of the
+# two sides by less than this share of that change.
 REACHES, BLOCK, CHANGE, BEND = (0.12, 0.2, 0.3, 0.45, 0.7, 1.1), 6, 8.0, 0.6
-# A dissolve reaches as far as its change goes on at this share of its mean speed.
+# A dissolve ends where its change becomes slower than this share of its mean speed.
 SLOWEST = 0.3
-# In a dissolve most blocks change; all frames are mixtures of the first and the last one but for this share of the
-# change; the weight grows by no more than this in one frame; halfway the contrast (as variance) of most blocks that
-# have any is below that of both ends by the factor `DIP`.
+# In a dissolve at least the share CHANGING of the blocks changes. Every frame is a mixture of the first and the last
+# frame, up to RESIDUAL, a share of the change. The weight grows by at most STEP a frame. Halfway, at least the share
+# DIPPING of the blocks with contrast has a contrast (as variance) below DIP times the mean of both ends.
 CHANGING, RESIDUAL, STEP, DIP, DIPPING = 0.5, 0.25, 0.5, 0.8, 0.6
-# Frames are held for so many seconds, and the last of these for so many once more: a dissolve is shorter than that.
+# Frames are examined STRETCH seconds at a time. The last OVERLAP seconds are examined again: a dissolve is shorter.
 STRETCH, OVERLAP = 30.0, 8.0
 
 
@@ -75,7 +75,7 @@ def find_scenes(
     transitions.settle(last=True)
     gaps = joined(transitions.dissolves)
     spans = between(apart(transitions.cuts, first, min_scene), gaps, first, timeline.end)
-    # Too little of a shot to be one, beside a dissolve, is the dissolve that a cut has ended.
+    # A span beside a dissolve that is too short for a shot is a part of the dissolve that a cut has split off.
     edges = {time / MICROSECOND for gap in gaps for time in gap}
     return [span for span in spans if span.end - span.start >= min_scene or edges.isdisjoint(span)]
 
@@ -107,14 +107,14 @@ class Transitions:
 
     def __init__(self, fps: float, min_scene: float) -> None:
         self.fps = fps
-        # What is shorter than the shortest shot and comes back is a flash, not a shot.
+        # If the picture comes back sooner than the shortest shot ends, it was a flash, not a shot.
         self.back = max(1, round(min(FLASH, min_scene) * fps))
         self.longest, self.overlap = max(round(STRETCH * fps), 64), max(round(OVERLAP * fps), 32)
         self.times, self.images, self.proposed, self.begun = [], [], [], False
         self.cuts, self.dissolves = [], []
 
     def add(self, time: int, image: np.ndarray, proposed: Iterable[int]) -> None:
-        """Take the next frame, and where a detector has seen a cut since the last one."""
+        """Add the next frame; proposed: times of the cuts that a detector has found since the last frame."""
         self.times.append(time)
         self.images.append(image)
         self.proposed += proposed
@@ -122,7 +122,7 @@ class Transitions:
             self.settle()
 
     def settle(self, last: bool = False) -> None:
-        """Decide on what lies in the frames held, and let go of all but those that the next ones are looked at with."""
+        """Decide on the cuts and dissolves in the frames held; keep only the overlap with the next frames."""
         images = np.stack(self.images)
         decided = len(images) if last else len(images) - self.overlap // 2
         for time in [time for time in self.proposed if last or time < self.times[decided]]:
@@ -130,7 +130,7 @@ class Transitions:
             if is_cut(images, bisect.bisect_left(self.times, time), self.back):
                 self.cuts.append(time)
         for first, end in dissolves(images, self.fps):
-            # What the edge of the frames held has cut off is whole in those before or after.
+            # A dissolve that the edge of the held frames cuts off is whole in the held frames before or after.
             if (first > 0 or not self.begun) and (end < len(images) - 1 or last):
                 self.dissolves.append((self.times[first], self.times[end]))
         self.begun = True
@@ -147,7 +147,7 @@ def apart(cuts: Iterable[int], start: int, min_scene: float) -> list[int]:
 
 
 def is_cut(images: np.ndarray, number: int, back: int) -> bool:
-    """Tell whether the picture is replaced for good at an image: it is not back within so many images."""
+    """Tell whether the image at index `number` replaces the picture for good: not back within `back` images."""
     later = [(number - 1, number + more) for more in range(back)]
     earlier = [(number - 1 - more, number) for more in range(1, back)]
     pairs = [(a, b) for a, b in (*later, *earlier) if a >= 0 and b < len(images)]
@@ -155,7 +155,7 @@ def is_cut(images: np.ndarray, number: int, back: int) -> bool:
 
 
 def kept(before: np.ndarray, after: np.ndarray) -> float:
-    """Return which share of two pictures, of what has detail in either, is in both; uint8 `h w`.
+    """Return the share of the detail of two pictures that is in both; uint8 `h w`.
 
     Blind to exposure and to short ways, as correlation of detail is: a fixed camera before which something comes and
     goes keeps what it does not cover, a moving one what has not left the picture.
@@ -215,7 +215,7 @@ def dissolves(images: np.ndarray, fps: float) -> list[tuple[int, int]]:
         if residual < RESIDUAL and kept(images[first], images[last]) <= KEPT:
             found.append((residual, first, last))
     chosen: list[tuple[int, int]] = []
-    # Of those that overlap the one that is most of all a mixture is the most exact.
+    # If candidates overlap, the one that is closest to a mixture is the most exact.
     for _, first, last in sorted(found):
         if not any(first <= end and last >= start for start, end in chosen):
             chosen.append((first, last))
@@ -261,7 +261,7 @@ def mixing(means: np.ndarray, spreads: np.ndarray) -> float:
 
 
 def whole_ramp(means: np.ndarray, first: int, last: int) -> tuple[int, int]:
-    """Widen a part of a dissolve to where the picture stops moving from the one before to the one after."""
+    """Widen a part of a dissolve until the picture stops changing from the old shot to the new one."""
     before = None
     while (first, last) != before:
         before = first, last

@@ -19,13 +19,14 @@ from videodiff.data.video.timing import MICROSECOND, PAUSE, end_of, even_rate, i
 
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
 SLACK = 100_000
-# Microseconds in the unit that metadata writes times in. The frame at 2/30 s stands there as 0.067 s: taken exactly, it
-# would be missing from the clip that begins with it and end the one before. So a whole millisecond is the nearest one.
+# Metadata rounds times to milliseconds: it writes the frame at 2/30 s as 0.067 s. Read exactly, 0.067 s lies after that
+# frame: the clip that begins there would lose it, and the clip before would gain it. So a time in whole milliseconds is
+# taken half a millisecond earlier.
 MILLISECOND = 1000
 
 
 class Span(NamedTuple):
-    """Seconds from the start of the source; the frame shown first at `end` is the first one that is not in it."""
+    """Seconds from the start of the source; `end` is exclusive: a frame that appears at `end` is not in the span."""
 
     start: float
     end: float
@@ -34,7 +35,7 @@ class Span(NamedTuple):
 class Shown(NamedTuple):
     """A decoded frame and when it is shown, in microseconds from the start of the source.
 
-    How it is shown, a `Display`, is its `opaque`: the place that ffmpeg has for what goes with a frame.
+    `frame.opaque`, the field that ffmpeg keeps for its callers, holds how the frame is displayed: a `Display`.
     """
 
     time: int
@@ -43,12 +44,11 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """What the packets of a source say without being decoded; times in microseconds from its start.
+    """The timestamps of a source, read from its packets without decoding; in microseconds from its start.
 
-    times: when each frame is shown, ascending; end: when the last one is over; keys: time and seek position of every
-    packet that decoding can start at; fps: mean rate, frames a second; usual: the same or, where they come unevenly,
-    the rate that they fit best; ranked: B-frames are stamped with the time of their decoding, so that only the rank of
-    a frame tells when it is shown.
+    times: when each frame is shown, ascending; end: when the last frame ends; keys: time and seek position of every
+    keyframe; fps: mean rate in frames a second; usual: `fps`, or the rate that fits best where frames come unevenly;
+    ranked: B-frames carry the time of their decoding, so the frame at index i is shown at `times[i]`.
     """
 
     times: np.ndarray
@@ -59,9 +59,9 @@ class Timeline:
     ranked: bool
 
     def within(self, span: Span) -> np.ndarray:
-        """Return the times of the frames of a span: from its start on and before its end, as precisely as it is.
+        """Return the times of the frames of a span: from its start on and before its end, rounded as the span is.
 
-        Where the first of them comes only after a pause, the frame that is shown in the pause is one of them.
+        If the span starts in a pause, the frame that is shown during the pause belongs to it.
         """
         first, end = np.searchsorted(self.times, list(map(meant, span)))
         following = self.times[first] if first < len(self.times) else self.end
@@ -70,7 +70,7 @@ class Timeline:
         return self.times[first - bool(in_pause and late) : end]
 
     def bounds(self, span: Span) -> tuple[int, int]:
-        """Return from when to when something of the source is shown in a span, in microseconds."""
+        """Return start and end of a span in microseconds, cut off at the end of the source."""
         return microseconds(span.start), min(microseconds(span.end), self.end)
 
 
@@ -115,7 +115,7 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
     keys = sorted(keys)[: 1 if ranked else None]
-    # What precedes the first keyframe cannot be decoded by anybody.
+    # No decoder can decode the frames before the first keyframe.
     times = np.unique(np.array([time for time in times if keys and time >= keys[0][0]], dtype=np.int64))
     if not len(times) or not rate:
         raise DecodeError(f"found {len(times)} frames at {rate} fps, expected at least one")
@@ -135,9 +135,9 @@ def refuse(span: Span, timeline: Timeline) -> str:
 
 
 def group(spans: Sequence[tuple[int, int]], keys: Sequence[int]) -> list[list[int]]:
-    """Return the numbers of the spans in runs that are decoded through; between two runs lies a keyframe to seek to.
+    """Group spans, given by index, into runs: a run is decoded without a seek, the next one starts at a later keyframe.
 
-    spans: when first and last frame are shown; keys: when the keyframes are, ascending.
+    spans: times of the first and last frame of each; keys: times of the keyframes, ascending.
     """
     runs, reached = [], 0
     for number in sorted(range(len(spans)), key=lambda number: (spans[number], number)):
@@ -153,10 +153,10 @@ def group(spans: Sequence[tuple[int, int]], keys: Sequence[int]) -> list[list[in
 def cut(
     source: bytes | str | Path, spans: Sequence[Span], timeline: Timeline | None = None
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
-    """Yield the number of a span and its next frame; None where it is complete, a DecodeError where it cannot be.
+    """Yield the index of a span with its next frame, with None at its end, or with a DecodeError if it cannot be cut.
 
-    Every span ends in exactly one None or DecodeError. `Timeline.within` says which frames belong to a span; spans may
-    overlap and come in any order. Damage costs those spans only in which it would be seen. No frame is kept.
+    Every span ends in exactly one None or DecodeError. `Timeline.within` says which frames belong to a span. Spans may
+    overlap and come in any order. A damaged frame fails only the spans that show it. No frame is kept in memory.
     """
     timeline = read_timeline(source) if timeline is None else timeline
     fit = []
@@ -175,7 +175,7 @@ def cut(
 def cut_run(
     source: bytes | str | Path, bounds: dict[int, tuple[int, int]], timeline: Timeline
 ) -> Iterator[tuple[int, Shown | DecodeError | None]]:
-    """Cut spans, each from its first to its last frame and sorted by the first, that one stretch of decoding covers."""
+    """Cut the spans of one run in one decode; bounds: first and last frame of each span, sorted by the first."""
     waiting, current, shown, damage = list(bounds), [], {}, []
     last = max(end for _, end in bounds.values())
     for time, frame in decode_from(source, timeline, bounds[waiting[0]][0], damage):
@@ -195,7 +195,7 @@ def cut_run(
 
 
 def complete(bounds: tuple[int, int], shown: list[int], damage: list[tuple[int, int]]) -> DecodeError | None:
-    """Return None where a span's first and last frame came and nothing in it is damaged."""
+    """Return None if the first and the last frame of a span came and no frame in it is damaged; else what is wrong."""
     hurt = [start for start, end in damage if start <= bounds[1] and end > bounds[0]]
     if hurt:
         return DecodeError(f"the frame at {hurt[0] / MICROSECOND:g} s is damaged")
@@ -209,10 +209,10 @@ def complete(bounds: tuple[int, int], shown: list[int], damage: list[tuple[int, 
 def decode_from(
     source: bytes | str | Path, timeline: Timeline, wanted: int, damage: list[tuple[int, int]]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield time and frame from the one shown at `wanted` on; note in `damage` from when to when frames are not right.
+    """Yield time and frame from the time `wanted` on; append start and end of each damaged stretch to `damage`.
 
-    A container may seek further than asked for, and a decoder may need more than one keyframe to recover (intra
-    refresh): where the first frame comes out too late, decoding starts one keyframe earlier, and then one more.
+    A container may seek too far, and a decoder may need more than one keyframe to recover (intra refresh). If the first
+    frame comes too late, decoding starts again one keyframe earlier, and then one more.
     """
     latest = bisect.bisect_right([time for time, _ in timeline.keys], wanted) - 1
     earliest = max(latest - 2, 0)
@@ -229,9 +229,9 @@ def decode_from(
 def read_from(
     source: bytes | str | Path, timeline: Timeline, key: int, damage: list[tuple[int, int]]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield time and frame from a keyframe on, the first of them from the start of the file.
+    """Yield time and frame from the keyframe at index `key` on; key 0 reads from the start of the file.
 
-    What cannot be decoded spoils all that is shown up to the next keyframe.
+    A packet that cannot be decoded damages all frames up to the next keyframe.
     """
     keys = [time for time, _ in timeline.keys]
 
@@ -244,7 +244,7 @@ def read_from(
         decoder = decoder_of(stream)
         clock, screen = Clock(container, stream), Screen(source, container, stream)
         if key > 0:
-            # Where that is impossible, decoding starts at the start of the file.
+            # If the seek fails, decoding starts at the start of the file.
             with contextlib.suppress(av.FFmpegError):
                 container.seek(timeline.keys[key][1], stream=stream)
         ranked = iter(timeline.times.tolist())
@@ -264,7 +264,7 @@ def read_from(
 
 
 def packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """Yield the packets of a stream up to its end or to where the file is broken: `complete` sees what is missing."""
+    """Yield the packets of a stream up to its end, or to the point where the file breaks: `complete` reports that."""
     with contextlib.suppress(av.FFmpegError):
         yield from container.demux(stream)
 
