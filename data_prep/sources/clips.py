@@ -21,7 +21,7 @@ from videodiff.data.storage.listing import PICTURES, SIDECARS, VIDEOS, Fault, Li
 VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "file_name", "video_path", "clip")
 CAPTION_COLUMNS = ("caption", "captions", "text")
 USED = ("source", "licence", "license")
-# Bytes of a key: a file system allows 255 for the name of a file, its ending among them.
+# Bytes of a key: a file system allows 255 for the name of a file, with its extension.
 KEY_LENGTH = 200
 
 
@@ -195,7 +195,7 @@ def provenance(record: dict[str, Any]) -> dict[str, str]:
 
 
 def with_keys(clips: list[Clip]) -> list[Clip]:
-    """Return clips with their keys, which are new and safe as names of files on every system.
+    """Return clips with their keys: unique, and safe as names of files on every system.
 
     A key is the name without ending, with `__` for a slash and `_` for a dot. Where more must be replaced, or two keys
     are the same but for letters' case and composed accents, eight digits of the name's SHA-256 are appended.
@@ -206,7 +206,7 @@ def with_keys(clips: list[Clip]) -> list[Clip]:
         key if met[folded(key)] == 1 and is_safe(key) else marked(key, clip.name, 8)
         for key, clip in zip(keys, clips, strict=True)
     ]
-    # A name may look as if it had such digits.
+    # A name may already end in digits that look like a hash.
     met = Counter(map(folded, safe))
     return [
         replace(clip, key=key if met[folded(key)] == 1 else marked(key, clip.name, 64))
@@ -220,7 +220,7 @@ def plain_key(name: str) -> str:
 
 
 def folded(key: str) -> str:
-    """Return what two keys have in common that some file system takes for one."""
+    """Return the form of a key that is equal for two keys if some file system confuses them."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", key).casefold())
 
 

@@ -20,7 +20,7 @@ PREVIEW = "picture of a video"
 def read_folder(folder: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
     """Yield the videos below a folder, in the order of their names, each whole; `passed` counts what is passed over.
 
-    Of the notes, `caption`, `captions` and `text` (one text or a list) and `licence` are taken as such.
+    In the notes, `caption`, `captions` and `text` (one text or a list) give captions, `licence` gives the licence.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def read_sidecars(item: Listed) -> dict[str, bytes]:
 
 
 def read_bounded(path: Path) -> bytes:
-    """Return the content of a file, of one that is too large its begin and one byte more than is allowed."""
+    """Return the content of a file; a file that is too large is cut off one byte after the limit."""
     with path.open("rb") as file:
         return file.read(TEXT_LIMIT + 1)
 

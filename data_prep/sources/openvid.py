@@ -2,7 +2,7 @@
 
     video, caption, aesthetic score, motion score, temporal consistency score, camera motion, frame, fps, seconds
 
-`video` is `<YouTube id>_<scene>_<frame>to<frame>.mp4`: the frames of the parent that are all the file holds.
+`video` is `<YouTube id>_<scene>_<frame>to<frame>.mp4`: the file holds exactly these frames of its parent video.
 """
 
 from __future__ import annotations

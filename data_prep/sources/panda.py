@@ -28,9 +28,9 @@ def read_panda(source: str | Path, licence: str = "") -> Items:
 
 
 def parse_video(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest | BadInput]:
-    """Yield the clips of one row; as many spans as captions, or it is rejected whole: no text is sure to be its clip's.
+    """Yield the clips of one row; if it has not as many spans as captions, no caption can be trusted: it is rejected.
 
-    Of other lists, which become notes, one that cannot be used is left out.
+    The other lists become notes; a list that cannot be used is left out.
     """
     url, parent = checked_url(row["url"]), checked_name(row["videoID"])
     lists = {name: parse_list(row[name]) for name in COLUMNS[2:]}

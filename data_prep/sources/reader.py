@@ -10,15 +10,15 @@ from typing import Any, Protocol
 from data_prep.sources.metadata.rows import Items
 from videodiff.data.storage.listing import Passed
 
-# What a preparation gives a reader whose signature asks for it; the other arguments are the reader's own options.
+# A preparation passes these arguments to a reader that has them; all other arguments are the reader's own options.
 GIVEN = ("passed", "work")
 
 
 class Reader(Protocol):
-    """Yields the clips of a source, and of what cannot become one its place and reason.
+    """Yields the clips of a source, and a BadInput with place and reason for every entry that cannot become a clip.
 
-    Its further arguments are its options, `reader.<name>` of a configuration. `passed` and `work`, where it takes them,
-    are where to count the files that it passes over, and the work folder.
+    Its further arguments are its options, `reader.<name>` in a configuration. Two of them are given to it if it has
+    them: `passed`, which counts the files that it skips, and `work`, the work folder.
     """
 
     __name__: str

@@ -43,8 +43,8 @@ def read_table(
 ) -> Items:
     """Yield the clips of a `.csv`, `.jsonl` or `.parquet`, or of a folder of one kind of them.
 
-    `columns` gives for each of `MEANINGS` that the table has the name of its column; `video` is needed, and `start` and
-    `end` come together. `unit` is that of both: empty for clock strings, ISO-8601 durations and seconds, else
+    `columns` maps each of `MEANINGS` that the table has to the name of its column. `video` is needed; `start` and `end`
+    come together. `unit` is the unit of both: empty for clock strings, ISO-8601 durations and seconds, else
     `microseconds` or `frames` (which need `fps`). A caption may be a list of texts. Further columns become notes.
     """
     if not columns:
@@ -111,7 +111,7 @@ def text_of(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a cell as JSON can hold it; what it cannot becomes text. NaN, and lists in lists in lists, InputErrors."""
+    """Return a cell as JSON, or as text if JSON has no such type; an InputError for NaN and for too deep a nesting."""
     if isinstance(value, float):
         return float(parse_number(value))
     if isinstance(value, list | dict) and depth(value) > MAX_DEPTH:
@@ -120,7 +120,7 @@ def plain(value: Any) -> Any:
 
 
 def depth(value: Any) -> int:
-    """Return how many lists and objects are in each other, counted no further than needed."""
+    """Return how deep lists and objects are nested, counted only as far as needed."""
     level, found = [value], 0
     while level and found <= MAX_DEPTH:
         inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]

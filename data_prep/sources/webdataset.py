@@ -42,9 +42,9 @@ class Member(NamedTuple):
 def read_webdataset(source: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
     """Yield the videos of a tar, or of the tars below a folder, each whole; `part` says where in the tar it lies.
 
-    Members of one key that are apart from each other are joined, after the others of their tar. Of several members of
-    one name the first is used. A tar that was cut gives one BadInput and the samples before the one that the cut may
-    have touched. `passed` counts what of folders and tars was passed over.
+    Members that share a key but do not lie side by side are joined; their samples come last. If several members have
+    the same name, the first is used. A truncated tar yields one BadInput, and the samples before the
+    one that the cut may have touched. `passed` counts the files and tars that were skipped.
     """
     passed = Passed() if passed is None else passed
     for name, path in tars_of(source, passed):
@@ -90,7 +90,7 @@ def read_tar(name: str, path: str, licence: str, passed: Passed) -> Items:
                     yield from parse_sample(Place(name, item=item), list(members), licence)
         for item, members in waiting.values():
             yield from parse_sample(Place(name, item=item), members, licence)
-    # A ValueError is of a number in a header.
+    # A bad number in a header raises ValueError.
     except (*UNREADABLE, tarfile.TarError, ValueError) as error:
         bad = unreadable(error)
         yield BadInput(Place(name), bad.reason, bad.detail)
@@ -100,9 +100,9 @@ def read_tar(name: str, path: str, licence: str, passed: Passed) -> Items:
 
 
 def keys_apart(file: BinaryIO) -> set[str]:
-    """Return the keys whose members do not lie side by side; memory is some bytes a sample.
+    """Return the keys whose members do not lie side by side; memory: some bytes a sample.
 
-    What is wrong with the tar is found when it is read.
+    Faults of the tar are ignored here: the later reading reports them.
     """
     seen, apart, last = set(), set(), None
     with contextlib.suppress(*UNREADABLE, tarfile.TarError, ValueError):
@@ -118,7 +118,7 @@ def keys_apart(file: BinaryIO) -> set[str]:
 
 
 def headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the headers of a tar; a TarError where it does not end as a tar does."""
+    """Yield the headers of a tar; a TarError if its end mark is missing."""
     file.seek(0)
     if how := compression_of(file.read(8)):
         raise tarfile.ReadError(f"compressed by {how}: uncompress it")
@@ -127,14 +127,14 @@ def headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         while info := tar.next():
             tar.members.clear()  # tarfile keeps every member it has seen
             yield info
-        # tarfile takes a header that was cut or overwritten for the end.
+        # tarfile mistakes a truncated or overwritten header for the end.
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end of archive at byte {tar.offset}")
 
 
 def read_members(file: BinaryIO, passed: Passed) -> Iterator[Member]:
-    """Yield the files of a tar; folders are none, and hidden files are counted only."""
+    """Yield the files of a tar; folders are skipped, and hidden files are only counted."""
     for info in headers(file):
         if is_noise(info):
             if not info.isdir():
@@ -160,7 +160,7 @@ def plain_path(name: str) -> str:
 
 
 def parse_sample(place: Place, members: list[Member], licence: str) -> Iterator[ClipRequest | BadInput]:
-    """Yield the request of one sample; of members of one name the first is used, and the others are told."""
+    """Yield the request of one sample; if members share a name, the first is used and the others are reported."""
     files: dict[str, Member] = {}
     again = [member.part.name for member in members if files.setdefault(member.extension, member) is not member]
     try:
@@ -169,7 +169,7 @@ def parse_sample(place: Place, members: list[Member], licence: str) -> Iterator[
         yield BadInput(place, error.reason, error.detail)
     if again:
         detail = f"found {show(' and '.join(again))} again, expected each name once in a tar: the first is used"
-        # The place of the sample is that of the request.
+        # The request already has the place of the sample.
         yield BadInput(Place(f"{place.file}/{again[0]}"), "repeated-name", detail)
 
 

@@ -16,8 +16,8 @@ from videodiff.data.storage.files import sync
 class CaptionIndex:
     """The captions of a JSONL, or of a folder of them: lines of `clip_id` and `text`, one or several.
 
-    The index at `path` is made whole or not at all, and anew where a JSONL has changed in name, size or time. `origin`
-    is noted with each caption; `bad` are the lines without a usable one.
+    The index at `path` is written atomically, and again if the name, size or time of a JSONL has changed. `origin` is
+    noted with each caption; `bad` lists the lines without a usable caption.
     """
 
     def __init__(self, source: str | Path, path: str | Path, origin: str) -> None:
@@ -65,7 +65,7 @@ def build_index(source: str | Path, path: Path, state: str) -> None:
         except InputError as error:
             base.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (place.file, place.line, error.reason, error.detail))
     base.execute("INSERT INTO made_of VALUES (?)", (state,))
-    # One sort at the end; keeping random keys in order while they come would not be linear.
+    # Sort once at the end: inserting random keys in order would not be linear.
     base.execute("CREATE INDEX by_clip ON captions (clip)")
     base.commit()
     base.close()

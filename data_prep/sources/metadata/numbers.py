@@ -43,9 +43,9 @@ def checked_number(value: Any) -> float:
 
 
 def noted(name: str, value: Any, notes: dict[str, Any], omitted: list[str]) -> None:
-    """Note a number under a name; what is none is left out and its name put down in `omitted`, None alone is not there.
+    """Note a number under a name; a value that is no number goes to `omitted` by name, and None is ignored.
 
-    A note costs no clip.
+    A bad note never rejects its clip.
     """
     if value is None:
         return

@@ -30,10 +30,10 @@ MAX_CELL = 2**20
 # Levels of lists in lists that a line of JSON may have: SQLite reads a thousand, Python about as many.
 MAX_DEPTH = 100
 BLOCK = 2**18
-# A file may unpack to this many times its size beyond the first bytes; text does by 3 to 50, a bomb by 1000.
+# After the first FREE bytes a file may unpack to EXPANSION times its size: text reaches 3 to 50, a bomb 1000.
 EXPANSION, FREE = 300, 2**26
 DELIMITERS = (",", ";", "\t", "|")
-# What a broken or cut file raises, also a compressed one.
+# The errors that a broken or truncated file raises, compressed or not.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError, TooLargeError)
 Rows = Iterator[tuple[Place, dict[str, Any] | InputError]]
 Items = Iterator[ClipRequest | BadInput]
@@ -69,7 +69,7 @@ def names_below(folder: Path) -> Iterator[str]:
         for name in sorted(folders):
             inner = Path(path, name)
             target = inner.resolve()
-            # A link to a folder that is read without it, or that holds the one that is read.
+            # Skip a link to a folder inside the root (it is read anyway) or above it (it would be a circle).
             elsewhere = root not in target.parents and target not in root.parents
             if target not in seen and (elsewhere or not inner.is_symlink()):
                 seen.add(target)
@@ -84,7 +84,7 @@ def name_of(source: str | Path) -> str:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Open a file or a URL, uncompressed on the way; an OSError while reading where a small file becomes a huge one."""
+    """Open a file or a URL and decompress it; reading raises OSError if a small file unpacks to a huge one."""
     file, kind = opened(path), infer_compression(path.partition("?")[0] if "://" in path else path)
     return Unpacked(file, compr[kind](file, mode="rb")) if kind else file
 
@@ -96,7 +96,7 @@ def opened(path: str) -> BinaryIO:
 
 
 class Unpacked:
-    """A compressed file, read as what is in it, as long as that is in proportion."""
+    """The content of a compressed file; reading raises OSError if it is out of proportion to the file."""
 
     def __init__(self, packed: BinaryIO, file: BinaryIO) -> None:
         self.packed, self.file, self.found = packed, file, 0
@@ -155,8 +155,8 @@ def parse_json(line: bytes) -> dict[str, Any] | InputError:
 def csv_rows(source: str | Path, *columns: str) -> Rows:
     """Yield the records of CSV files with a header, which must have these columns; empty lines are left out.
 
-    Lines end as on any system; cells are parted by what parts the header: comma, semicolon, tab or bar. A quote that
-    nobody closes swallows the lines after it: the reader then goes back to the second of them.
+    Line ends of any system are accepted. The delimiter is the one of the header: comma, semicolon, tab or bar. A quote
+    without its closing quote swallows the lines after it: the reader then goes back to the first swallowed line.
     """
     csv.field_size_limit(MAX_CELL)
     for name, path in files_of(source, ".csv", ".tsv"):
@@ -172,7 +172,7 @@ def csv_rows(source: str | Path, *columns: str) -> Rows:
 
 
 def read_header(name: str, lines: Rewound, columns: Sequence[str]) -> tuple[str, list[str]]:
-    """Return what parts the cells of a table, and the names of its columns; raise where it lacks one."""
+    """Return the delimiter of a table and the names of its columns; raise if a wanted column is missing."""
     text = next((line for line in lines if line.strip("\ufeff \r\n") and not re.match(r"\ufeff?sep=.\s*$", line)), "")
     if "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         raise InputError("unreadable-file", f"found {show(text)}, expected a table in UTF-8: save it so")
@@ -234,7 +234,7 @@ def csv_record(header: list[str], cells: list[str]) -> dict[str, Any] | InputErr
 
 
 class Rewound:
-    """Lines as text, of which those after the first since `taken` was cleared can be given back."""
+    """Lines as text; `rewind` gives back every line taken since `taken` was cleared, except the first."""
 
     def __init__(self, numbered: Iterator[tuple[int, bytes]]) -> None:
         self.numbered = numbered
@@ -257,12 +257,12 @@ class Rewound:
 
 
 def bounded_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of every line, ended as on any system; of a longer one only its first `MAX_LINE` bytes."""
+    """Yield number and bytes of every line, with line ends of any system; lines are cut off after `MAX_LINE` bytes."""
     number, rest, cut = 0, b"", False
     while block := file.read(BLOCK):
-        # A line that is cut is read to its end, not kept.
+        # The rest of a line that is cut off is read but not kept.
         lines = (rest + block).splitlines(keepends=True)
-        # Of \r at the end of a block the \n may follow.
+        # After a \r at the end of a block a \n may follow.
         rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
         for line in lines:
             if not cut:
@@ -301,8 +301,8 @@ def parquet_rows(source: str | Path, *columns: str, batch: int = 500) -> Rows:
 
 
 def batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | InputError]:
-    """Yield rows, of which one that is too large, or has a cell that cannot be read, costs itself."""
-    # Of rows that are no larger together, none is.
+    """Yield the rows of a batch; a row that is too large, or has an unreadable cell, becomes an InputError."""
+    # If all rows together are within the limit, so is each of them.
     heavy = sum(map(weight, batch.columns)) > MAX_LINE
     try:
         rows = [] if heavy else as_dicts(batch)
@@ -327,7 +327,7 @@ def as_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def plain_values(column: pa.Array) -> list[Any]:
-    """Return a column as plain values: a number of 32 bits is the decimals that it is shown by, as it is in a text."""
+    """Return a column as plain values; a 32-bit number becomes its shortest decimals, as a text file would write it."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
@@ -345,7 +345,7 @@ def plain_values(column: pa.Array) -> list[Any]:
 
 
 def unreadable(error: Exception) -> InputError:
-    """Return what is wrong with a file of which no further row can be read."""
+    """Return the error for a file that cannot be read any further."""
     return InputError("unreadable-file", f"found a file that cannot be read to its end: {show(str(error))}")
 
 
@@ -363,7 +363,7 @@ def parse_literal(text: Any, gaps: bool = False) -> Any:
 
 
 class Gaps(ast.NodeTransformer):
-    """Take names of what is not there for None."""
+    """Replace names for a missing value by None."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(None) if node.id.lower() in ("nan", "null", "na") else node

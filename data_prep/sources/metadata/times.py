@@ -11,9 +11,9 @@ from typing import Any
 from data_prep.books.request import InputError, show
 from data_prep.sources.metadata.numbers import parse_number
 
-# The comma is that of subtitles, the days are those of pandas.
+# Subtitles write a comma, pandas writes days.
 CLOCK = re.compile(r"(?:([0-9]{1,4}) days? )?([0-9]{1,2}):([0-5][0-9]):([0-5][0-9])(?:[.,]([0-9]{1,18}))?")
-# Longer than any video, so that no time overflows what comes after.
+# Longer than any video: no later computation overflows.
 LONGEST = 10**12
 EPOCH = datetime.date(1970, 1, 1)
 ISO8601 = re.compile(
@@ -27,7 +27,7 @@ def parse_clock(text: Any) -> Fraction:
     if not found:
         raise InputError("bad-time", f"found {show(text)}, expected H:MM:SS.mmm or HH:MM:SS.mmm")
     days, hours, minutes, seconds, decimals = found.groups(default="")
-    # One fraction, as there are two hundred million of these in one dataset.
+    # Make one fraction only: one dataset has two hundred million of these.
     scale, hours = 10 ** len(decimals), int(hours) + 24 * int(days or 0)
     return Fraction(((60 * hours + int(minutes)) * 60 + int(seconds)) * scale + int(decimals or 0), scale)
 
@@ -57,7 +57,7 @@ def parse_iso8601(text: Any) -> Fraction:
 def parse_time(value: Any) -> Fraction:
     """Return the seconds of a clock string, an ISO-8601 duration or a number of seconds, told apart by their form.
 
-    Also of what Parquet has for these: a length of time, a time of day, or a time of the first day of 1970.
+    The types of Parquet are accepted too: a duration, a time of day, or a timestamp on the first day of 1970.
     """
     if isinstance(value, str) and ":" in value:
         return parse_clock(value)
@@ -69,7 +69,7 @@ def parse_time(value: Any) -> Fraction:
 
 
 def parse_stamp(value: datetime.timedelta | datetime.time | datetime.datetime) -> Fraction:
-    """Return the seconds of a value that is a time already; one of the calendar is no time in a video."""
+    """Return the seconds of a value that is a time already; a calendar date is refused."""
     if isinstance(value, datetime.datetime):
         if value.date() != EPOCH:
             raise InputError("bad-time", f"found the date {value}, expected a time in the video")
@@ -98,9 +98,8 @@ def parse_fps(value: Any) -> Fraction:
 def parse_span(start: Any, end: Any, unit: str = "", fps: Any = None) -> tuple[Fraction, Fraction]:
     """Return start and end in seconds; an InputError unless 0 <= start < end.
 
-    `unit` is empty for clock strings, ISO-8601 durations and seconds, else `microseconds` or `frames`. Of frames, `end`
-    is the first one that is not part of the clip, and `fps` is needed; their times are those of the millisecond, as
-    files may not know them better.
+    `unit` is empty for clock strings, ISO-8601 durations and seconds, else `microseconds` or `frames`. Frames
+    need `fps`; `end` is exclusive; times are rounded to the millisecond, because files may not store them more exactly.
     """
     if unit == "frames":
         rate = parse_fps(fps)
