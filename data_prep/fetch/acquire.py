@@ -1,8 +1,8 @@
 """Acquire: the video of a request as a local file, or a typed failure.
 
-Local files stay where they are. Files at HTTP(S) and in object stores (these by fsspec) come in ranges, so that a
-broken transfer goes on where it broke; pages (YouTube and the rest) by yt-dlp. What metadata names is asked for only at
-public hosts, unless others are allowed.
+Local files stay where they are. Files on HTTP(S) servers and, through fsspec, in object stores are fetched in ranges: a
+broken transfer resumes where it broke. Pages (YouTube and others) are fetched by yt-dlp. Only public hosts are asked,
+unless others are allowed: metadata comes from strangers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log.addFilter(redact)
 
 @dataclass(frozen=True)
 class Acquired:
-    """A video on the disk: its file, the sha-256 of it, and whether it was made here and may be deleted after use."""
+    """A video on the disk: its file, its sha-256, and whether it was created here and may be deleted after use."""
 
     path: Path
     sha256: str
@@ -61,11 +61,11 @@ class Acquired:
 
 
 class Acquirer:
-    """Fetch videos into `folder`, where the acquirers of other processes share the pace at which hosts are asked.
+    """Fetch videos into `folder`; all processes that use this folder share the rate limits of hosts.
 
-    Two of them must not fetch the same source at once. `root` is the folder or URL below which the paths of requests
-    lie. `keeper` is the address of who keeps the pace for several machines. With `sound` the sound of a video from a
-    page is fetched too.
+    Two processes must not fetch the same source at the same time. root: the folder or URL below which the paths of
+    requests lie; keeper: the address of the `Keeper` if several machines work; sound: fetch the sound of a video from a
+    page too.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Acquirer:
         return path
 
     def _patiently(self, url: str, attempt: Callable[[str | None], T]) -> T:
-        """Return what `attempt(proxy)` returns, repeating it while that may help."""
+        """Return what `attempt(proxy)` returns; retry it while a retry may help."""
         policy = self.policy
         host, first = urlsplit(url).netloc.rpartition("@")[2], zlib.crc32(url.encode())
         for number in range(policy.attempts):
@@ -147,13 +147,13 @@ class Acquirer:
         raise AssertionError("the last attempt returns or raises")
 
     def _from_web(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
-        """Copy a file, or a part of one, block by block, each with its own patience."""
+        """Copy a file, or a part of one, block by block; each block has its own retries."""
         offset, end = (part.offset, part.offset + part.size) if part else (0, None)
         self._check(part.size if part else 0, until)
         total = None
         while end is None or offset < end:
             stop = offset + BLOCK if end is None else min(offset + BLOCK, end)
-            # Of a server that knows no ranges the whole file comes, once.
+            # A server without ranges sends the whole file, once.
             block, size = self._patiently(url, partial(self._range, url, offset, stop, file, until, part is None))
             if size is None:
                 return
@@ -167,7 +167,7 @@ class Acquirer:
     def _range(
         self, url: str, start: int, stop: int, file: BinaryIO, until: float, whole: bool, proxy: str | None
     ) -> tuple[bytes, int | None]:
-        """Return a range and the size of its file; None for the size where all of the file was written instead."""
+        """Return the bytes of a range and the size of its file, None for the size if the whole file was written."""
         headers, timeout = {"Range": f"bytes={start}-{stop - 1}"}, (self.policy.timeout, self.policy.timeout)
         with asked(url, headers, self.reach, self.policy.deadline, timeout, proxy) as answer:
             check_answer(answer, url)
@@ -199,7 +199,7 @@ class Acquirer:
             raise AcquireError("truncated", NOW, f"found {file.tell()} bytes of {url}, expected {length}")
 
     def _from_store(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
-        """Copy an object of a store, or a part of one, block by block, each with its own patience."""
+        """Copy an object of a store, or a part of one, block by block; each block has its own retries."""
         scheme = urlsplit(url).scheme
 
         def block(offset: int, count: int, proxy: str | None) -> bytes:
@@ -221,13 +221,13 @@ class Acquirer:
             self._check(size, until)
 
     def _from_page(self, url: str, folder: Path, until: float, proxy: str | None) -> Path:
-        import yt_dlp  # its import takes a second, which a process that reads files shall not pay
+        import yt_dlp  # imported here: it takes a second, and only pages need it
 
-        # Sound comes apart from the picture, and ffmpeg joins them, or with it.
+        # Sound is either in a stream of its own, which ffmpeg joins to the picture, or in the same file.
         wanted = "bv*+ba/b/bv*" if self.sound else "bv*"
 
         def choose(found: dict[str, Any]) -> Any:
-            """Choose among the formats that are small enough, and that come by connections which are checked here."""
+            """Choose among the formats that are small enough and whose connections are checked here."""
             fitting = [one for one in found["formats"] if fits(one, self.policy.height)]
             return page.build_format_selector(wanted)({**found, "formats": fitting})
 
@@ -245,7 +245,7 @@ class Acquirer:
             "extractor_retries": 0,
             "noplaylist": True,
             "match_filter": unwanted,
-            # Programs of others make connections of their own.
+            # The connections of external programs would not be checked.
             "external_downloader": {"default": "native"},
             "fixup": "never",
             "cachedir": False,
@@ -278,7 +278,7 @@ class Acquirer:
 
 
 def check_answer(answer: Answer, url: str) -> None:
-    """Raise an AcquireError where an answer is none that holds a video."""
+    """Raise an AcquireError unless a response can hold a video."""
     if answer.status == 416 and range_of(answer)[2] == "0":
         return
     if answer.status >= 400:
@@ -288,7 +288,7 @@ def check_answer(answer: Answer, url: str) -> None:
 
 
 def range_of(answer: Answer) -> tuple[str, str, str]:
-    """Return first and last byte of a range and the size of its file; an AcquireError where it is none."""
+    """Return first byte, last byte and file size of a Content-Range; an AcquireError if a response has none."""
     text = answer.headers.get("content-range", "")
     if found := re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", text):
         return found[1], found[2], found[3]
@@ -298,21 +298,21 @@ def range_of(answer: Answer) -> tuple[str, str, str]:
 
 
 def fits(found: dict[str, Any], height: int) -> bool:
-    """Tell whether the shorter side of a format is small enough, as far as it is known, and it comes by HTTP."""
+    """Tell whether a format comes by HTTP and its shorter side, if it is known, is small enough."""
     sides = [side for side in (found.get("width"), found.get("height")) if side]
-    # Of one side alone it is the height.
+    # If only one side is known, it is the height.
     small = not sides or min(sides) <= height
     return small and str(found.get("protocol", "http")).startswith(("http", "m3u8", "dash", "ism", "f4m"))
 
 
 def unwanted(entry: dict[str, Any], **_: Any) -> str | None:
-    """Return why yt-dlp shall not fetch what it found, None where it shall."""
-    # Of several videos on a page none is known to be the one that is meant; a live one has no end.
+    """Return why yt-dlp must not fetch a video that it found; None if it may."""
+    # A page with several videos does not say which one is meant; a live stream has no end.
     return "one of several" if entry.get("playlist_index") else "live" if entry.get("is_live") else None
 
 
 def is_page(url: str) -> bool:
-    """Tell whether a URL is that of a page with a video and not of a video."""
+    """Tell whether a URL names a page with a video, not a video file."""
     parts = urlsplit(url)
     return parts.scheme in ("http", "https") and PurePosixPath(parts.path).suffix.lower() not in VIDEOS
 
@@ -345,7 +345,7 @@ def copy_part(archive: Path, part: Part, file: BinaryIO) -> None:
 
 
 def keep(came: Path, path: Path) -> None:
-    """Give a file that has come whole its name; an AcquireError where nothing came."""
+    """Rename a complete download to its final name; an AcquireError if it is empty."""
     if not came.stat().st_size:
         raise AcquireError("empty", NEVER, "found 0 bytes")
     with came.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Why a video did not come, in classes that can be counted, whichever library noticed."""
+"""Failures to fetch a video, in classes that can be counted, whichever library raised the error."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from videodiff.data.storage.address import printable, without_secrets
 # When to try again: at once (after a pause), in a later run (`retry=failed`), or never.
 NOW, LATER, NEVER = "now", "later", "never"
 BUSY = (408, 425, 429, 500, 502, 503, 504)
-# Names of exceptions of Python, aiohttp, urllib3, requests, botocore and yt-dlp; the first one counts that an error or
-# a cause of it has.
+# Exceptions of Python, aiohttp, urllib3, requests, botocore and yt-dlp by name. The first entry that matches an error
+# or one of its causes decides.
 ERRORS = {
     "PrivateHostError": ("private-address", LATER),
     "ShortError": ("truncated", NOW),
@@ -26,7 +26,7 @@ ERRORS = {
     "ClientPayloadError": ("truncated", NOW),
     "IncompleteRead": ("truncated", NOW),
     "ContentTooShortError": ("truncated", NOW),
-    "NewConnectionError": ("connection", NOW),  # which urllib3 derives from its time-outs
+    "NewConnectionError": ("connection", NOW),  # before the time-outs: urllib3 derives it from one
     "TimeoutError": ("timeout", NOW),
     "Timeout": ("timeout", NOW),
     "ReadTimeoutError": ("timeout", NOW),
@@ -35,11 +35,11 @@ ERRORS = {
     "EndpointConnectionError": ("connection", NOW),
     "TransportError": ("connection", NOW),
     "ConnectionError": ("connection", NOW),
-    # Last, as fsspec makes it of any failure to learn a file's size.
+    # Last: fsspec raises it whenever it cannot learn the size of a file.
     "FileNotFoundError": ("missing", NEVER),
     "PermissionError": ("forbidden", LATER),
 }
-# What is said in words only.
+# Failures that only the text of a message tells.
 MESSAGES = {
     "support range requests": ("no-ranges", LATER),
     "not a bot": ("bot-check", NOW),
@@ -74,7 +74,7 @@ class AcquireError(Exception):
 
 
 def classify(error: Exception) -> AcquireError:
-    """Return an error of any of the libraries as a typed failure; a full disk is nobody's failure and raised again."""
+    """Return an error of any of the libraries as a typed failure; an error for a full disk is raised again."""
     errors = list(causes(error))
     for cause in errors:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -104,7 +104,7 @@ def status_error(status: int, headers: Mapping[str, str], detail: str) -> Acquir
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what caused it, as Python and as yt-dlp note that, each once."""
+    """Yield an error and its causes, each once; Python and yt-dlp record causes in different attributes."""
     waiting, seen = [error], set()
     while waiting:
         error = waiting.pop(0)

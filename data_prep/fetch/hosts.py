@@ -1,7 +1,7 @@
-"""When a host may be asked next, shared by all processes of a machine, or by those of a cluster.
+"""Rate limits of hosts, shared by all processes of a machine or of a cluster.
 
-On a machine there is one file a host, locked while it is read. The machines of a cluster ask a `Keeper` over TCP, a
-line of JSON each time: locks and clocks of several machines are not to be relied on.
+A machine has one file for each host, which is locked while it is read and written. The machines of a cluster ask a
+`Keeper` over TCP, one line of JSON for each question: file locks and clocks of several machines cannot be trusted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-# A time further ahead than this was left by a clock that has been set back since.
+# A stored time further ahead than this is ignored: the clock has been set back since.
 FAR = 3600.0
-# Hosts that a keeper remembers before it forgets those that are free.
+# With more hosts than this a keeper forgets those that may be asked at once.
 MANY = 100_000
 
 
@@ -38,12 +38,12 @@ class Hosts:
         time.sleep(max(0.0, turn - now))
 
     def pause(self, host: str, seconds: float) -> None:
-        """Have everybody wait so long before asking a host again."""
+        """Make every process wait this many seconds before it asks a host again."""
         until = time.time() + seconds
         self._move(host, lambda free: (free, max(free, until)))
 
     def _move(self, host: str, step) -> float:
-        """Replace the time from which a host is free by the second of `step(time)` and return the first."""
+        """Call `step` with the time from which a host is free; return its first value and store its second."""
         file = os.open(self.folder / quote(host, safe=""), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -97,7 +97,7 @@ class Keeper(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def move(self, host: str, interval: float = 0.0, pause: float = 0.0) -> float:
-        """Return in how many seconds a host may be asked, and take that turn, or have everybody wait for `pause`."""
+        """Reserve the next turn at a host and return the seconds until it; with `pause`, pause the host instead."""
         with self.lock:
             now = time.monotonic()
             if len(self.free) > MANY:

@@ -15,12 +15,13 @@ from videodiff.data.storage.web import Reach, host_and_port
 class FetchPolicy:
     """How videos are fetched; times in seconds.
 
-    A host gets `rate` requests a second. A request that fails for now is repeated up to `attempts` times in all,
-    `pause` later, then twice that and so on, or when the host says, but never over `longest` later. timeout: without a
-    word from a host; deadline, max_bytes: of one video; height: lines of a video from a page at most; cookies: a file
-    in Netscape format, for pages; proxies: for pages and HTTP, one after the other; private: hosts that may be asked
-    though they are not public, as host, host:port, address or network, or True for all; storage: options of fsspec by
-    scheme, such as `s3`; local: a path with `{id}` in place of a video's id: a video that lies there is not fetched.
+    A host gets `rate` requests a second. A request that fails for now is tried up to `attempts` times in all. The first
+    retry comes after `pause`, each further one after twice the time, or when the host says; never after more than
+    `longest`. timeout: how long a host may be silent; deadline, max_bytes: limits for one video; height: most lines of
+    a video from a page; cookies: a file in Netscape format, for pages; proxies: for pages and HTTP, used in turn;
+    private: hosts that may be asked although they are not public, as host, host:port, address or network, True for all;
+    storage: options of fsspec by scheme, such as `s3`; local: a path with `{id}` for the id of a video: a video that
+    lies there is not fetched.
     """
 
     rate: float = 4.0
@@ -53,7 +54,7 @@ class FetchPolicy:
         self.reach("")
 
     def reach(self, root: str) -> Reach:
-        """Return which hosts may be asked; that of a root and the proxies are among them."""
+        """Return which hosts may be asked, with the host of the root and the proxies."""
         named = () if isinstance(self.private, bool) else tuple(map(str, self.private))
         urls = [url for url in (root, *self.proxies) if "://" in url]
         return Reach((*named, *map(host_and_port, urls)), self.private is True)
