@@ -1,4 +1,4 @@
-"""Local: work in the processes of this machine. And what any engine is."""
+"""Local: the engine that works in processes of this machine; and `Engine`, the interface of every engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_prep.engine.pool import Answers, run
 
 
 class Node(NamedTuple):
-    """The machine that a task runs on: a folder on its disk, and who keeps the pace of hosts where several ask them."""
+    """The machine of a task: a folder on its disk, and the address of the `Keeper` if several machines work."""
 
     scratch: Path
     keeper: str | None = None
@@ -32,10 +32,10 @@ class Engine(Protocol):
     ) -> Iterator[Answers]:
         """Yield the answers to all tasks as they come, in lists, see `pool.run`.
 
-        function(task, node): importable by name, returns an answer or yields several; the same task may be run twice,
-        of which only one run is answered. folders: what every machine must see, the first of them the work folder.
-        workers: processes in all, None for as many as there is room for; timeout: seconds a task; gpus: of each
-        process. The tasks in flight, and so the memory, grow with the workers, not with the tasks.
+        function(task, node): importable by name; returns an answer or yields several. A task may run twice; the answers
+        of one run only are given. folders: every machine must see them; the first is the work folder. workers:
+        processes in all, None for as many as fit; timeout: seconds for a task; gpus: of each process. Memory grows with
+        the number of workers, not with the number of tasks.
         """
 
 

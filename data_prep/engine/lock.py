@@ -1,4 +1,4 @@
-"""The lock of the workers: whoever starts a run again first waits for the workers that an earlier run left."""
+"""The lock of the workers: a new run first waits for the workers that an earlier run has left behind."""
 
 from __future__ import annotations
 

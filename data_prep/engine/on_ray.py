@@ -1,9 +1,9 @@
 """Ray: work in the processes of a cluster, whose machines may come and go.
 
-On every machine an actor, the foreman, has a pool of processes as `pool` has it, so a decoder that hangs or crashes is
-found there, as on one machine. A foreman that is gone means a lost machine: its tasks are given to others. Only tasks
-and answers go through Ray; clips go to the work folder, which all machines share, as tens of terabytes of them would
-not go through the one that leads. That one alone writes the ledger.
+On every machine an actor, the foreman, runs a pool of worker processes (see `pool`), so it notices a decoder that hangs
+or crashes as on one machine. If a foreman is gone, its machine counts as lost and its tasks go to other machines. Only
+tasks and answers go through Ray. Clips go to the work folder, which all machines share: the leading machine could not
+pass on tens of terabytes. Only the leading machine writes the ledger.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from data_prep.engine.pool import Answers, Lost, Worker, collect
 from data_prep.fetch.hosts import Keeper
 from videodiff.data.storage.address import printable
 
-# Seconds between two looks at what has come, and at which machines there are; seconds to wait for one at all.
+# Seconds between two checks for answers, between two checks for machines, and to wait for a first machine.
 TICK, LOOK, PATIENCE = 0.5, 5.0, 600.0
-# Machines lost over a task before it is taken for their end.
+# A task that has lost this many machines is taken for the cause and reported as lost.
 LOSSES = 3
-# Bytes of the object store of a Ray of one's own: only tasks and answers go through it.
+# Bytes of the object store of a Ray that is started here: only tasks and answers go through it.
 STORE = 100 * 2**20
-# What must be the same everywhere for the same bytes.
+# The versions of these must agree on all machines, or the bytes of clips would differ.
 PACKAGES = ("videodiff", "av", "numpy", "opencv-python-headless", "scenedetect-headless", "rapidocr", "onnxruntime")
-# Anyone who reaches a Ray may run programs on it. Its 127.0.0.1 Ray would replace by an address of the network.
+# Whoever can reach a Ray can run programs on it. Ray would replace 127.0.0.1 by an address of the network.
 LOOPBACK = "127.0.0.2"
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ log = logging.getLogger(__name__)
 class OnRay:
     """The machines of a Ray cluster; this process runs on one of them.
 
-    address: of the cluster, `host:port` or `auto`; None takes RAY_ADDRESS, and without it starts a Ray of its own on
-    this machine. scratch: a folder on each machine's own disk, for videos on their way; None for its temporary one.
+    address: of the cluster, `host:port` or `auto`; None takes RAY_ADDRESS, or starts a Ray on this machine if it is not
+    set. scratch: a folder on the local disk of each machine, for videos during the work; None for its temporary folder.
     """
 
     def __init__(self, address: str | None = None, scratch: str | None = None) -> None:
@@ -112,7 +112,7 @@ def connect(address: str | None, workers: int | None) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides on the bytes of a clip."""
+    """Return the versions of the packages that determine the bytes of a clip."""
     found = {}
     for package in PACKAGES:
         try:
@@ -131,7 +131,7 @@ class Share(NamedTuple):
 
 
 def shares(resources: Mapping[str, float], gpus: float) -> list[Share]:
-    """Return how a machine is divided: one foreman for all its cores, or one for each process that has GPUs.
+    """Return the shares of a machine: one foreman for all its cores, or one for each process with GPUs.
 
     Processes that have GPUs take no cores, so that neither kind of work waits for the other.
     """
@@ -142,14 +142,14 @@ def shares(resources: Mapping[str, float], gpus: float) -> list[Share]:
 
 
 class Team:
-    """A foreman as seen from here: its actor, its processes, and how many tasks it has been given."""
+    """A foreman as the leader sees it: its actor, its number of processes, and how many tasks it has now."""
 
     def __init__(self, actor: Any, processes: int) -> None:
         self.actor, self.processes, self.ready, self.load = actor, processes, False, 0
 
 
 class Crew:
-    """All foremen of a run and what they are at. `about`: what a foreman is told, see there."""
+    """All foremen of a run and their tasks. about: the arguments of `Foreman.begin` after the processes."""
 
     def __init__(self, ray: Any, about: tuple, workers: int | None, gpus: float) -> None:
         self.ray, self.about, self.workers, self.gpus = ray, about, workers, gpus
@@ -181,7 +181,7 @@ class Crew:
         """Begin to start a foreman."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # Neither the actor nor a task of it is ever started again by Ray: that is decided here.
+        # Ray must restart neither the actor nor its tasks: `take_answers` decides on retries.
         actor_class = self.ray.remote(Foreman).options(
             num_cpus=share.cpus,
             num_gpus=share.gpus,
@@ -194,7 +194,7 @@ class Crew:
         self.starting[team.actor.begin.remote(share.processes, *self.about)] = slot
 
     def give(self, tasks: Sequence[Any]) -> None:
-        """Give every process a task, then one more each to have at hand."""
+        """Give every process a task, then each one more to keep in its queue."""
         for depth in (1, 2):
             for slot, team in self.teams.items():
                 while team.ready and team.load < depth * team.processes and (self.waiting or self.begun < len(tasks)):
@@ -221,7 +221,7 @@ class Crew:
         return answers
 
     def take_start(self, ref: Any, slot: tuple[str, int]) -> None:
-        """Have a foreman work who can, and never ask again for one on a machine that cannot be used."""
+        """Mark a foreman as ready, or refuse its machine for the rest of the run if the foreman reports a problem."""
         try:
             complaint = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
@@ -236,7 +236,7 @@ class Crew:
             raise ValueError(f"engine=ray: found no machine that can be used: {complaint}")
 
     def take_answers(self, ref: Any, number: int, slot: tuple[str, int]) -> Answers:
-        """Return the answers of a task; where its machine was lost it waits for another one."""
+        """Return the answers of a task; if its machine was lost, queue the task for another machine."""
         try:
             answers = [(number, answer) for answer in self.ray.get(ref)]
         except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError):
@@ -252,12 +252,12 @@ class Crew:
         return answers
 
     def drop(self, slot: tuple[str, int]) -> None:
-        """Give up a foreman; one that was only out of reach is ended."""
+        """Give up a foreman, and kill it in case it was only out of reach."""
         if (team := self.teams.pop(slot, None)) is not None:
             self.ray.kill(team.actor, no_restart=True)
 
     def dismiss(self) -> None:
-        """End all foremen; those who are idle clear up first."""
+        """End all foremen; idle foremen first remove their files."""
         idle = [team.actor.end.remote() for team in self.teams.values() if team.ready and not team.load]
         if idle:
             self.ray.wait(idle, num_returns=len(idle), timeout=10)
@@ -287,9 +287,9 @@ class Foreman:
         if others:
             return f"found {', '.join(others)}, expected the versions of the machine that leads"
         if not gpus:
-            # Ray sets it to the number of cores, which each of the processes would take.
+            # Ray sets it to the number of cores, and each process would start as many threads.
             os.environ["OMP_NUM_THREADS"] = "1"
-        # Or the processes would import the program of Ray's worker, and so Ray: 60 MB and a second each.
+        # Otherwise each process would import the main module of Ray's worker, and so Ray: 60 MB and a second.
         vars(sys.modules["__main__"]).pop("__file__", None)
         work = hashlib.sha256(paths[0].encode()).hexdigest()[:12]
         self.scratch = make_scratch(Path(scratch or tempfile.gettempdir()), f"videodiff-{work}-")
@@ -318,9 +318,9 @@ class Foreman:
 
 
 def make_scratch(base: Path, prefix: str) -> Path:
-    """Return a new folder in `base`, this user's alone, and remove those that foremen left who were killed.
+    """Return a new private folder in `base`, and remove the folders that killed foremen have left there.
 
-    Others may write into `base` too: no name there is relied on, and no link is followed.
+    Other users may write into `base` too, so no name there is trusted and no link is followed.
     """
     base.mkdir(parents=True, exist_ok=True)
     for left in base.glob(f"{glob.escape(prefix)}*"):
@@ -333,7 +333,7 @@ def make_scratch(base: Path, prefix: str) -> Path:
             finally:
                 os.close(lock)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
-    # It has its name once it is locked. Held for life, as each of the processes will hold a share of it.
+    # The file is locked before it gets its final name. The lock is held until the process ends.
     lock = os.open(folder / "begin.lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(lock, fcntl.LOCK_SH)
     os.rename(folder / "begin.lock", folder / WORKERS)
@@ -341,7 +341,7 @@ def make_scratch(base: Path, prefix: str) -> Path:
 
 
 def is_own(folder: Path) -> bool:
-    """Tell whether a path is a folder of this user, which nobody else can write into, and no link to one."""
+    """Tell whether a path is a folder of this user that nobody else can write into; a link is not."""
     try:
         found = folder.lstat()
     except OSError:
@@ -350,7 +350,7 @@ def is_own(folder: Path) -> bool:
 
 
 def open_lock(path: Path) -> int | None:
-    """Return an open file, None where there is none or a link in its place."""
+    """Open a file and return its descriptor; None if it does not exist or is a link."""
     try:
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:

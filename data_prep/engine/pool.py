@@ -1,7 +1,7 @@
-"""Run a function over many tasks in processes that may hang or crash: native decoders do both.
+"""Run a function over many tasks in worker processes that may hang or crash: native decoders do both.
 
-A thread that hangs cannot be ended, and `concurrent.futures` gives up its whole pool when one process dies; here a
-process that exceeds its time is killed, its task is reported lost, and another takes its place.
+A thread that hangs cannot be killed, and `concurrent.futures` gives up its whole pool when one process dies. Here a
+worker that exceeds its time is killed and replaced, and its task is reported as lost.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Answers = list[tuple[int, Any]]
 
 
 class Lost(NamedTuple):
-    """A task without a result: why, and what was found."""
+    """A task that ended without a result: the class of the reason, and what was found."""
 
     reason: str
     detail: str
 
 
 class Ready(NamedTuple):
-    """What a process says when it waits for a task."""
+    """The message of a worker that waits for a task."""
 
 
 class Worker(Child):
-    """A child and the number of the task that it is at; no time is charged before it is ready."""
+    """A child process and the index of its current task; time counts only after it is ready."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         super().__init__(work, function)
@@ -42,13 +42,13 @@ class Worker(Child):
         self.send(task)
 
     def take(self, answers: Answers) -> None:
-        """Store what the process sends; Gone where it died instead."""
+        """Append the answer of the process to `answers`; raise Gone if the process died."""
         spent = self.spent
         answer = self.receive()
         if isinstance(answer, Ready):
             self.ready, self.task = True, None
         else:
-            # The limit is that of the task, not of each of its answers.
+            # The time limit is for the whole task, not for each of its answers.
             self.spent = spent
             answers.append((self.task, answer))
 
@@ -73,10 +73,10 @@ def run(
     timeout: float,
     ahead: Callable[[], float] = lambda: math.inf,
 ) -> Iterator[Answers]:
-    """Yield the answers as they come, each with the number of its task: all that a task yields, or what it returns.
+    """Yield answers as they come, each with the index of its task; a task returns one answer or yields several.
 
-    `function` must be importable by name. A task that raises, crashes or takes over `timeout` seconds has `Lost` as its
-    last answer. Only tasks of numbers below `ahead()` are begun.
+    `function` must be importable by name. If a task raises, crashes or takes over `timeout` seconds, its last answer is
+    `Lost`. Only tasks with an index below `ahead()` are started.
     """
     pool, begun = [Worker(function) for _ in range(min(workers, len(tasks)))], 0
     try:
@@ -95,9 +95,9 @@ def run(
 def run_ordered(
     function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, timeout: float
 ) -> Iterator[Any | Lost]:
-    """Yield what the function returns, in the order of the tasks, see `run`.
+    """Yield what the function returns, in the order of the tasks; see `run`.
 
-    At most 16 tasks a worker are begun ahead of the slowest one: results that wait for it take memory.
+    At most 16 tasks a worker are started ahead of the slowest one: the results that wait for it take memory.
     """
     results, emitted = {}, 0
     with contextlib.closing(run(function, tasks, workers, timeout, lambda: emitted + 16 * workers)) as batches:
@@ -109,7 +109,7 @@ def run_ordered(
 
 
 def collect(pool: list[Worker], function: Callable[[Any], Any], timeout: float) -> Answers:
-    """Return the answers that come within a moment; replace the workers that died or must."""
+    """Wait a moment for answers and return them; replace workers that died or exceeded their time."""
     busy, begun = [worker for worker in pool if worker.task is not None], time.monotonic()
     pause = min([TICK, *(timeout - worker.spent for worker in busy)]) if busy else None
     answered, answers = wait([worker.connection for worker in pool], None if pause is None else max(pause, 0.0)), []

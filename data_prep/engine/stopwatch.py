@@ -1,4 +1,4 @@
-"""Stopwatch: which stage of the work the time of this process goes to. What it says never enters a shard."""
+"""Stopwatch: how much time this process spends in each stage of the work. Its figures never enter a shard."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Spent(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds, items and bytes by stage; the time of a stage inside another is not that of the other one.
+    """Seconds, items and bytes by stage; the time of an inner stage does not count for the outer one.
 
-    One thread's: it times whatever this thread is at between two switches.
+    For one thread only: at every moment exactly one stage is timed.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Be at a stage."""
+        """Time the block as this stage."""
         before = self.stage
         self._switch(stage)
         try:
@@ -66,5 +66,5 @@ def total(parts: Iterable[Mapping[str, Spent]]) -> dict[str, Spent]:
     return watch.spent
 
 
-# One a process: the stages lie deep in the call, and a worker is at one task at a time.
+# One for each process: stages are deep in the calls, and a worker runs one task at a time.
 clock = Stopwatch()
