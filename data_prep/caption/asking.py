@@ -1,7 +1,7 @@
 """Caption: ask about the clips that the rules keep so far, and bring together all captions of a clip.
 
-It comes between making and curating, as models cost more than all the rest: nothing is asked about a clip that would
-be left out, and nothing twice.
+This phase runs between making and curating, because models cost more than all other work: it asks about no clip that
+the rules leave out, and about no clip twice.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def report(progress: Progress, clips: int, counts: Counter) -> None:
 def ask(
     answers: Iterable[Answers], replies: Replies, number: int, policy: CaptionPolicy, tell: Callable[[Counter], None]
 ) -> list[Ends]:
-    """Record the answers; return the last requests where captioning has to stop because they had no answer.
+    """Record the answers; if captioning has to stop, return the last requests, which had no answer.
 
-    After `give_up` requests in a row without an answer nothing more is asked, as where no request at all had one.
-    Those requests are not recorded as failed: the fault did not lie with the clips.
+    It stops after `give_up` requests in a row without an answer, and at the end if no request had an answer. These
+    requests are not recorded as failed: the clips are not at fault.
     """
     streak, answered, counts = [], False, Counter()
     for batch in answers:
@@ -88,7 +88,7 @@ def last_lost(streak: Sequence[Ends]) -> Judged:
 
 
 def why_stopped(streak: Sequence[Ends], policy: CaptionPolicy, found: CaptionCounts) -> str:
-    """Return why captioning stopped, as a line."""
+    """Return one line that says why captioning stopped."""
     asked = f"{policy.url}, model {policy.model}" if policy.by == "endpoint" else policy.model
     last = last_lost(streak)
     return (
@@ -99,7 +99,7 @@ def why_stopped(streak: Sequence[Ends], policy: CaptionPolicy, found: CaptionCou
 
 
 def lost(end: Judged) -> bool:
-    """Tell whether an answer is missing for a reason that may lie with who is asked, not with the clip."""
+    """Tell whether the captioner, not the clip, may be the reason for a missing answer."""
     return end.status == "failed" and end.reason != "undecodable"
 
 

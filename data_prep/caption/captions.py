@@ -1,4 +1,4 @@
-"""All captions of a clip: those of its metadata and those that captioners wrote."""
+"""All captions of a clip: from its metadata and from captioners."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Captions:
                 raise ValueError(f"caption.use: found {origin!r}, expected some of the origins of captions: {found}")
 
     def of(self, candidate: Candidate) -> list[Caption]:
-        """Return the captions of a clip, the one first that is to be its txt."""
+        """Return the captions of a clip; the first one becomes its txt."""
         texts = self.replies.texts(candidate.id) if self.replies else {}
         written = [Caption(texts[number], origin) for number, (origin, _) in self.by.items() if number in texts]
         captions = [*candidate.request.captions, *written]

@@ -31,10 +31,10 @@ class Endpoint:
     """Ask a server for captions, `concurrency` requests at a time, one clip each.
 
     url: with the version, such as `http://host:8000/v1`; model: by the name that the server knows; key: the name of an
-    environment variable, never the key itself. A request that fails for now is repeated, up to `attempts` in all,
-    `pause` seconds later, then twice that and so on, or when the server says, but not over `longest` seconds later;
-    while it says that it is busy, all wait. `timeout`: seconds of one request. `body`: further fields of it, null to
-    leave one out.
+    environment variable, never the key itself. A request that fails for now is tried up to `attempts` times in
+    all. The first retry comes after `pause` seconds, each further one after twice the time, or when the server says;
+    never after more than `longest` seconds. While the server says that it is busy, all requests wait. timeout: seconds
+    for one request; body: further fields of the request, null to leave a field out.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Endpoint:
             return clip, Failed("undecodable", False, str(error))
         loop = asyncio.get_running_loop()
         for number in range(self.attempts):
-            # Those who waited for a busy server must not all come back in one moment.
+            # Requests that waited for a busy server must not all come back at the same moment.
             while (wait := self.free - loop.time()) > 0:
                 await asyncio.sleep(wait + random.uniform(0, self.pause))
             try:
@@ -106,7 +106,7 @@ class Endpoint:
                 failure = classify(error)
             wait = self.pause * 2**number * random.uniform(0.5, 1.5) if failure.wait is None else failure.wait
             if failure.again != NOW or number + 1 == self.attempts or wait > self.longest:
-                # A model that is not there may be there tomorrow.
+                # A model that is missing today may be there tomorrow: not a permanent failure.
                 later = failure.retryable or failure.reason == "http-404"
                 return clip, Failed(failure.reason, later, self._unkeyed(failure.detail))
             if failure.busy:
@@ -147,7 +147,7 @@ async def first_of(tasks: set[asyncio.Task]) -> tuple[set[asyncio.Task], set[asy
 
 
 async def end(tasks: set[asyncio.Task], session: aiohttp.ClientSession) -> None:
-    """Cancel what is under way and close the connections."""
+    """Cancel the open requests and close the connections."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -155,7 +155,7 @@ async def end(tasks: set[asyncio.Task], session: aiohttp.ClientSession) -> None:
 
 
 def read_reply(data: bytes) -> Reply:
-    """Return the text of a chat completion; an AcquireError where these bytes are none."""
+    """Return the text of a chat completion; an AcquireError if the bytes are not a chat completion."""
     try:
         choice = json.loads(data)["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
@@ -171,7 +171,7 @@ def read_reply(data: bytes) -> Reply:
 
 
 def checked_url(url: str) -> str:
-    """Return where completions are asked for; ValueError where the URL is none or holds a key."""
+    """Return the URL for completions; ValueError if the given URL is invalid or holds a key."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment

@@ -26,7 +26,7 @@ Answers = list[tuple[str, Reply | Failed]]
 
 @dataclass(frozen=True)
 class Asking:
-    """What a model is asked, and how; the captions of a batch follow from this and its clips."""
+    """The settings of a model; with its clips they determine the captions of a batch."""
 
     model: str
     revision: str
@@ -40,7 +40,7 @@ class Asking:
 class Model:
     """Ask a model for captions, `batch` clips at a time, greedily, in one process a GPU, or in one without.
 
-    A batch that takes over `timeout` seconds, loading included, is lost with its process and no more.
+    If a batch takes over `timeout` seconds, loading included, its process is killed and only this batch is lost.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ def load(name: str, revision: str, device: str) -> tuple[Any, Any]:
     processor = transformers.AutoProcessor.from_pretrained(name, **safe)
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"caption.model: {name}: found no chat template, expected a model that takes a prompt")
-    # What is generated follows the prompt, so that is what must end in one column.
+    # The reply is generated after the prompt, so all prompts of a batch must end in the same column.
     processor.tokenizer.padding_side = "left"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     kind = transformers.AutoModelForImageTextToText
@@ -152,7 +152,7 @@ def count_gpus() -> int:
 
 @cache
 def device_for(work: Path) -> str:
-    """Return the GPU of this process, which no other of the run has, or the CPU where there is none."""
+    """Return a GPU that no other process of the run uses, or the CPU if the machine has no GPU."""
     count = count_gpus()
     for number in range(count):
         if claim(work / f"gpu{number}.lock"):
@@ -166,7 +166,7 @@ CLAIMS: list[TextIO] = []
 
 
 def claim(lock: Path) -> bool:
-    """Hold a lock as long as this process lives; False where another one has it."""
+    """Take a lock until this process ends; False if another process holds it."""
     file = lock.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

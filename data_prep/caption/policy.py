@@ -20,11 +20,11 @@ PROMPT = (
 
 @dataclass(frozen=True)
 class CaptionPolicy:
-    """Who writes captions, of what, and which of all captions of a clip go into the shards.
+    """Who writes captions, from which frames, and which captions of a clip go into the shards.
 
     by: none, endpoint or model; origin: what the captions are called (None: the model's name); frames, side: see
     `frames.read_frames`; max_words: longer replies are refused; missing: only clips without a caption are asked about;
-    give_up: requests in a row without an answer that end the phase. url ... body: see `Endpoint`; batch, revision: see
+    give_up: unanswered requests in a row that stop the phase. url ... body: see `Endpoint`; batch, revision: see
     `Model`. use: origins in the order in which their captions go into the shards (None: all, those of the metadata
     first); camera, words: see `words.score_words`.
     """
@@ -74,7 +74,7 @@ class CaptionPolicy:
         return self.origin or self.settings["model"]
 
     def captioner(self, work: Path, timeout: float) -> Any:
-        """Return what answers, for a work folder and seconds a batch; a mistake in the settings is a ValueError."""
+        """Return the captioner for a work folder and seconds a batch; a mistake in the settings is a ValueError."""
         asked = {name: getattr(self, name) for name in ("model", "prompt", "frames", "side", "max_tokens")}
         if self.by == "endpoint":
             how = {name: getattr(self, name) for name in ("url", "key", "concurrency", "timeout", "attempts", "pause")}
@@ -85,7 +85,7 @@ class CaptionPolicy:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its replies follow from, as far as it can be known: not the weights behind an endpoint."""
+        """The settings that determine the replies, as far as they are known: the weights behind an endpoint are not."""
         names = ("by", "model", "prompt", "frames", "side", "max_tokens", "max_words")
         settings = {name: getattr(self, name) for name in names}
         if self.by == "endpoint":
@@ -97,5 +97,5 @@ class CaptionPolicy:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what its replies follow from."""
+        """A hash of the settings that determine the replies."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What captioners answered, a row a clip and captioner, so that no clip is asked about twice, also after a kill."""
+"""The replies of captioners, one row for each clip and captioner: no clip is asked about twice, even after a kill."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CREATE TABLE IF NOT EXISTS replies (
     CHECK (status = 'failed' OR NOT retryable)
 );
 """
-# Batches follow from the clips that are wanted, not from those that are left: a model's answers may depend on which
-# clips it sees together, and so a run that was killed asks again as it would have.
+# Batches are formed from all wanted clips, not from the clips still to do. The answers of a model may depend on which
+# clips share a batch, so a run that was killed must form the same batches again.
 TODO = """
 CREATE TEMP TABLE wanted (place INTEGER PRIMARY KEY, clip BLOB NOT NULL);
 CREATE TEMP TABLE todo (number INTEGER PRIMARY KEY, batch INTEGER NOT NULL, clip BLOB NOT NULL);
@@ -48,7 +48,7 @@ class Replies:
 
     def __init__(self, path: str | Path) -> None:
         self.base = sqlite3.connect(private_file(path), timeout=60, isolation_level=None)
-        # A power cut may cost the last answers, a kill none: an answer a second is worth no fsync each.
+        # A power cut may lose the last answers, a kill loses none: an fsync for every answer is not worth its time.
         self.base.execute("PRAGMA journal_mode = WAL")
         self.base.execute("PRAGMA synchronous = NORMAL")
         self.base.execute("PRAGMA secure_delete = ON")
@@ -58,7 +58,7 @@ class Replies:
         self.base.close()
 
     def captioner(self, fingerprint: str, origin: str, settings: Mapping[str, Any]) -> int:
-        """Return the number of a captioner, which from now on is the one whose captions count for its origin."""
+        """Return the number of a captioner; from now on its captions are the ones used for its origin."""
         with self.base:
             self.base.execute("BEGIN IMMEDIATE")
             (used,) = self.base.execute("SELECT coalesce(max(used), 0) + 1 FROM captioners").fetchone()

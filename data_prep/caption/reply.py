@@ -1,4 +1,4 @@
-"""What a captioner answers, and what of it is a caption: boilerplate is stripped, refusals are told from captions."""
+"""Turn the reply of a captioner into a caption: strip boilerplate, recognise refusals."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class Judged(NamedTuple):
 
 
 def judge(answer: Reply | Failed, max_words: int) -> Judged:
-    """Return how a clip ended by this answer; the detail of what was refused is the reply itself."""
+    """Return the outcome of a clip for this answer; the detail of a refusal is the reply itself."""
     if isinstance(answer, Failed):
         return Judged("failed", answer.reason, answer.retryable, detail=answer.detail)
-    # Half a surrogate pair, which JSON may hold, can be written nowhere.
+    # JSON may hold half a surrogate pair, which no file can store.
     reply = answer.text.encode(errors="replace").decode()
     text = strip_boilerplate(reply)
     reason = ""
@@ -95,7 +95,7 @@ def judge(answer: Reply | Failed, max_words: int) -> Judged:
 def strip_boilerplate(reply: str) -> str:
     """Return the caption in a reply: one line, without openings, closings and quotes that say nothing of the clip.
 
-    What is left begins with a capital where an opening was taken from it; a reply without any stays as it was written.
+    If an opening was removed, the rest begins with a capital. A reply without an opening stays as it was written.
     """
     text = unquoted(re.sub(r"\*\*(.+?)\*\*", r"\1", reply.strip()))
     before = None

@@ -20,9 +20,9 @@ def check_words(rules: Sequence[Mapping[str, Any]]) -> None:
 
 
 def score_words(scores: Mapping[str, float | None], rules: Sequence[Mapping[str, Any]], camera: bool) -> list[str]:
-    """Return the sentences that a clip's scores give: those of the rules it meets, limits included, then the camera's.
+    """Return the sentences of the rules that a clip meets, limits included, then the sentences for its camera.
 
-    A score that was never computed is a ValueError; one without a value gives no words.
+    A score that was never computed is a ValueError; a score without a value gives no words.
     """
     sentences = []
     for rule in rules:
