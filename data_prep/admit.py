@@ -1,4 +1,4 @@
-"""Admit: the inputs of the source get into plan and ledger, bad ones with what is wrong with them."""
+"""Admit: enter the inputs of the source into plan and ledger, and bad inputs with their fault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from videodiff.data.storage.listing import Passed
 
 
 def admit(preparation: Preparation) -> None:
-    """Enter the inputs, if there are any to be read; the counts of the last reading go into the summary."""
+    """Enter the inputs of the source, if one is given; put the counts of the last reading into the summary."""
     work, inputs = preparation.work, preparation.inputs
     if inputs is not None:
         (work / READING).unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def open_inputs(source: Source, work: Path) -> Inputs:
 
 
 def begun(items: Iterator[Any], path: str | Path, passed: Passed, work: Path) -> Iterator[Any]:
-    """Return items of which the first is read; ValueError where a new work folder would have none."""
+    """Read the first item at once and return all items; ValueError if a new work folder would have none."""
     first = next(items, None)
     if first is None and not (work / SETTINGS).is_file():
         beside = f"; there are {passed}" if passed else ""

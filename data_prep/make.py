@@ -1,4 +1,4 @@
-"""Make: the clips of all open requests, a video a task, in worker processes that may hang or crash."""
+"""Make: make the clips of all open requests, one task for each video, in workers that may hang or crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data_prep.report.progress import Advance
 
 
 def make(preparation: Preparation) -> None:
-    """Make the clips of all requests that have not ended, or on request of those that failed for now."""
+    """Make the clips of all open requests; with `retry`, of the requests that failed for now."""
     if not preparation.makes:
         return
     settings, work, root = preparation.settings, preparation.work, preparation.root
@@ -52,14 +52,14 @@ def make(preparation: Preparation) -> None:
 def read_answers(
     answers: Sequence[tuple[int, Ended | Stop | Lost]], sources: Sources
 ) -> tuple[list[Outcome], dict[str, Spent]]:
-    """Return how requests ended and what that took, from the answers of workers; OSError where the disk is full."""
+    """Split the answers of workers into outcomes and time spent; OSError if the disk is full."""
     ended, parts = [], []
     for number, answer in answers:
         if isinstance(answer, Stop):
             raise OSError(errno.ENOSPC, f"{answer.detail}; the same command goes on from here")
         if isinstance(answer, Lost):
             reason = answer.reason if answer.reason in ("timeout", "crashed") else "unexpected"
-            # Requests of this video that ended before stay as they are.
+            # Requests of this video that ended earlier keep their outcome.
             ended += [Outcome(each.id, "failed", reason, True, answer.detail) for each in sources[number]]
         else:
             ended.append(answer[0])
@@ -74,6 +74,6 @@ def so_far(ends: Ends) -> Counter:
 
 
 def shown(counts: Counter) -> dict[str, int]:
-    """Return counts as progress tells them: inputs that are ok so far are made, and only later held to the rules."""
+    """Return the counts that progress shows; an `ok` input counts as made: the rules judge it only later."""
     names = ("clips", "read", "written", "filtered", "failed")
     return {"made": counts["ok"]} | {name: counts[name] for name in names}

@@ -1,4 +1,4 @@
-"""Pack: captioned video in, shards and a manifest out, and not one clip lost without its name and the reason."""
+"""Pack: turn captioned video into shards and a manifest, and report every lost clip by name and reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PackReport:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many clips were rejected for which class of reason."""
+        """The number of rejected clips for each class of reason."""
         return dict(Counter(rejection.reason for rejection in self.rejected).most_common())
 
     def format(self, shown: int = 10) -> str:
@@ -65,7 +65,7 @@ class PackReport:
 
 @dataclass(frozen=True)
 class PackSource:
-    """What is packed: see `find_clips`; require_caption: clips without a caption are rejected."""
+    """What to pack, see `find_clips`; require_caption: reject clips without a caption."""
 
     path: str | Path
     captions: str | Path | None = None
@@ -76,9 +76,9 @@ class PackSource:
 
 @dataclass(frozen=True)
 class PackSettings:
-    """Everything that packing is told.
+    """All settings of `pack`.
 
-    workers: processes, None for one a core, which changes no byte; timeout: seconds that one clip may take.
+    workers: processes, None for one a core; their number changes no byte. timeout: seconds for one clip.
     """
 
     source: PackSource
@@ -146,7 +146,7 @@ def keeping(report: PackReport) -> Iterator[None]:
     except BaseException as error:
         try:
             write_rejected(report)
-        # The error that ended the work is the one to be shown.
+        # Show the error that ended the work, not this one.
         except OSError as later:
             error.add_note(f"{REJECTED} could not be written: {later}")
         raise

@@ -1,10 +1,10 @@
 """Prep: from metadata or footage to shards, with every input accounted for.
 
-The phases meet in the work folder `<out>/.work`. `admit` enters the inputs into plan and ledger. `make` makes clips,
-scores and hashes, a video a task, in worker processes that may hang or crash, here or on a cluster. `rate` has clips
-that meet the other limits rated by models, `caption` has captions written for those that would be kept. `curate`
-chooses among the clips and writes the shards. Each may be killed at any moment and run again, with the same shards in
-the end. A new phase is one file with a function such as theirs, and one name in `PHASES`.
+All phases share the work folder `<out>/.work`. `admit` enters the inputs into plan and ledger. `make` makes clips,
+scores and hashes, one task for each video, in workers that may hang or crash, here or on a cluster. `rate` lets models
+rate the clips that meet all other limits. `caption` asks for captions of the clips that the rules keep. `curate`
+chooses the clips and writes the shards. Each phase may be killed at any moment and run again; the shards come out the
+same. A new phase is one file with such a function, and one name in `PHASES`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ PHASES: tuple[Phase, ...] = (admit, make, rate, caption, curate)
 def prep(settings: Settings, progress: Progress = silent) -> Summary:
     """Turn the inputs of the source into a dataset and return what its `summary.json` says.
 
-    Without a source nothing is read, fetched or decoded but clips that a model has not rated or captioned yet: the
-    shards are written anew from the work folder. Where who writes captions gives no answer, `captions.stopped` says
-    why, and the shards have the captions that were written before. A full disk is an OSError; what was done is kept.
+    Without a source the shards are written again from the work folder; only clips that a model still has to rate or to
+    caption are read. If the captioner does not answer, `captions.stopped` says why, and the shards have the captions
+    that were written before. A full disk is an OSError; finished work is kept.
     """
     out = Path(settings.output.folder).absolute()
     work = out / WORK
@@ -83,12 +83,12 @@ def prep(settings: Settings, progress: Progress = silent) -> Summary:
 
 
 def full_name(source: str | Path) -> str:
-    """Return a source as it is called from anywhere."""
+    """Return the absolute path or URL of a source."""
     return str(source) if "://" in str(source) else str(Path(source).resolve())
 
 
 def videos_root(source: Source, name: str) -> str:
-    """Return the folder or URL below which the videos lie; name: that of the source, from anywhere."""
+    """Return the folder or URL below which the videos lie; name: the absolute path or URL of the source."""
     if source.root is not None:
         root = full_name(source.root)
     elif "://" in name:
@@ -101,9 +101,10 @@ def videos_root(source: Source, name: str) -> str:
 
 
 def rules_now(settings: Settings, work: Path) -> Rules:
-    """Return the rules with all that was ever taken down; limits on scores by models come last.
+    """Return the rules with everything that was ever taken down; the limits on scores by models come last.
 
-    A clip is rated by models only where it meets the other limits, and the first limit that is not met is the reason.
+    They come last because models rate only the clips that meet all other limits, and the first limit that a clip does
+    not meet is its reason.
     """
     rated = rated_numbers()
     limits = sorted(settings.rules.filter.items(), key=lambda limits: limits[0] in rated)
@@ -112,7 +113,7 @@ def rules_now(settings: Settings, work: Path) -> Rules:
 
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Be alone in a work folder: no other run, and no worker that a killed one left."""
+    """Lock a work folder against other runs and against workers that a killed run has left."""
     with owning(work.parent, "prep"), (work / WORKERS).open("w") as workers:
         seize(workers, f"{work}: found a worker of an earlier run that does not end, expected none", 30)
         fcntl.flock(workers, fcntl.LOCK_UN)
@@ -123,7 +124,7 @@ def locked(work: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(settings: Settings, work: Path, root: str) -> Iterator[Preparation]:
-    """Open what a work folder knows of its inputs and clips."""
+    """Open the records of a work folder about its inputs and clips."""
     with disk_errors(work), ExitStack() as open_now:
         ledger = open_now.enter_context(closing(Ledger(work / LEDGER)))
         plan = open_now.enter_context(closing(Plan(work / PLAN, work / LEDGER)))
@@ -135,11 +136,11 @@ def opened(settings: Settings, work: Path, root: str) -> Iterator[Preparation]:
 
 @contextmanager
 def disk_errors(work: Path) -> Iterator[None]:
-    """Raise as an OSError what SQLite says of a disk; of a full one it tells how to go on."""
+    """Turn disk errors of SQLite into OSError; for a full disk the message says how to go on."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        # Of a full disk SQLite may know no more than that writing failed.
+        # On a full disk SQLite may report only that a write failed.
         full = "full" in str(error) or shutil.disk_usage(work).free < 2**16
         raise OSError(*((errno.ENOSPC, NO_SPACE) if full else (errno.EIO, str(error))), str(work)) from error
 

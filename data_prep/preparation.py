@@ -21,7 +21,7 @@ from videodiff.data.storage.listing import Passed
 
 @dataclass
 class Inputs:
-    """What the source holds; passed: files of it that are no inputs, counted while the items are read."""
+    """The items of the source; passed: counts its files that are no inputs, while the items are read."""
 
     items: Iterator[ClipRequest | BadInput]
     passed: Passed
@@ -55,7 +55,7 @@ class Preparation:
 
     @property
     def retries(self) -> bool:
-        """Whether only those are worked on that failed and may be tried again."""
+        """Whether this call works only on requests that failed and may be tried again."""
         return self.settings.retry is not None
 
     def candidates(self) -> Iterator[Candidate]:
@@ -63,5 +63,5 @@ class Preparation:
         return with_ratings(self.clips, self.ratings)
 
 
-# A phase does its part, notes what it found in `summary`, and does nothing where the settings do not ask for it.
+# A phase writes its results to `summary`; it does nothing if the settings do not ask for it.
 Phase = Callable[[Preparation], None]

@@ -1,7 +1,7 @@
 """Produce: fetch one video and make all its clips; runs in a worker, on this machine or another.
 
-A clip is in the work folder whole before the worker tells how its request ended; whoever leads the run then notes that
-in the ledger.
+A worker reports the outcome of a request only after all its clips are complete in the work folder. The process that
+leads the run then writes the outcome to the ledger.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass(frozen=True)
 class Making:
-    """What a worker needs to make clips: the work folder, the place of the videos, and how."""
+    """What a worker needs to make clips: the work folder, the place of the videos, and the policies."""
 
     work: Path
     root: str
@@ -60,7 +60,7 @@ class Making:
 
 
 class Stop(NamedTuple):
-    """Why no worker can go on: the disk is full."""
+    """The answer of a worker that finds the disk full: no worker can go on."""
 
     detail: str
 
@@ -69,7 +69,7 @@ Ended = tuple[Outcome, dict[str, Spent]]
 
 
 def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Ended | Stop]:
-    """Make the clips of requests of one video; yield how each request ends, and what the stages took until then."""
+    """Make the clips of the requests of one video; yield the outcome of each request, and the time spent so far."""
     join_run(node.scratch)
     cv2.setNumThreads(1)
     try:
@@ -110,14 +110,14 @@ def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterato
 
 
 def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) -> Iterator[Outcome]:
-    """Cut, score and encode the clips of all requests from one decode; yield the end of each request."""
+    """Cut, score and encode the clips of all requests in one decode; yield the outcome of each request."""
     timeline, policy = read_timeline(video.path), making.policy
     spans, owners, lost, made = [], [], {}, {}
     scenes = None
     if policy.cut.by == "scenes":
         with clock("scenes"):
             scenes = find_scenes(video.path, *scene_settings(policy.cut), timeline)
-    # The file is looked through once, however many of its clips reach to its end.
+    # The file is checked once, however many of its clips reach its end.
     missing = cache(lambda: missing_end(video.path))
     for number, request in enumerate(requests):
         wanted = spans_of(request, missing, timeline, scenes, policy.cut)
@@ -157,7 +157,7 @@ def scene_settings(cut: CutPolicy) -> tuple[str, float | None, float]:
 def spans_of(
     request: ClipRequest, missing: Callable[[], str], timeline: Timeline, scenes: list[Span] | None, cut: CutPolicy
 ) -> list[Span] | Outcome:
-    """Return what is to be cut for a request, or how it ends without; missing: see `missing_end`."""
+    """Return the spans to cut for a request, or its outcome if there are none; missing: see `missing_end`."""
     span = Span(0.0, timeline.end / MICROSECOND) if request.span is None else Span(*map(float, request.span))
     reason = refuse(span, timeline)
     if (reason or span.end * MICROSECOND >= timeline.end) and (found := missing()):
@@ -173,10 +173,11 @@ def spans_of(
 
 
 def missing_end(video: Path) -> str:
-    """Return how much earlier a file ends than its header says, empty where it does not.
+    """Say how much earlier a file ends than its header says; empty if it is complete.
 
-    A span tells how much is wanted; of what reaches to the end only the header can. Some headers count from time 0,
-    others from the first frame on. That of a segment may speak of the whole film: there the last box has to be whole.
+    A span says how long a clip must be; if the clip reaches the end of the file, only the header can say it. Some
+    headers count from time 0, others from the first frame. The header of a segment may give the length of the whole
+    film: for a segment, the last box must be complete instead.
     """
     with video.open("rb") as file:
         boxes = dict(top_boxes(file))
@@ -192,13 +193,13 @@ def missing_end(video: Path) -> str:
         fewer, first = len(found) < stream.frames, stream.start_time or 0
         first = first if fewer else min(first, 0)
         found, expected = (last - first) * stream.time_base, stream.duration * stream.time_base
-        # Headers round too, but not where they also count more frames.
+        # Headers round times, so a small difference is allowed, unless the header also counts more frames.
         early = microseconds(expected - found) > (MILLISECOND if fewer else SLACK)
         return f"found {float(found):g} s of video, expected {float(expected):g} s as in its header" if early else ""
 
 
 def clip_id(request: ClipRequest, span: Span, making: Making) -> str:
-    """Return the UUID-5 of source and span: the request's own, or with scenes that of the scene."""
+    """Return the UUID-5 of source and span: the id of the request, or with scenes a new id for each scene."""
     if making.policy.cut.by == "spans":
         return request.id
     start, end = (Fraction(microseconds(time), MICROSECOND) for time in span)
@@ -206,7 +207,7 @@ def clip_id(request: ClipRequest, span: Span, making: Making) -> str:
 
 
 def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> MadeClip:
-    """Write the mp4 of a clip and return all else that is known of it."""
+    """Write the mp4 of a clip and return its record."""
     publish(clip_file(folder, id, "mp4"), clip.video)
     return MadeClip(
         id,
@@ -225,10 +226,10 @@ def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> MadeClip:
 
 
 def keep_audio(folder: Path, id: str, span: Span, video: Path) -> Sound:
-    """Write the sound of a clip and return what is known of it, or why there is none."""
+    """Write the sound of a clip and return its record, or the reason why it has none."""
     try:
         sound = cut_audio(video, span)
-    # Whatever is wrong with the sound, the clip is as good without.
+    # A fault of the sound never rejects the clip.
     except Exception as error:
         return Sound(lost=f"{type(error).__name__}: {error}")
     if sound is None:

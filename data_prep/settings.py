@@ -20,9 +20,9 @@ from videodiff.data.order.buckets import Bucket
 
 @dataclass(frozen=True)
 class Source:
-    """What is read: a folder or a file (or URL) of metadata.
+    """What to read: a folder, or a file (or URL) of metadata.
 
-    path: None reads nothing, the dataset is written anew from the work folder; reader, options: what reads it, and its
+    path: None reads nothing and writes the dataset again from the work folder; reader, options: the reader and its
     further arguments; root: folder or URL below which the videos lie, None for the folder of the source.
     """
 
@@ -55,9 +55,9 @@ class Output:
 
 @dataclass(frozen=True)
 class Processes:
-    """Where the work is done, which changes no byte.
+    """Where the work is done; this changes no byte of the result.
 
-    workers: processes, None for one a core; timeout: seconds that one video may take.
+    workers: processes, None for one a core; timeout: seconds for one video.
     """
 
     engine: Engine = field(default_factory=Local)
@@ -73,10 +73,10 @@ class Processes:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that one preparation is told.
+    """All settings of one preparation.
 
-    retry: `failed` makes and asks only for those again that failed and may be tried again; overrides: what the work
-    folder is to remember of this call, None for nothing.
+    retry: `failed` works only on requests and captions that failed and may be tried again; overrides: the overrides
+    that the work folder stores for this call, None for none.
     """
 
     output: Output
