@@ -37,8 +37,8 @@ SCORES = "scores.parquet"
 def curate(preparation: Preparation) -> None:
     """Write shards, manifest and scores of the kept clips.
 
-    With buckets the clips of each lie in shards of their own: one shard of a bucket at most is not full. Where no clip
-    is kept the dataset is removed: what is left out must not stay in old shards.
+    With buckets, each bucket has its own shards; at most one shard of a bucket is not full. If no clip is kept, the
+    dataset is removed: clips that are left out must not stay in old shards.
     """
     policy, summary, ledger = preparation.settings.caption, preparation.summary, preparation.ledger
     origins = preparation.plan.origins() if policy.use else ()
@@ -54,7 +54,7 @@ def curate(preparation: Preparation) -> None:
 
 
 def write(preparation: Preparation, captions: Captions, decision: Decision) -> None:
-    """Write the dataset, and remove what is left of clips that were taken down."""
+    """Write the dataset, and remove all remaining files of clips that were taken down."""
     output, work, summary = preparation.settings.output, preparation.work, preparation.summary
     out, kept, gone = work.parent, decision.kept, []
     clips = counted(preparation.candidates(), preparation.progress, "pack", "clips", len(decision.reasons))
@@ -68,7 +68,7 @@ def write(preparation: Preparation, captions: Captions, decision: Decision) -> N
                 gone.append(candidate.id)
     if not kept:
         remove_shards(out)
-    # A scene in the spans of two inputs is one clip, and one of the inputs may still have it.
+    # Two inputs may share a clip (a scene in the spans of both), and one of them may still need it.
     used = shards.keys if kept else set()
     take_down([id for id in gone if id not in used], work, captions.forget)
     summary.clips = ClipCounts(len(decision.reasons), kept, decision.left_out, decision.lost)
@@ -78,7 +78,7 @@ def write(preparation: Preparation, captions: Captions, decision: Decision) -> N
 
 
 def kept_ends(ends: Ends, inputs: dict[str, int]) -> Ends:
-    """Return how inputs ended, with the ok ones told apart by what the rules keep: see `Decision.inputs`."""
+    """Return the number of inputs for each outcome; the rules split the `ok` inputs further: see `Decision.inputs`."""
     filtered = Counter(ends.filtered)
     filtered.update({reason: count for reason, count in inputs.items() if reason})
     return Ends(ends.inputs, inputs.get("", 0), dict(sorted(filtered.items())), ends.failed, ends.open)
@@ -115,7 +115,7 @@ def sample_of(
         "box": list(clip.box),
         **clip.color,
         "deinterlaced": clip.deinterlaced,
-        # With `auto` it says which encoder was taken.
+        # With `codec: auto` it names the encoder that was used.
         "parameters": made.parameters | {"encode": made.parameters["encode"] | {"codec": clip.codec}},
     }
     if clip.audio is not None:

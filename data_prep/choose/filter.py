@@ -17,7 +17,7 @@ class Filtered(NamedTuple):
 
 
 def check_thresholds(thresholds: Thresholds) -> None:
-    """Raise where a limit is neither `min` nor `max`, or not a number: a filter with a typing error never fires."""
+    """Raise if a limit is neither `min` nor `max`, or not a number: a filter with a typing error would never apply."""
     for name, limits in thresholds.items():
         for side, limit in limits.items():
             if side not in ("min", "max"):
@@ -29,8 +29,8 @@ def check_thresholds(thresholds: Thresholds) -> None:
 def filtered(scores: Mapping[str, float], thresholds: Thresholds) -> Filtered | None:
     """Return the first threshold that a clip does not meet, in their order, or None where it meets all.
 
-    thresholds: `{score: {min: limit, max: limit}}`, limits included. A score that is no number meets none; one that
-    was never computed is a KeyError, as else its filter would pass everything.
+    thresholds: `{score: {min: limit, max: limit}}`, limits included. A score that is not a number meets no threshold. A
+    score that was never computed is a KeyError: otherwise its filter would pass every clip.
     """
     for name, limits in thresholds.items():
         if name not in scores:

@@ -41,8 +41,8 @@ class Rules:
 class Decision(NamedTuple):
     """What the rules say of all clips.
 
-    reasons: for each clip why it is left out, empty where it is kept; inputs: how many inputs ended for each reason,
-    empty for those of which a clip is kept; lost: spans that gave no clip.
+    reasons: why each clip is left out, empty if it is kept; inputs: the number of inputs for each reason, with an empty
+    reason for inputs that have a kept clip; lost: spans that gave no clip.
     """
 
     reasons: list[str]
@@ -63,8 +63,8 @@ class Decision(NamedTuple):
 def decide(candidates: Iterable[Candidate], rules: Rules) -> Decision:
     """Return what the rules say of all clips, given in the order of the inputs.
 
-    An input is ok if a clip of it is kept, else it is filtered for the reason of its first clip. Of duplicates the
-    first is kept. Memory: 100 bytes a clip, for its hashes.
+    An input is ok if one of its clips is kept; else it is filtered for the reason of its first clip. The first of
+    several duplicates is kept. Memory: 100 bytes a clip, for its hashes.
     """
     reasons, digests, hashes, hashed, firsts, lost, last = [], bytearray(), bytearray(), bytearray(), [], 0, None
     for number, candidate in enumerate(candidates):
@@ -89,7 +89,7 @@ def decide(candidates: Iterable[Candidate], rules: Rules) -> Decision:
 
 
 def refused(candidate: Candidate, rules: Rules) -> str:
-    """Return why a clip is left out whatever the others are, empty where it is not."""
+    """Return why a clip is left out regardless of the other clips; empty if it is not."""
     if is_taken(candidate.request, rules.taken) or candidate.id in rules.taken:
         return "takedown"
     if rules.licences is not None and candidate.request.licence not in rules.licences:
@@ -109,12 +109,12 @@ def is_taken(request: ClipRequest, taken: frozenset[str]) -> bool:
 
 
 def left_in(reasons: Sequence[str]) -> np.ndarray:
-    """Return which clips no reason leaves out."""
+    """Return a mask of the clips without a reason to leave them out."""
     return np.fromiter((not reason for reason in reasons), bool, len(reasons))
 
 
 def repeated(reasons: Sequence[str], digests: bytearray) -> np.ndarray:
-    """Return the numbers of the clips that are left in and have the digest of an earlier one that is left in."""
+    """Return the indices of the kept clips that have the same digest as an earlier kept clip."""
     left = np.flatnonzero(left_in(reasons))
     found = np.frombuffer(digests, f"V{DIGEST}")[left]
     return np.delete(left, np.unique(found, return_index=True)[1])

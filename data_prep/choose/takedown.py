@@ -1,4 +1,4 @@
-"""Takedown: what is never in the dataset again, whatever names it."""
+"""Takedown: clips and sources that must never be in the dataset again, under any name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def read_lines(path: str | Path) -> frozenset[str]:
         lines = {line.strip() for line in Path(path).read_text("utf-8-sig").splitlines()}
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"takedown: {path} cannot be read: {error}") from error
-    # Sources are known without their secrets.
+    # Sources are stored without their secrets.
     return frozenset(bare_url(line) for line in lines if line and not line.startswith("#"))
 
 
 def remember(work: Path, taken: frozenset[str]) -> frozenset[str]:
-    """Add to the list of what is taken down, which is never shortened, and return it."""
+    """Add to the list of takedowns and return the whole list; nothing is ever removed from it."""
     path = work / TAKEN
     before = read_lines(path) if path.is_file() else frozenset()
     if not taken <= before:
@@ -30,9 +30,9 @@ def remember(work: Path, taken: frozenset[str]) -> frozenset[str]:
 
 
 def take_down(ids: Sequence[str], work: Path, forget: Callable[[str], None]) -> None:
-    """Remove the files of clips, and what `forget` removes.
+    """Remove the files of clips and, with `forget`, what else is stored about them.
 
-    Their ids are remembered first: another name or source of theirs brings none back.
+    The ids of the clips are stored first, so that another name or source does not bring them back.
     """
     remember(work, frozenset(ids))
     for id in ids:
