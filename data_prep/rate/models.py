@@ -22,7 +22,7 @@ class Models:
     paths: tuple[tuple[str, Path], ...] = ()
 
     def kinds(self) -> dict[str, dict[str, Path]]:
-        """Return for each kind of model that is there its path and those of its parts, by key."""
+        """Return, for each kind of model that is given, its path and the paths of its parts, by key."""
         given, scores = dict(self.paths), model_scores()
         return {
             kind: {key: given[key] for key in (kind, *scores[kind].parts) if key in given}
@@ -36,7 +36,7 @@ class Models:
         return [number for paths in self.kinds().values() for key in paths for number in numbers[key]]
 
     def identities(self) -> dict[str, str]:
-        """Return for each run of a model over a clip what its scores follow from."""
+        """Return, for each model, a fingerprint of the files that determine its scores."""
         return {kind: "".join(map(hash_files, paths.values())) for kind, paths in self.kinds().items()}
 
 

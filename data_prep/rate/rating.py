@@ -1,7 +1,7 @@
-"""Rate: scores by models that the user gives, once for each clip that meets the limits which need no model.
+"""Rate: the models that the user gives score each clip once, if it meets all limits that need no model.
 
-The clips are read from the work folder, a few frames each. A score is noted under the id of the clip and what it
-follows from: the weights and, for text-video similarity, the captions. Other limits need no second look.
+A few frames of each clip are read from the work folder. A score is stored under the id of the clip and the inputs of
+the score: the weights and, for text-video similarity, the captions. Changed limits need no new rating.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from videodiff.data.video.decode import decode
 
 
 def rate(preparation: Preparation) -> None:
-    """Rate all clips that meet the limits that need no model, and that no model has rated yet, if there are models."""
+    """Rate all clips that meet the limits without models and are not rated yet; without models do nothing."""
     ratings = preparation.ratings
     if ratings is None:
         return
@@ -56,7 +56,7 @@ def rate(preparation: Preparation) -> None:
 def rate_clips(
     chunk: Sequence[Unrated], node: Node, work: Path, models: Models, gpu: bool
 ) -> list[dict[str, dict[str, Any]]]:
-    """Return what each model that is wanted gives for each clip; runs in a worker."""
+    """Return the scores of each clip by each wanted model; runs in a worker."""
     from data_prep.rate.network import looks
 
     join_run(node.scratch)

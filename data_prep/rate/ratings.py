@@ -1,4 +1,4 @@
-"""Ratings: the scores that models gave, on disk under the id of the clip and under what they follow from."""
+"""Ratings: the scores by models on disk, under the id of the clip and the fingerprint of the inputs of the score."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ratings:
         self.base.close()
 
     def keys(self, captions: Sequence[str]) -> dict[str, bytes]:
-        """Return what the scores of a clip with these captions are noted under, for each model."""
+        """Return, for each model, the key of the scores of a clip with these captions."""
         return {
             kind: hashlib.sha256(json.dumps([model, *(captions if kind in self.by_captions else ())]).encode()).digest()
             for kind, model in self.identities.items()
@@ -44,7 +44,7 @@ class Ratings:
         return self.empty | {name: value for scores in found for name, value in scores.items()}
 
     def found(self, id: str, captions: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Return what each model that has rated a clip gave."""
+        """Return the scores of a clip by each model that has rated it."""
         rows = {}
         for kind, model in self.keys(captions).items():
             query = "SELECT scores FROM ratings WHERE id = ? AND model = ?"
