@@ -266,18 +266,25 @@ def gop_ratio() -> float:
     return took[0] / took[1]
 
 
-def compare(clips: int, rounds: int, kinds: dict[str, Any]) -> None:
-    """Print one line for each round, then the median ratio of this loader's rate to each other loader's."""
+def in_turns(folder: Path, clips: int, rounds: int, kinds: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the clips a second of each loader in each round, and print one line for each round."""
     rates = {name: [] for name in kinds}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        write(Path(folder), clips)
-        measures = {name: stack.enter_context(kind(Path(folder), clips)) for name, kind in kinds.items()}
+    with contextlib.ExitStack() as stack:
+        measures = {name: stack.enter_context(kind(folder, clips)) for name, kind in kinds.items()}
         for measure in measures.values():
             measure()
         for _ in range(rounds):
             for name, measure in measures.items():
                 rates[name].append(measure())
             print(", ".join(f"{name} {rates[name][-1]:.1f}" for name in kinds), "clips/s", flush=True)
+    return rates
+
+
+def compare(clips: int, rounds: int, kinds: dict[str, Any]) -> None:
+    """Print one line for each round, then the median ratio of this loader's rate to each other loader's."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), clips)
+        rates = in_turns(Path(folder), clips, rounds, kinds)
     for name in list(kinds)[1:]:
         print(f"vs_{name} {median(a / b for a, b in zip(rates['ours'], rates[name], strict=True)):.3f}")
 
@@ -292,17 +299,9 @@ def main() -> None:
     if only := sys.argv[3:]:
         compare(clips, rounds, {name: kinds[name] for name in ["ours", *only]})
         return
-    rates = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), clips)
-        with contextlib.ExitStack() as stack:
-            measures = {name: stack.enter_context(kind(Path(folder), clips)) for name, kind in kinds.items()}
-            for measure in measures.values():
-                measure()
-            for _ in range(rounds):
-                for name, measure in measures.items():
-                    rates[name].append(measure())
-                print(", ".join(f"{name} {rates[name][-1]:.1f}" for name in kinds), "clips/s", flush=True)
+        rates = in_turns(Path(folder), clips, rounds, kinds)
         found = {"ceiling_fraction": median(a / b for a, b in zip(rates["ours"], rates["ceiling"], strict=True))}
         for name in set(kinds) - {"ceiling", "ours"}:
             found[f"vs_{name}"] = median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))

@@ -35,8 +35,8 @@ def rate(preparation: Preparation) -> None:
     ratings = preparation.ratings
     if ratings is None:
         return
-    rules, how = preparation.rules, preparation.settings.processes
-    limits = {name: sides for name, sides in rules.filter.items() if name not in ratings.models.names()}
+    rules, how, rated = preparation.rules, preparation.settings.processes, ratings.models.names()
+    limits = {name: sides for name, sides in rules.filter.items() if name not in rated}
     rules = replace(rules, filter=limits, require_caption=False)
     left = (clip for clip in preparation.clips if not refused(clip, rules))
     chunks, done = ratings.unrated((clip.id, clip.frames, source_captions(clip)) for clip in left), 0

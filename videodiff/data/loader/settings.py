@@ -16,7 +16,7 @@ from videodiff.data.storage.cache import Cache
 from videodiff.data.video.decoders import decoder_named
 from videodiff.planning.cost import Budget, Cost
 
-ONE_MICRO_BATCH = ("micro_batches", "tokens")
+BATCH_KEYS = ("micro_batches", "tokens")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Batches:
     def __post_init__(self) -> None:
         if self.batch is None:
             return
-        check_keys("data.batch", self.batch, ONE_MICRO_BATCH, needed=ONE_MICRO_BATCH)
+        check_keys("data.batch", self.batch, BATCH_KEYS, needed=BATCH_KEYS)
         if self.micro_batch is not None or self.cost is None:
             raise ValueError(
                 f"data.batch: found beside micro_batch={self.micro_batch} with cost={self.cost}, expected a cost only"

@@ -17,6 +17,7 @@ import numpy as np
 
 from videodiff.data.video.decode import (
     Picture,
+    ascending_numbers,
     decoded,
     lay_pictures,
     misses_beginning,
@@ -39,9 +40,7 @@ def frames_by_decord(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-    numbers = sorted({int(index) for index in indices})
-    if not numbers or numbers[0] < 0:
-        raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
+    numbers = ascending_numbers(indices)
     with opened(video) as (container, stream, screen):
         pictures = read_index(container, stream)
         ticks, _ = lay_pictures(pictures, stream)

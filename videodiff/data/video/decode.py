@@ -79,15 +79,21 @@ def find_frames(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.
 
     One that comes twice is the second time as it shall be.
     """
-    numbers, count = sorted({int(index) for index in indices}), 0
-    if not numbers or numbers[0] < 0:
-        raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
+    numbers, count = ascending_numbers(indices), 0
     # What goes wrong on the short way need not be wrong with the video.
     with contextlib.suppress(DecodeError):
         for count, image in enumerate(seek_frames(video, numbers), 1):
             yield numbers[count - 1], image
     if count < len(numbers):
         yield from decode_from_start(video, numbers)
+
+
+def ascending_numbers(indices: Sequence[int]) -> list[int]:
+    """Return each of these frame numbers once, in ascending order; none, or one below 0, is an error."""
+    numbers = sorted({int(index) for index in indices})
+    if not numbers or numbers[0] < 0:
+        raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
+    return numbers
 
 
 class Picture(NamedTuple):
@@ -214,16 +220,6 @@ def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[in
     raise DecodeError(f"found {count} frames, expected frame {numbers[-1]}")
 
 
-def show_frames(video: bytes, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
-    """Yield every frame as it is shown, uint8 `h w c`, of this width and height, None: of those of the first one."""
-    image = None
-    with opened(video, size=size) as (container, stream, screen):
-        for image in map(screen.show, decoded(container.demux(stream), stream)):
-            yield image
-    if image is None:
-        raise DecodeError("found no frame, expected at least one")
-
-
 def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
     """Yield every frame in the order of display; DecodeError where one is damaged or there is none."""
     frame = None
@@ -235,22 +231,20 @@ def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
 
 
 @contextlib.contextmanager
-def opened(
-    video: bytes, quick: bool = False, size: tuple[int, int] | None = None
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Screen]]:
+def opened(video: bytes, quick: bool = False) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Screen]]:
     """Open a video, its best stream, one thread, and a screen; what ffmpeg finds wrong with it is a DecodeError.
 
-    `quick`: without decoding, after which the stream's format is not known yet. `size`: of the screen.
+    `quick`: without decoding, after which the stream's format is not known yet.
     """
     try:
         with open_video(video, **(QUICK if quick else {})) as container:
             # Which of several is the best shows in their pictures.
             if quick and len(container.streams.video) > 1:
-                with opened(video, size=size) as found:
+                with opened(video) as found:
                     yield found
                 return
             stream = best_stream(container)
-            yield container, stream, Screen(video, container, stream, size)
+            yield container, stream, Screen(video, container, stream)
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be decoded: {error.strerror}") from error
 

@@ -25,7 +25,7 @@ from videodiff.data.video.info import DecodeError, is_still, read_still
 class Screen:
     """Where the frames of one stream are shown: those of other sizes are scaled to the size of the first one.
 
-    `size`: width and height as shown, in place of those of the first frame. Make it before anything is decoded.
+    Make it before anything is decoded.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class Screen:
         source: bytes | str | Path,
         container: av.container.InputContainer,
         stream: av.VideoStream,
-        size: tuple[int, int] | None = None,
     ) -> None:
         self.context = stream.codec_context
         found = read_still(source) if is_still(container) else None
@@ -45,7 +44,8 @@ class Screen:
         # Of a still picture it would be the resolution of a printer or scanner, which no viewer minds.
         if self.still is not None:
             self.ratio, self.fixed = Fraction(1), True
-        self.shape, self.size, self.reformatter = None, size, VideoReformatter()
+        self.size: tuple[int, int] | None = None
+        self.reformatter = VideoReformatter()
 
     def place(self, frame: av.VideoFrame) -> Display:
         """Return how the frame that was decoded last is shown."""
@@ -62,11 +62,10 @@ class Screen:
         """Return the frame that was decoded last: uint8 `h w c`, RGB; DecodeError where its shape is another."""
         display = self.place(frame)
         shown = display.size(frame.width, frame.height)
-        self.shape = self.shape or shown
-        if shown != self.shape and not same_shape(shown, self.shape):
-            sizes = f"{show_size(self.shape)} and {show_size(shown)}"
-            raise DecodeError(f"found frames shown as {sizes}, expected one shape")
         self.size = self.size or shown
+        if shown != self.size and not same_shape(shown, self.size):
+            sizes = f"{show_size(self.size)} and {show_size(shown)}"
+            raise DecodeError(f"found frames shown as {sizes}, expected one shape")
         target, form = display.orientation.swap(self.size), rgb_format(frame, display.profile)
         scaled = {} if target == (frame.width, frame.height) else {"interpolation": Interpolation.AREA}
         image = self.reformatter.reformat(frame, *target, form, threads=1, **scaled).to_ndarray()
