@@ -29,7 +29,39 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.storage.cache import CachedFolder
 
 
-class ClipDataModule(lightning.LightningDataModule):
+class BatchModule(lightning.LightningDataModule):
+    """What data modules share, wherever clips come from; `global_batch` and `micro_batch` are set by the others."""
+
+    global_batch: int
+    micro_batch: int | None
+    loaded_step = 0
+
+    @property
+    def step(self) -> int:
+        """The optimizer step that comes next: what training has consumed, not what workers have read ahead."""
+        return self.loaded_step if self.trainer is None else self.trainer.global_step
+
+    def accumulate(self, world: int) -> int:
+        """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
+        return micro_batches(self.global_batch, self.micro_batch, world)
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
+        """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
+        rest = {name: value for name, value in batch.items() if name != "position"}
+        return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
+        return DataLoader(self.validation_batches, batch_size=None) if self.validation_batches else []
+
+    def _mesh(self) -> Mesh:
+        return Mesh() if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
+
+    def _micro_batch(self, world: int) -> int:
+        return self.micro_batch or max(self.global_batch // world, 1)
+
+
+class ClipDataModule(BatchModule):
     """Deliver batches of clips; see `Reader` for the cache and what may be delivered, `Mixture` for the order.
 
     The state is the optimizer step, and the samples that could not be read: it fits any number of processes,
@@ -39,7 +71,7 @@ class ClipDataModule(lightning.LightningDataModule):
     def __init__(self, datasets: Datasets, shapes: Shapes, batches: Batches, reading: Reading, held: Held) -> None:
         super().__init__()
         self.datasets, self.shapes, self.batches, self.reading, self.held = datasets, shapes, batches, reading, held
-        self.quarantine, self.loaded_step = Quarantine(reading.quarantine, reading.budget), 0
+        self.quarantine = Quarantine(reading.quarantine, reading.budget)
         self.stages, self.global_batch, self.micro_batch = batches.planned(datasets, shapes)
         self.roots = datasets.roots
 
@@ -106,11 +138,6 @@ class ClipDataModule(lightning.LightningDataModule):
         """The shapes and frame rates that training takes."""
         return trained_shapes(self.stages, self.order, [clips.rates for clips in self.training])
 
-    @property
-    def step(self) -> int:
-        """The optimizer step that comes next: what training has consumed, not what workers have read ahead."""
-        return self.loaded_step if self.trainer is None else self.trainer.global_step
-
     def check(self, world: int = 1) -> None:
         """Raise one clear line where a dataset cannot be read or a batch does not divide over `world` processes.
 
@@ -124,10 +151,6 @@ class ClipDataModule(lightning.LightningDataModule):
     @property
     def _all_clips(self) -> list[Clips]:
         return [*self.training, *([self.validation.clips] if self.validation else [])]
-
-    def accumulate(self, world: int) -> int:
-        """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
-        return micro_batches(self.global_batch, self.micro_batch, world)
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
         """Raise where a dataset holds latents or text of another codec or another text encoder than these."""
@@ -172,20 +195,11 @@ class ClipDataModule(lightning.LightningDataModule):
         workers = (lambda: self.workers) if self.reading.num_workers else None
         return Loader(batches, self.reader, self.quarantine, workers)
 
-    def val_dataloader(self) -> DataLoader | list[Any]:
-        """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
-        return DataLoader(self.validation_batches, batch_size=None) if self.validation_batches else []
-
     @cached_property
     def validation_batches(self) -> list[dict[str, Any]]:
         """The validation clips, which are few and always the same, so they stay decoded; one that fails is an error."""
         mesh = self._mesh()
         return [] if self.validation is None else self.validation.batches(mesh, self._micro_batch(mesh.world))
-
-    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
-        """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
-        rest = {name: value for name, value in batch.items() if name != "position"}
-        return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
 
     def teardown(self, stage: str) -> None:
         """End the workers."""
@@ -195,12 +209,6 @@ class ClipDataModule(lightning.LightningDataModule):
 
     def _batches(self, mesh: Mesh) -> GlobalBatches:
         return GlobalBatches(self.order, self.training, self.accumulate(mesh.world), mesh, start=lambda: self.step)
-
-    def _mesh(self) -> Mesh:
-        return Mesh() if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
-
-    def _micro_batch(self, world: int) -> int:
-        return self.micro_batch or max(self.global_batch // world, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step, what must be the same for it to mean the same place, and what all ranks could not read."""

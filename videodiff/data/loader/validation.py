@@ -41,10 +41,7 @@ class Validation:
     def batches(self, mesh: Mesh, size: int) -> list[dict[str, Any]]:
         """Return the clips in batches of a size: this rank's share if they divide over the ranks, else all of them."""
         rows = list(islice(self.clips.fitting(), self.count))
-        share = range(len(rows))
-        if len(rows) % mesh.world == 0:
-            share = share[mesh.rank * len(rows) // mesh.world : (mesh.rank + 1) * len(rows) // mesh.world]
-        tasks = [self.clips.task(rows[place], order=(0, place)) for place in share]
+        tasks = [self.clips.task(rows[place], order=(0, place)) for place in share_of(len(rows), mesh)]
         asked = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         batches = [collate(read) for read in self._read(asked, no_stand_in, budget=0)]
         return [batch | {"caption": self.fitted(batch["caption"])[0]} for batch in batches]
@@ -78,6 +75,13 @@ class Validation:
         count = min(self.reading.num_workers, len(asked[0]))
         with Workers(reader, count, largest, stand_in, lost, self.reading.timeout) as workers:
             yield from workers.batches(asked)
+
+
+def share_of(count: int, mesh: Mesh) -> range:
+    """Return the places of a rank among so many clips: its share if they divide over the ranks, else all of them."""
+    if count % mesh.world:
+        return range(count)
+    return range(mesh.rank * count // mesh.world, (mesh.rank + 1) * count // mesh.world)
 
 
 def no_stand_in(asked: Task, attempt: int) -> Task:

@@ -14,26 +14,29 @@ import math
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import lightning
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from videodiff.data.loader.captions import EVEN, CaptionMix, draw_caption
-from videodiff.data.loader.datamodule import ClipDataModule, clip_data
+from videodiff.data.loader.clips import Clips
+from videodiff.data.loader.datamodule import BatchModule
 from videodiff.data.loader.quarantine import Quarantine, SampleId
+from videodiff.data.loader.settings import Reading
 from videodiff.data.loader.stream import collate
-from videodiff.data.loader.trained import Trained, usual
+from videodiff.data.loader.trained import Trained, mix, usual
+from videodiff.data.loader.validation import Validation, share_of
 from videodiff.data.loader.wording import fit_captions
 from videodiff.data.loader.workers import Pace, Read, Workers, read_here
-from videodiff.data.order.arithmetic import ALONE, Mesh, check_batch_sizes, deal, draw, micro_batches, places
+from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, deal, draw, places
 from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.processes.child import forkserver
+from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.members import one_video
 from videodiff.data.samples.shards import Text, read_texts
 from videodiff.data.samples.streamed import End, Fault, Item, Raw, Source, find_tars, read_tars, shown
@@ -167,7 +170,7 @@ class Progress:
         return {epoch: sorted(done) for epoch, done in self.done.items()}
 
 
-class TarDataModule(lightning.LightningDataModule):
+class TarDataModule(BatchModule):
     """Deliver batches of clips out of tars that have no manifest, each read from begin to end: a stream without index.
 
     `urls`: a folder, a pattern (*, {000..123}), a URL, or a list of such, and with `pipes` commands,
@@ -227,11 +230,9 @@ class TarDataModule(lightning.LightningDataModule):
         self.buckets, given = read_buckets("data.buckets", one, stride)
         self.batch_sizes = [size or global_batch for size in given]
         self.global_batch, self.micro_batch = math.gcd(*self.batch_sizes), micro_batch
-        self.any_size, self.fixed, self.loaded_step = buckets is None, fixed, 0
-        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in (captions or {}).items()}
-        self.decode = Decode(self.buckets, self.any_size, CaptionMix(**plain))
-        self.seed, self.shuffle, self.resampled, self.readers = seed, shuffle, resampled, readers
-        self.num_workers, self.timeout, self.wait = num_workers, timeout, wait
+        self.reading = Reading(num_workers=num_workers, timeout=timeout, fixed=fixed, captions=captions)
+        self.decode = Decode(self.buckets, buckets is None, self.reading.mix)
+        self.seed, self.shuffle, self.resampled, self.readers, self.wait = seed, shuffle, resampled, readers, wait
         self.quarantine, self.progress, self.passed = Quarantine(quarantine, budget), Progress(), Counter()
         self.given: deque[tuple[int, list[TarTask]]] = deque()
         self.resumed, self.running, self.fit_text = False, None, None
@@ -265,7 +266,7 @@ class TarDataModule(lightning.LightningDataModule):
                 share = left if number == fitting[-1] else left * bucket.keep
                 left, clips[number] = left - share, clips[number] + share
                 usable = [stride for stride in bucket.strides if (bucket.frames - 1) * stride < found.info.frames]
-                for stride in usable[: 1 if self.fixed else None]:
+                for stride in usable[: 1 if self.reading.fixed else None]:
                     rates[number][round(found.info.fps / stride, 3)] += share / len(usable)
         if not any(clips):
             shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
@@ -275,7 +276,7 @@ class TarDataModule(lightning.LightningDataModule):
                 f"the first one has {first.frames} frames of {first.height} x {first.width} pixels"
             )
         return [
-            Trained(0, b.frames, b.height, b.width, b.strides, number / sum(clips), shares_of(counted))
+            Trained(0, b.frames, b.height, b.width, b.strides, number / sum(clips), mix([counted], [1.0]))
             for b, number, counted in zip(self.buckets, clips, rates, strict=True)
         ]
 
@@ -284,19 +285,10 @@ class TarDataModule(lightning.LightningDataModule):
         steps = [one.share / size for one, size in zip(self.trained, self.batch_sizes, strict=True)]
         return int(deal([step], [math.ceil(PARTS * share / sum(steps)) for share in steps])[0][0])
 
-    @property
-    def step(self) -> int:
-        """The optimizer step that comes next."""
-        return self.loaded_step if self.trainer is None else self.trainer.global_step
-
     def check(self, world: int = 1) -> None:
         """Raise one clear line where no sample can be used or a batch does not divide over `world` processes."""
         check_batch_sizes(self.batch_sizes, self.accumulate(world), Mesh(0, world))
         _ = self.trained, self.held
-
-    def accumulate(self, world: int) -> int:
-        """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
-        return micro_batches(self.global_batch, self.micro_batch, world)
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
         """Accept any: nothing in these tars is encoded."""
@@ -317,7 +309,7 @@ class TarDataModule(lightning.LightningDataModule):
             said.append(f"data.urls: captions lose words beyond {text.max_words - 1}, and unknown ones")
         self.fit_text = partial(fit_captions, text=text)
         if self.held is not None:
-            said += [f"{self.validation_root}: {line}" for line in self.held.validation.fit(text)]
+            said += [f"{self.validation_root}: {line}" for line in self.held.fit(text)]
         return said
 
     def setup(self, stage: str) -> None:
@@ -388,9 +380,9 @@ class TarDataModule(lightning.LightningDataModule):
             tuple(self.tars), self.seed, self.shuffle, self.resampled, mesh.data_rank, mesh.data_world,
             min(self.progress.done, default=0), done, start,
         )  # fmt: skip
-        readers = self.readers if self.num_workers else 0
+        readers = self.readers if self.reading.num_workers else 0
         items = source.items(readers, self.wait, forkserver(Source.__module__))
-        seed = None if self.fixed else self.seed
+        seed = None if self.reading.fixed else self.seed
         tasks = tasks_of(self.noting(items, start), self.tars, self.decode.bytes, start=start, seed=seed)
         for task, rest, memory in self.read(tasks, self.decode, self.decode.bytes, self.quarantine, 2 * size):
             if "bucket" in rest:
@@ -434,33 +426,32 @@ class TarDataModule(lightning.LightningDataModule):
         One that cannot be read is told of in `lost`, and comes with what the function says of nothing.
         """
         asked = ([task] for task in tasks)
-        if not self.num_workers:
+        if not self.reading.num_workers:
             reads = read_here(function, asked, nothing, lost)
             yield from ((read.tasks[0], read.rest[0], read.frames[0]) for read in reads)
             return
-        ahead += 2 * self.num_workers
+        ahead += 2 * self.reading.num_workers
         with (
-            Workers(function, self.num_workers, size, nothing, lost, self.timeout, Pace(ahead, queued=1)) as pool,
+            Workers(
+                function, self.reading.num_workers, size, nothing, lost, self.reading.timeout, Pace(ahead, queued=1)
+            ) as pool,
             contextlib.closing(pool.batches(asked)) as reads,
         ):
             for read in reads:
                 yield read.tasks[0], read.rest[0], read.frames[0]
 
     @cached_property
-    def held(self) -> ClipDataModule | None:
+    def held(self) -> Validation | None:
         """The validation clips of a dataset with a manifest."""
         if self.validation_root is None:
             return None
-        shape = usual(self.trained)
-        how = {"global_batch": self.global_batch, "micro_batch": self.micro_batch, "skip_short": True}
-        how |= {"num_workers": self.num_workers, "timeout": self.timeout, "validation_clips": self.validation_clips}
+        manifest, shape = Manifest.load(self.validation_root), usual(self.trained)
+        bucket = replace(shape.bucket, strides=shape.strides[:1])
         try:
-            how |= dict(zip(("frames", "height", "width"), shape.shape, strict=True), stride=shape.strides[0])
-            held = clip_data(root=self.validation_root, validation_root=self.validation_root, **how)
-            _ = held.validation
+            clips = Clips(manifest, [bucket], fixed=True, skip=True, any_size=True)
         except ValueError as error:
             raise ValueError(f"data.validation_root: {error}") from error
-        return held
+        return Validation(clips, self.reading, self.validation_clips)
 
     def first_clips(self, tars: Sequence[str], count: int) -> list[dict[str, Any]]:
         """Return the first clips of tars, in order, in the usual shape, with their first window and caption.
@@ -492,23 +483,17 @@ class TarDataModule(lightning.LightningDataModule):
         """Leave out of captions what the text encoder does not know."""
         return captions if self.fit_text is None else self.fit_text(captions)[0]
 
-    def val_dataloader(self) -> DataLoader | list[Any]:
-        """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
-        if self.held is not None:
-            self.held.trainer = self.trainer
-            return self.held.val_dataloader()
-        return DataLoader(self.validation_batches, batch_size=None) if self.validation_batches else []
-
     @cached_property
     def validation_batches(self) -> list[dict[str, Any]]:
-        """The validation clips of tars, which are few and always the same, so they stay decoded."""
+        """The validation clips, which are few and always the same, so they stay decoded."""
+        mesh = self._mesh()
+        size = self._micro_batch(mesh.world)
+        if self.held is not None:
+            return self.held.batches(mesh, size)
         if self.validation_tars is None:
             return []
-        mesh, found = self._mesh(), self.first_clips(self.validation_tars, self.validation_clips)
-        share, size = range(len(found)), self.micro_batch or max(self.global_batch // mesh.world, 1)
-        if len(found) % mesh.world == 0:
-            share = share[mesh.rank * len(found) // mesh.world : (mesh.rank + 1) * len(found) // mesh.world]
-        batches = []
+        found, batches = self.first_clips(self.validation_tars, self.validation_clips), []
+        share = share_of(len(found), mesh)
         for first in range(share.start, share.stop, size):
             own = range(first, min(first + size, share.stop))
             frames = np.stack([found[place]["video"] for place in own])
@@ -516,11 +501,6 @@ class TarDataModule(lightning.LightningDataModule):
             batch = collate(Read(frames, [found[place] for place in own], tasks))
             batches.append(batch | {"caption": self._fit(batch["caption"])})
         return batches
-
-    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
-        """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
-        rest = {name: value for name, value in batch.items() if name != "position"}
-        return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
 
     def teardown(self, stage: str) -> None:
         """End the readers and the workers, and say what was passed over."""
@@ -532,9 +512,6 @@ class TarDataModule(lightning.LightningDataModule):
             rank = f" (rank {self._mesh().rank})" if self._mesh().world > 1 else ""
             print(f"data.urls{rank}: samples passed over: {counts}", file=sys.stderr)
             self.passed.clear()
-
-    def _mesh(self) -> Mesh:
-        return ALONE if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
 
     def say_resumed(self, mesh: Mesh) -> None:
         """Say once what a stream cannot do: go on at the very sample."""
@@ -618,8 +595,3 @@ def keep_faults(items: Iterable[Item], faults: list[Fault]) -> Iterator[Item]:
 def nothing(asked: TarTask, attempt: int) -> TarTask:
     """Return what takes the place of a sample that cannot be read."""
     return asked._replace(sample=asked.sample._replace(dataset=-attempt), members=None)
-
-
-def shares_of(counts: Counter[float]) -> dict[float, float]:
-    """Return the share of each rate, the most frequent first."""
-    return {rate: count / counts.total() for rate, count in counts.most_common(100)}
