@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
+from functools import partial
 from typing import Any
 
 import lightning
@@ -15,14 +18,14 @@ from videodiff.parallel.launcher import end_now, under_torchrun
 class StopGently(Callback):
     """End training after the current step, with a checkpoint, when a signal asks for it.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 do. All ranks stop at the same step. A second signal ends all processes at once,
-    without a checkpoint.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 do. All ranks stop at the same step. A second signal ends all processes of the
+    node at once, without a checkpoint, also while the main thread waits for another rank.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.asked, self.said, self.before, self.trainer = False, False, {}, None
+        self.asked, self.said, self.before, self.trainer, self.signals = False, False, {}, None, None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.trainer = trainer
@@ -30,9 +33,24 @@ class StopGently(Callback):
         for number in self.SIGNALS:
             # Under nohup a process ignores SIGHUP, and is to go on doing so.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                self.before[number] = signal.signal(number, self.ask)
+                self.before[number] = signal.signal(number, nothing)
+        # Python runs its handlers between two of its own instructions: two signals within one call of torch would be
+        # seen late, and as one. The interpreter writes each of them to this socket the moment it arrives.
+        self.signals, numbers = socket.socketpair()
+        self.signals.setblocking(False)
+        signal.set_wakeup_fd(self.signals.fileno(), warn_on_full_buffer=False)
+        # A forked worker gets the same Ctrl-C: it must not count as a second one.
+        os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
+        threading.Thread(target=self.listen, args=(numbers,), daemon=True, name="signals").start()
 
-    def ask(self, number: int, frame: Any) -> None:
+    def listen(self, numbers: socket.socket) -> None:
+        """Act on each signal that arrives, until training ends."""
+        with numbers:
+            while arrived := numbers.recv(1):
+                if arrived[0] in self.before:
+                    self.ask(arrived[0])
+
+    def ask(self, number: int) -> None:
         """Remember the wish; at the second one end all processes of this node."""
         if self.asked:
             os.write(2, b"videodiff train: stopped at once\n")
@@ -57,6 +75,14 @@ class StopGently(Callback):
             trainer.should_stop = True
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
+        if self.signals is not None:
+            signal.set_wakeup_fd(-1)
+            self.signals.close()
+            self.signals = None
         for number, action in self.before.items():
             signal.signal(number, action)
         self.before = {}
+
+
+def nothing(number: int, frame: Any) -> None:
+    """Keep the signal from ending the process; the thread acts on it."""
