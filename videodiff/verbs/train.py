@@ -49,8 +49,8 @@ from videodiff.verbs.printing import say
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (
-    *("trainer", "strategy", "compile", "callbacks", "logger", "resume", "checkpoint", "trust", "run", "name"),
-    *("hydra", "sampler", "data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
+    *("trainer", "strategy", "recompute", "compile", "callbacks", "logger", "resume", "checkpoint", "trust", "run"),
+    *("name", "hydra", "sampler", "data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
 )
 FREE_DATA = tuple(
     f"data.{name}"
@@ -117,8 +117,10 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     planned = isinstance(data, ClipDataModule)
     if first and planned and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
         say(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
-    if cfg.get("compile"):
-        instantiate_partial("compile", cfg.compile)(model.denoiser)
+    # The compiler has to see what is recomputed.
+    for group in ("recompute", "compile"):
+        if cfg.get(group):
+            instantiate_partial(group, cfg[group])(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world))
     engine = engine_of(trainer.strategy)
     state = None if checkpoint is None else state_to_resume(checkpoint, engine, world)

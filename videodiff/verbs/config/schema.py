@@ -262,6 +262,12 @@ CLASSES: dict[str, Kind] = {
     "videodiff.parallel.strategy.automatic": record(),
     "videodiff.parallel.strategy.ddp": record(rest=ANYTHING),
     "videodiff.parallel.strategy.zero": record(rest=ANYTHING, stage=whole(1, 3)),
+    "videodiff.parallel.recompute.recompute_blocks": record(
+        denoiser=instead("it is that of model="),
+        level=choice("none", "selective", "full"),
+        every=COUNT,
+        offload=FLAG,
+    ),
     "videodiff.parallel.compile.compile_blocks": record(
         denoiser=instead("it is that of model="),
         backend=NAME,
@@ -384,6 +390,7 @@ VERBS: dict[str, Kind] = {
         **TRAINING,
         resume=optional(PLACE),
         checkpoint=optional(PLACE),
+        recompute=PART,
         compile=part(none=True),
     ),
     "inspect": record(
