@@ -156,7 +156,7 @@ def test_a_clip_that_hangs_the_decoder_ends_its_process_and_the_tar_is_named(tmp
     for name in "ab":
         write_tar(tmp_path / f"{name}.tar", (f"{name}.mp4", MP4))
     monkeypatch.setattr(indexing, "LIMIT_S", 0.001)
-    with pytest.raises(ValueError, match=r"[ab]\.tar: found that a process died, or was at a clip for over 0\.001 s"):
+    with pytest.raises(ValueError, match=r"[ab]\.tar: found a worker that crashed, or spent over 0\.001 s on one clip"):
         index_tars(str(tmp_path), workers=2)
 
 
@@ -250,7 +250,7 @@ def test_a_tar_that_cannot_be_read_costs_itself(tmp_path, pattern, monkeypatch):
     assert [manifest.row(index)["key"] for index in range(len(manifest))] == ["a"]
     found = {entry.shard: entry.reason for entry in unusable}
     assert found.keys() == {"gone.tar", "locked.tar"}
-    assert "where nothing is" in found["gone.tar"]
+    assert "which does not exist" in found["gone.tar"]
     assert "Permission denied" in found["locked.tar"]
 
 
@@ -276,7 +276,7 @@ def test_what_is_no_set_of_tars_is_an_error(tmp_path):
         index_tars(str(tmp_path))
     write_tar(tmp_path / "a/a.tar", ("a.mp4", MP4))
     write_tar(tmp_path / "b/b.tar", ("a.mp4", MP4))
-    with pytest.raises(ValueError, match="expected different ones of one folder"):
+    with pytest.raises(ValueError, match="expected one folder and each tar once"):
         index_tars([str(tmp_path / "a"), str(tmp_path / "b")])
     with pytest.raises(ValueError, match="out: found None, expected a folder for tars at a URL"):
         index_tars("http://localhost/{0..3}.tar")

@@ -205,7 +205,7 @@ def test_a_row_without_what_is_needed_or_with_what_nobody_knows_is_an_error(tmp_
     row = {name: value for name, value in {**row, **change}.items() if value is not None}
     with ShardWriter(tmp_path) as writer:
         writer.add("once", *sample(0))
-        with pytest.raises(ValueError, match=f"a: row .*{next(iter(change))}"):
+        with pytest.raises(ValueError, match=f"a: found a row .*{next(iter(change))}"):
             writer.add("a", members, row)
 
 

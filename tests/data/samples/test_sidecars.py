@@ -55,8 +55,8 @@ CASES = {
     "none": ({}, []),
 }  # fmt: skip
 BAD = {
-    "latin": ({"txt": b"caf\xe9"}, "txt: found a byte 0xe9 that is no UTF-8, expected UTF-8 or UTF-16 with its mark"),
-    "half utf16": ({"txt": b"\xff\xfe\x80"}, "no UTF-16"),
+    "latin": ({"txt": b"caf\xe9"}, "txt: found a byte 0xe9 that is not UTF-8, expected UTF-8 or UTF-16 with its mark"),
+    "half utf16": ({"txt": b"\xff\xfe\x80"}, "not UTF-16"),
     "utf16 without mark": ({"txt": "a red".encode("utf-16-le")}, "txt: found NUL characters"),
     "number": ({"json": b'{"caption": 5}'}, "json: caption: found 5, expected text"),
     "record": ({"json": b'{"captions": [{"box": [1]}]}'}, "json: captions: box: found 1, expected text"),

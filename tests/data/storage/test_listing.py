@@ -115,7 +115,7 @@ def test_what_cannot_be_read_costs_itself(tmp_path, monkeypatch):
     faults = {item.name: item.detail for item in items if isinstance(item, Fault)}
     assert taken == ["a.mp4", "z.mp4"]
     assert faults.keys() == {"locked/", "gone.mp4", "circle.mp4", "pipe.mp4"}
-    assert "a link to 'nowhere', where nothing is" in faults["gone.mp4"]
+    assert "a link to 'nowhere', which does not exist" in faults["gone.mp4"]
     assert "Permission denied" in faults["locked/"]
     assert "a device, pipe or socket" in faults["pipe.mp4"]
     assert passed == {".md": 1, "hidden": 1, ".txt that cannot be read": 1}

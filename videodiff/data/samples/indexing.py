@@ -1,4 +1,4 @@
-"""Tars written by anyone get a manifest: each is read once, from begin to end, and nothing of it touches the disk."""
+"""Make a manifest for tars that others wrote: each tar is read once, from start to end, and never unpacked to disk."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LIMIT_S = 300.0
 
 
 class Unusable(NamedTuple):
-    """What of a tar is not in the manifest, and why."""
+    """A member or sample of a tar that the manifest leaves out, and why."""
 
     shard: str
     offset: int
@@ -52,13 +52,13 @@ class Unusable(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """Return it in one line that a terminal can show, whatever the name holds."""
+        """Return one line that is safe to print: control characters in the name are escaped."""
         name = self.name.encode("unicode_escape", "backslashreplace").decode()
         return f"{self.shard} at {self.offset}: " + f"{name}: " * bool(name) + self.reason
 
 
 class Indexed(NamedTuple):
-    """What a tar holds: its entry in the list of shards, its rows, the words of its captions, and what is left out."""
+    """The result of reading one tar: its shard entry, its rows, the words of its captions, and what is left out."""
 
     shard: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -68,9 +68,10 @@ class Indexed(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Neighbouring members with one key: of each extension the first, sidecars and videos with their content.
+    """Neighbouring members of a tar that share one key.
 
-    `again` are the names of the others.
+    `members` has the first file of each extension; only videos and sidecars have content. `again` has the names of
+    files whose extension came before.
     """
 
     key: str
@@ -87,14 +88,14 @@ def index_tars(
     progress: Callable[[int, int], None] = lambda done, total: None,
     passed: Passed | None = None,
 ) -> tuple[Manifest, list[Unusable]]:
-    """Write the manifest of tars, with words.txt and unusable.jsonl; return it and what it leaves out.
+    """Write the manifest of tars, with words.txt and unusable.jsonl; return it and the list of what it leaves out.
 
-    `tars`: a folder, a pattern (* on disk, {000..123} also in a URL), or a list of such, all of one folder. The
-    manifest comes beside tars on disk; that of remote ones into the folder `out`. `workers`: processes, None: one a
-    core. `passed` counts what of folders and tars was passed over.
+    `tars`: a folder, a pattern (* on disk, {000..123} also in a URL), or a list of these, all in one folder. The
+    manifest is written beside tars on disk, and into the folder `out` for tars at a URL. `workers`: number of
+    processes, by default one per core. `passed` counts the files that were skipped.
 
-    Of several files of one name that neighbour each other in a tar the first is used. A sample whose files are apart
-    from each other is left out, as a row has one place in its tar.
+    Where neighbouring files of a tar have the same name, the first one is used. A sample whose files do not lie side
+    by side is left out, because a row states one offset and one size.
     """
     passed = Passed() if passed is None else passed
     places, faults = find_tars(tars, passed)
@@ -117,7 +118,7 @@ def write_index(
     progress: Callable[[int, int], None],
     passed: Passed,
 ) -> list[Unusable]:
-    """Write what `index_tars` leaves in a folder; return what is left out."""
+    """Write manifest, words.txt and unusable.jsonl into `root`; return what is left out."""
     parent, words, usable = places[0].parent, Counter(), 0
     unusable = [Unusable(fault.name, 0, "", fault.detail) for fault in faults]
     with ManifestWriter(root, shards_at=parent if isinstance(parent, Url) else None) as writer:
@@ -133,17 +134,17 @@ def write_index(
         if not usable:
             first = f"; the first: {unusable[0]}" if unusable else ""
             raise ValueError(
-                f"{parent}: found no usable sample in {len(places)} tars: {root / UNUSABLE} tells why{first}"
+                f"{parent}: found no usable sample in {len(places)} tars: {root / UNUSABLE} says why{first}"
             )
         write_whole(root / WORDS, rank_words(words))
     return unusable
 
 
 def find_tars(tars: str | Sequence[str], passed: Passed) -> tuple[list[Path | Url], list[Fault]]:
-    """Return the tars that are meant, in the order of their names, and those that cannot be read."""
+    """Return the tars that `tars` names, sorted by name, and the faults of tars that cannot be read."""
     found, missing = [], []
     for pattern in [tars] if isinstance(tars, str) else tars:
-        # A folder may well be called a,b or {1}, and a tar a[1].tar.
+        # An existing path is taken literally: a folder may be called {1}, and a tar a[1].tar.
         for name in [pattern] if os.path.exists(pattern) else braceexpand(pattern):
             own = tars_at(name, passed)
             found += own
@@ -153,25 +154,25 @@ def find_tars(tars: str | Sequence[str], passed: Passed) -> tuple[list[Path | Ur
     if not found:
         beside = f"; {faults[0].name}: {faults[0].detail}" if faults else f"; there are {passed}" if passed else ""
         raise FileNotFoundError(
-            f"tars: found none at {tars}, expected a folder with .tar files or a pattern that some match{beside}"
+            f"tars: found none at {tars}, expected a folder with .tar files or a pattern that matches some{beside}"
         )
     if missing:
         more = f" and {len(missing) - 1} more" * (len(missing) > 1)
-        raise FileNotFoundError(f"tars: found none at {missing[0]}{more}, expected what is asked for")
+        raise FileNotFoundError(f"tars: found none at {missing[0]}{more}, expected a tar for each name and pattern")
     folders = sorted({str(place.parent) for place in found})
     if len(folders) > 1 or len({place.name for place in found}) < len(found):
-        raise ValueError(f"tars: found {len(found)} in {', '.join(folders)}, expected different ones of one folder")
+        raise ValueError(f"tars: found {len(found)} in {', '.join(folders)}, expected one folder and each tar once")
     for place in found:
         if isinstance(place, Url) and str(place) != place.text:
             raise ValueError(
-                f"tars: found secrets in the URL {place}, expected one without: the manifest that names it is passed on"
+                f"tars: found a secret in the URL {place}, expected none: the manifest stores the URL and is shared"
             )
         plain_name(place.name)
     return sorted(found, key=lambda place: place.name), faults
 
 
 def tars_at(name: str, passed: Passed) -> list[Path | Url | Fault]:
-    """Return the tar of this name or at this URL, or the tars of a folder, or those that a pattern matches."""
+    """Return the tars that one name stands for: a file, a URL, a folder, or a pattern."""
     if "://" in name:
         return [place_of(name)]
     if os.path.isdir(name):
@@ -181,19 +182,19 @@ def tars_at(name: str, passed: Passed) -> list[Path | Url | Fault]:
 
 
 def readable(path: Path) -> Path | Fault:
-    """Return the path of a tar, as a fault where it cannot be read."""
+    """Return the path of a tar, or a fault if it cannot be read."""
     if not path.exists():
-        return Fault(path.name, "found a link where nothing is, expected a tar")
+        return Fault(path.name, "found a link to a file which does not exist, expected a tar")
     return path if os.access(path, os.R_OK) else Fault(path.name, "cannot be read: Permission denied")
 
 
 def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Indexed]:
-    """Yield what each tar holds, in order, read by several processes."""
+    """Yield the contents of each tar, in order; several processes read."""
     workers = min(workers or os.cpu_count() or 1, len(places))
     if workers == 1:
         yield from map(index_tar, places)
         return
-    # No fork: neither FFmpeg nor open connections survive one.
+    # spawn, not fork: FFmpeg and open connections do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = pool.map(partial(index_tar, limit=LIMIT_S), places)
         for place in places:
@@ -201,13 +202,13 @@ def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Ind
                 yield next(results)
             except BrokenProcessPool as error:
                 raise ValueError(
-                    f"{place}: found that a process died, or was at a clip for over {LIMIT_S:g} s, which read this or "
-                    f"one of the next {workers} tars, expected it to finish: leave the tar out"
+                    f"{place}: found a worker that crashed, or spent over {LIMIT_S:g} s on one clip, in this tar or "
+                    f"one of the next {workers}, expected it to finish: leave the tar out"
                 ) from error
 
 
 def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
-    """Read one tar; a clip that takes over `limit` seconds ends the process, 0: none does."""
+    """Read one tar; a clip that takes over `limit` seconds kills this process (0: no limit)."""
     found, unusable, passed = Runs(place.name), [], Passed()
     with Hashed(place) as source:
         try:
@@ -216,21 +217,21 @@ def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
                     if isinstance(item, Unusable):
                         unusable.append(item)
                         continue
-                    # A decoder that hangs hears no handler: SIGALRM is left to the kernel, which kills.
+                    # A hanging decoder never returns to Python, so no handler would run: SIGALRM kills by default.
                     signal.setitimer(signal.ITIMER_REAL, limit)
                     found.add(item)
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 end = tar.offset
-        # A ValueError is of a number in a header.
+        # tarfile raises ValueError for a bad number in a header.
         except (tarfile.TarError, ValueError) as error:
             how = compression_of(source.head)
             reason = f"found a tar compressed by {how}, expected a plain one: uncompress it" if how else str(error)
             end = 2**63
             unusable.append(Unusable(place.name, found.end, "", f"cannot be read from here on: {reason}"))
         source.drain()
-    # To tarfile a damaged header is the end.
+    # tarfile takes a damaged header for the end of the tar.
     if source.filled > end:
-        unusable.append(Unusable(place.name, end, "", "found something else than a tar's header or its end"))
+        unusable.append(Unusable(place.name, end, "", "found other bytes than a tar's header or its end"))
     kept, left_out = found.settle()
     rows = [row for row, _ in kept]
     words = Counter(word for _, captions in kept for caption in captions for word in split_words(caption))
@@ -239,7 +240,7 @@ def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
 
 
 class Runs:
-    """The samples of one tar as they come, until it is known of which all members lie side by side."""
+    """The samples of one tar; only its end shows which of them have all their members side by side."""
 
     def __init__(self, shard: str) -> None:
         self.shard, self.end = shard, 0
@@ -249,7 +250,7 @@ class Runs:
         self.unusable: list[Unusable] = []
 
     def add(self, sample: Sample) -> None:
-        """Take in a sample, or what came later of one that was there before."""
+        """Add a sample, or further members of a sample that was added before."""
         key, extensions = sample.key, frozenset(sample.members)
         offset, before = self.seen.setdefault(key, (sample.offset, extensions))
         again = sample.again
@@ -269,14 +270,14 @@ class Runs:
             self.unusable.append(Unusable(self.shard, sample.offset, key, reason))
 
     def settle(self) -> tuple[list[tuple[dict[str, Any], list[str]]], list[Unusable]]:
-        """Return rows with their captions, and what is left out."""
+        """Return the rows with their captions, and what is left out."""
         apart = [Unusable(self.shard, self.seen[key][0], key, APART) for key in self.seen if key in self.apart]
         others = [entry for entry in self.unusable if entry.name not in self.apart]
         return [found for key, found in self.usable.items() if key not in self.apart], others + apart
 
 
 def read_samples(tar: tarfile.TarFile, shard: str, passed: Passed) -> Iterator[Sample | Unusable]:
-    """Yield neighbouring members with one key as a sample, and every member that can belong to none.
+    """Yield neighbouring members with one key as a `Sample`, and each member that no sample can use as `Unusable`.
 
     Folders and hidden files may lie between the members of a sample.
     """
@@ -306,7 +307,7 @@ def read_samples(tar: tarfile.TarFile, shard: str, passed: Passed) -> Iterator[S
 
 
 def describe(sample: Sample, shard: str) -> tuple[dict[str, Any], list[str]] | Unusable:
-    """Return the row of a sample and its captions."""
+    """Return the row of a sample and its captions, or why the sample cannot be used."""
     try:
         video = sample.members[one_video(sample.members)]
         info, captions, notes = probe(video), read_captions(sample.members), read_notes(sample.members)
@@ -322,13 +323,13 @@ def describe(sample: Sample, shard: str) -> tuple[dict[str, Any], list[str]] | U
 
 
 def text_of(notes: dict[str, Any], *names: str) -> str:
-    """Return the first of these entries that is text, with ? for what is not Unicode."""
+    """Return the first of these entries that is text; characters that are not Unicode become `?`."""
     text = next((notes[name] for name in names if isinstance(notes.get(name), str)), "")
     return text.encode(errors="replace").decode()
 
 
 class Hashed(Watched):
-    """A file that is read from begin to end, and its sha256."""
+    """A file that is read from start to end, and its sha256."""
 
     def __init__(self, place: Path | Url) -> None:
         super().__init__(place.open("rb"))

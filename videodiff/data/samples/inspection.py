@@ -1,4 +1,4 @@
-"""What is in a dataset, in numbers a person can read at a glance: one pass over its manifest, by row group."""
+"""Summarize a dataset in numbers that a person reads at a glance: one pass over its manifest, by row group."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from videodiff.data.samples.shards import SIDECARS, read_captions, read_sample
 from videodiff.text.words import split_words
 
 COLUMNS = ("frames", "height", "width", "fps", "duration", "captions", "source", "licence")
-# Different values of a column that are counted; of more the rarest are forgotten.
+# At most so many different values of a column are counted; beyond that the rarest are dropped.
 VALUES = 100_000
-# Shards that captions are read from: to find one row all rows of its row group are read.
+# Captions are read from few shards, because reading one row reads its whole row group.
 SHARDS_READ, THREADS = 32, 8
 
 
 @dataclass
 class Survey:
-    """What one pass over the rows of a dataset tells.
+    """The result of one pass over the rows of a dataset.
 
-    `counts` are the samples by shard and kind, and `kinds` these kinds, as the order wants them; `misfits` the samples
-    that no bucket takes, by reason; `sources` and `licences` those of the others. `frames` to `fps` count all.
-    `longest`: the words of the longest caption, as far as the manifest tells.
+    `kinds` are the kinds of sample, as `data.order` takes them, and `counts` the number of samples by shard and kind.
+    `misfits` counts the samples that fit no bucket, by reason; `sources` and `licences` count the samples that fit.
+    `frames`, `sizes` and `fps` count all samples. `longest`: the number of words of the longest caption, 0 where the
+    manifest does not say.
     """
 
     samples: int = 0
@@ -52,7 +53,7 @@ class Survey:
 
 
 def survey(manifest: Manifest, buckets: Sequence[Bucket] = (), any_size: bool = False) -> Survey:
-    """Return what a dataset holds and what of it falls into which bucket; one row group is in memory.
+    """Return what a dataset holds and which of its samples fit which bucket; one row group is in memory at a time.
 
     With `any_size` only the number of frames decides what fits, as in `Clips`.
     """
@@ -76,7 +77,7 @@ def survey(manifest: Manifest, buckets: Sequence[Bucket] = (), any_size: bool = 
         add(found.licences, used.column("licence"))
         none = kinds == 0
         found.misfits.update(misfits(buckets, *(column[none] for column in shape)))
-        # Of each shard that begins, goes on or ends here: how many samples of which kind.
+        # A shard may span row groups: count its samples of each kind in this row group.
         shard = np.searchsorted(manifest.starts, start + np.arange(len(table)), side="right") - 1
         pairs, count = np.unique(np.stack([shard, kinds])[:, ~none], axis=1, return_counts=True)
         kept.append(np.concatenate([pairs, count[None]]))
@@ -89,13 +90,13 @@ def survey(manifest: Manifest, buckets: Sequence[Bucket] = (), any_size: bool = 
 
 
 def row_groups(manifest: Manifest) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the columns of each row group, and the number of its first row."""
+    """Yield the index of the first row of each row group, and its columns."""
     for group, start in enumerate(manifest.groups[:-1].tolist()):
         yield start, manifest.read_groups([group], [*COLUMNS, *(["words"] if manifest.counts_words else [])])
 
 
 def add(counter: Counter[Any], values: Any, name: Any = lambda value: value) -> None:
-    """Count values under their names; of more than `VALUES` different ones the rarer half is forgotten."""
+    """Count values under their names; beyond `VALUES` different ones the rarer half is dropped."""
     if isinstance(values, np.ndarray):
         pairs = zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)
     else:
@@ -108,13 +109,13 @@ def add(counter: Counter[Any], values: Any, name: Any = lambda value: value) -> 
 
 
 def sites(sources: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return where sources are from: the host of a URL, the first folder of a path, else the whole."""
+    """Return the site of each source: the host of a URL, the first folder of a path, else the whole text."""
     hosts = pc.replace_substring_regex(sources, r"^[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*).*$", r"\1")
     return pc.replace_substring_regex(hosts, r"^([^/]+)/.*$", r"\1/")
 
 
 def damaged_shards(manifest: Manifest) -> list[str]:
-    """Return which shards have another sha256 than the manifest says, or cannot be read; each is read as a whole."""
+    """Read every shard as a whole; return one line for each whose sha256 is wrong or that cannot be read."""
 
     def problem(shard: dict[str, Any]) -> str | None:
         try:
@@ -145,8 +146,8 @@ def some_captions(manifest: Manifest, most: int) -> list[str]:
 def describe_dataset(manifest: Manifest, found: Survey, captions_read: int = 1000) -> dict[str, Any]:
     """Return counts, sizes and captions of a dataset; captions are read from at most `captions_read` samples.
 
-    `caption_words` is (fewest, median, most) words a caption, `top_words` the most frequent words and the share of
-    captions that have them; both are of the captions read.
+    `caption_words` is the (fewest, median, most) words per caption. `top_words` are the most frequent words and the
+    share of captions with each. Both describe the captions that were read.
     """
     captions = some_captions(manifest, captions_read)
     words = [split_words(caption) for caption in captions]
@@ -198,7 +199,7 @@ def format_description(description: dict[str, Any]) -> str:
 
 
 def format_fits(first: int, buckets: Sequence[Bucket], found: Sequence[Survey]) -> str:
-    """Return how many clips of all datasets of a stage fit each bucket, and how many none and why."""
+    """Return one line: how many clips of a stage's datasets fit each bucket, how many fit none, and why."""
     total, counted = sum(s.samples for s in found), sum(int(s.counts.sum()) for s in found)
     fits = [f"{sum(s.fitting[n] for s in found):,} fit {bucket}" for n, bucket in enumerate(buckets)]
     reasons = sum((s.misfits for s in found), Counter())
@@ -207,7 +208,7 @@ def format_fits(first: int, buckets: Sequence[Bucket], found: Sequence[Survey]) 
 
 
 def format_shares(names: Sequence[str], often: Sequence[Fraction], found: Sequence[Survey]) -> str:
-    """Return the shares of datasets, sources and licences in the samples drawn; `often` are the repeats."""
+    """Return the shares of datasets, sources and licences among drawn samples; `often` repeats each dataset."""
     drawn = [float(times * int(s.counts.sum())) for times, s in zip(often, found, strict=True)]
     lines = [("drawn from", dict(zip(names, drawn, strict=True)))]
     for label, column in (("  source", "sources"), ("  licence", "licences")):
@@ -219,13 +220,13 @@ def format_shares(names: Sequence[str], often: Sequence[Fraction], found: Sequen
 
 
 def percent(found: dict[str, float], total: float, limit: int = 6) -> str:
-    """Return the largest shares of a total."""
+    """Return the largest shares of a total as text."""
     shown = [f"{name or 'not stated'} {amount / max(total, 1):.1%}" for name, amount in list(found.items())[:limit]]
     return ", ".join(shown) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
 def size(count: int) -> str:
-    """Return a number of bytes in the unit that fits it."""
+    """Return a number of bytes as text, in a fitting unit."""
     return next(f"{count / unit:,.1f} {name}" for name, unit in UNITS.items() if count >= unit or name == "MiB")
 
 
@@ -233,12 +234,12 @@ UNITS = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20}
 
 
 def length(hours: float) -> str:
-    """Return a duration in the unit that fits it."""
+    """Return a duration as text, in hours or minutes."""
     return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
 
 
 def some(found: dict[Any, int], limit: int = 4) -> str:
-    """Return the most frequent values and how many more there are."""
+    """Return the first values with their counts, and how many more there are."""
     if set(found) <= {""}:
         return "not stated"
     shown = [f"{value if value != '' else 'not stated'} ({n:,})" for value, n in list(found.items())[:limit]]

@@ -1,6 +1,7 @@
-"""The manifest: one Parquet row a sample, so that order, splits and sizes are known without opening a tar.
+"""The manifest: one Parquet row per sample, so that order, splits and sizes are known without opening a tar.
 
-The list of shards with their counts is read at once, the rows by row group: 100 million of them are never in memory.
+The list of shards with their counts is read when the manifest is opened. Rows are read by row group, because a
+manifest may have 100 million of them.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ FIELDS = {
     "licence": pa.string(),
     "sha256": pa.string(),
 }
-# Columns that manifests of old lack: the words of the longest caption of a sample.
+# Columns that older manifests lack: the number of words of a sample's longest caption.
 LATER = {"words": pa.int32()}
 IDENTITY = ("shard", "key", "sha256")
-# Many samples a row group keep the footer small (5 MB for 100 million samples), few keep the rows of one shard near.
+# Larger row groups keep the footer small (5 MB for 100 million samples); smaller ones read one shard's rows faster.
 ROWS_A_GROUP = 2**15
 ROWS_KEPT = 2**20
-# Bytes: of a row at least, of a text at most, of all texts of a column on average, and without asking.
+# Bytes: the least of a row, the most of a text, the most of a column's texts on average, and a column always allowed.
 LEAST_BYTES, TEXT, MEAN_TEXT, FREE_BYTES = 4, 2**16, 2**12, 2**24
 
 
@@ -59,11 +60,11 @@ class ManifestError(ValueError):
 
 
 class Manifest:
-    """The rows of a dataset and the list of its shards; a row is read when it is asked for, with those of its shard.
+    """The rows of a dataset and the list of its shards; reading one row reads all rows of its shard.
 
     `root` is where the shards are: a folder, a URL, or a URL read through a cache; `root / name` can be opened.
-    `counts` are the samples of each shard; `caption_origins` who wrote the captions, None where that is not known.
-    `encoded` says of cached latents and text what they are of, see `codec.cached`.
+    `counts` has the number of samples of each shard. `caption_origins` lists who wrote the captions, None if unknown.
+    `encoded` says which codec and text encoder made cached latents and text, see `codec.cached`.
     """
 
     def __init__(self, path: Path | Url) -> None:
@@ -84,10 +85,10 @@ class Manifest:
 
     @classmethod
     def load(cls, root: str | Path | Url, cache: Cache | None = None) -> Manifest:
-        """Open the manifest of a folder or URL; remote shards are read through `cache`, without one by ranges.
+        """Open the manifest of a folder or URL; remote shards are read through `cache`, or by ranges without one.
 
-        Shards on disk must be there in the size that the manifest says, remote ones when they are fetched. Rows are
-        checked when they are read, the first ones here.
+        The sizes of shards on disk are compared with the manifest here, the sizes of remote shards when they are
+        fetched. Rows are checked when they are read; the first row group is checked here.
         """
         root = place_of(root)
         path = root / NAME
@@ -95,7 +96,7 @@ class Manifest:
             raise FileNotFoundError(f"{root}: found no such folder, expected a dataset")
         if isinstance(root, Path) and not path.is_file():
             tars = next(root.glob("*.tar"), None) is not None
-            other = f"; `videodiff index` gives its tars one, data=webdataset data.urls={root} streams them" * tars
+            other = f"; `videodiff index` makes one for its tars, data=webdataset data.urls={root} streams them" * tars
             raise FileNotFoundError(
                 f"{root}: found no {NAME}, expected a dataset as written by `videodiff pack`{other}"
             )
@@ -120,7 +121,7 @@ class Manifest:
         except TooLargeError as error:
             raise ManifestError(f"{self.path}: {error}") from error
         rows = table.metadata.num_rows
-        # A checksum alone has 32 bytes that nothing makes fewer.
+        # Each row has a checksum of 32 bytes, which do not compress.
         if rows > ROWS_KEPT and size < LEAST_BYTES * rows:
             raise ManifestError(f"{self.path}: found {rows} rows in {size} bytes, expected at least {LEAST_BYTES} each")
         return table
@@ -140,7 +141,7 @@ class Manifest:
         return self.block(shard).slice(index - int(self.starts[shard]), 1).to_pylist()[0]
 
     def block(self, shard: int) -> pa.Table:
-        """Return the rows of the shard of this number; those of the shards used last are kept."""
+        """Return the rows of the shard at this index; the rows of recently used shards stay in memory."""
         table = self.kept.pop(shard, None)
         if table is None:
             table = self.read(int(self.starts[shard]), int(self.starts[shard + 1]))
@@ -150,7 +151,7 @@ class Manifest:
         return table
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """Return these rows, checked; the row groups that they lie in are read."""
+        """Return the rows from `start` to `stop`, checked; whole row groups are read."""
         first, last = np.searchsorted(self.groups, [start, stop - 1], side="right") - 1
         table = self.read_groups(range(first, last + 1), None).slice(start - self.groups[first], stop - start)
         self._check_rows(start, table)
@@ -166,7 +167,7 @@ class Manifest:
             raise ManifestError(f"{self.path}: cannot be read as a manifest: {error}") from error
 
     def _unpacked(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Return a column of texts as such; ManifestError where they are longer than any that names a clip."""
+        """Return a column with its dictionary unpacked; ManifestError if its texts are longer than names can be."""
         if not pa.types.is_dictionary(column.type):
             return column
         longest = max(map(longest_text, column.chunks), default=0)
@@ -183,7 +184,7 @@ class Manifest:
         return self.read_groups(range(len(self.groups) - 1), [name]).column(0).to_numpy()
 
     def by_shard(self, *names: str) -> Iterator[list[np.ndarray]]:
-        """Yield these columns of one shard after the other; one row group is in memory."""
+        """Yield these columns shard by shard; one row group is in memory at a time."""
         shard, held = 0, None
         for group in range(len(self.groups) - 1):
             table = self.read_groups([group], names)
@@ -196,12 +197,12 @@ class Manifest:
 
     @property
     def counts_words(self) -> bool:
-        """Whether the rows tell how many words the longest caption of a sample has."""
+        """Whether the rows state the number of words of a sample's longest caption."""
         return "words" in self.file.schema_arrow.names
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of which clips there are and in which order, wherever the dataset lies."""
+        """Return a hash of the clips and their order; it does not depend on where the dataset lies."""
         if self.stated_fingerprint:
             return self.stated_fingerprint
         digest = hashlib.sha256()
@@ -210,17 +211,19 @@ class Manifest:
         return digest.hexdigest()
 
     def check(self) -> None:
-        """Raise where rows and shards cannot belong together, as far as a look at the first rows tells."""
+        """Raise if the columns, the shards or the first row group do not fit together."""
         schema = self.file.schema_arrow
         for name, kind in (FIELDS | LATER).items():
             found = schema.field(name).type if name in schema.names else "none"
             found = found.value_type if isinstance(found, pa.DictionaryType) else found
             if found != kind and (name in FIELDS or found != "none"):
-                raise ManifestError(f"{self.path}: column {name}: found {found}, expected {kind} without gaps")
+                raise ManifestError(f"{self.path}: column {name}: found {found}, expected {kind} without null values")
         if self.groups[-1] == 0:
             raise ManifestError(f"{self.path}: found no samples, expected at least one")
         if self.groups[-1] != len(self):
-            raise ManifestError(f"{self.path}: found {self.groups[-1]} rows, expected {len(self)} as its shards have")
+            raise ManifestError(
+                f"{self.path}: found {self.groups[-1]} rows, expected {len(self)}, the samples of its shards"
+            )
         if isinstance(self.root, Path):
             self._check_files()
         self.read(0, int(self.groups[1]))
@@ -238,14 +241,14 @@ class Manifest:
     def _check_rows(self, start: int, table: pa.Table) -> None:
         for name, kind in FIELDS.items():
             if table.column(name).null_count:
-                raise ManifestError(f"{self.path}: column {name}: found a gap, expected {kind} without gaps")
+                raise ManifestError(f"{self.path}: column {name}: found null values, expected {kind} without any")
         number = np.searchsorted(self.starts, start + np.arange(len(table)), side="right") - 1
         names, room = zip(*((self.shards[i]["name"], self.shards[i]["bytes"]) for i in number), strict=True)
         strange = np.not_equal(table.column("shard").to_pylist(), names)
         if strange.any():
             row = int(np.argmax(strange))
             raise ManifestError(
-                f"{self.path}: found rows of {table.column('shard')[row].as_py()!r}, expected those of {names[row]!r}, "
+                f"{self.path}: found rows of {table.column('shard')[row].as_py()!r}, expected rows of {names[row]!r}, "
                 f"in the order of the list of shards"
             )
         offset, size, frames = (table.column(name).to_numpy() for name in ("offset", "size", "frames"))
@@ -254,15 +257,15 @@ class Manifest:
             row = table.slice(int(np.argmax(outside)), 1).to_pylist()[0]
             raise ManifestError(
                 f"{self.root / row['shard']}: {row['key']}: found {row['frames']} frames in {row['size']} bytes from "
-                f"{row['offset']}, expected at least one, inside the shard's {room[int(np.argmax(outside))]}"
+                f"{row['offset']}, expected at least one, inside the shard's {room[int(np.argmax(outside))]} bytes"
             )
 
 
 class ManifestWriter:
     """Write a manifest shard by shard, in row groups of whole shards; use it in a `with` block.
 
-    `scores` are columns beyond the fixed ones, numbers. `shards_at`: the URL of the shards, where they do not lie
-    beside the manifest; `origins`: who wrote the captions, where that is known. `encoded`: see `Manifest`.
+    `scores` names further columns, of numbers. `shards_at`: the URL of the shards if they do not lie beside the
+    manifest. `origins`: who wrote the captions, if known. `encoded`: see `Manifest`.
     """
 
     def __init__(
@@ -301,7 +304,7 @@ class ManifestWriter:
         self.rows = []
 
     def finish(self) -> None:
-        """Bring the whole file to the disk, under its temporary name: what is left to do needs no more room."""
+        """Write the whole file under its temporary name; the steps after it need no more disk space."""
         if self.output.closed:
             return
         self._write()
@@ -319,7 +322,7 @@ class ManifestWriter:
                 os.replace(self.partial, self.root / NAME)
                 sync(self.root)
         finally:
-            # After an error, or on a full disk, its last bytes are not wanted any more.
+            # After an error or on a full disk closing may fail; the file is removed anyway.
             with contextlib.suppress(OSError, ValueError):
                 self.file.close()
             with contextlib.suppress(OSError):
@@ -328,20 +331,20 @@ class ManifestWriter:
 
 
 def add_rows(digest: hashlib._Hash, table: pa.Table) -> None:
-    """Extend a hash by which clips these are."""
+    """Extend a hash by the identity of each row: shard, key and checksum."""
     rows = zip(*(table.column(name).to_pylist() for name in IDENTITY), strict=True)
     digest.update("".join(f"{shard} {key} {sha256}\n" for shard, key, sha256 in rows).encode())
 
 
 def checked_shard(shard: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry of a shard; ValueError where it is not one."""
+    """Return the entry of a shard with plain values; ValueError if it is not a valid one."""
     if not re.fullmatch(r"[0-9a-f]{64}", shard["sha256"]):
         raise ValueError(f"shard: found sha256 {shard['sha256']!r}, expected 64 hexadecimal digits")
     return {**shard, "name": plain_name(shard["name"]), "bytes": int(shard["bytes"]), "samples": int(shard["samples"])}
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a shard; one that leads out of the dataset's folder is an error."""
+    """Return the name of a shard; ValueError if it is not a plain file name of a tar."""
     if Path(name).name != name or not name.lower().endswith(".tar"):
         raise ValueError(f"shard: found {name!r}, expected the plain name of a tar")
     return name

@@ -1,4 +1,4 @@
-"""The members of tars written by anyone: their keys and extensions, and which of them can belong to no sample."""
+"""Members of tars that others wrote: their keys and extensions, and which members no sample can use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ APART = (
 
 
 class BoundedHeader(tarfile.TarInfo):
-    """A header whose extensions (long names, pax records) tarfile may read into memory whatever size they state."""
+    """A tar header that refuses large extensions (long names, pax records): tarfile reads them whole into memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *tarfile.GNU_TYPES) and self.size > HEADER_LIMIT:
@@ -31,7 +31,7 @@ class BoundedHeader(tarfile.TarInfo):
 
 
 class Watched:
-    """A file that is read from begin to end: how it begins, and where its last byte that is not 0 ends."""
+    """A file that is read from start to end; it keeps the first bytes and the end of the last byte that is not 0."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.size, self.filled, self.head = file, 0, 0, b""
@@ -45,30 +45,30 @@ class Watched:
         return data
 
     def drain(self) -> None:
-        """Read what is left."""
+        """Read to the end of the file."""
         while self.read(2**20):
             pass
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return key and extension: they part at the first dot of the file's name, as in webdataset."""
+    """Return key and extension: the name splits at the first dot of its last part, as in webdataset."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 def is_hidden(member: tarfile.TarInfo) -> bool:
-    """Tell whether a member can lie between the files of a sample: a hidden file, as macOS writes them, or a folder."""
+    """Return whether a member may lie between the files of a sample: a folder, or a hidden file as macOS writes."""
     return member.isdir() or member.name.rpartition("/")[2].startswith(".")
 
 
 def is_noise(member: tarfile.TarInfo) -> bool:
-    """Tell whether a member is worth no word but its count: a folder, or what macOS notes of files."""
+    """Return whether a member is only counted, not reported: a folder, or a metadata file of macOS."""
     return member.isdir() or bool(re.fullmatch(r"\._.*|\.DS_Store", member.name.rpartition("/")[2], re.DOTALL))
 
 
 def fault_of(member: tarfile.TarInfo) -> str | None:
-    """Tell why a member cannot be used, None where it can."""
+    """Return why a member cannot be used, None if it can."""
     key, extension = split_name(member.name)
     limit = TEXT_LIMIT if extension in SIDECARS else VIDEO_LIMIT
     if (
@@ -87,12 +87,15 @@ def fault_of(member: tarfile.TarInfo) -> str | None:
 
 
 def video_of(extensions: Collection[str]) -> str | None:
-    """Return the extension of a sample's video, else of its picture, None where it has neither."""
+    """Return the extension of a sample's video, or else of its picture; None if it has neither."""
     return next((name for name in (*MOVIES, *STILLS) if name in extensions), None)
 
 
 def one_video(extensions: Collection[str]) -> str:
-    """Return the extension of the one video of a sample, beside which pictures are previews; ValueError where none."""
+    """Return the extension of a sample's only video, or else of its only picture; ValueError if there is none.
+
+    Pictures beside a video are previews.
+    """
     for kind in (MOVIES, STILLS):
         found = [name for name in extensions if name in kind]
         if len(found) == 1:
@@ -100,10 +103,10 @@ def one_video(extensions: Collection[str]) -> str:
         if found:
             raise ValueError(f"found {' and '.join(found)}, expected one video in a sample")
     dots = any(name.rpartition(".")[2] in (*MOVIES, *STILLS) for name in extensions)
-    more = "; the ending begins at the first dot of a name" * dots
+    more = "; the extension begins at the first dot of a name" * dots
     raise ValueError(f"found {', '.join(extensions)}, expected one of {', '.join(MOVIES[:5])}, ...{more}")
 
 
 def compression_of(head: bytes) -> str | None:
-    """Return by what a file is compressed that begins so, None where it is not."""
+    """Return the compression that the first bytes of a file show, None if there is none."""
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)

@@ -1,7 +1,7 @@
-"""Headers of Parquet pages: how much a page says it unpacks to, read without unpacking it.
+"""Headers of Parquet pages: read the unpacked size that a page states, without unpacking the page.
 
-A header is a struct of Thrift's compact protocol, and the reader of pyarrow takes its word: it makes room for as many
-bytes as stand there, whatever the footer says of the column.
+A header is a struct of Thrift's compact protocol. pyarrow trusts it: it allocates as many bytes as the header states,
+even where the footer states fewer for the whole column.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-# Bytes of a header: most take one read, pyarrow takes none that is longer than the second.
+# Bytes of a header: most headers fit into the first number, pyarrow accepts none above the second.
 HEAD, LONGEST = 2**9, 2**24
 # Types of Thrift's compact protocol.
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
 NUMBERS = (I16, I32, I64)
-# Structs within structs that a header may have; that of a page has three.
+# Allowed depth of nested structs; the header of a page has three levels.
 DEEPEST = 8
-# Fields of a header, by the numbers of parquet.thrift: sizes, and the structs whose first field counts values.
+# Field numbers of a header in parquet.thrift: the two sizes, and the structs whose first field counts values.
 UNPACKED, PACKED, COUNTS, DICTIONARY = 2, 3, (5, 7, 8), 7
 
 
 class Page(NamedTuple):
-    """What a page says of itself: bytes packed and unpacked, values, whether these are a dictionary."""
+    """What the header of a page states: unpacked and packed bytes, number of values, whether it is a dictionary."""
 
     unpacked: int
     packed: int
@@ -34,7 +34,7 @@ class HeaderError(ValueError):
 
 
 def read_pages(file: BinaryIO, start: int, end: int) -> Iterator[Page]:
-    """Yield the pages of a column between two bytes of a file; HeaderError where one cannot be read."""
+    """Yield the pages of a column from byte `start` to byte `end`; HeaderError if one cannot be read."""
     while start < end:
         page, length = read_header(file, start, end)
         yield page
@@ -55,7 +55,7 @@ def read_header(file: BinaryIO, start: int, end: int) -> tuple[Page, int]:
             break
         except IndexError:
             if size >= LONGEST or len(data) < size:
-                raise HeaderError(f"found a header of a page at byte {start} that does not end") from None
+                raise HeaderError(f"found a page header without an end at byte {start}") from None
             size = min(16 * size, LONGEST)
     counted = next((number for number in COUNTS if isinstance(fields.get(number), dict)), None)
     values = fields[counted].get(1) if counted else 0
@@ -72,7 +72,7 @@ class Compact:
         self.data, self.place = data, 0
 
     def struct(self, depth: int = 0) -> dict[int, object]:
-        """Return the numbers and structs of a struct by the numbers of their fields."""
+        """Return the numbers and nested structs of a struct, by field number."""
         if depth > DEEPEST:
             raise HeaderError(f"found structs over {DEEPEST} deep in the header of a page, expected fewer")
         found, number = {}, 0
@@ -82,7 +82,7 @@ class Compact:
         return found
 
     def value(self, kind: int, depth: int) -> object:
-        """Return a number or a struct, pass over anything else."""
+        """Return a number or a struct; skip any other value and return None."""
         if kind in NUMBERS:
             return self.zigzag()
         if kind == STRUCT:
@@ -96,7 +96,7 @@ class Compact:
         return None
 
     def skip_list(self, depth: int) -> None:
-        """Pass over a list, in which a truth value has a byte of its own."""
+        """Skip a list; each boolean in it takes one byte."""
         head = self.byte()
         count = head >> 4 if head >> 4 != 15 else self.varint()
         for _ in range(count):
@@ -125,9 +125,9 @@ class Compact:
         return (value >> 1) ^ -(value & 1)
 
     def skip(self, length: int) -> None:
-        """Pass over some bytes."""
+        """Skip `length` bytes."""
         if length < 0:
-            raise HeaderError("found a type in the header of a page that Thrift has not")
+            raise HeaderError("found an unknown type in the header of a page, expected a type of Thrift")
         self.place += length
         if self.place > len(self.data):
             raise IndexError

@@ -1,7 +1,7 @@
-"""Parquet of strangers: what a file declares and what its cells would take is looked at before it is unpacked.
+"""Parquet files from strangers: check the sizes that a file declares before any of it is unpacked.
 
-A text that stands in every row is in the file once, and a few kilobytes may mean gigabytes. So texts are read as
-dictionaries, which hold each text once, and are weighed there.
+A text that repeats in every row is stored once, so a few kilobytes may unpack to gigabytes. Therefore texts are read
+as dictionaries, which hold each text once, and their unpacked size is computed from there.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import pyarrow.parquet as pq
 
 from videodiff.data.samples.pages import HeaderError, Page, read_pages
 
-# Bytes of one column of a row group, and values of a column of lists there, by what the file declares.
+# Limits on what a file declares: bytes per column of a row group, and values per column of lists.
 CHUNK, VALUES = 2**30, 2**27
-# Bytes of pages beyond what the footer says of their column: not all writers count the headers.
+# Pages may exceed the size in the footer by so many bytes: some writers do not count the page headers.
 MORE = 2**20
-# Bytes that a value of a dictionary has at least.
+# Least bytes of a value in a dictionary, by type.
 LEAST = {"INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 4}
 
 
 class TooLargeError(ValueError):
-    """A Parquet file that would take more memory than a file of its kind may, or that contradicts itself."""
+    """A Parquet file that would need too much memory, or that contradicts itself."""
 
 
 class Pages(pq.ParquetFile):
-    """A Parquet file whose pages are held against the footer before they are unpacked: TooLargeError where they lie."""
+    """A Parquet file; before pages are unpacked they are compared with the footer, TooLargeError if they differ."""
 
     def __init__(self, file: BinaryIO, **options: Any) -> None:
         super().__init__(file, **options)
@@ -43,13 +43,13 @@ class Pages(pq.ParquetFile):
         return super().read_row_groups(groups, columns=columns)
 
     def iter_batches(self, size: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows, so many at a time, one row group after the other."""
+        """Yield batches of `size` rows, one row group after the other."""
         for group in range(self.num_row_groups):
             self.check_group(group, None)
             yield from super().iter_batches(size, row_groups=[group])
 
     def check_group(self, group: int, columns: Collection[str] | None) -> None:
-        """Raise where a column of a row group has pages that contradict the footer."""
+        """Raise if a column of a row group has pages that contradict the footer."""
         for number in range(self.metadata.num_columns):
             column = self.metadata.schema.column(number)
             if columns is None or column.path.partition(".")[0] in columns:
@@ -57,7 +57,7 @@ class Pages(pq.ParquetFile):
 
 
 def check_pages(file: BinaryIO, length: int, column: Any, chunk: Any) -> None:
-    """Raise where the pages of a column of a row group unpack to more than the footer says."""
+    """Raise if the pages of one column of a row group unpack to more than the footer states."""
     start = min(place for place in (chunk.dictionary_page_offset, chunk.data_page_offset) if place is not None)
     end = start + chunk.total_compressed_size
     where, said = f"column {column.path}", chunk.total_uncompressed_size
@@ -73,7 +73,7 @@ def check_pages(file: BinaryIO, length: int, column: Any, chunk: Any) -> None:
             if values > chunk.num_values:
                 expected = f"expected {chunk.num_values} as the footer says"
                 raise TooLargeError(f"{where}: found pages of {values} values, {expected}")
-            # What follows the last value is never read.
+            # pyarrow reads no page after the last value.
             if values == chunk.num_values:
                 return
     except HeaderError as error:
@@ -81,7 +81,7 @@ def check_pages(file: BinaryIO, length: int, column: Any, chunk: Any) -> None:
 
 
 def check_dictionary(page: Page, column: Any) -> None:
-    """Raise where a dictionary says that it has more values than bytes for them."""
+    """Raise if a dictionary states more values than fit into its bytes."""
     least = LEAST.get(column.physical_type, max(column.length or 0, 1))
     if page.dictionary and page.values * least > page.unpacked:
         raise TooLargeError(
@@ -91,9 +91,9 @@ def check_dictionary(page: Page, column: Any) -> None:
 
 
 def open_parquet(file: BinaryIO, **options: Any) -> Pages:
-    """Open a Parquet file whose texts come as dictionaries; TooLargeError by what it declares.
+    """Open a Parquet file and read its texts as dictionaries; TooLargeError if it declares too much.
 
-    options: those of `pyarrow.parquet.ParquetFile`.
+    `options` are passed to `pyarrow.parquet.ParquetFile`.
     """
     found = pq.read_metadata(file)
     columns = [found.schema.column(number) for number in range(found.num_columns)]
@@ -106,7 +106,7 @@ def open_parquet(file: BinaryIO, **options: Any) -> Pages:
 
 
 def check_chunk(column: Any, chunk: Any) -> None:
-    """Raise where one column of one row group declares too much."""
+    """Raise if one column of one row group declares too much."""
     if chunk.total_uncompressed_size > CHUNK:
         size = chunk.total_uncompressed_size
         raise TooLargeError(f"column {column.path}: found a row group of {size} bytes, expected at most {CHUNK}")
@@ -117,7 +117,7 @@ def check_chunk(column: Any, chunk: Any) -> None:
 
 
 def weight(array: pa.Array) -> int:
-    """Return the bytes that an array takes once its dictionaries are unpacked."""
+    """Return the bytes of an array after its dictionaries are unpacked."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         lengths = pc.binary_length(array.dictionary)
@@ -132,7 +132,7 @@ def weight(array: pa.Array) -> int:
 
 
 def longest_text(array: pa.Array) -> int:
-    """Return the bytes of the longest text of a column, 0 of one that is not of text."""
+    """Return the bytes of the longest text of a column, 0 if the column has no texts."""
     if not pa.types.is_dictionary(array.type):
         return 0
     return pc.max(pc.binary_length(array.dictionary)).as_py() or 0

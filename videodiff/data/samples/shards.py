@@ -1,7 +1,7 @@
 """Shards: plain WebDataset tars, written by webdataset's own writer, whole or not at all, and read by offset.
 
-The offset of a sample is where the library's tar stands before it; what the writer does not do is left to this file:
-shards that take their names together, the manifest, and the comparison of what is on the disk with what was added.
+This file adds what the library's writer lacks: all shards take their names together, a manifest states the offset of
+each sample, and the bytes on disk are compared with the bytes that were written.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ __all__ = [
 ]
 
 WORDS = "words.txt"
-# Of the files of a sample one of these is its video; a picture is a video of one frame.
+# Extensions of a sample's video; a picture is a video of one frame.
 VIDEOS = (*MOVIES, *STILLS)
-# webdataset takes what follows the first dot of a name for the extension.
+# In webdataset the extension begins at the first dot of a name, so a key has no dots.
 KEY = r"[^./\\\s\x00-\x1f\x7f\ud800-\udfff][^./\\\x00-\x1f\x7f\ud800-\udfff]*"
 REQUIRED = ("width", "height", "frames", "fps")
 
 
 class Group:
-    """Shards of samples of one kind: those that are full, the rows of all their samples, and the tar being filled.
+    """The shards of one group of samples: the full ones, the open one, and the rows of all samples.
 
-    The rows wait on disk, as JSON lines: memory would grow by two kilobytes a sample.
+    Rows wait on disk as JSON lines, because in memory they would take two kilobytes per sample.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -79,7 +79,7 @@ class Group:
         self.tar = open_tar(self.file)
 
     def close(self) -> None:
-        """End the tar, and compare what is on the disk with what was written."""
+        """End the tar, and compare the bytes on disk with the bytes that were written."""
         self.tar.close()
         self.file.close()
         path, size, digest = self.partials[self.shard], self.file.size, self.file.digest.hexdigest()
@@ -95,7 +95,7 @@ class Group:
 
 
 class Hashed:
-    """A new file that is written from begin to end: its size and its sha256."""
+    """A new file that is written from start to end, with its size and sha256."""
 
     def __init__(self, path: Path) -> None:
         self.file, self.size, self.digest = path.open("xb"), 0, hashlib.sha256()
@@ -109,7 +109,7 @@ class Hashed:
         return self.size
 
     def close(self) -> None:
-        """Bring it to the disk."""
+        """Flush the file to the disk and close it."""
         if not self.file.closed:
             with self.file:
                 self.file.flush()
@@ -117,13 +117,13 @@ class Hashed:
 
 
 class ShardWriter:
-    """Write samples into `root/<name>-00000.tar` ..., a new shard where one would pass `shard_bytes`.
+    """Write samples into `root/<name>-00000.tar` ...; a shard that would exceed `shard_bytes` is closed first.
 
-    Samples of different groups get shards of their own, `<name>-<group>-00000.tar`, of which one each is open. Use it
-    in a `with` block. Until its clean end the folder keeps what it had, also when the program is killed; then the new
-    shards take their names, and `words.txt` and the manifest are written last. A folder that is killed within those
-    renames has no manifest and so is no dataset. Before them, what is on the disk is compared with what was added.
-    `without_caption` counts the samples that have none.
+    Use it in a `with` block. Each group of samples has shards of its own, `<name>-<group>-00000.tar`, one of them open.
+    Until the block ends without error the folder keeps its old dataset, also if the program is killed. At the end the
+    shards are compared with what was added, then they take their names; `words.txt` and the manifest come last. If the
+    program is killed during these renames, the folder has no manifest and is no dataset. `without_caption` counts
+    samples without a caption.
     """
 
     def __init__(self, root: str | Path, shard_bytes: int = 256 * 2**20, name: str = "shard") -> None:
@@ -148,10 +148,10 @@ class ShardWriter:
         return [shard for _, group in sorted(self.groups.items()) for shard in group.shards]
 
     def add(self, key: str, members: dict[str, bytes], row: dict[str, Any], group: str = "") -> None:
-        """Append one sample: its files by extension and what the manifest shall say of it.
+        """Append one sample: its files by extension, and its row for the manifest.
 
-        `row` needs width, height, frames and fps; source, licence, duration and `score_*` are optional, the rest is
-        filled in here.
+        `row` needs width, height, frames and fps; source, licence, duration and `score_*` are optional. The other
+        columns are filled in here.
         """
         row, captions = self._checked(key, members, row), read_texts(members)
         size = sum(len(data) + 1024 for data in members.values())
@@ -179,7 +179,7 @@ class ShardWriter:
 
     def _checked(self, key: str, members: dict[str, bytes], row: dict[str, Any]) -> dict[str, Any]:
         if not re.fullmatch(KEY, key) or key in self.keys:
-            raise ValueError(f"key: found {key!r}, expected a new one without dots, slashes and control characters")
+            raise ValueError(f"key: found {key!r}, expected a new key without dots, slashes and control characters")
         if "mp4" not in members or not all(re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+)*", name) for name in members):
             raise ValueError(
                 f"{key}: found members {sorted(members)}, expected mp4 and extensions like txt or text.npy"
@@ -187,7 +187,9 @@ class ShardWriter:
         missing = [name for name in REQUIRED if name not in row]
         unknown = [name for name in row if name not in FIELDS and not name.startswith("score_")]
         if missing or unknown:
-            raise ValueError(f"{key}: row without {missing} and with {unknown}, expected {REQUIRED} and score_* only")
+            raise ValueError(
+                f"{key}: found a row without {missing} and with {unknown}, expected {REQUIRED} and only score_* besides"
+            )
         return {"source": "", "licence": "", "duration": row["frames"] / row["fps"], **row}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
@@ -213,8 +215,8 @@ class ShardWriter:
                         manifest.add(shard, own)
                         rows += len(own)
             manifest.finish()
-            # From here on the disk needs no more room, so that a full one leaves the old dataset as it was. Without
-            # its manifest a half-renamed folder cannot be taken for the old dataset or for the new one.
+            # All bytes are on disk now, so a full disk has left the old dataset as it was. The manifest goes first:
+            # a half-renamed folder can then be taken neither for the old dataset nor for the new one.
             partials = self._counted(rows)
             (self.root / NAME).unlink(missing_ok=True)
             for name, partial in partials.items():
@@ -225,10 +227,10 @@ class ShardWriter:
             sync(self.root)
 
     def _counted(self, rows: int) -> dict[str, Path]:
-        """Return where the new shards lie, by name; it is an error if one is not there as it was written."""
+        """Return the temporary paths of the new shards by name; ValueError if one has changed since it was written."""
         counted = sum(shard["samples"] for shard in self.shards)
         if not rows == counted == len(self.keys):
-            raise ValueError(f"{self.root}: found {rows} rows of {counted} samples, expected {len(self.keys)}")
+            raise ValueError(f"{self.root}: found {rows} rows and {counted} samples, expected {len(self.keys)}")
         partials = {name: path for _, group in sorted(self.groups.items()) for name, path in group.partials.items()}
         for shard in self.shards:
             path = partials[shard["name"]]
@@ -244,7 +246,7 @@ class ShardWriter:
     def _discard(self) -> None:
         parts = [part for group in self.groups.values() for part in (group.tar, group.file, group.rows)]
         for part in parts:
-            # On a full disk closing fails too, by the last bytes; these are not wanted any more.
+            # On a full disk closing fails too, as it writes the last bytes; the file is removed anyway.
             with contextlib.suppress(OSError):
                 if part is not None:
                     part.close()
@@ -253,21 +255,21 @@ class ShardWriter:
 
 
 def unfinished(root: Path, name: str) -> list[Path]:
-    """Return what a writer has in a folder that has not taken its name."""
+    """Return the temporary files of a writer in a folder."""
     patterns = (f".{name}-*.partial", f".{WORDS}.*partial", f".{NAME}.*partial")
     return [path for pattern in patterns for path in root.glob(pattern)]
 
 
 def remove_shards(root: Path, name: str = "shard") -> None:
-    """Remove a dataset, the manifest first, and what a killed writer of it left."""
+    """Remove a dataset, the manifest first, and the temporary files of a killed writer."""
     for path in (root / NAME, *root.glob(f"{name}-*.tar"), root / WORDS, *unfinished(root, name)):
         path.unlink(missing_ok=True)
 
 
 def open_tar(file: Any) -> TarWriter:
-    """Return a writer of samples to an open file: its bytes follow from keys and contents, without owner and time."""
+    """Return a writer of samples to an open file; the tar has no owner and time, so equal input gives equal bytes."""
     tar = TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
-    # webdataset 1.0.2 has an argument for it and does not hand it on; of pax, a long name would look another way.
+    # webdataset 1.0.2 has an argument for the format but ignores it. pax would store long names in another way.
     tar.tarstream.format = tarfile.GNU_FORMAT
     return tar
 
@@ -278,7 +280,7 @@ def end_of(tar: TarWriter) -> int:
 
 
 def add_members(tar: TarWriter, key: str, members: dict[str, bytes]) -> None:
-    """Append the files of one sample to a tar, in their order: the library would sort those of one record by name."""
+    """Append the files of one sample to a tar in their order, one record each: within a record the library sorts."""
     for extension, data in members.items():
         tar.write({"__key__": key, extension: data})
 
@@ -286,7 +288,7 @@ def add_members(tar: TarWriter, key: str, members: dict[str, bytes]) -> None:
 def clip_sample(
     video: bytes, info: VideoInfo, captions: Sequence[str], source: str = "", licence: str = "", truth: Any = None
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the members and the row of a clip, as `ShardWriter.add` takes them; the first caption is the txt."""
+    """Return the members and the row of a clip for `ShardWriter.add`; the first caption becomes the txt."""
     row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
     row |= {"source": source, "licence": licence}
     notes = row | ({"captions": list(captions)} if len(captions) > 1 else {}) | ({"truth": truth} if truth else {})
@@ -295,14 +297,14 @@ def clip_sample(
 
 
 def rank_words(words: Counter[str]) -> bytes:
-    """Return the content of words.txt: one word a line, the most frequent first."""
+    """Return the content of words.txt: one word per line, the most frequent first."""
     return "".join(f"{word}\n" for word in sorted(words, key=lambda word: (-words[word], word))).encode()
 
 
 def read_sample(
     root: str | Path | Url | CachedFolder, row: dict[str, Any], only: Collection[str] | None = None
 ) -> dict[str, bytes]:
-    """Return the files of a sample by extension, read at its offset; with `only`, those of these extensions.
+    """Return the files of a sample by extension, read at its offset; `only` selects extensions.
 
     `root` is a folder, a URL that is read by ranges, or the `root` of a manifest that was loaded with a cache.
     """
@@ -321,7 +323,7 @@ def read_sample(
                     if not member.name.startswith(prefix) or not plain:
                         raise tarfile.ReadError(f"found {member.name!r} of {member.size} bytes")
                     extension, found = member.name.removeprefix(prefix).lower(), True
-                    # Of files of one name the first is meant, see `index_tars`.
+                    # Of several files with one name the first counts, see `index_tars`.
                     if extension not in members and (only is None or extension in only):
                         members[extension] = tar.extractfile(member).read()
     except FileNotFoundError as error:

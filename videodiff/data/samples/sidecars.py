@@ -1,4 +1,4 @@
-"""What is said of a video: its captions and notes, from a text, a JSON and a CSV; one reader for folders and tars."""
+"""Captions and notes of a video, read from its txt, json and csv files; folders and tars share this reader."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 SIDECARS = ("txt", "json", "csv")
 # Entries of a JSON, and columns of a CSV, that are captions.
 CAPTIONS = ("caption", "captions", "text")
-# Bytes of one of them.
+# The most bytes of one sidecar.
 TEXT_LIMIT = 2**22
-# The longer mark first: that of UTF-32 begins with that of UTF-16.
+# Longer marks first: the mark of UTF-32 begins with the mark of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -31,11 +31,11 @@ class SidecarError(ValueError):
 
 
 class CaptionError(SidecarError):
-    """A caption that is no text."""
+    """A caption that is not text."""
 
 
 class Text(NamedTuple):
-    """A caption, and who wrote it, empty where that is not known."""
+    """A caption, and who wrote it; `origin` is empty if unknown."""
 
     text: str
     origin: str = ""
@@ -47,11 +47,11 @@ def read_captions(members: Mapping[str, bytes]) -> list[str]:
 
 
 def read_texts(members: Mapping[str, bytes]) -> list[Text]:
-    """Return the captions of a sample, of which `members` are the files by extension, each once.
+    """Return the captions of a sample, without repetitions; `members` has its files by extension.
 
-    That of the txt comes first, then those of `caption`, `captions` and `text` in the json, see `entries`, then the
-    column of one of these names in the csv. `caption_origins` in the json has the origins of all captions, where it is
-    as long. White space is collapsed, what is blank is none.
+    The caption of the txt comes first. The entries `caption`, `captions` and `text` of the json follow, see `entries`,
+    then the csv column with one of these names. `caption_origins` in the json states the origins if it has as many
+    items as there are captions. White space is collapsed, and blank captions are dropped.
     """
     notes = read_notes(members)
     found = [caption for field in CAPTIONS for caption in entries(notes.get(field), f"json: {field}")]
@@ -66,7 +66,7 @@ def read_texts(members: Mapping[str, bytes]) -> list[Text]:
 
 
 def read_notes(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return the json of a sample, empty where it has none."""
+    """Return the json of a sample, an empty dict if it has none."""
     text = decode_text(members.get("json", b""), "json")
     try:
         notes = json.loads(text) if text else {}
@@ -78,7 +78,7 @@ def read_notes(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Return bytes as text: UTF-8, or what the mark at its begin says; a SidecarError names what is neither."""
+    """Decode text as UTF-8, or as the byte order mark at its start says; SidecarError if it is neither."""
     if not data:
         return ""
     if len(data) > TEXT_LIMIT:
@@ -89,8 +89,8 @@ def decode_text(data: bytes, name: str) -> str:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         raise SidecarError(
-            f"{name}: found a byte {data[len(mark) + error.start]:#04x} that is no {encoding.upper()}, expected UTF-8 "
-            f"or UTF-16 with its mark: convert it, as by iconv -f WINDOWS-1252 -t UTF-8"
+            f"{name}: found a byte {data[len(mark) + error.start]:#04x} that is not {encoding.upper()}, expected UTF-8 "
+            f"or UTF-16 with its mark: convert the file, for example by iconv -f WINDOWS-1252 -t UTF-8"
         ) from error
     if "\0" in text:
         raise SidecarError(f"{name}: found NUL characters, expected UTF-8, or UTF-16 with its mark")
@@ -98,9 +98,10 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def entries(value: Any, where: str) -> Iterator[Text]:
-    """Yield the captions of an entry: none, a text, `{caption, origin}`, a list of such, or an object of them by name.
+    """Yield the captions of an entry of the json.
 
-    So `{"short": ..., "long": ...}` has two captions; `origin` beside them is that of each which has none of its own.
+    An entry is null, a text, `{caption, origin}`, a list of these, or an object of captions by name. For example
+    `{"short": ..., "long": ...}` has two captions. `origin` beside the names is the default origin of its captions.
     """
     for item in value if isinstance(value, list) else [value]:
         named = isinstance(item, dict) and item and not item.keys() & {"caption", "text"}
@@ -112,14 +113,14 @@ def entries(value: Any, where: str) -> Iterator[Text]:
 
 
 def by_name(value: Any, where: str, origin: str) -> Iterator[Text]:
-    """Yield the captions that stand under a name: as in an entry, but no further names."""
+    """Yield the captions under one name: like an entry, but without further names."""
     for item in value if isinstance(value, list) else [value]:
         found = one_caption(item, where)
         yield found._replace(origin=found.origin or origin)
 
 
 def one_caption(item: Any, where: str) -> Text:
-    """Return a text or a `{caption, origin}` as a caption, an empty one for none."""
+    """Return a text or `{caption, origin}` as a caption, an empty one for null."""
     if isinstance(item, str):
         return Text(tidy(item, where))
     entry = item if isinstance(item, dict) else {"caption": item}
@@ -130,7 +131,7 @@ def one_caption(item: Any, where: str) -> Text:
 
 
 def rows(data: bytes) -> Iterator[Text]:
-    """Yield the captions of a csv with a header; one without a column of captions says something else."""
+    """Yield the captions of a csv with a header; none if no column is named like captions."""
     text = decode_text(data, "csv")
     try:
         for delimiter in ",;\t|":
@@ -147,7 +148,7 @@ def rows(data: bytes) -> Iterator[Text]:
 
 
 def tidy(text: str, where: str) -> str:
-    """Return a caption in one line, without control characters; half a surrogate pair is an error."""
+    """Return a caption as one line without control characters; CaptionError for half a surrogate pair."""
     if text.isprintable():
         return " ".join(text.split())
     if re.search(r"[\ud800-\udfff]", text):

@@ -1,9 +1,9 @@
-"""Samples of tars that have no manifest, in a stream: webdataset's pipeline, each tar read once from begin to end.
+"""Stream samples from tars without a manifest: webdataset's pipeline, each tar read once from start to end.
 
-Of the library are the drawing of tars, the split between readers, the opening of files and commands, the grouping by
-key and the shuffle. The members come by a stage of ours in place of its `tar_file_expander`, which takes what a header
-claims for granted (a sparse file of terabytes) and ends at a damaged one without a word. What is wrong with a tar or a
-sample travels in the stream as a `Fault`, as the process that reads may be another one than the one that tells of it.
+The library draws tars, splits them between readers, opens files and commands, groups members by key and shuffles.
+Our own stage `Members` replaces its `tar_file_expander`, which believes any size in a header (a sparse file of
+terabytes) and stops at a damaged header without an error. A problem with a tar or a sample travels in the stream as a
+`Fault`, because the process that reads is often not the process that reports.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from videodiff.data.storage.listing import Passed, Scan
 from videodiff.data.storage.remote import CREDENTIALS, Url
 
 PIPE = "pipe:"
-# Endings of tars that Python reads, compressed ones too, as nothing seeks in a stream.
+# Extensions of tars that Python reads; they may be compressed, because a stream never seeks.
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 DAMAGE = (tarfile.TarError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError)
-# Samples that a reader has at hand when it is asked, and those in the buffer before the first one is drawn from it.
+# Samples that a reader prefetches, and samples in the shuffle buffer before the first one is drawn.
 AHEAD, FIRST = 4, 100
 
 
 class Raw(NamedTuple):
-    """A sample as it lies in a tar: epoch, number of the tar in the list, its own there, its files by extension."""
+    """A sample as it lies in a tar: epoch, index of the tar in the list, its index in the tar, files by extension."""
 
     epoch: int
     tar: int
@@ -68,7 +68,10 @@ class Raw(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What cannot be used, and why: a tar from some place on, or the sample of this key; `small`: a member only."""
+    """Something that cannot be used, and why.
+
+    Without a key the rest of the tar is lost, with a key that sample. `small`: only a member of the tar is lost.
+    """
 
     tar: str
     key: str
@@ -77,7 +80,7 @@ class Fault(NamedTuple):
 
 
 class End(NamedTuple):
-    """A tar was read to its end; it gave so many samples, of which some may still come, as they are shuffled."""
+    """A tar was read to its end and gave `samples` samples; some may follow later, from the shuffle buffer."""
 
     epoch: int
     tar: int
@@ -88,9 +91,10 @@ Item = Raw | Fault | End
 
 
 def find_tars(urls: str | Sequence[str], pipes: bool = False, where: str = "data.urls") -> list[str]:
-    """Return the tars that are meant by a folder, a pattern (*, {000..123}), a URL, a command `pipe:...`, or a list.
+    """Return the tars that a folder, a pattern (*, {000..123}), a URL, a command `pipe:...`, or a list stands for.
 
-    A command is an error unless `pipes`. So is a folder that has a manifest: its order and its resume are exact by it.
+    A command is an error unless `pipes` is true. A folder with a manifest is an error too: `data=folder` reads it in
+    an exact order and with an exact resume.
     """
     found = []
     for pattern in [urls] if isinstance(urls, str) else urls:
@@ -102,7 +106,7 @@ def find_tars(urls: str | Sequence[str], pipes: bool = False, where: str = "data
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that a pattern with braces stands for; braces that do not close are signs like others."""
+    """Return the names that a pattern with braces stands for; unbalanced braces are taken literally."""
     if os.path.lexists(pattern):
         return [pattern]
     try:
@@ -112,12 +116,12 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def tars_at(name: str, pipes: bool, where: str) -> list[str]:
-    """Return the tars of one name without braces, those on disk by their absolute paths."""
+    """Return the tars of one name without braces; tars on disk as absolute paths."""
     if name.startswith(PIPE):
         if not pipes:
             raise ValueError(
-                f"{where}: found {name!r}, a command for a shell, expected data.pipes=true beside it on this command "
-                f"line to have it run"
+                f"{where}: found {name!r}, a command for a shell, expected data.pipes=true on this command line, which "
+                f"allows it to run"
             )
         return [name]
     if "://" in name:
@@ -131,7 +135,7 @@ def tars_at(name: str, pipes: bool, where: str) -> list[str]:
         raise FileNotFoundError(f"{where}: {name}: found no such file or folder, expected tars")
     for path in names:
         if not os.path.isfile(path) or not path.lower().endswith(TARS):
-            raise ValueError(f"{where}: {path}: found no tar by its name, expected one of {', '.join(TARS)}")
+            raise ValueError(f"{where}: {path}: found another extension, expected one of {', '.join(TARS)}")
     return [os.path.abspath(path) for path in names]
 
 
@@ -140,7 +144,7 @@ def tars_in(folder: Path, where: str) -> list[str]:
     if (folder / NAME).is_file():
         raise ValueError(
             f"{where}: {folder}: found a dataset with a manifest, expected tars without one: data=folder "
-            f"data.root={folder} has each sample once an epoch and resumes to the bit"
+            f"data.root={folder} gives each sample once per epoch and resumes bit by bit"
         )
     passed = Passed()
     found = list(Scan(folder, set(TARS), passed, deep=False))
@@ -154,14 +158,14 @@ def tars_in(folder: Path, where: str) -> list[str]:
 
 
 def shown(tar: str) -> str:
-    """Return the name of a tar as it may be told: a URL without secrets, of a command its begin."""
+    """Return the name of a tar for messages: a URL without secrets, only the start of a command."""
     if tar.startswith(PIPE):
         return tar if len(tar) <= 60 else f"{tar[:57]}..."
     return bare_url(tar) if "://" in tar else tar
 
 
 class Pieces(io.RawIOBase):
-    """A file at a URL, read once from begin to end by large ranges, each of which is asked for again where it fails."""
+    """A file at a URL, read once from start to end in large ranges; a range that fails is tried again."""
 
     def __init__(self, url: Url) -> None:
         self.pieces, self.left = url.pieces(), memoryview(b"")
@@ -182,40 +186,40 @@ class Pieces(io.RawIOBase):
 
 
 def open_url(url: str, mode: str = "rb", bufsize: int = -1) -> io.BufferedReader:
-    """Open a URL for webdataset as this project reads URLs: hosts checked, asked again where they fail, in time."""
+    """Open a URL for webdataset with this project's own reader: hosts checked, with retries and timeouts."""
     return io.BufferedReader(Pieces(Url(url)))
 
 
-# The library would start curl or gsutil for some of them, and knows nothing of the others.
+# The library would start curl or gsutil for some of these schemes, and does not know the others.
 gopen_schemes.update(dict.fromkeys(CREDENTIALS, open_url))
 
 
 @dataclass
 class Notes:
-    """What the stages of one pipeline have to tell beside samples, and how many tars gave none since the last one."""
+    """Faults that the stages of one pipeline report, and the number of tars without a sample since the last sample."""
 
-    told: list[Fault] = field(default_factory=list)
+    pending: list[Fault] = field(default_factory=list)
     last: Fault | None = None
     barren: int = 0
 
-    def tell(self, fault: Fault) -> None:
-        """Note a fault, to be passed on with the next sample."""
-        self.told.append(fault)
+    def report(self, fault: Fault) -> None:
+        """Keep a fault; it is passed on with the next sample."""
+        self.pending.append(fault)
         self.last = fault
 
     def drain(self) -> list[Fault]:
-        """Return what was told since, once."""
-        found, self.told = self.told, []
+        """Return the faults since the last call."""
+        found, self.pending = self.pending, []
         return found
 
 
 @dataclass(frozen=True)
 class Source:
-    """How tars are drawn: each once an epoch in an order that the epoch decides, or with `resampled` any at any time.
+    """How tars are drawn: each once per epoch in a shuffled order, or at random with replacement if `resampled`.
 
-    `shuffle` samples of a reader are mixed in a buffer. A rank of `world` takes every world-th tar, and of these each
-    of its readers its share; epochs follow one another without a gap, so ranks may have uneven numbers of tars. `done`
-    are tars of an epoch that are left out, `start` the epoch to begin with. Seeds are by rank, reader and `salt`.
+    Each reader mixes its samples in a buffer of `shuffle` samples. A rank of `world` takes every world-th tar, and its
+    readers share these. Epochs follow one another without a gap, so ranks may have different numbers of tars. `start`
+    is the first epoch, `done` lists tars per epoch that are left out. Seeds depend on rank, reader and `salt`.
     """
 
     tars: tuple[str, ...]
@@ -229,20 +233,22 @@ class Source:
     salt: int = 0
 
     def pipeline(self) -> webdataset.DataPipeline:
-        """Return webdataset's pipeline of this source, endless."""
+        """Return webdataset's pipeline of this source; it never ends."""
         notes = Notes()
         if self.resampled:
             numbers = list(map(str, range(len(self.tars))))
-            drawn = webdataset.ResampledShards(numbers, seed=self.seed, deterministic=True, worker_seed=self.place)
+            drawn = webdataset.ResampledShards(
+                numbers, seed=self.seed, deterministic=True, worker_seed=self.reader_seed
+            )
             stages = [drawn, self.occurrences]
         else:
-            # The library's own split by node asks the process, and that of a reader belongs to no group.
+            # The library's split by node asks torch.distributed, but a reader process belongs to no process group.
             stages = [self.epochs, self.of_rank, webdataset.split_by_worker]
         stages += [Fertile(notes, 2 * len(self.tars) + 2), *reading(notes)]
         return webdataset.DataPipeline(*stages, self.mixed if self.shuffle > 1 else None)
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """Yield the tars of one epoch after the other."""
+        """Yield the tars of all epochs, one epoch after the other."""
         done, everything = dict(self.done), range(len(self.tars))
         for epoch in itertools.count(self.start):
             order = permute(everything, len(self.tars), absorb(self.seed, epoch)).tolist()
@@ -253,26 +259,26 @@ class Source:
         return itertools.islice(tars, self.rank, None, self.world)
 
     def occurrences(self, drawn: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Number the draws, no two of all ranks and readers alike: each has windows of its own."""
+        """Give each draw a number that is unique over all ranks and readers: it seeds the draw's windows."""
         _, readers = reader_of()
         for count, entry in enumerate(drawn):
             yield self.entry((count * self.world + self.rank) * readers + reader_of()[0], int(entry["url"]))
 
     def entry(self, epoch: int, tar: int) -> dict[str, Any]:
-        """Return a tar as the library's opener takes it."""
+        """Return a tar in the form that the library's opener takes."""
         return {"url": self.tars[tar], "epoch": epoch, "tar": tar}
 
-    def place(self) -> int:
-        """Return a seed that no other reader of any rank has."""
+    def reader_seed(self) -> int:
+        """Return a seed that differs between all readers of all ranks."""
         return int(absorb(self.salt, self.rank, reader_of()[0]) >> 33)
 
     def mixed(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Mix samples in a buffer, those of one epoch among themselves."""
+        """Shuffle samples in a buffer; samples of different epochs do not mix."""
         generator, epoch = random.Random(int(absorb(self.seed, self.salt, self.rank, reader_of()[0]))), 0
 
         def epoch_of(item: Item) -> int:
             nonlocal epoch
-            # A draw is an epoch of its own where tars are drawn again and again.
+            # With `resampled` each draw counts as an epoch, and draws do mix.
             epoch = 0 if self.resampled else getattr(item, "epoch", epoch)
             return epoch
 
@@ -280,9 +286,9 @@ class Source:
             yield from webdataset.shuffle(self.shuffle, initial=min(self.shuffle, FIRST), rng=generator)(own)
 
     def items(self, readers: int = 0, wait: float = 0.0, context: Any = None) -> Iterator[Item]:
-        """Yield what this rank reads, by so many processes (0: this one); each item has to come within `wait` seconds.
+        """Yield what this rank reads, in `readers` processes (0: in this one); TimeoutError after `wait` seconds.
 
-        Readers are workers of a DataLoader: they only read bytes. Whatever decodes may hang, and is none of them.
+        Readers are workers of a DataLoader and only read bytes. They never decode, because a decoder may hang.
         """
         how = {"prefetch_factor": AHEAD, "timeout": wait, "multiprocessing_context": context} if readers else {}
         how |= {"worker_init_fn": end_with_parent} if readers else {}
@@ -300,18 +306,18 @@ class Source:
 
 
 def end_with_parent(reader: int) -> None:
-    """End this reader when the process that started it is gone: it may wait for a command that says nothing."""
+    """Exit when the parent process has ended: this reader may be blocked on a command that writes nothing."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def as_is(item: Item) -> Item:
-    """Return what a reader has read."""
+    """Return an item unchanged."""
     return item
 
 
 def reader_of() -> tuple[int, int]:
-    """Return the number of this reader, and how many its rank has."""
+    """Return the index of this reader, and the number of readers of its rank."""
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
 
@@ -323,7 +329,7 @@ def read_tars(tars: Sequence[str], numbers: Sequence[int]) -> Iterator[Item]:
 
 
 def reading(notes: Notes) -> list[Any]:
-    """Return the stages from tars to samples; what they have to tell comes among the samples."""
+    """Return the stages from tars to samples; faults come between the samples."""
     opener = webdataset.filters.pipelinefilter(url_opener)(handler=Unopened(notes))
     grouper = webdataset.filters.pipelinefilter(group_by_keys)(keys=split_name)
     return [opener, Members(notes), grouper, Numbered(notes)]
@@ -331,25 +337,25 @@ def reading(notes: Notes) -> list[Any]:
 
 @dataclass
 class Unopened:
-    """A handler of webdataset: notes a tar that cannot be opened, and goes on with the next one."""
+    """An error handler for webdataset: report a tar that cannot be opened, and go on with the next one."""
 
     notes: Notes
 
     def __call__(self, error: Exception) -> bool:
         url = str(error.args[-1])
-        self.notes.tell(Fault(shown(url), "", f"cannot be opened: {reason_of(error, url)}"))
+        self.notes.report(Fault(shown(url), "", f"cannot be opened: {reason_of(error, url)}"))
         return True
 
 
 def reason_of(error: Exception, url: str) -> str:
-    """Return what went wrong, without what the library adds to an error."""
+    """Return the message of an error without the URL that the library appends."""
     error.args = error.args[:-1] if error.args[-1:] == (url,) else error.args
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @dataclass
 class Fertile:
-    """Pass tars on until `most` of them in a row gave no sample: nobody would ever get one."""
+    """Pass tars on; ValueError after `most` tars in a row without a sample, as the stream would never end."""
 
     notes: Notes
     most: int
@@ -366,7 +372,7 @@ class Fertile:
 
 @dataclass
 class Members:
-    """From open tars to their members, with the content of videos and sidecars, as webdataset groups them by key."""
+    """Yield the members of open tars in the form that webdataset groups by key; only videos and sidecars have data."""
 
     notes: Notes
 
@@ -375,22 +381,22 @@ class Members:
             name, stream, origin = shown(tar["url"]), Watched(tar["stream"]), (tar["epoch"], tar["tar"])
             try:
                 yield from ({**member, "__url__": origin} for member in self.members(name, stream))
-                # Of a command this waits for its end, and looks at how it ended.
+                # For a command this waits until it ends, and checks its exit status.
                 stream.file.close()
             except DAMAGE as error:
                 how = compression_of(stream.head)
                 packed = f"; it is compressed by {how}" if how in ("zip", "zstd") else ""
                 reason = f"cannot be read from here on: {type(error).__name__}: {error}{packed}"
-                self.notes.tell(Fault(name, "", reason))
+                self.notes.report(Fault(name, "", reason))
             finally:
                 with suppress(OSError):
                     stream.file.close()
-            # A file without a name, and then what the library takes for the end of a tar.
+            # A file without a name marks the end for `Numbered`; the empty dict marks it for the library's grouper.
             yield {"fname": "", "data": b"", "__url__": origin}
             yield {}
 
     def members(self, name: str, stream: Watched) -> Iterator[dict[str, Any]]:
-        """Yield the members of a tar that can belong to a sample."""
+        """Yield the members of one tar that samples can use."""
         last, seen, extensions = None, set(), set()
         with tarfile.open(fileobj=stream, mode="r|*", tarinfo=BoundedHeader) as tar:
             for member in tar:
@@ -398,35 +404,35 @@ class Members:
                 if is_noise(member):
                     continue
                 if fault := fault_of(member):
-                    self.notes.tell(Fault(name, member.name, fault, small=True))
+                    self.notes.report(Fault(name, member.name, fault, small=True))
                     continue
                 key, extension = split_name(member.name)
                 if extension.startswith("__"):
-                    kept = "found an ending that webdataset keeps for itself, expected another one"
-                    self.notes.tell(Fault(name, member.name, kept, small=True))
+                    kept = "found an extension that webdataset reserves, expected one without __ at its start"
+                    self.notes.report(Fault(name, member.name, kept, small=True))
                     continue
                 if key != last:
                     if hash(key) in seen:
-                        self.notes.tell(Fault(name, key, APART))
+                        self.notes.report(Fault(name, key, APART))
                     seen.add(hash(key))
                     last, extensions = key, set()
                 if extension in extensions:
                     again = f"found {member.name} again, expected each name once in a tar: the first is used"
-                    self.notes.tell(Fault(name, key, again, small=True))
+                    self.notes.report(Fault(name, key, again, small=True))
                     continue
                 extensions.add(extension)
                 wanted = extension in VIDEOS or extension in SIDECARS
                 yield {"fname": member.name, "data": tar.extractfile(member).read() if wanted else b""}
             end = tar.offset
         stream.drain()
-        # To tarfile a damaged header is the end. Where the tar is compressed its own sums tell.
+        # tarfile takes a damaged header for the end. A compressed tar has checksums of its own.
         if stream.filled > end and compression_of(stream.head) is None:
-            raise tarfile.ReadError("found something else than a tar's header or its end")
+            raise tarfile.ReadError("found other bytes than a tar's header or its end")
 
 
 @dataclass
 class Numbered:
-    """From webdataset's samples to ours, numbered in their tar, and what the stages have told in between."""
+    """Turn webdataset's samples into `Raw`, numbered within their tar, with the faults of all stages in between."""
 
     notes: Notes
 

@@ -202,7 +202,7 @@ def is_kind(entry: os.DirEntry) -> str:
         if entry.is_file():
             return "file"
         if entry.is_symlink():
-            return f"found a link to {os.readlink(entry.path)!r}, where nothing is"
+            return f"found a link to {os.readlink(entry.path)!r}, which does not exist"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return "found a device, pipe or socket, expected a plain file"
