@@ -259,7 +259,7 @@ def read_from(
                 time = next(ranked, timeline.end) if timeline.ranked else clock(stamp(frame))
                 if frame.is_corrupt:
                     spoil(time)
-                frame.opaque = screen.place(frame)
+                frame.opaque = screen.display_of(frame)
                 yield time, frame
 
 

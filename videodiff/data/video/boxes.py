@@ -1,4 +1,4 @@
-"""Boxes: the outermost parts of an MP4 file, of which one of a few megabytes may have a million."""
+"""Boxes: the outermost parts of an MP4 file. A hostile file of a few megabytes may have a million of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
-# Two for each frame are many, and two hours at 60 frames a second have no more. FFmpeg takes seconds for so many.
+# Two hours at 60 frames a second with two boxes per frame stay below this limit. FFmpeg takes seconds for so many.
 MOST_BOXES = 2**20
-# What an MP4 file, or a part of one, may begin with.
+# Types of the first box of an MP4 file, or of a fragment of one.
 FIRST = (b"ftyp", b"styp", b"moov", b"moof", b"sidx", b"free", b"skip", b"wide", b"mdat", b"pnot", b"uuid")
 
 
 class BoxesError(ValueError):
-    """A file of more boxes than any that is meant to be watched."""
+    """A file with more boxes than any real video has."""
 
 
 def top_boxes(file: BinaryIO) -> Iterator[tuple[str, int]]:
-    """Yield type and end, in bytes from the start, of every outermost box of an MP4 file; of other files nothing.
+    """Yield type and end, in bytes from the start, of every outermost box of an MP4 file; nothing for other files.
 
     BoxesError where there are over `MOST_BOXES`.
     """

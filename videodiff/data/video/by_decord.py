@@ -32,11 +32,11 @@ CODECS, CONTAINERS, PIXELS = ("h264", "hevc", "vp9"), ("mov,mp4", "matroska"), (
 
 
 def frames_by_decord(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and image, uint8 `h w c`, of each of these frames, as `find_frames` does.
+    """Yield index and image, uint8 `h w c`, of each of these frames, as `find_frames` does.
 
     DecodeError where decord might give another frame than a full decode of the video.
     """
-    # It brings an ffmpeg of its own, whose symbols must not come before those of PyAV.
+    # decord brings its own ffmpeg; PyAV must be imported first, so that its symbols win.
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -74,7 +74,7 @@ def why_not(
     first: av.VideoFrame | None,
     pictures: list[Picture] | None,
 ) -> str:
-    """Return why decord may not read a video whose first frame was just decoded; empty where it may."""
+    """Return why decord must not read this video, empty if it may; the container has just decoded its first frame."""
     if stream.codec_context.name not in CODECS:
         return f"its codec is {stream.codec_context.name}, not {' or '.join(CODECS)}"
     if not container.format.name.startswith(CONTAINERS):
@@ -93,14 +93,14 @@ def why_not(
         return "its frames are woven of two fields"
     if first.format.name not in PIXELS or not is_plain(first):
         return f"its pixels are {first.format.name} with transfer {int(first.color_trc)}, not ordinary 8 bit"
-    display = screen.place(first)
+    display = screen.display_of(first)
     if display.orientation != UPRIGHT or display.size(first.width, first.height) != (first.width, first.height):
         return "it is shown turned, or its pixels are not square"
     return ""
 
 
 def has_open_groups(pictures: Sequence[Picture]) -> bool:
-    """Tell whether a picture that is decoded after a keyframe is shown before it."""
+    """Return whether some picture is decoded after a keyframe but shown before it."""
     earliest = float("inf")
     for picture in reversed(pictures):
         if picture.key and picture.pts > earliest:

@@ -10,15 +10,15 @@ from PIL import Image, ImageCms
 
 # Transfer characteristics of high dynamic range, in the numbers of ITU-T H.273.
 HDR = {16: "pq", 18: "hlg"}
-# Any other, of which the colours alone are to be brought into those of BT.709.
+# Any other transfer: only the primaries are converted to BT.709.
 ORDINARY = "sdr"
-# Luminance in cd/m2: of the white of ordinary video, of which HDR has more (ITU-R BT.2408), and of the brightest that a
-# nominal HLG display shows (BT.2100).
+# Luminance in cd/m2: white of ordinary video as HDR shows it (ITU-R BT.2408), and the peak of a nominal HLG display
+# (BT.2100).
 WHITE, HLG_PEAK = 203.0, 1000.0
-# Light up to this share of white stays as it is. What is brighter nears white and never reaches it.
+# Light below this share of white is unchanged. Brighter light is compressed and stays below white.
 KNEE = 0.85
-# How a display of ordinary video turns its signal into light. It lies between the 2.4 of a dim studio (BT.1886) and the
-# inverse of the camera's curve (BT.709).
+# Gamma of a display of ordinary video, between 2.4 of a dim studio (BT.1886) and the inverse of the camera's curve
+# (BT.709).
 GAMMA = 2.2
 # Light in RGB of BT.2020, and of the P3 of cinemas and phones, to that in RGB of BT.709 (BT.2407; SMPTE EG 432-1).
 TO_BT709 = {
@@ -29,9 +29,9 @@ TO_BT709 = {
 BT2020 = 9
 # Primaries whose colours reach beyond BT.709.
 WIDE = {9: "bt2020", 12: "p3"}
-# What each of R, G and B of BT.2020 adds to luminance.
+# Weights of R, G and B of BT.2020 in luminance.
 LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
-# Levels of the table that turns light, from 0 to 1, into a signal; they lie denser in the dark.
+# Entries of the table from light, 0 to 1, to signal; they are denser in the dark.
 LEVELS = 4096
 
 
@@ -62,7 +62,7 @@ def light_table(transfer: str) -> np.ndarray:
 
 @cache
 def signal_table() -> np.ndarray:
-    """Return the signal, 0 to 255, of light from 0 to 1, whose square root is counted in `LEVELS`."""
+    """Return a table from light to signal, 0 to 255; entry i is for light (i / (LEVELS - 1)) ** 2."""
     return np.round(255 * (np.arange(LEVELS) / (LEVELS - 1)) ** (2 / GAMMA)).astype(np.uint8)
 
 
@@ -83,7 +83,7 @@ def to_sdr(image: np.ndarray, transfer: str, primaries: int) -> np.ndarray:
 
 
 def compress(light: np.ndarray) -> np.ndarray:
-    """Return light of any strength as light below 1: unchanged up to `KNEE`, from there on ever flatter, no edge."""
+    """Map light of any strength below 1: unchanged up to `KNEE`, then a smooth curve that flattens."""
     over = np.maximum(light - KNEE, 0) / (1 - KNEE)
     return np.minimum(light, KNEE) + (1 - KNEE) * over / (1 + over)
 
@@ -96,17 +96,17 @@ def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """Return what turns RGB of an ICC profile into sRGB; None where it is none that says what RGB means."""
+    """Return the transform from an ICC profile to sRGB; None if the profile does not define RGB."""
     try:
         found = ImageCms.getOpenProfile(io.BytesIO(profile))
         if found.profile.xcolor_space.strip() != "RGB":
             return None
         return ImageCms.buildTransform(found, ImageCms.createProfile("sRGB"), "RGB", "RGB")
-    # Viewers show a picture whose profile is damaged as if it had none.
+    # Viewers ignore a damaged profile.
     except (ImageCms.PyCMSError, OSError):
         return None
 
 
 def by_profile(image: np.ndarray, profile: bytes) -> np.ndarray:
-    """Return an image in RGB of an ICC profile, uint8 `h w c`, in sRGB."""
+    """Convert an image, uint8 `h w c`, from the RGB of an ICC profile to sRGB."""
     return np.array(ImageCms.applyTransform(Image.fromarray(image), to_srgb(profile)))

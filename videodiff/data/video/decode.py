@@ -27,12 +27,12 @@ from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream
 from videodiff.data.video.screen import Screen
 from videodiff.data.video.timing import MICROSECOND, clock_ticks
 
-# A decoder: from a video and frame numbers to number and image, uint8 `h w c`; DecodeError where one cannot be had.
+# A decoder takes a video and frame indices, and yields index and image, uint8 `h w c`; DecodeError if one is missing.
 FindFrames = Callable[[bytes, Sequence[int]], Iterator[tuple[int, np.ndarray]]]
 
 
 def probe(video: bytes) -> VideoInfo:
-    """Return what a video says of itself, its size as it is shown.
+    """Return size, frames and rate as the video states them; the size is the size as shown.
 
     Its frames are counted, as a header may promise more than is there.
     """
@@ -53,7 +53,7 @@ def probe(video: bytes) -> VideoInfo:
 
 
 def decode(video: bytes, indices: Sequence[int], find: FindFrames | None = None) -> np.ndarray:
-    """Return the frames of these numbers, in this order: uint8 `t h w c`, RGB; DecodeError where that cannot be.
+    """Return the frames at these indices, in this order: uint8 `t h w c`, RGB; DecodeError if one cannot be decoded.
 
     They are as a player shows them, see `Screen`. Only the groups of pictures are decoded that hold a frame asked for.
     find: one of `decoders.DECODERS`, None for `find_frames`.
@@ -75,12 +75,12 @@ def decode_into(out: np.ndarray, video: bytes, indices: Sequence[int], find: Fin
 
 
 def find_frames(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and image, uint8 `h w c`, of each of these frames.
+    """Yield index and image, uint8 `h w c`, of each of these frames.
 
     One that comes twice is the second time as it shall be.
     """
     numbers, count = ascending_numbers(indices), 0
-    # What goes wrong on the short way need not be wrong with the video.
+    # A failure of the fast path may be no fault of the video: decode from the start then.
     with contextlib.suppress(DecodeError):
         for count, image in enumerate(seek_frames(video, numbers), 1):
             yield numbers[count - 1], image
@@ -89,7 +89,7 @@ def find_frames(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int, np.
 
 
 def ascending_numbers(indices: Sequence[int]) -> list[int]:
-    """Return each of these frame numbers once, in ascending order; none, or one below 0, is an error."""
+    """Return the distinct frame numbers in ascending order; ValueError if there is none, or one below 0."""
     numbers = sorted({int(index) for index in indices})
     if not numbers or numbers[0] < 0:
         raise ValueError(f"indices: found {list(indices)}, expected frame numbers from 0")
@@ -97,7 +97,7 @@ def ascending_numbers(indices: Sequence[int]) -> list[int]:
 
 
 class Picture(NamedTuple):
-    """A coded picture: when it is shown and decoded, whether decoding may begin with it, if it is shown, how long."""
+    """A coded picture: its times of display and decoding, whether it is a keyframe, whether it is shown, how long."""
 
     pts: int
     dts: int
@@ -106,14 +106,14 @@ class Picture(NamedTuple):
     stays: int
 
 
-# Decoders that can be told of each picture whether it may be left out.
+# Decoders that can skip single pictures.
 SKIPPING = {"h264", "hevc"}
 # One packet is one picture, and keyframes are marked as such.
 INDEXED = {"h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9"}
 
 
 def read_index(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
-    """Return the pictures in the order of decoding; None where times do not name them."""
+    """Return the pictures in the order of decoding; None if times do not identify them."""
     packets = [packet for packet in container.demux(stream) if packet.size]
     times = {packet.pts for packet in packets}
     seekable = stream.codec_context.name in INDEXED and decoder_of(stream) is stream.codec_context
@@ -126,7 +126,7 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream) -
 
 
 def lay_pictures(pictures: list[Picture] | None, stream: av.VideoStream) -> tuple[np.ndarray | None, float]:
-    """Return which of the shown pictures each tick of a clock shows, None for even ones, and frames a second."""
+    """Return the picture that each tick of the clock shows (None if times are even), and the rate per second."""
     rate = stream.average_rate or stream.guessed_rate
     shown = sorted(picture for picture in pictures or () if picture.shown)
     if not shown or not rate or misses_beginning(pictures):
@@ -138,17 +138,17 @@ def lay_pictures(pictures: list[Picture] | None, stream: av.VideoStream) -> tupl
 
 
 def misses_beginning(pictures: list[Picture]) -> bool:
-    """Tell whether a file begins within a group of pictures: it shows fewer of them than it holds."""
+    """Return whether a file begins inside a group of pictures: it then shows fewer pictures than it holds."""
     return not pictures[0].key or pictures[0].pts > min(picture.pts for picture in pictures)
 
 
 def decoding_time(packet: av.Packet) -> int | None:
-    """Return when a packet is decoded, as far as it says."""
+    """Return when a packet is decoded, None if it does not say."""
     return packet.pts if packet.dts is None else packet.dts
 
 
 def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield the frames of these ascending numbers by their times, each decoded from the last keyframe before it.
+    """Yield the frames at these ascending indices; seek by time to the last keyframe before each.
 
     It ends where one is missing, or times do not tell. Pictures that lead a keyframe are shown before it, and so belong
     to the keyframe before.
@@ -168,19 +168,19 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
             number = bisect.bisect_right(keys, wanted[0], key=lambda key: key[0]) - 1
             after = keys[number + 1][0] if number + 1 < len(keys) else math.inf
             for frame in decoded(packets_from(container, stream, *keys[number]), stream, only):
-                # Times of pictures that are shown in another order than they rise are those of decoding.
+                # If times do not ascend in the order of display, they are times of decoding.
                 if frame.pts is None or frame.pts > wanted[0] or (ascending and stream.codec_context.has_b_frames):
                     return
-                # A field may be a picture of its own.
+                # In interlaced video a picture may be one field.
                 if frame.interlaced_frame:
                     return
                 if frame.pts == wanted[0]:
                     image = screen.show(frame)
-                    # A frame that stays is shown by several ticks.
+                    # Several ticks show a frame that stays on the screen.
                     while wanted and frame.pts == wanted[0]:
                         yield image
                         wanted.popleft()
-                # The next one can be had from a later keyframe.
+                # A later keyframe leads to the next frame: seek again.
                 if not wanted or wanted[0] >= after:
                     break
             else:
@@ -190,8 +190,9 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
 def packets_from(
     container: av.container.InputContainer, stream: av.VideoStream, pts: int, dts: int
 ) -> Iterator[av.Packet]:
-    """Yield the packets from the keyframe of these times on, or from an earlier one."""
-    # In MP4 the time of display leads to it, that of decoding to the keyframe before; elsewhere the latter is right.
+    """Yield the packets from the keyframe with these times, or from an earlier keyframe."""
+    # MP4 seeks by the time of display; its time of decoding would lead to the keyframe before. Other containers seek
+    # by the time of decoding.
     for start in (pts, min(pts, dts)):
         container.seek(start, stream=stream)
         packets = container.demux(stream)
@@ -203,7 +204,7 @@ def packets_from(
 
 
 def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode all frames up to the last one asked for: the meaning of their numbers, whatever the file."""
+    """Decode all frames up to the last requested one: this defines what a frame index means, for every file."""
     count = 0
     with opened(video, quick=True) as (container, stream, _):
         ticks, _ = lay_pictures(read_index(container, stream), stream)
@@ -221,7 +222,7 @@ def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[in
 
 
 def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
-    """Yield every frame in the order of display; DecodeError where one is damaged or there is none."""
+    """Yield every frame in the order of display; DecodeError if one is damaged or there is none."""
     frame = None
     with opened(video) as (container, stream, _):
         for frame in decoded(container.demux(stream), stream):
@@ -232,13 +233,13 @@ def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
 
 @contextlib.contextmanager
 def opened(video: bytes, quick: bool = False) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Screen]]:
-    """Open a video, its best stream, one thread, and a screen; what ffmpeg finds wrong with it is a DecodeError.
+    """Open a video: yield container, best stream with one thread, and screen; errors of ffmpeg become DecodeError.
 
     `quick`: without decoding, after which the stream's format is not known yet.
     """
     try:
         with open_video(video, **(QUICK if quick else {})) as container:
-            # Which of several is the best shows in their pictures.
+            # With several streams ffmpeg must look at their pictures to find the best.
             if quick and len(container.streams.video) > 1:
                 with opened(video) as found:
                     yield found
@@ -252,7 +253,7 @@ def opened(video: bytes, quick: bool = False) -> Iterator[tuple[av.container.Inp
 def decoded(
     packets: Iterable[av.Packet], stream: av.VideoStream, only: Collection[int] | None = None
 ) -> Iterator[av.VideoFrame]:
-    """Yield the frames of these packets; DecodeError where one is damaged.
+    """Yield the frames of these packets; DecodeError if one is damaged.
 
     With `only`, times of display, other pictures are left out, but for those that these may refer to.
     """

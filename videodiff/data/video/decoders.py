@@ -1,4 +1,4 @@
-"""The decoders that a configuration may choose by name: each finds frames of a video by their numbers, or refuses."""
+"""The decoders that a configuration may choose by name; each yields frames of a video by index, or refuses."""
 
 from __future__ import annotations
 

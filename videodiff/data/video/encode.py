@@ -1,4 +1,4 @@
-"""Frames to H.264: what every clip in a dataset looks like on disk, so that any short window of it decodes fast."""
+"""Encode frames as H.264, in the format of every clip in a dataset: any short window of it decodes fast."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def encode(frames: Iterable[np.ndarray], fps: float, crf: int = 18, preset: str 
 
 
 class Encoder:
-    """One mp4 in the making, for who gets its frames one by one; see `encode`."""
+    """Encode one mp4 frame by frame, see `encode`."""
 
     def __init__(
         self, height: int, width: int, fps: float, crf: int = 18, preset: str = "veryfast", codec: str = "libx264"
@@ -49,19 +49,19 @@ class Encoder:
         self.fps = float(self.stream.codec_context.framerate)
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Take the next frame: yuv420p in BT.601, of the stream's size. Its own timestamp and kind do not matter."""
+        """Encode the next frame: yuv420p in BT.601, in the stream's size. Timestamp and picture type are ignored."""
         frame.pts, frame.time_base, frame.pict_type = self.frames, self.stream.codec_context.time_base, 0
         self.frames += 1
         self.container.mux(self.stream.encode(frame))
 
     def finish(self) -> bytes:
-        """Return the file."""
+        """Return the bytes of the finished file."""
         self.container.mux(self.stream.encode(None))
         self.container.close()
         return self.file.getvalue()
 
 
-# bitexact keeps the muxer's version out of the bytes; faststart reads the file again through io_open.
+# bitexact keeps the version of the muxer out of the bytes. faststart reads the file again, through io_open.
 MUXER = {"movflags": "+faststart", "fflags": "+bitexact"}
 
 
@@ -83,8 +83,8 @@ def h264_stream(
     return stream
 
 
-# The options of an encoder for this quality. x264 is without mbtree, as on small frames it reads memory that it never
-# wrote: the same frames gave other bytes now and then. NVENC has presets of its own and opens a group with every key.
+# The options of each encoder for a quality. x264 runs without mbtree: on small frames mbtree reads uninitialised
+# memory, so that equal frames sometimes gave different bytes. NVENC has presets of its own; forced-idr closes groups.
 CODECS = {
     "libx264": lambda crf, preset: {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"},
     "h264_nvenc": lambda crf, preset: {"rc": "vbr", "cq": str(crf), "bf": "0", "forced-idr": "1"},
@@ -92,7 +92,7 @@ CODECS = {
 
 
 def check(pixels: np.ndarray, number: int) -> None:
-    """Raise where a frame is not uint8 `h w 3` of even size."""
+    """Raise if a frame is not uint8 `h w 3` of even size."""
     shape = pixels.shape
     if pixels.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or shape[0] % 2 or shape[1] % 2 or 0 in shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Geometry: from a picture as it is coded to the one that is shown, turned, mirrored and with square pixels."""
+"""Geometry: rotate and mirror coded pictures, and scale them to square pixels, as a player shows them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from videodiff.data.video.info import DecodeError, check_pixels
 
-# A turn may be off by so much, as a tangent, from a multiple of 90 degrees: one degree.
+# A rotation may differ from a multiple of 90 degrees by one degree; this is its tangent.
 OFF = 0.0175
-# Pixels are square up to this share: a ratio such as 1280:1278 makes up for a width that was rounded.
+# Pixels count as square up to this share: a ratio such as 1280:1278 corrects a rounded width.
 SQUARE = Fraction(1, 100)
-# Two shapes, width over height, are the same up to this share: sizes are whole pixels, often even ones.
+# Two aspect ratios are equal up to this share, because sizes are rounded to whole or even pixels.
 SAME_SHAPE = 0.02
 
 
@@ -29,12 +29,12 @@ class Orientation(NamedTuple):
     down: bool = False
 
     def turn(self, image: np.ndarray) -> np.ndarray:
-        """Return an image `h w c` as it is shown, a view."""
+        """Return a view of an image `h w c` as it is shown."""
         image = image.swapaxes(0, 1) if self.transposed else image
         return image[:: -1 if self.down else 1, :: -1 if self.across else 1]
 
     def swap(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return width and height after the turn of those before it, or the other way round."""
+        """Return width and height after the turn for the size before it, or the reverse."""
         return size[::-1] if self.transposed else size
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Orientation(NamedTuple):
 
 
 UPRIGHT = Orientation()
-# By the number in EXIF, from 1 on.
+# Index i has the orientation with number i + 1 in EXIF.
 EXIF = (
     UPRIGHT,
     Orientation(False, True, False),
@@ -58,12 +58,12 @@ EXIF = (
 
 
 def orientation_of_exif(number: object) -> Orientation:
-    """Return what the orientation tag of EXIF asks for; other numbers than 1 to 8 say nothing."""
+    """Return the orientation for a tag of EXIF; numbers outside 1 to 8 mean upright."""
     return EXIF[number - 1] if isinstance(number, int) and 1 <= number <= 8 else UPRIGHT
 
 
 def orientation_of_matrix(matrix: bytes) -> Orientation:
-    """Return what a display matrix asks for: nine int32, (a b u c d v x y w), which map (p, q) to (ap + cq, bp + dq).
+    """Return the orientation for a display matrix: nine int32, (a b u c d v x y w), map (p, q) to (ap + cq, bp + dq).
 
     Angles up to a degree from a multiple of 90 are that one; others are a DecodeError, as the corners would be empty. A
     matrix without an area says nothing.
@@ -74,19 +74,19 @@ def orientation_of_matrix(matrix: bytes) -> Orientation:
     transposed = abs(b * c) > abs(a * d)
     (x, y), rest = ((c, b), (a, d)) if transposed else ((a, d), (b, c))
     if max(map(abs, rest)) > OFF * min(abs(x), abs(y)):
-        raise DecodeError("found a picture that is shown turned by no multiple of 90 degrees, expected one")
+        raise DecodeError("found a picture rotated by no multiple of 90 degrees, expected one: rotate its pixels")
     return Orientation(transposed, x < 0, y < 0)
 
 
 class Display(NamedTuple):
-    """How a picture is shown: the width of a coded pixel over its height, then turned; profile: ICC, of its colours."""
+    """How a picture is shown: width over height of a coded pixel, then the turn; `profile`: ICC profile of colours."""
 
     ratio: Fraction = Fraction(1)
     orientation: Orientation = UPRIGHT
     profile: bytes = b""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height of a picture of this coded size as it is shown, in square pixels.
+        """Return the shown width and height, in square pixels, of a picture of this coded size.
 
         A width that changes becomes the nearest even one: so it stays when the picture is encoded.
         """
@@ -97,12 +97,12 @@ class Display(NamedTuple):
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Tell whether two sizes are of the same shape, so that one may be scaled to the other."""
+    """Return whether two sizes have the same aspect ratio, so that one may be scaled to the other."""
     across, down = one[0] * other[1], other[0] * one[1]
     return abs(across - down) <= SAME_SHAPE * max(across, down)
 
 
 def even_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Return the nearest width and height, both even, scaled down to this short side, where larger, and never up."""
+    """Return the nearest even width and height, scaled down to this short side if larger; never scaled up."""
     scale = min(1.0, short_side / min(size))
     return tuple(max(min(2 * round(side * scale / 2), side // 2 * 2), 2) for side in size)

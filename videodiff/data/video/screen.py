@@ -1,4 +1,4 @@
-"""Screen: decoded frames as a player shows them: RGB in standard range, upright, with square pixels, nothing clear."""
+"""Screen: show decoded frames as a player does: RGB in standard range, upright, with square pixels, and opaque."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from videodiff.data.video.info import DecodeError, is_still, read_still
 
 
 class Screen:
-    """Where the frames of one stream are shown: those of other sizes are scaled to the size of the first one.
+    """Shows the frames of one stream; frames of other sizes are scaled to the size of the first one.
 
     Make it before anything is decoded.
     """
@@ -38,29 +38,29 @@ class Screen:
         found = read_still(source) if is_still(container) else None
         self.still = orientation_of_exif(found.exif) if found else None
         self.profile = found.profile if found and found.profile and to_srgb(found.profile) else b""
-        # The container's word on the shape of pixels holds; if it has none that of the pictures, which may change.
+        # The pixel shape in the container counts. Without one, each picture states its own.
         ratio, before = stream.sample_aspect_ratio, self.context.sample_aspect_ratio
         self.ratio, self.fixed = ratio or Fraction(1), ratio is not None and ratio != before
-        # Of a still picture it would be the resolution of a printer or scanner, which no viewer minds.
+        # In a still picture it is the resolution for print, which viewers ignore.
         if self.still is not None:
             self.ratio, self.fixed = Fraction(1), True
         self.size: tuple[int, int] | None = None
         self.reformatter = VideoReformatter()
 
-    def place(self, frame: av.VideoFrame) -> Display:
-        """Return how the frame that was decoded last is shown."""
+    def display_of(self, frame: av.VideoFrame) -> Display:
+        """Return how the last decoded frame is shown."""
         turned = orientation(frame) if self.still is None else self.still
         return Display(
             self.ratio if self.fixed else self.context.sample_aspect_ratio or self.ratio, turned, self.profile
         )
 
     def measure(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Return width and height of the frame that was decoded last, as it is shown alone."""
-        return self.place(frame).size(frame.width, frame.height)
+        """Return the shown width and height of the last decoded frame, before it is scaled to the first."""
+        return self.display_of(frame).size(frame.width, frame.height)
 
     def show(self, frame: av.VideoFrame) -> np.ndarray:
-        """Return the frame that was decoded last: uint8 `h w c`, RGB; DecodeError where its shape is another."""
-        display = self.place(frame)
+        """Return the last decoded frame: uint8 `h w c`, RGB; DecodeError if its aspect ratio differs from the first."""
+        display = self.display_of(frame)
         shown = display.size(frame.width, frame.height)
         self.size = self.size or shown
         if shown != self.size and not same_shape(shown, self.size):
@@ -69,62 +69,62 @@ class Screen:
         target, form = display.orientation.swap(self.size), rgb_format(frame, display.profile)
         scaled = {} if target == (frame.width, frame.height) else {"interpolation": Interpolation.AREA}
         image = self.reformatter.reformat(frame, *target, form, threads=1, **scaled).to_ndarray()
-        # Most frames need no more, and the loader shows thousands a second.
+        # A shortcut for most frames: the loader shows thousands a second.
         if form == "rgb24" and display.orientation == UPRIGHT and not display.profile:
             return image
         return np.ascontiguousarray(display.orientation.turn(to_standard(image, frame, display.profile)))
 
 
 def show_size(size: tuple[int, int]) -> str:
-    """Return width and height in words."""
+    """Return width and height as text."""
     return f"{size[0]} x {size[1]}"
 
 
 def orientation(frame: av.VideoFrame) -> Orientation:
-    """Return how a frame is turned, by the display matrix beside it."""
+    """Return the orientation of a frame from its display matrix."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    # PyAV has no name for some of what newer versions of ffmpeg put beside a frame, and then gives nothing of it.
+    # PyAV raises for side data that newer versions of ffmpeg added; then no side data can be read.
     except ValueError:
         return orientation_of_exif({90: 8, -90: 6, 180: 3, -180: 3}.get(frame.rotation, 1))
     return UPRIGHT if matrix is None else orientation_of_matrix(bytes(matrix))
 
 
 def transfer_of(frame: av.VideoFrame) -> str:
-    """Return `pq` or `hlg` where a frame is of high dynamic range, else nothing."""
+    """Return `pq` or `hlg` if a frame has high dynamic range, else an empty string."""
     return HDR.get(int(frame.color_trc), "")
 
 
 def gamut_of(frame: av.VideoFrame) -> str:
-    """Return `bt2020` or `p3` where a frame of ordinary range has colours beyond BT.709, else nothing."""
+    """Return `bt2020` or `p3` if a frame of ordinary range has colours beyond BT.709, else an empty string."""
     return "" if transfer_of(frame) else WIDE.get(int(frame.color_primaries), "")
 
 
 def converted(frame: av.VideoFrame) -> str:
-    """Return the transfer by which the colours of a frame are to be converted, empty where they stay: see `to_sdr`."""
+    """Return the transfer from which `to_sdr` converts a frame, empty if its colours stay."""
     return transfer_of(frame) or (ORDINARY if gamut_of(frame) else "")
 
 
 @cache
 def has_alpha(pixels: str) -> bool:
-    """Tell whether pictures of this pixel format may be transparent."""
+    """Return whether pictures of this pixel format may be transparent."""
     return pixels == "pal8" or any(part.is_alpha for part in av.VideoFormat(pixels).components)
 
 
 def is_plain(frame: av.VideoFrame, profile: bytes = b"") -> bool:
-    """Tell whether the colours of a frame are those of ordinary video without transparent parts."""
+    """Return whether a frame has the colours of ordinary video and no transparent parts."""
     return not profile and not converted(frame) and not has_alpha(frame.format.name)
 
 
 def rgb_format(frame: av.VideoFrame, profile: bytes = b"") -> str:
-    """Return the pixel format that `to_standard` takes for such a frame."""
+    """Return the pixel format in which `to_standard` takes this frame."""
     form = "rgba" if has_alpha(frame.format.name) else "rgb"
     deep = converted(frame) and not profile
     return form + ({"rgba": "64le", "rgb": "48le"} if deep else {"rgba": "", "rgb": "24"})[form]
 
 
 def to_standard(image: np.ndarray, frame: av.VideoFrame, profile: bytes = b"") -> np.ndarray:
-    """Return an image `h w c` of a frame, in its `rgb_format`, as uint8 in RGB, in standard range and on white.
+    """Convert an image `h w c` of a frame from its `rgb_format` to uint8 RGB in standard range on white.
 
     profile: the ICC profile of a picture, whose word goes before that of the frame.
     """
@@ -139,18 +139,18 @@ def to_standard(image: np.ndarray, frame: av.VideoFrame, profile: bytes = b"") -
 
 
 def is_clear(image: np.ndarray) -> bool:
-    """Tell whether a part of an image `h w c` is transparent."""
+    """Return whether a part of an image `h w c` is transparent."""
     return bool(image.shape[-1] == 4 and (image[..., 3] < np.iinfo(image.dtype).max).any())
 
 
 def light_notes(frame: av.VideoFrame) -> dict[str, str]:
-    """Return the transfer of a frame of high dynamic range, or the wide gamut of one of ordinary range."""
+    """Return the transfer of a frame with high dynamic range, or the gamut of a frame with a wide one."""
     found = {"transfer": transfer_of(frame), "gamut": gamut_of(frame)}
     return {name: value for name, value in found.items() if value}
 
 
 def color_notes(frame: av.VideoFrame) -> dict[str, str]:
-    """Return what of a frame is not shown as it is coded: its transfer, and the ground that clear parts are laid on."""
+    """Return notes on converted colours: the transfer or gamut, and the background of transparent parts."""
     light = light_notes(frame)
     clear = has_alpha(frame.format.name) and is_clear(frame.to_ndarray(format=rgb_format(frame), threads=1))
     return light | ({"alpha": "white"} if clear else {})
