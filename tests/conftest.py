@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.material.warm import Started
 from videodiff import cli
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
@@ -75,20 +75,12 @@ def tiny(dataset: Path) -> list[str]:
     ]
 
 
-def start(*arguments: str, cwd: Path, **how: Any) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path, **how: Any) -> Started:
     """Start `python -m videodiff` as a process of its own, one thread, errors with standard output."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "videodiff", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **how,
-    )
+    return Started([*arguments], cwd, {**os.environ, "OMP_NUM_THREADS": "1"}, **how)
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
+def finish(process: Started, seconds: float = 300) -> str:
     """Wait for a process that has to succeed and return what it printed."""
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out[-3000:]
