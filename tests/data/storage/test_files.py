@@ -155,7 +155,7 @@ def test_a_file_system_without_locks_is_told_of(
     with owning(tmp_path, "pack"):
         write_whole(tmp_path / "file", b"x")
     assert capsys.readouterr().err == (
-        f"{tmp_path}: found a file system without locks: no other process must write here\n"
+        f"{tmp_path}: found a file system without locks: make sure that no other process writes here\n"
     )
 
 

@@ -471,7 +471,7 @@ def test_a_store_that_stumbles_is_asked_again_and_a_file_that_changes_is_noticed
         bucket.pipe("gs://set/a#1", content(10_000, 1))
         bucket.versions["/set/a#1"] = 2
         file.seek(0)
-        with pytest.raises(RemoteError, match="found ETag 2, expected 1: it was replaced"):
+        with pytest.raises(RemoteError, match="found ETag 2, expected 1: the file was replaced"):
             file.read(10)
 
 
@@ -479,8 +479,8 @@ def test_a_store_that_stumbles_is_asked_again_and_a_file_that_changes_is_noticed
     ("fault", "found"),
     [
         (FileNotFoundError(), "gs://set/a: found no such file"),
-        (PermissionError(), "found no right to read it: set GOOGLE_APPLICATION_CREDENTIALS"),
-        (ImportError("Please install gcsfs"), "Please install gcsfs: it is what fsspec reads gs:// with"),
+        (PermissionError(), "found no permission to read it: set GOOGLE_APPLICATION_CREDENTIALS"),
+        (ImportError("Please install gcsfs"), "Please install gcsfs: fsspec needs it to read gs://"),
     ],
 )
 def test_what_a_store_will_never_give_is_one_line_at_once(bucket, fault, found):

@@ -1,4 +1,4 @@
-"""Addresses: a URL goes out as it is given; what is written down or told of it is the URL without secrets."""
+"""Addresses: a URL is requested as it is given, but stored and printed without its secrets."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import json
 import re
 from urllib.parse import quote, urlsplit
 
-# Parameters of a signed URL: who made it, until when it holds, and the signature. They open a file, and name none.
+# Parameters of a signed URL: signer, expiry and signature. They give access to a file, and do not name one.
 SIGNED = re.compile(
     r"(?i)(?:x-(?:amz|goog|oss|cos|obs|tos|ms)-.*|.*signature|sig|hmac|hdnt[sl]|hdnea|__token__|expir(?:y|es?|ation)"
     r"|(?:aws|oss|google)accesskeyid|googleaccessid|key-pair-id|policy|verify)"
 )
-# Those beside the `sig` of Azure.
+# Parameters that Azure puts beside `sig`.
 AZURE = {"sv", "ss", "srt", "sp", "se", "st", "spr", "sr", "sip", "si", "sdd"}
-# Other names of what opens something: a word of the name, or a part of it.
+# Other names of secrets: a word of the parameter's name, or a part of it.
 WORDS = {"sig", "key", "cred", "creds", "pass", "pwd", "auth", "policy", "jwt", "sas", "session", "hmac"}
 PARTS = re.compile(
     r"(?i)signature|token|secret|passw|credential|apikey|accesskey|secretkey|authkey|sessionid|authorization|bearer"
 )
-# What stands in no URL without any of these.
+# A URL without a match here has no secrets; this saves the full parse.
 MAYBE = re.compile(
     r"(?i)@|[?&#]x-|sig|hmac|hdn|expir|key|polic|verif|cred|pass|pwd|auth|jwt|sas|session|secret|token|bearer"
 )
@@ -29,7 +29,7 @@ PARAMETER = re.compile(r"(?<=[?&;#])([^=&;#?\s'\"/]+)=([^&#\s'\",;]*)")
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether a parameter of this name opens something."""
+    """Return whether a parameter of this name holds a secret."""
     if PARTS.search(name) or SIGNED.fullmatch(name):
         return True
     words = re.split(r"[^A-Za-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name))
@@ -39,14 +39,14 @@ def is_secret(name: str) -> bool:
 # The clips of one video come one after the other.
 @functools.lru_cache(maxsize=256)
 def bare_url(url: str) -> str:
-    """Return a URL without user, password, signature and tokens: what may be written down and passed on."""
+    """Return a URL without user, password, signature and tokens, fit to be stored and shared."""
     return taken_apart(url)[0] if MAYBE.search(url) else url
 
 
 def mark_of(url: str) -> str:
-    """Return a digest of the secrets of a URL that may tell one file from another, empty where there are none.
+    """Return a digest of the secrets of a URL that may distinguish files, empty if there are none.
 
-    A signature tells no files apart, nor does a token that comes with one. Of `?key=a.mp4` nobody can know.
+    A signature, or a token beside one, does not distinguish files. `?key=a.mp4` may be a secret or a file name.
     """
     _, secrets, signed = taken_apart(url)
     return "" if signed or not secrets else hashlib.sha256(json.dumps(secrets).encode()).hexdigest()[:16]
@@ -75,7 +75,7 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text as a terminal may have it: what moves its cursor, turns it around or is no character is escaped."""
+    """Return a text that is safe for a terminal: control characters, direction marks and invalid ones are escaped."""
     if text.isprintable():
         return text
     escape = lambda letter: letter if letter.isprintable() else ascii(letter)[1:-1]  # noqa: E731

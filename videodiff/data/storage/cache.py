@@ -1,7 +1,7 @@
-"""Shards of a remote dataset on the local disk: fetched once a node, verified once, the longest unused leaves first.
+"""Cache shards of a remote dataset on the local disk: each node fetches and verifies a shard once; eviction is LRU.
 
-The kernel holds all locks (flock on open descriptors), so a process that is killed leaves none. A shard has its name,
-the checksum of its content, only once it is whole and verified.
+The kernel holds all locks (flock on open descriptors), so a killed process leaves none. A shard is named by the
+checksum of its content, and gets this name only when it is whole and verified.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from videodiff.data.storage.files import abandoned, lies_at, sync
 from videodiff.data.storage.remote import RemoteError, Url
 
-# A cache may share its folder with other files: it counts and removes its own only.
+# A cache may share its folder with other files: it counts and removes only its own.
 OWN = re.compile(r"([0-9a-f]{64})(\.partial)?")
 LOOK_AGAIN = 0.1  # seconds
 
@@ -29,7 +29,7 @@ LOOK_AGAIN = 0.1  # seconds
 class Cache:
     """A folder that the processes of a node share, with at most `gib` GiB of shards.
 
-    It should hold two windows of shards: the one that is read and the one that is prefetched.
+    It should have room for two shuffle windows of shards: the current one and the next, which is prefetched.
     """
 
     def __init__(self, folder: str | Path, gib: float) -> None:
@@ -43,9 +43,9 @@ class Cache:
         return CachedFolder(url, self, {shard["name"]: shard for shard in shards})
 
     def open(self, source: Url, size: int, sha256: str) -> BinaryIO:
-        """Open a file of this size and content, fetched before if need be; it stays readable when it leaves the cache.
+        """Open a file of this size and content, and fetch it first if needed; it stays readable after eviction.
 
-        RemoteError where it cannot be fetched or has another content.
+        RemoteError if it cannot be fetched or has other content.
         """
         path = self.folder / sha256
         while True:
@@ -70,7 +70,7 @@ class Cache:
                 if found != (size, path.name):
                     raise RemoteError(
                         f"{source}: found {found[0]} bytes with sha256 {found[1][:12]}, expected {size} with "
-                        f"{path.name[:12]} as in the manifest: one of the two was replaced"
+                        f"{path.name[:12]} as in the manifest: the shard or the manifest was replaced"
                     )
                 os.replace(partial, path)
             except BaseException:
@@ -79,7 +79,7 @@ class Cache:
             sync(self.folder)
 
     def _reserve(self, partial: Path, file: BinaryIO, size: int) -> None:
-        """Wait until there is room and take it: the file has its full size from now on."""
+        """Wait for room, then reserve it by giving the file its full size."""
         if size > self.bytes:
             raise ValueError(
                 f"{self.folder}: found a cache of {self.bytes / 2**30:.3g} GiB, expected room for a few shards of "
@@ -92,7 +92,7 @@ class Cache:
         with locked(self.folder):
             whole, room = [], self.bytes - size
             for path in self.folder.iterdir():
-                # What others rename or give up meanwhile is gone, and counts as gone.
+                # Another process may rename or remove a file meanwhile; such a file takes no room here.
                 with contextlib.suppress(FileNotFoundError):
                     own = OWN.fullmatch(path.name)
                     if own is None or path == partial or (own[2] and abandoned(path)):
@@ -126,14 +126,14 @@ class CachedFolder:
         return CachedFile(self.url / name, self.cache, self.shards[name]["bytes"], self.shards[name]["sha256"])
 
     def prefetch(self, names: Sequence[str], threads: int = 4) -> list[threading.Thread]:
-        """Bring shards into the cache, in this order and in the background; the process may end meanwhile."""
+        """Fetch shards in this order in the background; the process may end before the threads do."""
         started = [threading.Thread(target=self._warm, args=(names[i::threads],), daemon=True) for i in range(threads)]
         for thread in started:
             thread.start()
         return started
 
     def _warm(self, names: Sequence[str]) -> None:
-        # Whoever needs the shard meets the same error, and can say so to the user.
+        # The reader that needs the shard meets the same error and reports it.
         with contextlib.suppress(OSError):
             for name in names:
                 (self / name).open().close()
@@ -157,7 +157,7 @@ class CachedFile:
 
 
 def copy(source: Url, file: BinaryIO, size: int) -> tuple[int, str]:
-    """Write a remote file to the disk, at most `size` bytes of it; return the bytes that it has and their sha256."""
+    """Write a remote file to disk, at most `size` bytes of it; return its number of bytes and their sha256."""
     digest, found = hashlib.sha256(), 0
     for piece in source.pieces():
         found += len(piece)

@@ -1,4 +1,4 @@
-"""Files on disk that are there whole or not at all, and folders with one writer at a time, whatever ends a process.
+"""Write files whole or not at all, and give a folder one writer at a time, also when processes are killed.
 
 The kernel holds all locks (flock on open descriptors), so a process that ends in any way leaves none.
 """
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 LOCK = ".videodiff.lock"
-# What file systems answer that keep no locks: some mounts of Lustre, and of NFS without a lock daemon.
+# Errors of file systems without locks: some mounts of Lustre, and NFS without a lock daemon.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
@@ -32,11 +32,11 @@ class FolderTaken(ValueError):
 
 @contextmanager
 def owning(folder: str | Path, verb: str) -> Iterator[None]:
-    """Be the one process that writes into a folder, made if need be, while the block runs; within it, again at will.
+    """Hold the write lock of a folder while the block runs; the folder is created if needed, and blocks may nest.
 
-    FolderTaken, which names the owner, where there is one. What dead processes left unfinished in the folder goes.
-    Processes that an owner starts write under its lock and do not take it. Over NFS the lock holds between machines,
-    unless the mount says `nolock` or `local_lock`; a file system without locks is told of on standard error.
+    FolderTaken, which names the owner, if another process holds the lock. Unfinished files of dead processes are
+    removed. Child processes of the owner write under its lock and do not take it. Over NFS the lock holds between
+    machines, unless the mount says `nolock` or `local_lock`; on a file system without locks a warning is printed.
     """
     folder = Path(folder).resolve()
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -45,11 +45,11 @@ def owning(folder: str | Path, verb: str) -> Iterator[None]:
         yield
     finally:
         if lock.lock_counter == 1:
-            # Still held: whoever opened this file meanwhile sees that it has no name any more, and looks again.
+            # Remove the file while the lock is held: a process that opened it meanwhile notices and tries again.
             with suppress(FileNotFoundError):
                 os.unlink(lock.lock_file)
         lock.release()
-        # Where nothing came of it, nothing stays.
+        # Remove the folder if nothing was written into it.
         with suppress(OSError):
             for place in made:
                 place.rmdir()
@@ -62,18 +62,21 @@ def own(folder: Path, verb: str) -> FileLock:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            # Not zero: a lock whose file its owner removes just now is free a moment later.
+            # Not zero: if the owner is just removing the lock's file, the lock is free a moment later.
             lock.acquire(timeout=0.2, poll_interval=0.02)
             break
         except Timeout:
             raise FolderTaken(f"{folder}: {owner(path)}; wait for its end, or choose another folder") from None
         except FileNotFoundError:
-            # The owner before has just removed the folder, empty as it was.
+            # The last owner has just removed the empty folder: try again.
             continue
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            print(f"{folder}: found a file system without locks: no other process must write here", file=sys.stderr)
+            print(
+                f"{folder}: found a file system without locks: make sure that no other process writes here",
+                file=sys.stderr,
+            )
             return lock
     if lock.lock_counter == 1:
         since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
@@ -83,7 +86,7 @@ def own(folder: Path, verb: str) -> FileLock:
 
 
 def owner(path: Path) -> str:
-    """Return who holds a lock, as a sentence."""
+    """Return a sentence that says who holds a lock."""
     try:
         record = json.loads(path.read_text())
         verb, pid, host, since = (str(record[key])[:80] for key in ("verb", "pid", "host", "since"))
@@ -93,7 +96,7 @@ def owner(path: Path) -> str:
 
 
 def partial_of(path: Path) -> Path:
-    """Return a name beside `path` for what is to become it, that no other writer has."""
+    """Return a temporary name beside `path` that no other writer uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
 
 
@@ -106,7 +109,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def lies_at(path: Path, file: BinaryIO) -> bool:
-    """Tell whether an open file is the one under this name: it may have been renamed or removed since."""
+    """Return whether `path` still names this open file: it may have been renamed or removed."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -114,7 +117,7 @@ def lies_at(path: Path, file: BinaryIO) -> bool:
 
 
 def abandoned(partial: Path) -> bool:
-    """Remove what a killed process left; tell whether it was so: nobody holds the lock."""
+    """Remove a temporary file if no process holds its lock; return whether it was removed."""
     with partial.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,11 +130,11 @@ def abandoned(partial: Path) -> bool:
 
 @contextmanager
 def held_partial(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a new file beside `path` and lock it; at the end of the block it is gone, unless it was renamed."""
+    """Open and lock a new file beside `path`; it is removed at the end of the block unless it was renamed."""
     partial = partial_of(path)
     try:
         with partial.open("x+b") as file:
-            with suppress(OSError):  # without locks it could be taken for abandoned, by an owner of its folder alone
+            with suppress(OSError):  # without locks only an owner of the folder could take it for abandoned
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file, partial
     finally:
@@ -140,7 +143,7 @@ def held_partial(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name at the clean end of the block, when it is on the disk."""
+    """Open a file that is flushed to disk and takes its name when the block ends without error."""
     with held_partial(path) as (file, partial):
         yield file
         file.flush()
@@ -150,13 +153,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 class Hashed:
-    """A file to write to that knows the size and the sha256 of what went through it, and the error that stopped it."""
+    """A file to write to; it keeps the size and sha256 of the bytes written, and the error that stopped it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.size, self.error = file, hashlib.sha256(), 0, None
 
     def write(self, data: Any) -> int:
-        """Write bytes on."""
+        """Write bytes to the file."""
         try:
             self.file.write(data)
         except OSError as error:
@@ -167,7 +170,7 @@ class Hashed:
         return len(data)
 
     def flush(self) -> None:
-        """Bring what was written to the file."""
+        """Flush the bytes written to the file."""
         try:
             self.file.flush()
         except OSError as error:
@@ -182,25 +185,25 @@ def sha256_of(path: Path) -> str:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the file or folder of this name in a folder; a name or a link that leads out of it is an error."""
+    """Return the path of a name in a folder; ValueError if the name or a link leads out of the folder."""
     folder = Path(folder)
     root, path = folder.resolve(), (folder / name).resolve()
     if not path.is_relative_to(root):
         raise ValueError(
-            f"{folder / name}: found a place outside of {folder} ({path}), expected one inside: not followed"
+            f"{folder / name}: found a path outside of {folder} ({path}), expected one inside: not followed"
         )
     return folder / name
 
 
 def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file that a reader sees as it was or as it is, never in part."""
+    """Replace a file in one step: a reader sees the old or the new content, never a part."""
     with replacing(path) as file:
         file.write(data)
     return path
 
 
 def stage(path: Path, data: bytes) -> Path:
-    """Write what is to become `path` beside it, down to the disk, and return where: the rename needs no more room."""
+    """Write the new content of `path` to a temporary file on disk and return its path; a rename needs no more room."""
     partial = partial_of(path)
     try:
         with partial.open("xb") as file:

@@ -1,4 +1,4 @@
-"""One look at a folder: which files are taken, what lies beside them, and what is passed over, counted by ending."""
+"""Scan a folder: which files are taken, which sidecars lie beside them, and how many files are skipped, by ending."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ VIDEOS = tuple(
     )
     for ending in group
 )
-# Pictures that may move. Beside a video of the same name they are taken for its preview.
+# Pictures that may move. Beside a video of the same name they count as its preview.
 MOVING = (".gif", ".apng")
-# Still pictures: `pack` and `index` take them as videos of one frame.
+# Still pictures: to `pack` and `index` they are videos of one frame.
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".qoi", ".ppm", ".pgm")
 PICTURES += (".pbm", ".pam", ".jpe", ".jfif", *MOVING)
-# What may say something of the video beside it.
+# Endings of files that may describe the video beside them.
 SIDECARS = (".txt", ".json", ".csv")
 
 PACKED_TARS = (".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar.lz4", ".tgz", ".txz", ".tbz", ".tbz2", ".tzst")
@@ -38,9 +38,9 @@ HIDDEN, LEFT, LINKED, FOLDER, NONE = "hidden", "of videodiff", "linked folder re
 
 
 class Listed(NamedTuple):
-    """A file that is taken, its name below the folder that was asked for, and the sidecars beside it by ending.
+    """A file that is taken: its path, its name below the scanned folder, and the sidecars beside it by ending.
 
-    preview: it is a picture beside a video of the same name.
+    `preview`: whether it is a picture beside a video of the same name.
     """
 
     path: Path
@@ -50,22 +50,22 @@ class Listed(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A file that would be taken, or a folder, that cannot be read: its name below the folder, and what was found."""
+    """A wanted file, or a folder, that cannot be read: its name below the scanned folder, and what was found."""
 
     name: str
     detail: str
 
 
 class Passed(Counter):
-    """How many files were passed over, by ending or by what they are."""
+    """Number of files that were skipped, by ending or kind."""
 
     def __str__(self) -> str:
-        """Return one line, the most frequent first; what can be done about a kind stands behind it."""
+        """Return one line, the most frequent kind first, each with advice if there is any."""
         return ", ".join(f"{kind} {count:,}{advice(kind)}" for kind, count in self.most_common())
 
 
 def advice(kind: str) -> str:
-    """Return what a user may do about files of an ending, empty where nothing is known."""
+    """Return what a user can do about files of a kind, empty if nothing is known."""
     kind, beside = kind.lower(), kind.endswith(" without a video")
     if COMPRESSED.fullmatch(kind):
         return " (unpack it first)"
@@ -75,11 +75,11 @@ def advice(kind: str) -> str:
         return " (`videodiff pack` takes pictures)"
     if kind in (".jsonl", ".parquet") or (beside and kind.startswith(".csv")):
         return " (a table of captions is given as source= or captions=)"
-    return " (a download that has not ended)" if kind in (".part", ".crdownload", ".download") else ""
+    return " (an unfinished download)" if kind in (".part", ".crdownload", ".download") else ""
 
 
 def ending_of(name: str) -> str:
-    """Return the ending of a file's name as it is spelled, with the dot; empty where it has none."""
+    """Return the ending of a file's name as it is spelled, with the dot; empty if it has none."""
     stem, _, last = name.rpartition(".")
     if not stem or not (last.isalnum() and last.isascii()) or len(last) > 11:
         return ""
@@ -89,11 +89,11 @@ def ending_of(name: str) -> str:
 
 
 class Scan:
-    """The files of some endings below a folder, in the order of their names: an iterator of `Listed` and `Fault`.
+    """Iterate over the files with some endings below a folder, in the order of their names: `Listed` and `Fault`.
 
-    Endings are compared without case. Links are followed, as the folder is the user's own; a linked folder is read
-    once, and not where it holds the folder that is read or lies in it. What is passed over is counted in `passed`: it
-    is complete when the iterator has ended. `deep`: also the folders in it. Memory holds the names of a few folders.
+    Case of endings is ignored. Links are followed, because the folder is the user's own. A linked folder is read once;
+    it is not read if it contains the scanned folder or lies in it. `passed` counts the skipped files; the count is
+    complete when the iterator ends. `deep`: also scan the folders in it. Memory holds the names of a few folders.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Scan:
                 yield item
 
     def _look(self, folder: Path) -> list[Listed | Fault | Path]:
-        """Return what a folder holds; a folder in it as its path."""
+        """Return the entries of a folder; folders in it as paths."""
         prefix = "" if folder == self.folder else f"{folder.relative_to(self.folder).as_posix()}/"
         try:
             with os.scandir(folder) as opened:
@@ -153,12 +153,12 @@ class Scan:
         return [settle(item, videos) if isinstance(item, Listed) and item.preview else item for item in found]
 
     def _enter(self, entry: os.DirEntry) -> bool:
-        """Tell whether a folder is to be read, and count it where it is not."""
+        """Return whether a folder should be read; count it if not."""
         if not self.deep:
             self.passed[FOLDER] += 1
             return False
         known = identity(entry.stat())
-        # Some network file systems number nothing.
+        # Some network file systems have no inode numbers.
         seen = known in self.seen and known[1]
         if seen or (entry.is_symlink() and self._comes_anyway(Path(entry.path).resolve())):
             self.passed[LINKED] += 1
@@ -167,35 +167,35 @@ class Scan:
         return True
 
     def _comes_anyway(self, target: Path) -> bool:
-        """Tell whether a folder is read without the link to it, or holds all that is read."""
+        """Return whether a link's target is scanned anyway, or contains the scanned folder."""
         if self.root in (target, *target.parents):
             return not any(part.startswith(".") for part in target.relative_to(self.root).parts)
         return target in self.root.parents
 
 
 def settle(picture: Listed, videos: Collection[str]) -> Listed:
-    """Return a picture, which is a preview only where one of these stems of videos is its own."""
+    """Return a picture with `preview` set: whether a video has the same stem."""
     name = picture.path.name
     return picture._replace(preview=composed(name.removesuffix(ending_of(name))) in videos)
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether this project writes files of this name, also such as a process that was killed leaves."""
+    """Return whether this project writes files of this name, including temporary files of killed processes."""
     return name in OURS or (name.startswith(".") and name.endswith(".partial"))
 
 
 def identity(stat: os.stat_result) -> tuple[int, int]:
-    """Return what tells a file from all others of a machine."""
+    """Return device and inode, which identify a file on this machine."""
     return stat.st_dev, stat.st_ino
 
 
 def composed(stem: str) -> str:
-    """Return a name with letters and their accents composed: systems differ in how they write them."""
+    """Return a name in Unicode form NFC: systems store accents in different forms."""
     return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
 
 
 def is_kind(entry: os.DirEntry) -> str:
-    """Return `folder`, `file`, or what an entry is instead."""
+    """Return `folder`, `file`, or a message that says what else the entry is."""
     try:
         if entry.is_dir():
             return "folder"

@@ -1,7 +1,7 @@
-"""Files at a URL (http, https, s3, and by fsspec gs, az, abfs, hf), read by ranges: a request that fails is repeated.
+"""Read files at a URL (http, https, s3, and by fsspec gs, az, abfs, hf) by ranges, with retries.
 
-http and s3 are asked here and not by fsspec: one request gives a range together with the ETag and the size of the file
-that it is of, so that a file replaced between two reads is noticed; and of a web host the address is looked at first.
+http and s3 do not go through fsspec: here one request returns a range together with the ETag and size of the file, so
+that a file replaced between two reads is noticed. The address of a web host is checked before the request.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from videodiff.data.storage.address import bare_url, join_url
 from videodiff.data.storage.web import PUBLIC, LateError, LostError, PrivateHostError, asked, innermost
 
 ATTEMPTS = 6
-WAIT = 0.5  # seconds before the second attempt, in the mean; twice as many before each further one
-CONNECT, READ = 10.0, 60.0  # seconds without a sign of life
+WAIT = 0.5  # mean seconds before the second attempt; they double before each further one
+CONNECT, READ = 10.0, 60.0  # timeouts in seconds to connect, and between two reads
 PIECE = 2**24
 BUFFER = 2**18
-PACE = 2**14  # bytes a second that a host has to send at least, once it has had time for a sign of life
+PACE = 2**14  # least bytes a second that a host must send, after the time for its first byte
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role",
@@ -39,20 +39,20 @@ CREDENTIALS = {
     "abfs": "AZURE_STORAGE_ACCOUNT_NAME with a key or a token",
     "hf": "HF_TOKEN",
 }
-# What fsspec calls the version of a file, whichever store it lies in.
+# Names under which the stores of fsspec give the version of a file.
 TAGS = ("etag", "ETag", "generation", "md5Hash", "content_md5", "blob_id", "last_modified", "created", "mtime")
 
 
 class RemoteError(OSError):
-    """A file at a URL that cannot be read."""
+    """Raised when a file at a URL cannot be read."""
 
 
 class Broken(Exception):
-    """An attempt that failed, and of which the next may succeed."""
+    """A failed attempt; the next one may succeed."""
 
 
 class Piece(NamedTuple):
-    """A range of a file, the size of the whole file, and its ETag: another one means another content."""
+    """A range of a file, with the size and ETag of the whole file; another ETag means other content."""
 
     data: bytes
     size: int
@@ -63,7 +63,7 @@ class Piece(NamedTuple):
 class Url:
     """A file or folder at a URL; like a `Path` it has `/`, `parent` and `open`.
 
-    It is asked for as `text` has it; as a string it has no secrets. What `/` joins to it is a name, which is quoted.
+    Requests use `text`; `str()` leaves secrets out. `/` joins a file name, which is quoted.
     """
 
     text: str
@@ -83,7 +83,7 @@ class Url:
 
     @property
     def at_web(self) -> bool:
-        """Whether it has a query, and names that are quoted."""
+        """Whether it is http or https: it may have a query, and names are quoted."""
         return urlsplit(self.text).scheme in ("http", "https")
 
     @property
@@ -95,16 +95,16 @@ class Url:
 
     @property
     def parent(self) -> Url:
-        """The folder that a file lies in."""
+        """The folder that contains the file."""
         path, mark, query = self.text.partition("?") if self.at_web else (self.text, "", "")
         return Url(path.rsplit("/", 1)[0] + mark + query)
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
-        """Open a file for reading and seeking; only what is read is fetched."""
+        """Open a file for reading and seeking; only the ranges that are read are fetched."""
         return io.BufferedReader(Ranges(self), BUFFER)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield a file from begin to end; RemoteError where it was replaced on the way."""
+        """Yield a file in pieces from start to end; RemoteError if it is replaced meanwhile."""
         piece = fetch(self, 0, PIECE)
         yield piece.data
         for start in range(PIECE, piece.size, PIECE):
@@ -112,7 +112,7 @@ class Url:
 
 
 class Ranges(io.RawIOBase):
-    """A file at a URL of which every read is a request."""
+    """A file at a URL; every read is a request."""
 
     def __init__(self, url: Url) -> None:
         self.url, self.position = url, 0
@@ -141,15 +141,15 @@ class Ranges(io.RawIOBase):
 
 
 def place_of(name: Any) -> Any:
-    """Return a Url for a string with a scheme, a Path for another one; what is a place already stays."""
+    """Return a Url for a string with a scheme, a Path for any other string; other objects unchanged."""
     if not isinstance(name, str):
         return name
     return Url(name) if "://" in name else Path(name)
 
 
 def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
-    """Return the bytes from start to stop, fewer at the end of the file; with `tag`, of the file that has this ETag."""
-    # By chance up to twice the pause: a thousand ranks that failed together must not come back together.
+    """Return the bytes from start to stop, fewer at the end of the file; RemoteError if the ETag is not `tag`."""
+    # A random pause: a thousand ranks that failed together must not retry together.
     pause = wait_random_exponential(multiplier=2 * WAIT)
     again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=pause, retry=retry_if_exception_type(Broken), reraise=True)
     try:
@@ -157,12 +157,12 @@ def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
     except Broken as error:
         raise RemoteError(f"{url}: found no answer in {ATTEMPTS} attempts: {error}") from error
     if tag not in (None, piece.tag):
-        raise RemoteError(f"{url}: found ETag {piece.tag}, expected {tag}: it was replaced while it was read")
+        raise RemoteError(f"{url}: found ETag {piece.tag}, expected {tag}: the file was replaced while it was read")
     return piece
 
 
 def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
-    """Ask for a range once; Broken where it may be there later, RemoteError where it will not."""
+    """Request a range once; Broken if a retry may help, RemoteError if not."""
     scheme = urlsplit(url.text).scheme
     if scheme not in GET:
         return from_store(url, start, stop)
@@ -170,19 +170,17 @@ def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
     if status in BUSY:
         raise Broken(f"status {status}")
     if status in (401, 403):
-        raise RemoteError(
-            f"{url}: found status {status}, expected a file that the credentials may read: set {CREDENTIALS[scheme]}"
-        )
+        raise RemoteError(f"{url}: found status {status}, expected read access to the file: set {CREDENTIALS[scheme]}")
     if status == 404:
         raise RemoteError(f"{url}: found no such file, expected one")
     if status != 206:
-        raise RemoteError(f"{url}: found status {status}, expected 206: a server that answers with ranges")
+        raise RemoteError(f"{url}: found status {status}, expected 206: use a server that supports ranges")
     place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("content-range", ""))
     if not place or int(place[1]) != start:
         raise RemoteError(f"{url}: found the range {headers.get('content-range')}, expected one from byte {start}")
     size = int(place[2])
     if len(data) > stop - start:
-        raise RemoteError(f"{url}: found over {stop - start} bytes in an answer, expected as many as were asked for")
+        raise RemoteError(f"{url}: found more bytes in an answer, expected the {stop - start} of the requested range")
     if len(data) != min(stop, size) - start:
         raise Broken(f"ended after {len(data)} of {min(stop, size) - start} bytes")
     return Piece(data, size, headers.get("etag", ""))
@@ -192,9 +190,9 @@ Reply = tuple[int, Mapping[str, str], bytes]
 
 
 def get_http(url: str, span: str, count: int) -> Reply:
-    """Return status, headers and, of a range of so many bytes, these; one more shows that there are too many.
+    """Return status, headers and body; at most `count` + 1 bytes are read, so that a longer body is noticed.
 
-    The user named the URL, so its host may be any; to where it sends on is checked.
+    The user named the URL, so its host may be any; redirects are checked.
     """
     try:
         with asked(url, {"Range": span}, PUBLIC, READ + count / PACE, (CONNECT, READ), own=True) as answer:
@@ -203,14 +201,14 @@ def get_http(url: str, span: str, count: int) -> Reply:
     except (LateError, LostError) as error:
         raise Broken(str(error)) from error
     except PrivateHostError as error:
-        raise RemoteError(f"{bare_url(url)}: found a redirect from a public host to one inside: {error}") from error
+        raise RemoteError(f"{bare_url(url)}: found a redirect from a public host to a private one: {error}") from error
 
 
 def get_s3(url: str, span: str, count: int) -> Reply:
-    """Return status, headers and, of a range of so many bytes, these."""
+    """Return status, headers and body of a range, see `get_http`."""
     from botocore import exceptions
 
-    # What stands behind # or ? is part of a key.
+    # In s3 a key may contain # and ?.
     bucket, _, key = url.removeprefix("s3://").partition("/")
     try:
         reply = s3_client(os.getpid()).get_object(Bucket=bucket, Key=key, Range=span)
@@ -225,7 +223,7 @@ def get_s3(url: str, span: str, count: int) -> Reply:
 
 
 def from_store(url: Url, start: int, stop: int) -> Piece:
-    """Return a range of a file in a store that fsspec knows, and which version of the file it is of."""
+    """Return a range of a file in a store of fsspec, with the version of the file."""
     scheme = urlsplit(url.text).scheme
     try:
         store = fsspec.filesystem(scheme)
@@ -233,11 +231,11 @@ def from_store(url: Url, start: int, stop: int) -> Piece:
         size = int(info["size"])
         data = store.cat_file(url.text, start, min(stop, size)) if start < size else b""
     except ImportError as error:
-        raise RemoteError(f"{url}: {' '.join(str(error).split())}: it is what fsspec reads {scheme}:// with") from error
+        raise RemoteError(f"{url}: {' '.join(str(error).split())}: fsspec needs it to read {scheme}://") from error
     except FileNotFoundError as error:
         raise RemoteError(f"{url}: found no such file, expected one") from error
     except PermissionError as error:
-        raise RemoteError(f"{url}: found no right to read it: set {CREDENTIALS[scheme]}") from error
+        raise RemoteError(f"{url}: found no permission to read it: set {CREDENTIALS[scheme]}") from error
     except OSError as error:
         raise Broken(innermost(error)) from error
     if len(data) != min(stop, size) - start:
@@ -247,7 +245,7 @@ def from_store(url: Url, start: int, stop: int) -> Piece:
 
 @functools.lru_cache(maxsize=1)
 def s3_client(process: int) -> Any:
-    """Return a client with the credentials and the endpoint that the environment names, as for any AWS program."""
+    """Return a client with the credentials and endpoint from the environment, as any AWS program uses them."""
     from botocore.config import Config
     from botocore.session import get_session
 

@@ -1,7 +1,7 @@
-"""The web: a request goes out byte for byte as its URL is given, to an address that may be asked, and ends in time.
+"""HTTP requests: the URL is sent byte for byte, only to permitted addresses, and every request has a time limit.
 
-Whoever names a URL in metadata, or answers with a redirect, may mean a host that only this machine reaches. So a host
-is resolved here, its address is looked at, and that very address is connected to.
+A URL in metadata, or a redirect, may point to a host that only this machine reaches. Therefore the host name is
+resolved here, its address is checked, and the connection goes to exactly this address.
 """
 
 from __future__ import annotations
@@ -36,51 +36,51 @@ BLOCK = 2**18
 HOPS = 10
 REDIRECTS = (301, 302, 303, 307, 308)
 PORTS = {"http": 80, "https": 443}
-# What a request asks for, as it stands in its URL.
+# The request target, byte for byte as in the URL.
 TARGET: ContextVar[str | None] = ContextVar("target", default=None)
 
 
 class PrivateHostError(Exception):
-    """A host that is not public and was not allowed."""
+    """A host that is neither public nor allowed."""
 
 
 class PrivateLookupError(PrivateHostError, OSError):
-    """The same, as libraries expect what goes wrong with a look-up."""
+    """The same error as an OSError, which libraries expect from a failed lookup."""
 
 
 class LateError(TimeoutError):
-    """An answer that did not come, or not to its end, in time."""
+    """No answer, or no complete answer, within the time limit."""
 
 
 class LostError(ConnectionError):
-    """A host that cannot be reached, or that ended an answer before it was whole."""
+    """A host that cannot be reached, or that closed the connection before the answer was complete."""
 
 
 class ShortError(LostError):
-    """An answer that ended before it was whole."""
+    """An answer that ended before it was complete."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Which hosts may be asked: public ones, and those that are named as host, host:port, address or network."""
+    """Which hosts may be contacted: public ones, and allowed ones, given as host, host:port, address or network."""
 
     allowed: tuple[str, ...] = ()
     anywhere: bool = False
 
     def permits(self, host: str, port: int, address: str) -> bool:
-        """Tell whether a host may be asked at an address."""
+        """Return whether a host may be contacted at an address."""
         if self.anywhere or not is_private(address):
             return True
         names = {host.lower(), f"{host.lower()}:{port}", f"[{host.lower()}]:{port}"}
         return any(name.lower() in names or in_network(address, name) for name in self.allowed)
 
     def addresses(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        """Return where a host is, as `socket.getaddrinfo` does; PrivateHostError where it may not be asked there."""
+        """Resolve a host as `socket.getaddrinfo` does; PrivateHostError if none of its addresses is permitted."""
         found = RESOLVE(host, port, 0, socket.SOCK_STREAM)
         open = [place for place in found if self.permits(host, port, place[4][0])]
         if not open:
             raise PrivateHostError(
-                f"found the address {found[0][4][0]} of {host}, expected a public one, or the host among those allowed"
+                f"found the address {found[0][4][0]} of {host}, expected a public address or an allowed host"
             )
         return open
 
@@ -90,7 +90,7 @@ ANYWHERE, PUBLIC = Reach(anywhere=True), Reach()
 
 
 def is_private(address: str) -> bool:
-    """Tell whether an address is one that not everybody reaches, also behind the forms that carry an IPv4 address."""
+    """Return whether an address is not public; IPv6 forms that contain an IPv4 address are unpacked first."""
     found: Any = ipaddress.ip_address(address.partition("%")[0])
     if found.version == 6:
         inside = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
@@ -104,7 +104,7 @@ def is_private(address: str) -> bool:
 
 
 def in_network(address: str, network: str) -> bool:
-    """Tell whether an address is of a network, or is this address; what is no network has none."""
+    """Return whether an address lies in a network or equals it; False if `network` is not one."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]) in ipaddress.ip_network(network, strict=False)
     except ValueError:
@@ -119,10 +119,10 @@ def host_and_port(url: str) -> str:
 
 @contextlib.contextmanager
 def checked_lookups(reach: Reach) -> Iterator[list[str]]:
-    """Have every look-up of a host in this process checked, for libraries with connections of their own.
+    """Check every host lookup of this process while the block runs, for libraries that open their own connections.
 
-    They connect to what the look-up gives. It is for processes with one task at a time. Gives the list of what was
-    refused, as libraries may hide it.
+    They connect to the address that the lookup returns. Use it only in processes with one task at a time. Yields the
+    list of refusals, because libraries may hide the error.
     """
     refused: list[str] = []
 
@@ -146,7 +146,7 @@ def checked_lookups(reach: Reach) -> Iterator[list[str]]:
 
 
 class Checked:
-    """A connection to an address that was looked at, which asks for what is given, and waits so long for an answer."""
+    """A connection to a checked address; it sends the target byte for byte, and the answer has a time limit."""
 
     reach = PUBLIC
     seconds = 60.0
@@ -166,7 +166,7 @@ class Checked:
                     raise
             finally:
                 self._dns_host = name
-        raise AssertionError("the last place connects or raises")
+        raise AssertionError("the last address connects or raises")
 
     def putrequest(self, method: str, url: str, *rest: Any, **more: Any) -> None:
         super().putrequest(method, TARGET.get() or url, *rest, **more)
@@ -179,7 +179,7 @@ class Checked:
             with contextlib.suppress(OSError, AttributeError):
                 self.sock.shutdown(socket.SHUT_RDWR)
 
-        # Bytes that come one by one never let a wait for the next one end.
+        # A timeout per read never fires while single bytes trickle in, so a timer closes the socket.
         timer = threading.Timer(self.seconds, cut)
         timer.daemon = True
         timer.start()
@@ -194,7 +194,7 @@ class Checked:
 
 
 class Adapter(HTTPAdapter):
-    """Connections that are `Checked`."""
+    """An adapter for requests whose connections are `Checked`."""
 
     def __init__(self, reach: Reach) -> None:
         kinds = [("http", HTTPConnection, HTTPConnectionPool), ("https", HTTPSConnection, HTTPSConnectionPool)]
@@ -217,7 +217,7 @@ class Adapter(HTTPAdapter):
 
 @functools.lru_cache(maxsize=64)
 def session_of(process: int, thread: int, reach: Reach) -> requests.Session:
-    """Return connections that stay open; they may not be shared among threads, nor with a forked process."""
+    """Return a session with open connections; threads and forked processes must not share it."""
     session, adapter = requests.Session(), Adapter(with_proxies(reach))
     session.mount("http://", adapter)
     session.mount("https://", adapter)
@@ -225,13 +225,13 @@ def session_of(process: int, thread: int, reach: Reach) -> requests.Session:
 
 
 def with_proxies(reach: Reach) -> Reach:
-    """Return a reach that has the proxies which the environment names: the user's own."""
+    """Return a reach that also allows the proxies in the environment, which are the user's own."""
     proxies = [host_and_port(url) for url in getproxies().values() if "://" in url]
     return Reach((*reach.allowed, *proxies), reach.anywhere)
 
 
 class Answer(NamedTuple):
-    """What a host answered: its status and headers, the URL that it stands at, and the bytes as they come."""
+    """The answer of a host: status, headers, final URL, and the body as a stream."""
 
     status: int
     headers: Mapping[str, str]
@@ -240,7 +240,7 @@ class Answer(NamedTuple):
     until: float
 
     def blocks(self, limit: int) -> Iterator[bytes]:
-        """Yield the bytes of the answer, `limit` of them at most; the rest is never read."""
+        """Yield at most `limit` bytes of the body; the rest is never read."""
         left = limit
         while left > 0:
             try:
@@ -267,10 +267,10 @@ def asked(
     proxy: str | None = None,
     own: bool = False,
 ) -> Iterator[Answer]:
-    """Ask for a URL, follow where it is sent on, and give the answer while the block lasts.
+    """Request a URL, follow redirects, and yield the answer while the block runs.
 
-    seconds: for all of it; timeout: to connect, and without a sign of life. `own`: the user named this URL, and its
-    host may be any. Where such a host is not public, it may send on to others like it.
+    `seconds`: time limit of the whole request. `timeout`: seconds to connect, and between two reads. `own`: the user
+    named this URL, so its host may be any; if it is private, it may redirect to other private hosts.
     """
     until, first = time.monotonic() + seconds, url
     for hop in range(HOPS):
@@ -294,12 +294,12 @@ def asked(
     raise LostError(f"found over {HOPS} redirects, expected fewer")
 
 
-# All that a URL may hold stays as it is.
+# Characters that a URL may contain are not quoted again.
 SAFE = "!#$%&'()*+,/:;=?@[]~\"<>\\^`{|}"
 
 
 def is_inside(url: str) -> bool:
-    """Tell whether the host of a URL has no public address."""
+    """Return whether the host of a URL has no public address."""
     parts = urlsplit(url)
     try:
         return all(is_private(place[4][0]) for place in RESOLVE(parts.hostname, None, 0, socket.SOCK_STREAM))
@@ -310,7 +310,7 @@ def is_inside(url: str) -> bool:
 def send(
     url: str, headers: Mapping[str, str], reach: Reach, timeout: tuple[float, float], proxy: str | None
 ) -> requests.Response:
-    """Send one request and return the answer, of which the bytes have yet to be read."""
+    """Send one request and return the response; its body is not read yet."""
     session = session_of(os.getpid(), threading.get_ident(), reach)
     try:
         request = session.prepare_request(requests.Request("GET", url, {"Accept-Encoding": "identity", **headers}))
@@ -333,13 +333,13 @@ def send(
 
 
 def target_of(url: str) -> str:
-    """Return what is asked of a host for a URL: path and query, byte for byte; what is no ASCII is quoted."""
+    """Return the request target of a URL: path and query, byte for byte; only non-ASCII characters are quoted."""
     rest = re.sub(r"^[A-Za-z]+://[^/?#]*", "", url).partition("#")[0]
     return quote(rest if rest.startswith("/") else f"/{rest}", safe=SAFE)
 
 
 def check_name(url: str, reach: Reach) -> None:
-    """Raise where a URL that a proxy will resolve names a host inside by its address, or this one."""
+    """Raise if a URL that a proxy will resolve names a private address or this host."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     address = "127.0.0.1" if host == "localhost" or host.endswith(".localhost") else host
@@ -349,7 +349,7 @@ def check_name(url: str, reach: Reach) -> None:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came of."""
+    """Yield an error and the chain of its causes."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -357,6 +357,6 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
 
 
 def innermost(error: BaseException) -> str:
-    """Return what went wrong at last, without the layers that passed it on, and without secrets."""
+    """Return the message of the innermost cause of an error, without secrets."""
     *_, last = chain_of(error)
     return without_secrets(str(last)) or type(last).__name__
