@@ -394,7 +394,7 @@ def test_a_folder_that_was_begun_otherwise_is_left_as_it_is(models, source, cach
     ("how", "message"),
     [
         ({"codec": None, "text": None}, "expected at least one"),
-        ({"codec": None}, "expected the video or its latents to be kept"),
+        ({"codec": None}, "expected video=true or a codec"),
         ({"sizes": [(16, 15)]}, r"sizes: found \[\[16, 15\]\], expected \[height, width\] divisible by 2 and 2"),
         ({"frames": 5}, "frames: found 5, expected null"),
         ({"decoders": -1}, "decoders=-1"),

@@ -1,8 +1,8 @@
-"""Precompute: a dataset encoded once, into one beside it with the same shards, keys and order, to train from instead.
+"""Precompute: encode a dataset once, into a new dataset with the same shards, keys and order, and train from that.
 
-Each shard is made whole by one process, from its own samples alone: its bytes depend neither on the number of processes
-nor on what was interrupted. `.cache` notes its rows and the shard it is of; a run makes what has no such note. The
-manifest is written last, and what has none is no dataset.
+One process writes each shard, from the samples of the same shard alone: its bytes depend neither on the number of
+processes nor on interruptions. `.cache` holds a record of each finished shard with its rows; a run encodes the shards
+without a record. The manifest is written last; a folder without a manifest is no dataset.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ from videodiff.data.storage.files import owning, remove_abandoned, replacing, wr
 from videodiff.data.video.decode import DecodeError, decode_into
 
 WORK, SETTINGS, FAILED = ".cache", "settings.json", "failed.jsonl"
-# Samples whose captions go through the text encoder together.
+# Samples per batch of the text encoder.
 TOGETHER = 16
 Encoders = tuple[nn.Module | None, nn.Module | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to encode and how; `build` gives codec and text encoder, None for one that is not wanted.
+    """What to encode and how; `build` returns codec and text encoder, None for the one that is not used.
 
-    sizes: height and width that clips are encoded at, each at the one whose aspect is the nearest to its own. video:
-    keep the mp4. decoders: processes that decode for one encoder, None: those that there are cores for, 0: it decodes
-    itself, and hangs where a video does. timeout: seconds that 64 frames may take there.
+    `sizes`: pairs of height and width; each clip is encoded at the one with the nearest aspect ratio. `video`: keep the
+    mp4. `decoders`: decoding processes per encoder; None: as many as there are cores for; 0: the encoder's process
+    decodes itself, and hangs if a decoder hangs. `timeout`: seconds per 64 frames in a decoding process.
     """
 
     root: str
@@ -83,12 +83,12 @@ class Plan:
 def precompute(
     plan: Plan, workers: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Encode what is missing of a dataset; return the counts of samples, failed, shards and bytes.
+    """Encode the missing shards of a dataset; return the counts of samples, failed, shards and bytes.
 
-    workers: processes on this machine, None: one a GPU, or one a core without any. Where torchrun started this process
-    it is itself one of them, on as many machines as there are, and `out` is a folder that all see. Samples that cannot
-    be decoded or encoded, or are too short, are left out and named in `failed.jsonl`. Settings other than those that
-    `out` was begun with are an error; so is a full disk, and the same call goes on from there.
+    `workers`: processes on this machine, by default one per GPU, or one per core without GPUs. Under torchrun this
+    process is one of the workers, and `out` is a folder that all machines share. Samples that are too short, or cannot
+    be decoded or encoded, are left out and listed in `failed.jsonl`. Settings that differ from the ones `out` was
+    begun with are an error. After an error, such as a full disk, the same call continues.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     workers = (torch.cuda.device_count() or os.cpu_count() or 1) if workers is None else workers
@@ -97,7 +97,8 @@ def precompute(
         plan = replace(plan, decoders=max(1, (os.cpu_count() or 1) // max(here, 1)))
     if workers < 1 or plan.decoders < 0 or plan.timeout <= 0:
         raise ValueError(
-            f"found workers={workers} decoders={plan.decoders} timeout={plan.timeout}, expected at least 1, 0, above 0"
+            f"found workers={workers} decoders={plan.decoders} timeout={plan.timeout}, expected workers >= 1, "
+            f"decoders >= 0, timeout > 0"
         )
     if ":/" in str(plan.out):
         raise ValueError(f"out: found the URL {plan.out}, expected a folder")
@@ -125,7 +126,7 @@ def together(
     world: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Take this rank's share under torchrun; rank 0 tells all what is missing, and writes the manifest."""
+    """Encode this rank's share under torchrun; rank 0 broadcasts the missing shards and writes the manifest."""
     from torch import distributed
 
     distributed.init_process_group("gloo", timeout=timedelta(days=30))
@@ -142,12 +143,12 @@ def together(
 
 
 def records_of(plan: Plan, encoders: Encoders) -> dict[str, dict[str, Any]]:
-    """Return what the manifest will say of latents and text; settings that do not fit the encoders are an error."""
+    """Return the records of codec and text encoder for the manifest; ValueError if settings do not fit them."""
     codec, text = encoders
     if codec is None and text is None:
         raise ValueError("found codec=null and text=null, expected at least one of them")
     if codec is None and not plan.video:
-        raise ValueError("found video=false and codec=null, expected the video or its latents to be kept")
+        raise ValueError("found video=false and codec=null, expected video=true or a codec")
     records = {}
     if codec is not None:
         windows, (_, fh, fw) = Windows.of(codec, plan.stride, plan.frames), codec.compression
@@ -162,11 +163,11 @@ def records_of(plan: Plan, encoders: Encoders) -> dict[str, dict[str, Any]]:
 
 
 def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
-    """Return the numbers of the shards that are missing; while there are any the folder is no dataset."""
+    """Return the indices of the missing shards; the manifest is removed if there are any."""
     settings, path = {**records, "video": plan.video}, plan.out / WORK / SETTINGS
     before = json.loads(path.read_text()) if path.is_file() else settings
     for what in sorted(before.keys() | settings.keys()):
-        (old, old_name), (new, new_name) = (told(which.get(what)) for which in (before, settings))
+        (old, old_name), (new, new_name) = (comparable(which.get(what)) for which in (before, settings))
         if old != new:
             raise ValueError(f"{what}: found {new_name}, expected {old_name} as in {path}, or another out")
     if not path.is_file():
@@ -185,24 +186,24 @@ def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
 
 
 def check_out(out: Path, source: Manifest) -> None:
-    """Raise where the encoded dataset must not be written."""
+    """Raise if the encoded dataset must not be written to `out`."""
     if isinstance(source.path, Path) and source.path.parent.resolve() == out.resolve():
         raise ValueError(f"out: found the dataset itself, {out}, expected another folder")
     if not (out / WORK / SETTINGS).is_file() and any(out.glob("*.tar")):
         raise ValueError(f"out: found shards of another kind in {out}, expected an empty folder")
 
 
-def told(setting: Any) -> tuple[Any, Any]:
-    """Return what tells a setting from another, and how a person is told of it."""
+def comparable(setting: Any) -> tuple[Any, Any]:
+    """Return a value by which a setting is compared, and its form in messages."""
     if not isinstance(setting, dict):
         return setting, setting
     return setting["fingerprint"], f"{setting['of']} (fingerprint {setting['fingerprint'][:12]})"
 
 
 def note_of(out: Path, shard: dict[str, Any], lines: int = 1) -> list[Any] | None:
-    """Return what was noted of a shard when it was encoded, by lines; None where it is to be made.
+    """Return the lines of the record of an encoded shard, None if the shard must be encoded.
 
-    The first line is its entry in the list of shards, then come the rows, then those that are left out.
+    The first line is its entry in the list of shards, then come its rows, then the samples that are left out.
     """
     try:
         with (out / WORK / f"{shard['name']}.json").open() as file:
@@ -215,7 +216,7 @@ def note_of(out: Path, shard: dict[str, Any], lines: int = 1) -> list[Any] | Non
 
 
 def counter(progress: Callable[[int, int], None], source: Manifest, numbers: Sequence[int]) -> Callable[[int], None]:
-    """Return a function that adds up samples and tells how many of those of these shards are done."""
+    """Return a function that adds finished samples and reports progress over the samples of these shards."""
     done, total = 0, sum(int(source.counts[number]) for number in numbers)
 
     def add(samples: int) -> None:
@@ -229,7 +230,7 @@ def counter(progress: Callable[[int, int], None], source: Manifest, numbers: Seq
 def spread(
     plan: Plan, source: Manifest, missing: Sequence[int], workers: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Share out shards over processes; the first that fails ends them all."""
+    """Distribute shards over processes; the first failure ends all of them."""
     add, shares = counter(progress, source, missing), [list(missing)[rank::workers] for rank in range(workers)]
     children = [Child(serve, plan, share, rank, nests=True) for rank, share in enumerate(shares)]
     busy = {child.connection: child for child in children}
@@ -240,7 +241,7 @@ def spread(
                     message = busy[end].receive()
                 except Gone:
                     how = busy[end].end(GRACE_S)
-                    raise ChildProcessError(f"{how}; the same command goes on from here") from None
+                    raise ChildProcessError(f"{how}; run the same command again to continue") from None
                 if isinstance(message, BaseException):
                     raise message
                 if message is None:
@@ -253,7 +254,7 @@ def spread(
 
 
 def serve(end: Connection, plan: Plan, numbers: Sequence[int], rank: int) -> None:
-    """Encode these shards in a process of its own, and say how many samples are done; None after the last."""
+    """Encode these shards in a worker process; send the number of finished samples, and None at the end."""
     try:
         encode_shards(plan, Manifest.load(plan.root), plan.build(), numbers, rank, end.send)
         end.send(None)
@@ -264,14 +265,14 @@ def serve(end: Connection, plan: Plan, numbers: Sequence[int], rank: int) -> Non
 def encode_shards(
     plan: Plan, source: Manifest, encoders: Encoders, numbers: Sequence[int], rank: int, add: Callable[[int], None]
 ) -> None:
-    """Encode these shards on the GPU of this rank, or on one core."""
+    """Encode these shards on the GPU of this rank, or on one core if there is none."""
     if not numbers:
         return
     threads, device = torch.get_num_threads(), "cpu"
     if torch.cuda.is_available():
         device = f"cuda:{rank % torch.cuda.device_count()}"
         torch.backends.cudnn.deterministic = True
-    # How many threads share a sum would show in its last bit.
+    # With another number of threads, sums would differ in the last bit.
     torch.set_num_threads(1)
     codec, text = (None if model is None else model.to(device) for model in encoders)
     try:
@@ -293,7 +294,7 @@ def encode_shard(
     device: str,
     add: Callable[[int], None],
 ) -> None:
-    """Write the encoded form of one shard, then the note that it is there."""
+    """Write one encoded shard, then its record."""
     shard, rows = source.shards[number], source.block(number).to_pylist()
     frames = reads.clips(source, rows) if reads is not None else None
     made, failed = [], []
@@ -325,7 +326,7 @@ def encode_shard(
 
 
 class Reads:
-    """Frames of clips, by processes that may hang or crash: that costs the clip and not the run."""
+    """Read frames of clips in child processes: one that hangs or crashes costs its clip, not the run."""
 
     def __init__(self, plan: Plan, windows: Windows, stack: contextlib.ExitStack) -> None:
         self.sizes, self.windows, self.quarantine = plan.sizes, windows, Quarantine(budget=math.inf)
@@ -338,7 +339,7 @@ class Reads:
         self.batches = stack.enter_context(workers).batches
 
     def clips(self, source: Manifest, rows: Sequence[dict[str, Any]]) -> Iterator[Iterator[np.ndarray]]:
-        """Yield for each row its parts, uint8 `t h w c`, to be taken before the next row."""
+        """Yield the parts of each row, uint8 `t h w c`; take them before the next row."""
         parts = [self.windows.parts(row["frames"]) for row in rows]
         asked = (
             [Part((i, j), sample_of(row), (len(part), *size_of(row, self.sizes), 3), (source.root, row, part))]
@@ -350,7 +351,7 @@ class Reads:
                 yield self.clip(row, len(own), islice(reads, len(own)))
 
     def clip(self, row: dict[str, Any], count: int, reads: Iterable[Read]) -> Iterator[np.ndarray]:
-        """Yield the parts of one clip; EncodingError, after the last, where one of them cannot be had."""
+        """Yield the parts of one clip; EncodingError after the last part if one of them failed."""
         reason = None if count else f"found {row['frames']} frames, too few for a window: {self.windows}"
         for read in reads:
             reason = reason or self.failure(row, read)
@@ -360,12 +361,12 @@ class Reads:
             raise EncodingError(reason)
 
     def failure(self, row: dict[str, Any], read: Read) -> str | None:
-        """Return why a part could not be decoded."""
+        """Return why a part could not be decoded, None if it was."""
         return None if read.tasks[0].source is not None else self.quarantine.losses[sample_of(row)].reason
 
 
 class Part(NamedTuple):
-    """Some frames of a sample that are encoded together: root, row and numbers of the frames, or nothing instead."""
+    """Frames of a sample that are encoded together: root, row and frame indices; or a placeholder."""
 
     order: tuple[int, int]
     sample: SampleId
@@ -374,7 +375,7 @@ class Part(NamedTuple):
 
 
 def read_part(part: Part, out: np.ndarray) -> bool:
-    """Fill `out` with frames of a sample, with nothing where its place is taken by nothing."""
+    """Fill `out` with the frames of a part; leave it unchanged for a placeholder."""
     if part.source is not None:
         root, row, numbers = part.source
         members = read_sample(root, row, VIDEOS)
@@ -386,7 +387,7 @@ def read_part(part: Part, out: np.ndarray) -> bool:
 
 
 def nothing(asked: Part, attempt: int) -> Part:
-    """Return what takes the place of a part that cannot be read."""
+    """Return the placeholder for a part that cannot be read."""
     return asked._replace(sample=SampleId("", "", attempt), source=None)
 
 
@@ -395,37 +396,39 @@ def sample_of(row: dict[str, Any]) -> SampleId:
 
 
 def size_of(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the size whose aspect is the nearest to that of a clip, the first one of several."""
+    """Return the size with the aspect ratio nearest to the clip's, the first one of several."""
     aspect = math.log(row["width"] / row["height"])
     return min(((h, w) for h, w in sizes), key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
 
 
 def encode_texts(text: nn.Module, samples: Sequence[dict[str, bytes]]) -> list[list[torch.Tensor]]:
-    """Return the encoded captions of each sample, of the empty one where it has none."""
+    """Return the encoded captions of each sample; a sample without captions gets the empty caption."""
     captions = [read_captions(members) or [""] for members in samples]
     encoded = iter(encode_captions(text, [caption for own in captions for caption in own]))
     return [list(islice(encoded, len(own))) for own in captions]
 
 
 def append(tar: TarWriter, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
-    """Add a sample to a tar and return its row; `size`: height and width of what was encoded, if anything was."""
+    """Add a sample to a tar and return its row; `size`: height and width of the encoded frames, empty without any."""
     offset = end_of(tar)
     add_members(tar, row["key"], members)
     encoded = dict(zip(("height", "width"), size, strict=False))
-    # A manifest may be older than the reader of captions, and each has a text of its own.
+    # Count again: an older manifest may have counted captions by other rules, and each caption has its own text.npy.
     captions = len(read_captions(members))
     return {**row, **encoded, "captions": captions, "offset": offset, "size": end_of(tar) - offset}
 
 
 def finish(plan: Plan, source: Manifest, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write what is said of all shards: the manifest, last, and before it the words and who is missing."""
+    """Write the files about all shards: words.txt and failed.jsonl, and the manifest last."""
     failed, scores, count = [], [n for n in source.file.schema_arrow.names if n.startswith("score_")], 0
     origins = source.caption_origins or ()
     with ManifestWriter(plan.out, scores, origins=origins, encoded=records) as manifest:
         for shard in source.shards:
             note = note_of(plan.out, shard, lines=3)
             if note is None:
-                raise ManifestError(f"{plan.out / shard['name']}: found it gone or changed; the same command mends it")
+                raise ManifestError(
+                    f"{plan.out / shard['name']}: found a missing or changed shard; run the same command again"
+                )
             entry, rows, lost = note
             failed += lost
             if entry["samples"]:

@@ -1,9 +1,9 @@
-"""Which frames of a clip are encoded into latents, and which latents make the window that training asks for.
+"""Windows: which frames of a clip are encoded together, and which latents belong to a window of training.
 
 A codec that works frame by frame encodes every `stride`-th frame, and any window can be cut from the latents. A causal
-video codec makes one latent of the first frame of what it is given and one of every ft frames after it, from all frames
-up to these: latents cut from the middle of a longer clip would not be those of the window. So its clips are encoded
-window by window, spread such that every frame is in one.
+video codec makes one latent from the first frame of its input and one from each ft frames after it, and each latent
+depends on all frames before it. Latents cut from the middle of a longer clip would differ from the latents of the
+window. Therefore such a codec encodes a clip window by window; the windows are spread so that they cover every frame.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from videodiff.data.order.arithmetic import draw
 from videodiff.data.order.buckets import Bucket
 
-# Frames that are decoded and encoded at once where each stands for itself.
+# Frames per batch for a codec that works frame by frame.
 PIECE = 64
 
 
@@ -33,28 +33,28 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.stride < 1 or (self.frames is not None and self.frames < 1):
-            raise ValueError(f"found stride={self.stride} frames={self.frames}, expected at least 1 of both")
+            raise ValueError(f"found stride={self.stride} frames={self.frames}, expected at least 1 for both")
 
     @classmethod
     def of(cls, codec: Any, stride: int, frames: int | None) -> Windows:
-        """Return the windows of a codec; `frames` is needed where it compresses time, and only there."""
+        """Return the windows of a codec; `frames` must be given if the codec compresses time, and only then."""
         if not codec.causal and frames is not None:
-            raise ValueError(f"frames: found {frames}, expected null: of a codec by frames any window can be cut")
+            raise ValueError(f"frames: found {frames}, expected null, as this codec encodes frame by frame")
         if codec.causal and frames is None:
             raise ValueError(
-                f"frames: found null, expected 1 + {codec.compression[0]} k for the codec {codec.name}, as training "
-                f"will ask for by data.frames"
+                f"frames: found null, expected 1 + {codec.compression[0]} k for the codec {codec.name}: the value of "
+                f"data.frames in training"
             )
         return cls(stride, frames, 1 if frames is None else codec.latent_frames(frames))
 
     def starts(self, frames: int) -> list[int]:
-        """Return the first frame of each window of a clip of so many frames, none where it is too short."""
+        """Return the first frame of each window in a clip of `frames` frames; empty if the clip is too short."""
         shown = len(range(0, frames, self.stride))
         spare, count = shown - self.frames, -(-shown // self.frames)
         return [] if spare < 0 else [spare * i // max(count - 1, 1) * self.stride for i in range(count)]
 
     def parts(self, frames: int) -> list[range]:
-        """Return the frames that are encoded together, in the order of their latents."""
+        """Return the ranges of frames that are encoded together, in the order of their latents."""
         if self.frames is None:
             return [
                 range(start, min(start + PIECE * self.stride, frames), self.stride)
@@ -63,11 +63,11 @@ class Windows:
         return [range(start, start + self.frames * self.stride, self.stride) for start in self.starts(frames)]
 
     def check(self, bucket: Bucket) -> None:
-        """Raise where training asks for windows that cannot be cut from these latents."""
+        """Raise if the windows of a bucket cannot be cut from these latents."""
         if any(stride % self.stride for stride in bucket.strides):
             raise ValueError(
-                f"stride: found {list(bucket.strides)} for {bucket}, expected multiples of {self.stride}: the cached "
-                f"latents are of every frame in {self.stride}"
+                f"stride: found {list(bucket.strides)} for {bucket}, expected multiples of {self.stride}, the stride "
+                f"of the cached latents"
             )
         if self.frames is not None and (bucket.frames, bucket.strides) != (self.frames, (self.stride,)):
             raise ValueError(
@@ -76,7 +76,7 @@ class Windows:
             )
 
     def draw(self, bucket: Bucket, frames: int, *key: int) -> range:
-        """Return the frames to take of a clip, drawn by the key; with stride 1 and no `frames` as `Bucket.window`."""
+        """Draw a window of a clip by the key; with stride 1 and without `frames` it equals `Bucket.window`."""
         if self.frames is not None:
             starts = self.starts(frames)
             start = starts[draw(len(starts), *key, 0)]
@@ -86,7 +86,7 @@ class Windows:
         return range(window.start * self.stride, window[-1] * self.stride + 1, window.step * self.stride)
 
     def cut(self, latents: torch.Tensor, window: range, frames: int) -> torch.Tensor:
-        """Return the latents `c t h w` of a window that `draw` gave for a clip of so many frames."""
+        """Return the latents `c t h w` of a window from `draw`, for a clip of `frames` frames."""
         if self.frames is None:
             return latents[:, window.start // self.stride : window[-1] // self.stride + 1 : window.step // self.stride]
         first = self.starts(frames).index(window.start) * self.latents
