@@ -1,8 +1,8 @@
-"""A child: one process that may hang or crash, and is watched, ended and replaced by whoever started it.
+"""A child: a process that may hang or crash; its parent watches, kills and replaces it.
 
-A native decoder that hangs cannot be ended but with its process. So whoever gives work to a child charges it for the
-time that passes, ends it when its time is up, and starts another in its place. The loader, preparation, the cache of
-encoded clips and the measurement of throughput all have their processes from here.
+A native decoder that hangs can only be stopped by killing its process. Therefore the parent counts the time that a
+child spends on its work, kills it when its time is up, and starts another child. The loader, preparation, the cache of
+encoded clips and the measurement of throughput start their processes here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-# Seconds between two looks at the time. A child is charged for at most two of them at once: when the whole job was
-# stopped and goes on, no decoder has hung.
+# Seconds between two checks of the time. A child is charged for at most two of them at once: if the whole job was
+# suspended, the pause does not count against its decoder.
 TICK = 1.0
-# From the end of its connection to the end of a process.
+# Seconds that a process gets to exit after its connection was closed.
 GRACE_S = 1.0
 
 
@@ -28,10 +28,10 @@ class Gone(Exception):
 
 
 class Child:
-    """A process that runs `serve(connection, *args)`; `spent`: seconds charged for what it is at.
+    """A process that runs `serve(connection, *args)`; `spent`: seconds charged for its present work.
 
-    It ends with the process that started it. start: how it starts, None for `spawn`, or what `forkserver` gives; nests:
-    whether it has children of its own.
+    It ends when its parent ends. `start`: None for `spawn`, or the result of `forkserver`. `nests`: whether it starts
+    children of its own.
     """
 
     def __init__(self, serve: Callable[..., None], *args: Any, start: Any = None, nests: bool = False) -> None:
@@ -43,12 +43,12 @@ class Child:
         self.spent = 0.0
 
     def send(self, message: Any) -> None:
-        """Send a message; a child that has ended is found by the next `receive`."""
+        """Send a message; if the child has ended, the next `receive` raises."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(message)
 
     def receive(self) -> Any:
-        """Return the next message; Gone where the process ended instead."""
+        """Return the next message; Gone if the process has ended."""
         try:
             message = self.connection.recv()
         except (EOFError, OSError) as error:
@@ -57,7 +57,7 @@ class Child:
         return message
 
     def charge(self, passed: float) -> None:
-        """Charge it for the seconds that have passed."""
+        """Add seconds that have passed to `spent`."""
         self.spent += min(passed, 2 * TICK)
 
     def end(self, grace: float = 0.0) -> str:
@@ -71,7 +71,7 @@ class Child:
 
 
 def begin(serve: Callable[..., None], connection: Connection, *args: Any) -> None:
-    """Serve until the other end closes or the parent ends; an interrupt is the parent's to answer."""
+    """Serve until the other end closes or the parent ends; interrupts are ignored, the parent handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -80,9 +80,9 @@ def begin(serve: Callable[..., None], connection: Connection, *args: Any) -> Non
 
 
 def forkserver(*modules: str) -> Any:
-    """Return how processes start: forked from one that has imported these modules and done nothing else.
+    """Return a start method: processes are forked from a server process that has only imported these modules.
 
-    A start costs milliseconds, and the imports are in memory once.
+    A start takes milliseconds, and all processes share the memory of the imports.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__, *modules])
