@@ -30,7 +30,8 @@ def run(check: Check) -> None:
     data = world_dataset(check.scratch / "bouncing_16", Bouncing(balls={1: 1, 2: 0, 3: 0}, split="all"), 24, 16)
     for name, optimizer in OPTIMIZERS.items():
         plain = check.part(f"{name}, one process", lambda n=name, o=optimizer: trained(check, data, f"{n}_plain", o))
-        for stage in (1, 2, 3):
+        # A CPU has seen each stage in the tests; here it is to see that this code works.
+        for stage in (2,) if check.tiny and name == "muon" else (1, 2, 3):
             what = f"{name}, ZeRO {stage}"
             check.part(what, lambda w=what, s=stage, n=name, o=optimizer, p=plain: sharded(check, data, w, s, n, o, p))
     backend = "NCCL" if check.cuda else "gloo"
