@@ -68,7 +68,8 @@ def test_compiled_blocks_give_the_same_numbers_under_the_same_names() -> None:
 
 def test_eight_buckets_share_a_graph_and_images_have_another() -> None:
     plain, compiled = denoiser("space"), denoiser("space")
-    compile_blocks(compiled, backend="aot_eager", dynamic=True)
+    # A graph is counted where dynamo has captured it, whatever is made of it then.
+    compile_blocks(compiled, backend="eager", dynamic=True)
     for bucket in [*BUCKETS, *BUCKETS]:
         wanted, found = answer(plain, 2, *bucket), answer(compiled, 2, *bucket)
         torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
