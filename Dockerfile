@@ -25,6 +25,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY conf conf
 COPY videodiff videodiff
 COPY data_prep data_prep
+COPY hydra_plugins hydra_plugins
+COPY launch/slurm launch/slurm
 RUN pip install -c constraints.txt ".[prep,latent,track,launch]"
 
 # HOME and USER are set for those who run it under their own number, which has neither here.

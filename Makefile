@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-prep test lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan gpu-check soak clean
+.PHONY: help setup dev demo demo-prep test test-cluster lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan gpu-check soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,7 +43,11 @@ lint: dev  ## ruff: rules and formatting
 # One thread: the operations of the tests are small, and some tests start a second process. A file of tests, which
 # shares what it has prepared, stays in one process; conftest.py says which one begins.
 test: lint  ## lint, then all tests, a process a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore=tests/cluster
+
+test-cluster: dev  ## training on a real Slurm of two nodes, which the tests start on this machine: needs Debian's packages
+	@command -v sbatch >/dev/null || { echo "make: found no Slurm: apt-get install slurmctld slurmd slurm-client munge" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster
 
 bench: setup  ## measure how many clips a second this machine encodes, decodes and trains on
 	$(BIN)/python bench/speed.py

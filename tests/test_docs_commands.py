@@ -66,7 +66,7 @@ ELSEWHERE = (
 )
 SCRIPTS = ("launch/torchrun/train.sh", "launch/slurm/train.sbatch", "launch/slurm/prep.sbatch")
 # Not ours.
-OTHERS = ("make", "vllm", "kubectl", "pip", "source", "git", "cd", "export", "python")
+OTHERS = ("make", "squeue", "vllm", "kubectl", "pip", "source", "git", "cd", "export", "python")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ def arguments(command: Shown) -> list[str] | None:
         words = words[1:]
     if words[0] in ("videodiff", ".venv/bin/videodiff"):
         return words[1:]
+    if words[0] == "srun":
+        return words[words.index(".venv/bin/videodiff") + 1 :]
     if words[0] == "torchrun":
         return words[words.index("videodiff") + 1 :]
     script = next((word for word in words if word in SCRIPTS), None)
@@ -128,7 +130,7 @@ def shortened(command: Shown, chat: str) -> list[str]:
     answers = [f"caption.url={chat}"] * (verb == "prep")
     if (
         command.inline
-        or words[0] == "torchrun"
+        or words[0] in ("torchrun", "srun")
         or any(word in SCRIPTS for word in words)
         or any(w in command.line for w in ELSEWHERE)
     ):

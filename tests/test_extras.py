@@ -141,7 +141,7 @@ def test_a_missing_extra_is_one_line_that_names_it(tried: list[str], world_datas
         "prep": prep,
         "latent": [*train, "codec=sd_vae"],
         "track": [*train, "logger=[csv,tensorboard]"],
-        "launch": [*train, "hydra/launcher=slurm", "--multirun"],
+        "launch": [*train, "hydra/launcher=local", "--multirun"],
         "ray": [*prep, "engine=ray"],
     }
     assert set(commands) == set(EXTRAS)

@@ -40,6 +40,7 @@ VERBS = {
     "evaluate": "measure a run: physics against the truth, caption following, flicker",
     "report": "write one self-contained HTML page about a run",
     "inspect": "tell what is in a dataset, a run or a checkpoint",
+    "doctor": "look at a machine, or at the machines of a job, before training there",
 }
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 # Seconds in which the first rank says what is wrong on all of them.
@@ -120,8 +121,9 @@ def tell_jobs(verb: str, overrides: list[str]) -> None:
         logger.handlers = [handler]
     for launcher in [o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")]:
         if launcher in options("hydra/launcher"):
-            folder = yaml.safe_load((conf_dir() / "hydra/launcher" / f"{launcher}.yaml").read_text())["submitit_folder"]
-            say(f"videodiff {verb}: the jobs print into {folder}/<job>_0_log.out and .err")
+            settings = yaml.safe_load((conf_dir() / "hydra/launcher" / f"{launcher}.yaml").read_text())
+            if "submitit_folder" in settings:
+                say(f"videodiff {verb}: the jobs print into {settings['submitit_folder']}/<job>_0_log.out and .err")
 
 
 def quiet() -> None:
@@ -149,7 +151,7 @@ def one_line_a_failure(verb: str) -> Iterator[None]:
         if "VIDEODIFF_TRACEBACK" in os.environ:
             traceback.print_exception(error)
         let_first_rank_speak()
-        fail(name_of(verb), one_line(error))
+        fail(name_of(verb), one_line(error), getattr(error, "status", 1))
 
 
 def name_of(verb: str) -> str:

@@ -60,7 +60,7 @@ def test_a_continued_run_ends_with_the_same_bits(folder: Path, name: str) -> Non
 def test_a_signal_leaves_a_whole_checkpoint_of_the_step_it_came_in(folder: Path, name: str) -> None:
     status, out = (folder / f"{name}.txt").read_text().split("\n", 1)
     step = int((folder / f"{name}_step.txt").read_text().split("_")[1])
-    assert status == "0"
+    assert status == "75", "stopped before its end: start it again"
     assert f"{step} steps in runs/{name}" in out
 
 

@@ -90,7 +90,8 @@ def test_a_launcher_composes_and_is_built(file: str) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("train", overrides=overrides, return_hydra_config=True)
     launcher = instantiate(cfg.hydra.launcher)
-    assert launcher.params["tasks_per_node"] == cfg.trainer.devices
+    settings = launcher.options if file.endswith("slurm.yaml") else launcher.params
+    assert settings.get("ntasks_per_node", settings.get("tasks_per_node")) == cfg.trainer.devices
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("experiment/")])

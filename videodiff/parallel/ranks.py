@@ -17,6 +17,12 @@ T = TypeVar("T")
 SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connection refused")
 
 
+class LostRank(ConnectionError):
+    """Another process of the training is gone; `status` is the exit status that says so: start training again."""
+
+    status = 76
+
+
 def count_processes(devices: int | str | Sequence[int], nodes: int) -> int:
     """Return how many processes train together on so many nodes, with these devices on each."""
     if not isinstance(devices, (int, str)):
@@ -67,4 +73,4 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException 
             return ChildProcessError(f"{found.told}; the last checkpoint is whole, resume= goes on from it")
         time.sleep(0.1)
     line = str(error).strip().splitlines()[0][:200]
-    return ConnectionError(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")
+    return LostRank(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")

@@ -6,6 +6,8 @@ import ctypes
 import errno
 import logging
 import math
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,6 +24,7 @@ from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
+from videodiff.parallel import environment
 from videodiff.parallel.engine import engine_of
 from videodiff.parallel.launcher import die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
@@ -42,7 +45,7 @@ from videodiff.verbs.config.build import (
     read_run,
 )
 from videodiff.verbs.config.checking import touches
-from videodiff.verbs.config.expand import OVERRIDES
+from videodiff.verbs.config.expand import AUTO, OVERRIDES
 from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
 from videodiff.verbs.config.versions import signed
 from videodiff.verbs.printing import say
@@ -63,9 +66,15 @@ FREE_DATA = tuple(
     )
 )
 
+# The exit status of a training that a signal ended before its last step, with a checkpoint: start it again to go on.
+AGAIN = 75
+
 
 def run(cfg: DictConfig) -> None:
     """Train as configured; the first process owns the run folder for all of them."""
+    # Until training begins there is nothing to save, and whoever asks for an end by it queues the run again.
+    signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(AGAIN))
+    environment.check(os.environ, processes_of_node(cfg), cfg.trainer.num_nodes)
     overrides = [*HydraConfig.get().overrides.task, *name_of_job(cfg)]
     if not is_first_process():
         die_with_parent()
@@ -77,7 +86,8 @@ def run(cfg: DictConfig) -> None:
 def name_of_job(cfg: DictConfig) -> list[str]:
     """Give each job of a sweep a name of its own where the command line has none: the jobs must not share a folder."""
     hydra = HydraConfig.get()
-    named = any(override.startswith(("name=", "run=", "resume=")) for override in hydra.overrides.task)
+    given = [override for override in hydra.overrides.task if override != f"resume={AUTO}"]
+    named = any(override.startswith(("name=", "run=", "resume=")) for override in given)
     if hydra.mode != RunMode.MULTIRUN or named:
         return []
     cfg.name = f"{cfg.name}_{hydra.job.num}"
@@ -87,6 +97,8 @@ def name_of_job(cfg: DictConfig) -> list[str]:
 def train(cfg: DictConfig, overrides: list[str]) -> None:
     """Build and fit."""
     folder, checkpoint = Path(cfg.run), None
+    if cfg.resume == AUTO:
+        cfg.resume = str(folder) if checkpoints(folder) else None
     first = is_first_process()
     if cfg.resume is not None:
         before = read_run(folder, cfg.trust)
@@ -141,6 +153,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         raise
     if trainer.is_global_zero:
         say(f"videodiff train: {trainer.global_step} steps in {folder}")
+    if any(getattr(callback, "stopped", False) for callback in trainer.callbacks):
+        sys.exit(AGAIN)
 
 
 def to_keep(overrides: Sequence[str]) -> list[str]:
@@ -204,8 +218,13 @@ def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
 
 def world_size(cfg: DictConfig) -> int:
     """Return how many processes train together."""
+    return cfg.trainer.num_nodes * processes_of_node(cfg)
+
+
+def processes_of_node(cfg: DictConfig) -> int:
+    """Return how many processes train on each node."""
     devices = cfg.trainer.devices
-    return count_processes(list(devices) if isinstance(devices, ListConfig) else devices, cfg.trainer.num_nodes)
+    return count_processes(list(devices) if isinstance(devices, ListConfig) else devices, 1)
 
 
 def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> list[str]:

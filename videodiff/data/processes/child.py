@@ -71,8 +71,12 @@ class Child:
 
 
 def begin(serve: Callable[..., None], connection: Connection, *args: Any) -> None:
-    """Serve until the other end closes or the parent ends; interrupts are ignored, the parent handles them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Serve until the other end closes or the parent ends; interrupts are ignored, the parent handles them.
+
+    A terminal and a cluster's scheduler send their signals to every process of a job.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):

@@ -19,13 +19,15 @@ class StopGently(Callback):
     """End training after the current step, with a checkpoint, when a signal asks for it.
 
     SIGINT, SIGTERM, SIGHUP and SIGUSR1 do. All ranks stop at the same step. A second signal ends all processes of the
-    node at once, without a checkpoint, also while the main thread waits for another rank.
+    node at once, without a checkpoint, also while the main thread waits for another rank. `stopped`: training ended
+    before its last step because of a signal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.asked, self.said, self.before, self.trainer, self.signals = False, False, {}, None, None
+        self.asked, self.said, self.stopped = False, False, False
+        self.before, self.trainer, self.signals = {}, None, None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.trainer = trainer
@@ -72,6 +74,7 @@ class StopGently(Callback):
         # What is left of a step in the middle would be lost.
         if module.step_ended() and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             self.tell()
+            self.stopped = trainer.global_step < trainer.max_steps
             trainer.should_stop = True
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:

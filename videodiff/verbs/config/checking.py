@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ ENDS = ("--cfg", "--info", "--hydra-help")
 def check(verb: str, arguments: Arguments) -> None:
     """Raise where a configuration cannot be composed, or has a key or a value that nothing takes."""
     overrides = [parse(override) for override in arguments.overrides]
-    check_launcher(overrides)
+    check_launcher(overrides, arguments)
     for override in overrides:
         key = override.key_or_group
         if override.is_sweep_override() and not arguments.has("--multirun"):
@@ -53,12 +54,21 @@ def check(verb: str, arguments: Arguments) -> None:
                 check_folders(verb, cfg, arguments.has("--multirun"))
 
 
-def check_launcher(overrides: Sequence[Override]) -> None:
-    """Raise where jobs are to be submitted and nothing is installed that could."""
-    launchers = [str(override.value()) for override in overrides if override.key_or_group == "hydra/launcher"]
-    ours = set(launchers) & set(options("hydra/launcher"))
-    if ours and None in map(find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher")):
-        raise ModuleNotFoundError(f"hydra/launcher={min(ours)}: found no package submitit", name="submitit")
+def check_launcher(overrides: Sequence[Override], arguments: Arguments) -> None:
+    """Raise where jobs are to be started and nothing is installed that could, or where no launcher would be asked."""
+    launchers = {str(override.value()) for override in overrides if override.key_or_group == "hydra/launcher"}
+    if any(arguments.has(flag) for flag in ENDS):
+        return
+    if launchers and not arguments.has("--multirun"):
+        raise ValueError(
+            f"hydra/launcher={min(launchers)}: found no --multirun, expected it: without, the run begins right here"
+        )
+    if "local" in launchers and None in map(find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher")):
+        raise ModuleNotFoundError("hydra/launcher=local: found no package submitit", name="submitit")
+    if "slurm" in launchers and shutil.which("sbatch") is None:
+        raise FileNotFoundError(
+            "hydra/launcher=slurm: found no sbatch, expected Slurm's commands; submit from a machine that has them"
+        )
 
 
 def config_dirs(arguments: Arguments) -> list[str]:

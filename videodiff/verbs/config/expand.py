@@ -13,6 +13,9 @@ from videodiff.verbs.config.versions import version_of
 # Where a preparation keeps the overrides of its last call, below its dataset.
 WORK, OVERRIDES = ".work", "overrides.yaml"
 
+# The value of resume= that goes on where the run folder has a checkpoint, and begins where it has none.
+AUTO = "auto"
+
 
 def expand(verb: str, overrides: Sequence[str]) -> list[str]:
     """Return the overrides of a verb with all that they stand for."""
@@ -23,7 +26,7 @@ def expand(verb: str, overrides: Sequence[str]) -> list[str]:
 def resumed(overrides: Sequence[str]) -> list[str]:
     """Put the overrides of the run named by resume= before the new ones."""
     run = given("resume", overrides)
-    if run is None:
+    if run in (None, AUTO):
         return list(overrides)
     path = Path(run) / OVERRIDES
     if not path.is_file():

@@ -427,6 +427,14 @@ VERBS: dict[str, Kind] = {
         keep=whole(0),
     ),
     "report": record(run=PLACE, hero=optional(PLACE)),
+    "doctor": record(
+        folder=PLACE,
+        device=choice("auto", "cpu", "cuda"),
+        seconds=SECONDS,
+        gib=number(0),
+        mib=COUNT,
+        gb_per_s=number(0),
+    ),
     "simulate": record(
         world=PART, out=PLACE, clips=COUNT, first_seed=whole(0), size=COUNT, crf=whole(0, 51), workers=optional(COUNT)
     ),

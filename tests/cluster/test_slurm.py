@@ -1,0 +1,180 @@
+"""On a real Slurm of two nodes: whatever happens to a job, one run folder with one curve comes of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny
+from tests.material.local_slurm import Slurm, slurm
+from videodiff.report.run import read_run
+from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
+# So many that a signal comes in time, and that two cores take them in seconds.
+STEPS = 200
+TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10"]
+RECIPE = [
+    *("optimizer=adamw", "schedule=constant", "~schedule.decay", "strategy=ddp", "data.num_workers=1"),
+    *("trainer.log_every_n_steps=1", "callbacks.progress.every=1", "callbacks.checkpoints.every=20"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as running:
+        running.environment |= {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "VIDEODIFF": str(Path(sys.executable).with_name("videodiff")),
+        }
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("submitted")
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster: Slurm, folder: Path, world_dataset: Path) -> dict[str, str]:
+    """Submit what does not disturb each other, send the signals, and return the numbers of the jobs by name."""
+    words = [*tiny(world_dataset), *RECIPE, f"trainer.max_steps={STEPS}"]
+    by_hydra = ["hydra/launcher=slurm", *("hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1")]
+    alone = ["strategy=auto", "hydra.launcher.at_once=1", "optimizer.lr=1e-3,3e-3"]
+    submitted = {
+        "preempted": submit(cluster, folder / "preempted", words),
+        "cancelled": submit(cluster, folder / "cancelled", words),
+        "hydra": launch(cluster, folder / "hydra", [*words, *by_hydra, "trainer.num_nodes=2", "name=hydra"]),
+        "sweep": launch(cluster, folder / "sweep", [*words, *by_hydra, *alone]),
+    }
+    waiting = {
+        "preempted": ["scancel", "--signal=USR1"],
+        "hydra": ["scancel", "--signal=USR1"],
+        "cancelled": ["scancel"],
+    }
+
+    def all_sent() -> bool:
+        for name in list(waiting):
+            if max(steps_of(folder / name / "runs" / name), default=0) >= 25:
+                cluster.run(*waiting.pop(name), submitted[name])
+        return not waiting
+
+    cluster.wait(all_sent, 180, "step 25 of all runs")
+    return submitted
+
+
+def submit(cluster: Slurm, folder: Path, words: list[str]) -> str:
+    """Submit a run of two nodes by the script, named as its folder, and return the job's number."""
+    folder.mkdir()
+    return cluster.run("sbatch", "--parsable", *TWO_NODES, str(SCRIPT), folder.name, *words, cwd=folder)
+
+
+def launch(cluster: Slurm, folder: Path, words: list[str]) -> str:
+    """Submit runs by Hydra and return the number of the array."""
+    folder.mkdir()
+    out = cluster.run(sys.executable, "-m", "videodiff", "train", "--multirun", *words, cwd=folder)
+    (number,) = set(re.findall(r"submitted job (\d+)_\d+", out))
+    return number
+
+
+def steps_of(run: Path) -> list[int]:
+    """Return the steps of the curve of the loss."""
+    try:
+        return read_run(run).metrics["train/loss"][0].astype(int).tolist()
+    except (FileNotFoundError, KeyError):
+        return []
+
+
+def printed(folder: Path) -> str:
+    """Return what the jobs have printed."""
+    return "".join(path.read_text() for path in sorted(folder.rglob("*.out")))
+
+
+def wait_for_steps(cluster: Slurm, run: Path, job: str, least: int) -> None:
+    """Wait until a run has logged so many steps."""
+
+    def there() -> bool:
+        assert cluster.state(job) in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING"), printed(run.parents[1])
+        return max(steps_of(run), default=0) >= least
+
+    cluster.wait(there, 180, f"step {least} of {run}")
+
+
+def completes(cluster: Slurm, job: str, folder: Path) -> None:
+    """Wait until a job has come to its end by itself."""
+    cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
+    assert cluster.state(job) == "COMPLETED", printed(folder)
+
+
+def check_whole(folder: Path, *names: str) -> None:
+    """Hold that each run has one folder with the whole curve, and that it came to its end."""
+    found = {path.name for path in (folder / "runs").iterdir() if path.name != "multirun"}
+    assert found == set(names), printed(folder)
+    for name in names:
+        run = folder / "runs" / name
+        assert steps_of(run) == list(range(1, STEPS + 1)), printed(folder)
+        assert checkpoints(run)[-1].name == f"step_{STEPS:08d}"
+        assert not (run / "attempts").exists()
+        assert not [path for path in folder.iterdir() if path.name not in ("runs",) and path.suffix != ".out"]
+
+
+@pytest.mark.parametrize("name", ["preempted", "hydra"])
+def test_a_job_that_is_preempted_is_queued_again_and_goes_on(
+    cluster: Slurm, folder: Path, jobs: dict[str, str], name: str
+) -> None:
+    run = folder / name / "runs" / name
+    completes(cluster, jobs[name], folder / name)
+    check_whole(folder / name, name)
+    said = printed(folder / name)
+    assert said.count("saving, then stopping") == said.count("exit status 75, queued again") == 1, said
+    halves = sorted((run / "metrics").glob("version_*/metrics.csv"))
+    assert len(halves) == 2
+    assert 25 <= len(halves[0].read_text().splitlines()) - 1 < STEPS
+
+
+def test_a_job_that_is_cancelled_ends_for_good_with_a_checkpoint(
+    cluster: Slurm, folder: Path, jobs: dict[str, str]
+) -> None:
+    run = folder / "cancelled/runs/cancelled"
+    cluster.wait(lambda: not left_of(run), 40, "end of the processes")
+    assert 20 <= int(latest_checkpoint(run).name.partition("_")[2]) < STEPS
+    assert cluster.state(jobs["cancelled"]) == "CANCELLED", "it must not be queued again"
+
+
+def left_of(run: Path) -> list[str]:
+    """Return the commands of processes that still work for a run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if path.resolve() == run.parents[1]:
+                found.append((path.parent / "cmdline").read_text())
+    return found
+
+
+def test_a_sweep_is_an_array_and_each_setting_has_a_run_of_its_own(
+    cluster: Slurm, folder: Path, jobs: dict[str, str]
+) -> None:
+    completes(cluster, jobs["sweep"], folder / "sweep")
+    check_whole(folder / "sweep", "bouncing_cpu_0", "bouncing_cpu_1")
+    rates = [read_run(folder / f"sweep/runs/bouncing_cpu_{n}").metrics["train/lr"][1][-1] for n in (0, 1)]
+    assert rates == pytest.approx([1e-3, 3e-3])
+
+
+def test_a_job_whose_node_vanishes_goes_on_when_the_node_is_back(
+    cluster: Slurm, folder: Path, world_dataset: Path
+) -> None:
+    words = [*tiny(world_dataset), *RECIPE, f"trainer.max_steps={STEPS}"]
+    job, run = submit(cluster, folder / "lost", words), folder / "lost/runs/lost"
+    wait_for_steps(cluster, run, job, 25)
+    cluster.kill_node("n2")
+    cluster.wait_for(job, "PENDING")
+    cluster.start_node("n2")
+    completes(cluster, job, folder / "lost")
+    check_whole(folder / "lost", "lost")

@@ -1,0 +1,120 @@
+"""What launchers say by variables is read as they mean it, and a contradiction is one line that names the variable."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from videodiff.parallel.environment import Place, check, first_node, limited, place_of, started_by
+
+TORCHRUN = {
+    **{"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+}
+SLURM = {
+    **{"SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8"},
+    **{"SLURM_NNODES": "2", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"},
+    **{"SLURM_NODELIST": "127.0.0.1,gpu2"},
+}
+LEFT_BY_LIGHTNING = {"LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+def test_the_place_of_a_process_is_what_its_launcher_says() -> None:
+    assert place_of(TORCHRUN) == Place("torchrun", 3, 4, 1, 2, "127.0.0.1", 29500)
+    assert place_of(SLURM) == Place("Slurm", 9, 16, 1, 8, "127.0.0.1", 18456)
+    assert place_of(SLURM | {"MASTER_ADDR": "node0", "MASTER_PORT": "1234"})[5:] == ("node0", 1234)
+    assert place_of({}) == Place("nobody", 0, 1, 0, 1, "127.0.0.1", 0)
+    assert started_by(LEFT_BY_LIGHTNING) == "Lightning"
+    assert started_by(SLURM | {"SLURM_JOB_NAME": "interactive"}) == "nobody"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("gpu[07-12,20]", "gpu07"),
+        ("gpu[3,5],cpu1", "gpu3"),
+        ("a-b-[001-002]", "a-b-001"),
+        ("node1.cluster,node2.cluster", "node1.cluster"),
+    ],
+)
+def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
+
+
+SOUND = {
+    "nobody": ({}, 1, 1),
+    "torchrun": (TORCHRUN, 2, 2),
+    "slurm": (SLURM, 8, 2),
+    "a task alone": ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_NODELIST": "n1"}, 1, 1),
+    "a shell of salloc that says so": (SLURM | {"SLURM_JOB_NAME": "interactive"}, 1, 1),
+    "what a training in this process left": (LEFT_BY_LIGHTNING, 1, 1),
+    "what one process of another training left": ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1, 1),
+    "torchrun within a job": ({**SLURM, **TORCHRUN}, 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_environment_is_not_accused(name: str) -> None:
+    check(*SOUND[name])
+
+
+def without(environment: dict[str, str], name: str) -> dict[str, str]:
+    """Return an environment without a variable."""
+    return {key: value for key, value in environment.items() if key != name}
+
+
+WRONG = {
+    "RANK without WORLD_SIZE": ({"RANK": "1"}, "RANK: found 1, expected WORLD_SIZE beside it"),
+    "a rank too high": ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK: found 4, expected a rank below WORLD_SIZE=4"),
+    "WORLD_SIZE without RANK": ({"WORLD_SIZE": "2"}, "WORLD_SIZE: found 2 without RANK"),
+    "a pod without torchrun": ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK: found 1 of WORLD_SIZE=2 without torchrun"),
+    "no number": ({"WORLD_SIZE": "two"}, "WORLD_SIZE: found 'two', expected a whole number"),
+    "torchrun without an address": (without(TORCHRUN, "MASTER_ADDR"), "MASTER_ADDR: found nothing"),
+    "no port": (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT: found 99999, expected a port"),
+    "no srun": (without(SLURM, "SLURM_STEP_ID"), "SLURM_NTASKS: found 16 in a process that srun did not start"),
+    "tasks in all": (without(SLURM, "SLURM_NTASKS_PER_NODE"), "ask for --ntasks-per-node instead of --ntasks"),
+    "no rank from srun": (without(SLURM, "SLURM_PROCID"), "SLURM_PROCID: found 'nothing'"),
+    "other devices": (
+        SLURM | {"SLURM_NTASKS_PER_NODE": "4"},
+        "trainer.devices: found 2, expected SLURM_NTASKS_PER_NODE=4",
+    ),
+    "other nodes": (
+        SLURM | {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "4"},
+        "trainer.num_nodes: found 2, expected SLURM_NNODES=4; set trainer.num_nodes=4",
+    ),
+    "other processes": (TORCHRUN | {"WORLD_SIZE": "8"}, "set trainer.devices=2 trainer.num_nodes=4"),
+    "no such host": (TORCHRUN | {"MASTER_ADDR": "no-such-host.invalid"}, "MASTER_ADDR: found 'no-such-host.invalid' ("),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_contradiction_is_one_line_that_names_the_variable(name: str) -> None:
+    environment, said = WRONG[name]
+    with pytest.raises(ValueError, match=r"^[A-Z_a-z.]+[^:]*: found ") as error:
+        check(environment, 2, 2)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_port_that_is_taken_is_named_on_the_first_rank_alone() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        check(SLURM | {"MASTER_PORT": port}, 8, 2)
+        with pytest.raises(ValueError, match=rf"^MASTER_PORT: found {port} \(Address already in use\)"):
+            check(SLURM | {"MASTER_PORT": port, "SLURM_PROCID": "0"}, 8, 2)
+    check(SLURM | {"MASTER_PORT": port, "SLURM_PROCID": "0"}, 8, 2)
+
+
+def test_a_call_that_hangs_is_left_after_its_time() -> None:
+    before = time.monotonic()
+    with pytest.raises(TimeoutError, match="no answer within 0 s"):
+        limited(lambda: time.sleep(5), 0.1)
+    assert time.monotonic() - before < 2
+    assert limited(lambda: 3, 1) == 3
+    with pytest.raises(KeyError):
+        limited(lambda: {}["x"], 1)
