@@ -88,8 +88,8 @@ def same_options(options: Sequence[list[str]]) -> list[str]:
             pairs = (options[0], other), (other, options[0])
             ours, theirs = (" ".join(sorted(set(a) - set(b))) or "nothing" for a, b in pairs)
             raise ValueError(
-                f"hydra.launcher: found {ours} for setting 0 and {theirs} for setting {i}, expected the same for all jobs "
-                "of an array; submit them one by one"
+                f"hydra.launcher: found {ours} for setting 0 and {theirs} for setting {i}, expected the same for all "
+                "jobs of an array; submit them one by one"
             )
     return options[0]
 

@@ -64,7 +64,10 @@ ELSEWHERE = (
     "models.clip=",
     "clip_similarity",
 )
-SCRIPTS = ("launch/torchrun/train.sh", "launch/slurm/train.sbatch", "launch/slurm/prep.sbatch")
+SCRIPTS = (
+    *("launch/torchrun/train.sh", "launch/deepspeed/train.sh"),
+    *("launch/slurm/train.sbatch", "launch/slurm/prep.sbatch"),
+)
 # Not ours.
 OTHERS = ("make", "squeue", "vllm", "kubectl", "pip", "source", "git", "cd", "export", "python")
 

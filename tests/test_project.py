@@ -22,6 +22,8 @@ SCRIPTS = [
     ".ci/run",
     "launch/demo.sh",
     "launch/torchrun/train.sh",
+    "launch/deepspeed/train.sh",
+    "launch/deepspeed/process.sh",
     "launch/slurm/train.sbatch",
     "launch/slurm/prep.sbatch",
 ]

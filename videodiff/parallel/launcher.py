@@ -20,6 +20,10 @@ LOOK = 0.2
 SET_PARENT_DEATH_SIGNAL = 1
 # The exit status of a process that has said by itself why it ended.
 SAID = 1
+# That of a training which a signal ended before its last step, with a checkpoint: start it again to go on.
+AGAIN = 75
+# That of a process which lost another one: start all again.
+LOST = 76
 
 
 class Ended(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning
 import torch
 
-from videodiff.parallel.launcher import SAID, under_torchrun
+from videodiff.parallel.launcher import LOST, SAID, under_torchrun
 
 T = TypeVar("T")
 # How gloo says that the process at the other end is gone.
@@ -20,7 +20,7 @@ SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe",
 class LostRank(ConnectionError):
     """Another process of the training is gone; `status` is the exit status that says so: start training again."""
 
-    status = 76
+    status = LOST
 
 
 def count_processes(devices: int | str | Sequence[int], nodes: int) -> int:

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import parse_args, run
 
-from videodiff.parallel.launcher import SAID, how_it_ended
+from videodiff.parallel.launcher import AGAIN, LOST, SAID, how_it_ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
+        if all(failure.exitcode == AGAIN for failure in error.failures.values()):
+            return AGAIN
         if (ended := cause(error.failures)) is not None:
             say(f"{ended}; the others are ended")
         return 1
@@ -40,7 +42,7 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str | None:
     The agent knows the time of a failure to the second only. But a rank that lost another one ends as one that has
     spoken, and one that the agent has ended has SIGTERM.
     """
-    silent = [(rank, failure) for rank, failure in failures.items() if failure.exitcode != SAID]
+    silent = [(rank, failure) for rank, failure in failures.items() if failure.exitcode not in (SAID, AGAIN, LOST)]
     first = [pair for pair in silent if pair[1].exitcode != -signal.SIGTERM]
     if not first and len(silent) < len(failures):
         return None

@@ -26,7 +26,7 @@ from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
 from videodiff.parallel import environment
 from videodiff.parallel.engine import engine_of
-from videodiff.parallel.launcher import die_with_parent
+from videodiff.parallel.launcher import AGAIN, die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
 from videodiff.parallel.strategy import for_world
 from videodiff.planning.steps import format_plan, plan
@@ -65,9 +65,6 @@ FREE_DATA = tuple(
         *("stages", "buckets", "weights"),
     )
 )
-
-# The exit status of a training that a signal ended before its last step, with a checkpoint: start it again to go on.
-AGAIN = 75
 
 
 def run(cfg: DictConfig) -> None:
