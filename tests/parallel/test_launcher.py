@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import start, tiny
 from videodiff.data.storage.files import sha256_of
+from videodiff.parallel.launcher import first_failure, watch
 from videodiff.training.run.checkpoint import latest_checkpoint
 
 TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant", "~schedule.decay"]
@@ -66,6 +67,17 @@ def test_torchrun_names_the_rank_that_died_in_one_line(tmp_path: Path, world_dat
     assert spoken(out) == [
         f"videodiff: error: rank {dead} (process {victim}) ended by signal 9 (SIGKILL); the others are ended"
     ]
+
+
+def test_a_rank_that_was_stopped_by_a_signal_and_saved_has_not_failed() -> None:
+    processes = [subprocess.Popen(["sh", "-c", f"exit {status}"]) for status in (0, 75)]
+    for process in processes:
+        process.wait()
+    assert first_failure(processes) is None
+    watch(processes)
+    broken = subprocess.Popen(["sh", "-c", "kill -9 $$"])
+    broken.wait()
+    assert first_failure([*processes, broken]).told.startswith(f"rank 3 (process {broken.pid}) ended by signal 9")
 
 
 def spoil(shard: Path) -> None:

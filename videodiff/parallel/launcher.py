@@ -59,7 +59,7 @@ def watched(launcher: Any) -> Any:
 def watch(processes: Sequence[subprocess.Popen[Any]]) -> None:
     """End this process and the others, some seconds after one of them has failed."""
     while (failure := first_failure(processes)) is None:
-        if all(process.poll() == 0 for process in processes):
+        if all(process.poll() in (0, AGAIN) for process in processes):
             return
         time.sleep(LOOK)
     time.sleep(GRACE)
@@ -71,7 +71,7 @@ def watch(processes: Sequence[subprocess.Popen[Any]]) -> None:
 def first_failure(processes: Sequence[subprocess.Popen[Any]]) -> Ended | None:
     """Return which rank has failed, None where none has."""
     for rank, process in enumerate(processes, 1):
-        if status := process.poll():
+        if (status := process.poll()) not in (None, 0, AGAIN):
             return Ended(how_it_ended(rank, process.pid, status), status)
     return None
 
