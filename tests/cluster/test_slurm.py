@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import tiny
-from tests.material.local_slurm import Slurm, slurm
+from tests.material.servers.local_slurm import Slurm, slurm
 from videodiff.report.run import read_run
 from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint
 
