@@ -16,7 +16,7 @@ from torch import nn
 from tests.conftest import tiny
 from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
-from videodiff.training.guard import Taken, finite, suspects, tell_backward
+from videodiff.training.guard import Spikes, Taken, finite, suspects, tell_backward
 from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, load_average
 
 Call = Callable[..., tuple[int, str, str]]
@@ -104,6 +104,52 @@ def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
     assert status == 0, err
     assert f"clips {key}; 1 of at most 10" in err
     assert_same(latest_checkpoint(Path("runs/whole")), latest_checkpoint(Path("runs/again")))
+
+
+@pytest.fixture
+def shout(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function after which the loss of these clips is a thousand times what it was."""
+    step = module.VideoDiffusion.training_step
+
+    def shout(*keys: str) -> None:
+        def loud(self: module.VideoDiffusion, batch: dict[str, Any], index: int) -> torch.Tensor:
+            loss = step(self, batch, index)
+            return loss * 1000 if set(keys) & set(batch["key"]) else loss
+
+        monkeypatch.setattr(module.VideoDiffusion, "training_step", loud)
+
+    return shout
+
+
+@pytest.mark.parametrize("strategy", ["auto", "zero1", "zero3"])
+def test_a_spike_costs_its_step_and_nothing_else(
+    call: Call, spoil: Callable[..., None], shout: Callable[..., None], key: str, world_dataset: Path, strategy: str
+) -> None:
+    how = [f"strategy={strategy}", "optimizer=adamw", "callbacks.guard.history=2"]
+    spoil()
+    shout(key)
+    status, _, err = call("train", "name=whole", *recipe(world_dataset), *how, "trainer.max_steps=4")
+    assert status == 0, err
+    (line,) = [line for line in err.splitlines() if "skipped" in line]
+    assert line.startswith("step 3: skipped, a spike: gradient of norm ")
+    assert key in line
+    assert [path.name[-1] for path in checkpoints(Path("runs/whole"))] == ["1", "2", "4"]
+
+
+def test_the_limit_of_a_gradient_follows_the_median() -> None:
+    spikes = Spikes(factor=10.0, history=3)
+    for norm in (1.0, 4.0):
+        spikes.add(norm)
+        assert spikes.limit() == float("inf"), "too few are known"
+    for norm in (2.0, float("nan"), float("inf"), None):
+        spikes.add(norm)
+        assert spikes.limit() == 20.0
+    spikes.add(100.0)
+    assert spikes.limit() == 40.0
+    again = Spikes(factor=10.0, history=3)
+    again.restore([*spikes.norms])
+    assert again.limit() == 40.0
+    assert Spikes(factor=None, history=1).limit() == float("inf")
 
 
 def test_too_many_skipped_steps_end_training_and_the_good_checkpoint_stays(

@@ -23,10 +23,12 @@ class Engine(Protocol):
     """One process's part in the steps of a training.
 
     `writer` writes this process's files of a checkpoint; `split` tells whether the processes hold different weights.
+    `limit` is the largest norm of a gradient that a step is taken with; who trains may set it before each step.
     """
 
     writer: StateWriter
     split: bool
+    limit: float
 
     def layout(self, world: int) -> str:
         """Return in words how `world` processes spread the state of training over files."""
@@ -35,13 +37,13 @@ class Engine(Protocol):
         """Return the optimizer to build in the place of this one: often the same."""
 
     def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradient before a step; where it is not finite, the step must change nothing."""
+        """Look at the gradient before a step; where its norm is not finite or above `limit`, nothing must change."""
 
     def skipped(self) -> bool:
-        """Tell whether the last step changed nothing, as the gradient was not finite; alike on all ranks."""
+        """Tell whether the last step changed nothing, because of its gradient; alike on all ranks."""
 
     def gradient_norm(self) -> float | None:
-        """Return the norm of the gradient of the last step, None where nobody knows it."""
+        """Return the norm of the gradient of the last step, taken or not; None where nobody knows it."""
 
     def weights(self) -> list[Tensor]:
         """Return the trainable weights that this process holds, or its part of them."""

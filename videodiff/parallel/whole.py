@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,8 +22,7 @@ class Whole:
     def __init__(self, strategy: Strategy) -> None:
         self.strategy, self.writer = strategy, StateFile()
         strategy.checkpoint_io = self.writer
-        self.norm: Tensor | None = None
-        self.finite = True
+        self.limit, self.norm = math.inf, 0.0
 
     def layout(self, world: int) -> str:
         """Return that the state is whole, however many processes there are."""
@@ -33,22 +33,21 @@ class Whole:
         return make
 
     def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the norm of the gradient; where it is not finite, drop the gradient, and the step changes nothing."""
+        """Take the norm of the gradient; where it is not finite or too large, drop it: the step changes nothing."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         # The host waits for the device here, once a step.
-        self.finite = bool(self.norm.isfinite())
-        if not self.finite:
+        self.norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        if self.skipped():
             for p in parameters:
                 p.grad = None
 
     def skipped(self) -> bool:
-        """Tell whether the norm of the last gradient is no number; all ranks have the same summed gradient."""
-        return not self.finite
+        """Tell whether the last gradient was too large or no number; all ranks have the same summed gradient."""
+        return not (math.isfinite(self.norm) and self.norm <= self.limit)
 
     def gradient_norm(self) -> float | None:
         """Return the norm of the gradient of the last step, as clipping takes it."""
-        return None if self.norm is None else float(self.norm)
+        return self.norm
 
     def weights(self) -> list[Tensor]:
         """Return all trainable weights."""

@@ -1,12 +1,18 @@
-"""The guard between computing and keeping: what is not finite never reaches weights, moments or averages.
+"""The guard between computing and keeping: no gradient that is not finite, or a spike, reaches weights and averages.
 
 A loss that is not finite makes the gradient NaN on every rank, since gradients are summed over the ranks before a
 step. So every rank's engine looks at the norm of the same gradient and decides alike, without a message.
+
+A spike is a gradient whose norm is many times the median of the norms before it: one bad batch, or the first step of a
+divergence. A step that is left out costs a batch; one that is taken can cost days.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +30,33 @@ class Taken(NamedTuple):
 
     keys: list[str]
     losses: Tensor
+
+
+class Spikes:
+    """The largest norm that the next gradient may have: `factor` times the median of the last `history` norms.
+
+    There is no limit before so many norms are known, or where `factor` is None. Norms of steps that were left out count
+    too: where gradients have grown for good, the limit follows.
+    """
+
+    def __init__(self, factor: float | None, history: int) -> None:
+        self.factor, self.norms = factor, deque[float](maxlen=history)
+
+    def limit(self) -> float:
+        """Return the limit of the next step."""
+        if self.factor is None or len(self.norms) < self.norms.maxlen:
+            return math.inf
+        return self.factor * statistics.median(self.norms)
+
+    def add(self, norm: float | None) -> None:
+        """Remember a norm; one that is not finite, or not known, tells nothing."""
+        if norm is not None and math.isfinite(norm):
+            self.norms.append(norm)
+
+    def restore(self, norms: Sequence[float]) -> None:
+        """Take over the norms of a checkpoint."""
+        self.norms.clear()
+        self.norms.extend(map(float, norms))
 
 
 def tell_backward(loss: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,12 +17,14 @@ from videodiff.training.run.files import StateWriter
 class ZeroEngine:
     """Implements `parallel.engine.Engine` for DeepSpeed; every process writes its shard of the state.
 
-    DeepSpeed examines the gradient within its own step; see `look_for_overflow`.
+    DeepSpeed examines the gradient within its own step; see `examine`.
     """
 
     def __init__(self, strategy: DeepSpeedStrategy, stage: int) -> None:
         self.strategy, self.stage, self.writer = strategy, stage, StateWriter()
         self.split = stage == 3
+        # The norm of the last gradient, where there is a limit to it.
+        self.limit, self.norm = math.inf, math.inf
 
     def layout(self, world: int) -> str:
         """Return the stage and the number of processes: no other can read the shards."""
@@ -37,15 +40,15 @@ class ZeroEngine:
         """Leave it to DeepSpeed: no process holds a whole gradient."""
 
     def skipped(self) -> bool:
-        """Tell whether DeepSpeed left the last step out, as the gradient of some rank was not finite."""
+        """Tell whether DeepSpeed left the last step out, as its gradient was not finite or too large."""
         return bool(self.strategy.optimizers[0].overflow)
 
     def gradient_norm(self) -> float | None:
         """Return the norm of the gradient of the last step; under Muon DeepSpeed only knows the norm of the update."""
         optimizer = self.strategy.optimizers[0]
-        if any(group.get("use_muon") for group in optimizer.param_groups):
+        if is_muon(optimizer):
             return None
-        return float(optimizer._global_grad_norm)
+        return self.norm if optimizer.overflow else float(optimizer._global_grad_norm)
 
     def weights(self) -> list[Tensor]:
         """Return all trainable weights, under ZeRO 3 the shard of this process."""
@@ -84,11 +87,29 @@ class ZeroEngine:
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
-def look_for_overflow(optimizer: Any) -> None:
-    """Have a ZeRO optimizer leave out a step whose gradient is not finite, which it does by itself in float16 alone."""
-    if hasattr(optimizer, "check_grad_overflow"):
-        optimizer.check_grad_overflow = True
-        return
+def is_muon(optimizer: Any) -> bool:
+    """Tell whether a ZeRO optimizer orthogonalises gradients before it takes their norm."""
+    return any(group.get("use_muon") for group in optimizer.param_groups)
+
+
+def examine(engine: ZeroEngine, optimizer: Any) -> None:
+    """Have a ZeRO optimizer leave out a step whose gradient is not finite, or larger than the engine's limit.
+
+    By itself it leaves steps out in float16 alone.
+    """
+    find_infinite = optimizer.check_overflow
+
+    def check_overflow(*partition_gradients: Any, **how: Any) -> None:
+        find_infinite(*partition_gradients, **how)
+        engine.norm = math.inf
+        if not optimizer.overflow and math.isfinite(engine.limit) and not is_muon(optimizer):
+            engine.norm = float(norm(optimizer))
+            optimizer.overflow = not engine.norm <= engine.limit
+
+    def norm(optimizer: Any) -> Tensor:
+        if hasattr(optimizer, "scaled_global_norm"):
+            return optimizer.scaled_global_norm()
+        return torch.linalg.vector_norm(torch.stack(optimizer._get_norm_groups()))
 
     def check(update_scale: bool = True) -> bool:
         optimizer.overflow = False
@@ -98,4 +119,8 @@ def look_for_overflow(optimizer: Any) -> None:
             optimizer.grad_partitions_flat_buffer.zero_()
         return optimizer._loss_scale_update_and_overflow_cleanup() if update_scale else optimizer.overflow
 
-    optimizer._overflow_check_and_loss_scale_update = check
+    optimizer.check_overflow = check_overflow
+    if hasattr(optimizer, "check_grad_overflow"):
+        optimizer.check_grad_overflow = True
+    else:
+        optimizer._overflow_check_and_loss_scale_update = check

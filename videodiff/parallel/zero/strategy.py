@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
 from videodiff.parallel.launcher import watched
-from videodiff.parallel.zero.engine import ZeroEngine, look_for_overflow
+from videodiff.parallel.zero.engine import ZeroEngine, examine
 
 # The name of the folder within the state of training.
 TAG = "checkpoint"
@@ -33,7 +33,7 @@ class Zero(DeepSpeedStrategy):
         super()._initialize_deepspeed_train(model)
         from videodiff.parallel.zero.files import PlainFiles
 
-        look_for_overflow(self.optimizers[0])
+        examine(self.engine, self.optimizers[0])
         self.deepspeed_engine.checkpoint_engine = PlainFiles(self.engine.writer)
         # A checkpoint holds no program.
         self.deepspeed_engine._copy_recovery_script = lambda folder: None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from videodiff.parallel.engine import Engine
 from videodiff.parallel.ranks import gather
-from videodiff.training.guard import Diverged, Taken, finite, shortened, suspects
+from videodiff.training.guard import Diverged, Spikes, Taken, finite, shortened, suspects
 from videodiff.training.run.checkpoint import checkpoints
 from videodiff.training.run.logging import say
 
@@ -18,18 +19,27 @@ from videodiff.training.run.logging import say
 class Guard(Callback):
     """Tell of each step that was skipped, and end training where too many are or where the weights overflow.
 
-    A step is skipped where its loss or its gradient is not finite on any rank: the weights, the moments and the average
-    stay as they are, the data and the schedule go on. Of any `within` steps at most `budget` may be skipped.
+    A step is skipped where its loss or its gradient is not finite on any rank, or where the norm of the gradient is
+    more than `spike` times the median of the last `history` norms (None: however large it is): the weights, the moments
+    and the average stay as they are, the data and the schedule go on. Of any `within` steps at most `budget` may be
+    skipped.
     """
 
-    def __init__(self, budget: int = 10, within: int = 1000) -> None:
+    def __init__(self, budget: int = 10, within: int = 1000, spike: float | None = None, history: int = 100) -> None:
         if budget < 0 or within < 1:
             raise ValueError(f"guard: found budget={budget} within={within}, expected at least 0 and 1")
-        self.budget, self.within, self.skipped = budget, within, []
+        if (spike is not None and not spike > 1) or history < 1:
+            raise ValueError(f"guard: found spike={spike} history={history}, expected above 1, or null, and at least 1")
+        self.budget, self.within, self.skipped, self.spikes = budget, within, [], Spikes(spike, history)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
+        module.engine.limit = self.spikes.limit()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if not module.step_ended():
             return
+        if self.spikes.factor is not None:
+            self.spikes.add(module.engine.gradient_norm())
         if module.was_skipped():
             self.count(trainer, module)
         elif not sound(trainer, module.engine):
@@ -41,18 +51,21 @@ class Guard(Callback):
 
     def count(self, trainer: lightning.Trainer, module: Any) -> None:
         """Tell of a skipped step, and end training with the first one too many."""
-        step = trainer.global_step
+        step, engine = trainer.global_step, module.engine
         self.skipped = [s for s in self.skipped if s > step - self.within] + [step]
         where = shortened(suspects_of_all(trainer, module))
         many = f"{len(self.skipped)} of at most {self.budget} in {self.within:,} steps"
+        why, norm = "loss or gradient not finite", engine.gradient_norm()
+        if norm is not None and math.isfinite(norm):
+            why = f"a spike: gradient of norm {norm:.3g}, expected at most {engine.limit:.3g}"
         if len(self.skipped) > self.budget:
             raise self.ended(
                 trainer,
-                f"step {step:,}: loss or gradient not finite, clips {where}; {many} "
+                f"step {step:,}: {why}, clips {where}; {many} "
                 "(callbacks.guard.budget); try a lower optimizer.lr, or look at these clips",
             )
         if trainer.is_global_zero:
-            say(f"step {step:,}: skipped, loss or gradient not finite, clips {where}; {many}")
+            say(f"step {step:,}: skipped, {why}, clips {where}; {many}")
 
     def ended(self, trainer: lightning.Trainer, why: str) -> BaseException:
         """Return what ends training on this rank; one rank says why."""
@@ -61,10 +74,12 @@ class Guard(Callback):
         return Diverged(f"{why}; {last}") if trainer.is_global_zero else SystemExit(1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": list(self.skipped)}
+        return {"skipped": list(self.skipped), "norms": list(self.spikes.norms)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = [int(step) for step in state["skipped"]]
+        # A checkpoint of before the limit has none.
+        self.spikes.restore(state.get("norms", ()))
 
 
 def sound(trainer: lightning.Trainer, engine: Engine) -> bool:

@@ -279,7 +279,9 @@ CLASSES: dict[str, Kind] = {
     "videodiff.training.callbacks.samples.SampleClips": record(
         folder=PLACE, generation=PART, every=EVERY, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)
     ),
-    "videodiff.training.callbacks.guard.Guard": record(budget=whole(0), within=COUNT),
+    "videodiff.training.callbacks.guard.Guard": record(
+        budget=whole(0), within=COUNT, spike=optional(number(above=1)), history=COUNT
+    ),
     "videodiff.training.callbacks.stop.StopGently": record(),
     "videodiff.training.callbacks.progress.Progress": record(
         tokens_per_place=instead(BY_VERB), every=EVERY, clock=instead(BY_VERB)

@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 3
+RECORD, VERSION = "record", 4
 # By the version that brought a key: the class that takes it, and the value with which the class does what it did
 # before. Records without a number are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -36,6 +36,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
         "videodiff.training.optimizer.Muon": {"fused": False},
     },
     3: {"videodiff.data.loader.datamodule.clip_data": {"decoder": "pyav"}},
+    4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100}},
 }
 # Classes that have another home today than when the folder was written.
 MOVED = {
