@@ -64,7 +64,7 @@ def test_a_run_on_tars_trains_validates_samples_and_is_resumed(
     assert status == 0, err
     status, out, err = call("train", f"resume={run}", "trainer.max_steps=22")
     assert status == 0, err
-    assert "goes on at step 20, but not at the very sample: of epoch 6 the " in err
+    assert "continues at step 20, but not at the exact sample: in epoch 6 the " in err
     assert latest_checkpoint(run).name == "step_00000022"
     status, out, err = call("inspect", *recipe(str(tars)))
     assert "3, without a manifest; by 12 samples looked at" in out, err

@@ -158,7 +158,7 @@ def test_the_truth_is_cut_to_the_window(tmp_path):
 
 def test_latents_and_text_that_nobody_says_the_origin_of_are_an_error(manifest):
     for what in ("latent", "text"):
-        with pytest.raises(ManifestError, match=rf"found no word of what made {what}\.npy"):
+        with pytest.raises(ManifestError, match=rf"found no record of the encoder of {what}\.npy"):
             clips(manifest, deliver=(what,))
 
 

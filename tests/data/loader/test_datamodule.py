@@ -386,10 +386,13 @@ def test_batches_follow_from_what_a_clip_costs(root):
     [
         (
             {"stages": [{"until": None, "buckets": IMAGES}], "buckets": IMAGES},
-            "data.buckets: found some beside data.st",
+            "data.buckets: found both buckets and data.st",
         ),
-        ({"weights": [1], "more": [{"root": "x", "repeat": 2}]}, "data.weights: found a repeat in more beside it"),
-        ({"batch": {"micro_batches": 4, "tokens": 8}, "micro_batch": 2}, "data.batch: found beside micro_batch=2"),
+        ({"weights": [1], "more": [{"root": "x", "repeat": 2}]}, "data.weights: found a repeat in data.more too"),
+        (
+            {"batch": {"micro_batches": 4, "tokens": 8}, "micro_batch": 2},
+            "data.batch: found together with micro",
+        ),
         ({"batch": {"micro_batches": 4}}, "data.batch: found micro_batches, expected tokens too"),
     ],
 )

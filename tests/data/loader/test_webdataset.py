@@ -167,9 +167,9 @@ def test_clips_that_are_too_short_are_passed_over_and_counted(tmp_path, capfd):
     data = module([str(by_tarfile(tmp_path / "a.tar", samples))], frames=4)
     found = batches(data, 3)
     assert set(keys(found)) == {"clip1", "clip3", "clip5"}
-    assert re.search(r"data.urls: samples passed over: too few frames \d+", capfd.readouterr().err)
+    assert re.search(r"data.urls: samples skipped: too few frames \d+", capfd.readouterr().err)
     (said,) = data.check_captions(torch.nn.Module())
-    assert said == "data.urls: 3 of 6 samples looked at fit no shape and are passed over"
+    assert said == "data.urls: 3 of 6 examined samples fit no shape; such samples are skipped"
 
 
 def test_tars_of_nothing_that_can_be_trained_on_are_refused_before_the_first_step(tmp_path):
@@ -177,7 +177,7 @@ def test_tars_of_nothing_that_can_be_trained_on_are_refused_before_the_first_ste
     with pytest.raises(ValueError, match=r"found none of 1 samples with the frames .* expected 4 .*3 frames of 32"):
         module(str(short)).check(1)
     texts = by_tarfile(tmp_path / "texts.tar", {"clip0": {"txt": b"a"}})
-    with pytest.raises(ValueError, match=r"found no sample of 1 tars .*texts.tar: clip0 ValueError: found txt"):
+    with pytest.raises(ValueError, match=r"found no usable sample in 1 tars .*texts.tar: clip0 ValueError: found txt"):
         module(str(texts)).check(1)
     with pytest.raises(ValueError, match="global_batch: found 4, expected a multiple"):
         module(str(short)).check(3)
@@ -219,7 +219,7 @@ def test_a_resumed_run_leaves_out_the_tars_that_were_read_whole_and_says_so(tmp_
     capfd.readouterr()
     model = train(data, tmp_path, 4, tmp_path / "2.ckpt")
     said = capfd.readouterr().err
-    assert "goes on at step 2, but not at the very sample: of epoch 0 the 2 of 4 tars that were read whole" in said
+    assert "continues at step 2, but not at the exact sample: in epoch 0 the 2 of 4 tars that were read" in said
     assert {of[key] for key in trained_keys(model)} == {0, 1, 2, 3} - set(done)
 
 

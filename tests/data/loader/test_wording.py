@@ -66,7 +66,7 @@ def test_a_long_caption_is_refused_with_its_clips_and_the_key(root: Path, tmp_pa
 def test_a_long_caption_is_cut_by_option_and_counted(root: Path) -> None:
     text = Words(["a", "word"], 8, 32, long="cut")
     assert check_captions(clips(root), EVEN, text) == [
-        f"{root}: 2 clips have a caption of more than 31 words, cut there"
+        f"{root}: 2 clips have a caption of more than 31 words, which is cut"
     ]
     assert text([LONG])[1].sum() == 32
 
@@ -87,7 +87,7 @@ def test_an_unknown_word_is_refused_or_dropped_with_its_clip(tmp_path: Path) -> 
         check_captions(clips(root), EVEN, Words(["a", "word"], 8, 8))
     text = Words(["a", "word"], 8, 8, unknown="drop")
     assert check_captions(clips(root), EVEN, text) == [
-        f"{root}: 2 clips have a caption with words that the encoder does not know, left out"
+        f"{root}: 2 clips have a caption with words that the encoder does not know and drops"
     ]
     assert text(["a zebra"])[1].sum() == 2
 
@@ -121,5 +121,5 @@ class Tokens:
 
 def test_what_a_pretrained_encoder_cuts_is_counted(root: Path) -> None:
     assert check_captions(clips(root), EVEN, Tokens()) == [
-        f"{root}: 2 of 4 captions read have more than text.max_length = 10 tokens (the longest 199), cut there"
+        f"{root}: 2 of 4 captions read have more than text.max_length = 10 tokens (the longest 199) and are cut"
     ]

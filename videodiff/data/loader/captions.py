@@ -1,4 +1,4 @@
-"""Which caption of a sample is trained on: drawn by who wrote it and by its length."""
+"""Draw a caption of a sample for training, weighted by its origin and length."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ UNIT = 2**53
 
 @dataclass(frozen=True)
 class CaptionMix:
-    """How likely each caption of a sample is drawn: in proportion to a weight by origin times one by length.
+    """Weights of captions: the probability of a caption is proportional to weight by origin times weight by length.
 
-    weights: by origin, with `other` for all origins that are not named; lengths: `{words: weight}`, each from that many
-    words on up to the next (below the first: 1). Weights are at least 0; a caption of weight 0 is never taken.
+    `weights`: by origin; `other` stands for all origins that are not listed. `lengths`: `{words: weight}`; each weight
+    applies from that many words up to the next entry (1 below the first). A caption with weight 0 is never drawn.
     """
 
     weights: Mapping[str, float] | None = None
@@ -48,21 +48,21 @@ EVEN = CaptionMix()
 
 
 def draw_caption(captions: Sequence[Text], mix: CaptionMix, *key: int) -> str:
-    """Return the caption that belongs to this key; the empty one where there is none with a weight above 0."""
+    """Draw a caption by the key; the empty caption if none has a weight above 0."""
     weights = [mix.weigh(caption) for caption in captions]
     if not any(weights):
         return ""
     if len(set(weights)) == 1:
-        # The draw of old, so that a run without weights goes on as it was.
+        # Equal weights keep the draw of earlier versions, so that old runs continue unchanged.
         return captions[draw(len(captions), *key)].text
     sums = list(accumulate(weights))
     place = bisect.bisect_right(sums, draw(UNIT, *key) / UNIT * sums[-1])
-    # The product may round up to the sum; the last with a weight is then meant.
+    # The product may round up to the sum; then the last caption with a weight is drawn.
     return captions[place if place < len(sums) else max(n for n, weight in enumerate(weights) if weight)].text
 
 
 def check_origins(mix: CaptionMix, known: Iterable[Sequence[str] | None]) -> None:
-    """Raise where a weight names an origin that no dataset has; `known`: each dataset's origins, None if unknown."""
+    """Raise if a weight names an origin that no dataset has; `known`: origins of each dataset, None if unknown."""
     lists: list[Any] = list(known)
     if None in lists:
         return

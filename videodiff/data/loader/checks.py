@@ -1,4 +1,4 @@
-"""What is known to go wrong before the first step: captions that the encoder refuses, a disk cache without room."""
+"""Checks before the first step: captions that the encoder refuses, and a disk cache that is too small."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from videodiff.data.storage.cache import CachedFolder
 
 
 def check_texts(roots: Sequence[str], training: Sequence[Clips], mix: CaptionMix, text: nn.Module | None) -> list[str]:
-    """Raise where training may draw a caption that the encoder refuses; return what else is to be said of the clips.
+    """Raise if training may draw a caption that the encoder refuses; return remarks for the user.
 
-    roots: of the datasets, by number; text: None where the captions come encoded.
+    `roots`: the root of each dataset, by index; `text`: None if captions come encoded.
     """
     said: list[str] = []
     for number, root in enumerate(roots):
@@ -28,12 +28,12 @@ def check_texts(roots: Sequence[str], training: Sequence[Clips], mix: CaptionMix
 
 
 def check_room(manifest: Manifest, shards: int) -> None:
-    """Raise where the disk cache of a remote dataset cannot hold so many shards: each would push another out."""
+    """Raise if the disk cache of a remote dataset cannot hold so many shards: they would evict one another."""
     if isinstance(manifest.root, CachedFolder):
         sizes = sorted((shard["bytes"] for shard in manifest.shards), reverse=True)
         room, needed = manifest.root.cache.bytes, sum(sizes[:shards])
         if needed > room:
             raise ValueError(
                 f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for {shards} shards "
-                f"of {manifest.root} that are read at once, or a smaller window"
+                f"of {manifest.root} that are read at once, or a smaller data.window"
             )

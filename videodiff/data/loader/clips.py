@@ -1,4 +1,4 @@
-"""Clips: which samples of a dataset fit which bucket, which frames of one are taken, and how it is read."""
+"""Clips: which samples of a dataset fit which bucket, which frames are taken from each, and how a sample is read."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ from videodiff.data.samples.shards import SIDECARS, VIDEOS, Text, read_notes, re
 from videodiff.data.video.decode import DecodeError, decode_into
 from videodiff.data.video.decoders import decoder_named
 
-# What of a sample may be delivered.
+# Parts of a sample that a reader can deliver.
 DELIVER = ("video", "latent", "text")
 
 
 class Task(NamedTuple):
-    """What is to be read for a place in the order (step, position): a row of a dataset, and these frames, scaled to
-    height x width.
+    """One sample to read for `order` (step, position): a row of a dataset, and frames of it scaled to height x width.
 
-    What is chosen at random is drawn by `key`; without one the first is taken, and the truth of a simulated clip too.
-    `pixels`: whether frames are asked for at all; `windows`: how cached latents are cut, None without them.
+    Random choices are drawn by `key`. Without a key the first caption is taken, and the truth of a simulated clip is
+    read too. `pixels`: whether frames are read; `windows`: how cached latents are cut, None without latents.
     """
 
     order: tuple[int, int]
@@ -55,23 +54,23 @@ class Task(NamedTuple):
 
     @property
     def sample(self) -> SampleId:
-        """What names its sample."""
+        """The identity of its sample."""
         return SampleId(self.row["shard"], self.row["key"], self.row["offset"], self.dataset)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """The shape of its frames, `t h w c`; without any where no pixels are asked for."""
+        """The shape of its frames, `t h w c`; zero frames if no pixels are read."""
         return len(self.numbers) * self.pixels, self.height, self.width, 3
 
 
 class Clips:
-    """The clips of the dataset with this `number`, and the frames to take of each clip for a bucket.
+    """The clips of the dataset at index `number`, and the frames to take from each clip for a bucket.
 
-    The window and the caption are drawn by (seed, epoch, row); with `fixed` they are the first ones. A sample that fits
-    no bucket is an error unless `skip`; `misfits` counts them by reason. `rates` counts for each bucket the frames a
-    second that its clips have after the stride. With `any_size` only the number of frames decides what fits: smaller
-    pictures are enlarged, and cropped as far as the shape asks. Where latents are to be delivered a sample fits the
-    buckets of their very size, and its windows are those that they allow.
+    Window and caption are drawn by (seed, epoch, row); with `fixed` the first ones are taken. A sample that fits no
+    bucket is an error unless `skip`; `misfits` counts such samples by reason. `rates` counts for each bucket the frame
+    rates of its clips after the stride. With `any_size` only the number of frames decides what fits: smaller pictures
+    are enlarged, and cropped to the shape. If latents are delivered, a sample fits the buckets whose size its latents
+    have, and only windows that can be cut from the latents are drawn.
     """
 
     def __init__(
@@ -99,11 +98,11 @@ class Clips:
             raise ValueError(self._misfit())
 
     def _count(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the kind of each sample of a shard, and count what fits nowhere and the rates of the rest."""
+        """Return the kind of each sample of a shard; count those that fit no bucket, and the rates of the rest."""
         frames, height, width, fps = columns
         shape = columns[: len(self.columns)]
         kinds = self.kinds_of(*shape)
-        # Only where the size does not decide may a picture be smaller than every shape that it is taken for.
+        # With `any_size` a sample may be smaller than each of its buckets; it is enlarged then.
         large = np.any([(height >= bucket.height) & (width >= bucket.width) for bucket in self.buckets], axis=0)
         self.enlarged += int(np.count_nonzero((kinds > 0) & ~large))
         if not kinds.all():
@@ -119,19 +118,19 @@ class Clips:
 
     def _reasons(self, shape: Sequence[np.ndarray]) -> dict[str, int]:
         reasons = misfits(self.buckets, *shape)
-        # Latents are taken as they are, neither scaled nor cropped.
+        # Latents are neither scaled nor cropped, so their size must be equal.
         other = len(shape[0]) - sum(reasons.values())
         return reasons | ({"latents of another size": other} if other else {})
 
     @property
     def left_out(self) -> str:
-        """How many samples fit no bucket, by reason."""
+        """One line: how many samples fit no bucket, by reason."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.misfits.most_common())
         return f"{self.misfits.total():,} of {len(self.manifest):,} clips do not fit: {reasons}"
 
     @property
     def said(self) -> list[str]:
-        """What is to be said of the clips before they are read: how many are left out, and how many enlarged."""
+        """Remarks for the user before training: how many clips are left out, and how many are enlarged."""
         shapes = " or ".join(map(str, self.buckets))
         small = f"{self.enlarged:,} of {len(self):,} clips are smaller than {shapes} and are enlarged"
         return ([self.left_out] if self.misfits else []) + ([small] if self.enlarged else [])
@@ -147,7 +146,7 @@ class Clips:
         )
 
     def __len__(self) -> int:
-        """The samples that fit a bucket."""
+        """The number of samples that fit a bucket."""
         return int(self.counts.sum())
 
     def _fits(self) -> Iterator[bool]:
@@ -159,11 +158,14 @@ class Clips:
         return (index for index, fits in enumerate(self._fits()) if fits)
 
     def worded(self, most: int) -> Iterator[int]:
-        """Yield the rows that fit a bucket and may have a caption of more words; all where the manifest tells none."""
+        """Yield the rows that fit a bucket and may have a caption of more than `most` words.
+
+        All rows that fit are yielded if the manifest does not count words.
+        """
         start, counted = 0, ["words"] if self.manifest.counts_words else []
         for columns in self.manifest.by_shard(*self.columns, *counted):
             shape, words = columns[: len(self.columns)], columns[len(self.columns) :]
-            # What is not known, NaN, is not within the limit either.
+            # An unknown count is NaN; the negated comparison makes it count as long.
             long = ~(words[0] <= most) if words else np.ones(len(shape[0]), dtype=bool)
             yield from (start + np.flatnonzero((self.kinds_of(*shape) > 0) & long)).tolist()
             start += len(shape[0])
@@ -175,7 +177,7 @@ class Clips:
         return int(self.manifest.starts[shard] + np.flatnonzero(kinds == kind)[member])
 
     def first(self) -> Task:
-        """Return what is to be read of the first row that fits a bucket, for the first bucket that it fits."""
+        """Return the task for the first row that fits a bucket, and for the first bucket that it fits."""
         index = next(self.fitting())
         row = self.manifest.row(index)
         kind = int(self.kinds_of(*(np.array([row[name]]) for name in self.columns))[0])
@@ -189,7 +191,7 @@ class Clips:
         return mask([b.long_enough(frames) & (height == b.height) & (width == b.width) for b in self.buckets])
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
-        """Raise where the cached latents or texts were made by another codec or another text encoder."""
+        """Raise if the cached latents or texts were made by another codec or text encoder."""
         where, found = str(self.manifest.path), self.records
         if "latent" in found:
             windows = {name: found["latent"][name] for name in ("stride", "frames", "latents")}
@@ -198,7 +200,7 @@ class Clips:
             check_record("text", found["text"], text_record(text), where)
 
     def task(self, index: int, bucket: int = 0, epoch: int = 0, order: tuple[int, int] = (0, 0)) -> Task:
-        """Return what is to be read of a row, for a bucket, in an epoch, at a place in the order."""
+        """Return the task for a row, in a bucket and an epoch, at `order` (step, position)."""
         row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)
         first = shape.first_window(row["frames"])
         draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
@@ -208,12 +210,12 @@ class Clips:
 
 
 def record_of(manifest: Manifest, what: str) -> dict[str, Any]:
-    """Return what the manifest says that the latents, or the text, of its dataset are of."""
+    """Return the manifest's record of the encoder that made the latents or the text of its dataset."""
     record = manifest.encoded.get(what)
     if record is None:
         raise ManifestError(
-            f"{manifest.path}: found no word of what made {what}.npy, expected one for deliver={what}, as "
-            f"`videodiff cache` writes it"
+            f"{manifest.path}: found no record of the encoder of {what}.npy, expected one for deliver={what}: make "
+            f"the dataset by `videodiff cache`"
         )
     how = {name: value for name, value in record.items() if name not in ("of", "fingerprint")}
     if record.get("fingerprint") != digest(how):
@@ -222,7 +224,7 @@ def record_of(manifest: Manifest, what: str) -> dict[str, Any]:
 
 
 def windows_of(records: dict[str, dict[str, Any]], buckets: Sequence[Bucket], where: str) -> Windows | None:
-    """Return how latents are cut, None where there are none; a bucket that they cannot fill is an error."""
+    """Return how latents are cut, None without latents; ValueError if they cannot fill a bucket."""
     if "latent" not in records:
         return None
     record = records["latent"]
@@ -241,7 +243,7 @@ def windows_of(records: dict[str, dict[str, Any]], buckets: Sequence[Bucket], wh
 
 
 class Loaded(NamedTuple):
-    """What of a sample is kept in memory: the frames of these numbers `t h w c`, all latents, the text by caption."""
+    """The parts of a sample in memory: the frames `t h w c` at `numbers`, all latents, the encoded text by caption."""
 
     frames: np.ndarray | None
     numbers: range
@@ -254,10 +256,10 @@ class Loaded(NamedTuple):
 class Reader:
     """Read the clip of a task: fill `out` with its frames, uint8 `t h w c`, and return the rest of the sample.
 
-    `roots`: the root of each dataset, by number. `deliver`: video, latent, text; without video `out` has no frames.
-    Latent and text are numpy's: a tensor would pass to another process as shared memory, a file descriptor each.
-    `cache_gib`: clips that are read again and again stay decoded in memory until this much is taken. `captions`: which
-    of several captions are taken how often. `decoder`: one of `decoders.DECODERS`.
+    `roots`: the root of each dataset, by index. `deliver`: video, latent, text; without video `out` has no frames.
+    Latent and text are numpy arrays: a tensor would be sent to another process as shared memory, with a file descriptor
+    each. `cache_gib`: decoded clips stay in memory until they take this much. `captions`: how likely each caption of a
+    sample is drawn. `decoder`: one of `decoders.DECODERS`.
     """
 
     def __init__(
@@ -275,7 +277,7 @@ class Reader:
 
     @classmethod
     def of(cls, roots: Mapping[int, Any], reading: Reading, cache: bool = True) -> Reader:
-        """Return a reader as the settings want it, with its share of the memory for clips if it is to keep any."""
+        """Return a reader for these settings; with `cache` it gets its share of the memory for decoded clips."""
         gib = reading.cache_gib / max(reading.num_workers, 1) if cache else 0.0
         return cls(roots, reading.deliver, gib, reading.mix, reading.decoder)
 
@@ -291,13 +293,13 @@ class Reader:
             sample["latent"] = task.windows.cut(loaded.latent, task.numbers, task.row["frames"]).numpy()
         if loaded.texts:
             stored = dict(zip((each.text for each in captions), loaded.texts, strict=True))
-            # The empty caption of a sample that has others is not stored: no tokens stand for it, see `encode_text`.
+            # The empty caption is stored only for samples without captions; elsewhere it has no tokens: `encode_text`.
             sample["text"] = stored.get(caption, loaded.texts[0][:0]).numpy()
         sample["fps"] = task.row["fps"] / task.numbers.step
         return sample if task.key else sample | {"truth": truth_window(loaded.truth, task.numbers)}
 
     def _load(self, name: tuple[Any, ...], task: Task, out: np.ndarray) -> Loaded:
-        """Read a sample, and all of its frames where they fit into the cache: the next window is another one."""
+        """Read a sample; read all of its frames if they fit into the cache, because the next window will differ."""
         numbers = range(task.row["frames"]) if task.key else task.numbers
         # Cached arrays are float16 on the disk and float32 in memory.
         arrays = task.row["size"] * (1 + (self.deliver != ("video",)))
@@ -320,7 +322,7 @@ class Reader:
         if missing := (set(needed) - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):
             raise ManifestError(f"{where}: found no {min(missing)}, expected one for deliver={list(self.deliver)}")
         if "video" in self.deliver:
-            # A decoder makes frames of flipped bytes too. This costs less than a hundredth of the decoding.
+            # A decoder returns frames for damaged bytes too. The checksum costs less than a hundredth of the decoding.
             if (found := hashlib.sha256(members[video]).hexdigest()) != row["sha256"]:
                 wanted = row["sha256"][:12]
                 raise DecodeError(
@@ -336,13 +338,13 @@ class Reader:
         return Loaded(frames, numbers, captions, read_notes(members).get("truth"), latent, texts)
 
     def alone(self, task: Task) -> dict[str, Any]:
-        """Return a whole sample, its frames as `video`."""
+        """Read a task in this process; return the sample with its frames as `video`."""
         out = np.empty(task.shape, dtype=np.uint8)
         return self(task, out) | ({"video": out} if "video" in self.deliver else {})
 
 
 def truth_window(truth: dict[str, Any] | None, window: range) -> dict[str, Any] | None:
-    """Return the truth of the frames in the window: what is a series over frames is cut, fps follows the stride."""
+    """Return the truth of the frames in the window: series over frames are cut, and fps is divided by the stride."""
     if truth is None:
         return None
     frames = {name: np.asarray(truth[name])[window].tolist() for name in ("position", "velocity") if name in truth}

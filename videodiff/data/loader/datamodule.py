@@ -30,7 +30,7 @@ from videodiff.data.storage.cache import CachedFolder
 
 
 class BatchModule(lightning.LightningDataModule):
-    """What data modules share, wherever clips come from; `global_batch` and `micro_batch` are set by the others."""
+    """The base class of data modules; subclasses set `global_batch` and `micro_batch`."""
 
     global_batch: int
     micro_batch: int | None
@@ -38,20 +38,20 @@ class BatchModule(lightning.LightningDataModule):
 
     @property
     def step(self) -> int:
-        """The optimizer step that comes next: what training has consumed, not what workers have read ahead."""
+        """The next optimizer step, counted by what training has consumed, not by what workers have read ahead."""
         return self.loaded_step if self.trainer is None else self.trainer.global_step
 
     def accumulate(self, world: int) -> int:
-        """Return how many micro-batches each of `world` processes takes a step; an error where they do not divide."""
+        """Return the micro-batches per step of each of `world` processes; ValueError if they do not divide."""
         return micro_batches(self.global_batch, self.micro_batch, world)
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
-        """Bring a batch to the device but for its positions: the host draws by them and would wait for them."""
+        """Move a batch to the device, except its positions: the host needs them and would wait for the copy."""
         rest = {name: value for name, value in batch.items() if name != "position"}
         return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
 
     def val_dataloader(self) -> DataLoader | list[Any]:
-        """Return the fixed clips: each rank its share where they divide over the ranks, else each rank all of them."""
+        """Return the fixed clips: this rank's share if they divide over the ranks, else all of them."""
         return DataLoader(self.validation_batches, batch_size=None) if self.validation_batches else []
 
     def _mesh(self) -> Mesh:
@@ -62,10 +62,10 @@ class BatchModule(lightning.LightningDataModule):
 
 
 class ClipDataModule(BatchModule):
-    """Deliver batches of clips; see `Reader` for the cache and what may be delivered, `Mixture` for the order.
+    """Deliver batches of clips; `Reader` describes the cache and what is delivered, `Mixture` the order.
 
-    The state is the optimizer step, and the samples that could not be read: it fits any number of processes,
-    micro-batches and workers, as long as seed, batches and datasets are the same.
+    The state is the optimizer step and the quarantine. It can be loaded with any number of processes, micro-batches
+    and workers if seed, global batches and datasets are the same.
     """
 
     def __init__(self, datasets: Datasets, shapes: Shapes, batches: Batches, reading: Reading, held: Held) -> None:
@@ -82,7 +82,7 @@ class ClipDataModule(BatchModule):
 
     @cached_property
     def training(self) -> list[Clips]:
-        """The training clips of each dataset of the first stage, then of the next; each draws by a seed of its own."""
+        """The training clips of each dataset of the first stage, then of the next; each has a seed of its own."""
         how = {"fixed": self.reading.fixed, "skip": self.shapes.skip_short, "any_size": self.shapes.any_size}
         check_origins(self.reading.mix, [manifest.caption_origins for manifest in self.manifests])
         return [
@@ -103,7 +103,7 @@ class ClipDataModule(BatchModule):
 
     @cached_property
     def reader(self) -> Reader:
-        """What reads the training clips, here or in a worker."""
+        """The reader of the training clips, used in this process or in a worker."""
         return Reader.of({n: manifest.root for n, manifest in enumerate(self.manifests)}, self.reading)
 
     @cached_property
@@ -114,7 +114,7 @@ class ClipDataModule(BatchModule):
         sizes = [pair for stage in self.stages for pair in zip(stage.batch_sizes, stage.buckets, strict=True)]
         largest = max(size // shares * shape.frames * shape.height * shape.width * 3 for size, shape in sizes)
         stand_in = Loader(batches, self.reader, self.quarantine).stand_in
-        # A new process would begin with an empty cache.
+        # Workers with a cache are not replaced by age: a new process would start with an empty cache.
         life = LIFE if not self.reading.cache_gib else math.inf
         how = {"timeout": self.reading.timeout, "pace": Pace(life=life)}
         return Workers(self.reader, self.reading.num_workers, largest, stand_in, self.quarantine, **how)
@@ -135,13 +135,13 @@ class ClipDataModule(BatchModule):
 
     @cached_property
     def trained(self) -> list[Trained]:
-        """The shapes and frame rates that training takes."""
+        """The shapes and frame rates of training."""
         return trained_shapes(self.stages, self.order, [clips.rates for clips in self.training])
 
     def check(self, world: int = 1) -> None:
-        """Raise one clear line where a dataset cannot be read or a batch does not divide over `world` processes.
+        """Raise a one-line error if a dataset cannot be read, or a batch does not divide over `world` processes.
 
-        Workers find by themselves what cannot be decoded, and survive it.
+        Clips are not decoded here: workers find and replace the ones that cannot be decoded.
         """
         self._batches(Mesh(0, world)), self.reader
         for clips in self._all_clips:
@@ -153,14 +153,14 @@ class ClipDataModule(BatchModule):
         return [*self.training, *([self.validation.clips] if self.validation else [])]
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
-        """Raise where a dataset holds latents or text of another codec or another text encoder than these."""
+        """Raise if a dataset holds latents or text of another codec or text encoder."""
         for clips in self._all_clips:
             clips.check_encoders(codec, text)
 
     def check_captions(self, text: nn.Module) -> list[str]:
-        """Raise where training may draw a caption that the encoder refuses; return what else is to be said of clips.
+        """Raise if training may draw a caption that the encoder refuses; return remarks for the user.
 
-        Of validation nothing is refused: what the encoder does not take of its captions is left out.
+        Captions of validation are never refused: they lose the words that the encoder does not take.
         """
         encoder = None if "text" in self.reading.deliver else text
         said = check_texts([root for root, _ in self.roots], self.training, self.reading.mix, encoder)
@@ -169,14 +169,14 @@ class ClipDataModule(BatchModule):
         return said
 
     def examples(self, count: int) -> list[dict[str, Any]]:
-        """Return the first clips of the validation set, or without one of the training set, in the usual shape.
+        """Return the first clips of the validation set, or else of the training set, in the usual shape.
 
-        Each has its first window and caption; the same ones on every rank. A clip that cannot be read is passed over.
+        Each has its first window and caption. Every rank gets the same clips. Unreadable clips are skipped.
         """
         return (self.validation or Validation(self._first_of_training(), self.reading, count)).examples(count)
 
     def _first_of_training(self) -> Clips:
-        """Return the clips of the last stage in the usual shape, of the first dataset that has some of it."""
+        """Return the last stage's clips in the usual shape, from the first dataset that has any."""
         shape, how = usual(self.trained), {"skip": True, "any_size": self.shapes.any_size}
         last, mine = self.training[-len(self.stages[-1].datasets) :], self.stages[-1].buckets
         number = next(n for n, b in enumerate(mine) if (b.frames, b.height, b.width, b.strides) == shape[1:5])
@@ -197,7 +197,7 @@ class ClipDataModule(BatchModule):
 
     @cached_property
     def validation_batches(self) -> list[dict[str, Any]]:
-        """The validation clips, which are few and always the same, so they stay decoded; one that fails is an error."""
+        """The validation clips; they stay decoded, as they are few and never change. An unreadable one is an error."""
         mesh = self._mesh()
         return [] if self.validation is None else self.validation.batches(mesh, self._micro_batch(mesh.world))
 
@@ -211,7 +211,7 @@ class ClipDataModule(BatchModule):
         return GlobalBatches(self.order, self.training, self.accumulate(mesh.world), mesh, start=lambda: self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step, what must be the same for it to mean the same place, and what all ranks could not read."""
+        """Return the step, the settings that the order depends on, and the quarantine of all ranks."""
         losses = [self.quarantine.state_dict()]
         if torch.distributed.is_initialized():
             losses *= torch.distributed.get_world_size()
@@ -222,12 +222,12 @@ class ClipDataModule(BatchModule):
         return {"step": self.step, "quarantine": lost.state_dict(), **self._identity(self.step)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint; another dataset, seed, bucket or batch before it is an error."""
+        """Continue at the step of a checkpoint; ValueError if datasets, seed, buckets or batches up to it differ."""
         for clips, before in zip(self.training, state.get("datasets", ()), strict=False):
             if (found := clips.manifest.fingerprint) != before:
                 raise ValueError(
                     f"{clips.manifest.path}: found the manifest {found[:12]}, expected {before[:12]} as in the "
-                    f"checkpoint: another dataset, or one that was changed"
+                    f"checkpoint: this is another dataset, or it was changed"
                 )
         self.loaded_step = resume(state, self._identity(state["step"]))
         self.quarantine.load_state_dict(state["quarantine"])
@@ -241,7 +241,7 @@ RECORDS = (Datasets, Shapes, Batches, Reading, Held)
 
 
 def clip_data(**settings: Any) -> ClipDataModule:
-    """Return the data of a run from the keys of `conf/data/folder.yaml`: each is a field of one of `RECORDS`."""
+    """Return the data module for the keys of `conf/data/folder.yaml`; each key is a field of one of `RECORDS`."""
     known = {field.name for record in RECORDS for field in fields(record)}
     if strange := sorted(settings.keys() - known):
         raise TypeError(f"data.{strange[0]}: found no such key, expected some of {', '.join(sorted(known))}")
@@ -255,5 +255,5 @@ def parameter(field: Field) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
 
 
-# What `**settings` may be, for those who look: the schema of the configuration, and help.
+# The real parameters behind `**settings`, for the schema of the configuration and for help().
 clip_data.__signature__ = inspect.Signature([parameter(field) for record in RECORDS for field in fields(record)])

@@ -1,4 +1,4 @@
-"""Samples that cannot be read: a line of JSON for each, a budget, and a part of the state of a run."""
+"""Quarantine: the samples that cannot be read. Each gets a line of JSON, they have a budget, and they are run state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class SampleId(NamedTuple):
-    """What names a sample wherever it is drawn: its shard, its key, the offset there, and the number of its dataset."""
+    """The identity of a sample: its shard, key, offset in the shard, and the index of its dataset."""
 
     shard: str
     key: str
@@ -20,22 +20,22 @@ class SampleId(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """The first place in the order at which a sample could not be read, and why."""
+    """Where in the order a sample first could not be read, and why."""
 
     order: tuple[int, ...]
     reason: str
 
 
 class QuarantineError(RuntimeError):
-    """More samples than allowed cannot be read."""
+    """Raised when more samples than allowed cannot be read."""
 
 
 class Quarantine:
-    """The samples that could not be read so far; one more than `budget` in this process since its start ends the run.
+    """The samples that could not be read so far; the run ends when this process adds more than `budget`.
 
-    A sample is out from the place in the order where it first failed. Places before it had it, and have it again when
-    the run is resumed there: what a place holds depends on the order alone, not on when a fault was noticed. `path`
-    gets a line of JSON for each new sample, on the disk before anything takes its place; None keeps no file.
+    A sample is quarantined from the step and position where it first failed. Earlier steps keep it, also when the run
+    resumes there: a batch depends only on the order, not on when a fault was noticed. Each new sample is appended to
+    the file `path` as a line of JSON, and is on disk before a replacement is used; None writes no file.
     """
 
     def __init__(self, path: str | Path | None = None, budget: int = 100) -> None:
@@ -44,11 +44,11 @@ class Quarantine:
         self.before = 0
 
     def holds(self, sample: SampleId, order: tuple[int, ...]) -> bool:
-        """Tell whether a sample is out at a place in the order."""
+        """Return whether a sample is quarantined at a step and position."""
         return sample in self.losses and self.losses[sample].order <= order
 
     def add(self, sample: SampleId, order: tuple[int, ...], reason: str) -> None:
-        """Put a sample out from a place on; QuarantineError with a summary once they are too many."""
+        """Quarantine a sample from a step and position on; QuarantineError with a summary if there are too many."""
         known = self.losses.get(sample)
         if known is None and self.path is not None:
             append_line(self.path, {**sample._asdict(), "order": order, "reason": reason})
@@ -58,7 +58,7 @@ class Quarantine:
             raise QuarantineError(self.summary())
 
     def summary(self) -> str:
-        """Return in one line how many samples are out, of what and where."""
+        """Return one line: how many samples are quarantined, and the most frequent reasons and shards."""
         reasons = Counter(loss.reason.partition(":")[0] for loss in self.losses.values())
         shards = Counter(sample.shard for sample in self.losses)
         sample, loss = max(self.losses.items(), key=lambda item: item[1].order)
@@ -82,13 +82,13 @@ class Quarantine:
 
 
 def most(counts: Counter[str]) -> str:
-    """Return the three largest counts to read."""
+    """Return the three largest counts as text."""
     named = ", ".join(f"{count} {name}" for name, count in counts.most_common(3))
     return named + (f", {len(counts) - 3} more" if len(counts) > 3 else "")
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Append a line of JSON in one write, and bring it to the disk; ranks may share the file."""
+    """Append a line of JSON in one write and flush it to disk; ranks may share the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

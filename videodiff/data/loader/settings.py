@@ -1,4 +1,4 @@
-"""What the data of a run is made of: five records, whose fields are the keys of `conf/data/folder.yaml`."""
+"""The settings of a run's data: five records; their fields are the keys of `conf/data/folder.yaml`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BATCH_KEYS = ("micro_batches", "tokens")
 
 @dataclass(frozen=True)
 class Datasets:
-    """Where clips lie: the folder or URL `root`, and `more`, each a mapping of root and how often an epoch has its
-    samples (`repeat`); `weights` are their shares of the samples drawn, instead.
+    """The datasets: the folder or URL `root`, and `more`, a list of mappings with `root` and `repeat`.
 
-    Shards of a root that is a URL are kept in the folder `disk_cache`, at most `disk_cache_gib` of them (None: every
-    clip is read from there).
+    `repeat`: how often each sample of that dataset comes in an epoch. `weights` state shares of the drawn samples
+    instead. Shards at a URL are cached in the folder `disk_cache`, up to `disk_cache_gib` GiB (None: no cache, each
+    clip is read from the URL).
     """
 
     root: str
@@ -38,11 +38,11 @@ class Datasets:
         for number, other in enumerate(self.more):
             check_keys(f"data.more[{number}]", other, ("root", "repeat"), needed=("root",))
         if self.weights is not None and any("repeat" in other for other in self.more):
-            raise ValueError("data.weights: found a repeat in more beside it, expected one of the two")
+            raise ValueError("data.weights: found a repeat in data.more too, expected weights or repeats")
 
     @property
     def roots(self) -> list[tuple[str, Fraction]]:
-        """The roots of all datasets, and how often an epoch has the samples of each."""
+        """The root of each dataset, and how often its samples come in an epoch."""
         others = [(other["root"], Fraction(str(other.get("repeat", 1)))) for other in self.more]
         return [(self.root, Fraction(1)), *others]
 
@@ -54,10 +54,11 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is cut from clips: `frames` frames, one in `stride`, of height x width.
+    """The shapes of training: `frames` frames, every `stride`-th one, of height x width.
 
-    `buckets`, mappings of `Bucket`'s arguments and `global_batch`, replace the one shape; `stages`, each with buckets
-    of its own, follow one another by step: `read_stages`. Clips that fit no shape are an error unless `skip_short`.
+    `buckets` replace this single shape: mappings with the arguments of `Bucket` and `global_batch`. `stages` follow one
+    another by step, each with its own buckets, see `read_stages`. Clips that fit no shape are an error unless
+    `skip_short`.
     """
 
     frames: int
@@ -70,32 +71,32 @@ class Shapes:
 
     def __post_init__(self) -> None:
         if self.stages is not None and self.buckets is not None:
-            raise ValueError("data.buckets: found some beside data.stages, expected them in the stages")
+            raise ValueError("data.buckets: found both buckets and data.stages, expected the buckets in the stages")
 
     @property
     def first(self) -> Bucket:
-        """The one shape."""
+        """The single shape."""
         return Bucket(self.frames, self.height, self.width, strides=(self.stride,))
 
     @property
     def any_size(self) -> bool:
-        """Whether the number of frames alone decides which clips are taken."""
+        """Whether only the number of frames decides which clips fit."""
         return self.buckets is None and self.stages is None
 
     @property
     def rules(self) -> list[Mapping[str, Any]]:
-        """The stages; what has none is one stage."""
+        """The stages; without `stages` there is one."""
         one = [{"frames": self.frames, "height": self.height, "width": self.width}]
         return [{"buckets": one if self.buckets is None else self.buckets}] if self.stages is None else [*self.stages]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How many clips a step takes, over all processes, and how many a process takes at once (None: its whole share).
+    """Batch sizes and order: `global_batch` clips per step over all processes, `micro_batch` at once in each process.
 
-    `batch`, a mapping of `micro_batches` and `tokens`, gives each bucket the global batch that makes its step as long
-    as the others by the `cost` of a clip: `Budget`. `seed` and `window`, the shards that are shuffled together (None:
-    all), decide which clips these are.
+    `micro_batch` None: the whole share of a process. `batch`, a mapping with `micro_batches` and `tokens`, chooses the
+    global batch of each bucket so that all steps take equal time by the `cost` of a clip, see `Budget`. `seed` and
+    `window` determine the order; `window` is the number of shards that are shuffled together (None: all).
     """
 
     global_batch: int = 16
@@ -111,16 +112,17 @@ class Batches:
         check_keys("data.batch", self.batch, BATCH_KEYS, needed=BATCH_KEYS)
         if self.micro_batch is not None or self.cost is None:
             raise ValueError(
-                f"data.batch: found beside micro_batch={self.micro_batch} with cost={self.cost}, expected a cost only"
+                f"data.batch: found together with micro_batch={self.micro_batch} and cost={self.cost}, expected a cost "
+                f"and no micro_batch"
             )
 
     @property
     def budget(self) -> Budget | None:
-        """What a step may take, None where the global batch is given."""
+        """The budget of a step, None if the global batch is given."""
         return None if self.batch is None else Budget(**self.batch, cost=self.cost)
 
     def planned(self, datasets: Datasets, shapes: Shapes) -> tuple[list[Stage], int, int | None]:
-        """Return the stages of a run, and its global batch and micro-batch of the one shape."""
+        """Return the stages of a run, and the global batch and micro-batch of the single shape."""
         budget, whole, micro = self.budget, self.global_batch, self.micro_batch
         if budget is not None:
             (whole,) = budget.sizes([shapes.first])
@@ -134,13 +136,12 @@ class Batches:
 
 @dataclass(frozen=True)
 class Reading:
-    """How clips are read, and what of them is delivered: video, latent, text.
+    """How clips are read, and what is delivered: video, latent, text.
 
-    `num_workers` processes read ahead, each clip within `timeout` seconds; with none this process reads, and a decoder
-    that hangs hangs the run. `decoder`: see `decoders.DECODERS`. More than `budget` clips that a process cannot read
-    end the run; `quarantine` is the file that names them. `cache_gib`: memory for clips that stay decoded.
-    With `fixed`, each clip is trained on with its first window and caption only; else `captions`, arguments of
-    `CaptionMix`, say which captions are taken how often.
+    `num_workers` processes read ahead, with `timeout` seconds per clip. With 0 workers this process reads, and a
+    hanging decoder hangs the run. `decoder`: see `decoders.DECODERS`. The run ends if one process cannot read more than
+    `budget` clips; the file `quarantine` lists them. `cache_gib`: memory for decoded clips. With `fixed`, each clip
+    always gives its first window and caption; else `captions`, arguments of `CaptionMix`, weigh the captions.
     """
 
     deliver: Sequence[str] = ("video",)
@@ -160,15 +161,16 @@ class Reading:
 
     @cached_property
     def mix(self) -> CaptionMix:
-        """Which captions are taken how often."""
+        """The weights of captions."""
         rules = (self.captions or {}).items()
         return CaptionMix(**{name: dict(rule) if isinstance(rule, Mapping) else rule for name, rule in rules})
 
 
 @dataclass(frozen=True)
 class Held:
-    """The first `validation_clips` of `validation_root` (None: no validation), in order, each with its first window and
-    caption, in the shape that clips are sampled in: see `usual`.
+    """Validation: the first `validation_clips` clips of `validation_root` (None: no validation).
+
+    Each is used with its first window and caption, in the shape in which clips are sampled: see `usual`.
     """
 
     validation_root: str | None = None

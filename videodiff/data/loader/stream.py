@@ -1,4 +1,4 @@
-"""From the order to batches: what is read is decided by integers alone, never by timing or workers."""
+"""From the order to batches: integers alone decide what is read, never timing or workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from videodiff.data.storage.cache import CachedFolder
 
 
 class Item(NamedTuple):
-    """One place in a batch: optimizer step, position in the global batch, and which row in which bucket it holds."""
+    """One clip of a batch: its optimizer step and position in the global batch, and its row and bucket."""
 
     step: int
     position: int
@@ -29,9 +29,9 @@ class Item(NamedTuple):
 
 
 class GlobalBatches:
-    """One rank's micro-batches of an endless order, from a step on; `start` may be a function that tells the step.
+    """One rank's micro-batches of an endless order, from step `start` on; `start` may be a function.
 
-    A function is asked again at each iteration: an epoch cut short by the trainer must not begin from the old place.
+    The function is called at each new iteration: after the trainer cut an epoch short, the start has moved.
     `clips`: the clips of each dataset of the mixture; with a curriculum, of each dataset of every stage.
     """
 
@@ -54,11 +54,11 @@ class GlobalBatches:
             step += 1
 
     def batch(self, step: int, micro: int) -> list[Item]:
-        """Return what this rank takes in its `micro`-th micro-batch of a step."""
+        """Return the items of this rank in micro-batch `micro` of a step."""
         return self._items(self.mixture.batch(step, micro, self.accumulate, self.mesh))
 
     def stand_in(self, step: int, position: int, attempt: int) -> Item:
-        """Return what takes a place instead of something that cannot be read."""
+        """Return a replacement for an unreadable clip at this step and position."""
         return self._items(self.mixture.stand_in(step, position, attempt))[0]
 
     def _items(self, batch: Batch) -> list[Item]:
@@ -71,9 +71,9 @@ class GlobalBatches:
 
 
 class Loader:
-    """Batches for the trainer: the clips of `batches`, read in this process or, with `workers`, by them.
+    """Batches for the trainer: the clips of `batches`, read by `workers`, or in this process without them.
 
-    What cannot be read goes into the quarantine and is replaced, see `Workers`; `batches` name the stand-ins.
+    Unreadable samples go into the quarantine and are replaced, see `Workers`; `batches` choose the replacements.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Loader:
         return map(collate, reads)
 
     def tasks(self, items: Sequence[Item]) -> list[Task]:
-        """Return what is to be read for a micro-batch."""
+        """Return the tasks of a micro-batch."""
         if self.remote:
             self.look_ahead(items[0])
         return [self.task(item) for item in items]
 
     def look_ahead(self, item: Item) -> None:
-        """Fetch the next window's shards of remote datasets while the shards of the present window are read."""
+        """Fetch the shards of the next shuffle window of remote datasets while the present window is read."""
         for clips, shards in zip(self.batch_sampler.clips, self.batch_sampler.mixture.upcoming(item.step), strict=True):
             root, place = clips.manifest.root, (item.bucket, clips.number)
             if len(shards) and isinstance(root, CachedFolder) and self.asked.get(place) != shards.tolist():
@@ -110,19 +110,19 @@ class Loader:
                 root.prefetch([clips.manifest.shards[shard]["name"] for shard in self.asked[place]])
 
     def task(self, item: Item) -> Task:
-        """Return what is to be read for an item."""
+        """Return the task of an item."""
         clips = self.batch_sampler.clips[item.dataset]
         return clips.task(item.row, item.bucket, item.epoch, (item.step, item.position))
 
     def stand_in(self, asked: Task, attempt: int) -> Task:
-        """Return another clip for one that cannot be read."""
+        """Return a replacement for a task that cannot be read."""
         return self.task(self.batch_sampler.stand_in(*asked.order, attempt))
 
 
 def collate(read: Read) -> dict[str, Any]:
     """Return a batch: video uint8 `b c t h w`, latent `b c t h w`, text `b l d` with text_mask `b l`.
 
-    Where there is a GPU the memory is pinned, so that copies to the device need not be waited for.
+    With a GPU the memory is pinned, so that copies to the device run asynchronously.
     """
     samples, orders = read.rest, [task.order for task in read.tasks]
     batch: dict[str, Any] = {"step": orders[0][0], "position": torch.tensor([position for _, position in orders])}
@@ -131,7 +131,7 @@ def collate(read: Read) -> dict[str, Any]:
             batch[name] = [sample[name] for sample in samples]
     batch["fps"] = torch.tensor([sample["fps"] for sample in samples], dtype=torch.float32)
     if read.frames.size:
-        # The axes change places, the bytes do not: that is left to the device.
+        # A view: the axes are permuted here, the device moves the bytes.
         batch["video"] = torch.from_numpy(read.frames).permute(0, 4, 1, 2, 3)
     if "latent" in samples[0]:
         batch["latent"] = torch.from_numpy(np.stack([sample["latent"] for sample in samples]))

@@ -1,4 +1,4 @@
-"""What shapes and frame rates a run trains on, kept in the run, so that sampling asks for what the model knows."""
+"""The shapes and frame rates of a run, stored in its folder, so that sampling uses shapes that the model knows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from videodiff.data.order.mixture import Curriculum
 from videodiff.data.storage.files import write_whole
 
 NAME = "trained.json"
-# Rates that differ by less are one: 23.976 and 24.
+# Rates within this ratio count as equal: 23.976 and 24.
 NEAR, RATES = 1.01, 100
 
 
 class Trained(NamedTuple):
-    """A bucket of the stage from step `first` on: its shape, its strides, the share of the stage's clips that it takes.
+    """A bucket of the stage that begins at step `first`: its shape, strides, and share of the stage's clips.
 
-    `rates`: frames a second after the stride -> share of its clips, the most frequent first.
+    `rates` maps frames a second after the stride to the share of clips, the most frequent first.
     """
 
     first: int
@@ -40,12 +40,12 @@ class Trained(NamedTuple):
 
     @property
     def bucket(self) -> Bucket:
-        """The shape as a bucket that takes all that is long enough."""
+        """The shape as a bucket that takes every clip with enough frames."""
         return Bucket(self.frames, self.height, self.width, strides=self.strides)
 
     @property
     def rate(self) -> float | None:
-        """The one rate that all clips have, None where there are several or none is known."""
+        """The common rate of all clips, None if there are several or none is known."""
         if not self.rates or max(self.rates) > NEAR * min(self.rates):
             return None
         return next(iter(self.rates))
@@ -77,7 +77,7 @@ def trained_shapes(
 
 
 def mix(counts: Sequence[Counter[float]], drawn: Sequence[float]) -> dict[float, float]:
-    """Return the share of each rate where so many clips are drawn of each dataset."""
+    """Return the share of each rate; `drawn` has the share of clips drawn from each dataset."""
     shares: Counter[float] = Counter()
     for counted, clips in zip(counts, drawn, strict=True):
         for rate, number in counted.items():
@@ -86,13 +86,13 @@ def mix(counts: Sequence[Counter[float]], drawn: Sequence[float]) -> dict[float,
 
 
 def usual(trained: Sequence[Trained]) -> Trained:
-    """Return the shape to sample in: of the last stage the one with the largest share, a clip rather than a picture."""
+    """Return the shape to sample in: the largest share of the last stage, pictures only if there are no clips."""
     last = [one for one in trained if one.first == trained[-1].first]
     return max([one for one in last if one.frames > 1] or last, key=lambda one: one.share)
 
 
 def begun(trained: Sequence[Trained], step: int) -> list[Trained]:
-    """Return the shapes of the stages that training had begun when it had taken so many steps."""
+    """Return the shapes of the stages that have begun after `step` steps of training."""
     return [one for one in trained if one.first < max(step, 1)]
 
 
@@ -103,7 +103,7 @@ def write_trained(folder: Path, trained: Sequence[Trained]) -> None:
 
 
 def read_trained(folder: Path) -> list[Trained] | None:
-    """Return the shapes of a run folder, None where it does not tell; a malformed file is an error."""
+    """Return the shapes stored in a run folder, None if it has none; ValueError for a malformed file."""
     path = folder / NAME
     if not path.is_file():
         return None
@@ -117,7 +117,7 @@ def read_trained(folder: Path) -> list[Trained] | None:
 
 
 def read_record(record: dict[str, Any]) -> Trained:
-    """Return one shape."""
+    """Return one shape from its record in the file."""
     first, *shape = (int(record[name]) for name in ("first", "frames", "height", "width"))
     rates = {float(rate): float(share) for rate, share in record["rates"].items()}
     if not all(math.isfinite(rate) and rate > 0 for rate in rates):

@@ -22,14 +22,14 @@ StandIn = Callable[[Task, int], Task]
 
 
 class Validation:
-    """The first `count` of some clips, which only measure: their captions are fitted to the text encoder."""
+    """The first `count` clips, for measurement only: their captions are fitted to the text encoder."""
 
     def __init__(self, clips: Clips, reading: Reading, count: int) -> None:
         self.clips, self.reading, self.count = clips, reading, count
         self.fitted: Callable[[Sequence[str]], tuple[list[str], str]] = lambda captions: (list(captions), "")
 
     def fit(self, text: nn.Module | None) -> list[str]:
-        """Have captions fitted to an encoder, None where they come encoded; return what is to be said of the clips."""
+        """Fit captions to an encoder (None if they come encoded) from now on; return remarks for the user."""
         said = [*self.clips.said]
         if text is not None:
             self.fitted = partial(fit_captions, text=text)
@@ -39,7 +39,7 @@ class Validation:
         return said
 
     def batches(self, mesh: Mesh, size: int) -> list[dict[str, Any]]:
-        """Return the clips in batches of a size: this rank's share if they divide over the ranks, else all of them."""
+        """Return the clips in batches of `size`: this rank's share if they divide over the ranks, else all."""
         rows = list(islice(self.clips.fitting(), self.count))
         tasks = [self.clips.task(rows[place], order=(0, place)) for place in share_of(len(rows), mesh)]
         asked = [tasks[start : start + size] for start in range(0, len(tasks), size)]
@@ -47,7 +47,7 @@ class Validation:
         return [batch | {"caption": self.fitted(batch["caption"])[0]} for batch in batches]
 
     def examples(self, count: int) -> list[dict[str, Any]]:
-        """Return the first clips that can be read, as they come from the reader, with their frames as `video`."""
+        """Return the first readable clips as the reader gives them, with their frames as `video`."""
         rows = self.clips.fitting()
         tasks = [self.clips.task(row, order=(0, place)) for place, row in enumerate(islice(rows, count))]
 
@@ -65,7 +65,7 @@ class Validation:
         return [{**sample, "caption": caption} for sample, caption in zip(found, captions, strict=True)]
 
     def _read(self, asked: Sequence[Sequence[Task]], stand_in: StandIn, budget: float) -> Iterator[Read]:
-        """Read a few batches; more clips that fail than the budget are an error."""
+        """Read a few batches; QuarantineError if more clips fail than `budget`."""
         reader = Reader.of({self.clips.number: self.clips.manifest.root}, self.reading, cache=False)
         lost = Quarantine(budget=budget)
         if not self.reading.num_workers:
@@ -78,12 +78,12 @@ class Validation:
 
 
 def share_of(count: int, mesh: Mesh) -> range:
-    """Return the places of a rank among so many clips: its share if they divide over the ranks, else all of them."""
+    """Return the indices of a rank's clips among `count`: its share if they divide over the ranks, else all."""
     if count % mesh.world:
         return range(count)
     return range(mesh.rank * count // mesh.world, (mesh.rank + 1) * count // mesh.world)
 
 
 def no_stand_in(asked: Task, attempt: int) -> Task:
-    """Refuse: what the same clips shall measure at all times must all be there."""
+    """Raise: validation needs every clip, or its values could not be compared over time."""
     raise ValueError(f"{asked.sample.shard}: {asked.sample.key}: cannot be read, expected every validation clip")

@@ -1,7 +1,7 @@
-"""The data of a run for Lightning where tars have no manifest: webdataset's stream, decoded by our own workers.
+"""The data of a run for Lightning, from tars without a manifest: webdataset's stream, decoded by our own workers.
 
-Readers, workers of a DataLoader, only read bytes; whatever decodes is one of our own processes, which may hang or crash
-and is killed alone. All ranks make steps of the same shapes for ever, so none waits for another one's data.
+Readers are workers of a DataLoader and only read bytes. Decoding happens in our own processes, which may hang or crash
+and are killed alone. The stream never ends and all ranks use the same shape in each step, so no rank waits for another.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from videodiff.data.video.decode import decode_into, probe
 from videodiff.data.video.info import VideoInfo
 from videodiff.text.words import Words
 
-# Before the first step so many samples are looked at, of so many tars, spread over the list.
+# Samples that are examined before the first step, and the number of tars that they come from.
 LOOKED_AT, LOOKED_IN = 128, 8
-# The run ends when this many samples do not fill the micro-batch of the shape that is due.
+# The run ends if this many samples do not fill the micro-batch that is due.
 STARVED = 20_000
-# Micro-batches of a shape that wait for their step at most; what comes then is passed over.
+# The most micro-batches of a shape that wait for their step; further clips are skipped.
 WAITING = 4
 UNIT, PARTS = 2**20, 1000
 
 
 class TarTask(NamedTuple):
-    """What a worker gets: the files of a sample, None in place of one that cannot be read, and room for its frames.
+    """A task for a worker: the files of a sample (None replaces an unreadable one), and the bytes for its frames.
 
-    Its place in the order is the step that the stream began at, a running number, epoch and tar. Draws are keyed by
-    `key`; without one the first window and caption are taken.
+    Its order is (first step of the stream, running number, epoch, tar). Draws are keyed by `key`; without a key the
+    first window and caption are taken.
     """
 
     order: tuple[int, ...]
@@ -68,15 +68,15 @@ class TarTask(NamedTuple):
 
     @property
     def shape(self) -> tuple[int]:
-        """The shape of the memory that its frames are written to: which bucket it is of is not known yet."""
+        """The shape of the memory for its frames; it is flat, because the bucket is not known yet."""
         return (self.bytes,)
 
 
 class Decode:
-    """Read a sample of a tar as a clip of the bucket that it falls into: its frames begin `out`, flat uint8.
+    """Read a sample of a tar as a clip of a bucket that it fits; its frames go to the start of `out`, flat uint8.
 
-    The rest is returned: caption, fps and the number of the bucket, or as `misfit` why it fits none. `any_size`: the
-    number of frames alone decides.
+    Returns caption, fps and index of the bucket, or in `misfit` why it fits none. `any_size`: only the number of frames
+    decides what fits.
     """
 
     def __init__(self, buckets: Sequence[Bucket], any_size: bool = True, captions: CaptionMix = EVEN) -> None:
@@ -98,17 +98,17 @@ class Decode:
         return {"caption": caption, "fps": info.fps / numbers.step, "bucket": number}
 
     def shape(self, info: VideoInfo) -> list[np.ndarray]:
-        """Return what decides which buckets a video fits."""
+        """Return the columns that decide which buckets a video fits."""
         sizes = [info.frames] if self.any_size else [info.frames, info.height, info.width]
         return [np.array([size]) for size in sizes]
 
     def fitting(self, info: VideoInfo) -> list[int]:
-        """Return the numbers of the buckets that a video fits."""
+        """Return the indices of the buckets that a video fits."""
         kind = int(kinds_of(self.buckets, *self.shape(info))[0])
         return [number for number in range(len(self.buckets)) if kind >> number & 1]
 
     def choose(self, info: VideoInfo, key: tuple[int, ...] | None) -> int | None:
-        """Return the bucket of a video: the first one that keeps it, the last one that it fits keeps all."""
+        """Return the bucket of a video: the first one whose draw keeps it, or else the last one that it fits."""
         fitting = self.fitting(info)
         for number in fitting[:-1]:
             if key is None or draw(UNIT, *key, 3, number) < self.buckets[number].keep * UNIT:
@@ -117,20 +117,20 @@ class Decode:
 
 
 def view(out: np.ndarray, bucket: Bucket) -> np.ndarray:
-    """Return the begin of flat memory as a clip `t h w c` of a bucket."""
+    """Return the start of flat memory as a clip `t h w c` of a bucket."""
     shape = bucket.frames, bucket.height, bucket.width, 3
     return out[: math.prod(shape)].reshape(shape)
 
 
 class Look(NamedTuple):
-    """What a look at a sample tells: its video, and how many captions it has."""
+    """Facts about an examined sample: its video, and its number of captions."""
 
     info: VideoInfo
     captions: int
 
 
 def look(task: TarTask, out: np.ndarray) -> Look | str:
-    """Return what is known of a sample without its frames."""
+    """Examine a sample without decoding; return a `Look`, or why it cannot be used."""
     if task.members is None:
         return "lost"
     return Look(probe(task.members[one_video(task.members)]), len(read_texts(task.members)))
@@ -150,7 +150,7 @@ class Progress:
         self._settle(epoch, tar)
 
     def end(self, end: End) -> None:
-        """Note how many samples a tar has given."""
+        """Record the number of samples of a tar."""
         self.totals[end.epoch, end.tar] = end.samples
         self._settle(end.epoch, end.tar)
 
@@ -160,7 +160,7 @@ class Progress:
             self.totals.pop((epoch, tar), None)
 
     def merge(self, others: Iterable[Mapping[int, Iterable[int]]], tars: int) -> dict[int, list[int]]:
-        """Return what is done of the epochs that are not over, with what all ranks have done."""
+        """Return the finished tars of all ranks, by epoch, for the epochs that are not finished."""
         for other in others:
             for epoch, done in other.items():
                 self.done.setdefault(epoch, set()).update(done)
@@ -171,20 +171,19 @@ class Progress:
 
 
 class TarDataModule(BatchModule):
-    """Deliver batches of clips out of tars that have no manifest, each read from begin to end: a stream without index.
+    """Deliver batches of clips from tars without a manifest, each read from start to end: a stream without an index.
 
-    `urls`: a folder, a pattern (*, {000..123}), a URL, or a list of such, and with `pipes` commands,
-    `pipe:...`. Tars are dealt to the ranks and to the `readers` of each; `shuffle` samples of a reader are mixed. Each
-    tar comes once an epoch, or with `resampled` at random. Buckets, windows, captions and `fixed` are those of
-    `ClipDataModule`; how the steps are shared between buckets follows from a look at some samples beforehand.
+    `urls`: a folder, a pattern (*, {000..123}), a URL, or a list of these; with `pipes` also commands, `pipe:...`. Tars
+    are split between ranks, and between the `readers` of a rank; each reader shuffles in a buffer of `shuffle` samples.
+    Each tar comes once per epoch, or at random with `resampled`. Buckets, windows, captions and `fixed` mean the same
+    as in `ClipDataModule`. The share of steps of each bucket follows from samples that are examined at the start.
 
-    `num_workers` processes decode, each clip within `timeout` seconds; with none this process reads and decodes. A
-    sample has to come within `wait` seconds. More than `budget` samples and tars that a process cannot read end it;
-    `quarantine` is the file that names them. Validation takes the first `validation_clips` of `validation_urls`, or of
-    a dataset with a manifest, `validation_root`.
+    `num_workers` processes decode, with `timeout` seconds per clip; with 0 this process reads and decodes. The run ends
+    if no sample arrives within `wait` seconds, or if one process cannot read more than `budget` samples and tars; the
+    file `quarantine` lists them. Validation takes the first `validation_clips` clips of `validation_urls`, or of
+    `validation_root`, a dataset with a manifest.
 
-    A resumed run leaves out the tars of the epoch that were read whole. Of those that were begun all samples may come
-    again.
+    A resumed run skips the tars of the epoch that were read completely. Samples of partly read tars may come again.
     """
 
     def __init__(
@@ -220,7 +219,7 @@ class TarDataModule(BatchModule):
                 f">= 0, >= 1, >= 1"
             )
         if validation_urls is not None and validation_root is not None:
-            raise ValueError("data.validation_urls: found some beside data.validation_root, expected one of the two")
+            raise ValueError("data.validation_urls: found data.validation_root too, expected only one of them")
         self.tars = find_tars(urls, pipes)
         self.validation_tars = (
             None if validation_urls is None else find_tars(validation_urls, pipes, "data.validation_urls")
@@ -239,7 +238,7 @@ class TarDataModule(BatchModule):
 
     @cached_property
     def looks(self) -> list[Look]:
-        """What some samples of the training tars are; an error where none can be used."""
+        """Facts about some samples of the training tars; ValueError if none can be used."""
         numbers = sorted({round(number) for number in np.linspace(0, len(self.tars) - 1, LOOKED_IN)})
         each, faults = -(-LOOKED_AT // len(numbers)), []
 
@@ -252,12 +251,12 @@ class TarDataModule(BatchModule):
         if not found:
             faults += [Fault(sample.shard, sample.key, loss.reason) for sample, loss in lost.losses.items()]
             said = f"; the first one: {faults[0].tar}: {faults[0].key} {faults[0].reason}" if faults else ""
-            raise ValueError(f"data.urls: found no sample of {len(self.tars)} tars that can be used{said}")
+            raise ValueError(f"data.urls: found no usable sample in {len(self.tars)} tars{said}")
         return found
 
     @cached_property
     def trained(self) -> list[Trained]:
-        """The shapes that training takes, their shares and frame rates, by the samples that were looked at."""
+        """The shapes of training with their shares and frame rates, estimated from the examined samples."""
         clips, rates = [0.0] * len(self.buckets), [Counter() for _ in self.buckets]
         for found in self.looks:
             left, fitting = 1.0, self.decode.fitting(found.info)
@@ -281,30 +280,30 @@ class TarDataModule(BatchModule):
         ]
 
     def turn(self, step: int) -> int:
-        """Return the number of the bucket of a step, the same on all ranks."""
+        """Return the index of the bucket of a step, the same on all ranks."""
         steps = [one.share / size for one, size in zip(self.trained, self.batch_sizes, strict=True)]
         return int(deal([step], [math.ceil(PARTS * share / sum(steps)) for share in steps])[0][0])
 
     def check(self, world: int = 1) -> None:
-        """Raise one clear line where no sample can be used or a batch does not divide over `world` processes."""
+        """Raise a one-line error if no sample can be used, or a batch does not divide over `world` processes."""
         check_batch_sizes(self.batch_sizes, self.accumulate(world), Mesh(0, world))
         _ = self.trained, self.held
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
-        """Accept any: nothing in these tars is encoded."""
+        """Accept any encoders, because these tars hold no latents and no encoded text."""
 
     def check_captions(self, text: nn.Module) -> list[str]:
-        """Return what is to be said of samples and captions; none is known beforehand, so words are cut or left out."""
+        """Return remarks on samples and captions; captions are not known beforehand, so words are cut or left out."""
         count, said = len(self.looks), []
         if without := sum(not found.captions for found in self.looks):
-            said.append(f"data.urls: {without} of {count} samples looked at have no caption")
+            said.append(f"data.urls: {without} of {count} examined samples have no caption")
         if short := sum(not self.decode.fitting(found.info) for found in self.looks):
-            said.append(f"data.urls: {short} of {count} samples looked at fit no shape and are passed over")
+            said.append(f"data.urls: {short} of {count} examined samples fit no shape; such samples are skipped")
         if len(self.buckets) > 1:
             parts = (f"{b} {one.share:.0%}" for b, one in zip(self.buckets, self.trained, strict=True))
-            said.append(f"data.urls: shares of the shapes by {count} samples looked at: {', '.join(parts)}")
+            said.append(f"data.urls: shares of the shapes by {count} examined samples: {', '.join(parts)}")
         if isinstance(text, Words):
-            # Or training would die at the step that draws such a one.
+            # Otherwise training would end at the first step with such a caption.
             text.long, text.unknown = "cut", "drop"
             said.append(f"data.urls: captions lose words beyond {text.max_words - 1}, and unknown ones")
         self.fit_text = partial(fit_captions, text=text)
@@ -313,7 +312,7 @@ class TarDataModule(BatchModule):
         return said
 
     def setup(self, stage: str) -> None:
-        """Let all ranks mean the same shapes, also where a command gives each of them something else."""
+        """Give all ranks the shapes of rank 0: a command may give each rank other samples."""
         if torch.distributed.is_initialized():
             found = [self.trained]
             torch.distributed.broadcast_object_list(found, src=0)
@@ -345,14 +344,14 @@ class TarDataModule(BatchModule):
                     del chosen
 
     def fill(self, waiting: Sequence[deque], bucket: int, sizes: Sequence[int], clips: Iterator[Any]) -> None:
-        """Take clips until a micro-batch of a bucket is there."""
+        """Read clips until a micro-batch of a bucket is complete."""
         for count in itertools.count():
             if len(waiting[bucket]) >= sizes[bucket]:
                 return
             if count == STARVED:
                 raise ValueError(
-                    f"data.urls: found no clip for {self.buckets[bucket]} in {STARVED:,} samples, expected some as in "
-                    f"those looked at beforehand"
+                    f"data.urls: found no clip for {self.buckets[bucket]} in {STARVED:,} samples, expected some, as "
+                    f"among the samples examined at the start"
                 )
             clip = next(clips)
             own = clip[1]["bucket"]
@@ -363,17 +362,17 @@ class TarDataModule(BatchModule):
                 self.note_taken(clip[0])
 
     def batch(self, chosen: list[Any], bucket: int, orders: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """Return clips as a micro-batch."""
+        """Collate clips into a micro-batch."""
         frames = np.stack([view(memory, self.buckets[bucket]) for _, _, memory in chosen])
         rest = [{**rest, "key": task.sample.key} for task, rest, _ in chosen]
-        # Trained on is what belongs to steps that are over; the trainer asks for batches before it takes them.
+        # A clip counts as trained on when its step is over: the trainer fetches batches ahead.
         self.given.append((orders[0][0], [task for task, _, _ in chosen]))
         self.settle()
         tasks = [task._replace(order=order) for (task, _, _), order in zip(chosen, orders, strict=True)]
         return collate(Read(frames, rest, tasks))
 
     def clips(self, mesh: Mesh, size: int) -> Iterator[tuple[TarTask, dict[str, Any], np.ndarray]]:
-        """Yield this rank's clips that fit a bucket, as they come."""
+        """Yield this rank's clips that fit a bucket, in the order of the stream."""
         start = self.step
         done = tuple((epoch, frozenset(tars)) for epoch, tars in self.progress.done.items())
         source = Source(
@@ -392,7 +391,7 @@ class TarDataModule(BatchModule):
             self.note_taken(task)
 
     def settle(self) -> None:
-        """Count the clips of the steps that are over."""
+        """Count the clips of finished steps as trained on."""
         while self.given and self.given[0][0] < self.step:
             for task in self.given.popleft()[1]:
                 self.note_taken(task)
@@ -403,7 +402,7 @@ class TarDataModule(BatchModule):
             self.progress.take(*task.order[2:])
 
     def noting(self, items: Iterable[Item], start: int) -> Iterator[Item]:
-        """Pass samples on, and note what else comes with them."""
+        """Pass samples on, and handle the faults and ends between them."""
         for count, item in enumerate(items):
             if isinstance(item, End):
                 if not self.resampled:
@@ -412,7 +411,7 @@ class TarDataModule(BatchModule):
                 kind = item.reason.partition(",")[0] if "again" not in item.reason else "a name again"
                 self.passed[f"members: {kind}"] += 1
                 if self.passed[f"members: {kind}"] == 1:
-                    print(f"data.urls: {item.tar}: {item.key}: {item.reason}; more are counted", file=sys.stderr)
+                    print(f"data.urls: {item.tar}: {item.key}: {item.reason}; others are counted", file=sys.stderr)
             elif isinstance(item, Fault):
                 self.quarantine.add(SampleId(item.tar, item.key, -1), (start, count), item.reason)
             else:
@@ -421,9 +420,9 @@ class TarDataModule(BatchModule):
     def read(
         self, tasks: Iterable[TarTask], function: Callable[..., Any], size: int, lost: Quarantine, ahead: int = 0
     ) -> Iterator[tuple[TarTask, Any, np.ndarray]]:
-        """Yield tasks with what the function returned and the memory it wrote to, in order, read by the workers.
+        """Read tasks by the workers; yield each task in order with the function's result and the memory it wrote to.
 
-        One that cannot be read is told of in `lost`, and comes with what the function says of nothing.
+        An unreadable task goes into `lost`, and comes with the function's result for a task without members.
         """
         asked = ([task] for task in tasks)
         if not self.reading.num_workers:
@@ -456,7 +455,7 @@ class TarDataModule(BatchModule):
     def first_clips(self, tars: Sequence[str], count: int) -> list[dict[str, Any]]:
         """Return the first clips of tars, in order, in the usual shape, with their first window and caption.
 
-        What does not fit or cannot be read is passed over, on every rank alike.
+        Samples that do not fit or cannot be read are skipped, on every rank alike.
         """
         decode = Decode([usual(self.trained).bucket])
         tasks = tasks_of(read_tars(tars, range(len(tars))), tars, decode.bytes)
@@ -469,23 +468,23 @@ class TarDataModule(BatchModule):
                 if len(found) == count:
                     break
         if not found:
-            raise ValueError(f"{shown(tars[0])}: found no sample of {len(tars)} tars that can be used, expected some")
+            raise ValueError(f"{shown(tars[0])}: found no usable sample in {len(tars)} tars, expected some")
         return found
 
     def examples(self, count: int) -> list[dict[str, Any]]:
-        """Return the first clips of the validation set, or without one of the training tars, the same on every rank."""
+        """Return the first clips of the validation set, or else of the training tars, the same on every rank."""
         if self.held is not None:
             return self.held.examples(count)
         found = self.first_clips(self.validation_tars or self.tars, count)
         return [clip | {"caption": self._fit([clip["caption"]])[0]} for clip in found]
 
     def _fit(self, captions: list[str]) -> list[str]:
-        """Leave out of captions what the text encoder does not know."""
+        """Return captions without the words that the text encoder does not know."""
         return captions if self.fit_text is None else self.fit_text(captions)[0]
 
     @cached_property
     def validation_batches(self) -> list[dict[str, Any]]:
-        """The validation clips, which are few and always the same, so they stay decoded."""
+        """The validation clips; they stay decoded, as they are few and never change."""
         mesh = self._mesh()
         size = self._micro_batch(mesh.world)
         if self.held is not None:
@@ -503,18 +502,18 @@ class TarDataModule(BatchModule):
         return batches
 
     def teardown(self, stage: str) -> None:
-        """End the readers and the workers, and say what was passed over."""
+        """End the readers and the workers, and print how many samples were skipped."""
         if self.running is not None:
             self.running.close()
             self.running = None
         if self.passed:
             counts = ", ".join(f"{kind} {count:,}" for kind, count in self.passed.most_common())
             rank = f" (rank {self._mesh().rank})" if self._mesh().world > 1 else ""
-            print(f"data.urls{rank}: samples passed over: {counts}", file=sys.stderr)
+            print(f"data.urls{rank}: samples skipped: {counts}", file=sys.stderr)
             self.passed.clear()
 
     def say_resumed(self, mesh: Mesh) -> None:
-        """Say once what a stream cannot do: go on at the very sample."""
+        """Print once that a stream does not resume at the exact sample."""
         if not self.resumed or mesh.rank:
             return
         self.resumed = False
@@ -522,18 +521,18 @@ class TarDataModule(BatchModule):
         what = (
             "tars are drawn anew, any sample may come again"
             if self.resampled
-            else f"of epoch {epoch} the {left_out:,} of {len(self.tars):,} tars that were read whole are left out, "
-            f"samples of those that were begun may come again"
+            else f"in epoch {epoch} the {left_out:,} of {len(self.tars):,} tars that were read completely are left "
+            f"out, samples of partly read tars may come again"
         )
-        print(f"data.urls: goes on at step {self.step:,}, but not at the very sample: {what}", file=sys.stderr)
+        print(f"data.urls: continues at step {self.step:,}, but not at the exact sample: {what}", file=sys.stderr)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the list of tars, without secrets."""
+        """A digest of the list of tars; secrets do not enter it."""
         return hashlib.sha256(json.dumps(list(map(shown, self.tars))).encode()).hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step, what all ranks could not read, and which tars of the present epochs they have read whole."""
+        """Return the step, the quarantine of all ranks, and the tars that they have read completely, by epoch."""
         self.settle()
         mine = self.quarantine.state_dict(), {epoch: sorted(tars) for epoch, tars in self.progress.done.items()}
         ranks = [mine]
@@ -548,7 +547,7 @@ class TarDataModule(BatchModule):
         return state | {"done": [[epoch, tars] for epoch, tars in done.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint; of another list of tars nothing is left out."""
+        """Continue at the step of a checkpoint; if the list of tars has changed, no tar is left out."""
         self.loaded_step, self.resumed = int(state["step"]), True
         self.quarantine.load_state_dict(state["quarantine"])
         same = state["tars"] == self.fingerprint
@@ -557,7 +556,7 @@ class TarDataModule(BatchModule):
 
 
 class TarLoader:
-    """This rank's micro-batches for the trainer, without end."""
+    """This rank's endless micro-batches for the trainer."""
 
     def __init__(self, data: TarDataModule, mesh: Mesh, accumulate: int) -> None:
         self.data, self.mesh, self.accumulate = data, mesh, accumulate
@@ -577,7 +576,7 @@ def tasks_of(
     start: int = 0,
     seed: int | None = None,
 ) -> Iterator[TarTask]:
-    """Yield the first `most` samples as tasks; without a seed the first window and caption are taken of each."""
+    """Yield the first `most` samples as tasks; without a seed each takes its first window and caption."""
     for count, item in enumerate(itertools.islice((item for item in items if isinstance(item, Raw)), most)):
         key = None if seed is None else (seed, item.epoch, item.tar, item.number)
         sample = SampleId(shown(tars[item.tar]), item.key, item.number)
@@ -585,7 +584,7 @@ def tasks_of(
 
 
 def keep_faults(items: Iterable[Item], faults: list[Fault]) -> Iterator[Item]:
-    """Pass items on, and keep what cannot be used."""
+    """Pass samples on, and collect the faults."""
     for item in items:
         if isinstance(item, Fault):
             faults.append(item)
@@ -593,5 +592,5 @@ def keep_faults(items: Iterable[Item], faults: list[Fault]) -> Iterator[Item]:
 
 
 def nothing(asked: TarTask, attempt: int) -> TarTask:
-    """Return what takes the place of a sample that cannot be read."""
+    """Return the task without members that replaces an unreadable one."""
     return asked._replace(sample=asked.sample._replace(dataset=-attempt), members=None)

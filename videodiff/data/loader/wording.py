@@ -1,4 +1,4 @@
-"""Whether the captions of a dataset fit a text encoder: told before the first step, not at the one that draws them."""
+"""Check before the first step whether the captions of a dataset fit the text encoder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS, Text, read_sample, read_texts
 from videodiff.text.words import Words, parse_words, split_words
 
-# Captions are read of at most READ samples on disk, READ_REMOTE at a URL, AT_ONCE at a time; NAMED of them are named.
+# Captions are read from at most READ samples on disk or READ_REMOTE at a URL, AT_ONCE at a time; messages name NAMED.
 READ, READ_REMOTE, AT_ONCE, THREADS, NAMED = 10_000, 200, 256, 8, 3
-# Words of a caption, where the dataset decides, and with it the memory that each takes.
+# The largest max_words that a dataset can choose by itself; it decides the memory of every caption.
 MOST_WORDS = 255
 
 
 def check_captions(clips: Sequence[Clips], mix: CaptionMix, text: nn.Module) -> list[str]:
-    """Raise where training may draw a caption that the encoder refuses; return the remarks to print.
+    """Raise if training may draw a caption that the encoder refuses; return remarks for the user.
 
     `clips`: the clips of one dataset in all stages.
     """
@@ -34,10 +34,10 @@ def check_captions(clips: Sequence[Clips], mix: CaptionMix, text: nn.Module) -> 
 
 
 def check_words(clips: Sequence[Clips], mix: CaptionMix, text: Words) -> list[str]:
-    """Raise or say of one dataset: captions with unknown words, and longer ones than the encoder takes."""
+    """Check the captions of one dataset for unknown words and length; raise if one is refused, return remarks."""
     manifest, most = clips[0].manifest, text.max_words - 1
     known = dataset_words(manifest)
-    # Only where some word of the dataset is unknown, or none is listed, every caption may have one.
+    # If all words of the dataset are known, only long captions are suspect; else every caption is.
     suspects = rows_of(clips, -1 if known is None or text.strange(known) else most)
     read, faults = suspects[: readable(manifest)], {}
     long = strange = 0
@@ -54,17 +54,17 @@ def check_words(clips: Sequence[Clips], mix: CaptionMix, text: Words) -> list[st
         raise ValueError(refusal(manifest, faults))
     said = []
     if len(suspects) > len(read):
-        # Not to die at the step that draws one of them.
+        # Otherwise training would end at the first step with such a caption.
         text.long, text.unknown = "cut", "drop"
         unread = len(suspects) - len(read)
         said.append(f"{unread:,} clips whose captions were not read lose words beyond {most}, and unknown ones")
-    said += [f"{long:,} clips have a caption of more than {most} words, cut there"] if long else []
-    said += [f"{strange:,} clips have a caption with words that the encoder does not know, left out"] if strange else []
+    said += [f"{long:,} clips have a caption of more than {most} words, which is cut"] if long else []
+    said += [f"{strange:,} clips have a caption with words that the encoder does not know and drops"] if strange else []
     return [f"{manifest.root}: {line}" for line in said]
 
 
 def refusal(manifest: Manifest, faults: dict[str, str]) -> str:
-    """Say which clips of a dataset have captions that are refused, why the first one is, and which key lets it in."""
+    """Return the error message: the clips with refused captions, the first reason, and the key that allows it."""
     (key, fault), *others = faults.items()
     also = f"; {', '.join(name for name, _ in others)} too" if others else ""
     remedy = "text.max_words=null takes the longest caption, text.long=cut cuts it"
@@ -74,7 +74,7 @@ def refusal(manifest: Manifest, faults: dict[str, str]) -> str:
 
 
 def count_cut(clips: Sequence[Clips], mix: CaptionMix, text: Any) -> list[str]:
-    """Say how many captions of a dataset a frozen encoder cuts, from some of them."""
+    """Read some captions of a dataset; return a remark on how many of them a frozen encoder cuts."""
     manifest, rows = clips[0].manifest, rows_of(clips, -1)
     rows = rows[:: max(len(rows) // AT_ONCE, 1)][:AT_ONCE]
     found = [drawable(captions, mix, clips[0].fixed) for _, captions in read_captions_of(manifest, rows)]
@@ -84,12 +84,12 @@ def count_cut(clips: Sequence[Clips], mix: CaptionMix, text: Any) -> list[str]:
         return []
     return [
         f"{manifest.root}: {len(long):,} of {len(lengths):,} captions read have more than text.max_length = "
-        f"{text.max_length} tokens (the longest {max(long):,}), cut there"
+        f"{text.max_length} tokens (the longest {max(long):,}) and are cut"
     ]
 
 
 def fit_captions(captions: Sequence[str], text: nn.Module) -> tuple[list[str], str]:
-    """Return captions of clips that only measure as the encoder takes them, and a word on what is left out."""
+    """Return captions for measurement, without what the encoder does not take, and a remark on what is left out."""
     if not isinstance(text, Words):
         return list(captions), ""
     fitted = [text.fit(caption) for caption in captions]
@@ -105,12 +105,12 @@ def fit_captions(captions: Sequence[str], text: nn.Module) -> tuple[list[str], s
 
 
 def rows_of(clips: Sequence[Clips], most: int) -> list[int]:
-    """Return the rows of a dataset that some stage may draw and that may have a caption of more words."""
+    """Return the rows of a dataset that a stage may draw and that may have a caption of more than `most` words."""
     return sorted({row for own in clips for row in own.worded(most)})
 
 
 def readable(manifest: Manifest) -> int:
-    """Return of how many samples captions are read."""
+    """Return the number of samples whose captions are read."""
     return READ if isinstance(manifest.root, Path) else READ_REMOTE
 
 
@@ -132,7 +132,7 @@ def read_captions_of(manifest: Manifest, rows: Iterable[int]) -> Iterator[tuple[
 
 
 def dataset_words(manifest: Manifest) -> list[str] | None:
-    """Return the words of all captions of a dataset, None where it does not list them."""
+    """Return the words of all captions of a dataset, None if it does not list them."""
     path = manifest.path.parent / WORDS
     try:
         with path.open("rb") as file:
@@ -142,7 +142,7 @@ def dataset_words(manifest: Manifest) -> list[str] | None:
 
 
 def longest_caption(manifest: Manifest) -> int:
-    """Return the words of the longest caption of a dataset, at most `MOST_WORDS`."""
+    """Return the number of words of the longest caption of a dataset, at most `MOST_WORDS`."""
     if manifest.counts_words and not np.isnan(words := manifest.column("words")).any():
         return min(int(words.max()), MOST_WORDS)
     if len(manifest) > readable(manifest):

@@ -1,9 +1,9 @@
 """Decode in processes that may hang or crash, straight into the memory of whole batches.
 
-A native decoder that hangs cannot be ended but with its process, so each clip has a time limit and each process can be
-replaced. Frames never pass a pipe: all processes map the same memory, and a worker writes a clip to its place in the
-batch. Results depend on what was asked for alone, never on timing, on the number of workers or on which of them dies.
-Linux only: the memory has no name, so nothing is left behind, whoever is killed.
+A native decoder that hangs can only be stopped by killing its process, so each clip has a time limit and each process
+can be replaced. Frames are not sent through pipes: all processes map the same memory, and a worker writes a clip to its
+index in the batch. Results depend only on the requested tasks, not on timing, the number of workers or crashes. Linux
+only: the memory has no name, so a killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ from videodiff.data.processes.child import GRACE_S, TICK, Child, Gone, forkserve
 
 READY = "ready"
 START_S, STARTS = 180.0, 3
-# A disk may be slow once: twice is no accident. SIGKILL comes from outside, and a process that is idle may have had it
-# long ago; only where it comes again and again is it the kernel, whose memory the clip takes.
+# Points against a clip whose worker ended, and the points at which it is quarantined. A disk may be slow once, so a
+# clip gets a second try. SIGKILL comes from outside and counts less; when it repeats, the clip exhausts the memory.
 SUSPICION, SUSPICION_KILLED, GUILT = 3, 1, 6
-# A worker has its next clip at hand when it answers.
+# Tasks per worker: the present one, and the next one, which waits in its pipe.
 QUEUED = 2
 STAND_INS = 1000
-# Clips that a process reads before another takes its place: native decoders leak, if only some hundred bytes a clip.
+# Clips after which a process is replaced: native decoders leak, though only some hundred bytes per clip.
 LIFE = 5000
 
 
 class Task(Protocol):
-    """One clip of a batch, small and picklable: its place in the order (rising, like step and position), the sample
-    that it is of, and the shape of its frames, `t h w c`.
+    """One clip of a batch, small and picklable.
+
+    It has an ascending order, such as (step, position), the identity of its sample, and the shape of its frames,
+    `t h w c`.
     """
 
     @property
@@ -55,9 +57,9 @@ class Task(Protocol):
 
 
 class Read(NamedTuple):
-    """A batch: uint8 `b t h w c`; what the function returned for each clip; the tasks that were really done.
+    """A batch: frames uint8 `b t h w c`, the result of the function for each clip, and the tasks after replacements.
 
-    The memory of `frames` is used again once no array and no tensor refers to it.
+    The memory of `frames` is reused when no array and no tensor refers to it any more.
     """
 
     frames: np.ndarray
@@ -70,7 +72,7 @@ StandIn = Callable[[Any, int], Any]
 
 
 class Slots:
-    """Memory shared with the workers, cut into slots of one batch each; it grows by a slot when all are in use."""
+    """Memory shared with the workers, in slots of one batch; a slot is added when all are in use."""
 
     def __init__(self, slot_bytes: int) -> None:
         self.bytes = -(-slot_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
@@ -80,7 +82,7 @@ class Slots:
         return open_slots, (reduction.DupFd(self.file), self.bytes)
 
     def take(self) -> tuple[int, np.ndarray]:
-        """Return a slot that nobody uses and its bytes; it is free again when the last view of them is gone."""
+        """Return a free slot and its bytes; the slot is free again when the last view of the bytes is gone."""
         with contextlib.suppress(IndexError):
             return self.lend(self.free.popleft())
         self.count += 1
@@ -93,7 +95,7 @@ class Slots:
         return slot, array
 
     def clip(self, slot: int, place: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the memory of the clip at a place of the batch in a slot."""
+        """Return the memory of the clip at index `place` of the batch in a slot."""
         size = int(np.prod(shape))
         return np.frombuffer(self.map(slot), np.uint8, size, place * size).reshape(shape)
 
@@ -104,16 +106,16 @@ class Slots:
 
 
 def open_slots(file: Any, slot_bytes: int) -> Slots:
-    """Return the slots of the parent in a worker."""
+    """Return the slots of the parent, mapped in a worker."""
     slots = Slots.__new__(Slots)
     slots.file, slots.bytes, slots.maps = file.detach(), slot_bytes, {}
     return slots
 
 
 class Flight:
-    """A batch on its way: its slot, the clips asked for, those taken now, and the places that are still open.
+    """A batch in progress: its slot, the requested tasks, the present tasks, and the indices still to be read.
 
-    For each open place there is one errand, waiting or with a worker: no two ever write to the same memory.
+    Each index still to be read has one errand, which waits or is with a worker: two never write to the same memory.
     """
 
     def __init__(self, tasks: Sequence[Task], slot: int, memory: np.ndarray) -> None:
@@ -124,7 +126,7 @@ class Flight:
 
 
 class Errand(NamedTuple):
-    """One clip for one worker, and how much it is suspected of what ended others."""
+    """One clip for one worker; `suspicion` counts the workers that ended while they read this clip."""
 
     flight: Flight
     place: int
@@ -132,13 +134,13 @@ class Errand(NamedTuple):
     suspected: int = 0
 
     def renewed(self) -> Errand:
-        """Return the errand for what the place shall hold now: another clip may have been taken meanwhile."""
+        """Return the errand with the present task of its index: the task may have been replaced meanwhile."""
         task = self.flight.tasks[self.place]
         return self if task is self.task else Errand(self.flight, self.place, task)
 
 
 class Worker(Child):
-    """A child and what it has to do, the present errand first; `heir`: the child that takes its place when ready."""
+    """A child with its queue of errands, the present one first; `heir`: the child that replaces it when ready."""
 
     def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
         super().__init__(work, function, slots, timeout, start=forkserver(__name__, function.__module__))
@@ -146,40 +148,40 @@ class Worker(Child):
         self.heir: Worker | None = None
 
     def give(self, errand: Errand) -> None:
-        """Hand over a clip."""
+        """Send an errand to the worker."""
         self.errands.append(errand)
         self.send((errand.task, errand.flight.slot, errand.place))
 
     def take(self) -> tuple[bool, Any]:
-        """Return whether the present errand succeeded, and its result or the reason; Gone where the process died."""
+        """Return whether the present errand succeeded, and its result or the reason; Gone if the process died."""
         answer = self.receive()
         self.read += 1
         return answer
 
     def limit(self) -> float:
-        """Return the seconds it may take for what it is at."""
+        """Return the time limit of its present errand, in seconds."""
         return self.timeout if self.ready else START_S
 
     @property
     def leaves(self) -> bool:
-        """Tell whether it gets no more clips."""
+        """Return whether it gets no more clips, as it will be replaced."""
         return self.heir is not None and self.heir.ready
 
     def left(self) -> float:
-        """Return the seconds until its time is up."""
+        """Return the seconds until its time limit."""
         return self.limit() - self.spent if self.errands or not self.ready else float("inf")
 
 
 def work(connection: Connection, function: Function, slots: Slots, timeout: float) -> None:
     """Read clips until the other end closes."""
     if torch := sys.modules.get("torch"):
-        # It is one of many on this machine.
+        # Many workers share this machine.
         torch.set_num_threads(1)
     connection.send((True, READY))
     while True:
         task, slot, place = connection.recv()
-        # A decoder that hangs may keep the thread from running that ends it with its parent: SIGALRM is left to the
-        # kernel, which kills.
+        # A hanging decoder may block the thread that ends this process with its parent. SIGALRM has no handler, so it
+        # kills.
         signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
         try:
             answer = True, function(task, slots.clip(slot, place, task.shape))
@@ -192,10 +194,10 @@ def work(connection: Connection, function: Function, slots: Slots, timeout: floa
 
 
 class Pace(NamedTuple):
-    """How far workers read ahead: batches that are read before they are asked for, and tasks that each has at hand.
+    """How far workers read ahead: `ahead` batches, and `queued` tasks per worker.
 
-    queued: 1 where tasks are large: one that does not fit into a pipe would have to wait for the clip before it. life:
-    clips that a process reads before another takes its place.
+    `queued` is 1 for large tasks: sending a task that does not fit into the pipe would block until the worker has
+    finished the clip before it. `life`: clips after which a process is replaced.
     """
 
     ahead: int = 2
@@ -209,11 +211,11 @@ EASY = Pace()
 class Workers:
     """Processes that read batches with `function(task, out)`: it fills `out` (`t h w c`) and returns the rest.
 
-    `function` is importable by name, or an object that can be pickled; it never returns None. `slot_bytes`: those of
-    the largest batch. `timeout`: seconds a clip may take. A clip whose
-    function raises, or whose process hangs or crashes twice, or is killed six times, goes into the quarantine, and
-    `stand_in(task, attempt)` with attempt 1, 2, ... names others of the same shape and order for its place. An
-    OSError is raised: a disk or a host is not the fault of a clip. Use it in a `with` block, or `close` it.
+    `function` can be imported by name or pickled, and never returns None. `slot_bytes`: bytes of the largest batch.
+    `timeout`: seconds per clip. A clip goes into the quarantine if the function raises, if its process hangs or
+    crashes twice, or if it is killed six times. `stand_in(task, attempt)` with attempt 1, 2, ... then gives
+    replacements of the same shape and order. An OSError is raised, because a failing disk or host is not the fault of
+    a clip. Use it in a `with` block, or `close` it.
     """
 
     def __init__(
@@ -243,7 +245,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes, and an iteration that is still open."""
+        """End the processes, and the iteration if one is running."""
         for bell, thread in self.reading:
             bell.close()
             thread.join()
@@ -255,10 +257,9 @@ class Workers:
         return Worker(self.function, self.slots, self.timeout)
 
     def batches(self, asked: Iterable[Sequence[Task]]) -> Iterator[Read]:
-        """Yield the batches in the order in which they are asked for; one such iteration at a time.
+        """Yield the batches in the order of `asked`; only one iteration may run at a time.
 
-        The tasks of a batch have one shape. A thread reads ahead while the caller is busy, and takes batches of tasks
-        as it needs them.
+        All tasks of a batch have the same shape. A thread reads ahead and takes tasks from `asked` as it needs them.
         """
         done, (wake, bell) = queue.SimpleQueue(), multiprocessing.Pipe(duplex=False)
         thread = threading.Thread(target=self.run, args=(iter(asked), done, wake), daemon=True)
@@ -270,7 +271,7 @@ class Workers:
                     raise batch
                 bell.send_bytes(b"taken")
                 yield batch
-                # Or this frame would hold the memory until the next batch is there.
+                # Otherwise this reference would keep the slot in use until the next batch is ready.
                 del batch
         finally:
             bell.close()
@@ -279,20 +280,20 @@ class Workers:
             self.reading.clear()
 
     def run(self, asked: Iterator[Sequence[Task]], done: queue.SimpleQueue, wake: Connection) -> None:
-        """Read batches until no more are asked for or nobody listens; what went wrong is handed on as well."""
+        """Read batches until `asked` ends or the caller stops; an error is passed on to the caller."""
         try:
             self.serve(asked, done, wake)
             done.put(None)
         except BaseException as error:
             done.put(error)
-        # What is still being read is for nobody; the next iteration takes the answers and drops them.
+        # Nobody waits for the clips in progress; the next iteration receives and drops their answers.
         self.flights.clear()
         self.waiting.clear()
 
     def serve(self, asked: Iterator[Sequence[Task]], done: queue.SimpleQueue, wake: Connection) -> None:
         room, last, more = self.pace.ahead, time.monotonic(), True
         while True:
-            # One at a time: tasks may have to wait for their samples, and the workers take what is there meanwhile.
+            # One batch of tasks per round: a task may block until its sample arrives, and answers must be collected.
             if more and len(self.flights) < room:
                 tasks = next(asked, None)
                 more = tasks is not None
@@ -301,7 +302,7 @@ class Workers:
             while self.flights and not self.flights[0].open:
                 flight = self.flights.popleft()
                 done.put(Read(flight.frames, flight.rest, flight.tasks))
-                # Until it is taken it counts as one of those ahead.
+                # A finished batch counts as read ahead until the caller takes it.
                 room -= 1
                 del flight
             if not more and not self.flights:
@@ -321,7 +322,7 @@ class Workers:
                 room += 1
 
     def begin(self, tasks: Sequence[Task]) -> None:
-        """Give a batch its slot, and line up its clips."""
+        """Assign a slot to a batch, and queue its clips."""
         if (size := len(tasks) * int(np.prod(tasks[0].shape))) > self.slots.bytes:
             raise ValueError(f"workers: found a batch of {size} bytes, expected at most slot_bytes={self.slots.bytes}")
         flight = Flight(tasks, *self.slots.take())
@@ -331,9 +332,9 @@ class Workers:
             self.waiting.append(Errand(flight, place, flight.tasks[place]))
 
     def feed(self) -> None:
-        """Give clips to the workers that have room, first to those that have nothing; the oldest leave.
+        """Send clips to the workers with room, idle ones first; replace old workers.
 
-        An old one goes on until its heir is ready: a start takes as long as the imports of the main script.
+        An old worker continues until its heir is ready: a start takes as long as the imports of the main script.
         """
         for worker in list(self.pool):
             if worker.leaves and not worker.errands:
@@ -348,7 +349,7 @@ class Workers:
                     worker.give(self.waiting.popleft().renewed())
 
     def collect(self, rung: list[Any], passed: float) -> None:
-        """Take the answers that are there; replace the workers that died or must."""
+        """Receive the answers that have arrived; replace workers that died or exceeded their time limit."""
         for worker in list(self.pool):
             if worker.connection in rung:
                 try:
@@ -369,7 +370,7 @@ class Workers:
                     self.replace(worker, f"timeout: took longer than {worker.limit():g} s")
 
     def settle(self, errand: Errand, succeeded: bool | None, result: Any) -> None:
-        """Note a result, or that the clip cannot be read; None: it is not the clip's fault."""
+        """Store a result, or quarantine the clip; `succeeded` None: an error that is not the clip's fault is raised."""
         if errand.flight not in self.flights:
             return
         if succeeded is None:
@@ -383,10 +384,12 @@ class Workers:
             self.lose(errand, result)
 
     def replace(self, worker: Worker, reason: str, suspicion: int = SUSPICION) -> None:
-        """Put a new worker in the place of one that was ended; its present clip is to blame, the next one is not."""
+        """Replace a worker that ended; only its present clip is suspected, its queued clips are not."""
         self.failed_starts += not worker.ready
         if self.failed_starts >= STARTS + len(self.pool):
-            raise RuntimeError(f"workers: found {self.failed_starts} that ended before their first clip: {reason}")
+            raise RuntimeError(
+                f"workers: found {self.failed_starts} processes that ended before their first clip: {reason}"
+            )
         if worker.heir is not None:
             self.pool.remove(worker)
         else:
@@ -403,7 +406,7 @@ class Workers:
                 self.settle(errand, False, reason)
 
     def lose(self, errand: Errand, reason: str) -> None:
-        """Quarantine a sample, and take others for it here and wherever it comes later: that rules out timing."""
+        """Quarantine a sample and replace it here and at all later positions, so that timing does not matter."""
         lost = errand.task
         self.quarantine.add(lost.sample, lost.order, reason)
         for flight in self.flights:
@@ -420,24 +423,26 @@ class Workers:
 
 
 def sound(asked: Task, stand_in: StandIn, quarantine: Quarantine) -> Task:
-    """Return the task asked for, or the first of its stand-ins that is not in quarantine."""
+    """Return the requested task, or the first of its replacements that is not in quarantine."""
     taken = asked
     for attempt in range(1, STAND_INS):
         if not quarantine.holds(taken.sample, asked.order):
             return taken
         taken = stand_in(asked, attempt)
-    raise RuntimeError(f"quarantine: found all of {STAND_INS} stand-ins of {asked.sample} in it, expected one sound")
+    raise RuntimeError(
+        f"quarantine: found all {STAND_INS} replacements of {asked.sample} in it, expected one that can be read"
+    )
 
 
 def fault(error: Exception) -> str:
-    """Return why a clip cannot be read."""
+    """Return the reason for the quarantine as text."""
     return f"{type(error).__name__}: {error}"
 
 
 def read_here(
     function: Function, asked: Iterable[Sequence[Task]], stand_in: StandIn, quarantine: Quarantine
 ) -> Iterator[Read]:
-    """Yield what `Workers.batches` yields, read in this process: whatever hangs or crashes takes it along."""
+    """Yield the same as `Workers.batches`, but read in this process: a decoder that hangs or crashes stops it."""
     for batch in asked:
         frames = np.empty((len(batch), *batch[0].shape), dtype=np.uint8)
         tasks, rest = list(batch), [None] * len(batch)
