@@ -91,12 +91,11 @@ def name_of_job(cfg: DictConfig) -> list[str]:
     return [f"name='{cfg.name}'"]
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> None:
-    """Build and fit."""
-    folder, checkpoint = Path(cfg.run), None
+def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | None:
+    """Return the checkpoint that training goes on from, None where it begins; a run is not begun over another one."""
+    first = is_first_process()
     if cfg.resume == AUTO:
         cfg.resume = str(folder) if checkpoints(folder) else None
-    first = is_first_process()
     if cfg.resume is not None:
         before = read_run(folder, cfg.trust)
         fill_text(cfg, before)
@@ -104,11 +103,18 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
             if first:
                 say(f"videodiff train: {line}")
         check_same(cfg, before, folder, overrides)
-        checkpoint = choose_checkpoint(folder, cfg.checkpoint)
-    elif cfg.checkpoint is not None:
+        return choose_checkpoint(folder, cfg.checkpoint)
+    if cfg.checkpoint is not None:
         raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run that it is of")
-    elif first and checkpoints(folder):
+    if first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
+    return None
+
+
+def train(cfg: DictConfig, overrides: list[str]) -> None:
+    """Build and fit."""
+    folder, first = Path(cfg.run), is_first_process()
+    checkpoint = choose_start(cfg, overrides, folder)
     check_kept(cfg)
     place = str(cfg.data.get("root") or cfg.data.get("urls"))
     if cfg.resume is not None and first and "://" in place:
