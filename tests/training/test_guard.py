@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.conftest import tiny
+from tests.material.saved_state import assert_same_bits, tensors_of
 from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
 from videodiff.training.guard import Spikes, Taken, finite, suspects, tell_backward
@@ -61,21 +62,6 @@ def recipe(root: Path) -> list[str]:
     return [*tiny(root), "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0"]
 
 
-def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of the weights and of the optimizer's state."""
-    state = torch.load(checkpoint / "state.ckpt", weights_only=True)
-    found = {f"weight {name}": value for name, value in state["state_dict"].items()}
-    for number, one in state["optimizer_states"][0]["state"].items():
-        found |= {f"{key} {number}": torch.as_tensor(value) for key, value in one.items()}
-    return found
-
-
-def assert_same(one: Path, other: Path) -> None:
-    wanted, found = state_of(one), state_of(other)
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
-
-
 def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
     call: Call, spoil: Callable[..., None], key: str, world_dataset: Path
 ) -> None:
@@ -87,7 +73,7 @@ def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
     assert lines == [f"step 3: skipped, loss or gradient not finite, clips {key}; 1 of at most 10 in 1,000 steps"]
     saved = [path.name[-1] for path in checkpoints(Path("runs/whole"))]
     assert saved == ["1", "2", "4", "5"], "a skipped step is no time to save"
-    assert all(value.isfinite().all() for value in state_of(latest_checkpoint(Path("runs/whole"))).values())
+    assert all(value.isfinite().all() for value in tensors_of(latest_checkpoint(Path("runs/whole"))).values())
     # The run that ends with the skipped step has what the step before left.
     status, _, err = call(
         "train", "name=part", *recipe(root), "trainer.max_steps=3", "schedule=constant", "~schedule.decay"
@@ -95,7 +81,7 @@ def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
     assert status == 0, err
     second, third = checkpoints(Path("runs/part"))[-2:]
     assert (second.name[-1], third.name[-1]) == ("2", "3")
-    assert_same(second, third)
+    assert_same_bits(second, third)
     # Of the whole run everything after the second step goes, and comes again.
     shutil.copytree("runs/whole", "runs/again")
     for path in checkpoints(Path("runs/again"))[2:]:
@@ -103,7 +89,7 @@ def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
     status, _, err = call("train", "resume=runs/again")
     assert status == 0, err
     assert f"clips {key}; 1 of at most 10" in err
-    assert_same(latest_checkpoint(Path("runs/whole")), latest_checkpoint(Path("runs/again")))
+    assert_same_bits(latest_checkpoint(Path("runs/whole")), latest_checkpoint(Path("runs/again")))
 
 
 @pytest.fixture
@@ -159,7 +145,7 @@ def test_too_many_skipped_steps_end_training_and_the_good_checkpoint_stays(
     more = ["callbacks.checkpoints.keep=1", "trainer.max_steps=40", "callbacks.guard.budget=2"]
     status, _, err = call("train", "name=a", *recipe(root), *more, "trainer.max_steps=2")
     assert status == 0, err
-    before = state_of(latest_checkpoint(Path("runs/a")))
+    before = tensors_of(latest_checkpoint(Path("runs/a")))
     spoil(*EVERY)
     status, _, err = call("train", "resume=runs/a", "trainer.max_steps=40")
     assert status == 1
@@ -169,7 +155,7 @@ def test_too_many_skipped_steps_end_training_and_the_good_checkpoint_stays(
     assert "3 of at most 2 in 1,000 steps (callbacks.guard.budget)" in last
     assert last.endswith("the last checkpoint is runs/a/checkpoints/step_00000002")
     assert [path.name[-1] for path in checkpoints(Path("runs/a"))] == ["2"]
-    found = state_of(latest_checkpoint(Path("runs/a")))
+    found = tensors_of(latest_checkpoint(Path("runs/a")))
     assert all(torch.equal(before[key], found[key]) for key in before)
 
 

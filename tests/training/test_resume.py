@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import finish, start, tiny
+from tests.material.saved_state import assert_same_bits
 from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint
 
 STEPS = 60
@@ -51,9 +52,7 @@ def test_a_continued_run_ends_with_the_same_bits(folder: Path, name: str) -> Non
     wanted, found = (load_file(c / "average.safetensors") for c in (whole, continued))
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
-    states = [torch.load(c / "state.ckpt", weights_only=True) for c in (whole, continued)]
-    for key, weight in states[0]["state_dict"].items():
-        assert torch.equal(weight, states[1]["state_dict"][key]), key
+    assert_same_bits(whole, continued)
 
 
 @pytest.mark.parametrize("name", ["stopped", "terminated"])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish, start, tiny
+from tests.material.saved_state import tensors_of
 from tests.material.servers.loopback import site
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_captions, read_sample
@@ -156,21 +157,17 @@ def test_a_run_in_stages_ends_with_the_same_bits_wherever_it_stopped(
 ) -> None:
     shutil.copytree(staged[0] / "runs/whole", tmp_path / "runs/whole")
     monkeypatch.chdir(tmp_path)
-    whole, last = states(Path("runs/whole")), latest_checkpoint(Path("runs/whole"))
+    last = latest_checkpoint(Path("runs/whole"))
+    whole = tensors_of(last)
     for checkpoint in checkpoints(Path("runs/whole")):
         if int(checkpoint.name.removeprefix("step_")) > stop:
             shutil.rmtree(checkpoint)
     status, _, err = call("train", "resume=runs/whole")
     assert status == 0, err
-    resumed = states(Path("runs/whole"))
+    resumed = tensors_of(latest_checkpoint(Path("runs/whole")))
     assert latest_checkpoint(Path("runs/whole")).name == last.name == "step_00000006"
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-
-
-def states(run: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of the last checkpoint of a run."""
-    return torch.load(latest_checkpoint(run) / "state.ckpt", weights_only=True)["state_dict"]
 
 
 def test_a_run_is_not_resumed_on_another_manifest(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.parallel.whole import Whole
-from videodiff.training.run.files import StateWriter
+from videodiff.training.run.pieces import Piece
+from videodiff.training.run.saved import Saved
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
@@ -22,16 +23,21 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 class Engine(Protocol):
     """One process's part in the steps of a training.
 
-    `writer` writes this process's files of a checkpoint; `split` tells whether the processes hold different weights.
+    `split` tells whether the processes hold different weights.
     `limit` is the largest norm of a gradient that a step is taken with; who trains may set it before each step.
     """
 
-    writer: StateWriter
     split: bool
     limit: float
 
     def layout(self, world: int) -> str:
-        """Return in words how `world` processes spread the state of training over files."""
+        """Return in words how the state of training lies in `world` processes."""
+
+    def pieces(self, module: nn.Module) -> list[Piece]:
+        """Return what this process is to save of weights, buffers and optimizer; all together save each value once."""
+
+    def load(self, module: nn.Module, saved: Saved) -> None:
+        """Fill weights, buffers and the optimizer's state from what any topology has saved; every rank has to call."""
 
     def choose_optimizer(self, make: MakeOptimizer) -> MakeOptimizer:
         """Return the optimizer to build in the place of this one: often the same."""

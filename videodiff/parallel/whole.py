@@ -11,22 +11,46 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
-from videodiff.training.run.files import StateFile
+from videodiff.training.optimizer import AdamW, Muon
+from videodiff.training.run.pieces import AVERAGE, STEP, WEIGHT, Piece, kept, piece_of, share, state_pieces
+from videodiff.training.run.saved import Saved
 
 
 class Whole:
-    """Implements `parallel.engine.Engine` for Lightning's plain strategies; the first process writes the state."""
+    """Implements `parallel.engine.Engine` for Lightning's plain strategies; each process saves its share."""
 
     split = False
 
     def __init__(self, strategy: Strategy) -> None:
-        self.strategy, self.writer = strategy, StateFile()
-        strategy.checkpoint_io = self.writer
+        self.strategy = strategy
         self.limit, self.norm = math.inf, 0.0
 
     def layout(self, world: int) -> str:
         """Return that the state is whole, however many processes there are."""
         return "whole"
+
+    def pieces(self, module: nn.Module) -> list[Piece]:
+        """Return this process's share of the state, which all processes hold."""
+        state, held = self.strategy.optimizers[0].state, []
+        for name, value in kept(module).items():
+            held.append(piece_of(name, WEIGHT, value))
+            held += state_pieces(name, value, state.get(value, {}))
+        return share(held, self.strategy.global_rank, self.strategy.world_size)
+
+    def load(self, module: nn.Module, saved: Saved) -> None:
+        """Fill weights, buffers and the optimizer's state."""
+        optimizer, places = self.strategy.optimizers[0], []
+        for name, value in kept(module).items():
+            places.append(piece_of(name, WEIGHT, value))
+            for key, shape in saved.keys(name).items():
+                state = optimizer.state[value]
+                if shape is None:
+                    state[key] = as_kept(optimizer, key, saved.number(name, key))
+                else:
+                    dtype = torch.float32 if key == AVERAGE else value.dtype
+                    state[key] = torch.empty_like(value, dtype=dtype, requires_grad=False)
+                    places.append(piece_of(name, key, state[key]))
+        saved.fill(places)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
         """Return the optimizer as it is."""
@@ -67,3 +91,9 @@ class Whole:
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
         """Return an empty context: the parameters are whole."""
         return nullcontext()
+
+
+def as_kept(optimizer: torch.optim.Optimizer, key: str, value: float) -> Tensor | int | float:
+    """Return a number of the optimizer's state as the optimizer keeps it: its count of steps is a tensor of torch."""
+    counts = key == STEP and isinstance(optimizer, AdamW | Muon)
+    return torch.tensor(float(value)) if counts or isinstance(value, float) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -14,6 +15,7 @@ from videodiff.parallel.engine import Engine, engine_of
 from videodiff.training.encoding import encode_text, encode_video
 from videodiff.training.guard import Taken, tell_backward
 from videodiff.training.run.logging import log_figures
+from videodiff.training.run.restoring import restore
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_SEED = 0x7A1
@@ -46,6 +48,8 @@ class VideoDiffusion(lightning.LightningModule):
         else:
             object.__setattr__(self, "text", text)
         self.make_optimizer, self.schedule = optimizer, schedule
+        # The checkpoint that training goes on from.
+        self.checkpoint: Path | None = None
         # What this rank has taken of the present step, and what is known of the last one.
         self.taken: list[Taken] = []
         self.validated: Tensor | None = None
@@ -67,20 +71,14 @@ class VideoDiffusion(lightning.LightningModule):
         return {"text": text, "text_mask": mask}
 
     def on_fit_start(self) -> None:
-        """Bring the frozen encoders to this rank's device."""
+        """Bring the frozen encoders to this rank's device, and go on from a checkpoint if there is one to go on from.
+
+        Here everything is set up, whatever the strategy; Lightning's own restoring comes too early for most of them.
+        """
         self.codec.to(self.device)
         self.text.to(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let Lightning count micro-batches from where the stream goes on: the first one of a step.
-
-        It would go on counting those of the run before, which may have had another number of them in a step, or have
-        been cut in the middle of one.
-        """
-        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counted in ("total", "current"):
-            progress[counted] = dict.fromkeys(progress[counted], done)
+        if self.checkpoint is not None:
+            restore(self, self.checkpoint)
 
     def on_train_start(self) -> None:
         """Begin to count steps."""
@@ -162,6 +160,11 @@ class VideoDiffusion(lightning.LightningModule):
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def names_in_order(self) -> list[str]:
+        """Return the names of the trainable parameters in the order of the optimizer's groups."""
+        names = {id(p): name for name, p in self.named_parameters()}
+        return [names[id(p)] for group in parameter_groups(self.named_parameters()) for p in group["params"]]
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

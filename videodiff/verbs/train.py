@@ -32,7 +32,8 @@ from videodiff.parallel.strategy import for_world
 from videodiff.planning.steps import format_plan, plan
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.run.attempts import check_links, set_aside
-from videodiff.training.run.checkpoint import checkpoints, choose_checkpoint, leave_behind, state_to_resume
+from videodiff.training.run.before import is_before_pieces
+from videodiff.training.run.checkpoint import checkpoints, choose_checkpoint, leave_behind
 from videodiff.training.run.logging import log_configuration
 from videodiff.training.run.record import to_tell, write_record
 from videodiff.verbs.config.build import (
@@ -103,7 +104,9 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
             if first:
                 say(f"videodiff train: {line}")
         check_same(cfg, before, folder, overrides)
-        return choose_checkpoint(folder, cfg.checkpoint)
+        checkpoint = choose_checkpoint(folder, cfg.checkpoint)
+        is_before_pieces(checkpoint)
+        return checkpoint
     if cfg.checkpoint is not None:
         raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run that it is of")
     if first and checkpoints(folder):
@@ -137,17 +140,17 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         if cfg.get(group):
             instantiate_partial(group, cfg[group])(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world))
-    engine = engine_of(trainer.strategy)
-    state = None if checkpoint is None else state_to_resume(checkpoint, engine, world)
+    optimizer = engine_of(trainer.strategy).choose_optimizer(optimizer)
     config = resolved(cfg, model)
     if first:
         leave_behind(folder, checkpoint) if checkpoint is not None else set_aside(folder)
         write_record(folder, signed(config), to_keep(overrides))
         write_trained(folder, data.trained)
-    module = VideoDiffusion(*model, optimizer=engine.choose_optimizer(optimizer), schedule=schedule, seed=cfg.seed)
+    module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
+    module.checkpoint = checkpoint
     log_configuration(trainer.loggers, config)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=state)
+        trainer.fit(module, datamodule=data)
     except RuntimeError as error:
         raise lost_rank(trainer, error) or error from error
     except OSError as error:

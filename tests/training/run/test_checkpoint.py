@@ -8,22 +8,28 @@ import json
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import tiny
+from tests.material.saved_state import assert_same_bits, progress_in, weights_of
 from videodiff.data.storage.files import sha256_of
-from videodiff.parallel.zero.files import PlainFiles
+from videodiff.training.module import VideoDiffusion
 from videodiff.training.run import checkpoint as module
 from videodiff.training.run.attempts import check_links
 from videodiff.training.run.checkpoint import check_room, checkpoints, latest_checkpoint, prune, whole
-from videodiff.training.run.files import StateWriter, load_state, write_state, write_tensors
+from videodiff.training.run.files import write_tensors
+from videodiff.training.run.pieces import Piece
+from videodiff.training.run.restoring import files_of
+from videodiff.training.run.saved import Saved
+from videodiff.training.run.saving import write_pieces
+from videodiff.verbs.config.build import build_model, read_run
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -70,18 +76,18 @@ def names(run: str) -> list[str]:
 def test_the_record_has_the_checksum_of_every_file(runs: Path) -> None:
     checkpoint = latest_checkpoint(Path("runs/a"))
     files = json.loads((checkpoint / "checkpoint.json").read_text())["files"]
-    assert files.keys() == {"state.ckpt", "average.safetensors"}
+    assert files.keys() == {"state/rank_00000.safetensors", "state/progress.json", "average.safetensors"}
     for name, file in files.items():
         data = (checkpoint / name).read_bytes()
         assert file == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def test_a_resume_goes_on_from_the_newest_whole_state_and_the_damaged_one_stays(runs: Path, call: Call) -> None:
-    flip(Path("runs/a/checkpoints/step_00000003/state.ckpt"))
+    flip(Path("runs/a/checkpoints/step_00000003/state/rank_00000.safetensors"))
     flip(Path("runs/a/checkpoints/step_00000002/average.safetensors"))
     status, _, err = call("train", "resume=runs/a", "trainer.max_steps=6", "callbacks.checkpoints.keep=1")
     assert status == 0, err
-    assert "step_00000003/state.ckpt: found a damaged file" in err
+    assert "step_00000003/state/rank_00000.safetensors: found a damaged file" in err
     assert "going on from step_00000002: 1 steps are lost" in err
     assert "step_00000002/average.safetensors: found a damaged file" in err
     assert "training does not read it" in err
@@ -127,7 +133,7 @@ def test_a_chosen_checkpoint_is_gone_on_from_and_newer_ones_are_put_aside(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record | {"version": 3}, "found version 3, expected at most 2: of a newer videodiff"),
+        (lambda record: record | {"version": 4}, "found version 4, expected at most 3: of a newer videodiff"),
         (lambda record: record | {"files": {}}, "found no average.safetensors in the list of files"),
         (lambda record: {}, "found no readable checkpoint.json"),
         (lambda record: record | {"files": record["files"] | {"../../x": {"bytes": 1, "sha256": "0"}}}, "not followed"),
@@ -144,7 +150,7 @@ def test_a_record_that_is_none_is_a_line(runs: Path, change: Callable[..., Any],
 
 def test_damaged_checkpoints_do_not_count_and_are_not_pruned(runs: Path) -> None:
     folder = Path("runs/a/checkpoints")
-    (folder / "step_00000003" / "state.ckpt").unlink()
+    (folder / "step_00000003" / "state/progress.json").unlink()
     (folder / "step_00000002" / "damaged.txt").write_text("found out before")
     shutil.copytree(folder / "step_00000001", folder / "step_00000004")
     prune(folder, 1)
@@ -168,9 +174,48 @@ def poisoned(path: Path, mark: Path, how: str) -> None:
         torch.save({"state_dict": Evil(mark)}, path, _use_new_zipfile_serialization=how == "zip")
 
 
+def of_version_2(checkpoint: Path) -> Path:
+    """Make a checkpoint one of version 2, whose state was a file of torch with the optimizer's state by number."""
+    saved, progress = Saved(files_of(checkpoint)), progress_in(checkpoint)
+    module = VideoDiffusion(*build_model(read_run(checkpoint.parents[1], ())), optimizer=None, schedule=None)
+    kept = {}
+    for number, name in enumerate(module.names_in_order()):
+        whole = {key: saved.whole(name, key) for key, shape in saved.keys(name).items() if shape is not None}
+        step = saved.number(name, "step")
+        kept[number] = whole | {"step": torch.tensor(step), "ema_step": int(step)}
+    state = progress | {"state_dict": weights_of(checkpoint), "optimizer_states": [{"state": kept}]}
+    shutil.rmtree(checkpoint / "state")
+    torch.save(state, checkpoint / "state.ckpt")
+    record = json.loads((checkpoint / "checkpoint.json").read_text()) | {"version": 2, "state": "whole"}
+    record["files"] = {"average.safetensors": record["files"]["average.safetensors"]}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    signed(checkpoint, "state.ckpt")
+    return checkpoint
+
+
+def test_a_state_of_version_2_is_gone_on_from_to_the_bit(runs: Path, call: Call) -> None:
+    shutil.copytree("runs/a", "runs/b")
+    of_version_2(latest_checkpoint(Path("runs/b")))
+    for name in ("a", "b"):
+        status, _, err = call("train", f"resume=runs/{name}", "trainer.max_steps=5")
+        assert status == 0, err
+    assert_same_bits(*(latest_checkpoint(Path(f"runs/{name}")) for name in ("a", "b")))
+    assert names("runs/b")[-1] == "step_00000005"
+
+
+def test_a_state_of_version_2_under_zero_is_a_line_that_tells_the_way(runs: Path, call: Call) -> None:
+    checkpoint = of_version_2(latest_checkpoint(Path("runs/a")))
+    record = json.loads((checkpoint / "checkpoint.json").read_text()) | {"state": "ZeRO 2 over 2 processes"}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=5")
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert "found the state of ZeRO 2 over 2 processes in version 2, expected version 3; sample and evaluate" in last
+
+
 @pytest.mark.parametrize("how", ["bare", "zip", "old"])
 def test_a_state_that_would_run_code_is_a_line(runs: Path, call: Call, how: str) -> None:
-    checkpoint, mark = latest_checkpoint(Path("runs/a")), runs / "mark"
+    checkpoint, mark = of_version_2(latest_checkpoint(Path("runs/a"))), runs / "mark"
     poisoned(checkpoint / "state.ckpt", mark, how)
     signed(checkpoint, "state.ckpt")
     status, _, err = call("train", "resume=runs/a", "trainer.max_steps=4")
@@ -181,24 +226,52 @@ def test_a_state_that_would_run_code_is_a_line(runs: Path, call: Call, how: str)
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("how", ["bare", "zip", "old"])
-def test_a_shard_of_deepspeed_that_would_run_code_is_a_line(tmp_path: Path, how: str) -> None:
-    mark, path = tmp_path / "mark", tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    poisoned(path, mark, how)
-    with pytest.raises(ValueError, match="nothing of it was run") as error:
-        PlainFiles(StateWriter()).load(str(path), map_location="cpu")
-    assert "\n" not in str(error.value)
-    assert not mark.exists()
+STRANGE = {
+    "pickle": ("state/rank_00000.safetensors", "found no readable pieces of a state"),
+    "progress": ("state/progress.json", "found no readable progress of a training"),
+}
 
 
-def test_a_state_comes_back_and_is_streamed_into_its_file(tmp_path: Path) -> None:
-    state = {"a": torch.arange(5.0), "b": [torch.ones(2, dtype=torch.bfloat16), {"c": 1}], "d": "text"}
-    written = write_state(state, tmp_path / "state")
-    assert (written.bytes, written.sha256) == ((tmp_path / "state").stat().st_size, sha256_of(tmp_path / "state"))
-    assert zipfile.is_zipfile(tmp_path / "state")
-    found = load_state(tmp_path / "state")
-    assert torch.equal(found["a"], state["a"])
-    assert torch.equal(found["b"][0], state["b"][0])
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_state_that_is_none_is_a_line(runs: Path, call: Call, name: str) -> None:
+    checkpoint, (file, message) = latest_checkpoint(Path("runs/a")), STRANGE[name]
+    poisoned(checkpoint / file, runs / "mark", "bare")
+    signed(checkpoint, file)
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=4")
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert f"{file}: {message}" in last
+    assert "Traceback" not in err
+    assert not (runs / "mark").exists()
+
+
+def test_a_state_of_another_model_lists_what_differs(runs: Path, call: Call) -> None:
+    config = Path("runs/a/config.yaml")
+    config.write_text(config.read_text().replace("mlp_ratio: 4.0", "mlp_ratio: 2.0"))
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=4")
+    assert status == 1
+    last = err.strip().splitlines()[-1]
+    assert "weight denoiser.blocks.0.mlp.0.bias: found shape (64,), expected shape (32,); weight " in last
+    assert "; 2 more weights differ; the checkpoint is of another model configuration" in last
+
+
+def test_a_file_of_a_rank_that_lacks_a_piece_is_a_line_that_names_it(runs: Path, call: Call) -> None:
+    checkpoint = latest_checkpoint(Path("runs/a"))
+    path = checkpoint / "state/rank_00000.safetensors"
+    with safe_open(path, "pt") as file:
+        notes, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["denoiser.head.bias|exp_avg|0"]
+    save_file(tensors, path, notes)
+    signed(checkpoint, "state/rank_00000.safetensors")
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=4")
+    assert status == 1
+    assert "state: denoiser.head.bias: found no value 0 of 'exp_avg' in rank_00000.safetensors" in err
+    path.unlink()
+    status, _, err = call("train", "resume=runs/a", "checkpoint=step_00000003", "trainer.max_steps=4")
+    assert f"{path}: found no file, expected" in err
+
+
+def test_tensors_are_streamed_into_their_file(tmp_path: Path) -> None:
     tensors = {"z": torch.randn(3, 4), "a": torch.ones(5, dtype=torch.bfloat16), "s": torch.tensor(2.0)}
     written = write_tensors(tensors, tmp_path / "tensors")
     assert (written.bytes, written.sha256) == ((tmp_path / "tensors").stat().st_size, sha256_of(tmp_path / "tensors"))
@@ -207,17 +280,11 @@ def test_a_state_comes_back_and_is_streamed_into_its_file(tmp_path: Path) -> Non
     assert all(torch.equal(read[key], value) for key, value in tensors.items())
 
 
-def test_what_is_not_finite_or_does_not_fit_the_disk_is_told_when_asked_and_stops_what_follows(tmp_path: Path) -> None:
-    writer = StateWriter()
-    writer.write({"weights": {"w": torch.tensor([1.0, float("inf")])}}, tmp_path / "state")
-    writer.write({"fine": torch.ones(1)}, tmp_path / "more")
-    problem, written = writer.take()
-    assert "state.weights.w: found values that are not finite" in str(problem)
-    assert (written, list(tmp_path.iterdir())) == ({}, [])
-    writer.write({"w": torch.ones(1)}, tmp_path / "absent" / "state")
-    assert str(tmp_path / "absent" / "state") in str(writer.take()[0])
-    writer.write({"w": torch.ones(1)}, tmp_path / "state")
-    assert writer.take()[0] is None
+def test_a_state_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    piece = Piece("w", "exp_avg", 0, torch.tensor([1.0, float("inf")]), (2,))
+    with pytest.raises(ValueError, match="found values that are not finite, expected numbers: not saved"):
+        write_pieces([piece], {}, tmp_path / "state")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_found_before_the_first_step(
@@ -232,7 +299,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_found_before_the_first_step(
     check_room(tmp_path / "checkpoints", 1000, 2)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "samples", "checkpoints/step_00000003/state.ckpt"])
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "checkpoints/step_00000003/state/rank_00000.safetensors"])
 @pytest.mark.parametrize("verb", ["train", "sample", "inspect"])
 def test_a_link_in_a_run_folder_is_not_followed_out_of_it(runs: Path, call: Call, name: str, verb: str) -> None:
     path, elsewhere = Path("runs/a") / name, runs / "elsewhere"

@@ -11,24 +11,34 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
-from videodiff.training.run.files import StateWriter
+from videodiff.parallel.zero.fragments import fragments_of
+from videodiff.training.run.pieces import Piece, kept
+from videodiff.training.run.saved import Saved
 
 
 class ZeroEngine:
-    """Implements `parallel.engine.Engine` for DeepSpeed; every process writes its shard of the state.
+    """Implements `parallel.engine.Engine` for DeepSpeed; every process saves the pieces that it holds.
 
     DeepSpeed examines the gradient within its own step; see `examine`.
     """
 
     def __init__(self, strategy: DeepSpeedStrategy, stage: int) -> None:
-        self.strategy, self.stage, self.writer = strategy, stage, StateWriter()
+        self.strategy, self.stage = strategy, stage
         self.split = stage == 3
         # The norm of the last gradient, where there is a limit to it.
         self.limit, self.norm = math.inf, math.inf
 
     def layout(self, world: int) -> str:
-        """Return the stage and the number of processes: no other can read the shards."""
+        """Return the stage and the number of processes."""
         return f"ZeRO {self.stage} over {world} processes"
+
+    def pieces(self, module: nn.Module) -> list[Piece]:
+        """Return the pieces of weights and state that ZeRO gave this process, and its share of what all hold."""
+        return fragments_of(self.strategy.optimizers[0], self.stage).pieces(kept(module))
+
+    def load(self, module: nn.Module, saved: Saved) -> None:
+        """Fill the pieces of this process; the weights of the other processes come from them."""
+        fragments_of(self.strategy.optimizers[0], self.stage).load(kept(module), saved)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
         """Return the optimizer that can be split: for Muon one that DeepSpeed knows."""

@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from videodiff.parallel.launcher import watched
 from videodiff.parallel.zero.engine import ZeroEngine, examine
 
-# The name of the folder within the state of training.
-TAG = "checkpoint"
-
 
 class Zero(DeepSpeedStrategy):
-    """Lightning's DeepSpeed strategy, also on CPU; its steps are guarded and its checkpoints are files of ours."""
+    """Lightning's DeepSpeed strategy, also on CPU; its steps are guarded."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         # Lightning writes into the dictionary it is given.
@@ -31,36 +28,11 @@ class Zero(DeepSpeedStrategy):
 
     def _initialize_deepspeed_train(self, model: nn.Module) -> None:
         super()._initialize_deepspeed_train(model)
-        from videodiff.parallel.zero.files import PlainFiles
-
         examine(self.engine, self.optimizers[0])
-        self.deepspeed_engine.checkpoint_engine = PlainFiles(self.engine.writer)
-        # A checkpoint holds no program.
-        self.deepspeed_engine._copy_recovery_script = lambda folder: None
 
     def _auto_select_batch_size(self) -> int:
         # DeepSpeed divides by it only for a throughput that it prints, and we measure our own: no loader is asked.
         return 1
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Have every rank write its shard; `engine.writer` knows what went wrong."""
-        state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
-        self.deepspeed_engine.save_checkpoint(
-            str(filepath),
-            client_state=state,
-            tag=TAG,
-            save_latest=False,
-            exclude_frozen_parameters=self.exclude_frozen_parameters,
-        )
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Have every rank read its shard from the path that is given."""
-        _, state = self.deepspeed_engine.load_checkpoint(
-            str(checkpoint_path), tag=TAG, load_lr_scheduler_states=False, load_module_strict=True
-        )
-        if state is None:
-            raise ValueError(f"{checkpoint_path}: found no state of a training under ZeRO, expected one")
-        return state
 
     def setup_environment(self) -> None:
         """Set up devices and processes; on a CPU without the checks that only CUDA can pass."""

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Callback
 
 from videodiff.parallel.ranks import agree
 from videodiff.training.average import trainable
-from videodiff.training.run.checkpoint import check_room, prune, save_checkpoint
+from videodiff.training.run.checkpoint import check_room, prune
+from videodiff.training.run.saving import save_checkpoint
 
 
 class Checkpoints(Callback):

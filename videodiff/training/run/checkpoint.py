@@ -1,7 +1,7 @@
 """Checkpoints: one folder a step, complete or absent.
 
     checkpoints/step_00000500/
-        state.ckpt            everything that training needs to go on; under ZeRO a folder of shards
+        state/                everything that training needs to go on, on any number of processes: see `saving.py`
         average.safetensors   the averaged weights by name: all that sampling needs, whatever the strategy was
         checkpoint.json       the step, and size and sha256 of every file, written last
 
@@ -24,100 +24,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videodiff.data.storage.files import inside, partial_of, sha256_of, sync, write_whole
-from videodiff.parallel.engine import Engine, engine_of
-from videodiff.parallel.ranks import agree, gather
-from videodiff.training.average import trainable
-from videodiff.training.run.files import Written, write_tensors
+from videodiff.training.run.files import Written
+from videodiff.training.run.saved import difference
 
-AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state.ckpt", "checkpoint.json", "damaged.txt"
-VERSION = 2
+AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state", "checkpoint.json", "damaged.txt"
+# Within STATE: how far training is. Version 3 is the first whose state is made of pieces; before, it was a file of
+# torch, or under ZeRO a folder of them, with the name OLD_STATE.
+PROGRESS, OLD_STATE = "progress.json", "state.ckpt"
+VERSION = 3
 NAME = re.compile(r"step_\d{8,}")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is not whole, or that must not be written."""
-
-
-def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
-    """Write the checkpoint of the current step; every rank has to call. Returns its folder.
-
-    CheckpointError on all ranks where weights or averages are not finite, OSError where a file of any rank could not be
-    written; then nothing of it stays.
-    """
-    final = folder / f"step_{trainer.global_step:08d}"
-    partial = trainer.strategy.broadcast(partial_of(final))
-    problem = None
-    if trainer.is_global_zero:
-        remove_unfinished(folder)
-        try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            problem = error
-    try:
-        agree(trainer.world_size, problem)
-        agree(trainer.world_size, write_parts(trainer, partial))
-        if trainer.is_global_zero:
-            try:
-                put_in_place(partial, final)
-            except OSError as error:
-                problem = error
-        agree(trainer.world_size, problem)
-    except OSError as error:
-        weights = engine_of(trainer.strategy).count(trainable(trainer.lightning_module).values())
-        raise with_need(error, folder, weights) from error
-    finally:
-        if trainer.is_global_zero:
-            # On a full disk a part of a checkpoint would only take the room that is needed.
-            shutil.rmtree(partial, ignore_errors=True)
-    return final
-
-
-def with_need(error: OSError, folder: Path, weights: int) -> OSError:
-    """Return the error of a full disk with the folder of the checkpoints and the room that one needs."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    sizes = [size_of(checkpoint) for checkpoint in folder.glob("step_*") if NAME.fullmatch(checkpoint.name)]
-    needed = max(sizes, default=room_for(weights))
-    text = f"{os.strerror(error.errno)} for a checkpoint, which needs about {needed / 2**20:,.1f} MiB"
-    return OSError(error.errno, text, str(folder))
-
-
-def write_parts(trainer: lightning.Trainer, folder: Path) -> Exception | None:
-    """Write the files of a checkpoint, down to the disk; return what went wrong on this rank.
-
-    Every rank writes what its engine holds of the state.
-    """
-    engine = engine_of(trainer.strategy)
-    averages = engine.averages(trainable(trainer.lightning_module))
-    if trainer.is_global_zero:
-        engine.writer.write(averages, folder / AVERAGE, write_tensors)
-    del averages
-    trainer.save_checkpoint(folder / STATE)
-    problem, written = engine.writer.take()
-    parts = gather(trainer.world_size, written)
-    if problem is None and trainer.is_global_zero:
-        try:
-            write_record(trainer, folder, {path: file for part in parts for path, file in part.items()})
-        except OSError as error:
-            problem = error
-    return problem
-
-
-def write_record(trainer: lightning.Trainer, folder: Path, written: dict[Path, Written]) -> None:
-    """Write checkpoint.json and bring all to the disk."""
-    files = {str(path.relative_to(folder)): file._asdict() for path, file in sorted(written.items())}
-    state = engine_of(trainer.strategy).layout(trainer.world_size)
-    record = {"version": VERSION, "step": trainer.global_step, "state": state, "files": files}
-    write_whole(folder / RECORD, json.dumps(record, indent=1).encode())
-    for path in (folder, *folder.rglob("*")):
-        sync(path)
 
 
 def put_in_place(partial: Path, final: Path) -> None:
@@ -136,14 +61,6 @@ def aside(checkpoint: Path, why: str) -> Path:
     """Return a free name to keep a checkpoint under that training must not go on from."""
     names = (checkpoint.with_name(f"{checkpoint.name}.{why}{'' if n == 0 else n}") for n in range(10**6))
     return next(name for name in names if not name.exists())
-
-
-def state_to_resume(checkpoint: Path, engine: Engine, world: int) -> Path:
-    """Return the state of training in a checkpoint; it is an error if this engine could not read it."""
-    saved = read_record(checkpoint)["state"]
-    if (here := engine.layout(world)) != saved:
-        raise ValueError(f"{checkpoint}: found the state of training {saved}, expected {here} as strategy= asks for")
-    return checkpoint / STATE
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -198,7 +115,8 @@ def whole(checkpoint: Path, part: str | None = None) -> Path:
 
 def of(files: Iterable[str], part: str) -> list[str]:
     """Return the names that are this part, or lie in it."""
-    return [name for name in files if name == part or name.startswith(f"{part}/")]
+    parts = (STATE, OLD_STATE) if part == STATE else (part,)
+    return [name for name in files if name.partition("/")[0] in parts]
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
@@ -207,6 +125,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     try:
         record = json.loads(inside(checkpoint, RECORD).read_text())
         version, step, state = int(record["version"]), int(record["step"]), str(record["state"])
+        processes = int(record["processes"]) if version > 2 else 1
         if version > VERSION:
             raise CheckpointError(f"{path}: found version {version}, expected at most {VERSION}: of a newer videodiff")
         files = {
@@ -217,7 +136,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint}: found no readable checkpoint.json ({error}), expected one") from error
-    return {"version": version, "step": step, "state": state, "files": files}
+    return {"version": version, "step": step, "state": state, "processes": processes, "files": files}
 
 
 def problem_of(checkpoint: Path, name: str, expected: Written) -> str | None:
@@ -240,7 +159,9 @@ def load_average(checkpoint: Path, module: nn.Module) -> nn.Module:
     path = inside(checkpoint, AVERAGE)
     saved = read_average(checkpoint)
     wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    check_names(path, saved, wanted)
+    shapes = [{name: tuple(value.shape) for name, value in weights.items()} for weights in (saved, wanted)]
+    if line := difference(*shapes):
+        raise ValueError(f"{path}: {line}; the checkpoint is of another model configuration")
     with torch.no_grad():
         for name, p in wanted.items():
             p.copy_(saved[name])
@@ -262,18 +183,6 @@ def read_average(checkpoint: Path) -> dict[str, Tensor]:
                 "numbers; use an older checkpoint"
             )
     return saved
-
-
-def check_names(path: Path, saved: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Raise one line where the weights in a file are not those of the model."""
-    for name in sorted(saved.keys() | wanted.keys()):
-        found, expected = saved.get(name), wanted.get(name)
-        if found is None or expected is None or found.shape != expected.shape:
-            shapes = ["no such weight" if v is None else f"shape {tuple(v.shape)}" for v in (found, expected)]
-            raise ValueError(
-                f"{path}: weight {name}: found {shapes[0]}, expected {shapes[1]}; the checkpoint is of another model "
-                "configuration"
-            )
 
 
 def choose_checkpoint(run: Path, chosen: str | None) -> Path:

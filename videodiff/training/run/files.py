@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 from videodiff.data.storage.files import Hashed
 
-# What safetensors call the types that averages have.
-TYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+# What safetensors call the types.
+TYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"},
+}
 
 
 class Written(NamedTuple):
@@ -27,46 +30,18 @@ class Written(NamedTuple):
     sha256: str
 
 
-class StateWriter:
-    """Who writes the files of a checkpoint on one rank.
+class Entry(NamedTuple):
+    """A tensor to write in the format safetensors: its values are asked for when it is its turn."""
 
-    After the first error nothing is written and nothing raised: the other ranks would wait for this one for ever. It is
-    told with what was written, when all have come so far.
-    """
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
 
-    def __init__(self) -> None:
-        self.written: dict[Path, Written] = {}
-        self.problem: Exception | None = None
-
-    def write(self, state: Any, path: Path, how: Callable[[Any, Path], Written] | None = None) -> None:
-        """Write a file, by default as torch does, unless an error came before."""
-        if self.problem is None:
-            try:
-                self.written[path] = (how or write_state)(state, path)
-            except (OSError, ValueError) as error:
-                self.problem = error
-
-    def take(self) -> tuple[Exception | None, dict[Path, Written]]:
-        """Return the first error and what was written, and forget both."""
-        found = self.problem, self.written
-        self.problem, self.written = None, {}
-        return found
-
-
-class StateFile(CheckpointIO, StateWriter):
-    """How Lightning writes and reads a state of training that is whole: into its place, without running code of it."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the state."""
-        self.write(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read plain values and tensors; anything else is an error."""
-        return load_state(Path(path), map_location or "cpu")
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a state."""
-        Path(path).unlink(missing_ok=True)
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Entry:
+        """Return a tensor that is there already."""
+        return cls(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 @contextmanager
@@ -85,14 +60,6 @@ def streaming(path: Path) -> Iterator[Hashed]:
         if not isinstance(cause, OSError):
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
-
-
-def write_state(state: Any, path: Path) -> Written:
-    """Write plain values and tensors as torch does, tensor by tensor; ValueError where a tensor is not finite."""
-    refuse_not_finite(state, path)
-    with streaming(path) as file:
-        torch.save(state, file)
-    return Written(file.size, file.digest.hexdigest())
 
 
 def refuse_not_finite(state: Any, path: Path) -> None:
@@ -126,19 +93,24 @@ def load_state(path: Path, map_location: Any = "cpu", classes: Sequence[type] = 
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> Written:
-    """Write tensors in the format safetensors, one after the other; ValueError where one is not finite."""
+    """Write tensors in the format safetensors; ValueError where one is not finite."""
     refuse_not_finite(tensors, path)
-    header, offset = {}, 0
-    for name, tensor in sorted(tensors.items()):
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+    return write_entries([Entry.of(name, tensor) for name, tensor in tensors.items()], path)
+
+
+def write_entries(entries: Iterable[Entry], path: Path, notes: dict[str, str] | None = None) -> Written:
+    """Write tensors in the format safetensors, one after the other, with notes in the header."""
+    header, offset, entries = {"__metadata__": notes} if notes else {}, 0, sorted(entries)
+    for name, dtype, shape, _ in entries:
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": TYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     with streaming(path) as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for _, tensor in sorted(tensors.items()):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
+        for entry in entries:
+            flat = entry.read().detach().cpu().contiguous().reshape(-1)
             if flat.numel():
                 file.write(memoryview(flat.view(torch.uint8).numpy()))
     return Written(file.size, file.digest.hexdigest())

@@ -1,0 +1,110 @@
+"""The state of training as flat pieces: any process can say which values it holds, whatever the strategy is.
+
+A piece is a run of consecutive values of one flattened tensor. The pieces of all processes together are the weights
+and the optimizer's state, and their names tell no topology: another number of processes, or another strategy, reads
+the slices that it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+WEIGHT, AVERAGE, STEP = "weight", "ema", "step"
+# What the names of the states of generators of random numbers begin with, beside the pieces in a file.
+RANDOM = "random|"
+# Pieces of fewer values are not worth another cut.
+SMALL = 1024
+
+
+class Piece(NamedTuple):
+    """Values of one tensor, flattened and on this process: `values` share the memory of what training uses.
+
+    `key` is WEIGHT or a key of the optimizer's state. `shape` is the shape of the whole tensor, None for a number that
+    an optimizer keeps beside the tensors, such as its count of steps.
+    """
+
+    name: str
+    key: str
+    start: int
+    values: Tensor
+    shape: tuple[int, ...] | None
+
+    @property
+    def end(self) -> int:
+        """The index after the last value."""
+        return self.start + self.values.numel()
+
+
+def piece_of(name: str, key: str, tensor: Tensor) -> Piece:
+    """Return what this process holds of a tensor: all of it, or the rows of a DTensor that is sharded by rows."""
+    tensor = tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return Piece(name, key, 0, flat(tensor), tuple(tensor.shape))
+    local = tensor.to_local()
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if any(offsets[1:]) or (local.numel() and tuple(local.shape[1:]) != tuple(tensor.shape[1:])):
+        raise ValueError(f"{name}: found a tensor with placements {tensor.placements}, expected it sharded by rows")
+    row = tensor[:1].numel() if tensor.ndim else 1
+    return Piece(name, key, (offsets[0] if offsets else 0) * row, flat(local), tuple(tensor.shape))
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Return a tensor as one row that shares its memory."""
+    return tensor.view(-1)
+
+
+def number(name: str, key: str, value: Any) -> Piece:
+    """Return a number of the optimizer's state as a piece."""
+    return Piece(name, key, 0, torch.as_tensor(value).detach().reshape(1), None)
+
+
+def is_number(key: str, value: Any, shape: torch.Size) -> bool:
+    """Tell whether an optimizer keeps a number here, and no tensor with a value for each weight."""
+    return not isinstance(value, Tensor) or (value.ndim == 0 and (len(shape) > 0 or key.endswith(STEP)))
+
+
+def state_pieces(name: str, p: Tensor, state: dict[str, Any]) -> Iterator[Piece]:
+    """Yield the pieces of the optimizer's state of one parameter, whose tensors are laid out as the parameter is."""
+    for key, value in state.items():
+        if is_number(key, value, p.shape):
+            yield number(name, key, value)
+        elif value.shape == p.shape:
+            yield piece_of(name, key, value)
+        else:
+            raise ValueError(
+                f"{name}: found state {key!r} of shape {tuple(value.shape)} in the optimizer, expected a number or "
+                f"shape {tuple(p.shape)}; checkpoints cannot hold it"
+            )
+
+
+def share(pieces: Iterable[Piece], copy: int, copies: int) -> list[Piece]:
+    """Return what one of several processes that hold the same pieces is to write; together they write each value once.
+
+    A large piece is cut into equal parts; the small ones go round, in an order that is the same on all processes.
+    """
+    mine = []
+    for count, piece in enumerate(sorted(pieces, key=lambda piece: (piece.name, piece.key, piece.start))):
+        n = piece.values.numel()
+        if n < SMALL * copies:
+            if count % copies == copy:
+                mine.append(piece)
+        else:
+            first, end = n * copy // copies, n * (copy + 1) // copies
+            mine.append(piece._replace(start=piece.start + first, values=piece.values[first:end]))
+    return mine
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all weights and buffers that a checkpoint of this module holds, whole, by name."""
+    return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in kept(module).items()}
+
+
+def kept(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of a module by name, as they are; ZeRO 3 empties parameters."""
+    return module.state_dict(keep_vars=True)

@@ -1,0 +1,88 @@
+"""How far a training is, beside weights and optimizer: loops, schedules, callbacks, data. Plain values, as JSON."""
+
+from __future__ import annotations
+
+import json
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from videodiff.data.storage.files import inside
+
+Progress = dict[str, Any]
+
+
+def progress_of(trainer: lightning.Trainer) -> Progress:
+    """Return the progress of a training as plain values; every rank has to call, as the data ask all of them."""
+    found = {
+        "global_step": trainer.global_step,
+        "loops": {"fit_loop": trainer.fit_loop.state_dict()},
+        "lr_schedulers": [{"last_epoch": one.scheduler.last_epoch} for one in trainer.lr_scheduler_configs],
+        "callbacks": {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())},
+    }
+    for part in (trainer.datamodule, trainer.precision_plugin):
+        if part is not None and (state := part.state_dict()):
+            found[type(part).__qualname__] = state
+    return plain(found, "progress")
+
+
+def plain(value: Any, where: str) -> Any:
+    """Return nested values as JSON has them; anything else than plain values is an error that says where it is."""
+    if isinstance(value, dict):
+        if strange := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{where}: found the key {strange[0]!r}, expected text: a checkpoint holds plain values")
+        return {key: plain(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner, f"{where}.{count}") for count, inner in enumerate(value)]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral | Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    raise ValueError(f"{where}: found a {type(value).__name__}, expected plain values: a checkpoint holds nothing else")
+
+
+def read_progress(path: Path) -> Progress:
+    """Return the progress in a file."""
+    try:
+        found = json.loads(inside(path.parent, path.name).read_text())
+        found["global_step"], found["loops"]["fit_loop"], found["callbacks"], found["lr_schedulers"][0]["last_epoch"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: found no readable progress of a training ({error}), expected it") from error
+    return found
+
+
+def set_progress(trainer: lightning.Trainer, progress: Progress) -> None:
+    """Let a training that is set up go on from here: what Lightning restores from a checkpoint of its own."""
+    for part in (trainer.datamodule, trainer.precision_plugin):
+        if part is not None and type(part).__qualname__ in progress:
+            part.load_state_dict(progress[type(part).__qualname__])
+    for callback in trainer.callbacks:
+        if callback.state_key in progress["callbacks"]:
+            callback.load_state_dict(progress["callbacks"][callback.state_key])
+    trainer.fit_loop.load_state_dict(counted_anew(progress, trainer.accumulate_grad_batches))
+    for one, state in zip(trainer.lr_scheduler_configs, progress["lr_schedulers"], strict=True):
+        go_on(one.scheduler, state["last_epoch"])
+
+
+def counted_anew(progress: Progress, accumulate: int) -> dict[str, Any]:
+    """Return the state of the loop with micro-batches counted from where the stream goes on: the first of a step.
+
+    It would go on counting those of the run before, which may have had another number of them in a step, or have been
+    cut in the middle of one.
+    """
+    loop = dict(progress["loops"]["fit_loop"])
+    batches = dict(loop["epoch_loop.batch_progress"])
+    for counted in ("total", "current"):
+        batches[counted] = dict.fromkeys(batches[counted], progress["global_step"] * accumulate)
+    return loop | {"epoch_loop.batch_progress": batches}
+
+
+def go_on(scheduler: Any, step: int) -> None:
+    """Let a schedule go on at a step: what it gives depends on the step alone, for any number of groups."""
+    scheduler.last_epoch, scheduler._step_count = step, step + 1
+    rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    scheduler._last_lr = rates
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -1,0 +1,44 @@
+"""Going on from a checkpoint: on as many processes as before to the bit, on any other number alike but for rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning
+from torch import Tensor
+
+from videodiff.parallel.engine import engine_of
+from videodiff.training.run.before import is_before_pieces, read_before
+from videodiff.training.run.checkpoint import PROGRESS, STATE, of, read_record
+from videodiff.training.run.generators import set_generators
+from videodiff.training.run.pieces import RANDOM, shapes_of
+from videodiff.training.run.progress import read_progress, set_progress
+from videodiff.training.run.saved import Saved
+from videodiff.training.run.saving import name_of
+
+
+def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
+    """Let a training that is set up go on from a checkpoint; every rank has to call."""
+    trainer, record = module.trainer, read_record(checkpoint)
+    if is_before_pieces(checkpoint):
+        saved, progress = read_before(checkpoint, module.names_in_order())
+    else:
+        saved, progress = Saved(files_of(checkpoint)), read_progress(checkpoint / STATE / PROGRESS)
+    saved.check(shapes_of(module), checkpoint)
+    set_progress(trainer, progress)
+    engine_of(trainer.strategy).load(module, saved)
+    # What a process draws by itself goes on where there are as many of them; nothing of this project's does.
+    if saved.files and record["processes"] == trainer.world_size:
+        set_generators(random_of(saved, checkpoint / STATE / f"{name_of(trainer.global_rank)}.safetensors"))
+
+
+def files_of(checkpoint: Path) -> list[Path]:
+    """Return the files of a checkpoint that hold pieces of its state."""
+    return [checkpoint / name for name in of(read_record(checkpoint)["files"], STATE) if name.endswith(".safetensors")]
+
+
+def random_of(saved: Saved, path: Path) -> dict[str, Tensor]:
+    """Return the states of the generators of one rank."""
+    file = saved.files[path]
+    names = [name for name in file.keys() if name.startswith(RANDOM)]  # noqa: SIM118
+    return {name.removeprefix(RANDOM): file.get_tensor(name) for name in names}

@@ -1,0 +1,240 @@
+"""Saving a checkpoint: every process writes its pieces in a thread, and the first one gives the folder its name.
+
+    .step_00000500.<token>.partial/
+        state/rank_00000.safetensors   the pieces of one process, and its generators of random numbers
+        .written/rank_00000.json       size and checksum of that file, or that it could not be written
+        average.safetensors            made by the first process of the pieces, when all are there
+        checkpoint.json                written last, then the folder is renamed
+
+Training waits for the copies of its tensors, not for the disk. The processes agree on the outcome when training asks
+for it: at the end of a later step, before the next save, or at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from videodiff.data.storage.files import partial_of, sync, write_whole
+from videodiff.parallel.engine import engine_of
+from videodiff.parallel.ranks import agree
+from videodiff.training.average import trainable
+from videodiff.training.run.checkpoint import (
+    AVERAGE,
+    NAME,
+    PROGRESS,
+    RECORD,
+    STATE,
+    VERSION,
+    put_in_place,
+    remove_unfinished,
+    room_for,
+    size_of,
+)
+from videodiff.training.run.files import Entry, Written, refuse_not_finite, streaming, write_entries
+from videodiff.training.run.generators import generators
+from videodiff.training.run.pieces import AVERAGE as EMA
+from videodiff.training.run.pieces import RANDOM, WEIGHT, Piece
+from videodiff.training.run.progress import Progress, progress_of
+from videodiff.training.run.saved import Saved
+
+MARKS, LOOK = ".written", 0.02
+
+
+class Buffers:
+    """Memory on the host for copies of the state, kept from one save to the next: to get it anew takes longer than to
+    copy; beside CUDA it is pinned, so that the device copies while it computes.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, str, int], Tensor] = {}
+
+    def copies(self, pieces: list[Piece]) -> list[Piece]:
+        """Return the pieces with values that training does not change; on CUDA they are there after `wait_for`."""
+        before, self.held, found = self.held, {}, []
+        for piece in pieces:
+            place = (piece.name, piece.key, piece.start)
+            values, there = piece.values, before.get(place)
+            if there is None or (there.shape, there.dtype) != (values.shape, values.dtype):
+                there = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+            there.copy_(values, non_blocking=values.is_cuda)
+            self.held[place] = there
+            found.append(piece._replace(values=there))
+        return found
+
+
+class Saving:
+    """One checkpoint that is being written by a thread of this process, and by one of each other process."""
+
+    def __init__(self, trainer: lightning.Trainer, folder: Path, buffers: Buffers | None = None) -> None:
+        """Copy the state and begin to write it; every rank has to call. Without buffers the copies are not kept."""
+        self.trainer, self.folder, self.problem = trainer, folder, None
+        self.step, self.world, self.rank = trainer.global_step, trainer.world_size, trainer.global_rank
+        engine = engine_of(trainer.strategy)
+        self.layout = engine.layout(self.world)
+        self.weights = engine.count(trainable(trainer.lightning_module).values())
+        self.averaged = sorted(trainable(trainer.lightning_module))
+        self.final = folder / f"step_{self.step:08d}"
+        self.partial = trainer.strategy.broadcast(partial_of(self.final))
+        self.own, self.stop = threading.Event(), threading.Event()
+        try:
+            agree(self.world, self.make_folder())
+            pieces = (buffers or Buffers()).copies(engine.pieces(trainer.lightning_module))
+            self.event = torch.cuda.Event() if torch.cuda.is_available() else None
+            if self.event is not None:
+                self.event.record()
+            progress, random = progress_of(trainer), generators()
+        except OSError as error:
+            self.clean()
+            raise self.with_need(error) from error
+        except BaseException:
+            self.clean()
+            raise
+        self.thread = threading.Thread(target=self.write, args=(pieces, progress, random), name="save", daemon=True)
+        self.thread.start()
+
+    def make_folder(self) -> Exception | None:
+        """Make the folder under its temporary name, on the first rank."""
+        if self.rank == 0:
+            try:
+                remove_unfinished(self.folder)
+                (self.partial / STATE).mkdir(parents=True)
+                (self.partial / MARKS).mkdir()
+            except OSError as error:
+                return error
+        return None
+
+    def write(self, pieces: list[Piece], progress: Progress, random: Mapping[str, Tensor]) -> None:
+        """Write what this rank has, in its thread; the first rank then waits for the others and ends the checkpoint."""
+        mark: dict[str, Any] = {}
+        try:
+            if self.event is not None:
+                self.event.synchronize()
+            mark = write_pieces(pieces, random, self.partial / STATE / f"{name_of(self.rank)}.safetensors")._asdict()
+        except (OSError, ValueError) as error:
+            self.problem = error
+        del pieces
+        try:
+            write_whole(self.partial / MARKS / f"{name_of(self.rank)}.json", json.dumps(mark).encode())
+            self.own.set()
+            if self.rank == 0 and (marks := self.marks()) is not None:
+                self.end(marks, progress)
+        except (OSError, ValueError) as error:
+            self.problem = self.problem or error
+        finally:
+            self.own.set()
+
+    def marks(self) -> list[Written] | None:
+        """Return what each rank has written, when all are done; None where one could not, or nobody waits any more."""
+        found = []
+        for rank in range(self.world):
+            mark = self.partial / MARKS / f"{name_of(rank)}.json"
+            while not mark.is_file():
+                if self.stop.wait(LOOK):
+                    return None
+            if not (written := json.loads(mark.read_text())):
+                return None
+            found.append(Written(**written))
+        return found
+
+    def end(self, marks: list[Written], progress: Progress) -> None:
+        """Write the average and the record, and give the folder its name."""
+        names = [f"{STATE}/{name_of(rank)}.safetensors" for rank in range(self.world)]
+        files = dict(zip(names, marks, strict=True))
+        files[f"{STATE}/{PROGRESS}"] = write_json(progress, self.partial / STATE / PROGRESS)
+        files[AVERAGE] = write_average([self.partial / name for name in names], self.averaged, self.partial / AVERAGE)
+        listed = {name: file._asdict() for name, file in sorted(files.items())}
+        record = {"version": VERSION, "step": self.step, "state": self.layout, "processes": self.world, "files": listed}
+        shutil.rmtree(self.partial / MARKS)
+        write_whole(self.partial / RECORD, json.dumps(record, indent=1).encode())
+        for path in (self.partial / STATE, self.partial):
+            sync(path)
+        put_in_place(self.partial, self.final)
+
+    def done(self) -> bool:
+        """Tell whether this process has nothing more to write."""
+        return not self.thread.is_alive()
+
+    def finish(self) -> Path:
+        """Wait for the checkpoint and return its folder; every rank has to call.
+
+        ValueError on all ranks where weights or averages are not finite, OSError where a file of any rank could not be
+        written; then nothing of it stays.
+        """
+        self.own.wait()
+        try:
+            # First that each rank has written its own files: the first one's thread waits for them.
+            agree(self.world, self.problem)
+            self.thread.join()
+            agree(self.world, self.problem)
+        except OSError as error:
+            raise self.with_need(error) from error
+        finally:
+            self.stop.set()
+            self.thread.join()
+            self.clean()
+        return self.final
+
+    def clean(self) -> None:
+        """Remove what is left under the temporary name: on a full disk it would take the room that is needed."""
+        if self.rank == 0:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def with_need(self, error: OSError) -> OSError:
+        """Return the error of a full disk with the folder of the checkpoints and the room that one needs."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        sizes = [size_of(checkpoint) for checkpoint in self.folder.glob("step_*") if NAME.fullmatch(checkpoint.name)]
+        needed = max(sizes, default=room_for(self.weights))
+        text = f"{os.strerror(error.errno)} for a checkpoint, which needs about {needed / 2**20:,.1f} MiB"
+        return OSError(error.errno, text, str(self.folder))
+
+
+def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
+    """Write the checkpoint of the current step and wait for it; every rank has to call. Returns its folder."""
+    return Saving(trainer, folder).finish()
+
+
+def name_of(rank: int) -> str:
+    """Return what the files of a rank are called."""
+    return f"rank_{rank:05d}"
+
+
+def write_pieces(pieces: list[Piece], random: Mapping[str, Tensor], path: Path) -> Written:
+    """Write the pieces of one rank and its generators; ValueError where a value is not finite."""
+    refuse_not_finite({f"{piece.name}.{piece.key}": piece.values for piece in pieces}, path)
+    entries = [Entry.of(f"{piece.name}|{piece.key}|{piece.start}", piece.values) for piece in pieces]
+    entries += [Entry.of(f"{RANDOM}{name}", state) for name, state in random.items()]
+    notes = {f"{piece.name}|{piece.key}": json.dumps(piece.shape) for piece in pieces}
+    return write_entries(entries, path, notes)
+
+
+def write_json(value: Any, path: Path) -> Written:
+    """Write plain values."""
+    with streaming(path) as file:
+        file.write(json.dumps(value).encode())
+    return Written(file.size, file.digest.hexdigest())
+
+
+def write_average(paths: list[Path], names: list[str], path: Path) -> Written:
+    """Write the averages of these parameters whole, one after the other, from the pieces of all ranks.
+
+    A parameter that no step has changed has no average yet: its weight stands for it.
+    """
+    saved, entries = Saved(paths), []
+    saved.check_complete()
+    for name in names:
+        key = EMA if EMA in saved.keys(name) else WEIGHT
+        shape = saved.shapes[name, key] or ()
+        entries.append(Entry(name, torch.float32, shape, lambda name=name, key=key: saved.whole(name, key)))
+    return write_entries(entries, path)
