@@ -100,19 +100,20 @@ RULES = [
         ),
     ),
     Rule(
-        "parallel knows of training how files of state are written and what optimizers there are",
+        "parallel knows of training the pieces of its state, how they are read, and what optimizers there are",
         room("videodiff/parallel"),
         of_the_project_only(
             "videodiff.parallel",
             "videodiff.data.storage",
-            "videodiff.training.run.files",
+            "videodiff.training.run.pieces",
+            "videodiff.training.run.saved",
             "videodiff.training.optimizer",
         ),
     ),
     Rule(
         "what parallel knows of training knows nothing of parallel",
-        room("videodiff/training/run/files.py", "videodiff/training/optimizer.py"),
-        of_the_project_only("videodiff.data.storage"),
+        room(*(f"videodiff/training/{name}.py" for name in ("run/pieces", "run/saved", "optimizer"))),
+        of_the_project_only("videodiff.data.storage", "videodiff.training.run.pieces"),
     ),
     Rule(
         "generation imports neither training nor verbs",
