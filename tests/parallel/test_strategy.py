@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import finish, start, tiny
-from tests.material.saved_state import assert_same_bits, progress_in
+from tests.material.runs.saved_state import assert_same_bits, progress_in
 from videodiff.data.samples.manifest import Manifest
 from videodiff.report.run import read_run
 from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, whole

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.conftest import tiny
-from tests.material.saved_state import assert_same_bits, tensors_of
+from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
 from videodiff.training.guard import Spikes, Taken, finite, suspects, tell_backward

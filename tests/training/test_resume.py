@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import finish, start, tiny
-from tests.material.saved_state import assert_same_bits
+from tests.material.runs.saved_state import assert_same_bits
 from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint
 
 STEPS = 60

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish, start, tiny
-from tests.material.saved_state import tensors_of
+from tests.material.runs.saved_state import tensors_of
 from tests.material.servers.loopback import site
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_captions, read_sample

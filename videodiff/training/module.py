@@ -19,6 +19,8 @@ from videodiff.training.run.restoring import restore
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_SEED = 0x7A1
+# The figures of a validation, all of them losses.
+VALIDATED = ("val/loss", *(f"val/loss_tau_{level}" for level in VALIDATION_LEVELS))
 
 
 class VideoDiffusion(lightning.LightningModule):
@@ -53,6 +55,7 @@ class VideoDiffusion(lightning.LightningModule):
         # What this rank has taken of the present step, and what is known of the last one.
         self.taken: list[Taken] = []
         self.validated: Tensor | None = None
+        self.validated_figures: dict[str, float] = {}
         self.ended, self.began, self.rate = 0, 0, 0.0
 
     @property
@@ -151,8 +154,9 @@ class VideoDiffusion(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the clips of all ranks, one figure a level and their mean, however batches were cut."""
         *sums, clips = self.trainer.strategy.reduce(self.validated, reduce_op="sum").tolist()
-        losses = {f"val/loss_tau_{level}": one / clips for level, one in zip(VALIDATION_LEVELS, sums, strict=True)}
-        log_figures(self.trainer, {**losses, "val/loss": sum(losses.values()) / len(losses)})
+        losses = [one / clips for one in sums]
+        self.validated_figures = dict(zip(VALIDATED, [sum(losses) / len(losses), *losses], strict=True))
+        log_figures(self.trainer, self.validated_figures)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over groups of parameters and its schedule, stepped once an optimizer step."""

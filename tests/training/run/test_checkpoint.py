@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import tiny
-from tests.material.saved_state import assert_same_bits, progress_in, weights_of
+from tests.material.runs.saved_state import assert_same_bits, progress_in, weights_of
 from videodiff.data.storage.files import sha256_of
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.run import checkpoint as module

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import finish, start, tiny
-from tests.material.saved_state import tensors_of
+from tests.material.runs.saved_state import tensors_of
 from videodiff.report.run import read_run
 from videodiff.training.run.checkpoint import checkpoints, read_record
 

@@ -2,68 +2,180 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from videodiff.data.storage.files import write_whole
 from videodiff.parallel.ranks import agree
 from videodiff.training.average import trainable
+from videodiff.training.module import VALIDATED
 from videodiff.training.run.checkpoint import check_room, prune
-from videodiff.training.run.saving import save_checkpoint
+from videodiff.training.run.logging import say
+from videodiff.training.run.saving import Buffers, Saving
+
+BEST = "best.json"
+# Seconds: a wait for the save before that is worth a line, and how long an error waits for a save of several processes.
+LONG, PATIENCE = 1.0, 10.0
 
 
 class Checkpoints(Callback):
-    """Save every `every` optimizer steps and at the end, keep the newest `keep` (0: all).
+    """Save every `every` optimizer steps, every `minutes`, and at the end; keep the newest `keep` (0: all).
+
+    Also kept: those of steps that `keep_every` divides, and the one with the lowest `best`, which is a loss of
+    validation such as val/loss; where it is lower than before, a checkpoint is saved. `asynchronous`: training goes on
+    while a thread writes copies of the state; a second save waits for the first.
 
     An old checkpoint goes when the step after a new one shows a finite loss: until then nobody knows what the new one
     is worth. So a skipped step is no time to save either, except at the end.
     """
 
-    def __init__(self, folder: str | Path, every: int = 1000, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int = 1000,
+        keep: int = 2,
+        keep_every: int | None = None,
+        best: str | None = None,
+        minutes: float | None = None,
+        asynchronous: bool = True,
+    ) -> None:
         self.folder, self.every, self.keep, self.saved = Path(folder), every, keep, -1
-        self.due, self.unproven = False, False
+        self.keep_every, self.best, self.minutes, self.asynchronous = keep_every, best, minutes, asynchronous
+        self.due, self.unproven, self.improved, self.told = False, False, False, False
+        self.lowest: tuple[float, int] | None = None
+        self.saving: Saving | None = None
+        self.buffers, self.began = Buffers(), time.monotonic()
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        problem = None
-        if trainer.is_global_zero:
+        problem = self.wrong_best(trainer)
+        if trainer.is_global_zero and problem is None:
             try:
-                check_room(self.folder, module.engine.count(trainable(module).values()), self.keep)
+                kept = self.keep and self.keep + (self.best is not None)
+                check_room(self.folder, module.engine.count(trainable(module).values()), kept)
             except OSError as error:
                 problem = error
         agree(trainer.world_size, problem)
 
+    def wrong_best(self, trainer: lightning.Trainer) -> ValueError | None:
+        """Return what is wrong with the name of the loss that says which checkpoint is best."""
+        if self.best is None:
+            return None
+        if self.best not in VALIDATED:
+            return ValueError(
+                f"callbacks.checkpoints.best: found {self.best!r}, expected one of {', '.join(VALIDATED)}"
+            )
+        if not trainer.limit_val_batches:
+            return ValueError(
+                f"callbacks.checkpoints.best: found {self.best!r} without clips to validate with; set "
+                "data.validation_root, or leave it out"
+            )
+        return None
+
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         # The step that a run goes on from is there; its first micro-batch would save it again, in the middle of a step.
-        self.saved = trainer.global_step
+        self.saved, self.began = trainer.global_step, time.monotonic()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
+        # Not while validation is in progress, which a resumed run would go on with.
+        if self.improved:
+            self.save(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if not module.step_ended():
             return
-        self.due = self.due or trainer.global_step % self.every == 0
+        if self.saving is not None and decided(trainer, self.saving.done(), all=True):
+            self.finish()
+        self.due = self.due or trainer.global_step % self.every == 0 or self.is_late(trainer)
         if not module.was_skipped():
-            if self.unproven:
+            if self.unproven and self.saving is None:
                 self.prune(trainer)
             if self.due:
                 self.save(trainer)
 
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if self.best is None or trainer.sanity_checking:
+            return
+        loss = module.validated_figures[self.best]
+        if self.lowest is None or loss < self.lowest[0]:
+            self.lowest, self.improved = (loss, trainer.global_step), True
+
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self.save(trainer)
+        self.finish()
         if not module.was_skipped():
             self.prune(trainer)
 
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """Let a checkpoint that is being written be ended: what it holds was good. Other processes may be dead."""
+        if self.saving is not None:
+            self.saving.thread.join(None if trainer.world_size == 1 else PATIENCE)
+
+    def is_late(self, trainer: lightning.Trainer) -> bool:
+        """Tell whether it is time for another checkpoint, by the clock of the first rank."""
+        if self.minutes is None:
+            return False
+        return decided(trainer, trainer.is_global_zero and time.monotonic() - self.began > 60 * self.minutes, all=False)
+
     def save(self, trainer: lightning.Trainer) -> None:
-        """Save once a step: the last micro-batch of a step and the end of training may both ask."""
-        self.due = False
+        """Begin to save, once a step: the last micro-batch of a step and the end of training may both ask."""
+        self.due = self.improved = False
         if trainer.global_step in (self.saved, 0):
             return
-        self.saved = trainer.global_step
-        save_checkpoint(trainer, self.folder)
-        self.unproven = True
+        if self.saving is not None:
+            before, began = self.saving.step, time.monotonic()
+            self.finish()
+            self.tell_wait(trainer, before, time.monotonic() - began)
+        self.saved, self.began = trainer.global_step, time.monotonic()
+        self.saving, self.unproven = Saving(trainer, self.folder, self.buffers), True
+        if not self.asynchronous:
+            self.finish()
+
+    def tell_wait(self, trainer: lightning.Trainer, before: int, seconds: float) -> None:
+        """Say, once, that checkpoints come faster than they are written."""
+        if seconds > LONG and not self.told and trainer.is_global_zero and not trainer.should_stop:
+            self.told = True
+            say(
+                f"step {trainer.global_step:,}: waited {seconds:.1f} s for the checkpoint of step {before:,} to be on "
+                f"the disk; a larger callbacks.checkpoints.every than {self.every} would not wait"
+            )
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written has its name."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            saving.finish()
+            if self.lowest is not None and saving.rank == 0 and saving.step == self.lowest[1]:
+                found = {"step": saving.step, self.best: self.lowest[0]}
+                write_whole(self.folder / BEST, json.dumps(found).encode())
 
     def prune(self, trainer: lightning.Trainer) -> None:
         """Remove the old ones."""
         self.unproven = False
         if trainer.is_global_zero:
-            prune(self.folder, self.keep)
+            prune(self.folder, self.keep, self.is_kept)
+
+    def is_kept(self, step: int) -> bool:
+        """Tell whether the checkpoint of a step is kept for another reason than its age."""
+        often = self.keep_every is not None and step % self.keep_every == 0
+        return often or (self.lowest is not None and step == self.lowest[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        return (
+            {}
+            if self.lowest is None
+            else {"lowest": {"name": self.best, "loss": self.lowest[0], "step": self.lowest[1]}}
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["lowest"]["name"] == self.best:
+            self.lowest = state["lowest"]["loss"], state["lowest"]["step"]
+
+
+def decided(trainer: lightning.Trainer, here: bool, all: bool) -> bool:
+    """Return the same on all ranks: whether it is so on all of them, or on any."""
+    return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=all)

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -238,11 +238,15 @@ def is_damaged(checkpoint: Path) -> bool:
         return True
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a folder (0: none); damaged ones stay and do not count."""
+def prune(folder: Path, keep: int, is_kept: Callable[[int], bool] = lambda step: False) -> None:
+    """Remove all but the newest `keep` checkpoints of a folder (0: none), and those of steps that are kept for good.
+
+    Damaged ones stay and do not count.
+    """
     found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and not is_damaged(path)]
     for old in sorted(found, key=step_of)[: -keep if keep else 0]:
-        shutil.rmtree(old)
+        if not is_kept(step_of(old)):
+            shutil.rmtree(old)
 
 
 def remove_unfinished(folder: Path) -> None:

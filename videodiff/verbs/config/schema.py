@@ -275,7 +275,15 @@ CLASSES: dict[str, Kind] = {
         dynamic=optional(FLAG),
         graphs=COUNT,
     ),
-    "videodiff.training.callbacks.checkpoints.Checkpoints": record(folder=PLACE, every=EVERY, keep=whole(0)),
+    "videodiff.training.callbacks.checkpoints.Checkpoints": record(
+        folder=PLACE,
+        every=EVERY,
+        keep=whole(0),
+        keep_every=optional(EVERY),
+        best=optional(NAME),
+        minutes=optional(number(above=0)),
+        asynchronous=FLAG,
+    ),
     "videodiff.training.callbacks.samples.SampleClips": record(
         folder=PLACE, generation=PART, every=EVERY, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)
     ),
