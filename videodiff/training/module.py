@@ -16,6 +16,7 @@ from videodiff.training.encoding import encode_text, encode_video
 from videodiff.training.guard import Taken, tell_backward
 from videodiff.training.run.logging import log_figures
 from videodiff.training.run.restoring import restore
+from videodiff.training.stopwatch import Stopwatch
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 VALIDATION_SEED = 0x7A1
@@ -57,6 +58,7 @@ class VideoDiffusion(lightning.LightningModule):
         self.validated: Tensor | None = None
         self.validated_figures: dict[str, float] = {}
         self.ended, self.began, self.rate = 0, 0, 0.0
+        self.stopwatch = Stopwatch()
 
     @property
     def engine(self) -> Engine:
@@ -87,6 +89,10 @@ class VideoDiffusion(lightning.LightningModule):
         """Begin to count steps."""
         self.ended = self.began = self.trainer.global_step
 
+    def on_train_batch_start(self, batch: dict[str, Any], index: int) -> None:
+        """Count the time of a step from here on."""
+        self.stopwatch.enter("compute")
+
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """Return the mean loss of this rank's part of the global batch."""
         x = encode_video(batch, self.codec, self.device)
@@ -115,6 +121,7 @@ class VideoDiffusion(lightning.LightningModule):
             if self.due():
                 self.log_step()
             self.taken = []
+        self.stopwatch.enter("data")
 
     def due(self) -> bool:
         """Tell whether the step that has just ended is logged: one in some, and the first and the last."""
@@ -138,6 +145,7 @@ class VideoDiffusion(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         """Begin a sum of losses: one a level, and the number of clips."""
+        self.stopwatch.enter("validation")
         self.validated = torch.zeros(len(VALIDATION_LEVELS) + 1, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
@@ -157,6 +165,7 @@ class VideoDiffusion(lightning.LightningModule):
         losses = [one / clips for one in sums]
         self.validated_figures = dict(zip(VALIDATED, [sum(losses) / len(losses), *losses], strict=True))
         log_figures(self.trainer, self.validated_figures)
+        self.stopwatch.enter("data")
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over groups of parameters and its schedule, stepped once an optimizer step."""

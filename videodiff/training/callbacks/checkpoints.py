@@ -124,8 +124,12 @@ class Checkpoints(Callback):
     def save(self, trainer: lightning.Trainer) -> None:
         """Begin to save, once a step: the last micro-batch of a step and the end of training may both ask."""
         self.due = self.improved = False
-        if trainer.global_step in (self.saved, 0):
-            return
+        if trainer.global_step not in (self.saved, 0):
+            with trainer.lightning_module.stopwatch.during("checkpoint"):
+                self.begin(trainer)
+
+    def begin(self, trainer: lightning.Trainer) -> None:
+        """Begin to save, once the checkpoint before is on the disk."""
         if self.saving is not None:
             before, began = self.saving.step, time.monotonic()
             self.finish()

@@ -89,12 +89,13 @@ class SampleClips(Callback):
         if not step or step % self.every or step == self.sampled:
             return
         self.sampled = step
-        module.eval()
-        with averaged(module, module.engine), trainer.precision_plugin.forward_context():
-            made = sample_clips(module, self.generation, self.wanted, self.shape)
-        module.train()
-        if trainer.is_global_zero:
-            self.write(trainer, step, made)
+        with module.stopwatch.during("samples"):
+            module.eval()
+            with averaged(module, module.engine), trainer.precision_plugin.forward_context():
+                made = sample_clips(module, self.generation, self.wanted, self.shape)
+            module.train()
+            if trainer.is_global_zero:
+                self.write(trainer, step, made)
 
     def folder_of(self, step: int) -> Path:
         """Return where the clips of a step are."""

@@ -290,6 +290,7 @@ CLASSES: dict[str, Kind] = {
     "videodiff.training.callbacks.guard.Guard": record(
         budget=whole(0), within=COUNT, spike=optional(number(above=1)), history=COUNT
     ),
+    "videodiff.training.callbacks.goodput.Goodput": record(every=COUNT),
     "videodiff.training.callbacks.stop.StopGently": record(),
     "videodiff.training.callbacks.progress.Progress": record(
         tokens_per_place=instead(BY_VERB), every=EVERY, clock=instead(BY_VERB)

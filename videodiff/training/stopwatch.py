@@ -1,0 +1,54 @@
+"""Where the wall time of a run goes: every second is on one account."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+# What a run spends its time on. `restart` is all that lies between a checkpoint and the first step after it of the run
+# that went on from there: the work that was lost, the wait for machines, the start.
+ACCOUNTS = ("compute", "data", "checkpoint", "validation", "samples", "start", "restart")
+
+
+class Stopwatch:
+    """Count the seconds of each account; it runs from the moment it is made, on `start`."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.clock, self.account, self.since = clock, "start", clock()
+        self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
+
+    def enter(self, account: str) -> None:
+        """Count from now on on another account."""
+        now = self.clock()
+        # The clock of a machine may be set back.
+        self.seconds[self.account] += max(0.0, now - self.since)
+        self.account, self.since = account, now
+
+    @contextmanager
+    def during(self, account: str) -> Iterator[None]:
+        """Count what happens within on another account."""
+        before = self.account
+        self.enter(account)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def state(self) -> dict[str, float]:
+        """Return the seconds of all accounts and the time of day, for a checkpoint."""
+        self.enter(self.account)
+        return {**self.seconds, "at": self.since}
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Go on from a checkpoint: what has passed since then is a restart."""
+        now = self.clock()
+        self.seconds = {account: float(state.get(account, 0.0)) for account in ACCOUNTS}
+        self.seconds["restart"] += max(0.0, now - float(state["at"]))
+        self.account, self.since = "restart", now
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of each account in the time of the run, 0 to 1."""
+        self.enter(self.account)
+        total = sum(self.seconds.values())
+        return {account: seconds / total if total else 0.0 for account, seconds in self.seconds.items()}
