@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ import torch
 
 from tests.conftest import start, tiny
 from videodiff.data.storage.files import sha256_of
-from videodiff.parallel.launcher import first_failure, watch
+from videodiff.parallel import launcher
+from videodiff.parallel.launcher import first_failure, meeting_port, watch
 from videodiff.training.run.checkpoint import latest_checkpoint
 
 TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant", "~schedule.decay"]
@@ -104,3 +106,20 @@ def test_a_shard_that_cannot_be_loaded_is_one_line_of_its_rank(tmp_path: Path, w
     assert line.startswith("videodiff train (rank 1): error: "), out
     assert f"{shards[1].name}: found something else than the state of a training" in line
     assert "Traceback" not in out
+
+
+def test_the_port_of_a_run_is_free_and_none_that_an_outgoing_connection_gets() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = {meeting_port() for _ in range(50)}
+    assert len(ports) > 40, "two runs that begin together would meet"
+    assert max(ports) < lowest
+
+
+def test_a_port_that_is_taken_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(launcher, "PORTS", range(port, port + 1))
+        with pytest.raises(OSError, match="found no free port in 100 of"):
+            meeting_port()

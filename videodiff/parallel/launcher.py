@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 # Seconds in which the others may end by themselves, with what they have to say, after one of them failed.
 GRACE = 20.0
 LOOK = 0.2
 SET_PARENT_DEATH_SIGNAL = 1
+# Below the ports of outgoing connections, on Linux and elsewhere.
+PORTS = range(20000, 32768)
 # The exit status of a process that has said by itself why it ended.
 SAID = 1
 # That of a training which a signal ended before its last step, with a checkpoint: start it again to go on.
@@ -40,6 +46,8 @@ class Launcher(_SubprocessScriptLauncher):
         """Start the other processes, and train in this one."""
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
+            if type(self.cluster_environment) is LightningEnvironment and "MASTER_PORT" not in os.environ:
+                self.cluster_environment._main_port = meeting_port()
             self._call_children_scripts()
             threading.Thread(target=watch, args=(self.procs,), daemon=True, name="watch over ranks").start()
         return function(*args, **kwargs)
@@ -47,6 +55,20 @@ class Launcher(_SubprocessScriptLauncher):
     def lost(self) -> Ended | None:
         """Return which of the processes failed first."""
         return first_failure(self.procs)
+
+
+def meeting_port() -> int:
+    """Return a free port for the processes of a run to meet at.
+
+    A free port that the kernel chooses may be given to any outgoing connection before the first rank listens on it,
+    seconds later. The kernel chooses none of these by itself.
+    """
+    for _ in range(100):
+        port = PORTS.start + secrets.randbelow(len(PORTS))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError(f"found no free port in 100 of {PORTS.start} to {PORTS.stop - 1}, expected one; set MASTER_PORT")
 
 
 def watched(launcher: Any) -> Any:
