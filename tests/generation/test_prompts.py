@@ -23,7 +23,7 @@ def test_a_prompt_that_is_not_taken_is_named_by_setting_and_number(prompts: list
 
 def test_a_prompt_that_is_cut_is_told() -> None:
     class Tokens:
-        max_length = 3
+        unit, max_length = "tokens", 3
 
         def tokens(self, prompts: list[str]) -> list[int]:
             return [len(prompt.split()) for prompt in prompts]

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from videodiff.text.words import Words, read_words, split_words
+from videodiff.text.words import Words, read_words
+from videodiff.words import split_words
 
 VOCABULARY = ["a", "red", "green", "ball", "moves", "left", "don't"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -33,6 +33,7 @@ class Transformers(nn.Module):
     of the model, -2 that of its last block but one, and so on.
     """
 
+    unit: Literal["tokens"] = "tokens"
     trainable = False
 
     @staticmethod

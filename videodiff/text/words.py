@@ -1,22 +1,17 @@
-"""A learned vocabulary: one vector a word and one a place in the caption; trained with the denoiser, no download."""
+"""A learned vocabulary: a vector per word and per index in the caption; trained with the denoiser, no download."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from videodiff.device import send
-
-
-def split_words(caption: str) -> list[str]:
-    """Return the lower-case words of a caption, punctuation dropped."""
-    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", caption.lower())
+from videodiff.words import parse_words, split_words
 
 
 def read_words(path: str | Path) -> list[str]:
@@ -28,34 +23,20 @@ def read_words(path: str | Path) -> list[str]:
     return parse_words(Path(path).read_bytes(), str(path))
 
 
-def parse_words(data: bytes, where: str) -> list[str]:
-    """Return the words of the content of a words.txt; `where` begins the message about a wrong line."""
-    try:
-        lines = data.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"text.vocabulary: {where}: found bytes that are not UTF-8, expected one word a line"
-        ) from error
-    words = [line.strip() for line in lines]
-    for number, word in enumerate(words, 1):
-        if word and split_words(word) != [word]:
-            raise ValueError(f"text.vocabulary: {where}:{number}: found {word[:40]!r}, expected one word in lower case")
-    return [word for word in words if word]
-
-
 class Words(nn.Module):
     """Encode captions word by word; an empty caption is the start token alone.
 
-    `vocabulary` is a list of words or the path of a file with one a line; a caption has `max_words` - 1 words at most.
-    A longer one is refused, or with `long` cut there; a word outside the vocabulary is refused, or with `unknown` drop
-    left out.
+    `vocabulary` is a list of words or the path of a file with one word per line. A caption has at most `max_words` - 1
+    words. A longer caption is refused, or cut if `long` is cut. A caption with a word outside the vocabulary is
+    refused, or loses this word if `unknown` is drop.
     """
 
+    unit: Literal["words"] = "words"
     trainable = True
 
     @staticmethod
     def read_shape(max_words: int, width: int = 64, **other: Any) -> tuple[int, int]:
-        """Return tokens of a caption and their width for the encoder with these settings."""
+        """Return the tokens per caption and their width for an encoder with these settings."""
         return max_words, width
 
     def __init__(
@@ -85,18 +66,18 @@ class Words(nn.Module):
         """Return features `b l width` and a mask `b l`, True where there is a word; l is always `max_words`."""
         device = self.word.weight.device
         ids = send(torch.tensor([self.encode(caption) for caption in captions]), device)
-        # By a call, as ZeRO 3 brings the weights of a part together when it is called.
+        # Call the embedding: ZeRO 3 gathers the weights of a module when it is called.
         return self.word(ids) + self.place(torch.arange(self.max_words, device=device)), ids > 0
 
     def encode(self, caption: str) -> list[int]:
-        """Return start token and words as integers, padded with 0; what does not fit is an error unless it may go."""
+        """Return start token and words as integers, padded with 0; ValueError if the caption is refused."""
         if fault := self.fault(caption):
             raise ValueError(fault)
         ids = [1] + [self.index[word] for word in split_words(self.fit(caption))]
         return ids + [0] * (self.max_words - len(ids))
 
     def fault(self, caption: str) -> str | None:
-        """Tell why a caption is refused, None where it is taken."""
+        """Return why a caption is refused, None if it is accepted."""
         words = split_words(caption)
         if self.unknown == "refuse" and (unknown := self.strange(words)):
             return (
@@ -108,21 +89,25 @@ class Words(nn.Module):
         return None
 
     def fit(self, caption: str) -> str:
-        """Return a caption without unknown words and cut to the length that the encoder takes; as it is if it fits."""
+        """Return a caption without unknown words, cut to the accepted length; unchanged if it fits."""
         words = split_words(caption)
         known = [word for word in words if word in self.index][: self.max_words - 1]
         return caption if known == words else " ".join(known)
 
+    def accept_all(self) -> None:
+        """Refuse no caption from now on: cut long ones, and drop unknown words."""
+        self.long, self.unknown = "cut", "drop"
+
     def strange(self, words: Iterable[str]) -> list[str]:
-        """Return those of these words that are not in the vocabulary, each once."""
+        """Return the words that are not in the vocabulary, each once."""
         return [word for word in dict.fromkeys(words) if word not in self.index]
 
     def nearest(self, word: str) -> list[str]:
-        """Return up to three words of the vocabulary that are spelt like this one."""
+        """Return up to three words of the vocabulary with a similar spelling."""
         near = difflib.get_close_matches(word, self.vocabulary, n=3, cutoff=0.6)
         return near or difflib.get_close_matches(word, self.vocabulary, n=1, cutoff=0.0)
 
 
 def shown(caption: str, most: int = 100) -> str:
-    """Return a caption as a message shows it."""
+    """Return a caption for a message, cut if it is long."""
     return repr(caption if len(caption) <= most else f"{caption[:most]}...")

@@ -113,7 +113,7 @@ def test_captions_that_only_measure_lose_what_the_encoder_does_not_know() -> Non
 class Tokens:
     """Stands for a pretrained encoder: a token a letter, at most ten."""
 
-    max_length = 10
+    unit, max_length = "tokens", 10
 
     def tokens(self, captions: list[str]) -> list[int]:
         return [len(caption) for caption in captions]

@@ -42,7 +42,6 @@ from videodiff.data.samples.shards import Text, read_texts
 from videodiff.data.samples.streamed import End, Fault, Item, Raw, Source, find_tars, read_tars, shown
 from videodiff.data.video.decode import decode_into, probe
 from videodiff.data.video.info import VideoInfo
-from videodiff.text.words import Words
 
 # Samples that are examined before the first step, and the number of tars that they come from.
 LOOKED_AT, LOOKED_IN = 128, 8
@@ -302,9 +301,9 @@ class TarDataModule(BatchModule):
         if len(self.buckets) > 1:
             parts = (f"{b} {one.share:.0%}" for b, one in zip(self.buckets, self.trained, strict=True))
             said.append(f"data.urls: shares of the shapes by {count} examined samples: {', '.join(parts)}")
-        if isinstance(text, Words):
+        if text.unit == "words":
             # Otherwise training would end at the first step with such a caption.
-            text.long, text.unknown = "cut", "drop"
+            text.accept_all()
             said.append(f"data.urls: captions lose words beyond {text.max_words - 1}, and unknown ones")
         self.fit_text = partial(fit_captions, text=text)
         if self.held is not None:

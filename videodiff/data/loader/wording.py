@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from videodiff.data.loader.captions import CaptionMix
 from videodiff.data.loader.clips import Clips
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS, Text, read_sample, read_texts
-from videodiff.text.words import Words, parse_words, split_words
+from videodiff.text.protocol import TextEncoder, TokenEncoder, WordEncoder
+from videodiff.words import parse_words, split_words
 
 # Captions are read from at most READ samples on disk or READ_REMOTE at a URL, AT_ONCE at a time; messages name NAMED.
 READ, READ_REMOTE, AT_ONCE, THREADS, NAMED = 10_000, 200, 256, 8, 3
@@ -23,17 +23,15 @@ READ, READ_REMOTE, AT_ONCE, THREADS, NAMED = 10_000, 200, 256, 8, 3
 MOST_WORDS = 255
 
 
-def check_captions(clips: Sequence[Clips], mix: CaptionMix, text: nn.Module) -> list[str]:
+def check_captions(clips: Sequence[Clips], mix: CaptionMix, text: TextEncoder) -> list[str]:
     """Raise if training may draw a caption that the encoder refuses; return remarks for the user.
 
     `clips`: the clips of one dataset in all stages.
     """
-    if isinstance(text, Words):
-        return check_words(clips, mix, text)
-    return count_cut(clips, mix, text) if hasattr(text, "tokens") else []
+    return check_words(clips, mix, text) if text.unit == "words" else count_cut(clips, mix, text)
 
 
-def check_words(clips: Sequence[Clips], mix: CaptionMix, text: Words) -> list[str]:
+def check_words(clips: Sequence[Clips], mix: CaptionMix, text: WordEncoder) -> list[str]:
     """Check the captions of one dataset for unknown words and length; raise if one is refused, return remarks."""
     manifest, most = clips[0].manifest, text.max_words - 1
     known = dataset_words(manifest)
@@ -55,7 +53,7 @@ def check_words(clips: Sequence[Clips], mix: CaptionMix, text: Words) -> list[st
     said = []
     if len(suspects) > len(read):
         # Otherwise training would end at the first step with such a caption.
-        text.long, text.unknown = "cut", "drop"
+        text.accept_all()
         unread = len(suspects) - len(read)
         said.append(f"{unread:,} clips whose captions were not read lose words beyond {most}, and unknown ones")
     said += [f"{long:,} clips have a caption of more than {most} words, which is cut"] if long else []
@@ -73,7 +71,7 @@ def refusal(manifest: Manifest, faults: dict[str, str]) -> str:
     return f"{manifest.root}: {key}: {fault}{also} ({remedy})"
 
 
-def count_cut(clips: Sequence[Clips], mix: CaptionMix, text: Any) -> list[str]:
+def count_cut(clips: Sequence[Clips], mix: CaptionMix, text: TokenEncoder) -> list[str]:
     """Read some captions of a dataset; return a remark on how many of them a frozen encoder cuts."""
     manifest, rows = clips[0].manifest, rows_of(clips, -1)
     rows = rows[:: max(len(rows) // AT_ONCE, 1)][:AT_ONCE]
@@ -88,9 +86,9 @@ def count_cut(clips: Sequence[Clips], mix: CaptionMix, text: Any) -> list[str]:
     ]
 
 
-def fit_captions(captions: Sequence[str], text: nn.Module) -> tuple[list[str], str]:
+def fit_captions(captions: Sequence[str], text: TextEncoder) -> tuple[list[str], str]:
     """Return captions for measurement, without what the encoder does not take, and a remark on what is left out."""
-    if not isinstance(text, Words):
+    if text.unit != "words":
         return list(captions), ""
     fitted = [text.fit(caption) for caption in captions]
     changed = sum(one != other for one, other in zip(fitted, captions, strict=True))

@@ -37,7 +37,7 @@ from videodiff.data.storage.files import owning, write_whole
 from videodiff.data.storage.listing import Fault, Passed, Scan
 from videodiff.data.storage.remote import Url, place_of
 from videodiff.data.video.decode import decode, probe
-from videodiff.text.words import split_words
+from videodiff.words import split_words
 
 UNUSABLE = "unusable.jsonl"
 LIMIT_S = 300.0

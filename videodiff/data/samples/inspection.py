@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import SIDECARS, read_captions, read_sample
-from videodiff.text.words import split_words
+from videodiff.words import split_words
 
 COLUMNS = ("frames", "height", "width", "fps", "duration", "captions", "source", "licence")
 # At most so many different values of a column are counted; beyond that the rarest are dropped.

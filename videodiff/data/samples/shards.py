@@ -28,7 +28,7 @@ from videodiff.data.storage.cache import CachedFolder
 from videodiff.data.storage.files import owning, partial_of, stage, sync
 from videodiff.data.storage.remote import Url, place_of
 from videodiff.data.video.info import VideoInfo
-from videodiff.text.words import split_words
+from videodiff.words import split_words
 
 __all__ = [
     "SIDECARS",
