@@ -141,7 +141,7 @@ def copies(check: Check) -> None:
     """Batches come in pinned memory on CUDA; a copy from there is no slower than one from other memory."""
     frames = np.random.default_rng(0).integers(0, 255, (2, 4, 16, 16, 3), dtype=np.uint8)
     tasks = [SimpleNamespace(order=(0, i)) for i in range(2)]
-    batch = collate(Read(frames, [{"fps": 8.0}, {"fps": 8.0}], tasks))
+    batch = collate(Read(frames, [{"caption": "", "key": "", "fps": 8.0}] * 2, tasks))
     check.hold("batches are pinned exactly on CUDA", batch["video"].is_pinned() == check.cuda)
     there = batch["video"].to(check.device, non_blocking=True).cpu()
     check.hold("a pinned copy brings every byte", torch.equal(there, torch.from_numpy(frames).permute(0, 4, 1, 2, 3)))

@@ -167,7 +167,7 @@ def batch_of(clips: Clips, places: list[tuple[int, int]], deliver=("video",), ca
     reader = Reader([clips.manifest.root], deliver, cache_gib)
     tasks = [clips.task(row, 0, epoch, (0, number)) for number, (row, epoch) in enumerate(places)]
     (read,) = read_here(reader, [tasks], None, Quarantine(budget=0))
-    return collate(read)
+    return collate(read, deliver)
 
 
 ENCODED = ("latent", "text")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +93,7 @@ class Loader:
             reads = read_here(self.reader, asked, self.stand_in, self.quarantine)
         else:
             reads = self.workers().batches(asked)
-        return map(collate, reads)
+        return (collate(read, self.reader.deliver) for read in reads)
 
     def tasks(self, items: Sequence[Item]) -> list[Task]:
         """Return the tasks of a micro-batch."""
@@ -119,23 +119,23 @@ class Loader:
         return self.task(self.batch_sampler.stand_in(*asked.order, attempt))
 
 
-def collate(read: Read) -> dict[str, Any]:
+def collate(read: Read, parts: Collection[str] = ("video",)) -> dict[str, Any]:
     """Return a batch: video uint8 `b c t h w`, latent `b c t h w`, text `b l d` with text_mask `b l`.
 
+    `parts`: what the batch has beside caption, key and fps: what the reader delivers, and truth for fixed clips.
     With a GPU the memory is pinned, so that copies to the device run asynchronously.
     """
     samples, orders = read.rest, [task.order for task in read.tasks]
     batch: dict[str, Any] = {"step": orders[0][0], "position": torch.tensor([position for _, position in orders])}
-    for name in ("caption", "key", "truth"):
-        if name in samples[0]:
-            batch[name] = [sample[name] for sample in samples]
+    for name in ("caption", "key", *(["truth"] if "truth" in parts else [])):
+        batch[name] = [sample[name] for sample in samples]
     batch["fps"] = torch.tensor([sample["fps"] for sample in samples], dtype=torch.float32)
-    if read.frames.size:
+    if "video" in parts:
         # A view: the axes are permuted here, the device moves the bytes.
         batch["video"] = torch.from_numpy(read.frames).permute(0, 4, 1, 2, 3)
-    if "latent" in samples[0]:
+    if "latent" in parts:
         batch["latent"] = torch.from_numpy(np.stack([sample["latent"] for sample in samples]))
-    if "text" in samples[0]:
+    if "text" in parts:
         batch["text"], batch["text_mask"] = pad_text([torch.from_numpy(sample["text"]) for sample in samples])
     if torch.cuda.is_available():
         batch |= {name: value.pin_memory() for name, value in batch.items() if isinstance(value, torch.Tensor)}

@@ -43,7 +43,7 @@ class Validation:
         rows = list(islice(self.clips.fitting(), self.count))
         tasks = [self.clips.task(rows[place], order=(0, place)) for place in share_of(len(rows), mesh)]
         asked = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-        batches = [collate(read) for read in self._read(asked, no_stand_in, budget=0)]
+        batches = [collate(read, (*self.reading.deliver, "truth")) for read in self._read(asked, no_stand_in, budget=0)]
         return [batch | {"caption": self.fitted(batch["caption"])[0]} for batch in batches]
 
     def examples(self, count: int) -> list[dict[str, Any]]:
