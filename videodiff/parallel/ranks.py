@@ -66,11 +66,14 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException 
         return SystemExit(SAID)
     # Another rank leaves the group some seconds before its process ends: the first one may speak first.
     end = time.monotonic() + 15
-    while hasattr(launcher, "lost") and time.monotonic() < end:
+    while getattr(launcher, "procs", ()) and time.monotonic() < end:
         if (found := launcher.lost()) is not None:
             if found.status == SAID:
                 return SystemExit(SAID)
             return ChildProcessError(f"{found.told}; the last checkpoint is whole, resume= goes on from it")
         time.sleep(0.1)
+    watch = next((callback.watch for callback in trainer.callbacks if getattr(callback, "watch", None)), None)
+    if watch is not None and watch.speaks():
+        return SystemExit(LOST)
     line = str(error).strip().splitlines()[0][:200]
     return LostRank(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")

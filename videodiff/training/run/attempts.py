@@ -13,6 +13,7 @@ OURS = (
     *("config.yaml", "overrides.yaml", "command.txt", "environment.json", "quarantine.jsonl", "trained.json"),
     *(
         "metrics",
+        "stacks",
         "samples",
         "checkpoints",
         "tensorboard",

@@ -1,0 +1,169 @@
+"""A process that is gone or stands still ends all of a training, and one line says which and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from torch import distributed
+
+from tests.conftest import tiny
+from tests.material.warm import Started
+from tests.parallel.doctor.test_cluster import free_port
+from videodiff.parallel.watchdog import Beat, Seen, Watch, gone_line, place_of, still_line
+
+HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
+
+
+def test_a_process_that_says_nothing_is_named_with_its_host_and_what_it_was_at(tmp_path: Path) -> None:
+    watch = Watch(0, 3, distributed.HashStore(), tmp_path, lost=5, still=1000)
+    seen: dict[int, Seen] = {}
+    for rank in range(3):
+        watch.store.set(f"beat/{rank}", json.dumps(HERE._replace(host=f"n{rank}")))
+    assert watch.look(seen) is None
+    seen.update({rank: entry._replace(told=entry.told - 6 * (rank == 2)) for rank, entry in seen.items()})
+    line = watch.look(seen)["line"]
+    assert line.startswith("rank 2 on n2 (the gradient of step 5) is gone: nothing was heard for 5 s")
+    assert json.loads(watch.store.get("found"))["line"] == line
+
+
+def test_a_process_that_is_done_is_not_missed(tmp_path: Path) -> None:
+    watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=5, still=5)
+    for rank in range(2):
+        watch.store.set(f"beat/{rank}", json.dumps(HERE._replace(done=rank == 1)))
+    seen: dict[int, Seen] = {}
+    assert watch.look(seen) is None
+    seen[1] = seen[1]._replace(told=seen[1].told - 100, further=seen[1].further - 100)
+    assert watch.look(seen) is None
+
+
+@pytest.mark.parametrize(
+    ("hangs", "why"),
+    [
+        (HERE._replace(marks=9, at="the batch of step 5"), "it has passed fewer marks"),
+        (HERE._replace(waits=False, where="sleep (x.py:3)"), "it does not wait for the others"),
+    ],
+    ids=["behind", "at the same mark"],
+)
+def test_who_stands_still_is_told_from_those_that_wait(hangs: Beat, why: str, tmp_path: Path) -> None:
+    line = still_line({0: HERE, 1: hangs, 2: HERE}, 60, tmp_path)
+    assert line.startswith(f"rank 1 on n1 stands still for 60 s after {hangs.at}, in {hangs.where}; "), why
+    assert f"rank 0, 2 waits after {HERE.at}, in {HERE.where}" in line
+
+
+def test_no_process_stands_still_as_long_as_one_gets_further(tmp_path: Path) -> None:
+    watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=50, still=5)
+    seen: dict[int, Seen] = {}
+    for step in range(3):
+        watch.store.set("beat/0", json.dumps(HERE._replace(count=step)))
+        watch.store.set("beat/1", json.dumps(HERE._replace(count=step, marks=step)))
+        assert watch.look(seen) is None
+        seen.update({rank: entry._replace(further=entry.further - 3) for rank, entry in seen.items()})
+    seen.update({rank: entry._replace(further=entry.further - 3) for rank, entry in seen.items()})
+    assert "stands still" in watch.look(seen)["line"]
+
+
+def test_many_processes_that_are_gone_stay_one_line() -> None:
+    line = gone_line(range(64), dict.fromkeys(range(64), HERE), 40)
+    assert " and 56 more is gone" in line
+    assert len(line) < 500
+
+
+def test_where_a_thread_is_is_told_by_its_innermost_lines() -> None:
+    ready, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: (ready.set(), leave.wait()))
+    thread.start()
+    ready.wait()
+    time.sleep(0.1)
+    where, waits = place_of(sys._current_frames()[thread.ident])
+    leave.set()
+    thread.join()
+    assert where.startswith("wait (")
+    assert "called from tests/parallel/test_watchdog.py:" in where
+    assert not waits
+
+
+def ranks(
+    folder: Path, dataset: Path, *more: str, hang: Callable[[int], dict[str, str]] = lambda rank: {}
+) -> list[Started]:
+    """Start three processes of a training as srun does: nobody watches over them."""
+    port = str(free_port())
+    words = [*tiny(dataset), "optimizer=adamw", "schedule=constant", "~schedule.decay", "strategy=ddp", *more]
+    words += ["trainer.devices=3", "data.global_batch=6", "trainer.max_steps=100000", "trainer.log_every_n_steps=1"]
+    slurm = {
+        **{"SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "3", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0"},
+        **{"SLURM_JOB_ID": "1", "SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+    }
+    return [
+        Started(
+            ["train", "name=a", *words],
+            folder,
+            {**os.environ, "OMP_NUM_THREADS": "1", **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(3)
+    ]
+
+
+def wait_for_a_step(folder: Path, processes: list[Started]) -> None:
+    end = time.monotonic() + 200
+    while not list(folder.glob("runs/a/metrics/version_0/metrics.csv")):
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[0][-3000:]
+        assert time.monotonic() < end, "no step within some minutes"
+        time.sleep(0.1)
+
+
+def said(processes: list[Started]) -> list[str]:
+    """Return the lines of errors that processes have printed, until all have ended."""
+    lines = []
+    for process in processes:
+        out, _ = process.communicate(timeout=90)
+        lines += [
+            line
+            for line in out.replace("\r", "\n").splitlines()
+            if line.startswith("videodiff train") and "error" in line
+        ]
+    return lines
+
+
+@pytest.mark.parametrize("dead", [2, 0])
+def test_a_rank_that_is_killed_ends_the_others_within_a_minute_and_in_one_line(
+    tmp_path: Path, world_dataset: Path, dead: int
+) -> None:
+    processes = ranks(tmp_path, world_dataset)
+    try:
+        wait_for_a_step(tmp_path, processes)
+        begun = time.monotonic()
+        processes[dead].kill()
+        others = [process for rank, process in enumerate(processes) if rank != dead]
+        lines = said(others)
+        assert time.monotonic() - begun < 60
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in others] == [76, 76], lines
+    assert all(f"rank {dead}" in line and " is gone" in line for line in lines), lines
+    assert len(lines) == (1 if dead else 2), lines
+
+
+def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(tmp_path: Path, world_dataset: Path) -> None:
+    hang = "+callbacks.hang._target_=tests.parallel.hanging_rank.Hang"
+    processes = ranks(tmp_path, world_dataset, hang, "callbacks.watchdog.still=6")
+    try:
+        lines = said(processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [76, 76, 76], lines
+    (line,) = lines
+    assert "rank 1 on " in line
+    assert "stands still for 6 s" in line
+    assert "in on_train_batch_start (tests/parallel/hanging_rank.py:" in line
+    assert "rank 0, 2 waits" in line
+    stacks = [(tmp_path / f"runs/a/stacks/rank_{rank}.txt").read_text() for rank in range(3)]
+    assert "hanging_rank.py" in stacks[1]
+    assert all("hanging_rank.py" not in stacks[rank].split("\n\n", 1)[1] for rank in (0, 2))
