@@ -88,9 +88,7 @@ def test_where_a_thread_is_is_told_by_its_innermost_lines() -> None:
     assert not waits
 
 
-def ranks(
-    folder: Path, dataset: Path, *more: str, hang: Callable[[int], dict[str, str]] = lambda rank: {}
-) -> list[Started]:
+def ranks(folder: Path, dataset: Path, *more: str) -> list[Started]:
     """Start three processes of a training as srun does: nobody watches over them."""
     port = str(free_port())
     words = [*tiny(dataset), "optimizer=adamw", "schedule=constant", "~schedule.decay", "strategy=ddp", *more]
