@@ -74,6 +74,7 @@ soak: dev  ## the long campaigns: damaged tars and videos, killed processes, mem
 	FAULT_RUNS=300 $(BIN)/python -m pytest tests/data/loader/test_workers.py
 	PREP_RUNS=500 $(BIN)/python -m pytest tests/data_prep/test_campaign.py tests/data_prep/cut/test_exact.py \
 	    tests/data_prep/test_pipeline.py
+	KILL_RUNS=100 $(BIN)/python -m pytest tests/training/test_kills.py
 	$(BIN)/python bench/soak_loader.py
 
 clean:  ## remove .venv and what tools leave behind; datasets and runs stay

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import finish, start, tiny
+from tests.conftest import tiny
+from tests.material.runs.ranks import Ranks
 from tests.material.runs.saved_state import tensors_of
 from videodiff.report.run import read_run
 from videodiff.training.run.checkpoint import checkpoints, read_record
 
 ADAMW = ["optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9", "schedule=constant", "~schedule.decay"]
 EVERY = ["trainer.log_every_n_steps=1", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=0"]
-# What goes on until which step: four processes, two, three.
+# Until which step, on how many processes, and how.
 PARTS = (
-    (2, ["strategy=zero3", "trainer.devices=4"]),
-    (4, ["strategy=zero1", "trainer.devices=2"]),
-    (6, ["strategy=ddp", "trainer.devices=3"]),
+    (2, 4, "strategy=zero3"),
+    (4, 2, "strategy=zero1"),
+    (6, 3, "strategy=ddp"),
 )
 LAST = ["strategy=auto", "trainer.devices=1", "data.micro_batch=4"]
 
@@ -34,9 +35,9 @@ def test_a_run_on_4_then_2_then_3_then_1_processes_is_that_of_one_that_was_never
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = [*tiny(world_dataset), *ADAMW, *EVERY, "data.global_batch=12"]
-    for step, how in PARTS:
+    for step, processes, strategy in PARTS:
         name = ["name=many", *recipe] if step == 2 else ["resume=runs/many"]
-        finish(start("train", *name, *how, f"trainer.max_steps={step}", cwd=tmp_path))
+        Ranks(processes, tmp_path, [*name, strategy, f"trainer.max_steps={step}"]).finish()
     for arguments in (["resume=runs/many", *LAST], ["name=one", *recipe]):
         status, _, err = call("train", *arguments, "trainer.max_steps=8")
         assert status == 0, err
