@@ -42,7 +42,7 @@ class SlurmLauncher(Launcher):
 
     def submit(self, verb: str, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
         """Write script and words of the jobs into a folder of their own, submit them, and say where they print."""
-        from videodiff.verbs.printing import say
+        from videodiff.printing import say
 
         jobs = [self.job(verb, words, initial_job_idx + i) for i, words in enumerate(job_overrides)]
         options = same_options([options for options, _ in jobs])

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from videodiff import __version__
 from videodiff.extras import missing
+from videodiff.printing import in_line, say
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.printing import in_line, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +40,7 @@ VERBS = {
     "evaluate": "measure a run: physics against the truth, caption following, flicker",
     "report": "write one self-contained HTML page about a run",
     "inspect": "tell what is in a dataset, a run or a checkpoint",
+    "convert": "verify a checkpoint, export its weights, or write its state into other files",
     "doctor": "look at a machine, or at the machines of a job, before training there",
 }
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")

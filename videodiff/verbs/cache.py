@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from videodiff.data.encoded.precompute import FAILED, Plan, precompute
-from videodiff.verbs.printing import say
+from videodiff.printing import say
 
 SHOWN = 5
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from videodiff.parallel.doctor import cluster, node
 from videodiff.parallel.environment import ALONE, Finding, Place, limited, place_of, problems
-from videodiff.verbs.printing import in_line, say
+from videodiff.printing import in_line, say
 
 
 def run(cfg: DictConfig) -> None:

@@ -26,11 +26,11 @@ from videodiff.generation.settings import Generation
 from videodiff.generation.shape import shapes_of_run
 from videodiff.metrics.evaluation import evaluate as measure
 from videodiff.metrics.metric import CONTINUATION, TASKS, Case
+from videodiff.printing import say
 from videodiff.report.markdown import write_markdown
 from videodiff.training.run.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.measuring import build_metrics
-from videodiff.verbs.printing import say
 from videodiff.worlds.truth import TruthError, read_scene
 
 # The given frames of a continuation where none are asked for.

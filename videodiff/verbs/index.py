@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from videodiff.data.samples.indexing import UNUSABLE, index_tars
 from videodiff.data.storage.listing import Passed
-from videodiff.verbs.printing import say
+from videodiff.printing import say
 
 SHOWN = 5
 

@@ -30,11 +30,11 @@ from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.video.decode import DecodeError
 from videodiff.planning.steps import format_plan, plan
 from videodiff.planning.throughput import measure
+from videodiff.printing import say
 from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.run.attempts import check_links
 from videodiff.training.run.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
 from videodiff.verbs.config.build import build_data, clip_cost, fill_text, read_run
-from videodiff.verbs.printing import say
 
 SHOWN = 5
 

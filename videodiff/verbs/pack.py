@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_prep.cut.footage import FitPolicy
 from data_prep.pack import PackSettings, PackSource, pack
-from videodiff.verbs.printing import say
+from videodiff.printing import say
 
 
 def run(cfg: DictConfig) -> None:

@@ -30,7 +30,7 @@ from data_prep.settings import Output, Processes, RatePolicy, Settings, Source
 from data_prep.sources.reader import Reader
 from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.storage.files import owning
-from videodiff.verbs.printing import say
+from videodiff.printing import say
 
 ONCE = {"source", "takedown", "retry", "out", "acquire.private"}
 

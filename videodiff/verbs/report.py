@@ -6,10 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from videodiff.printing import say
 from videodiff.report.page import write_hero, write_report
 from videodiff.verbs.config.measuring import known_quantities
 from videodiff.verbs.config.stored import read_yaml
-from videodiff.verbs.printing import say
 
 
 def run(cfg: DictConfig) -> None:

@@ -18,9 +18,9 @@ from videodiff.generation.known import NONE, read_known
 from videodiff.generation.prompts import check_prompts
 from videodiff.generation.sampling import Wanted, sample_clips
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_of_run, unlike_training
+from videodiff.printing import say
 from videodiff.training.run.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, check_shape, load_run, read_run
-from videodiff.verbs.printing import say
 
 
 def run(cfg: DictConfig) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from videodiff.data.storage.files import owning
 from videodiff.data.video.encode import encode
-from videodiff.verbs.printing import say
+from videodiff.printing import say
 from videodiff.worlds.scene import render
 
 

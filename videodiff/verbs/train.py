@@ -30,6 +30,7 @@ from videodiff.parallel.launcher import AGAIN, die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
 from videodiff.parallel.strategy import for_world
 from videodiff.planning.steps import format_plan, plan
+from videodiff.printing import say
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.run.attempts import check_links, set_aside
 from videodiff.training.run.before import is_before_pieces
@@ -49,7 +50,6 @@ from videodiff.verbs.config.checking import touches
 from videodiff.verbs.config.expand import AUTO, OVERRIDES
 from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
 from videodiff.verbs.config.versions import signed
-from videodiff.verbs.printing import say
 
 # What may change between the two halves of a run without changing its weights, or only where it is meant to.
 FREE = (

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from videodiff.printing import in_line, printable
 from videodiff.verbs.config.arguments import parse, positional, quoted, spell, split
 from videodiff.verbs.config.expand import expand
-from videodiff.verbs.printing import in_line, printable
 
 # As people name folders and files; none of these exists here.
 NAMES = [

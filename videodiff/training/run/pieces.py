@@ -7,6 +7,7 @@ the slices that it needs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 WEIGHT, AVERAGE, STEP = "weight", "ema", "step"
+# How the files of pieces end.
+SUFFIX = "safetensors"
 # What the names of the states of generators of random numbers begin with, beside the pieces in a file.
 RANDOM = "random|"
 # Pieces of fewer values are not worth another cut.
@@ -98,6 +101,16 @@ def share(pieces: Iterable[Piece], copy: int, copies: int) -> list[Piece]:
             first, end = n * copy // copies, n * (copy + 1) // copies
             mine.append(piece._replace(start=piece.start + first, values=piece.values[first:end]))
     return mine
+
+
+def label(piece: Piece) -> str:
+    """Return the name of a piece in a file."""
+    return f"{piece.name}|{piece.key}|{piece.start}"
+
+
+def notes(pieces: Iterable[Piece]) -> dict[str, str]:
+    """Return what the header of a file tells of the whole tensors: their shapes."""
+    return {f"{piece.name}|{piece.key}": json.dumps(piece.shape) for piece in pieces}
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from videodiff.parallel.engine import engine_of
 from videodiff.training.run.before import is_before_pieces, read_before
 from videodiff.training.run.checkpoint import PROGRESS, STATE, of, read_record
 from videodiff.training.run.generators import set_generators
-from videodiff.training.run.pieces import RANDOM, shapes_of
+from videodiff.training.run.pieces import RANDOM, SUFFIX, shapes_of
 from videodiff.training.run.progress import read_progress, set_progress
 from videodiff.training.run.saved import Saved
 from videodiff.training.run.saving import name_of
@@ -28,17 +28,20 @@ def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
     set_progress(trainer, progress)
     engine_of(trainer.strategy).load(module, saved)
     # What a process draws by itself goes on where there are as many of them; nothing of this project's does.
-    if saved.files and record["processes"] == trainer.world_size:
-        set_generators(random_of(saved, checkpoint / STATE / f"{name_of(trainer.global_rank)}.safetensors"))
+    if record["processes"] == trainer.world_size:
+        path = checkpoint / STATE / f"{name_of(trainer.global_rank)}.{SUFFIX}"
+        if states := random_of(saved, path):
+            set_generators(states)
 
 
 def files_of(checkpoint: Path) -> list[Path]:
     """Return the files of a checkpoint that hold pieces of its state."""
-    return [checkpoint / name for name in of(read_record(checkpoint)["files"], STATE) if name.endswith(".safetensors")]
+    return [checkpoint / name for name in of(read_record(checkpoint)["files"], STATE) if name.endswith(f".{SUFFIX}")]
 
 
 def random_of(saved: Saved, path: Path) -> dict[str, Tensor]:
-    """Return the states of the generators of one rank."""
-    file = saved.files[path]
+    """Return the states of the generators of one rank; none where the state has no such file."""
+    if (file := saved.files.get(path)) is None:
+        return {}
     names = [name for name in file.keys() if name.startswith(RANDOM)]  # noqa: SIM118
     return {name.removeprefix(RANDOM): file.get_tensor(name) for name in names}

@@ -112,6 +112,11 @@ class Saved:
         self.fill([Piece(name, key, 0, values.view(-1), tuple(values.shape))])
         return values
 
+    def dtype(self, name: str, key: str) -> torch.dtype:
+        """Return the type of the values."""
+        one = self.stored[name, key][0]
+        return self.files[one.path].get_slice(one.name)[:0].dtype
+
     def number(self, name: str, key: str) -> int | float:
         """Return a number that an optimizer kept."""
         (one, *_) = self.stored[name, key]

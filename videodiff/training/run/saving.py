@@ -44,7 +44,7 @@ from videodiff.training.run.checkpoint import (
 from videodiff.training.run.files import Entry, Written, refuse_not_finite, streaming, write_entries
 from videodiff.training.run.generators import generators
 from videodiff.training.run.pieces import AVERAGE as EMA
-from videodiff.training.run.pieces import RANDOM, WEIGHT, Piece
+from videodiff.training.run.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, notes
 from videodiff.training.run.progress import Progress, progress_of
 from videodiff.training.run.saved import Saved
 
@@ -120,7 +120,7 @@ class Saving:
         try:
             if self.event is not None:
                 self.event.synchronize()
-            mark = write_pieces(pieces, random, self.partial / STATE / f"{name_of(self.rank)}.safetensors")._asdict()
+            mark = write_pieces(pieces, random, self.partial / STATE / f"{name_of(self.rank)}.{SUFFIX}")._asdict()
         except (OSError, ValueError) as error:
             self.problem = error
         del pieces
@@ -149,7 +149,7 @@ class Saving:
 
     def end(self, marks: list[Written], progress: Progress) -> None:
         """Write the average and the record, and give the folder its name."""
-        names = [f"{STATE}/{name_of(rank)}.safetensors" for rank in range(self.world)]
+        names = [f"{STATE}/{name_of(rank)}.{SUFFIX}" for rank in range(self.world)]
         files = dict(zip(names, marks, strict=True))
         files[f"{STATE}/{PROGRESS}"] = write_json(progress, self.partial / STATE / PROGRESS)
         files[AVERAGE] = write_average([self.partial / name for name in names], self.averaged, self.partial / AVERAGE)
@@ -213,10 +213,9 @@ def name_of(rank: int) -> str:
 def write_pieces(pieces: list[Piece], random: Mapping[str, Tensor], path: Path) -> Written:
     """Write the pieces of one rank and its generators; ValueError where a value is not finite."""
     refuse_not_finite({f"{piece.name}.{piece.key}": piece.values for piece in pieces}, path)
-    entries = [Entry.of(f"{piece.name}|{piece.key}|{piece.start}", piece.values) for piece in pieces]
+    entries = [Entry.of(label(piece), piece.values) for piece in pieces]
     entries += [Entry.of(f"{RANDOM}{name}", state) for name, state in random.items()]
-    notes = {f"{piece.name}|{piece.key}": json.dumps(piece.shape) for piece in pieces}
-    return write_entries(entries, path, notes)
+    return write_entries(entries, path, notes(pieces))
 
 
 def write_json(value: Any, path: Path) -> Written:

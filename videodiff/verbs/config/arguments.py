@@ -49,6 +49,7 @@ POSITIONAL = {
     "inspect": "folder",
     "evaluate": "run",
     "sample": "run",
+    "convert": "checkpoint",
 }
 
 # Keys of one text or a list of them: what begins with [ is a list.

@@ -439,6 +439,9 @@ VERBS: dict[str, Kind] = {
         keep=whole(0),
     ),
     "report": record(run=PLACE, hero=optional(PLACE)),
+    "convert": record(
+        checkpoint=PLACE, what=choice("average", "weights", "state"), out=optional(PLACE), files=whole(1, 100_000)
+    ),
     "doctor": record(
         folder=PLACE,
         device=choice("auto", "cpu", "cuda"),

@@ -1,0 +1,88 @@
+"""A checkpoint is verified, exported as plain safetensors, and written in another number of files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import tiny
+from tests.material.runs.saved_state import assert_same_bits, weights_of
+from videodiff.training.run.checkpoint import latest_checkpoint, whole
+
+Call = Callable[..., tuple[int, str, str]]
+CONSTANT = ["schedule=constant", "~schedule.decay"]
+
+
+@pytest.fixture
+def run(call: Call, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a run of two steps."""
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call("train", "name=a", *tiny(world_dataset), "trainer.max_steps=2", *CONSTANT)
+    assert status == 0, err
+    return Path("runs/a")
+
+
+def test_weights_and_averages_are_exported_and_nothing_is_written_over(run: Path, call: Call) -> None:
+    checkpoint = latest_checkpoint(run)
+    status, out, err = call("convert", "runs/a")
+    assert status == 0, err
+    assert f"{checkpoint}: step 2, 59 weights of " in out
+    assert "values, with ema, ema_step, exp_avg, exp_avg_sq, momentum, step; state whole in 1 files; whole" in out
+    for what, wanted in (
+        ("average", load_file(checkpoint / "average.safetensors")),
+        ("weights", weights_of(checkpoint)),
+    ):
+        assert call("convert", str(checkpoint), f"out=made/{what}.safetensors", f"what={what}")[0] == 0
+        found = load_file(f"made/{what}.safetensors")
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert sorted(path.name for path in Path("made").iterdir()) == ["average.safetensors", "weights.safetensors"]
+    status, _, err = call("convert", "runs/a", "out=made/average.safetensors")
+    assert status == 1
+    assert "out: found made/average.safetensors, expected a name that is free" in err
+
+
+def test_a_state_in_other_files_is_gone_on_from_to_the_bit(run: Path, call: Call) -> None:
+    checkpoint = latest_checkpoint(run)
+    for files, name in ((3, "b"), (1, "c")):
+        place = Path(f"runs/{name}/checkpoints") / checkpoint.name
+        source = run if name == "b" else "runs/b/checkpoints/step_00000002"
+        status, _, err = call("convert", str(source), f"out={place}", "what=state", f"files={files}")
+        assert status == 0, err
+        assert len(list(whole(place).glob("state/*.safetensors"))) == files
+        assert_same_bits(checkpoint, place)
+        for file in ("config.yaml", "overrides.yaml", "command.txt"):
+            (place.parents[1] / file).write_text((run / file).read_text())
+    for name in ("a", "b", "c"):
+        status, _, err = call("train", f"resume=runs/{name}", "trainer.max_steps=4")
+        assert status == 0, err
+    for name in ("b", "c"):
+        assert_same_bits(latest_checkpoint(run), latest_checkpoint(Path("runs", name)))
+
+
+def test_what_is_damaged_or_no_checkpoint_is_a_line(run: Path, call: Call) -> None:
+    checkpoint = latest_checkpoint(run)
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    for arguments, message in (
+        (["nowhere"], "checkpoint: found no nowhere/checkpoint.json, expected a checkpoint, or the folder of a run"),
+        (["runs/a", "out=x.bin"], "out: found x.bin, expected a name that ends with .safetensors"),
+        (["runs/a", "what=all"], "override 'what=all': found 'all', expected one of average, weights, state"),
+    ):
+        status, _, err = call("convert", *arguments)
+        assert status == 1
+        assert message in err.strip().splitlines()[-1]
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record | {"version": 2}))
+    status, _, err = call("convert", str(checkpoint))
+    assert status == 1
+    assert "found version 2, expected 3; a training that is resumed from it saves the newer one" in err
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    (checkpoint / "state/rank_00000.safetensors").write_bytes(b"x")
+    status, _, err = call("convert", str(checkpoint), "out=y.safetensors")
+    assert status == 1
+    assert "state/rank_00000.safetensors: found 1 bytes, expected" in err
+    assert not Path("y.safetensors").exists()

@@ -1,0 +1,150 @@
+"""videodiff convert: verify a checkpoint, export its weights, or write its state into another number of files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from videodiff.data.storage.files import partial_of, sync, write_whole
+from videodiff.printing import say
+from videodiff.training.run.checkpoint import (
+    AVERAGE,
+    PROGRESS,
+    RECORD,
+    STATE,
+    VERSION,
+    CheckpointError,
+    latest_checkpoint,
+    read_average,
+    read_record,
+    whole,
+)
+from videodiff.training.run.files import Entry, write_entries
+from videodiff.training.run.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, notes, share
+from videodiff.training.run.restoring import files_of, random_of
+from videodiff.training.run.saved import Saved
+from videodiff.training.run.saving import name_of
+
+
+def run(cfg: DictConfig) -> None:
+    """Verify, and write if there is something to write."""
+    checkpoint = chosen(Path(cfg.checkpoint))
+    out = None if cfg.out is None else Path(cfg.out)
+    if out is not None and cfg.what != "state" and out.suffix != ".safetensors":
+        raise ValueError(f"out: found {out}, expected a name that ends with .safetensors")
+    record = read_record(whole(checkpoint))
+    if record["version"] < VERSION and (cfg.what != "average" or out is None):
+        raise CheckpointError(
+            f"{checkpoint}: found version {record['version']}, expected {VERSION}; a training that is resumed from it "
+            "saves the newer one; what=average with out= works"
+        )
+    if out is None or cfg.what == "state":
+        say(f"videodiff convert: {verified(checkpoint)}")
+    if out is None:
+        return
+    with making(out) as partial:
+        if cfg.what == "state":
+            write_state(checkpoint, partial, cfg.files)
+        else:
+            {"average": write_average, "weights": write_weights}[cfg.what](checkpoint, partial)
+    say(f"videodiff convert: {out}")
+
+
+def chosen(path: Path) -> Path:
+    """Return a checkpoint, or the newest whole one of a run."""
+    if (path / RECORD).is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        return latest_checkpoint(path)
+    raise FileNotFoundError(f"checkpoint: found no {path / RECORD}, expected a checkpoint, or the folder of a run")
+
+
+def verified(checkpoint: Path) -> str:
+    """Return what a checkpoint holds; an error where a value is missing or not finite, or a file not what it was."""
+    record, saved = read_record(checkpoint), Saved(files_of(checkpoint))
+    saved.check_complete()
+    read_average(checkpoint)
+    weights = saved.weights()
+    count = sum(torch.Size(shape).numel() for shape in weights.values())
+    kept = sorted({key for _, key in saved.shapes} - {WEIGHT})
+    return (
+        f"{checkpoint}: step {record['step']:,}, {len(weights):,} weights of {count:,} values, with {', '.join(kept)}; "
+        f"state {record['state']} in {len(saved.files)} files; whole"
+    )
+
+
+@contextmanager
+def making(out: Path) -> Iterator[Path]:
+    """Give a name beside `out` for what is to become it, at the clean end of the block; `out` must be free."""
+    if out.exists():
+        raise ValueError(f"out: found {out}, expected a name that is free")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(out)
+    try:
+        yield partial
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def write_average(checkpoint: Path, path: Path) -> None:
+    """Write the averaged weights."""
+    write_entries([Entry.of(name, value) for name, value in read_average(checkpoint).items()], path)
+
+
+def write_weights(checkpoint: Path, path: Path) -> None:
+    """Write the weights and buffers of the last step, one after the other."""
+    saved = Saved(files_of(checkpoint))
+    pieces = [piece for piece in held(saved) if piece.key == WEIGHT]
+    write_entries([lazily(saved, piece, piece.name, saved.weights()[piece.name]) for piece in pieces], path)
+
+
+def write_state(checkpoint: Path, folder: Path, files: int) -> None:
+    """Write a checkpoint of the same values in so many files of about one size; what it tells of itself stays."""
+    saved, pieces = Saved(files_of(checkpoint)), []
+    (folder / STATE).mkdir(parents=True)
+    record = json.loads((checkpoint / RECORD).read_text())
+    written = {name: file for name, file in record["files"].items() if not name.endswith(f".{SUFFIX}")}
+    for number in range(files):
+        pieces = share(held(saved), number, files)
+        entries = [lazily(saved, piece, label(piece), (piece.values.numel(),)) for piece in pieces]
+        # The generators of a process stay with its number.
+        states = random_of(saved, checkpoint / STATE / f"{name_of(number)}.{SUFFIX}")
+        entries += [Entry.of(f"{RANDOM}{name}", state) for name, state in states.items()]
+        name = f"{STATE}/{name_of(number)}.{SUFFIX}"
+        written[name] = write_entries(entries, folder / name, notes(pieces))._asdict()
+    written[AVERAGE] = record["files"][AVERAGE]
+    for name in (f"{STATE}/{PROGRESS}", AVERAGE):
+        shutil.copyfile(checkpoint / name, folder / name)
+        sync(folder / name)
+    write_whole(folder / RECORD, json.dumps(record | {"processes": files, "files": written}, indent=1).encode())
+    sync(folder / STATE)
+
+
+def held(saved: Saved) -> list[Piece]:
+    """Return every tensor and number of a state whole, without its values."""
+    sizes = {place: 1 if shape is None else math.prod(shape) for place, shape in saved.shapes.items()}
+    return [
+        Piece(name, key, 0, torch.empty(size, dtype=saved.dtype(name, key), device="meta"), saved.shapes[name, key])
+        for (name, key), size in sizes.items()
+    ]
+
+
+def lazily(saved: Saved, piece: Piece, name: str, shape: tuple[int, ...]) -> Entry:
+    """Return values to write that are read when it is their turn."""
+
+    def read() -> Tensor:
+        values = torch.empty(piece.values.shape, dtype=piece.values.dtype)
+        saved.fill([piece._replace(values=values)])
+        return values
+
+    return Entry(name, piece.values.dtype, shape, read)
