@@ -1,4 +1,4 @@
-"""A source: one function that reads a kind of metadata, named by a file of `conf/kind`."""
+"""A source: one function that reads a format of metadata; a file of `conf/format` names it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Reader(Protocol):
 
 
 def open_source(reader: Reader, source: str | Path, options: Mapping[str, Any], passed: Passed, work: Path) -> Items:
-    """Return the items of a source; an option that its reader does not take is an error that names it.
+    """Return the items of a source; ValueError for an option that its reader does not take.
 
-    options: an empty one counts as not given, so that one file of configuration serves all readers.
+    An empty option counts as not given, so that one configuration file serves all readers.
     """
     taken = list(inspect.signature(reader).parameters)[1:]
     own = [name for name in taken if name not in GIVEN]
     options = {name: value for name, value in options.items() if value}
     if unknown := [name for name in options if name not in own]:
-        kind = reader.__name__.removeprefix("read_")
+        format = reader.__name__.removeprefix("read_")
         raise ValueError(
-            f"reader.{unknown[0]}: found {options[unknown[0]]!r}, expected none for kind={kind}, which takes "
+            f"reader.{unknown[0]}: found {options[unknown[0]]!r}, expected none for format={format}, which takes "
             f"{', '.join(own) or 'no option'}"
         )
     given = {name: value for name, value in zip(GIVEN, (passed, work), strict=True) if name in taken}

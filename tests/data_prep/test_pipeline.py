@@ -228,7 +228,7 @@ def test_the_command_goes_on_after_a_kill(prepared, tmp_path):
     out = tmp_path / "out"
     columns = "{" + ",".join(f"{name}:{column}" for name, column in COLUMNS.items()) + "}"
     command = [sys.executable, "-m", "videodiff", "prep", f"source={prepared[0]}/in/list.jsonl", f"out={out}"]
-    command += ["kind=table", f"reader.columns={columns}", "encode.short_side=32", "shard_bytes=30000", "workers=2"]
+    command += ["format=table", f"reader.columns={columns}", "encode.short_side=32", "shard_bytes=30000", "workers=2"]
     command += ["prep=all", "+prep.filter={duration:{min:1.0},motion:{min:0.005}}", "prep.duplicates.near=24"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and footprint(out) < 5:
@@ -405,7 +405,7 @@ MISTAKES = {
     "nothing": ({"source": None}, "source: found none"),
     "columns": ({"reader": {}}, r"columns: found none, expected .*reader.columns=\{video: path"),
     "missing": ({"source": "nowhere"}, "nowhere"),
-    "reader": ({"kind": "folder"}, "reader.columns: found .*, expected none for kind=folder, which takes licence"),
+    "reader": ({"kind": "folder"}, "reader.columns: found .*, expected none for format=folder, which takes licence"),
     "retry": ({"retry": "all"}, "retry=all"),
     "filter": ({"filter": {"motion": {"mim": 1}}}, "filter.motion: found 'mim'"),
     "takedown": ({"takedown": "nowhere.txt"}, "takedown: nowhere.txt cannot be read"),

@@ -36,7 +36,7 @@ def settings(
     """Return settings of these keys, with the defaults of the records for all others and no limit on any score."""
     rules = {"filter": filter or {}, "duplicates": {"near": near}, "models": models}
     tree = {**GROUPS, **UNSET, **PLAIN, **SIZES, "out": out, "source": source, "prep": rules, **keys}
-    reader = instantiate(yaml.safe_load((conf_dir() / "kind" / f"{kind}.yaml").read_text())).func
+    reader = instantiate(yaml.safe_load((conf_dir() / "format" / f"{kind}.yaml").read_text())).func
     return settings_of(tree, engine or Local(), reader, overrides)
 
 

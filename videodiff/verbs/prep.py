@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     """Prepare as configured and print what became of the inputs."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     kept = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in ONCE]
-    settings = settings_of(tree, instantiate(tree["engine"]), instantiate(tree["kind"]).func, kept)
+    settings = settings_of(tree, instantiate(tree["engine"]), instantiate(tree["format"]).func, kept)
     with owning(cfg.out, "prep"):
         with Meter() as meter:
             summary = prep(settings, meter)

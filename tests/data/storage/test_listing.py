@@ -39,7 +39,7 @@ def test_endings_are_compared_without_case_and_what_is_passed_over_is_counted(tm
     }  # fmt: skip
     line = str(passed)
     assert line.startswith("of videodiff 5, hidden 3, ")
-    assert ".TAR 1 (`videodiff index` and prep kind=webdataset read tars)" in line
+    assert ".TAR 1 (`videodiff index` and prep format=webdataset read tars)" in line
     assert ".tar.gz 1 (unpack it first)" in line
     assert "\n" not in line
 

@@ -32,16 +32,16 @@ def test_a_reader_of_ones_own_gets_its_options_and_what_its_signature_asks_for(t
 
 
 def test_an_option_that_a_reader_does_not_take_is_named_with_those_that_it_takes(tmp_path: Path) -> None:
-    message = "reader.columns: found {'a': 'b'}, expected none for kind=mine, which takes prefix"
+    message = "reader.columns: found {'a': 'b'}, expected none for format=mine, which takes prefix"
     with pytest.raises(ValueError, match=message):
         open_source(read_mine, tmp_path, {"columns": {"a": "b"}}, Passed(), tmp_path)
-    with pytest.raises(ValueError, match=r"reader\.work: found 'x', expected none for kind=mine"):
+    with pytest.raises(ValueError, match=r"reader\.work: found 'x', expected none for format=mine"):
         open_source(read_mine, tmp_path, {"work": "x"}, Passed(), tmp_path)
     with pytest.raises(ValueError, match="which takes columns, unit, licence, origin"):
         open_source(read_table, tmp_path, {"captions": "x"}, Passed(), tmp_path)
 
 
-@pytest.mark.parametrize("kind", options("kind"))
-def test_every_kind_of_conf_names_its_reader(kind: str) -> None:
-    reader = instantiate(yaml.safe_load((conf_dir() / "kind" / f"{kind}.yaml").read_text())).func
-    assert reader.__name__ == f"read_{kind}"
+@pytest.mark.parametrize("format", options("format"))
+def test_every_format_of_conf_names_its_reader(format: str) -> None:
+    reader = instantiate(yaml.safe_load((conf_dir() / "format" / f"{format}.yaml").read_text())).func
+    assert reader.__name__ == f"read_{format}"

@@ -22,7 +22,7 @@ from videodiff.verbs.config.schema import CLASSES, VERBS, faults
 from videodiff.verbs.config.stored import mappings
 
 # The groups that a file of anybody's may join: what is built checks its own settings.
-OPEN = ("metric", "world", "logger", "kind")
+OPEN = ("metric", "world", "logger", "format")
 
 
 @cache
@@ -153,7 +153,10 @@ WRONG_ELSEWHERE = [
     *(("pack", each) for each in ("timeout=0", "shard_bytes=0", "require_caption=maybe", "short_side=1")),
     *(("cache", each) for each in ("sizes=[256,256]", "sizes=[[256]]", "stride=0", "video=2")),
     *(("prep", each) for each in ("caption.by=endpont", "prep.filter.motion.min=x", "acquire.rate=0", "retry=all")),
-    *(("prep", each) for each in ("encode.fps=0", "prep.duplicates.near=300", "+prep.filter.motion.mix=1", "kind=csv")),
+    *(
+        ("prep", each)
+        for each in ("encode.fps=0", "prep.duplicates.near=300", "+prep.filter.motion.mix=1", "format=csv")
+    ),
     *(("inspect", each) for each in ("world_size=0", "batches=0", "seconds=0", "throughput=1")),
     *(("index", each) for each in ("tars=3", "tars=[]", "workers=0")),
 ]

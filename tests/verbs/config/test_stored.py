@@ -293,6 +293,19 @@ def test_what_this_command_line_gives_replaces_what_a_folder_keeps(tmp_path: Pat
     assert read_overrides(path, ["caption.url=http://b", "+caption.model=n"]) == kept[1:]
 
 
+def test_a_key_with_an_old_name_is_taken_by_its_present_one(tmp_path: Path) -> None:
+    path = tmp_path / "overrides.yaml"
+    path.write_text(yaml.safe_dump(["kind=hdvila", "text.kind=t5"]))
+    assert read_overrides(path, ["out=x"]) == ["format=hdvila", "text.kind=t5"]
+    assert read_overrides(path, ["format=table"]) == ["text.kind=t5"]
+
+
+def test_an_old_name_on_the_command_line_is_answered_with_the_present_one(call: Call, tmp_path: Path) -> None:
+    status, _, err = call("prep", f"out={tmp_path}/x", f"source={tmp_path}", "kind=folder")
+    assert status == 1
+    assert err == "videodiff prep: error: override 'kind=folder': found no key 'kind'; did you mean 'format'?\n"
+
+
 def test_overrides_that_are_no_list_of_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "overrides.yaml"
     for text in ("{a: 1}", "[1, 2]", "x", "[[a=1]]", ""):

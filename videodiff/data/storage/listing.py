@@ -70,7 +70,7 @@ def advice(kind: str) -> str:
     if COMPRESSED.fullmatch(kind):
         return " (unpack it first)"
     if kind == ".tar":
-        return " (`videodiff index` and prep kind=webdataset read tars)"
+        return " (`videodiff index` and prep format=webdataset read tars)"
     if kind in PICTURES:
         return " (`videodiff pack` takes pictures)"
     if kind in (".jsonl", ".parquet") or (beside and kind.startswith(".csv")):

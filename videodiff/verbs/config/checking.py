@@ -21,6 +21,7 @@ from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.kinds import MISSING, Fault
 from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import key_of, read_config
+from videodiff.verbs.config.versions import RENAMED
 
 # Combinations of a sweep that are composed beforehand; the others are checked when their turn comes.
 MOST_COMPOSED = 16
@@ -99,7 +100,7 @@ def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
         for override in parsed:
             key = override.key_or_group
             if key not in known and not override.is_add() and not key.startswith("hydra"):
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 raise ValueError(
                     f"override {override.input_line!r}: found no key {key!r}"
                     + (f"; did you mean {near[0]!r}?" if near else "")

@@ -500,9 +500,9 @@ VERBS: dict[str, Kind] = {
         ),
         out=PLACE,
         source=optional(PLACE),
-        kind=PART,
+        format=PART,
         root=optional(PLACE),
-        # The reader of a kind checks its own options.
+        # The reader of a format checks its own options.
         reader=record(
             rest=ANYTHING, licence=TEXT, columns=optional(table(NAME, TEXT)), unit=TEXT, captions=optional(PLACE)
         ),

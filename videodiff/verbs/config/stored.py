@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
 from videodiff.verbs.config.groups import conf_dir, options
-from videodiff.verbs.config.versions import modern
+from videodiff.verbs.config.versions import RENAMED, modern
 
 MOST_BYTES, MOST_NODES, DEEPEST = 8 * 2**20, 500_000, 32
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./][A-Za-z0-9_]+)*")
@@ -220,7 +220,14 @@ def read_overrides(path: Path, given: Iterable[str], dropped: Iterable[str] = ()
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ValueError(f"{path}: found a {type(lines).__name__}, expected a list of key=value")
     superseded = {key_of(override) for override in given} | set(dropped)
+    lines = [with_present_name(line) for line in lines]
     return [line for line in lines if key_of(line) not in superseded and check_override(line, path)]
+
+
+def with_present_name(override: str) -> str:
+    """Return an override with the name that its key has today."""
+    key, equals, value = override.partition("=")
+    return f"{RENAMED.get(key, key)}{equals}{value}"
 
 
 def key_of(override: str) -> str:

@@ -51,6 +51,8 @@ MOVED = {
     "videodiff.training.callbacks.StopGently": "videodiff.training.callbacks.stop.StopGently",
     "videodiff.training.logging.wandb_logger": "videodiff.training.run.logging.wandb_logger",
 }
+# Keys of the command line that have another name today than when the folder was written.
+RENAMED = {"kind": "format"}
 
 
 def signed(config: Mapping[str, Any]) -> dict[str, Any]:
