@@ -39,7 +39,7 @@ trap 'kill $server' EXIT
 sleep 2
 
 # Discs on white ground are short, bright and flat: footage that the usual limits are not meant for.
-"$bin/videodiff" prep source=$root/metadata.jsonl kind=table out=$root/out acquire.rate=1000 acquire.private=true \
+"$bin/videodiff" prep source=$root/metadata.jsonl format=table out=$root/out acquire.rate=1000 acquire.private=true \
     "reader.columns={video:url,start:start,end:end,caption:caption,licence:licence}" \
     prep.filter.duration.min=0.5 prep.filter.brightness.max=null prep.filter.clipped.max=null prep.filter.text.max=null
 "$bin/videodiff" inspect $root/out
