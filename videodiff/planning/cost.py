@@ -1,4 +1,4 @@
-"""What a clip costs the denoiser, and the global batches with which the steps of all buckets take equal time."""
+"""The cost of a clip for the denoiser, and global batches that give the steps of all buckets equal time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from videodiff.data.order.buckets import Bucket
 
 
 class Cost(NamedTuple):
-    """What a clip takes: FLOPs of the denoiser's forward pass, and tokens, to which its memory is proportional."""
+    """The cost of a clip: FLOPs of the denoiser's forward pass, and tokens, which memory is proportional to."""
 
     flops: int
     tokens: int
@@ -27,16 +27,16 @@ def forward_flops(
 ) -> int:
     """Return the FLOPs of a denoiser for one clip of `time` x `space` tokens and `text` words of `text_width`.
 
-    `axes` names for each block what it attends over: space, time or spacetime. `patch`: the numbers that a token is
-    made of. A multiply-add counts two. With neither words' width nor patch it is the FLOPs of the blocks alone.
+    `axes` has the axis of attention of each block: space, time or spacetime. `patch`: values per token. A multiply-add
+    counts as two. Without `text_width` and `patch` only the blocks are counted.
     """
     tokens, seen = time * space, {"space": space, "time": time, "spacetime": time * space}
-    # By token: query, key, value and output; query and output to the text; two layers of the feed-forward part.
+    # Per token: query, key, value and output; query and output of the text attention; two feed-forward layers.
     linear = tokens * (8 + 4 + 4 * mlp_ratio) * width**2 + text * 4 * width**2
     blocks = sum(linear + 4 * tokens * (seen[axis] + text) * width for axis in axes)
     if not patch:
         return int(blocks)
-    # Tokens in and out, words, the noise level of each frame with its modulation, and the frame rate.
+    # Patch embedding and output, words, the noise level of each frame with its modulation, and the frame rate.
     words, levels = 2 * text * (text_width + width) * width, 2 * (256 + width) * width
     return int(blocks + 4 * tokens * patch * width + words + (time + 1) * levels + time * 12 * width**2)
 
@@ -44,21 +44,20 @@ def forward_flops(
 def batch_sizes(costs: Sequence[Cost], most_tokens: int, shares: int) -> list[int]:
     """Return the global batch of each bucket such that every step takes about equal time.
 
-    A micro-batch of one rank holds at most `most_tokens`; `shares` is ranks x micro-batches a step, and every batch is
-    a multiple of it. The time is the least that fills some bucket's memory; a bucket is as near to it as whole clips
-    allow.
+    A micro-batch of one rank holds at most `most_tokens`. Every global batch is a multiple of `shares` = ranks x
+    micro-batches per step. The common time is the largest that fits every bucket into memory; whole clips round it.
     """
     if (largest := max(cost.tokens for cost in costs)) > most_tokens:
-        raise ValueError(f"batch.tokens: found {most_tokens}, expected at least {largest}, one clip of every bucket")
+        raise ValueError(f"batch.tokens: found {most_tokens}, expected at least {largest}, the largest clip's tokens")
     fit = [most_tokens // cost.tokens for cost in costs]
     time = max(min(clips * cost.flops for clips, cost in zip(fit, costs, strict=True)), *(c.flops for c in costs))
     return [shares * max(1, min(clips, round(time / c.flops))) for clips, c in zip(fit, costs, strict=True)]
 
 
 class Budget(NamedTuple):
-    """A step is `micro_batches` micro-batches, those of all processes together, of at most `tokens` tokens each.
+    """The size of a step: `micro_batches` micro-batches over all processes, of at most `tokens` tokens each.
 
-    `cost` tells what a clip of a bucket takes.
+    `cost` returns the cost of a clip of a bucket.
     """
 
     micro_batches: int
@@ -66,7 +65,7 @@ class Budget(NamedTuple):
     cost: Callable[[Bucket], Cost]
 
     def sizes(self, buckets: Sequence[Bucket]) -> list[int]:
-        """Return the global batches with which steps of these buckets take about equal time."""
+        """Return global batches that give the steps of these buckets about equal time."""
         if self.micro_batches < 1:
             raise ValueError(f"data.batch.micro_batches: found {self.micro_batches}, expected at least 1")
         return batch_sizes([self.cost(bucket) for bucket in buckets], self.tokens, self.micro_batches)

@@ -1,4 +1,4 @@
-"""The plan of a run: what an epoch and a step of each bucket are, and what they cost."""
+"""The plan of a run: the size and cost of an epoch and a step of each bucket."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from videodiff.planning.cost import Cost
 
 
 class Planned(NamedTuple):
-    """A bucket of a stage: samples an epoch, clips a step and a micro-batch of one process, steps an epoch.
+    """A bucket of a stage: samples per epoch, clips per step and per micro-batch of a process, steps per epoch.
 
-    `cost`: that of a clip, None where it is not known.
+    `cost`: the cost of a clip, None if it is not known.
     """
 
     first: int
@@ -34,7 +34,7 @@ def plan(
     world: int,
     cost: Callable[[Bucket], Cost] | None = None,
 ) -> list[Planned]:
-    """Return what the steps of each bucket of each stage are, on so many processes."""
+    """Return the plan of each bucket of each stage, on `world` processes."""
     found = []
     for stage, mixture in zip(stages, order.stages, strict=True):
         for number, (bucket, size) in enumerate(zip(mixture.buckets, mixture.batch_sizes, strict=True)):
@@ -47,7 +47,7 @@ def plan(
 
 
 def format_plan(planned: Sequence[Planned]) -> str:
-    """Return the plan as a table; a step's FLOPs are those of forward and backward, its time is relative."""
+    """Return the plan as a table; FLOPs of a step include forward and backward pass, times are relative."""
     head = ["from step", "bucket", "samples an epoch", "clips a step", "a micro-batch", "steps an epoch"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""How fast a loader is against the decode ceiling: the same clips read by as many bare processes that keep nothing."""
+"""Compare a loader with the decode ceiling: as many plain processes read the same clips and drop them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 3
 
 
 class Throughput(NamedTuple):
-    """Clips a second: of the loader, and of the bare processes."""
+    """Clips a second: of the loader, and of the plain processes."""
 
     loader: float
     ceiling: float
@@ -27,9 +27,9 @@ class Throughput(NamedTuple):
 def measure(
     loader: Iterable[dict[str, Any]], reader: Reader, tasks: Sequence[Task], workers: int, seconds: float
 ) -> Throughput:
-    """Return both rates; they take turns, as no machine stays the same, for `seconds` in all. Both are warm before.
+    """Measure both rates in alternation for `seconds` in all, after a warm-up: the speed of a machine changes.
 
-    `tasks` are clips of the loader's order, `workers` its processes (0: this one).
+    `tasks` are clips in the loader's order, `workers` is its number of processes (0: this one).
     """
     share, batches = seconds / (2 * ROUNDS), iter(loader)
     with bare_processes(reader, tasks, workers) as ceiling:
@@ -40,7 +40,7 @@ def measure(
 
 
 def rate(counts: Iterator[int], seconds: float) -> float:
-    """Return how many a second come, counted for at least so long."""
+    """Return the items per second, counted for at least `seconds`."""
     start, found = time.perf_counter(), 0
     for count in counts:
         found += count
@@ -50,7 +50,7 @@ def rate(counts: Iterator[int], seconds: float) -> float:
 
 
 def clips(reader: Reader, tasks: Sequence[Task]) -> Iterator[int]:
-    """Read clips again and again, and keep nothing; yield 1 for each."""
+    """Read clips endlessly and drop them; yield 1 for each."""
     outs: dict[tuple[int, ...], np.ndarray] = {}
     for task in itertools.cycle(tasks):
         reader(task, outs.setdefault(task.shape, np.empty(task.shape, dtype=np.uint8)))
@@ -59,7 +59,7 @@ def clips(reader: Reader, tasks: Sequence[Task]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def bare_processes(reader: Reader, tasks: Sequence[Task], workers: int) -> Iterator[Callable[[float], float]]:
-    """Return a function that lets the processes read for some seconds and gives their rate together."""
+    """Return a function that lets the processes read for some seconds and returns their total rate."""
     if not workers:
         endless = clips(reader, tasks)
         yield lambda seconds: rate(endless, seconds)
@@ -79,7 +79,7 @@ def bare_processes(reader: Reader, tasks: Sequence[Task], workers: int) -> Itera
 
 
 def bare(connection: Connection, reader: Reader, tasks: Sequence[Task]) -> None:
-    """Read one share of the clips for as long as is asked for, and send the rate."""
+    """Read a share of the clips in a child process; for each request of some seconds send the rate."""
     import torch
 
     torch.set_num_threads(1)
