@@ -96,7 +96,7 @@ def test_a_mixed_dataset_is_footage_and_says_so():
     cases = [*worlds(1), *worlds(1)]
     cases[1] = cases[1]._replace(scene=None)
     found = evaluate(ALL, cases, {CONTINUATION: [case.truth for case in cases]}, said.append)
-    assert said == ["1 of 2 clips have no truth of a world: motion is not measured"]
+    assert said == ["1 of 2 clips have no truth of a world: their motion is not measured"]
     assert "psnr" in found
     assert "velocity_error" not in found
 
@@ -106,7 +106,7 @@ def test_captions_of_another_form_are_left_out_and_counted():
     cases = worlds()
     cases[0] = cases[0]._replace(caption="a cat")
     found = evaluate({"captions": captions}, cases, {TEXT_TO_VIDEO: [case.truth for case in cases]}, said.append)
-    assert said == ["text_to_video: 1 of 3 captions are not of the worlds' form, left out"]
+    assert said == ["text_to_video: 1 of 3 captions do not have the form of a world, left out"]
     assert found["colour_accuracy"] == 1.0
 
 

@@ -1,4 +1,4 @@
-"""What a world's caption asks for, one phrase a ball: "a large red ball moves left slowly and a ..."."""
+"""Parse the caption of a world, one phrase per ball: "a large red ball moves left slowly and a ..."."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from videodiff.worlds.law import Grammar, Range
 
 @dataclass(frozen=True)
 class Phrase:
-    """One ball of a caption; `size` and `pace` are None where the caption leaves them open.
+    """One ball of a caption; `size` and `pace` are None if the caption does not state them.
 
-    angle: the direction in radians from the right, counterclockwise.
+    `angle`: the direction in radians from the right, counterclockwise.
     """
 
     colour: str
@@ -30,7 +30,7 @@ class Phrase:
 
 
 def phrases(caption: str, grammar: Grammar) -> list[Phrase]:
-    """Return the balls of a caption in its order; a phrase of another form is an error."""
+    """Return the balls of a caption in their order; ValueError for a phrase of another form."""
     form = pattern(
         *(tuple(words) for words in (grammar.colours, grammar.verbs, grammar.directions, grammar.sizes, grammar.paces))
     )
@@ -53,7 +53,7 @@ def pattern(
     sizes: tuple[str, ...],
     paces: tuple[str, ...],
 ) -> re.Pattern[str]:
-    """Return what a phrase of these words looks like; where a world has no words for a size, a phrase has none."""
+    """Return the pattern of a phrase with these words; without size words a phrase has no size."""
     return re.compile(
         rf"a (?:(?P<size>{one_of(sizes)}) )?(?P<colour>{one_of(colours)}) ball (?:{one_of(verbs)}) "
         rf"(?P<direction>{one_of(directions)})(?: (?P<pace>{one_of(paces)}))?"
@@ -61,12 +61,12 @@ def pattern(
 
 
 def one_of(words: tuple[str, ...]) -> str:
-    """Return the pattern of any one of some words, of which no text is one where there are none."""
+    """Return a pattern that matches any of these words; without words it matches nothing."""
     return "|".join(map(re.escape, words)) or r"(?!)"
 
 
 def nearest(value: float, words: dict[str, Range]) -> str | None:
-    """Return the word whose range is nearest to a value, None for NaN."""
+    """Return the word with the range nearest to a value, None for NaN."""
     if np.isnan(value):
         return None
     return min(words, key=lambda word: max(words[word][0] - value, value - words[word][1], 0.0))

@@ -1,4 +1,4 @@
-"""The numbers of evaluation.json: every metric over every clip, with what each figure means."""
+"""The numbers of evaluation.json: every metric over every clip, with the meaning of each figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def silent(line: str) -> None:
 
 
 def declared(metrics: Mapping[str, Metric]) -> dict[str, Quantity]:
-    """Return what every figure of some metrics means; one that two metrics give is an error."""
+    """Return the quantity of every figure of some metrics; ValueError if two metrics give the same figure."""
     found: dict[str, Quantity] = {}
     owner: dict[str, str] = {}
     for key, metric in metrics.items():
@@ -36,15 +36,15 @@ def evaluate(
     sampled: Mapping[str, Sequence[np.ndarray]],
     remark: Remark = silent,
 ) -> dict[str, Any]:
-    """Return flat numbers, the table of predictors and, as `metrics`, what each of these figures means.
+    """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
 
-    cases: the true clips, `given` as in a continuation; sampled: by task, the frames made for each of them. What cannot
-    be measured is said to `remark`.
+    `cases`: the true clips, with `given` as in a continuation. `sampled`: for each task, the sampled frames of each
+    clip. `remark` is called with a line about clips that cannot be measured.
     """
     meaning = declared(metrics)
     without = sum(case.scene is None for case in cases)
     if 0 < without < len(cases):
-        remark(f"{without} of {len(cases)} clips have no truth of a world: motion is not measured")
+        remark(f"{without} of {len(cases)} clips have no truth of a world: their motion is not measured")
     made = {task: as_made(task, cases, videos) for task, videos in sampled.items()}
     result: dict[str, Any] = {}
     rows: dict[str, list[dict[str, float]]] = {}
@@ -66,7 +66,7 @@ def evaluate(
 
 
 def as_made(task: str, cases: Sequence[Case], videos: Sequence[np.ndarray]) -> list[Case]:
-    """Return the cases of what was made for true clips in a task."""
+    """Return the cases of the sampled clips of a task."""
     given = task == CONTINUATION
     return [case._replace(frames=frames, given=case.given * given) for case, frames in zip(cases, videos, strict=True)]
 
@@ -80,7 +80,7 @@ def flat(key: str, metric: Metric, cases: Sequence[Case], task: str, remark: Rem
 def compare(
     key: str, metric: Metric, cases: Sequence[Case], rows: dict[str, list[dict[str, float]]], remark: Remark
 ) -> dict[str, float | None]:
-    """Add the numbers of the model and of the references to `rows`, a list of clips a row; return the flat ones."""
+    """Add the numbers of model and references to `rows`, a list of clips for each row; return the flat numbers."""
     measured = measurable(metric, cases, CONTINUATION, remark)
     if not measured:
         return {}
@@ -100,7 +100,7 @@ def compare(
 
 
 def measurable(metric: Metric, cases: Sequence[Case], task: str, remark: Remark) -> list[int]:
-    """Return which of the cases a metric can measure, and say why others are left out."""
+    """Return the cases that a metric can measure, and remark why others are left out."""
     reasons = [metric.lacks(case) for case in cases]
     for reason, count in Counter(filter(None, reasons)).items():
         remark(f"{task}: {count} of {len(cases)} {reason}, left out")
@@ -108,7 +108,7 @@ def measurable(metric: Metric, cases: Sequence[Case], task: str, remark: Remark)
 
 
 def numbers(key: str, metric: Metric, function: Callable[[Case], Numbers], case: Case) -> dict[str, float]:
-    """Return the numbers of one case; what a metric did not declare, or what it raises, is an error that names it."""
+    """Return the numbers of one case; ValueError, with the metric's name, if it raises or breaks its declaration."""
     try:
         found = {str(name): float(value) for name, value in function(case).items()}
     except ValueError as error:
@@ -128,7 +128,7 @@ def numbers(key: str, metric: Metric, function: Callable[[Case], Numbers], case:
 
 
 def summary(key: str, clips: Sequence[Numbers]) -> dict[str, float | None]:
-    """Return the means of some clips; a number that is not finite is an error that names the metric."""
+    """Return the means over clips; ValueError, with the metric's name, for a number that is not finite."""
     try:
         return summarise(clips)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How close a clip is to the one it should be, pixel by pixel."""
+"""How close a clip is to the true clip, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from videodiff.metrics.metric import CONTINUATION, Case, Quantity, metric
 
-# The error that counts at least, in square levels: half a level in every pixel.
+# The least mean square error that is distinguished, in square levels: half a level in every pixel.
 LEAST = 0.25
 
 
 def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
-    """Return the peak signal-to-noise ratio of frames uint8 `t h w c` in decibels, at most that of half a level.
+    """Return the peak signal-to-noise ratio of frames uint8 `t h w c` in decibels.
 
-    A clip that is the same in every pixel would have infinite decibels, and no mean could be taken.
+    It is capped at the ratio of half a level: an exact copy would have infinite decibels, and no mean would exist.
     """
     if frames.shape != truth.shape:
         raise ValueError(f"frames: found {frames.shape}, expected {truth.shape} as in the truth")
@@ -27,7 +27,7 @@ def decibels(error: float) -> float:
 
 
 def held(case: Case) -> dict[str, float]:
-    """Measure the last given frame, held."""
+    """Measure the clip that holds the last given frame."""
     truth = case.truth[case.given :]
     return {"psnr": psnr(np.broadcast_to(case.truth[case.given - 1], truth.shape), truth)}
 
@@ -40,5 +40,5 @@ def held(case: Case) -> dict[str, float]:
     beside={"psnr_static": ("last frame held", "psnr")},
 )
 def fidelity(case: Case) -> dict[str, float]:
-    """Measure the predicted frames of footage, where no truth of a world says how things move."""
+    """Measure the predicted frames of footage, which has no truth of a world."""
     return {"psnr": psnr(case.frames[case.given :], case.truth[case.given :])}

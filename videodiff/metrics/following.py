@@ -14,11 +14,11 @@ SHARE = Quantity("higher", "", 0.0, 1.0)
 
 
 def strange(case: Case) -> str:
-    """Return why a caption says nothing that could be measured, empty where it does."""
+    """Return why a caption cannot be measured, empty if it can."""
     try:
         phrases(case.caption, case.scene.law.grammar)
     except ValueError:
-        return "captions are not of the worlds' form"
+        return "captions do not have the form of a world"
     return ""
 
 
@@ -36,11 +36,12 @@ def captions(case: Case) -> dict[str, float]:
 
 
 def text_to_video(frames: np.ndarray, caption: str, fps: float, grammar: Grammar) -> dict[str, float]:
-    """Measure whether a clip uint8 `t h w c` drawn from its caption alone shows it; every number is a share of 1.
+    """Measure whether a clip uint8 `t h w c`, sampled from its caption alone, shows it; every number is in [0, 1].
 
-    colour_accuracy: exactly the captioned colours are there; count_accuracy: frames with the right number of balls;
-    direction, speed and size_accuracy: balls that do what their words say in the first 3 frames, where the caption has
-    such words and, for the first two, the clip more than one frame. A ball that is not seen is wrong in everything.
+    colour_accuracy: 1 if exactly the captioned colours are there. count_accuracy: share of frames with the right number
+    of balls. direction_accuracy, speed_accuracy, size_accuracy: share of balls that agree with their words in the first
+    3 frames, if the caption has such words; direction and speed need more than one frame. An unseen ball counts as
+    wrong in everything.
     """
     asked, seen = phrases(caption, grammar), track(frames)
     balls = seen.of([phrase.colour for phrase in asked])
@@ -63,7 +64,7 @@ def text_to_video(frames: np.ndarray, caption: str, fps: float, grammar: Grammar
 
 
 def heads(way: np.ndarray, phrase: Phrase) -> bool:
-    """Tell whether a displacement (2,) is within 45 degrees of the direction word; NaN is not."""
+    """Return whether a displacement (2,) is within 45 degrees of the direction word; False for NaN."""
     return bool(way @ phrase.heading > np.sqrt(0.5) * np.linalg.norm(way, axis=-1))
 
 

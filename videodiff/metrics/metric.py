@@ -1,11 +1,11 @@
-"""A metric: a pure function of one case, and what each of its numbers means.
+"""A metric: a pure function of one case, and the meaning of each of its numbers.
 
     @metric({"sharpness": Quantity("higher", "levels", 0.0)})
     def sharpness(case: Case) -> dict[str, float]:
         return {"sharpness": float(np.abs(np.diff(case.frames.astype(float), axis=2)).mean())}
 
-A file of `conf/metric` names it, or `+metric.mine._target_=my_module.sharpness` on a command line; every table, ranking
-and target then takes the direction, the unit and the range from here.
+A file of `conf/metric` names it, or `+metric.mine._target_=my_module.sharpness` on the command line. Every table,
+ranking and target takes direction, unit and range from here.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from videodiff.worlds.scene import Scene
 CONTINUATION, TEXT_TO_VIDEO = "continuation", "text_to_video"
 TASKS = (CONTINUATION, TEXT_TO_VIDEO)
 DIRECTIONS = ("higher", "lower")
-# What a metric may need of all clips of a dataset: nothing, the truth of a world, or that there is none.
+# Which clips of a dataset a metric measures: all, those with the truth of a world, or those without.
 CLIPS = ("all", "worlds", "footage")
-# Names that evaluation.json has for other things than numbers of a metric.
+# Names in evaluation.json that are not numbers of a metric.
 TAKEN = ("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed")
 Numbers = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a number means: which direction is better, its unit (empty for a pure number) and its range."""
+    """The meaning of a number: which direction is better, its unit (empty for a pure number) and its range."""
 
     better: str
     unit: str = ""
@@ -50,7 +50,7 @@ class Quantity:
         return self.better == "higher"
 
     def holds(self, value: float) -> bool:
-        """Tell whether a value lies in the range, but for rounding; what is not finite is for others to refuse."""
+        """Return whether a value lies in the range, up to rounding; other code checks that it is finite."""
         return not math.isfinite(value) or self.least - slack(self.least) <= value <= self.most + slack(self.most)
 
     def record(self) -> dict[str, Any]:
@@ -60,12 +60,12 @@ class Quantity:
 
 
 def slack(end: float) -> float:
-    """Return what rounding may add beyond an end of a range."""
+    """Return how far rounding may exceed an end of a range."""
     return 1e-6 * max(abs(end), 1.0) if math.isfinite(end) else 0.0
 
 
 def read_quantity(record: Any, where: str) -> Quantity:
-    """Read back what `Quantity.record` wrote; a record of another form is a ValueError that names the place."""
+    """Read the result of `Quantity.record`; a record of another form is a ValueError that begins with `where`."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: found {str(record)[:60]!r}, expected an object with better, unit and range")
     ends = record.get("range", [None, None])
@@ -89,10 +89,10 @@ def is_number(value: Any) -> bool:
 
 
 class Case(NamedTuple):
-    """One clip to measure: its frames uint8 `t h w c` and what is known of it.
+    """One clip to measure: its frames uint8 `t h w c` and the facts about it.
 
-    key: its name in the dataset; truth: the frames of the dataset; scene: their exact state where they are from a
-    world; given: how many first frames were given, 0 for a clip from its caption alone.
+    `key`: its name in the dataset. `truth`: the frames in the dataset. `scene`: their exact state if they are from a
+    world. `given`: the number of first frames that were given, 0 for a clip sampled from its caption alone.
     """
 
     key: str
@@ -106,15 +106,15 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure with what its numbers mean, and where they are written.
+    """A measure, the meaning of its numbers, and where they are written.
 
-    tasks: those whose samples are measured. A metric of one task writes its numbers under their own names, and a metric
-    of continuation also into the table of predictors. A metric of several tasks writes `<task>_<name>`, and of the true
-    clips `truth_<name>`.
-    clips: one of `CLIPS`; lacks: returns why a case is left out, in words, empty where it is measured.
+    tasks: the tasks whose samples are measured. A metric of one task writes its numbers under their own names, and a
+    metric of continuation also into the table of predictors. A metric of several tasks writes `<task>_<name>`, and
+    `truth_<name>` for the true clips.
+    clips: one of `CLIPS`. lacks: returns why a case is left out, empty if it is measured.
     references: further rows of the table, each with the function that measures it.
-    beside: numbers of the model's, written as figures of their own: name -> (row of the table, number).
-    ratios: figures that are the quotient of two others: name -> (above, below).
+    beside: numbers of table rows that are also written as figures: name -> (row of the table, number).
+    ratios: figures that are the quotient of two others: name -> (numerator, denominator).
     """
 
     measure: Callable[[Case], Numbers]
@@ -138,7 +138,7 @@ class Metric:
         if self.clips not in CLIPS:
             raise ValueError(f"found clips={self.clips!r}, expected one of {', '.join(CLIPS)}")
         if self.references and not self.in_table:
-            raise ValueError(f"found references, expected them of a metric of {CONTINUATION} alone")
+            raise ValueError(f"found references, expected them only in a metric with tasks=[{CONTINUATION}]")
 
     def __call__(self, case: Case, **settings: Any) -> Numbers:
         """Measure one case."""
@@ -154,15 +154,15 @@ class Metric:
         return replace(self, measure=partial(self.measure, **settings)) if settings else self
 
     def figures(self) -> dict[str, Quantity]:
-        """Return what each figure means that can be written into evaluation.json, by its name there."""
+        """Return the quantity of each figure that this metric may write into evaluation.json, by its name there."""
         several = [*self.tasks, "truth"] if len(self.tasks) > 1 else []
         found = {f"{task}_{name}": each for task in several for name, each in self.quantities.items()}
         found = found or dict(self.quantities)
         found |= {name: self.quantities[number] for name, (_, number) in self.beside.items()}
-        # Above and below are of one unit, so that their quotient is a pure number of the same direction.
+        # Numerator and denominator have the same unit, so the ratio is a pure number with the numerator's direction.
         return found | {name: Quantity(found[above].better) for name, (above, _) in self.ratios.items()}
 
 
 def metric(quantities: Mapping[str, Quantity], **how: Any) -> Callable[[Callable[..., Numbers]], Metric]:
-    """Return a decorator that makes a function of a case a `Metric`; how: further fields of it."""
+    """Return a decorator that turns a function of a case into a `Metric`; `how`: further fields of it."""
     return lambda measure: Metric(measure, dict(quantities), **how)

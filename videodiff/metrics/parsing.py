@@ -1,7 +1,7 @@
 """Read the state of a world back from pixels.
 
-`track` un-mixes every pixel into background and the nearest palette colour and takes the centroid weighted by coverage,
-with the renderer's own convention of pixel centres. `track_phyworld` is the parser of PhyWorld's evaluate.py, for
+`track` splits every pixel into background and the nearest palette colour, and takes the centroid weighted by coverage,
+with the renderer's convention of pixel centres. `track_phyworld` is the parser of PhyWorld's evaluate.py, for
 comparison with its published figures.
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from videodiff.worlds.scene import BACKGROUND, PALETTE, SIDE, SOFTNESS, Scene, pixel_centres
 
-# Largest distance of a pixel from its colour, in grey levels: half of what parts the nearest two of the palette.
+# Largest distance of a pixel from its colour, in grey levels: half the distance of the two nearest palette colours.
 FARTHEST = 95.0
 LEAST_AREA = 0.5
 ROUND = 1.35
-# What H.264 adds to the spread, in square pixels: its colours have pixels twice as wide, (2^2 / 12) along each axis.
+# H.264 adds this to the spread, in square pixels: its chroma pixels are twice as wide, (2^2 / 12) along each axis.
 BLUR = 2 / 3
-# What a disc of radius 1 covers: the soft edge takes half of SOFTNESS away.
+# The area that a disc of radius 1 covers: its soft edge takes half of SOFTNESS away.
 UNIT_AREA = np.pi * (1 - SOFTNESS / 2)
 
 
@@ -51,12 +51,12 @@ class Track:
         return np.sqrt(self.area / UNIT_AREA)
 
     def count(self) -> np.ndarray:
-        """Return how many balls are seen in each frame (t,); what is not whole counts twice."""
+        """Return the number of balls in each frame (t,); a ball that is not whole counts twice."""
         return (self.visible.astype(int) + (self.visible & ~self.whole)).sum(axis=1)
 
 
 def track(frames: np.ndarray, colours: Sequence[str] = tuple(PALETTE)) -> Track:
-    """Follow the balls of the given colours through frames uint8 `t h w c`; a ball is told by its colour alone."""
+    """Follow the balls of the given colours through frames uint8 `t h w c`; colour alone identifies a ball."""
     check(frames)
     size = frames.shape[1]
     columns = [list(PALETTE).index(colour) for colour in colours]
@@ -71,13 +71,14 @@ def track(frames: np.ndarray, colours: Sequence[str] = tuple(PALETTE)) -> Track:
         centre = np.stack([across @ x, upright @ x[::-1]], -1) / total[..., None]
         square = (across @ x**2 + upright @ x[::-1] ** 2) / total
         spread = square - (centre**2).sum(axis=-1)
-        # A disc of area A has spread A / (2 pi); two equal ones side by side have 1.5 times that of their joint area.
+        # A disc of area A has spread A / (2 pi). Two equal discs side by side have 1.5 times the spread of one disc of
+        # their joint area.
         whole = visible & (2 * np.pi * (spread - BLUR * (SIDE / size) ** 2) <= ROUND * area)
     return Track(tuple(colours), np.where(visible[..., None], centre, np.nan), area, visible, whole)
 
 
 def track_of(scene: Scene) -> Track:
-    """Return the track of an exact scene, as a perfect parser that also sees outside the view would."""
+    """Return the track of an exact scene: the result of a perfect parser that also sees outside the view."""
     seen = np.ones(scene.position.shape[:2], dtype=bool)
     return Track(scene.colour, scene.position, np.broadcast_to(UNIT_AREA * scene.radius**2, seen.shape), seen, seen)
 
@@ -89,10 +90,10 @@ def seen_colours(frames: np.ndarray) -> tuple[str, ...]:
 
 
 def unmix(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coverage of each palette colour (t, colours, h, w) in [0, 1] and where it is solid, of its own hue.
+    """Return the coverage of each palette colour (t, colours, h, w) in [0, 1], and where its pixels are solid.
 
-    A pixel has one colour, the nearest. Edges may be far from any (video keeps colour at half the resolution), so only
-    solid pixels are held to FARTHEST.
+    Each pixel has one colour, the nearest. Edge pixels may be far from every colour, as video keeps colour at half the
+    resolution; therefore FARTHEST applies only to solid pixels.
     """
     away = frames.astype(np.float32) - np.asarray(BACKGROUND, dtype=np.float32)
     axis = np.asarray(list(PALETTE.values()), dtype=np.float32) - np.asarray(BACKGROUND, dtype=np.float32)
@@ -105,14 +106,14 @@ def unmix(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def beside(solid: np.ndarray) -> np.ndarray:
-    """Return the pixels that are solid or touch one that is, so that faint noise elsewhere does not pull a centroid."""
+    """Return the pixels that are solid or touch a solid one; faint noise elsewhere must not move a centroid."""
     wide = np.pad(solid, [(0, 0)] * (solid.ndim - 2) + [(1, 1), (1, 1)])
     tall = wide[..., :, :-2] | wide[..., :, 1:-1] | wide[..., :, 2:]
     return tall[..., :-2, :] | tall[..., 1:-1, :] | tall[..., 2:, :]
 
 
 def check(frames: np.ndarray) -> None:
-    """Raise where frames are not square uint8 `t h w c`."""
+    """Raise if frames are not square uint8 `t h w c`."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != frames.shape[2] or frames.shape[3] != 3:
         raise ValueError(f"frames: found {frames.dtype} {frames.shape}, expected uint8 (t, size, size, 3)")
 
@@ -120,9 +121,8 @@ def check(frames: np.ndarray) -> None:
 def track_phyworld(frames: np.ndarray, colours: Sequence[str] = ("red",)) -> tuple[np.ndarray, np.ndarray]:
     """Parse as PhyWorld's evaluate.py does: position (t, n, 2) and radius (t, n) of a red, or a red and a blue, disc.
 
-    Pixels count where they pass a threshold at 127; pixel i stands at i / size. A missing disc is put at the right
-    edge, but a missing red one of two at the left edge; it takes the first disc's last y and its own last radius, NaN
-    where there was none.
+    Pixels above 127 count; pixel i is at i / size. A missing disc is put at the right edge, but a missing red disc of
+    two at the left edge. It takes the first disc's last y and its own last radius, NaN without one.
     """
     check(frames)
     if tuple(colours) not in (("red",), ("red", "blue")):

@@ -1,7 +1,7 @@
-"""How far a sampled clip is from the law of its world.
+"""How far a sampled clip deviates from the law of its world.
 
-Everything is measured in world units and seconds, on the predicted frames in which every ball of the truth is wholly in
-view. A ball that is not seen stays where it was last seen: vanishing costs as much as standing still, never less.
+All measures use world units and seconds, on the predicted frames in which every true ball is completely in view. A ball
+that is not seen counts at its last seen position: to vanish costs as much as to stand still, never less.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import numpy as np
 from videodiff.metrics.parsing import Track, track, track_phyworld
 from videodiff.worlds.scene import SIDE, Scene
 
-# PhyWorld's floor of a speed to divide by, so that a ball at rest has a scale too.
+# PhyWorld's least speed for a division, so that a ball at rest has a scale too.
 SLOWEST = 0.5
 
 
 def continuation(frames: np.ndarray, scene: Scene, given: int = 3) -> dict[str, float]:
     """Measure a clip uint8 `t h w c` that continues the first `given` frames of a scene.
 
-    Beside what `motion` returns, PhyWorld's own `phyworld_velocity_error` where the world of the scene has it.
+    Returns the numbers of `motion`, and PhyWorld's own `phyworld_velocity_error` if the world of the scene has it.
     """
     numbers = motion(track(frames), scene, given)
     if "phyworld" in scene.law.measures:
@@ -58,7 +58,7 @@ def motion(tracked: Track, scene: Scene, given: int = 3) -> dict[str, float]:
 
 
 def around_contact(v: np.ndarray, true_v: np.ndarray, scene: Scene, frames: np.ndarray) -> dict[str, float]:
-    """Measure what `motion` does apart before and after the two balls touch, without the interval of the contact."""
+    """Measure velocity, momentum and energy separately before and after the contact; its own interval is left out."""
     turns = np.flatnonzero((np.abs(np.diff(scene.velocity[frames], axis=0)) > 1e-6).any(axis=(1, 2)))
     contact = int(turns[0]) if len(turns) else len(v)
     measures = {"velocity": lambda a, b, _: velocity_error(a, b), "momentum": momentum_error, "energy": energy_error}
@@ -99,7 +99,7 @@ def norm(vectors: np.ndarray) -> np.ndarray:
 
 
 def scored_frames(scene: Scene, given: int) -> np.ndarray:
-    """Return the numbers of the predicted frames with every ball wholly in view, up to the first where one is not."""
+    """Return the indices of the predicted frames up to the first in which a ball is not completely in view."""
     # A ball that touches a wall may stand a rounding error outside.
     reach = scene.radius[:, None] - 1e-4
     inside = ((scene.position >= reach) & (scene.position <= SIDE - reach)).all(axis=(1, 2))
@@ -114,7 +114,7 @@ def scored_frames(scene: Scene, given: int) -> np.ndarray:
 
 
 def held(mine: Track, scene: Scene, given: int) -> np.ndarray:
-    """Return positions (t, n, 2) without gaps: the truth in the given frames, then each ball where it was last seen."""
+    """Return positions (t, n, 2) without gaps: the truth in the given frames, then each ball's last seen position."""
     position = scene.position.copy()
     for k in range(given, len(position)):
         position[k] = np.where(mine.visible[k][:, None], mine.position[k], position[k - 1])
@@ -122,9 +122,9 @@ def held(mine: Track, scene: Scene, given: int) -> np.ndarray:
 
 
 def phyworld_velocity_error(frames: np.ndarray, scene: Scene, given: int = 3) -> float:
-    """Return PhyWorld's velocity error as its evaluate.py computes it, in its own coordinates and with its own parser.
+    """Return PhyWorld's velocity error as its evaluate.py computes it, in its coordinates and with its parser.
 
-    One disc: |mean vx - v0|. Two: the mean over both of |mean vx - true mean vx|, mean of before and after the contact.
+    One disc: |mean vx - v0|. Two discs: |mean vx - true mean vx|, averaged over both, before and after the contact.
     """
     where = scored_frames(scene, given)
     x = track_phyworld(frames[where], scene.colour)[0][..., 0]

@@ -1,7 +1,7 @@
-"""Predictors to stand beside a model in every table: each takes a scene and returns the scene it predicts.
+"""Reference predictors for every table: each takes a scene and returns its predicted scene.
 
-All see what a model sees: positions and radii parsed from the rendered given frames, never the exact state. They differ
-in what they know of the law.
+All see the same as a model: positions and radii parsed from the rendered given frames, never the exact state. They
+differ in how much of the law they know.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ def static(scene: Scene, given: int = 3, size: int = 64) -> Scene:
 
 
 def constant_velocity(scene: Scene, given: int = 3, size: int = 64) -> Scene:
-    """Go on at the velocity of the given frames, through walls and other balls: inertia alone."""
+    """Continue with the velocity of the given frames, through walls and other balls: inertia alone."""
     position, velocity, _ = parsed(scene, given, size)
     after = (np.arange(len(scene.position)) - (given - 1))[:, None, None] / scene.fps
     return predicted(scene, given, position + after * velocity, np.broadcast_to(velocity, scene.velocity.shape))
 
 
 def law(scene: Scene, given: int = 3, size: int = 64) -> Scene:
-    """Go on by the exact law from the given frames, with walls, contacts and gravity where the scene has them."""
+    """Continue by the exact law from the given frames, with the scene's walls, contacts and gravity."""
     return follow(scene, given, size, lambda speed: speed)
 
 
 def mean_speed(scene: Scene, given: int = 3, size: int = 64, speeds: tuple[float, float] | None = None) -> Scene:
-    """Know the law and the direction but not the speed: take the middle of the training range."""
+    """Use the law and the direction, but the middle of the training range for the speed."""
     low, high = speeds or scene.law.speeds
     return follow(scene, given, size, lambda speed: np.full_like(speed, (low + high) / 2))
 
 
 def clamped(scene: Scene, given: int = 3, size: int = 64, speeds: tuple[float, float] | None = None) -> Scene:
-    """Know the law but no speed outside the training range: a model that reasons by cases (PhyWorld)."""
+    """Use the law, but clamp speeds to the training range: a model that reasons by cases (PhyWorld)."""
     low, high = speeds or scene.law.speeds
     return follow(scene, given, size, lambda speed: np.clip(speed, low, high))
 
@@ -62,7 +62,7 @@ PREDICTORS: dict[str, Predictor] = {
 
 
 def measure(predictor: Predictor, scene: Scene, given: int = 3, size: int = 64) -> dict[str, float]:
-    """Score one predictor on one scene, state against state."""
+    """Measure one predictor on one scene; states are compared directly."""
     return motion(track_of(predictor(scene, given, size)), scene, given)
 
 
@@ -97,7 +97,7 @@ def follow(scene: Scene, given: int, size: int, pace: Callable[[np.ndarray], np.
     fallen = np.array([0.0, scene.law.gravity * (given - 1) / scene.fps])
     velocity = velocity - fallen
     speed = norm(velocity)
-    # A ball at rest has no direction of its own: its word in the caption stands in.
+    # A ball at rest has no direction, so it takes the direction word of its caption.
     said = np.stack([phrase.heading for phrase in phrases(scene.caption, scene.law.grammar)])
     direction = np.where(speed[:, None] > 1e-2, velocity / np.maximum(speed, 1e-2)[:, None], said)
     times = np.arange(len(scene.position) - given + 1) / scene.fps

@@ -10,7 +10,7 @@ KINDS = {"model": "model", "ground truth": "floor"}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and its standard error, None for a single value; no value, NaN and infinity are errors."""
+    """Return the mean and its standard error (None for a single value); ValueError for no values, NaN or infinity."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0:
         raise ValueError("values: found none, expected at least one")
@@ -25,8 +25,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def summarise(clips: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-    """Return each number's mean as `name`, its standard error as `name_stderr` and, where only some clips have it, how
-    many as `name_clips`.
+    """Return for each number its mean as `name` and its standard error as `name_stderr`.
+
+    If only some clips have the number, `name_clips` states how many.
     """
     if not clips:
         raise ValueError("clips: found none, expected at least one")
@@ -43,7 +44,7 @@ def summarise(clips: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
 
 
 def predictor_table(predictors: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, str | float | None]]:
-    """Return a row a predictor, from the numbers of each of its clips: name, kind, clips, means and standard errors."""
+    """Return a row per predictor, from the numbers of its clips: name, kind, clips, means and standard errors."""
     return [
         {"name": name, "kind": KINDS.get(name, "reference"), "clips": len(clips), **summarise(clips)}
         for name, clips in predictors.items()

@@ -1,4 +1,4 @@
-"""The metric of worlds: a continuation against the exact scene, beside predictors that know less or more of the law."""
+"""The metric of worlds: compare a continuation with the exact scene, beside predictors that know more or less."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ QUANTITIES |= {
 
 
 def refer(case: Case, predictor: Predictor) -> dict[str, float]:
-    """Measure what a predictor makes of the given frames, state against state."""
+    """Measure a predictor on the given frames; states are compared directly."""
     return measure(predictor, case.scene, case.given, case.truth.shape[1])
 
 
 def floor(case: Case) -> dict[str, float]:
-    """Measure the true frames: what the parser alone gets wrong."""
+    """Measure the true frames: this is the error of the parser alone."""
     return continuation(case.truth, case.scene, case.given)
 
 
@@ -51,5 +51,5 @@ def floor(case: Case) -> dict[str, float]:
     ratios={f"{name}_of_static": (name, f"{name}_static") for name in ("velocity_error", "position_error_last")},
 )
 def physics(case: Case) -> dict[str, float]:
-    """Measure the predicted frames of a world whose truth is known."""
+    """Measure the predicted frames of a world with known truth."""
     return continuation(case.frames, case.scene, case.given)
