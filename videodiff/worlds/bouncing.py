@@ -1,8 +1,8 @@
 """The bouncing world: one to three discs between four walls, described by a caption.
 
 Discs fly straight until they touch a wall or each other and bounce without loss; the state is advanced from contact to
-contact in closed form, never by small steps. Some (colour, speed) pairs are held out of training, so that a model which
-draws them has composed two words it never saw together.
+contact in closed form, never by small steps. Some (colour, speed) pairs are held out of training: a model that draws
+them has combined two words that it never saw together.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ Value = float | np.ndarray
 
 
 class Collision(PhyWorld):
-    """Two discs on one line, wholly in view at the start; mass is radius squared.
+    """Two discs on one line, completely in view at the start; mass is radius squared.
 
-    cells: (cells, 4) of both radii and both speeds. They meet at least a quarter of the clip (8 frames) after its start
-    and before its end, and 2 frames before one leaves the view; cells with no room for that are left out.
+    `cells`: (cells, 4), both radii and both speeds. The discs meet at least a quarter of the clip (8 frames) after its
+    start and before its end, and at least 2 frames before one leaves the view; cells without room are left out.
     """
 
     law = LAW
@@ -41,10 +41,10 @@ class Collision(PhyWorld):
         return Scene(position, velocity, np.array([r1, r2]), ("red", "blue"), self.fps, caption, LAW)
 
     def _start(self, rng: np.random.Generator, r1: float, r2: float, v1: float, v2: float) -> tuple[float, float]:
-        """Return when they meet and the red disc's start."""
+        """Return the time of the contact and the start of the red disc."""
         first, last = self._meeting(r1, r2, v1, v2)
         if max(r1, r2) > 2 * min(r1, r2):
-            # A light disc leaves the view fast after the contact: PhyWorld lets such pairs meet early.
+            # A light disc soon leaves the view after the contact; PhyWorld lets such pairs meet early.
             last = min(last, 1.25 * first)
         meet = rng.uniform(first, last)
         back, on = self._leaving(r1, r2, v1, v2)
@@ -53,7 +53,7 @@ class Collision(PhyWorld):
         return meet, rng.uniform(left, max(left, right))
 
     def _meeting(self, r1: Value, r2: Value, v1: Value, v2: Value) -> tuple[float, Value]:
-        """Return the earliest and the latest time to meet; where the latest is before the earliest there is no room."""
+        """Return the earliest and the latest time of contact; there is no room if the latest is before the earliest."""
         quarter = 0.25 * self.frames / self.fps
         back, on = self._leaving(r1, r2, v1, v2)
         room = SIDE - 2 * r1 - 2 * r2
@@ -62,9 +62,9 @@ class Collision(PhyWorld):
         return quarter, np.minimum(most, 3 * quarter)
 
     def _leaving(self, r1: Value, r2: Value, v1: Value, v2: Value) -> tuple[Value, Value]:
-        """Return how far the red disc goes back to the left and the blue one on to the right in 2 frames after contact.
+        """Return how far the red disc moves left and the blue one right within 2 frames after the contact.
 
-        Both must be in view for that long, or no velocity after the contact could be measured.
+        Both must stay in view for so long, or no velocity after the contact could be measured.
         """
         after1, after2 = elastic(r1**2, r2**2, v1, -v2)
         return np.maximum(-after1, 0.0) * 2 / self.fps, np.maximum(after2, 0.0) * 2 / self.fps

@@ -1,6 +1,6 @@
-"""What a world says of itself: the law of its balls, the ranges of its training set, the words of its captions.
+"""The law of a world: how its balls move, the ranges of its training set, and the words of its captions.
 
-The record is part of the truth of every clip: what measures a clip reads it there and needs to know no world.
+The record of the law is part of the truth of every clip. Metrics read it there, so they need not know any world.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Range = tuple[float, float]
-# The figures that only some worlds have: PhyWorld's own velocity error, and what comes before and after a contact.
+# Measures that only some worlds have: PhyWorld's own velocity error, and errors before and after a contact.
 MEASURES = ("phyworld", "contact")
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The captions of a world: `a [size] colour ball verb direction [pace]`, one phrase a ball, joined by `and`.
+    """The captions of a world: `a [size] colour ball verb direction [pace]`, one phrase per ball, joined by `and`.
 
     directions: radians from the right, counterclockwise; sizes: ranges of the radius in units; paces: ranges of the
     speed in units per second. `most` balls are named in one caption.
@@ -38,9 +38,9 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Law:
-    """The law of a world by its name: what acts on balls besides elastic collision, and how its clips are measured.
+    """The law of a world: its name, the forces on balls besides elastic collision, and how its clips are measured.
 
-    gravity: units/s^2 along y; speeds: those of the training set in units per second; measures: some of `MEASURES`.
+    gravity: units/s^2 along y; speeds: the speeds of the training set in units/s; measures: some of `MEASURES`.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Law:
 
 
 class World(Protocol):
-    """What `conf/world` builds: scenes by seed, all under one law."""
+    """The protocol of the classes in `conf/world`: scenes by seed, all under one law."""
 
     law: Law
 
@@ -77,11 +77,11 @@ class World(Protocol):
         """Return every word a caption can contain."""
 
     def scene(self, seed: int) -> Any:
-        """Return the `Scene` of this seed, the same on every machine; its law is that of the world."""
+        """Return the `Scene` of this seed, the same on every machine, with the law of the world."""
 
 
 def read_law(record: Any, walls: bool, gravity: float) -> Law:
-    """Read back what `Law.record` wrote; a record of another form is a ValueError that names the key."""
+    """Read the result of `Law.record`; a record of another form is a ValueError that names the key."""
     top = fields(record, "world", ("name", "speeds", "measures", "grammar"))
     words = fields(top["grammar"], "world.grammar", ("colours", "verbs", "directions", "sizes", "paces", "most"))
     measures = texts(top["measures"], "world.measures")
