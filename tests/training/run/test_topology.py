@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import torch
 
 from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks
-from tests.material.runs.saved_state import tensors_of
+from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff.report.run import read_run
-from videodiff.training.run.checkpoint import checkpoints, read_record
+from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, read_record
 
 ADAMW = ["optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9", "schedule=constant", "~schedule.decay"]
 EVERY = ["trainer.log_every_n_steps=1", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=0"]
@@ -54,3 +55,56 @@ def test_a_run_on_4_then_2_then_3_then_1_processes_is_that_of_one_that_was_never
     sizes = [file.stat().st_size for file in checkpoints(many)[0].glob("state/*.safetensors")]
     assert len(sizes) == 4
     assert max(sizes) < 0.4 * sum(sizes)
+
+
+MUON = ["optimizer=muon", "schedule=constant", "~schedule.decay"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [("zero3", MUON), ("zero2", MUON), ("zero2", [*ADAMW, "trainer.precision=bf16-true"])],
+    ids=["zero3 muon", "zero2 muon", "zero2 bf16"],
+)
+def test_the_same_topology_goes_on_to_the_bit(
+    tmp_path: Path, world_dataset: Path, strategy: str, more: list[str]
+) -> None:
+    recipe = [*tiny(world_dataset), *more, *EVERY, f"strategy={strategy}", "trainer.max_steps=4"]
+    Ranks(2, tmp_path, ["name=one", *recipe]).finish()
+    one, again = tmp_path / "runs/one", tmp_path / "runs/again"
+    shutil.copytree(one, again)
+    shutil.rmtree(latest_checkpoint(again))
+    Ranks(2, tmp_path, ["resume=runs/again"]).finish()
+    assert_same_bits(latest_checkpoint(one), latest_checkpoint(again))
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_momenta_go_on_between_muon_of_one_process_and_that_of_deepspeed(
+    tmp_path: Path,
+    world_dataset: Path,
+    strategy: str,
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # At the same weights the next gradient is the same, and so is the momentum; the steps themselves part in bfloat16.
+    monkeypatch.chdir(tmp_path)
+    more = [*tiny(world_dataset), *MUON, *EVERY, "callbacks.checkpoints.every=1", "trainer.gradient_clip_val=null"]
+    assert call("train", "name=one", *more, "trainer.max_steps=3")[0] == 0
+    shutil.copytree("runs/one", "runs/many")
+    for step in (2, 3):
+        shutil.rmtree(f"runs/many/checkpoints/step_{step:08d}")
+    Ranks(2, tmp_path, ["resume=runs/many", f"strategy={strategy}", "trainer.max_steps=2"]).finish()
+    wanted, found = (tensors_of(Path(f"runs/{name}/checkpoints/step_00000002")) for name in ("one", "many"))
+    momenta = [key for key in wanted if key.endswith(" momentum")]
+    assert len(momenta) > 5
+    assert {key for key in found if key.endswith(" momentum")} == set(momenta)
+    for key in momenta:
+        torch.testing.assert_close(
+            found[key], wanted[key], rtol=1e-4, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    # And back: the third step begins with these momenta, not with none.
+    assert call("train", "resume=runs/many", "strategy=auto", "trainer.devices=1", "trainer.max_steps=3")[0] == 0
+    again = tensors_of(Path("runs/many/checkpoints/step_00000003"))
+    third = tensors_of(Path("runs/one/checkpoints/step_00000003"))
+    for key in momenta:
+        apart = (again[key] - third[key]).norm() / third[key].norm()
+        assert apart < 0.1, f"{key}: {apart}"
