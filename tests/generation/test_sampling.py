@@ -92,7 +92,7 @@ def test_known_latents_need_no_frames() -> None:
 
 
 def test_known_frames_that_are_nowhere_are_an_error() -> None:
-    with pytest.raises(ValueError, match="found 2 frames to be kept, but no frames to take them from"):
+    with pytest.raises(ValueError, match="found 2 frames to keep, expected frames or latents"):
         made(Pixels(), Wanted("a ball", 20.0, 0, (0, 1)))
 
 

@@ -105,7 +105,7 @@ def test_sampling_keeps_no_graph() -> None:
 
 
 def test_known_frames_without_a_clip_are_an_error() -> None:
-    with pytest.raises(ValueError, match="found 2 frames marked, but no clip"):
+    with pytest.raises(ValueError, match="found 2 marked frames, expected a clip"):
         Generation(euler)(
             World(), condition(0.5), NULL, PATH, "x", noise(1), known=torch.tensor([[True, True, False, False]])
         )

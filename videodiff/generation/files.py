@@ -1,4 +1,4 @@
-"""Sampled clips as files: an mp4, and beside it a JSON with all that makes it again."""
+"""Write sampled clips as files: an mp4, and beside it a JSON with everything that is needed to make it again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from videodiff.data.video.encode import encode
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> Path:
-    """Write frames uint8 `t h w c` as mp4; H.264 knows even sizes only, so the last row or column may come twice."""
+    """Write frames uint8 `t h w c` as mp4; H.264 needs even sizes, so the last row or column may be repeated."""
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -25,7 +25,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> Pat
 
 
 def write_clips(folder: Path, clips: Mapping[str, np.ndarray], rates: Sequence[float]) -> list[Path]:
-    """Write clips under their names into a folder that appears whole or not at all; return the paths of the mp4."""
+    """Write clips under their names into a folder that appears complete or not at all; return the paths of the mp4."""
     with replacing_folder(folder) as partial:
         for (name, frames), fps in zip(clips.items(), rates, strict=True):
             write_clip(partial / f"{name}.mp4", frames, fps)
@@ -33,7 +33,7 @@ def write_clips(folder: Path, clips: Mapping[str, np.ndarray], rates: Sequence[f
 
 
 def add_clip(out: Path, frames: np.ndarray, fps: float, facts: dict[str, Any]) -> Path:
-    """Write a clip and what it was made from under the next free number of a folder; return the path of the mp4."""
+    """Write a clip and its JSON under the next free number of a folder; return the path of the mp4."""
     out.mkdir(parents=True, exist_ok=True)
     path = take_number(out, json.dumps(facts, indent=1, ensure_ascii=False).encode())
     try:
@@ -44,7 +44,7 @@ def add_clip(out: Path, frames: np.ndarray, fps: float, facts: dict[str, Any]) -
 
 
 def take_number(out: Path, facts: bytes) -> Path:
-    """Write the JSON under the first number that no file has, whoever else writes here; return the mp4 to come."""
+    """Write the JSON under the first free number, safely among several writers; return the path for the mp4."""
     taken = {path.stem for path in out.iterdir()}
     number = max((int(stem) + 1 for stem in taken if stem.isdecimal()), default=0)
     while True:
@@ -61,7 +61,7 @@ def take_number(out: Path, facts: bytes) -> Path:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder that takes the name, and the place of what had it, at the clean end of the block."""
+    """Yield an empty folder; when the block ends without error it takes the name and replaces the old folder."""
     partial, former = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "former"))
     for left in (partial, former):
         shutil.rmtree(left, ignore_errors=True)

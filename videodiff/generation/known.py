@@ -1,8 +1,8 @@
-"""Which frames of a clip may be given to a codec, and which latents are known by them: one rule for all who sample.
+"""Which frames of a clip may be given, and which latents are known then: one rule for everything that samples.
 
-Frames are counted in the clip, before the codec. A codec by frames makes one latent of each frame, so any frames may be
-given. A causal codec makes one latent of the first frame and one of every few frames after it, each from all frames up
-to its own, so only the first 1 + k ft frames may be.
+Frame indices count in the clip, before the codec. A codec that works frame by frame makes one latent per frame, so any
+frames may be given. A causal codec makes one latent from the first frame and one from each ft frames after it, and each
+latent depends on all frames before it, so only the first 1 + k ft frames may be given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from videodiff.data.video.decode import decode, probe, resize
 
 
 class Known(NamedTuple):
-    """Frames of a video that a clip keeps: their numbers in the clip, and uint8 `k h w c`."""
+    """Known frames of a clip, from a video: their indices in the clip, and uint8 `k h w c`."""
 
     numbers: tuple[int, ...]
     frames: np.ndarray
@@ -26,59 +26,57 @@ NONE = Known((), np.empty(0))
 
 
 def first_frames(codec: Any, frames: int) -> list[int]:
-    """Return how many first frames of a clip may be given; at least one frame is left to make."""
+    """Return the allowed numbers of given first frames; at least one frame is left to sample."""
     return list(range(1, frames, codec.compression[0] if codec.causal else 1))
 
 
 def usual_given(codec: Any, frames: int, wanted: int = 3) -> int:
-    """Return the number of first frames nearest to the wanted one that may be given, 0 where none may."""
+    """Return the allowed number of given first frames nearest to the wanted one, 0 if none is allowed."""
     return min(first_frames(codec, frames), key=lambda number: (abs(number - wanted), number), default=0)
 
 
 def check_given(name: str, given: int, codec: Any, frames: int) -> None:
-    """Raise where so many first frames of a clip cannot be given; `name` is the setting that asks for it."""
+    """Raise if `given` first frames of a clip cannot be given; `name` is the setting with this number."""
     if given not in first_frames(codec, frames):
         raise ValueError(f"{name}: found {given}, expected {fitting(codec, frames)}")
 
 
 def find_known(known: Sequence[int], codec: Any, frames: int) -> tuple[int, ...]:
-    """Return the frames that are to be given, ascending, negative numbers counted from the end; raise where they do
-    not fit.
-    """
+    """Return the ascending indices of the given frames; negative ones count from the end. Raise if they do not fit."""
     found = sorted({number + frames if number < 0 else number for number in known})
     if not found or found[0] < 0 or found[-1] >= frames:
         raise ValueError(f"known: found {list(known)}, expected frame numbers from {-frames} to {frames - 1}")
     if len(found) == frames:
-        raise ValueError(f"known: found all {frames} frames of the clip, expected at least one to be made")
+        raise ValueError(f"known: found all {frames} frames of the clip, expected at least one that is sampled")
     if codec.causal and (found != list(range(len(found))) or len(found) not in first_frames(codec, frames)):
         raise ValueError(f"known: found {list(known)}, expected {fitting(codec, frames)}")
     return tuple(found)
 
 
 def known_latents(codec: Any, known: Sequence[int]) -> list[int]:
-    """Return the latents that are known by these frames, which fit."""
+    """Return the indices of the latents that these frames determine; the frames must fit."""
     return list(range(codec.latent_frames(len(known)))) if codec.causal else list(known)
 
 
 def fitting(codec: Any, frames: int) -> str:
-    """Say how many first frames fit, and why."""
+    """Return a text that says how many first frames may be given, and why."""
     fits = first_frames(codec, frames)
     if not fits:
-        return f"none: a clip of {frames} frame has none besides"
+        return f"none: a clip of {frames} frame has no other frame"
     if not codec.causal:
         return f"1 to {fits[-1]} of the clip's {frames} frames"
     shown = [str(number) for number in fits]
     listed = ", ".join([*shown[:3], *(["..."] if len(shown) > 4 else []), *shown[3:][-1:]])
     return (
-        f"the first {listed} of the clip's {frames} frames: the codec {codec.name} makes one latent of the first "
-        f"frame and one of every {codec.compression[0]} after it"
+        f"the first {listed} of the clip's {frames} frames: the codec {codec.name} makes one latent from the first "
+        f"frame and one from every {codec.compression[0]} after it"
     )
 
 
 def read_known(
     name: str, video: bytes, known: Sequence[int], codec: Any, shape: tuple[int, int, int], fps: float
 ) -> Known:
-    """Return the frames of a video that a clip of this shape `t h w` and rate keeps: what it shows at their times.
+    """Return the known frames for a clip of this shape `t h w` and rate: what the video shows at their times.
 
     `name` is the file, for messages.
     """

@@ -1,4 +1,4 @@
-"""From captions and known frames to clips: what `sample`, `evaluate` and the samples of a training share."""
+"""From captions and known frames to clips, for `sample`, `evaluate` and the samples during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videodiff.generation.settings import Generation, clip_noise
 
 
 class Parts(Protocol):
-    """What sampling needs of a model."""
+    """The parts of a model that sampling needs."""
 
     denoiser: nn.Module
     objective: Any
@@ -24,9 +24,9 @@ class Parts(Protocol):
 
 
 class Wanted(NamedTuple):
-    """A clip to be made: its caption, its frames a second, the seed of its noise, and the frames that are known.
+    """A clip to sample: its caption, its frame rate, the seed of its noise, and its known frames.
 
-    frames: the known frames in their order, uint8 `k h w c`; or latent: the latents `c t h w` of the whole clip.
+    `frames`: the known frames in order, uint8 `k h w c`. `latent`, instead: the latents `c t h w` of the whole clip.
     """
 
     caption: str
@@ -40,14 +40,14 @@ class Wanted(NamedTuple):
 def going_on(
     caption: str, fps: float, seed: int, given: int, frames: np.ndarray | None = None, latent: Tensor | None = None
 ) -> Wanted:
-    """Return the clip that goes on from the first `given` frames of another one; 0: made from its caption alone."""
+    """Return a clip that continues the first `given` frames of another clip; 0: sampled from its caption alone."""
     return Wanted(caption, fps, seed, tuple(range(given)), None if frames is None else frames[:given], latent)
 
 
 def sample_all(
     parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int], batch: int
 ) -> Iterator[list[np.ndarray]]:
-    """Yield the clips, `batch` at a time; the size of a batch changes none of them."""
+    """Yield the clips in batches; the batch size does not change any clip."""
     for start in range(0, len(wanted), batch):
         yield sample_clips(parts, generation, wanted[start : start + batch], shape)
 
@@ -56,9 +56,9 @@ def sample_all(
 def sample_clips(
     parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int]
 ) -> list[np.ndarray]:
-    """Return the clips, uint8 `t h w c` of this shape `t h w`; known frames come back as they were given.
+    """Return the clips, uint8 `t h w c` of this shape `t h w`; known frames are returned unchanged.
 
-    Each clip follows from what is wanted of it alone, whatever is sampled beside it.
+    Each clip depends only on its own `Wanted`, not on the others in the batch.
     """
     device = next(parts.denoiser.parameters()).device
     noise = clip_noise(latent_shape(parts.codec, *shape), [one.seed for one in wanted]).to(device)
@@ -81,23 +81,23 @@ def sample_clips(
 
 
 def latent_shape(codec: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the shape `c t h w` that the denoiser works on for a clip of this size."""
+    """Return the shape `c t h w` of the latents of a clip of this size."""
     _, fh, fw = codec.compression
     return codec.channels, codec.latent_frames(frames), height // fh, width // fw
 
 
 def latents_of(codec: Any, one: Wanted, where: list[int], device: torch.device) -> Tensor:
-    """Return the known latents `c k h w` of a clip: made of its known frames alone, as nothing is known of others."""
+    """Return the known latents `c k h w` of a clip, encoded from its known frames alone."""
     if one.latent is not None:
         return one.latent.to(device, torch.float32)[:, where]
     if one.frames is None:
-        raise ValueError(f"known: found {len(one.known)} frames to be kept, but no frames to take them from")
+        raise ValueError(f"known: found {len(one.known)} frames to keep, expected frames or latents to take them from")
     video = torch.from_numpy(one.frames).permute(3, 0, 1, 2)[None]
     return codec.encode(scale_pixels(video.to(device)))[0]
 
 
 def keep_known(made: np.ndarray, one: Wanted) -> np.ndarray:
-    """Put the frames that were given in the place of what became of them on the way through the codec."""
+    """Replace the known frames in the decoded clip by the given ones, which the codec has changed slightly."""
     if one.frames is not None and one.known:
         made[list(one.known)] = one.frames
     return made

@@ -1,7 +1,7 @@
 """Generation: captions and known frames to clips, with the settings of a sampler.
 
-Text-to-video knows no frame, image-to-video the first, continuation the first few, interpolation the two ends: one
-function, told by a mask.
+Text-to-video has no known frame, image-to-video the first one, continuation the first few, interpolation both ends.
+One function serves all of them; a mask marks the known frames.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from videodiff.diffusion.sampler import Sampler, generate, schedule
 
 
 class Generation:
-    """Sample clips with `steps` of `sampler`; `shift` moves the steps toward noise, `scale` 1 is no guidance.
+    """Sample clips with `steps` steps of `sampler`; `shift` moves the steps toward noise, `scale` 1 is no guidance.
 
-    With `lead` frames, text-to-video makes these first and the rest around them.
+    With `lead`, text-to-video samples this many frames first, and then the rest around them.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Generation:
         clip: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Return clips like `noise` (`b c t h w`); frames marked in `known` (b, t) are taken from `clip`.
+        """Return clips of the shape of `noise` (`b c t h w`); frames marked in `known` (b, t) are taken from `clip`.
 
-        condition: keyword arguments of the denoiser; null: those that replace some of them without a caption.
+        `condition`: keyword arguments of the denoiser; `null`: replacements for them that stand for no caption.
         """
         if clip is None and known is not None and bool(known.any()):
-            raise ValueError(f"known: found {int(known.sum())} frames marked, but no clip to take them from")
+            raise ValueError(f"known: found {int(known.sum())} marked frames, expected a clip to take them from")
         b, _, t = noise.shape[:3]
         known = torch.zeros(b, t, dtype=torch.bool, device=noise.device) if known is None else known
         without = {**condition, **{key: value.expand_as(condition[key]) for key, value in null.items()}}
