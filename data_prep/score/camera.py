@@ -1,4 +1,4 @@
-"""Camera: how it turns and zooms, fitted to the optical flow between frames, of which the most is not of things."""
+"""Camera: its pan, tilt and zoom, fitted to the optical flow between frames; most of the flow is the camera's."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Heights of the frame a second that count as none, and above which the direction is said.
+# Speeds in heights of the frame per second: below the first the camera is still, above the second it has a direction.
 STILL, CLEAR = 0.01, 0.02
-# Mean square of the gradient about a pixel, in levels a pixel, at which its flow counts half: on plain ground there is
-# nothing to follow, and flow is what the noise makes it.
+# Mean square of the gradient around a pixel, in levels per pixel, at which its flow counts half. Flow on plain ground
+# is noise.
 PLAIN = 1.0
-# Up to the first share of the picture with such detail all of it may be of one thing, which moves on its own; from the
-# second on it is the picture. Between the two there is no step, or a clip and its copy would differ.
+# Share of the picture with detail. Up to the first value the detail may belong to one moving thing; from the second on
+# it is the scene. The change is gradual, so that a clip and its copy do not differ.
 THING, PICTURE = 0.35, 0.65
-# Up to the first share of the detail that flow finds again in the other frame it is guesswork and shows no direction;
-# from the second on it shows all of it.
+# Share of the detail that flow finds in the other frame. Up to the first value the flow is a guess and counts nothing;
+# from the second on it counts fully.
 LOST, FOUND = 0.1, 0.4
-# Heights of the frame a second from which a flow that differs from the camera's counts less, and rounds of the fit.
+# Distance from the camera's flow, in heights of the frame per second, above which flow counts less; rounds of the fit.
 APART, ROUNDS = 0.02, 8
-# Change of the camera's velocity above which a camera that goes nowhere is held by hand.
+# Change of the camera's velocity above which a camera without direction is handheld.
 SHAKY = 0.05
 NAMES = {"pan": ("pan left", "pan right"), "tilt": ("tilt down", "tilt up"), "zoom": ("zoom out", "zoom in")}
 
 
 class View(NamedTuple):
-    """What two frames tell of the camera.
+    """The flow between two frames, and how reliable it is.
 
-    flow: heights of the frame a second, `h w 2`; most, least: the mean square of the gradient about each pixel in that
-    of the two frames with more of it, and with less, as what is in one of them only cannot be followed; lost: the mean
-    square of the levels by which the second frame differs from the first where flow leads.
+    flow: heights of the frame per second, `h w 2`. most, least: the larger and the smaller mean square of the gradient
+    around each pixel in the two frames; detail in only one of them cannot be followed. lost: the mean square difference
+    of the first frame and the second frame shifted back by the flow, in levels.
     """
 
     flow: np.ndarray
@@ -40,11 +40,11 @@ class View(NamedTuple):
 
 
 def camera(views: Sequence[View]) -> dict[str, float]:
-    """Score what is seen between frames.
+    """Score the motion of the camera.
 
-    jitter: mean change of the camera's velocity from one pair of frames to the next, in heights a second; pan, tilt:
-    its mean velocity, to the right and up, in heights a second; zoom: mean growth a second, as a share of the size,
-    above 0 when zooming in. Where the camera cannot be followed pan, tilt and zoom are nearer to 0.
+    jitter: mean change of its velocity between successive pairs of frames, in heights per second. pan, tilt: its mean
+    velocity to the right and up, in heights per second. zoom: mean growth per second as a share of the size, positive
+    when zooming in. If the camera cannot be followed, pan, tilt and zoom are nearer to 0.
     """
     moves = np.array([movement(view) for view in views])
     turns = moves[:, :2] * [[ramp(share(view.most, PLAIN), THING, PICTURE)] for view in views]
@@ -54,14 +54,14 @@ def camera(views: Sequence[View]) -> dict[str, float]:
 
 
 def movement(view: View) -> np.ndarray:
-    """Return what the camera does to the picture, as (right, down, growth).
+    """Fit the motion of the picture that the camera causes: (right, down, growth).
 
-    The sum of the distances between flow and what the camera would make it is the least, so that things that move on
-    their own count little. That sum has one minimum, which moves little when flow does.
+    The fit minimizes the sum of distances between the flow and the camera's flow, so things that move on their own
+    count little. This sum has one minimum, which changes little when the flow changes little.
     """
     height, width = view.least.shape
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)
-    # Of each place: 1, how far it is from the centre, and the flow; the products of all that is fitted are of these.
+    # Columns for each pixel: 1, its offset from the centre, its flow. The normal equations need only their products.
     place = np.stack([np.ones(x.size), x.ravel() / height, y.ravel() / height, *view.flow.reshape(-1, 2).T])
     place = place.astype(np.float32)
     weight = trust = (view.least / (view.least + PLAIN + view.lost)).ravel()
@@ -77,25 +77,25 @@ def movement(view: View) -> np.ndarray:
 
 
 def sure(view: View) -> float:
-    """Return how sure it is where the camera goes, 0 to 1; before plain ground it counts as still."""
+    """Return the confidence in the camera's motion, 0 to 1; 0 on plain ground."""
     seen = share(view.least, PLAIN)
     found = share(view.least, PLAIN + view.lost) / max(seen, 1e-9)
     return ramp(seen, THING, PICTURE) * ramp(found, LOST, FOUND)
 
 
 def share(detail: np.ndarray, against: np.ndarray | float) -> float:
-    """Return the share of the picture with detail; where there is as much against it, half."""
+    """Return the share of the picture with detail; a pixel at the threshold counts half."""
     return float(np.mean(detail / (detail + against)))
 
 
 def ramp(value: float, first: float, last: float) -> float:
-    """Return 0 up to the first value, 1 from the last on, and what lies between."""
+    """Return a linear ramp: 0 up to the first value, 1 from the last value on."""
     return min(max((value - first) / (last - first), 0.0), 1.0)
 
 
 def camera_motion(pan: float, tilt: float, zoom: float, jitter: float) -> str:
-    """Return what the camera does in the words of film makers, or nothing where that is not clear."""
-    # What a zoom moves at the upper edge of the frame, half a height from the centre.
+    """Return the motion of the camera in words of film makers, empty if it is not clear."""
+    # The speed of a zoom at the upper edge of the frame, half a height from the centre.
     speeds = {"pan": pan, "tilt": tilt, "zoom": zoom / 2}
     name = max(speeds, key=lambda name: abs(speeds[name]))
     if abs(speeds[name]) >= CLEAR:

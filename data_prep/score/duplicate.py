@@ -1,4 +1,4 @@
-"""Duplicates: exact by sha-256 of the file; near ones by a perceptual hash that survives scaling and encoding again."""
+"""Duplicates: exact by sha-256 of the file; near ones by a perceptual hash that survives scaling and re-encoding."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-# 4 frames of 64 bits. Two partitions of the 256 bits into 10 bands of 24 and a rest: two hashes that differ in 9 bits
-# or fewer share a band for sure, in 16 with 99 %, in 24 with 86 %, and two of unrelated clips with one in a million.
+# 4 frames of 64 bits. Each of two partitions divides the 256 bits into 10 bands of 24 and a rest. Two hashes share a
+# band always if they differ in 9 bits or fewer, with 99 % in 16 bits, 86 % in 24, and one in a million if unrelated.
 FRAMES, BITS, BAND, PARTITIONS = 4, 256, 24, 2
 NEAR = 24
 
@@ -18,10 +18,10 @@ def exact_hash(video: bytes) -> str:
 
 
 def video_hash(frames: np.ndarray) -> bytes:
-    """Return 32 bytes of which few bits change where uint8 `t h w c` is scaled or encoded again.
+    """Return a hash of 32 bytes of uint8 `t h w c`; few of its bits change when a clip is scaled or encoded again.
 
-    At the middle of each quarter of the clip: the signs of the 64 lowest frequencies of the luma about their median
-    (pHash, Zauner 2010).
+    For the middle frame of each quarter of the clip: the signs of the 64 lowest frequencies of the luma relative to
+    their median (pHash, Zauner 2010).
     """
     places = (np.arange(FRAMES) + 0.5) / FRAMES * (len(frames) - 1)
     bits = [frame_bits(frames[place]) for place in places.round().astype(int)]
@@ -30,7 +30,7 @@ def video_hash(frames: np.ndarray) -> bytes:
 
 def frame_bits(frame: np.ndarray) -> np.ndarray:
     """Return 64 booleans."""
-    # Packing imports this file, and the plain installation, which can pack, has no OpenCV.
+    # Packing imports this file, and must work in the plain installation, which has no OpenCV.
     import cv2
 
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -39,13 +39,13 @@ def frame_bits(frame: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
-    """Return for each hash the number of the first earlier one that differs in at most `near` bits, or -1.
+    """Return for each hash the index of the first earlier hash that differs in at most `near` bits, or -1.
 
-    hashes: uint8 `n 32`, in the order in which clips are preferred. Only hashes that share a band are compared, so the
-    work is near linear in n: a hundred million clips leave six strangers in a bucket. Bands are independent of each
-    other and may be spread over machines: the least number that any finds is the answer.
+    hashes: uint8 `n 32`, preferred clips first. Only hashes that share a band are compared, so the work is nearly
+    linear in n: with a hundred million clips six unrelated ones share a bucket. Bands are independent and may be
+    distributed over machines: the smallest index that any of them finds is the result.
     """
-    # Equal hashes (of black clips, say) are one, else they would be compared all with all.
+    # Merge equal hashes (such as of black clips) first, or each would be compared with every other.
     _, once, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
     numbers = np.sort(once)
     distinct, rank = hashes[numbers], np.searchsorted(numbers, once[which])
@@ -57,7 +57,7 @@ def near_duplicates(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
 
 
 def match_band(hashes: np.ndarray, band: np.ndarray, first: np.ndarray, near: int) -> None:
-    """Lower `first` to the earliest match of each hash among those that have the bits of this band in common."""
+    """Lower `first` to the earliest match of each hash among the hashes with equal bits in this band."""
     keys = np.packbits(np.unpackbits(hashes, axis=1)[:, band], axis=1).astype(np.int64) @ (65536, 256, 1)
     order = np.argsort(keys, kind="stable")
     keys, at, step = keys[order], np.arange(len(order)), 1
@@ -73,6 +73,6 @@ def match_band(hashes: np.ndarray, band: np.ndarray, first: np.ndarray, near: in
 
 
 def bands() -> list[np.ndarray]:
-    """Return the numbers of the bits in each band."""
+    """Return the indices of the bits in each band."""
     shuffles = [np.random.default_rng(seed).permutation(BITS) for seed in range(PARTITIONS)]
     return [order[start : start + BAND] for order in shuffles for start in range(0, BITS - BAND + 1, BAND)]

@@ -1,4 +1,4 @@
-"""Geometry: size, shape and length, without a look at a pixel."""
+"""Geometry: size, aspect and length; no pixel is read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Interlaced: frames woven of two fields, taken at two moments, which tear apart into combs whatever moves.
+"""Interlaced footage: a frame combines two fields from two moments, so everything that moves shows combs.
 
-In a picture neighbouring rows are more alike than rows two apart; in a comb it is the other way round.
+In a normal picture neighbouring rows are more alike than rows two apart; in a comb it is the reverse.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# Frames looked at in a row: of film at 30 frames a second two in five are woven of two pictures (telecine).
+# Successive frames that are examined together: in film at 30 frames a second (telecine) two in five frames are combed.
 RUN = 6
-# Columns looked at, as rows are what matters, and rows and columns of a block of these.
+# Columns that are sampled, because only rows matter; rows and columns of a block.
 COLUMNS, BLOCK = 64, (16, 4)
-# A block moves where it changes by so many levels from frame to frame. In a comb neighbouring rows differ by so many
-# levels, and by so many times as much as rows two apart.
+# A block moves if it changes by MOVES levels between frames. In a comb neighbouring rows differ by LEVELS levels, and
+# RATIO times as much as rows two apart.
 MOVES, LEVELS, RATIO = 3.0, 4.0, 1.25
-# Of what moves this share is combs in footage that is interlaced.
+# Footage is interlaced if this share of the moving blocks is combed.
 COMBED = 0.05
-# Blocks that must move for the share to be one: the more still a picture is, the less there is to see of fields.
+# With fewer moving blocks the share is reduced: fields do not show in a still picture.
 FEWEST = 4
 
 
 class Combs:
-    """The combs of a clip whose frames come one by one."""
+    """Counts the combs of a clip, frame by frame."""
 
     def __init__(self) -> None:
         self.left, self.before = 0, None
@@ -31,12 +31,12 @@ class Combs:
         self.top_first = 0
 
     def begin(self) -> None:
-        """Look at the next few frames."""
+        """Examine the next few frames."""
         self.total, self.run = self.all(), (0, 0)
         self.left, self.before = RUN, None
 
     def add(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         if not self.left:
             return
         self.left -= 1
@@ -45,7 +45,7 @@ class Combs:
         if before is None or before.shape != rows.shape or min(rows.shape) < max(BLOCK) + 2:
             return
         found = combs(rows, before)
-        # Of a run the worst frame counts, as not every one of telecined film is combed.
+        # The worst frame of a run counts, because in telecined film only some frames are combed.
         self.run = max(self.run, found)
         if found[0]:
             self.top_first += int(woven(rows, before) <= woven(before, rows)) * 2 - 1
@@ -55,13 +55,13 @@ class Combs:
         return self.total[0] + self.run[0], self.total[1] + self.run[1]
 
     def share(self) -> float:
-        """Return the share of what moves that is combed, 0 to 1."""
+        """Return the share of moving blocks that are combed, 0 to 1."""
         combed, moving = self.all()
         return combed / max(moving, FEWEST)
 
 
 def luma(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Return some columns of the luma of a frame as it is coded: int16 `h w`."""
+    """Return some columns of the luma of a coded frame: int16 `h w`."""
     kind = frame.format
     if kind.is_planar and not kind.is_rgb and kind.components[0].bits == 8:
         plane = frame.planes[0]
@@ -87,10 +87,10 @@ def blocks(values: np.ndarray) -> np.ndarray:
 
 
 def woven(top: np.ndarray, bottom: np.ndarray) -> float:
-    """Return how unlike neighbouring rows are in the upper field of one frame woven with the lower field of another.
+    """Return how much neighbouring rows differ when the upper field of one frame meets the lower field of another.
 
-    Fields that follow each other are more alike: where the upper one is first, the lower field of a frame and the upper
-    one of the next do.
+    Successive fields differ less. If the upper field comes first, these are the lower field of a frame and the upper
+    field of the next frame.
     """
     even, odd = top[0::2], bottom[1::2]
     return float(np.abs(even[: len(odd)] - odd).mean())

@@ -1,4 +1,4 @@
-"""Letterbox: black bars above and below, or left and right, that stay for the whole clip."""
+"""Letterbox: black bars above and below, or left and right, during the whole clip."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A row is as bright as all but this share of its pixels; up to this level, of 255, it is dark; from the last row of a
-# bar to the first of the picture it is this much brighter.
+# The brightness of a row ignores this share of its brightest pixels. A row up to level DARK of 255 is dark. The first
+# row of the picture is brighter than the bar by STEP levels.
 FEW, DARK, STEP = 0.02, 24, 24
-# Bars thinner or thicker than this share of the side are left alone; the thickest are those of upright video in a wide
-# frame, and beyond them is a logo on black.
+# Bars outside this range of shares of the side are ignored. The thickest real bars surround upright video in a wide
+# frame; what is left between thicker ones is a logo on black.
 THINNEST, THICKEST = 0.02, 0.36
-# Every so many pixels of a row are looked at.
+# Every STRIDE-th pixel of a row is examined.
 STRIDE = 8
 
 
@@ -26,18 +26,18 @@ class Box(NamedTuple):
 
 
 def levels(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how bright each row and each column of a grey image is, uint8 `h w`."""
+    """Return the brightness of each row and each column of a grey image, uint8 `h w`."""
     return brightest(frame[:, ::STRIDE]), brightest(frame[::STRIDE].T)
 
 
 def brightest(rows: np.ndarray) -> np.ndarray:
-    """Return the level of each row that only a few of its pixels exceed."""
+    """Return for each row the level that only a few of its pixels exceed."""
     place = int((1 - FEW) * (rows.shape[1] - 1))
     return np.partition(rows, place, axis=1)[:, place].astype(int)
 
 
 def bar(level: np.ndarray) -> int:
-    """Return how many rows (or columns) to crop at each end, given the brightest that each ever was.
+    """Return how many rows (or columns) to crop at each end, from the greatest brightness of each over time.
 
     Bars are symmetric, and the picture begins at once: one that only grows dark to its edge has none.
     """
@@ -45,7 +45,7 @@ def bar(level: np.ndarray) -> int:
     if not len(content):
         return 0
     first, last = edge(level, int(content[0])), edge(level[::-1], len(level) - 1 - int(content[-1]))
-    # Even, as two pixels share a colour.
+    # An even number, because two pixels share their chroma.
     width = (min(first, last) + 1) // 2 * 2
     if not THINNEST * len(level) <= width <= THICKEST * len(level):
         return 0
@@ -53,32 +53,32 @@ def bar(level: np.ndarray) -> int:
 
 
 def edge(level: np.ndarray, first: int) -> int:
-    """Return the row that is half as bright as the picture, from the first that is not dark on.
+    """Return the first row, from the end of the bar on, that is half as bright as the picture.
 
-    An encoder with few bits smears the edge over a row or two, which would stay as a dark line.
+    An encoder with few bits smears the edge over one or two rows; they would remain as a dark line.
     """
     blurred = level[first : first + 3]
     return first + int(np.argmax(2 * blurred >= blurred.max() + level[:first].max(initial=0)))
 
 
 def step(level: np.ndarray, first: int) -> int:
-    """Return by how much the picture that begins at row `first` is brighter; three rows of it may be blurred."""
+    """Return how much brighter than the bar the picture from row `first` on is; its first three rows may be blurred."""
     return int(level[first : first + 3].max() - level[:first].max())
 
 
 class Bars:
-    """The bars of a clip whose frames come one by one."""
+    """Finds the bars of a clip, frame by frame."""
 
     def __init__(self) -> None:
         self.rows = self.columns = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Look at a grey frame, uint8 `h w`, of the same size as those before."""
+        """Add a grey frame, uint8 `h w`; all frames have the same size."""
         rows, columns = levels(frame)
         self.rows, self.columns = np.maximum(self.rows, rows), np.maximum(self.columns, columns)
 
     def box(self) -> Box:
-        """Return the picture inside the bars, for the brightest that each row and column was so far."""
+        """Return the picture inside the bars, from the greatest brightness of each row and column so far."""
         top, left = bar(self.rows), bar(self.columns)
         return Box(top, left, len(self.rows) - 2 * top, len(self.columns) - 2 * left)
 

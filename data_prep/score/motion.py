@@ -11,26 +11,25 @@ import numpy as np
 from data_prep.score.camera import PLAIN, View, camera
 from data_prep.score.pixel_score import SHARE, PixelScore, Scale
 
-# Flow is computed on frames of this height, blurred by so many pixels: what an encoder adds or takes is finer.
+# Flow is computed on frames of this height, blurred by BLUR pixels: the errors of encoders are finer than that.
 HEIGHT, BLUR = 96, 1.0
-# Thinner than this DIS crashes the process.
+# DIS crashes the process on frames with a shorter side.
 THINNEST = 32
-# Heights of the frame a second above which a pixel moves; compression noise in still footage stays below.
+# A pixel moves above this speed, in heights of the frame per second; compression noise stays below.
 STILL = 0.01
-# Pixels about one over which its detail is taken.
+# Side of the neighbourhood over which the detail of a pixel is averaged.
 ABOUT = 9
-# One pair of frames counts up to so many times as much as they do on average: of motion too fast to follow flow is
-# guesswork.
+# The speed of one pair of frames is limited to BURST times the mean: flow of very fast motion is a guess.
 BURST = 2.0
 
 
 def motion(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Score uint8 `t h w c` at `fps`, best 2; speeds in heights of the frame a second; all 0 for one frame.
 
-    motion: mean speed; moving: share of the pixels that move at all; jitter, pan, tilt, zoom: see `camera`. A clip and
-    a copy of it that was encoded again differ by less than 15 %, and near zero by less than half of what the camera's
-    words take for still: 0.005 in pan and tilt, 0.01 in zoom, which moves the edge of the frame by as much. In jitter
-    and moving 0.01 is nothing to any limit, in motion 0.0005, a third of the limit.
+    motion: mean speed; moving: share of the pixels that move; jitter, pan, tilt, zoom: see `camera`. A clip and a
+    re-encoded copy of it differ by less than 15 %. Near zero they differ by less than 0.005 in pan and tilt, 0.01 in
+    zoom (which moves the edge of the frame by as much), 0.01 in jitter and moving, and 0.0005 in motion; all limits are
+    larger.
     """
     greys = [prefiltered(frame) for frame in frames]
     details = [detail(grey) for grey in greys]
@@ -55,7 +54,7 @@ def motion(frames: np.ndarray, fps: float) -> dict[str, float]:
 
 
 def lost(before: np.ndarray, after: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Return the mean square about every fourth pixel of what flow, in pixels, does not find again, float32 `h w`."""
+    """Return the mean square error of the flow around every fourth pixel, float32 `h w`; flow is in pixels."""
     before, flow = before[::2, ::2], flow[::2, ::2]
     height, width = before.shape
     places = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), -1)
@@ -65,18 +64,18 @@ def lost(before: np.ndarray, after: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 
 def prefiltered(frame: np.ndarray) -> np.ndarray:
-    """Return a frame as flow is computed on: grey, small and a little blurred."""
+    """Return a frame in the form for flow: grey, small and slightly blurred."""
     return cv2.GaussianBlur(resized(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)), (0, 0), BLUR)
 
 
 def detail(grey: np.ndarray) -> np.ndarray:
-    """Return the mean square of the gradient about each pixel, float32 `h w`."""
+    """Return the mean square of the gradient around each pixel, float32 `h w`."""
     across, down = (cv2.Sobel(grey, cv2.CV_32F, *axes, scale=1 / 8) for axes in ((1, 0), (0, 1)))
     return cv2.blur(across * across + down * down, (ABOUT, ABOUT))
 
 
 def resized(frame: np.ndarray) -> np.ndarray:
-    """Scale a frame to `HEIGHT` pixels, where it is higher, and to `THINNEST` where a side is less."""
+    """Scale a frame down to `HEIGHT` if it is higher, and up to `THINNEST` if a side is shorter."""
     height, width = frame.shape[:2]
     scale = min(HEIGHT / height, 1.0)
     scale = max(scale, THINNEST / (min(height, width)))

@@ -1,4 +1,4 @@
-"""A score of pixels: a function of the frames of a clip, in a file of this folder that `scores` of conf/prep names."""
+"""A score of pixels: a function of the frames of a clip, in a file of this folder; `scores` in conf/prep names it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 DEFAULT = ("motion", "text", "overlay", "quality")
-# The scores that need no frames as they are shown: of the geometry, and of the frames as they are coded.
+# Scores that need no shown frames: they follow from the geometry and the coded frames.
 WITHOUT_FRAMES = ("width", "height", "short_side", "aspect", "frames", "fps", "duration", "hdr")
 AS_CODED = ("letterbox", "interlaced")
 
 
 class Scale(NamedTuple):
-    """What a number of a score means: its unit (empty for a pure number) and its range."""
+    """The meaning of a number of a score: its unit (empty for a pure number) and its range."""
 
     unit: str = ""
     least: float = 0.0
@@ -30,10 +30,10 @@ SHARE = Scale("", 0.0, 1.0)
 
 @dataclass(frozen=True)
 class PixelScore:
-    """What a file of scores holds as `SCORE`.
+    """The object `SCORE` in a file of scores.
 
-    scales: what each of its numbers means, by name; measure: returns these numbers for frames uint8 `t h w c`, cropped
-    and upright, at so many frames a second; fewest: frames below which all its numbers are 0.
+    scales: the meaning of each of its numbers, by name. measure: returns the numbers for frames uint8 `t h w c`,
+    cropped and upright, and their rate. fewest: with fewer frames all numbers are 0.
     """
 
     scales: Mapping[str, Scale]
@@ -41,7 +41,7 @@ class PixelScore:
     fewest: int = 1
 
     def __call__(self, frames: np.ndarray, fps: float) -> dict[str, float]:
-        """Return the numbers; others than those declared are an error."""
+        """Return the numbers; ValueError if they are not the declared ones."""
         if len(frames) < self.fewest:
             return dict.fromkeys(self.scales, 0.0)
         found = dict(self.measure(frames, fps))
@@ -51,7 +51,7 @@ class PixelScore:
 
 
 def pixel_score(name: str) -> PixelScore:
-    """Return the score in the file of this name; a name of anything but a file of this folder is an error."""
+    """Return the score in the file of this name; ValueError if this folder has no such file."""
     found = None
     if name.isidentifier():
         try:
@@ -70,20 +70,20 @@ def pixel_scores(frames: np.ndarray, fps: float, names: Sequence[str] = DEFAULT)
 
 
 def known_scores(names: Sequence[str], scored: bool = True) -> list[str]:
-    """Return every number that a clip gets without models; scored: whether its frames are looked at."""
+    """Return every number of a clip without models; scored: whether its frames are measured."""
     if not scored:
         return list(WITHOUT_FRAMES)
     found: list[str] = [*WITHOUT_FRAMES, *AS_CODED]
     for file in names:
         for name in pixel_score(file).scales:
             if name in found:
-                raise ValueError(f"scores: found {name!r} of {file}, which another score gives too")
+                raise ValueError(f"scores: found {name!r} in {file}, expected another name: another score gives it too")
             found.append(name)
     return found
 
 
 def check_limits(limits: Sequence[str], known: Sequence[str]) -> None:
-    """Raise where a limit is on a score that no clip gets."""
+    """Raise if a limit is on a score that no clip gets."""
     for name in limits:
         if name not in known:
             near = get_close_matches(name, known, n=1)

@@ -7,20 +7,18 @@ import numpy as np
 
 from data_prep.score.pixel_score import SHARE, PixelScore, Scale
 
-# Pixels by which frames are blurred before their sharpness is taken: the finest detail is what an encoder takes first,
-# and what grain is made of.
+# Blur in pixels before sharpness is measured: encoders remove the finest detail first, and grain is of that size.
 FINEST = 1.0
-# Pixels of a side over which black and white are told, and the levels at which a place begins to be either and is: what
-# single pixels do changes with every encoding.
+# Black and white are measured in squares of PLACE pixels, because single pixels change with every encoding; each ramp
+# goes from the level where a square begins to count to the level where it counts fully.
 PLACE, BLACK, WHITE = 4, (8.0, 3.0), (247.0, 252.0)
 
 
 def quality(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Score uint8 `t h w c`: means over the frames, all but sharpness 0 to 1.
 
-    sharpness: standard deviation of the Laplacian of the luma in levels, which depends on the size of the frames, so
-    compare at one size; brightness and contrast: mean and standard deviation of the luma; clipped: share of the area
-    that is black or white.
+    sharpness: standard deviation of the Laplacian of the luma in levels; it depends on the size of the frames.
+    brightness, contrast: mean and standard deviation of the luma. clipped: share of the area that is black or white.
     """
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     return {
@@ -37,7 +35,7 @@ def sharpness(grey: np.ndarray) -> float:
 
 
 def clipped(grey: np.ndarray) -> float:
-    """Return the share of the area that is black or white, where it is so in part in part."""
+    """Return the share of the area that is black or white; grey levels on the ramps count in part."""
     size = max(grey.shape[1] // PLACE, 1), max(grey.shape[0] // PLACE, 1)
     places = cv2.resize(grey.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     return sum(float(((places - begin) / (full - begin)).clip(0, 1).mean()) for begin, full in (BLACK, WHITE))

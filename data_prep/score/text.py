@@ -1,7 +1,7 @@
-"""Text: the area that burnt-in text covers, by the detector and the reader that come with rapidocr (PP-OCR).
+"""Text: the area that burnt-in text covers, by the detector and the reader of rapidocr (PP-OCR).
 
-The detector was trained on documents and takes smooth ground and dark shapes for text. So what it finds must either
-have the shape of a line of writing, in whatever script, or be read.
+The detector was trained on documents and mistakes smooth ground and dark shapes for text. Therefore a region counts
+only if it has the shape of a line of writing in any script, or if the reader can read it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import onnxruntime
 
 from data_prep.score.pixel_score import SHARE, PixelScore
 
-# Probability above which a pixel is text, mean probability above which a region is, and by how much the network draws
-# regions too small: the constants of DB post-processing (Liao et al. 2020, arXiv 1911.08947).
+# Constants of DB post-processing (Liao et al. 2020, arXiv 1911.08947): the least probability of a pixel, the least mean
+# probability of a region, and the factor by which regions are enlarged.
 PIXEL, REGION, UNCLIP = 0.3, 0.6, 1.6
-# A line of writing is at least so many times longer than high, no higher than this share of the frame, and surer.
+# A line of writing: least ratio of length to height, greatest height as a share of the frame, least probability.
 LONG, HIGH, SURE = 5.0, 0.33, 0.75
-# Anything else up to this share of the frame's height is text where so many characters are read with this mean
-# probability; what is higher is a thing.
+# Any other region: greatest height as a share of the frame, and the least number and mean probability of its
+# characters. Higher regions are things.
 HIGHEST, CHARACTERS, LEGIBLE = 0.4, 3, 0.75
-# Frames a clip, in the middle of its halves, and the short side that the detector sees: the cost grows with its square.
+# Frames per clip, in the middle of its halves; short side for the detector, whose cost grows with the square of it.
 LOOKS, SIDE = 2, 192
-# Height of what the reader sees, and its width at least and at most.
+# Height, least width and greatest width of the reader's input.
 LINE, NARROW, WIDE = 48, 48, 480
 
 
 class Region(NamedTuple):
-    """A rectangle in which there may be text, as OpenCV has it, in pixels, and how likely."""
+    """A rectangle that may contain text, in OpenCV's form, in pixels, and its probability."""
 
     rectangle: tuple[tuple[float, float], tuple[float, float], float]
     likely: float
@@ -60,7 +60,7 @@ def text_area(frame: np.ndarray) -> float:
 
 
 def regions(likely: np.ndarray) -> list[Region]:
-    """Return where there may be text, given how likely each pixel is to be text: float32 `h w`."""
+    """Return the regions that may contain text, from the probability of each pixel: float32 `h w`."""
     found, mask = [], np.zeros(likely.shape, np.uint8)
     contours, _ = cv2.findContours((likely > PIXEL).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     for contour in contours:
@@ -74,17 +74,17 @@ def regions(likely: np.ndarray) -> list[Region]:
 
 
 def is_line(region: Region, height: int) -> bool:
-    """Tell whether a region of a frame so many pixels high has the shape of a line of writing."""
+    """Return whether a region has the shape of a line of writing; `height` of the frame in pixels."""
     low, long = region.sides
     return long >= LONG * low and low <= HIGH * height and region.likely >= SURE
 
 
 def cut_out(image: np.ndarray, region: Region) -> np.ndarray:
-    """Return what is in a region, turned such that it lies."""
+    """Cut a region out of a frame, rotated so that it is horizontal."""
     (x, y), (width, height), angle = region.rectangle
     if width < height:
         width, height, angle = height, width, angle - 90
-    # No line is upside down, but it may rise or fall.
+    # A line is never upside down, but may rise or fall.
     angle = (angle + 90) % 180 - 90
     turn = cv2.getRotationMatrix2D((x, y), angle, 1.0)
     turn[:, 2] += (width / 2 - x, height / 2 - y)
@@ -92,13 +92,13 @@ def cut_out(image: np.ndarray, region: Region) -> np.ndarray:
 
 
 def is_read(line: np.ndarray, height: int) -> bool:
-    """Tell whether what is cut out of a frame so many pixels high, uint8 `h w c`, can be read."""
+    """Return whether the reader can read a cut-out, uint8 `h w c`; `height` of the frame in pixels."""
     if len(line) > HIGHEST * height:
         return False
     width = int(np.clip(LINE * line.shape[1] / line.shape[0], NARROW, WIDE))
     likely = run("rec", cv2.resize(line, (width, LINE), interpolation=cv2.INTER_LINEAR))
     best, number = likely.max(axis=1), likely.argmax(axis=1)
-    # The first class is no character, and a character that lasts is one (connectionist temporal classification).
+    # CTC decoding: class 0 is no character, and repeated characters count once.
     begins = (number > 0) & (np.diff(number, prepend=0) != 0)
     return int(begins.sum()) >= CHARACTERS and float(best[begins].mean()) >= LEGIBLE
 
@@ -111,12 +111,12 @@ def fit_network(frame: np.ndarray) -> np.ndarray:
 
 
 def probability(image: np.ndarray) -> np.ndarray:
-    """Return how likely each pixel of uint8 `h w c` is text: float32 `h w`."""
+    """Return the probability that each pixel of uint8 `h w c` is text: float32 `h w`."""
     return run("det", image)[0]
 
 
 def run(kind: str, image: np.ndarray) -> np.ndarray:
-    """Return what a network, `det` or `rec`, gives for uint8 `h w c`."""
+    """Return the output of the network `det` or `rec` for uint8 `h w c`."""
     signal = image[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
     session = network(kind)
     (found,) = session.run(None, {session.get_inputs()[0].name: signal})
@@ -125,7 +125,7 @@ def run(kind: str, image: np.ndarray) -> np.ndarray:
 
 @cache
 def network(kind: str) -> onnxruntime.InferenceSession:
-    """Load a network once a process, on one thread; nothing is fetched."""
+    """Load a network once per process, with one thread; nothing is downloaded."""
     models = sorted(path for path in (files("rapidocr") / "models").iterdir() if f"_{kind}_" in path.name)
     if not models:
         raise RuntimeError(f"rapidocr: found no network inside the package, expected models/*_{kind}_*.onnx")

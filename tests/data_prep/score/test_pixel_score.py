@@ -77,7 +77,7 @@ def test_a_name_that_is_no_score_is_refused(name: str) -> None:
 def test_numbers_that_are_not_declared_or_given_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="scores: found the numbers b, expected a"):
         PixelScore({"a": SHARE}, lambda frames, fps: {"b": 1.0})(NOISE, 2.0)
-    with pytest.raises(ValueError, match="scores: found 'motion' of motion, which another score gives too"):
+    with pytest.raises(ValueError, match="scores: found 'motion' in motion, expected another name"):
         known_scores(["motion", "motion"])
 
 
