@@ -25,10 +25,9 @@ from videodiff.pretrained import essential, fingerprint, load_frozen, read_confi
 class Autoencoder(nn.Module):
     """A frozen diffusers autoencoder between clips `b 3 t h w` in [-1, 1] and normalised latents `b c t' h' w'`.
 
-    `path_or_name` is a folder or a hub name. `mean` and `std`, one number a channel, replace the model's own figures.
-    `tile` is the side in pixels of the tiles that larger clips are cut into, `tile_overlap` the part of it that
-    neighbours share; at most `slice_frames` frames go through the network at once, but always a whole clip of a causal
-    model. Both None: everything at once.
+    `path_or_name` is a folder or a hub name. `mean` and `std`, one number per channel, replace the model's statistics.
+    Larger clips are cut into tiles with a side of `tile` pixels; neighbours share the part `tile_overlap`. At most
+    `slice_frames` frames pass the network at once, but a causal model always gets a whole clip. None: no limit.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Autoencoder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return what its latents follow from, as a sha-256; `slice_frames` changes none of them."""
+        """Return a sha-256 of everything that decides the latents; `slice_frames` does not."""
         return fingerprint(self.settings, self)
 
     def train(self, mode: bool = True) -> Autoencoder:
@@ -69,7 +68,7 @@ class Autoencoder(nn.Module):
         return super().train(False)
 
     def latent_frames(self, t: int) -> int:
-        """Return the number of latent frames of a clip of t frames; raise where t does not fit."""
+        """Return the number of latent frames of a clip of t frames; ValueError if t does not fit."""
         ft = self.compression[0]
         k, rest = divmod(t - 1, ft)
         if t < 1 or rest:
@@ -85,7 +84,7 @@ class Autoencoder(nn.Module):
     def read_shape(
         path_or_name: str, subfolder: str | None = None, revision: str = "main", **other: Any
     ) -> tuple[int, tuple[int, int, int]]:
-        """Return channels and compression `t h w` of the codec with these settings, by its config.json alone."""
+        """Return channels and compression `t h w` of the codec with these settings; only config.json is read."""
         config = read_config("codec", path_or_name, subfolder, revision)
         cls = autoencoder_class(config, Path(path_or_name, subfolder or ""))
         with torch.device("meta"):
@@ -121,10 +120,10 @@ class Autoencoder(nn.Module):
         t, (_, fh, fw) = self.frames(latent_t), self.compression
 
         def network(part: Tensor) -> Tensor:
-            # CogVideoX decodes what follows the first latent frame in pairs: an odd one out is decoded twice.
+            # CogVideoX decodes the latent frames after the first in pairs; the last one of an odd number is repeated.
             if self.kind == "AutoencoderKLCogVideoX" and latent_t % 2 == 0:
                 part = torch.cat([part, part[:, :, -1:]], dim=2)
-            # LTX decoders trained as the last denoising step take the noise level that is left: none.
+            # LTX decoders that were trained as the last denoising step take the remaining noise level: 0.
             last = {"temb": part.new_zeros(len(part))} if self.vae.config.get("timestep_conditioning") else {}
             made = self.vae.decode(part, return_dict=False, **last)[0]
             return made[:, :, :t] if self.causal else made
@@ -133,12 +132,12 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def run(self, network: Callable[[Tensor], Tensor], clip: Tensor, t: int, expected: tuple[int, ...]) -> Tensor:
-        """Put a clip of t frames, or its latents, through a network in slices; its result has the shape expected."""
+        """Pass a clip of t frames, or its latents, through a network in slices; check the shape of the result."""
         length, clip = clip.shape[2], clip.to(self.vae.dtype)
         limit = self.slice_frames or len(clip) * t
         rows = max(1, limit // t) if self.causal else limit
         clip = clip if self.causal else rearrange(clip, "b c t h w -> (b t) c h w")
-        # The dtype chosen here holds inside a trainer's autocast too.
+        # The dtype of the codec also counts inside a trainer's autocast.
         with torch.autocast(clip.device.type, enabled=False):
             made = torch.cat([network(part) for part in clip.split(rows)])
         made = made if self.causal else rearrange(made, "(b t) c h w -> b c t h w", t=length)
@@ -152,7 +151,7 @@ class Autoencoder(nn.Module):
     def add_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Register the mean and standard deviation of each channel, (c, 1, 1, 1)."""
         if (mean is None) != (std is None):
-            raise ValueError("codec.mean, codec.std: found one of the two, expected both or neither")
+            raise ValueError("codec.mean, codec.std: found only one of them, expected both or neither")
         if mean is None or std is None:
             mean, std = model_statistics(self.vae, self.channels)
         for name, values in (("mean", mean), ("std", std)):
@@ -164,7 +163,7 @@ class Autoencoder(nn.Module):
 
 
 def autoencoder_class(config: dict[str, Any], where: Path) -> type:
-    """Return the diffusers class that a config.json names; only autoencoders are let in."""
+    """Return the diffusers class that a config.json names; ValueError unless it is an autoencoder."""
     kind = config.get("_class_name")
     cls = getattr(diffusers, kind, None) if isinstance(kind, str) and kind.startswith("Autoencoder") else None
     if not (inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)):
@@ -182,12 +181,12 @@ def setting(vae: nn.Module, *names: str) -> int | None:
 
 
 def convolves_over_time(vae: nn.Module) -> bool:
-    """Tell whether it is a video model."""
+    """Return whether it is a video model."""
     return any(p.ndim == 5 for p in vae.encoder.parameters())
 
 
 def latent_shape(vae: nn.Module) -> tuple[int, tuple[int, int, int]]:
-    """Return the channels of a latent, and how many frames, rows and columns of pixels one stands for."""
+    """Return the channels of a latent, and its compression: frames, rows and columns of pixels per latent."""
     over_time = convolves_over_time(vae)
     ft = setting(vae, "scale_factor_temporal", "temporal_compression_ratio") if over_time else 1
     side = setting(vae, "scale_factor_spatial", "spatial_compression_ratio")
@@ -208,7 +207,7 @@ def model_statistics(vae: nn.Module, channels: int) -> tuple[list[float], list[f
 
 
 def enable_tiling(vae: nn.Module, tile: int, overlap: float, side: int) -> None:
-    """Turn diffusers' tiling on, with its three dialects: a stride, a part that overlaps, or two attributes."""
+    """Turn on diffusers' tiling in each of its three interfaces: a stride, an overlap factor, or two attributes."""
     shared = shared_pixels(tile, overlap, side)
     values = {"min": tile, "stride": tile - shared, "factor": shared / tile}
     known = [name for name in inspect.signature(vae.enable_tiling).parameters if name.endswith(("height", "width"))]
@@ -219,9 +218,9 @@ def enable_tiling(vae: nn.Module, tile: int, overlap: float, side: int) -> None:
 
 
 def shared_pixels(tile: int, overlap: float, side: int) -> int:
-    """Return the pixels that neighbours share: whole latents, near `overlap`, and the same after diffusers' rounding.
+    """Return the pixels that neighbouring tiles share: whole latents, near `overlap`, and exact in diffusers' rounding.
 
-    Where int(n * factor) and int(n * (1 - factor)) do not add up to n, the tiles would be joined out of place.
+    If int(n * factor) and int(n * (1 - factor)) did not add up to n, tiles would be joined at wrong positions.
     """
     n = tile // side
     options = [k for k in range(1, n) if int(n * (k / n)) == k and int(n * (1 - k / n)) == n - k]
@@ -233,7 +232,7 @@ def shared_pixels(tile: int, overlap: float, side: int) -> int:
 
 
 def measure_statistics(codec: Autoencoder, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
-    """Return `mean` and `std` as Autoencoder takes them, measured over clips `b c t h w` in [-1, 1]."""
+    """Measure `mean` and `std` for Autoencoder over clips `b c t h w` in [-1, 1]."""
     count, total, square = 0, 0.0, 0.0
     for video in batches:
         raw = codec.raw(video).double().transpose(0, 1).flatten(1)

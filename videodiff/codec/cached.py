@@ -1,9 +1,9 @@
-"""Encoded clips and captions that travel in the shard, so that training needs no encoder.
+"""Encoded clips and captions in the shards, so that training needs no encoder.
 
-`<key>.latent.npy` is float16 `c t h w`, normalised by its codec; `<key>.text.npy` is float16 `l d`, without padding,
-of the first caption, `<key>.text.1.npy` of the second one, and so on. float16 has three more bits for each number than
-encoders in bfloat16 give, up to 65504. The manifest says which models they are of.
-Arrays are read without pickle, and their size is checked against their header before memory is taken for them.
+`<key>.latent.npy` is float16 `c t h w`, normalised by its codec. `<key>.text.npy` is the first caption as float16 `l d`
+without padding, `<key>.text.1.npy` the second caption, and so on. float16 has three more bits of precision than the
+bfloat16 of the encoders, and a range up to 65504. The manifest states which models made them. Arrays are read without
+pickle, and their size is checked against their header before memory is allocated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from videodiff.codec.pixels import scale_pixels
 
-# How frames become what the codec is given, and its answer what is stored; another way needs another sentence.
+# Describes the path from frames to stored latents, as a part of the fingerprint: change it when the path changes.
 TRANSFORM = "scaled to cover, bilinear antialiased; centre cropped; x / 127.5 - 1; mode; normalised; float16"
 
 
@@ -31,9 +31,9 @@ class EncodingError(ValueError):
 
 
 def latent_member(codec: nn.Module, parts: Iterable[np.ndarray], device: str | torch.device = "cpu") -> bytes:
-    """Return the `latent.npy` of a clip: uint8 frames `t h w c`, encoded part by part by a codec that is on `device`.
+    """Return the `latent.npy` of a clip, whose parts, uint8 frames `t h w c`, a codec on `device` encodes in turn.
 
-    Like training on the fly it takes the mode of the posterior.
+    It stores the mode of the posterior, as training without a cache uses it.
     """
     videos = (torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None] for frames in parts)
     return write_array(torch.cat([codec.encode(scale_pixels(video))[0] for video in videos], dim=1), "latent.npy")
@@ -41,19 +41,19 @@ def latent_member(codec: nn.Module, parts: Iterable[np.ndarray], device: str | t
 
 @torch.no_grad()
 def encode_captions(encoder: nn.Module, captions: Sequence[str]) -> list[Tensor]:
-    """Return what is to become `text.npy`, `l d`, of each caption by a frozen encoder."""
+    """Return the features `l d` for the `text.npy` of each caption, by a frozen encoder."""
     if encoder.trainable:
         raise ValueError(f"text.npy: found the trainable encoder {type(encoder).__name__}, expected a frozen one")
     return [text[mask] for text, mask in zip(*encoder(captions), strict=True)]
 
 
 def text_names(captions: int) -> list[str]:
-    """Return the members of so many captions; a clip without one has the empty one."""
+    """Return the names of the members for this many captions; a clip without captions stores the empty caption."""
     return ["text.npy", *(f"text.{number}.npy" for number in range(1, captions))]
 
 
 def latent_record(codec: nn.Module, sizes: Sequence[Sequence[int]], windows: dict[str, Any]) -> dict[str, Any]:
-    """Return what the latents of a dataset follow from, and the fingerprint of it.
+    """Return everything that decides the latents of a dataset, with its fingerprint.
 
     sizes: height and width of the clips; windows: the fields of `Windows`.
     """
@@ -62,7 +62,7 @@ def latent_record(codec: nn.Module, sizes: Sequence[Sequence[int]], windows: dic
 
 
 def text_record(encoder: nn.Module) -> dict[str, Any]:
-    """Return what the text of a dataset follows from, and the fingerprint of it."""
+    """Return everything that decides the encoded text of a dataset, with its fingerprint."""
     if encoder.trainable:
         raise ValueError(f"text: found the trainable encoder {type(encoder).__name__}, expected a frozen one")
     how = {"encoder": encoder.fingerprint, "dtype": "float16"}
@@ -75,17 +75,17 @@ def digest(how: dict[str, Any]) -> str:
 
 
 def check_record(what: str, found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
-    """Raise where a dataset is not what the configured codec or text encoder would make of it."""
+    """Raise if a dataset was encoded by another codec or text encoder than the configured one."""
     if found["fingerprint"] != expected["fingerprint"]:
         raise ValueError(
-            f"{where}: found {what} of {found['of']} (fingerprint {found['fingerprint'][:12]}), expected that of the "
-            f"configured {expected['of']} (fingerprint {expected['fingerprint'][:12]}): configure the first, or make "
-            f"the dataset anew by videodiff cache"
+            f"{where}: found {what} by {found['of']} (fingerprint {found['fingerprint'][:12]}), expected {what} by the "
+            f"configured {expected['of']} (fingerprint {expected['fingerprint'][:12]}): configure the first, or encode "
+            f"the dataset again by videodiff cache"
         )
 
 
 def write_array(array: Tensor, where: str) -> bytes:
-    """Return float16 bytes in numpy's format; a number that does not fit in float16 is an error."""
+    """Return float16 bytes in numpy's format; EncodingError for a number that does not fit into float16."""
     with np.errstate(over="ignore"):
         half = array.cpu().numpy().astype(np.float16)
     if not np.isfinite(half).all():
@@ -96,7 +96,7 @@ def write_array(array: Tensor, where: str) -> bytes:
 
 
 def read_latent(data: bytes, where: str) -> Tensor:
-    """Return a cached clip `c t h w`, float32; `where` (shard, key) begins the message about one that is broken."""
+    """Return a cached clip `c t h w`, float32; `where` (shard, key) begins the error message of a broken one."""
     return read_array(data, 4, where)
 
 
@@ -106,7 +106,7 @@ def read_text(data: bytes, where: str) -> Tensor:
 
 
 def read_array(data: bytes, ndim: int, where: str) -> Tensor:
-    """Return a float array of `ndim` axes, none of them empty."""
+    """Return a float array with `ndim` axes, none of length 0."""
     stream = io.BytesIO(data)
     try:
         header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
@@ -125,7 +125,7 @@ def read_array(data: bytes, ndim: int, where: str) -> Tensor:
 
 
 def pad_text(texts: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Join captions `l d` into `b length d`, 0 at padding, and a mask `b length`; None takes the longest's length."""
+    """Join captions `l d` into `b length d`, 0 at padding, and a mask `b length`; length None: that of the longest."""
     length = max(len(text) for text in texts) if length is None else length
     if max(len(text) for text in texts) > length:
         raise ValueError(f"cached text: found {max(len(text) for text in texts)} tokens, expected at most {length}")

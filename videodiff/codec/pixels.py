@@ -14,12 +14,12 @@ def scale_pixels(video: Tensor) -> Tensor:
     """Turn uint8 pixels into float32 in [-1, 1], on the device where they are."""
     if video.dtype != torch.uint8:
         raise ValueError(f"video: found pixels of type {video.dtype}, expected torch.uint8")
-    # The loader leaves the bytes of frames in the order of decoding.
+    # The loader permutes axes only as a view, so make the memory contiguous here.
     return video.contiguous().float() / 127.5 - 1
 
 
 class Pixels(nn.Module):
-    """Leave clips `b c t h w` in [-1, 1] as they are."""
+    """The identity on clips `b c t h w` in [-1, 1]."""
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Pixels(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return what its latents follow from, as a sha-256."""
+        """Return a sha-256 of everything that decides the latents."""
         return fingerprint({"codec": "Pixels", "channels": self.channels}, self)
 
     def latent_frames(self, t: int) -> int:

@@ -1,4 +1,4 @@
-"""Captions by a pretrained encoder: T5, UMT5 or the text half of CLIP, frozen."""
+"""Encode captions with a frozen pretrained encoder: T5, UMT5 or the text half of CLIP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
 
-# model_type of config.json -> class; `clip` is a whole CLIP, of which the text half is read.
+# model_type in config.json -> class; from a whole CLIP (`clip`) only the text half is loaded.
 CLASSES = {
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",
@@ -21,7 +21,7 @@ CLASSES = {
     "clip_text_model": "CLIPTextModel",
 }
 
-# Two tokenizers with the same words that cut this alike are taken to be the same.
+# Two tokenizers with equal vocabularies that split this text alike count as equal.
 PROBE = "A small RED ball -- isn't it? -- rolls (slowly) down 3.14 m of Hügel;\tthen,  it's gone."
 
 
@@ -30,7 +30,7 @@ class Transformers(nn.Module):
 
     `path_or_name` is a folder or a hub name that holds model and tokenizer; in the repository of a diffusers pipeline
     these are two subfolders. `kind` (t5, umt5, clip) overrides the model_type of config.json. `layer` -1 is the output
-    of the model, -2 that of its last block but one, and so on.
+    of the model, -2 the output of its last block but one, and so on.
     """
 
     unit: Literal["tokens"] = "tokens"
@@ -40,7 +40,7 @@ class Transformers(nn.Module):
     def read_shape(
         path_or_name: str, max_length: int = 77, subfolder: str | None = None, revision: str = "main", **other: Any
     ) -> tuple[int, int]:
-        """Return tokens of a caption and their width for the encoder with these settings, by its config.json alone."""
+        """Return the tokens per caption and their width for these settings; only config.json is read."""
         config = read_config("text", str(path_or_name), subfolder, revision)
         config = config.get("text_config", config)
         return max_length, config["d_model"] if "d_model" in config else config["hidden_size"]
@@ -77,7 +77,7 @@ class Transformers(nn.Module):
         self.check()
 
     def check(self) -> None:
-        """Raise where length or layer do not fit the model."""
+        """Raise if length or layer do not fit the model."""
         places = getattr(self.model.config, "max_position_embeddings", None) or self.max_length
         if not 1 <= self.max_length <= places:
             raise ValueError(f"text.max_length: found {self.max_length}, expected 1 to {places}")
@@ -87,7 +87,7 @@ class Transformers(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return what its features follow from, as a sha-256; the tokenizer counts by its words and by what it does."""
+        """Return a sha-256 of everything that decides the features: settings, weights, vocabulary and a probe text."""
         words = {"vocabulary": self.tokenizer.get_vocab(), "probe": self.tokenizer(PROBE)["input_ids"]}
         return fingerprint(self.settings | words, self.model)
 
@@ -96,8 +96,8 @@ class Transformers(nn.Module):
         return super().train(False)
 
     def tokens(self, captions: Sequence[str]) -> list[int]:
-        """Return how many tokens each caption has; those beyond `max_length` are cut."""
-        # The library's tokenizers take no empty list.
+        """Return the number of tokens of each caption, before the cut at `max_length`."""
+        # The library's tokenizers raise for an empty list.
         found = self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"] if captions else []
         return [len(ids) for ids in found]
 
@@ -105,7 +105,7 @@ class Transformers(nn.Module):
         """Return features `b l width`, float32, 0 at padding, and a mask `b l`, True at tokens; l is `max_length`."""
         if list(captions) != [""]:
             return self.encode(captions)
-        # Training asks for the empty caption in every step, and a frozen model always gives the same answer.
+        # Training needs the empty caption in every step, and a frozen model always gives the same features.
         if self.empty is None or self.empty[0].device != self.model.device:
             self.empty = self.encode([""])
         return self.empty
@@ -122,7 +122,7 @@ class Transformers(nn.Module):
             return_tensors="pt",
         ).to(self.model.device)
         mask = tokens["attention_mask"].bool()
-        # A tokenizer without start or end token leaves nothing of an empty caption, and attention over nothing is NaN.
+        # Without start and end tokens an empty caption has no token, and attention over no token is NaN.
         mask[:, 0] = True
         with torch.autocast(self.model.device.type, enabled=False):
             out = self.model(
