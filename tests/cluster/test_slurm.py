@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -178,3 +179,34 @@ def test_a_job_whose_node_vanishes_goes_on_when_the_node_is_back(
     cluster.start_node("n2")
     completes(cluster, job, folder / "lost")
     check_whole(folder / "lost", "lost")
+
+
+def by_srun(cluster: Slurm, folder: Path, *words: str, **more: str) -> tuple[int, list[str]]:
+    """Run a verb on both nodes; return exit status and lines."""
+    environment = {key: value for key, value in cluster.environment.items() if key != "MASTER_ADDR"} | more
+    command = ["srun", "--nodes=2", "--ntasks-per-node=1", "--wait=60", sys.executable, "-m", "videodiff", *words]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, stdin=subprocess.DEVNULL
+    )
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+def test_the_doctor_looks_at_both_nodes(cluster: Slurm, tmp_path: Path) -> None:
+    words = ["doctor", "mib=4", "gib=0", "gb_per_s=0", f"folder={tmp_path}"]
+    status, lines = by_srun(cluster, tmp_path, *words, MASTER_ADDR="127.0.0.1")
+    assert status == 0, lines
+    said = "\n".join(lines)
+    assert "variables: started by Slurm: process 0 of 2" in said
+    assert "meeting: 2 processes on 1 hosts" in said, "both nodes are this machine"
+    assert re.search(r"all-reduce: \d+\.\d\d GB/s for each process \(gloo, 4 MiB", said)
+
+
+def test_a_first_node_without_an_address_is_one_line_in_training(
+    cluster: Slurm, tmp_path: Path, world_dataset: Path
+) -> None:
+    words = ["train", *tiny(world_dataset), *RECIPE, "trainer.num_nodes=2"]
+    status, lines = by_srun(cluster, tmp_path, *words)
+    assert status == 1
+    (line,) = [line for line in lines if line.startswith("videodiff train: error: ")]
+    assert line.startswith("videodiff train: error: MASTER_ADDR (SLURM_NODELIST): found 'n1' (")
+    assert not [line for line in lines if "socket" in line], lines

@@ -63,7 +63,7 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException 
     if trainer.world_size == 1 or not lost:
         return None
     if under_torchrun():
-        return SystemExit(SAID)
+        return SystemExit(LOST)
     # Another rank leaves the group some seconds before its process ends: the first one may speak first.
     end = time.monotonic() + 15
     while getattr(launcher, "procs", ()) and time.monotonic() < end:

@@ -23,17 +23,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
-        if all(failure.exitcode == AGAIN for failure in error.failures.values()):
-            return AGAIN
         if (ended := cause(error.failures)) is not None:
             say(f"{ended}; the others are ended")
-        return 1
+        return status(error.failures)
     except SignalException as error:
         return 128 + error.sigval
     except (RendezvousError, DistError, OSError, ValueError) as error:
         say(f"torchrun: {' '.join(str(error).split())[:400] or type(error).__name__}")
         return 1
     return 0
+
+
+def status(failures: Mapping[int, ProcessFailure]) -> int:
+    """Return the exit status of a node: an error of a rank comes first, then that one was lost, then a signal."""
+    left = {failure.exitcode for failure in failures.values()}
+    return SAID if SAID in left else AGAIN if left == {AGAIN} else LOST
 
 
 def cause(failures: Mapping[int, ProcessFailure]) -> str | None:

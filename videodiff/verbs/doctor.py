@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from videodiff.parallel.doctor import cluster, node
-from videodiff.parallel.environment import ALONE, Finding, Place, limited, place_of, problems
+from videodiff.parallel.environment import ALONE, Finding, Place, place_of, problems
 from videodiff.printing import in_line, say
 
 
@@ -51,7 +51,7 @@ def examine_cluster(
         lambda: cluster.speed(group, cfg.mib, cfg.gb_per_s),
     ):
         together += node.in_time("together", check, 2 * cfg.seconds)
-    limited(lambda: group.everyone("end", True), cfg.seconds)
+    leave(group)
     # The first process of a host speaks for it; what stops a run counts on any.
     hosts: dict[str, list[Finding]] = {}
     for rank, (host, local_rank, lines) in enumerate(said):
@@ -61,6 +61,14 @@ def examine_cluster(
         if kept:
             hosts[label] = kept
     return together, hosts
+
+
+def leave(group: cluster.Group) -> None:
+    """Say that this process is done; the first one keeps the store until all are."""
+    if group.place.rank == 0:
+        node.in_time("the end", lambda: group.everyone("end", True), group.seconds)
+    else:
+        group.store.set(f"end/{group.place.rank}", "true")
 
 
 def show(hosts: dict[str, list[Finding]], together: Sequence[Finding], wrong: bool) -> None:

@@ -1,0 +1,202 @@
+"""Print a JobSet that trains on several nodes of a Kubernetes cluster, from the words of `videodiff train`.
+
+    python launch/kubernetes/jobset.py image=registry.example.org/videodiff:0.1 claim=shared \\
+        name=my_run experiment=hdvila_256 strategy=zero2 trainer.num_nodes=4 trainer.devices=8 | kubectl apply -f -
+
+A pod is a node; torchrun in it starts a process for each GPU. These words are for the cluster, all others for the run:
+
+    image      the image of the Dockerfile
+    claim      a volume claim that all pods may write to (ReadWriteMany); it is mounted at /work: datasets/ and runs/
+    gpu        the resource that a GPU is (nvidia.com/gpu); none: train on processors
+    rdma       a resource of the fast network for each pod: rdma/ib=1, vpc.amazonaws.com/efa=4
+    shm        shared memory for data workers and NCCL (64Gi)
+    cpu, memory  what a pod asks for (64, 512Gi)
+    restarts   how often a run that has lost a pod begins again from its last checkpoint (20)
+    queue      a local queue of Kueue, which starts all pods or none
+    namespace  where the run lives
+
+The JobSet controller has to be installed, 0.10 or newer. An error of the run itself (exit status 1) ends it at once. A
+pod that is lost restarts all; one that the cluster drains does so without being counted.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from hydra import compose, initialize_config_dir
+
+from videodiff.cli import one_line_a_failure, understand
+from videodiff.verbs.config.checking import check_composed
+from videodiff.verbs.config.groups import conf_dir
+
+DEFAULTS = {
+    **{"image": "", "claim": "", "gpu": "nvidia.com/gpu", "rdma": "", "shm": "64Gi", "cpu": "64", "memory": "512Gi"},
+    **{"restarts": "20", "queue": "", "namespace": ""},
+}
+PORT = 29500
+# Seconds from SIGTERM to SIGKILL: a step, and a checkpoint. torchrun keeps some of them for itself.
+GRACE_S = 180
+
+
+class Run(NamedTuple):
+    """What a manifest takes of the configuration of a run."""
+
+    name: str
+    nodes: int
+    devices: int
+    words: list[str]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the manifest."""
+    with one_line_a_failure("jobset.py"):
+        if not arguments or "--help" in arguments:
+            print(__doc__)
+            return
+        settings, words = split(arguments)
+        print(yaml.safe_dump(jobset(settings, read(words)), sort_keys=False), end="")
+
+
+def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return what is for the cluster, and the words of the run."""
+    settings, words = dict(DEFAULTS), []
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if equals and key in DEFAULTS:
+            settings[key] = value
+        else:
+            words.append(word)
+    for key in ("image", "claim"):
+        if not settings[key]:
+            raise ValueError(f"{key}: found nothing, expected {key}=<...>; --help says what it is")
+    if not settings["restarts"].isdigit():
+        raise ValueError(f"restarts: found {settings['restarts']!r}, expected a whole number")
+    return settings, words
+
+
+def read(words: Sequence[str]) -> Run:
+    """Return what the manifest needs of a run; a mistake in its words is an error here, not in the cluster."""
+    overrides = understand("train", [*words, "--cfg", "job"]).overrides
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose("train", overrides=list(overrides))
+    check_composed("train", cfg, overrides)
+    devices = cfg.trainer.devices
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"trainer.devices: found {devices}, expected how many GPUs a pod has")
+    return Run(cfg.name, cfg.trainer.num_nodes, devices, list(words))
+
+
+def label(name: str) -> str:
+    """Return a name as Kubernetes takes it: at most 40 characters, as names of pods are made of it."""
+    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    if not found:
+        raise ValueError(f"name: found {name!r}, expected letters or digits in it")
+    return found if found[0].isalpha() else f"run-{found}"[:40]
+
+
+def jobset(settings: dict[str, str], run: Run) -> dict[str, Any]:
+    """Return the JobSet of a run."""
+    name = label(run.name)
+    metadata: dict[str, Any] = {"name": name}
+    if settings["namespace"]:
+        metadata["namespace"] = settings["namespace"]
+    if settings["queue"]:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": settings["queue"]}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": metadata,
+        "spec": {
+            # The pods look for the first one before it is ready.
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
+            "failurePolicy": {
+                "maxRestarts": int(settings["restarts"]),
+                # No new pod meets an old one.
+                "restartStrategy": "BlockingRecreate",
+                "rules": [
+                    {
+                        "name": "error",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureMessagePatterns": ["exit code 1 "],
+                    },
+                    {
+                        "name": "drained",
+                        "action": "RestartJobSetAndIgnoreMaxRestarts",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureMessagePatterns": ["DisruptionTarget"],
+                    },
+                    {"name": "lost", "action": "RestartJobSet"},
+                ],
+            },
+            "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job(settings, run, name)}}],
+        },
+    }
+
+
+def job(settings: dict[str, str], run: Run, name: str) -> dict[str, Any]:
+    """Return the job whose pods are the nodes: one that is lost ends it, and the JobSet begins again."""
+    return {
+        "parallelism": run.nodes,
+        "completions": run.nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [1]}},
+            ]
+        },
+        "template": {
+            "spec": {
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": GRACE_S,
+                "containers": [container(settings, run, name)],
+                "volumes": [
+                    {"name": "work", "persistentVolumeClaim": {"claimName": settings["claim"]}},
+                    {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings["shm"]}},
+                ],
+            }
+        },
+    }
+
+
+def container(settings: dict[str, str], run: Run, name: str) -> dict[str, Any]:
+    """Return the container of a node."""
+    limits: dict[str, str] = {"cpu": settings["cpu"], "memory": settings["memory"]}
+    if settings["gpu"] != "none":
+        limits[settings["gpu"]] = str(run.devices)
+    if settings["rdma"]:
+        resource, _, count = settings["rdma"].partition("=")
+        limits[resource] = count or "1"
+    torchrun = [
+        *("python", "-m", "videodiff.parallel.torchrun", f"--nnodes={run.nodes}", f"--nproc-per-node={run.devices}"),
+        *(f"--master-addr={name}-node-0-0.{name}", f"--master-port={PORT}", "--node-rank=$(POD_INDEX)"),
+        f"--shutdown-timeout={GRACE_S - 20}",
+    ]
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    return {
+        "name": "train",
+        "image": settings["image"],
+        "workingDir": "/work",
+        "command": torchrun,
+        # A dollar sign is Kubernetes' own.
+        "args": ["-m", "videodiff", "train", "resume=auto", *(word.replace("$(", "$$(") for word in run.words)],
+        "env": [
+            {"name": "POD_INDEX", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+            {"name": "OMP_NUM_THREADS", "value": "1"},
+        ],
+        "ports": [{"containerPort": PORT}],
+        "resources": {"limits": limits, "requests": dict(limits)},
+        # Fast networks pin the memory that they read and write.
+        "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+        "volumeMounts": [{"name": "work", "mountPath": "/work"}, {"name": "shm", "mountPath": "/dev/shm"}],
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
