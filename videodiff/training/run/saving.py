@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ from videodiff.training.run.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, 
 from videodiff.training.run.progress import Progress, progress_of
 from videodiff.training.run.saved import Saved
 
-MARKS, LOOK = ".written", 0.02
+MARKS = ".written"
+# Seconds between two looks at the files of others, and until files that do not grow are no sign of life.
+LOOK, STALL = 0.02, 20.0
 
 
 class Buffers:
@@ -60,7 +63,7 @@ class Buffers:
         self.held: dict[tuple[str, str, int], Tensor] = {}
 
     def copies(self, pieces: list[Piece]) -> list[Piece]:
-        """Return the pieces with values that training does not change; on CUDA they are there after `wait_for`."""
+        """Return the pieces with values that training does not change; on CUDA they come when the device gets there."""
         before, self.held, found = self.held, {}, []
         for piece in pieces:
             place = (piece.name, piece.key, piece.start)
@@ -116,39 +119,43 @@ class Saving:
 
     def write(self, pieces: list[Piece], progress: Progress, random: Mapping[str, Tensor]) -> None:
         """Write what this rank has, in its thread; the first rank then waits for the others and ends the checkpoint."""
-        mark: dict[str, Any] = {}
+        mark, path = {}, self.partial / STATE / f"{name_of(self.rank)}.{SUFFIX}"
         try:
             if self.event is not None:
                 self.event.synchronize()
-            mark = write_pieces(pieces, random, self.partial / STATE / f"{name_of(self.rank)}.{SUFFIX}")._asdict()
+            mark = write_pieces(pieces, random, path)._asdict()
         except (OSError, ValueError) as error:
             self.problem = error
+            # On a full disk it leaves room for the mark that tells the first rank.
+            path.unlink(missing_ok=True)
         del pieces
         try:
             write_whole(self.partial / MARKS / f"{name_of(self.rank)}.json", json.dumps(mark).encode())
             self.own.set()
-            if self.rank == 0 and (marks := self.marks()) is not None:
-                self.end(marks, progress)
+            if self.rank == 0:
+                self.end(self.marks(), progress)
         except (OSError, ValueError) as error:
             self.problem = self.problem or error
         finally:
             self.own.set()
+            # That the folder is gone tells the other ranks that it has its name, or gets none.
+            self.clean()
 
-    def marks(self) -> list[Written] | None:
-        """Return what each rank has written, when all are done; None where one could not, or nobody waits any more."""
+    def marks(self) -> list[Written | None]:
+        """Return what each rank has written, when all are done or nobody waits any more; None for one that failed."""
         found = []
         for rank in range(self.world):
             mark = self.partial / MARKS / f"{name_of(rank)}.json"
-            while not mark.is_file():
-                if self.stop.wait(LOOK):
-                    return None
-            if not (written := json.loads(mark.read_text())):
-                return None
-            found.append(Written(**written))
+            while not mark.is_file() and not self.stop.wait(LOOK):
+                pass
+            written = json.loads(mark.read_text()) if mark.is_file() else None
+            found.append(Written(**written) if written else None)
         return found
 
-    def end(self, marks: list[Written], progress: Progress) -> None:
-        """Write the average and the record, and give the folder its name."""
+    def end(self, marks: list[Written | None], progress: Progress) -> None:
+        """Write the average and the record, and give the folder its name, unless a rank has failed."""
+        if None in marks:
+            return
         names = [f"{STATE}/{name_of(rank)}.{SUFFIX}" for rank in range(self.world)]
         files = dict(zip(names, marks, strict=True))
         files[f"{STATE}/{PROGRESS}"] = write_json(progress, self.partial / STATE / PROGRESS)
@@ -171,6 +178,7 @@ class Saving:
         ValueError on all ranks where weights or averages are not finite, OSError where a file of any rank could not be
         written; then nothing of it stays.
         """
+        self.settle()
         self.own.wait()
         try:
             # First that each rank has written its own files: the first one's thread waits for them.
@@ -184,6 +192,20 @@ class Saving:
             self.thread.join()
             self.clean()
         return self.final
+
+    def settle(self) -> None:
+        """Wait for the end of the checkpoint as long as files grow: a slow disk may take longer than a collective may.
+
+        Where nothing grows any more another rank may be dead, and only a collective finds out.
+        """
+        before, since = -1, time.monotonic()
+        while self.thread.is_alive() if self.rank == 0 else self.partial.exists():
+            size = size_of(self.partial)
+            if size != before:
+                before, since = size, time.monotonic()
+            elif time.monotonic() - since > STALL:
+                return
+            time.sleep(LOOK)
 
     def clean(self) -> None:
         """Remove what is left under the temporary name: on a full disk it would take the room that is needed."""

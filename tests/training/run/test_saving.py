@@ -1,0 +1,165 @@
+"""Several processes write one checkpoint; here they are threads of this one, each with a trainer of its own."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from videodiff.parallel.whole import Whole
+from videodiff.training.optimizer import AdamW
+from videodiff.training.run import saving
+from videodiff.training.run.checkpoint import AVERAGE, whole
+from videodiff.training.run.restoring import files_of
+from videodiff.training.run.saved import Saved
+from videodiff.training.run.saving import Saving
+
+WORLD = 3
+# What a collective waits for the others, and the time that the disk of one rank takes.
+COLLECTIVE, SLOW = 0.5, 2.0
+
+
+class Agreement:
+    """A collective of threads that fails, as gloo's do, where one of them comes too late."""
+
+    def __init__(self) -> None:
+        self.barrier, self.problems = threading.Barrier(WORLD), []
+
+    def __call__(self, world: int, problem: Exception | None) -> None:
+        self.problems.append(problem)
+        self.barrier.wait(COLLECTIVE)
+        found = [one for one in self.problems if one is not None]
+        self.barrier.wait(COLLECTIVE)
+        self.problems.clear()
+        self.barrier.wait(COLLECTIVE)
+        if found:
+            raise found[0]
+
+
+def trainer(rank: int, partial: Path) -> Any:
+    """Return what a checkpoint asks of a trainer, after a step of a small network."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 50), nn.Linear(50, 7))
+    optimizer = AdamW(module.parameters())
+    module(torch.ones(2, 40)).sum().backward()
+    optimizer.step()
+    strategy = SimpleNamespace(
+        optimizers=[optimizer],
+        global_rank=rank,
+        world_size=WORLD,
+        broadcast=lambda path: partial,
+        lightning_module=module,
+    )
+    strategy.engine = Whole(strategy)
+    loop = SimpleNamespace(state_dict=dict)
+    parts = {
+        "fit_loop": loop,
+        "lr_scheduler_configs": [],
+        "callbacks": [],
+        "datamodule": None,
+        "precision_plugin": None,
+    }
+    place = {"global_step": 1, "world_size": WORLD, "global_rank": rank}
+    return SimpleNamespace(**parts, **place, strategy=strategy, lightning_module=module)
+
+
+@pytest.fixture
+def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Return a function by which all ranks save; `before` is called with a path before it is written."""
+    write = saving.write_pieces
+
+    def run(before: Callable[[Path], None]) -> list[Any]:
+        def wrapped(pieces: Any, random: Any, path: Path) -> Any:
+            before(path)
+            return write(pieces, random, path)
+
+        monkeypatch.setattr(saving, "agree", Agreement())
+        monkeypatch.setattr(saving, "write_pieces", wrapped)
+        partial = tmp_path / ".step_00000001.abc.partial"
+
+        def one(rank: int) -> Any:
+            try:
+                return Saving(trainer(rank, partial), tmp_path).finish()
+            except Exception as error:
+                return error
+
+        with ThreadPoolExecutor(WORLD) as pool:
+            return list(pool.map(one, range(WORLD)))
+
+    return run
+
+
+@pytest.mark.parametrize("slow", [0, 2])
+def test_a_disk_that_takes_longer_than_a_collective_waits_costs_nothing(
+    save: Callable[..., list[Any]], tmp_path: Path, slow: int
+) -> None:
+    found = save(lambda path: time.sleep(SLOW * (path.stem == f"rank_{slow:05d}")))
+    assert found == [tmp_path / "step_00000001"] * WORLD
+    whole(found[0])
+    weights = trainer(0, tmp_path).lightning_module.state_dict()
+    saved = Saved(files_of(found[0]))
+    assert all(torch.equal(saved.whole(name, "weight"), value) for name, value in weights.items())
+    assert (found[0] / AVERAGE).is_file()
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_rank_that_cannot_write_fails_on_all_ranks_with_its_error_and_nothing_stays(
+    save: Callable[..., list[Any]], tmp_path: Path, broken: int
+) -> None:
+    def fill(path: Path) -> None:
+        if path.stem == f"rank_{broken:05d}":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        time.sleep(0.2)
+
+    found = save(fill)
+    assert len({str(error) for error in found}) == 1
+    assert all(isinstance(error, OSError) for error in found)
+    assert "No space left on device for a checkpoint, which needs about" in str(found[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_is_gone_is_found_out(
+    save: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "STALL", 0.5)
+    ended, mark = saving.Saving.finish, saving.write_whole
+
+    def finish(self: Saving) -> Path:
+        if self.rank == 1:
+            raise SystemError("killed")
+        return ended(self)
+
+    monkeypatch.setattr(saving.Saving, "finish", finish)
+    # Its file is never marked as written.
+    monkeypatch.setattr(
+        saving, "write_whole", lambda path, data: None if path.stem == "rank_00001" else mark(path, data)
+    )
+    found = save(lambda path: None)
+    assert [type(error) for error in found] == [threading.BrokenBarrierError, SystemError, threading.BrokenBarrierError]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_copies_are_kept_from_one_save_to_the_next() -> None:
+    buffers, values = saving.Buffers(), [torch.arange(4.0), torch.ones(3, dtype=torch.bfloat16)]
+
+    def copies(*tensors: Tensor) -> list[Tensor]:
+        pieces = [saving.Piece(f"{n}", "ema", 0, tensor, tuple(tensor.shape)) for n, tensor in enumerate(tensors)]
+        return [piece.values for piece in buffers.copies(pieces)]
+
+    first = copies(*values)
+    values[0] += 1
+    assert first[0].tolist() == [0, 1, 2, 3]
+    second = copies(*values)
+    assert [one.data_ptr() for one in first] == [one.data_ptr() for one in second]
+    assert second[0].tolist() == [1, 2, 3, 4]
+    other = copies(torch.zeros(5), values[1])
+    assert other[0].tolist() == [0] * 5
