@@ -15,7 +15,7 @@ from videodiff.data.order.arithmetic import (
     mix,
     parts,
     permute,
-    places,
+    positions,
 )
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
@@ -158,9 +158,9 @@ def test_turns_and_weights_of_any_size_stay_exact():
 @pytest.mark.parametrize("mesh", [Mesh(0, 6, 4), Mesh(0, 6, 0), Mesh(6, 6, 2), Mesh(-1, 6, 2), Mesh(0, 0, 1)])
 def test_a_mesh_that_cannot_be_is_an_error(mesh):
     with pytest.raises(ValueError, match="mesh: found rank"):
-        places(24, 0, 1, mesh)
+        positions(24, 0, 1, mesh)
 
 
 def test_a_micro_batch_beyond_those_of_a_step_is_an_error():
     with pytest.raises(ValueError, match="found micro-batch 2, expected one of 2"):
-        places(24, 2, 2, Mesh())
+        positions(24, 2, 2, Mesh())

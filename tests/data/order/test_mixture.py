@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, places, resume
+from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, positions, resume
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.order.mixture import Curriculum, Dataset, Mixture, repeats
 
@@ -50,7 +50,7 @@ def recipes(draw, unit=1):
 
 
 def rows(batch):
-    """Return the samples of a batch in the order of their places: dataset, epoch, shard, kind, member."""
+    """Return the samples of a batch in the order of their positions: dataset, epoch, shard, kind, member."""
     columns = (batch.dataset, batch.epoch, batch.shard, batch.kind, batch.member)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -85,7 +85,7 @@ def test_buckets_and_datasets_get_their_shares_after_any_number_of_steps(recipe,
         [data.repeat * stream.samples[n] for data, stream in zip(mixture.datasets, mixture.streams, strict=True)]
         for n in range(len(mixture.buckets))
     ]
-    bucket, before = mixture.turn(step)
+    bucket, before = mixture.bucket_of(step)
     steps = [sum(samples) / size for samples, size in zip(share, mixture.batch_sizes, strict=True)]
     assert abs(before - step * steps[bucket] / sum(steps)) < 2
     batch = mixture.batch(step)
@@ -103,7 +103,7 @@ def test_the_ranks_of_any_world_share_out_the_same_global_batch(data, world, acc
     recipe = data.draw(recipes(unit=world * accumulate))
     whole = Mixture(**recipe).batch(step)
     size, ranks = len(whole.position), [Mesh(rank, world * sequence, sequence) for rank in range(world * sequence)]
-    taken = [places(size, micro, accumulate, mesh) for micro in range(accumulate) for mesh in ranks]
+    taken = [positions(size, micro, accumulate, mesh) for micro in range(accumulate) for mesh in ranks]
     assert len({len(share) for share in taken}) == 1
     assert np.array_equal(np.sort(np.concatenate(taken)), np.repeat(np.arange(size), sequence))
     rank = data.draw(st.integers(0, len(ranks) - 1))
@@ -165,7 +165,7 @@ def test_a_sample_changes_its_bucket_from_epoch_to_epoch_by_its_keep():
     # One sample a shard, as unlike a clip's neighbours as can be.
     mixture = one_dataset(datasets=[Dataset(np.ones((10, 1), int), np.array([3]))], batch_sizes=[5, 5])
     clips = Counter(sample for step in range(0, 400, 2) for sample in mixture.batch(step).shard.tolist())
-    assert all(mixture.turn(step)[0] == 0 for step in range(0, 400, 2))
+    assert all(mixture.bucket_of(step)[0] == 0 for step in range(0, 400, 2))
     # 200 draws of probability 1/2: standard deviation 7.
     assert len(clips) == 10
     assert max(abs(count - 100) for count in clips.values()) < 32
@@ -288,8 +288,8 @@ def test_the_example_of_the_documentation_is_what_the_code_does():
 @given(recipes(), st.integers(0, 10**6))
 def test_what_a_step_reads_next_is_among_the_shards_that_are_upcoming(recipe, step):
     mixture = Mixture(**recipe)
-    bucket, before = mixture.turn(step)
-    later = next(s for s in itertools.count(step + 1) if mixture.turn(s) == (bucket, before + 1))
+    bucket, before = mixture.bucket_of(step)
+    later = next(s for s in itertools.count(step + 1) if mixture.bucket_of(s) == (bucket, before + 1))
     batch, upcoming = mixture.batch(later), mixture.upcoming(step)
     for dataset, shard in zip(batch.dataset.tolist(), batch.shard.tolist(), strict=True):
         assert shard in upcoming[dataset]

@@ -32,7 +32,7 @@ from videodiff.data.loader.trained import Trained, mix, usual
 from videodiff.data.loader.validation import Validation, share_of
 from videodiff.data.loader.wording import fit_captions
 from videodiff.data.loader.workers import Pace, Read, Workers, read_here
-from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, deal, draw, places
+from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, deal, draw, positions
 from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.processes.child import forkserver
@@ -278,7 +278,7 @@ class TarDataModule(BatchModule):
             for b, number, counted in zip(self.buckets, clips, rates, strict=True)
         ]
 
-    def turn(self, step: int) -> int:
+    def bucket_of(self, step: int) -> int:
         """Return the index of the bucket of a step, the same on all ranks."""
         steps = [one.share / size for one, size in zip(self.trained, self.batch_sizes, strict=True)]
         return int(deal([step], [math.ceil(PARTS * share / sum(steps)) for share in steps])[0][0])
@@ -334,11 +334,11 @@ class TarDataModule(BatchModule):
         self.say_resumed(mesh)
         with contextlib.closing(self.clips(mesh, max(sizes))) as clips:
             for step in itertools.count(self.step):
-                bucket = self.turn(step)
+                bucket = self.bucket_of(step)
                 for micro in range(accumulate):
                     self.fill(waiting, bucket, sizes, clips)
                     chosen = [waiting[bucket].popleft() for _ in range(sizes[bucket])]
-                    order = places(self.batch_sizes[bucket], micro, accumulate, mesh).tolist()
+                    order = positions(self.batch_sizes[bucket], micro, accumulate, mesh).tolist()
                     yield self.batch(chosen, bucket, [(step, place) for place in order])
                     del chosen
 

@@ -45,8 +45,8 @@ class Mesh(NamedTuple):
 ALONE = Mesh()
 
 
-def places(global_batch: int, micro: int, accumulate: int, mesh: Mesh) -> np.ndarray:
-    """Return the places of a rank in the global batch, for micro-batch `micro` of its `accumulate`."""
+def positions(global_batch: int, micro: int, accumulate: int, mesh: Mesh) -> np.ndarray:
+    """Return the positions of a rank in the global batch, for micro-batch `micro` of its `accumulate`."""
     check_batch_sizes([global_batch], accumulate, mesh)
     if not 0 <= micro < accumulate:
         raise ValueError(f"order: found micro-batch {micro}, expected one of {accumulate}")
@@ -159,15 +159,15 @@ def permute(place: ArrayLike, samples: ArrayLike, key: ArrayLike) -> np.ndarray:
 def feistel(cell: np.ndarray, key: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Permute the cells of a grid: each round shifts the row by a hash of the column, then the reverse."""
     row, column = np.divmod(cell, columns)
-    for turn in range(ROUNDS):
-        row = (row + shift(key, column, 2 * turn, rows)) % rows
-        column = (column + shift(key, row, 2 * turn + 1, columns)) % columns
+    for salt in range(0, 2 * ROUNDS, 2):
+        row = (row + shift(key, column, salt, rows)) % rows
+        column = (column + shift(key, row, salt + 1, columns)) % columns
     return row * columns + column
 
 
-def shift(key: np.ndarray, x: np.ndarray, turn: int, below: np.ndarray) -> np.ndarray:
+def shift(key: np.ndarray, x: np.ndarray, salt: int, below: np.ndarray) -> np.ndarray:
     """Return a number in [0, below) for each x."""
-    salted = (x | turn << 56).astype(np.uint64)
+    salted = (x | salt << 56).astype(np.uint64)
     return (mix(key ^ salted) % below.astype(np.uint64)).astype(np.int64)
 
 

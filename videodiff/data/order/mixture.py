@@ -1,8 +1,8 @@
 """Global batches as a pure function of (counts of samples in shards, buckets, mixture, seed, step).
 
-A step has a bucket; its batch is the next stretch of the bucket's endless stream; the stream takes turns among the
-datasets; the turn of a dataset is a place in its epoch; the place is a sample of a shard. Each of these arrows is
-arithmetic that answers for any place alone, so there is nothing to fast-forward: docs/streaming.md.
+Each step has a bucket, and its batch is the next stretch of the bucket's endless stream. The offsets of the stream are
+dealt to the datasets. An offset in a dataset's own stream is an epoch and a place in it, and a place is a sample of a
+shard. Each of these mappings is arithmetic on single integers, so there is nothing to fast-forward: docs/streaming.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videodiff.data.order.arithmetic import ALONE, Mesh, absorb, deal, draw, parts, permute, places
+from videodiff.data.order.arithmetic import ALONE, Mesh, absorb, deal, draw, parts, permute, positions
 from videodiff.data.order.buckets import Bucket, cascade
 
 # What is permuted, as a part of the key.
@@ -33,7 +33,7 @@ class Dataset(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one rank takes at once: a shape, and for each clip its place in the global batch and which sample it is.
+    """The clips that one rank takes at once: a shape, and the position in the global batch and the sample of each clip.
 
     `member` is the index of a sample among the samples of its `kind` in its `shard`, in the order of the shard. All
     arrays have shape `b`.
@@ -52,8 +52,8 @@ class Batch(NamedTuple):
 class Pool(NamedTuple):
     """The samples of one bucket in one epoch as a line of pieces, (shard, kind) after (shard, kind).
 
-    start: place of each piece; before: members of its kind that earlier buckets took; edges: places where windows
-    begin and end; columns: the kinds.
+    A place is an index into this line. start: place of each piece; before: members of its kind that earlier buckets
+    took; edges: places where shuffle windows begin and end; columns: the kinds.
     """
 
     start: np.ndarray
@@ -65,8 +65,9 @@ class Pool(NamedTuple):
 class Shuffled:
     """The endless streams of a dataset, one a bucket: every epoch has an order of its own.
 
-    `window` neighbouring shards in the order of the epoch are shuffled together; None: all shards. The pools of the
-    last epochs stay in memory: a few integers for each shard and kind.
+    A shuffle window is `window` neighbouring shards in the order of the epoch, which are shuffled together; None: all
+    shards. An offset counts the samples of a stream through all epochs. The pools of the last epochs stay in memory: a
+    few integers for each shard and kind.
     """
 
     def __init__(self, dataset: Dataset, buckets: Sequence[Bucket], window: int | None, *key: int) -> None:
@@ -77,9 +78,9 @@ class Shuffled:
             for bucket, taken, _ in cascade(np.array([total]), kind, buckets):
                 self.samples[bucket] += int(taken[0])
 
-    def at(self, bucket: int, position: np.ndarray) -> np.ndarray:
-        """Return epoch, shard, kind and member, `4 b`, at these positions of a bucket's stream."""
-        epoch, place = np.divmod(position, self.samples[bucket])
+    def at(self, bucket: int, offset: np.ndarray) -> np.ndarray:
+        """Return epoch, shard, kind and member, `4 b`, at these offsets of a bucket's stream."""
+        epoch, place = np.divmod(offset, self.samples[bucket])
         found = np.stack([epoch] * 4)
         for number in np.unique(epoch).tolist():
             here = epoch == number
@@ -87,15 +88,15 @@ class Shuffled:
         return found
 
     def shards(self, bucket: int, start: int, stop: int) -> np.ndarray:
-        """Return the shards of the windows from `start` to `stop` in a bucket's stream, and of the next window."""
+        """Return the shards of the shuffle windows from offset `start` to `stop`, and of the next window."""
         each = -(-len(self.counts) // self.window)
         windows = range(self.window_of(bucket, start), self.window_of(bucket, stop) + 2)
         lines = ((self.epoch(number // each)[0], self.window * (number % each)) for number in windows)
         return np.unique(np.concatenate([line[first : first + self.window] for line, first in lines]))
 
-    def window_of(self, bucket: int, position: int) -> int:
-        """Return the number of the window that a position in a bucket's stream lies in, counted through all epochs."""
-        number, place = divmod(position, self.samples[bucket])
+    def window_of(self, bucket: int, offset: int) -> int:
+        """Return the index of the shuffle window at an offset of a bucket's stream, counted through all epochs."""
+        number, place = divmod(offset, self.samples[bucket])
         edges = self.epoch(number)[1][bucket].edges
         return number * (len(edges) - 1) + int(np.searchsorted(edges, place, side="right")) - 1
 
@@ -178,7 +179,7 @@ class Mixture:
         steps = [sum(share) / size for share, size in zip(shares, batch_sizes, strict=True)]
         self.epoch_steps, self.turns, self.shares = sum(steps), parts(steps), [parts(share) for share in shares]
 
-    def turn(self, step: int) -> tuple[int, int]:
+    def bucket_of(self, step: int) -> tuple[int, int]:
         """Return the bucket of a step, and how many steps it had before."""
         if step < 0:
             raise ValueError(f"order: found step {step}, expected at least 0")
@@ -187,23 +188,23 @@ class Mixture:
 
     def batch(self, step: int, micro: int = 0, accumulate: int = 1, mesh: Mesh = ALONE) -> Batch:
         """Return the clips of a rank in micro-batch `micro` of `accumulate`; by default the whole global batch."""
-        bucket, before = self.turn(step)
+        bucket, before = self.bucket_of(step)
         size = self.batch_sizes[bucket]
-        position = places(size, micro, accumulate, mesh)
+        position = positions(size, micro, accumulate, mesh)
         return self.pick(step, bucket, before * size + position, position)
 
-    def stand_in(self, step: int, place: int, attempt: int) -> Batch:
+    def stand_in(self, step: int, position: int, attempt: int) -> Batch:
         """Return a replacement for an unreadable clip, from up to about an epoch ahead in the bucket's stream."""
-        bucket, before = self.turn(step)
+        bucket, before = self.bucket_of(step)
         epoch = sum(stream.samples[bucket] for stream in self.streams)
-        ahead, position = 1 + draw(epoch, self.seed, step, place, attempt), np.array([place])
-        return self.pick(step, bucket, before * self.batch_sizes[bucket] + position + ahead, position)
+        ahead, own = 1 + draw(epoch, self.seed, step, position, attempt), np.array([position])
+        return self.pick(step, bucket, before * self.batch_sizes[bucket] + own + ahead, own)
 
     def upcoming(self, step: int) -> list[np.ndarray]:
         """Return for each dataset the shards that the bucket of a step reads in its next step, and soon after."""
-        bucket, before = self.turn(step)
+        bucket, before = self.bucket_of(step)
         size, shares = self.batch_sizes[bucket], self.shares[bucket]
-        # Each dataset's place in its own stream, to within two.
+        # Each dataset's offset in its own stream, to within two.
         begin, end = ([(before + more) * size * share // sum(shares) for share in shares] for more in (1, 2))
         found = zip(self.streams, begin, end, shares, strict=True)
         return [stream.shards(bucket, max(b - 2, 0), e) if share else np.arange(0) for stream, b, e, share in found]
@@ -217,13 +218,13 @@ class Mixture:
             totals.append(min(held, len(stream.counts)))
         return totals
 
-    def pick(self, step: int, bucket: int, stream: np.ndarray, position: np.ndarray) -> Batch:
-        """Return the clips at these positions of a bucket's stream, for these places in the global batch."""
-        dataset, turn = deal(stream, self.shares[bucket])
-        found = np.empty((4, len(stream)), dtype=np.int64)
+    def pick(self, step: int, bucket: int, offset: np.ndarray, position: np.ndarray) -> Batch:
+        """Return the clips at these offsets of a bucket's stream, for these positions in the global batch."""
+        dataset, own = deal(offset, self.shares[bucket])
+        found = np.empty((4, len(offset)), dtype=np.int64)
         for number in np.unique(dataset).tolist():
             here = dataset == number
-            found[:, here] = self.streams[number].at(bucket, turn[here])
+            found[:, here] = self.streams[number].at(bucket, own[here])
         return Batch(step, self.buckets[bucket], position, dataset, *found)
 
     def identity(self) -> dict[str, Any]:
@@ -270,10 +271,10 @@ class Curriculum:
         stage = self.stage(step)
         return self.placed(stage, self.stages[stage].batch(step - self.first[stage], micro, accumulate, mesh))
 
-    def stand_in(self, step: int, place: int, attempt: int) -> Batch:
+    def stand_in(self, step: int, position: int, attempt: int) -> Batch:
         """Return a clip of the same stage for one that cannot be read, as `Mixture.stand_in`."""
         stage = self.stage(step)
-        return self.placed(stage, self.stages[stage].stand_in(step - self.first[stage], place, attempt))
+        return self.placed(stage, self.stages[stage].stand_in(step - self.first[stage], position, attempt))
 
     def upcoming(self, step: int) -> list[np.ndarray]:
         """Return for each dataset of each stage the shards that it reads next, as `Mixture.upcoming`."""
@@ -286,7 +287,7 @@ class Curriculum:
         return [shards for mixture in self.stages for shards in mixture.open_shards()]
 
     def placed(self, stage: int, batch: Batch) -> Batch:
-        """Return the batch of a stage with the step and the datasets of the whole."""
+        """Return the batch of a stage with the step and the dataset indices of the whole curriculum."""
         return batch._replace(step=self.first[stage] + batch.step, dataset=self.before[stage] + batch.dataset)
 
     def begun(self, step: int) -> int:
