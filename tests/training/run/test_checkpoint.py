@@ -23,7 +23,14 @@ from videodiff.data.storage.files import sha256_of
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.run import checkpoint as module
 from videodiff.training.run.attempts import check_links
-from videodiff.training.run.checkpoint import check_room, checkpoints, latest_checkpoint, prune, whole
+from videodiff.training.run.checkpoint import (
+    check_room,
+    checkpoints,
+    latest_checkpoint,
+    prune,
+    remove_unfinished,
+    whole,
+)
 from videodiff.training.run.files import write_tensors
 from videodiff.training.run.pieces import Piece
 from videodiff.training.run.restoring import files_of
@@ -155,6 +162,27 @@ def test_damaged_checkpoints_do_not_count_and_are_not_pruned(runs: Path) -> None
     shutil.copytree(folder / "step_00000001", folder / "step_00000004")
     prune(folder, 1)
     assert names("runs/a") == ["step_00000002", "step_00000003", "step_00000004"]
+
+
+def test_a_process_that_dies_while_it_prunes_leaves_no_part_of_a_checkpoint(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(folder: Path) -> None:
+        (folder / "checkpoint.json").unlink()
+        raise Killed
+
+    monkeypatch.setattr(module.shutil, "rmtree", die)
+    with pytest.raises(Killed):
+        prune(Path("runs/a/checkpoints"), 1)
+    monkeypatch.undo()
+    assert names(str(runs / "runs/a")) == ["step_00000002", "step_00000003"]
+    for name in names(str(runs / "runs/a")):
+        whole(runs / "runs/a/checkpoints" / name)
+    remove_unfinished(runs / "runs/a/checkpoints")
+    assert len(list((runs / "runs/a/checkpoints").iterdir())) == 2
 
 
 def signed(checkpoint: Path, name: str) -> None:

@@ -246,7 +246,9 @@ def prune(folder: Path, keep: int, is_kept: Callable[[int], bool] = lambda step:
     found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and not is_damaged(path)]
     for old in sorted(found, key=step_of)[: -keep if keep else 0]:
         if not is_kept(step_of(old)):
-            shutil.rmtree(old)
+            # Whoever is killed meanwhile leaves no part of it under its name.
+            os.replace(old, going := partial_of(old))
+            shutil.rmtree(going)
 
 
 def remove_unfinished(folder: Path) -> None:
