@@ -111,7 +111,7 @@ def test_the_noise_level_of_a_frame_reaches_others_through_time_attention_alone(
 
 def test_a_token_is_told_its_frame_row_and_column() -> None:
     net, place = model(["spacetime"]), patch_coordinates(3, 2)
-    table = net.rotary(4, place)["spacetime"]
+    table = net.rotary(4, 3, 2, place.device)["spacetime"]
     for frame, s in itertools.product(range(4), range(6)):
         wanted = rotary_table(torch.tensor([[float(frame), *place[s].tolist()]]), net.width // net.heads)
         torch.testing.assert_close(table[frame * 6 + s], wanted[0])

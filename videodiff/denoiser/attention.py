@@ -29,9 +29,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Map `b n d` to `b n d`."""
-        q, k, v = rearrange(self.qkv(x), "b n (three m e) -> three b m n e", three=3, m=self.heads)
+        qkv = rearrange(self.qkv(x), "b n (three m e) -> three b m n e", three=3, m=self.heads)
+        return self.out(rearrange(self.attend(qkv, rotary), "b m n e -> b n (m e)"))
+
+    def attend(self, qkv: Tensor, rotary: Tensor) -> Tensor:
+        """Map queries, keys and values `three b m n e` to `b m n e`; nothing here depends on the number of heads."""
+        q, k, v = qkv
         q, k = rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b m n e -> b n (m e)"))
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 class CrossAttention(nn.Module):

@@ -2,13 +2,15 @@
 
 Each frame carries its own noise level, so the same network serves text-to-video (all frames noisy), image-to-video
 (the first frame clean), continuation, interpolation and rollout: nothing here knows which. One frame is a video.
-The file imports torch and einops only; sharding, recompute and compilation walk `blocks` from outside.
+The file imports torch and einops only; sharding, recompute and compilation walk `blocks` from outside. `forward` is a
+few steps with names, so that what shares a clip among processes can take the same steps with a part of the tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,15 @@ from videodiff.denoiser.position import (
     sinusoid,
     space_sinusoid,
 )
+
+
+class Conditions(NamedTuple):
+    """What all blocks are given beside the tokens: `b t 6 d`, `b l d`, `b l`, and a table for each kind of block."""
+
+    modulation: Tensor
+    text: Tensor
+    text_mask: Tensor
+    rotary: dict[str, Tensor]
 
 
 class SpaceTimeTransformer(nn.Module):
@@ -67,24 +78,43 @@ class SpaceTimeTransformer(nn.Module):
         z: noised clip `b c t h w`; tau: noise level of each frame `b t`, 0 clean to 1 noise; text: `b l text_width`
         with text_mask `b l`, True where there is a word; fps: frames per second, `b`, 0 where unknown.
         """
-        pt, ph, _ = self.patch
-        h, w = z.shape[-2] // ph, z.shape[-1] // self.patch[2]
-        place, dtype = patch_coordinates(h, w, z.device), self.table.dtype
-        x = self.embed(patchify(z, self.patch).to(dtype)) + space_sinusoid(place, self.width).to(dtype)
-        level = self.embed_tau(sinusoid(1000 * tau.unflatten(1, (-1, pt)).mean(-1), 256).to(dtype))
-        level = level + self.embed_fps(sinusoid(fps, 256).to(dtype))[:, None]
-        modulation = self.modulate(level).unflatten(-1, (6, self.width))
-        rotary = self.rotary(x.shape[1], place)
-        text = self.embed_text(text.to(dtype))
+        pt, ph, pw = self.patch
+        t, h, w = z.shape[2] // pt, z.shape[3] // ph, z.shape[4] // pw
+        x, level = self.tokens(z), self.level(tau, fps)
+        known = self.conditions(level, text, text_mask, self.rotary(t, h, w, z.device))
         for block in self.blocks:
-            x = block(x, modulation, text, text_mask, rotary[block.axes])
-        shift, scale = (self.table + level[:, :, None])[:, :, :, None].unbind(2)
-        x = self.head(torch.addcmul(shift, self.norm(x), 1 + scale))
-        return unpatchify(x, self.patch, h).float()
+            x = block(x, known.modulation, known.text, known.text_mask, known.rotary[block.axes])
+        return self.clip(self.predict(x, level), h)
 
-    def rotary(self, t: int, place: Tensor) -> dict[str, Tensor]:
-        """Return the rotary table of each kind of block for `t` frames of patches centred at `place` (s, 2)."""
-        time = frame_coordinates(t, place.device)[:, None]
+    def tokens(self, z: Tensor) -> Tensor:
+        """Return the tokens `b t s d` of a clip, or of some of its frames."""
+        place = patch_coordinates(z.shape[3] // self.patch[1], z.shape[4] // self.patch[2], z.device)
+        dtype = self.table.dtype
+        return self.embed(patchify(z, self.patch).to(dtype)) + space_sinusoid(place, self.width).to(dtype)
+
+    def level(self, tau: Tensor, fps: Tensor) -> Tensor:
+        """Return what every token of a frame is told of its noise and its rate, `b t d`."""
+        dtype = self.table.dtype
+        level = self.embed_tau(sinusoid(1000 * tau.unflatten(1, (-1, self.patch[0])).mean(-1), 256).to(dtype))
+        return level + self.embed_fps(sinusoid(fps, 256).to(dtype))[:, None]
+
+    def conditions(self, level: Tensor, text: Tensor, text_mask: Tensor, rotary: dict[str, Tensor]) -> Conditions:
+        """Return what all blocks are given beside the tokens."""
+        modulation = self.modulate(level).unflatten(-1, (6, self.width))
+        return Conditions(modulation, self.embed_text(text.to(self.table.dtype)), text_mask, rotary)
+
+    def predict(self, x: Tensor, level: Tensor) -> Tensor:
+        """Map the tokens that leave the last block to patches `b t s p`; `level` is of the same frames."""
+        shift, scale = (self.table + level[:, :, None])[:, :, :, None].unbind(2)
+        return self.head(torch.addcmul(shift, self.norm(x), 1 + scale))
+
+    def clip(self, patches: Tensor, h: int) -> Tensor:
+        """Return patches `b t s p` as a clip, float32; `h` is the number of patch rows."""
+        return unpatchify(patches, self.patch, h).float()
+
+    def rotary(self, t: int, h: int, w: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the rotary table of each kind of block for a clip of `t` x `h` x `w` patches."""
+        time, place = frame_coordinates(t, device)[:, None], patch_coordinates(h, w, device)
         both = torch.cat([time.repeat_interleave(len(place), 0), place.repeat(t, 1)], dim=-1)
         coordinates, used = {"space": place, "time": time, "spacetime": both}, {block.axes for block in self.blocks}
         return {axes: rotary_table(coordinates[axes], self.width // self.heads) for axes in used}

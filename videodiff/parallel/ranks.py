@@ -37,6 +37,12 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
+def group_size(trainer: lightning.Trainer) -> int:
+    """Return how many consecutive ranks share each clip."""
+    sequence = getattr(trainer.strategy, "sequence", None)
+    return 1 if sequence is None else sequence.size
+
+
 def gather(world: int, value: T) -> list[T]:
     """Return the values of all ranks in order; every rank has to call."""
     if world == 1:

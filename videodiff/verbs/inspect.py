@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.stream import GlobalBatches, Loader
 from videodiff.data.loader.webdataset import TarDataModule
-from videodiff.data.order.arithmetic import Mesh, divisors
+from videodiff.data.order.arithmetic import divisors
 from videodiff.data.order.curriculum import order_of
 from videodiff.data.samples.inspection import (
     damaged_shards,
@@ -107,12 +107,13 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
         yield format_shares([names[n] for n in stage.datasets], [d.repeat for d in mixture.datasets], own)
         yield f"{'an epoch':<12}{float(mixture.epoch_steps):,.1f} steps"
     world, accumulate = cfg.world_size, data.accumulate(cfg.world_size)
-    yield f"\n{format_plan(plan(data.stages, order, accumulate, world, cost))}"
+    shares = data.mesh(world).data_world
+    yield f"\n{format_plan(plan(data.stages, order, accumulate, shares, cost))}"
     valid = divisors(math.gcd(*order.batch_sizes) // (data.micro_batch or 1))
     yield f"{'processes':<12}{world}, each with {accumulate} micro-batches a step; valid numbers of them: {valid}"
     yield from (f"{'training':<12}{line}" for line in said_of(cfg, data))
     if cfg.strips or cfg.throughput:
-        batches = GlobalBatches(data.order, data.training, accumulate, Mesh(0, world))
+        batches = GlobalBatches(data.order, data.training, accumulate, data.mesh(world))
         if cfg.strips:
             steps = [show(data, batches, s.first + n, cfg.clips) for s in data.stages for n in range(cfg.batches)]
             yield f"{'strips':<12}{write_batches(cfg.strips, ', '.join(names), steps)}"

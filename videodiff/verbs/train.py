@@ -28,6 +28,7 @@ from videodiff.parallel import environment
 from videodiff.parallel.engine import engine_of
 from videodiff.parallel.launcher import AGAIN, die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
+from videodiff.parallel.sequence.switch import share_clips
 from videodiff.parallel.strategy import for_world
 from videodiff.planning.steps import format_plan, plan
 from videodiff.printing import say
@@ -134,7 +135,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
             say(f"videodiff train: {line}")
     planned = isinstance(data, ClipDataModule)
     if first and planned and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
-        say(format_plan(plan(data.stages, data.order, data.accumulate(world), world, clip_cost(cfg))))
+        shares = data.mesh(world).data_world
+        say(format_plan(plan(data.stages, data.order, data.accumulate(world), shares, clip_cost(cfg))))
     # The compiler has to see what is recomputed.
     for group in ("recompute", "compile"):
         if cfg.get(group):
@@ -209,6 +211,7 @@ def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.T
     )
     # Lightning's own actions talk to the other ranks in the middle of whatever these are at; see StopGently.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    share_clips(model.denoiser, trainer.strategy)
     return trainer
 
 

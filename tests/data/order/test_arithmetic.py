@@ -155,10 +155,21 @@ def test_turns_and_weights_of_any_size_stay_exact():
     assert [int(value) for value in deal(2**31 * 10**6 - 1, big)] in [[who, big[who] * 10**6 - 1] for who in range(3)]
 
 
-@pytest.mark.parametrize("mesh", [Mesh(0, 6, 4), Mesh(0, 6, 0), Mesh(6, 6, 2), Mesh(-1, 6, 2), Mesh(0, 0, 1)])
-def test_a_mesh_that_cannot_be_is_an_error(mesh):
+@pytest.mark.parametrize("mesh", [Mesh(6, 6, 2), Mesh(-1, 6, 2), Mesh(0, 0, 1)])
+def test_a_rank_beyond_its_world_is_an_error(mesh):
     with pytest.raises(ValueError, match="mesh: found rank"):
         positions(24, 0, 1, mesh)
+
+
+@pytest.mark.parametrize(("sequence", "nearest"), [(4, 3), (0, 1), (7, 6), (100, 6)])
+def test_sequence_groups_that_do_not_fill_the_world_are_an_error_with_the_nearest_size(sequence, nearest):
+    said = rf"strategy.sequence_parallel: found {sequence} for 6 .* 1, 2, 3, 6 \(nearest: {nearest}\)"
+    with pytest.raises(ValueError, match=said):
+        places(24, 0, 1, Mesh(0, 6, sequence))
+
+
+def test_the_first_rank_of_a_sequence_group_reads():
+    assert [rank for rank in range(6) if Mesh(rank, 6, 3).reads] == [0, 3]
 
 
 def test_a_micro_batch_beyond_those_of_a_step_is_an_error():

@@ -18,7 +18,7 @@ from videodiff.data.loader.checks import check_room, check_texts
 from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.loader.quarantine import Quarantine
 from videodiff.data.loader.settings import Batches, Datasets, Held, Reading, Shapes
-from videodiff.data.loader.stream import GlobalBatches, Loader
+from videodiff.data.loader.stream import GlobalBatches, HandedOn, Loader
 from videodiff.data.loader.trained import Trained, trained_shapes, usual
 from videodiff.data.loader.validation import Validation
 from videodiff.data.loader.workers import LIFE, Pace, Workers
@@ -35,6 +35,8 @@ class BatchModule(lightning.LightningDataModule):
     global_batch: int
     micro_batch: int | None
     loaded_step = 0
+    # How many consecutive ranks share each clip.
+    sequence = 1
 
     @property
     def step(self) -> int:
@@ -43,7 +45,12 @@ class BatchModule(lightning.LightningDataModule):
 
     def accumulate(self, world: int) -> int:
         """Return the micro-batches per step of each of `world` processes; ValueError if they do not divide."""
-        return micro_batches(self.global_batch, self.micro_batch, world)
+        unit = "processes" if self.sequence == 1 else f"groups of {self.sequence} processes"
+        return micro_batches(self.global_batch, self.micro_batch, self.mesh(world).data_world, unit)
+
+    def mesh(self, world: int, rank: int = 0) -> Mesh:
+        """Return where a rank of so many processes stands."""
+        return Mesh(rank, world, self.sequence)
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
         """Move a batch to the device, except its positions: the host needs them and would wait for the copy."""
@@ -51,14 +58,17 @@ class BatchModule(lightning.LightningDataModule):
         return super().transfer_batch_to_device(rest, device, index) | {"position": batch["position"]}
 
     def val_dataloader(self) -> DataLoader | list[Any]:
-        """Return the fixed clips: this rank's share if they divide over the ranks, else all of them."""
+        """Return the fixed clips: this rank's share if they divide over the ranks, else all of them.
+
+        The ranks of a sequence group have the same ones.
+        """
         return DataLoader(self.validation_batches, batch_size=None) if self.validation_batches else []
 
     def _mesh(self) -> Mesh:
-        return Mesh() if self.trainer is None else Mesh(self.trainer.global_rank, self.trainer.world_size)
+        return Mesh() if self.trainer is None else self.mesh(self.trainer.world_size, self.trainer.global_rank)
 
-    def _micro_batch(self, world: int) -> int:
-        return self.micro_batch or max(self.global_batch // world, 1)
+    def _micro_batch(self, mesh: Mesh) -> int:
+        return self.micro_batch or max(self.global_batch // mesh.data_world, 1)
 
 
 class ClipDataModule(BatchModule):
@@ -143,7 +153,7 @@ class ClipDataModule(BatchModule):
 
         Clips are not decoded here: workers find and replace the ones that cannot be decoded.
         """
-        self._batches(Mesh(0, world)), self.reader
+        self._batches(self.mesh(world)), self.reader
         for clips in self._all_clips:
             if not self.reading.num_workers:
                 Reader.of({clips.number: clips.manifest.root}, self.reading).alone(clips.first())
@@ -183,15 +193,17 @@ class ClipDataModule(BatchModule):
         source = next(clips for clips in last if clips.rates[number])
         return Clips(source.manifest, [shape.bucket], fixed=True, deliver=tuple(self.reading.deliver), **how)
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Loader | HandedOn:
         """Return this rank's endless stream of micro-batches from `step` on."""
         batches = self._batches(self._mesh())
         if self.trainer is not None and self.trainer.accumulate_grad_batches != batches.accumulate:
             raise ValueError(
                 f"trainer.accumulate_grad_batches: found {self.trainer.accumulate_grad_batches}, expected "
-                f"{batches.accumulate} = global_batch {self.global_batch} / ({self._micro_batch(batches.mesh.world)} x "
-                f"{batches.mesh.world} processes)"
+                f"{batches.accumulate} = global_batch {self.global_batch} / ({self._micro_batch(batches.mesh)} x "
+                f"{batches.mesh.data_world})"
             )
+        if not batches.mesh.reads:
+            return HandedOn()
         workers = (lambda: self.workers) if self.reading.num_workers else None
         return Loader(batches, self.reader, self.quarantine, workers)
 
@@ -199,7 +211,7 @@ class ClipDataModule(BatchModule):
     def validation_batches(self) -> list[dict[str, Any]]:
         """The validation clips; they stay decoded, as they are few and never change. An unreadable one is an error."""
         mesh = self._mesh()
-        return [] if self.validation is None else self.validation.batches(mesh, self._micro_batch(mesh.world))
+        return [] if self.validation is None else self.validation.batches(mesh, self._micro_batch(mesh))
 
     def teardown(self, stage: str) -> None:
         """End the workers."""

@@ -119,6 +119,14 @@ class Loader:
         return self.task(self.batch_sampler.stand_in(*asked.order, attempt))
 
 
+class HandedOn:
+    """What a rank has to read whose neighbour reads for it: nothing, without end."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield {}
+
+
 def collate(read: Read, parts: Collection[str] = ("video",)) -> dict[str, Any]:
     """Return a batch: video uint8 `b c t h w`, latent `b c t h w`, text `b l d` with text_mask `b l`.
 

@@ -79,9 +79,8 @@ class Validation:
 
 def share_of(count: int, mesh: Mesh) -> range:
     """Return the indices of a rank's clips among `count`: its share if they divide over the ranks, else all."""
-    if count % mesh.world:
-        return range(count)
-    return range(mesh.rank * count // mesh.world, (mesh.rank + 1) * count // mesh.world)
+    rank, world = mesh.data_rank, mesh.data_world
+    return range(count) if count % world else range(rank * count // world, (rank + 1) * count // world)
 
 
 def no_stand_in(asked: Task, attempt: int) -> Task:

@@ -27,7 +27,7 @@ from videodiff.data.loader.clips import Clips
 from videodiff.data.loader.datamodule import BatchModule
 from videodiff.data.loader.quarantine import Quarantine, SampleId
 from videodiff.data.loader.settings import Reading
-from videodiff.data.loader.stream import collate
+from videodiff.data.loader.stream import HandedOn, collate
 from videodiff.data.loader.trained import Trained, mix, usual
 from videodiff.data.loader.validation import Validation, share_of
 from videodiff.data.loader.wording import fit_captions
@@ -285,7 +285,7 @@ class TarDataModule(BatchModule):
 
     def check(self, world: int = 1) -> None:
         """Raise a one-line error if no sample can be used, or a batch does not divide over `world` processes."""
-        check_batch_sizes(self.batch_sizes, self.accumulate(world), Mesh(0, world))
+        check_batch_sizes(self.batch_sizes, self.accumulate(world), self.mesh(world))
         _ = self.trained, self.held
 
     def check_encoders(self, codec: nn.Module, text: nn.Module) -> None:
@@ -325,7 +325,7 @@ class TarDataModule(BatchModule):
             raise ValueError(
                 f"trainer.accumulate_grad_batches: found {self.trainer.accumulate_grad_batches}, expected {accumulate}"
             )
-        return TarLoader(self, mesh, accumulate)
+        return TarLoader(self, mesh, accumulate) if mesh.reads else HandedOn()
 
     def batches(self, mesh: Mesh, accumulate: int) -> Iterator[dict[str, Any]]:
         """Yield this rank's micro-batches."""
@@ -485,7 +485,7 @@ class TarDataModule(BatchModule):
     def validation_batches(self) -> list[dict[str, Any]]:
         """The validation clips; they stay decoded, as they are few and never change."""
         mesh = self._mesh()
-        size = self._micro_batch(mesh.world)
+        size = self._micro_batch(mesh)
         if self.held is not None:
             return self.held.batches(mesh, size)
         if self.validation_tars is None:

@@ -32,12 +32,19 @@ class Mesh(NamedTuple):
         return self.rank // self.sequence
 
     @property
+    def reads(self) -> bool:
+        """Whether this process reads for its group: the first one does, and hands its batches on."""
+        return self.rank % self.sequence == 0
+
+    @property
     def data_world(self) -> int:
         """The number of shares of a global batch; an error if the sequence groups do not fill the world."""
-        if min(self.world, self.sequence) < 1 or self.world % self.sequence or not 0 <= self.rank < self.world:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"mesh: found rank {self.rank} of {self.world} processes, expected one of them")
+        if self.sequence < 1 or self.world % self.sequence:
             raise ValueError(
-                f"mesh: found rank {self.rank} of {self.world} in sequence groups of {self.sequence}, expected a rank "
-                f"below the world and groups of one of {divisors(self.world)}"
+                f"strategy.sequence_parallel: found {self.sequence} for {self.world} processes, expected one of "
+                f"{divisors(self.world)} (nearest: {nearest_divisor(self.world, self.sequence)})"
             )
         return self.world // self.sequence
 
@@ -67,6 +74,11 @@ def check_batch_sizes(batch_sizes: Sequence[int], accumulate: int, mesh: Mesh) -
 def divisors(number: int) -> str:
     """Return the divisors of a number as a list to read."""
     return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of a number that is nearest to another one."""
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
 
 
 def deal(turn: ArrayLike, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -114,18 +126,21 @@ def resume(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
     return int(state["step"])
 
 
-def micro_batches(global_batch: int, micro_batch: int | None, world: int) -> int:
-    """Return how many micro-batches each rank takes in a step (size None: one); raise if the sizes do not divide."""
+def micro_batches(global_batch: int, micro_batch: int | None, world: int, unit: str = "processes") -> int:
+    """Return how many micro-batches each of `world` processes takes in a step (size None: one).
+
+    It is an error if the sizes do not divide; `unit` is what takes micro-batches, in words.
+    """
     size = max(global_batch // max(world, 1), 1) if micro_batch is None else micro_batch
     if min(global_batch, size, world) < 1 or global_batch % (size * world):
         whole = micro_batch is None or (micro_batch > 0 and global_batch % micro_batch == 0)
         valid = (
-            f"processes: {divisors(global_batch // (micro_batch or 1))}"
+            f"{unit}: {divisors(global_batch // (micro_batch or 1))}"
             if whole
             else (f"micro_batch: {divisors(global_batch)}")
         )
         raise ValueError(
-            f"global_batch: found {global_batch}, expected a multiple of micro_batch {size} x {world} processes "
+            f"global_batch: found {global_batch}, expected a multiple of micro_batch {size} x {world} {unit} "
             f"(valid {valid})"
         )
     return global_batch // (size * world)

@@ -11,16 +11,19 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
 from videodiff.parallel.launcher import watched
+from videodiff.parallel.sequence.group import SequenceGroup
+from videodiff.parallel.sequence.strategy import SharesClips
 from videodiff.parallel.zero.engine import ZeroEngine, examine
 
 
-class Zero(DeepSpeedStrategy):
+class Zero(SharesClips, DeepSpeedStrategy):
     """Lightning's DeepSpeed strategy, also on CPU; its steps are guarded."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], sequence_parallel: int = 1) -> None:
         # Lightning writes into the dictionary it is given.
         super().__init__(config=copy.deepcopy(config))
         self.engine = ZeroEngine(self, config["zero_optimization"]["stage"])
+        self.sequence = SequenceGroup(sequence_parallel)
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()

@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from videodiff.parallel.engine import Engine
-from videodiff.parallel.ranks import gather
+from videodiff.parallel.ranks import gather, group_size
 from videodiff.training.guard import Diverged, Spikes, Taken, finite, shortened, suspects
 from videodiff.training.run.checkpoint import checkpoints
 from videodiff.training.run.logging import say
@@ -91,4 +91,6 @@ def sound(trainer: lightning.Trainer, engine: Engine) -> bool:
 def suspects_of_all(trainer: lightning.Trainer, module: Any) -> list[str]:
     """Return the keys of the clips of all ranks whose loss is not finite; of all clips where that is true of none."""
     taken = [Taken(keys, losses.cpu()) for keys, losses in module.taken]
-    return suspects([one for rank in gather(trainer.world_size, taken) for one in rank])
+    # The ranks of a group have taken the same clips.
+    ranks = gather(trainer.world_size, taken)[:: group_size(trainer)]
+    return suspects([one for rank in ranks for one in rank])

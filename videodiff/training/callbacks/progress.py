@@ -10,6 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from videodiff.parallel.ranks import group_size
 from videodiff.training.run.logging import log_figures
 
 
@@ -44,8 +45,9 @@ class Progress(ProgressBar):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         step, x = trainer.global_step, batch["video"] if "video" in batch else batch["latent"]
-        self.clips += len(x) * trainer.world_size
-        self.places += x[:, 0].numel() * trainer.world_size
+        shares = trainer.world_size // group_size(trainer)
+        self.clips += len(x) * shares
+        self.places += x[:, 0].numel() * shares
         self.bar.update(step - self.bar.n)
         if step >= self.start + self.every or step == trainer.max_steps > self.start:
             seconds = max(self.clock() - self.since, 1e-9)

@@ -141,7 +141,9 @@ def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 
 def build_data(cfg: DictConfig) -> ClipDataModule:
     """Instantiate the data; where batches follow from what a clip costs, with the cost."""
-    return instantiate(cfg.data, cost=clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
+    data = instantiate(cfg.data, cost=clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
+    data.sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
+    return data
 
 
 def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:

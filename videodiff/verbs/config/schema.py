@@ -259,9 +259,9 @@ CLASSES: dict[str, Kind] = {
         decay=SHARE,
         floor=SHARE,
     ),
-    "videodiff.parallel.strategy.automatic": record(),
-    "videodiff.parallel.strategy.ddp": record(rest=ANYTHING),
-    "videodiff.parallel.strategy.zero": record(rest=ANYTHING, stage=whole(1, 3)),
+    "videodiff.parallel.strategy.automatic": record(sequence_parallel=COUNT),
+    "videodiff.parallel.strategy.ddp": record(rest=ANYTHING, sequence_parallel=COUNT),
+    "videodiff.parallel.strategy.zero": record(rest=ANYTHING, stage=whole(1, 3), sequence_parallel=COUNT),
     "videodiff.parallel.recompute.recompute_blocks": record(
         denoiser=instead("it is that of model="),
         level=choice("none", "selective", "full"),
