@@ -86,8 +86,7 @@ def attend_by_heads(attend: partial, group: SequenceGroup, qkv: Tensor, rotary: 
     """Attend over the tokens of all processes with this process's share of the heads; qkv: `three b m n e`."""
     heads, tokens = shares(qkv.shape[2], group.size), qkv.shape[3]
     qkv = exchange(qkv, group, give=2, take=3, counts=rotary.counts)
-    y = exchange(attend(qkv, rotary.table), group, give=2, take=1, counts=heads, sizes=rotary.counts)
-    return y if rotary.counts[group.place] else slices(y, 2, tokens)
+    return exchange(attend(qkv, rotary.table), group, 2, 1, heads, sizes=rotary.counts, spare=tokens)
 
 
 def spread(table: Tensor, t: int, shared: int, size: int) -> Spread:
@@ -104,11 +103,18 @@ def own(x: Tensor, axis: int, group: SequenceGroup) -> Tensor:
 
 
 def exchange(
-    x: Tensor, group: SequenceGroup, give: int, take: int, counts: Sequence[int], sizes: Sequence[int] | None = None
+    x: Tensor,
+    group: SequenceGroup,
+    give: int,
+    take: int,
+    counts: Sequence[int],
+    sizes: Sequence[int] | None = None,
+    spare: int = 1,
 ) -> Tensor:
     """Share the axis `give`, which is whole, and make the axis `take` whole, which is shared: one all-to-all.
 
     counts: how many slices of `take` each process holds; sizes: how many of `give` each shall hold, None: even shares.
+    A process that is to hold none gets `spare` slices of zeros, which `counts` of the next exchange leaves out.
     """
     place = group.place
     sizes = shares(x.shape[give], group.size) if sizes is None else sizes
@@ -118,7 +124,7 @@ def exchange(
         shape[give], shape[take] = sizes[place], count
         wanted.append(list(shape))
     y = torch.cat(by_all_to_all(sent, wanted, group), dim=take)
-    return y if sizes[place] else slices(y, give, 1)
+    return y if sizes[place] else filled(y, give, spare)
 
 
 def gather(x: Tensor, group: SequenceGroup, axis: int, count: int) -> Tensor:
@@ -147,8 +153,11 @@ def size_of(shape: Sequence[int]) -> int:
     return size
 
 
-def slices(x: Tensor, axis: int, count: int) -> Tensor:
-    """Return so many slices of zeros in the place of an axis without any."""
+def filled(x: Tensor, axis: int, count: int) -> Tensor:
+    """Return `x`, which is empty along an axis, with so many slices of zeros there.
+
+    It stays a part of the result: a process that dropped it would not enter the exchange of the backward pass.
+    """
     shape = list(x.shape)
     shape[axis] = count
-    return x.new_zeros(shape)
+    return torch.cat([x, x.new_zeros(shape)], dim=axis)
