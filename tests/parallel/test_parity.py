@@ -1,0 +1,87 @@
+"""However a training is cut into processes, the same seed gives the same curves and the same average.
+
+A strategy joins by a row in `ROWS`. Nothing here divides: 7 frames, 9 positions and 3 heads, over 2 and 4 processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import tiny
+from tests.material.gang import Row, train_all
+from videodiff.report.run import read_run
+from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
+
+# Sampling in between changes nothing.
+SAMPLING = ["callbacks.samples.every=10", "sampler.steps=1", "callbacks.samples.clips=2"]
+# By name: how many processes there are, and what is asked for.
+ROWS = {
+    "accumulated": (1, ["data.micro_batch=1"]),
+    "ddp_2": (2, ["strategy=ddp"]),
+    "ddp_4": (4, ["strategy=ddp"]),
+    "zero1_2": (2, ["strategy=zero1"]),
+    "zero2_2_accumulated": (2, ["strategy=zero2", "data.micro_batch=1"]),
+    "zero3_2": (2, ["strategy=zero3", *SAMPLING]),
+    "sequence_2": (2, ["strategy=ddp", "strategy.sequence_parallel=2", "recompute=selective", *SAMPLING]),
+    "sequence_4": (4, ["strategy=auto", "strategy.sequence_parallel=4", "data.micro_batch=2"]),
+    "sequence_2_of_4": (4, ["strategy=ddp", "strategy.sequence_parallel=2", "data.micro_batch=1"]),
+    "sequence_2_zero1": (2, ["strategy=zero1", "strategy.sequence_parallel=2"]),
+    "sequence_2_zero3_of_4": (4, ["strategy=zero3", "strategy.sequence_parallel=2", *SAMPLING]),
+    "sequence_4_zero3": (4, ["strategy=zero3", "strategy.sequence_parallel=4"]),
+}
+
+
+def recipe(dataset: Path) -> list[str]:
+    """Return what all rows have in common."""
+    return [
+        *tiny(dataset),
+        f"data.validation_root={dataset}",
+        *("data.validation_clips=8", "data.frames=7", "data.height=12", "data.width=12"),
+        *("model.width=24", "model.heads=3", "model.depth=4", "model.axes=[space,time,spacetime]"),
+        *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9"),
+        *("trainer.max_steps=20", "trainer.val_check_interval=10", "trainer.log_every_n_steps=1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Path:
+    """Train all rows, and one process alone."""
+    folder, common = tmp_path_factory.mktemp("parity"), recipe(world_dataset)
+    rows = [Row(name, world, [*common, *more]) for name, (world, more) in {"one": (1, []), **ROWS}.items()]
+    train_all(rows, folder)
+    return folder / "runs"
+
+
+def curves(run: Path) -> dict[str, np.ndarray]:
+    """Return the curves of losses, gradients and learning rates of a run, one value a step."""
+    metrics = read_run(run).metrics
+    return {name: np.asarray(values) for name, (_, values) in metrics.items() if not name.endswith("_per_s")}
+
+
+def average(run: Path) -> dict[str, Tensor]:
+    """Return the averaged weights of a run."""
+    return load_file(latest_checkpoint(run) / AVERAGE)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_curves_are_those_of_one_process(runs: Path, name: str) -> None:
+    wanted, found = curves(runs / "one"), curves(runs / name)
+    assert wanted.keys() == found.keys()
+    assert len(wanted["train/loss"]) == 20
+    assert len(wanted["val/loss"]) == 2
+    for key, values in wanted.items():
+        np.testing.assert_allclose(found[key], values, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_average_is_that_of_one_process(runs: Path, name: str) -> None:
+    wanted, found = average(runs / "one"), average(runs / name)
+    assert wanted.keys() == found.keys()
+    for key, weight in wanted.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
