@@ -5,6 +5,8 @@ A strategy joins by a row in `ROWS`. Nothing here divides: 7 frames, 9 positions
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import tiny
-from tests.material.gang import Row, train_all
+from tests.conftest import finish, tiny
+from tests.material.warm import Started
+from videodiff.parallel.launcher import meeting_port
 from videodiff.report.run import read_run
 from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
 
@@ -49,13 +52,42 @@ def recipe(dataset: Path) -> list[str]:
     ]
 
 
+def train(folder: Path, name: str, world: int, overrides: list[str]) -> None:
+    """Train with so many processes, each started as torchrun would start it."""
+    port = meeting_port()
+    started = []
+    for rank in range(world):
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if world > 1:
+            env |= {
+                "RANK": f"{rank}",
+                "LOCAL_RANK": f"{rank}",
+                "WORLD_SIZE": f"{world}",
+                "LOCAL_WORLD_SIZE": f"{world}",
+            }
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "TORCHELASTIC_RUN_ID": name}
+        words = ["train", *overrides, f"trainer.devices={world}", f"name={name}"]
+        started.append(Started(words, folder, env))
+    try:
+        for process in started:
+            finish(process)
+    finally:
+        for process in started:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Path:
-    """Train all rows, and one process alone."""
+def runs(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Callable[[str], Path]:
+    """Return a function that gives the run of a row, trained at first use."""
     folder, common = tmp_path_factory.mktemp("parity"), recipe(world_dataset)
-    rows = [Row(name, world, [*common, *more]) for name, (world, more) in {"one": (1, []), **ROWS}.items()]
-    train_all(rows, folder)
-    return folder / "runs"
+
+    def run(name: str) -> Path:
+        if not (folder / "runs" / name).exists():
+            world, more = {"one": (1, []), **ROWS}[name]
+            train(folder, name, world, [*common, *more])
+        return folder / "runs" / name
+
+    return run
 
 
 def curves(run: Path) -> dict[str, np.ndarray]:
@@ -70,8 +102,8 @@ def average(run: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_curves_are_those_of_one_process(runs: Path, name: str) -> None:
-    wanted, found = curves(runs / "one"), curves(runs / name)
+def test_the_curves_are_those_of_one_process(runs: Callable[[str], Path], name: str) -> None:
+    wanted, found = curves(runs("one")), curves(runs(name))
     assert wanted.keys() == found.keys()
     assert len(wanted["train/loss"]) == 20
     assert len(wanted["val/loss"]) == 2
@@ -80,8 +112,8 @@ def test_the_curves_are_those_of_one_process(runs: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_average_is_that_of_one_process(runs: Path, name: str) -> None:
-    wanted, found = average(runs / "one"), average(runs / name)
+def test_the_average_is_that_of_one_process(runs: Callable[[str], Path], name: str) -> None:
+    wanted, found = average(runs("one")), average(runs(name))
     assert wanted.keys() == found.keys()
     for key, weight in wanted.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
