@@ -165,7 +165,7 @@ def test_a_rank_beyond_its_world_is_an_error(mesh):
 def test_sequence_groups_that_do_not_fill_the_world_are_an_error_with_the_nearest_size(sequence, nearest):
     said = rf"strategy.sequence_parallel: found {sequence} for 6 .* 1, 2, 3, 6 \(nearest: {nearest}\)"
     with pytest.raises(ValueError, match=said):
-        places(24, 0, 1, Mesh(0, 6, sequence))
+        positions(24, 0, 1, Mesh(0, 6, sequence))
 
 
 def test_the_first_rank_of_a_sequence_group_reads():
