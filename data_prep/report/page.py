@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from data_prep.books.ledger import Ends
@@ -30,6 +30,8 @@ CELL, WIDE = 72, 500
 # A clip up to so many bytes plays as it is, a larger one as a preview: seconds, frames a second, short side. There is
 # room for so many bytes of them all, and those beyond do not play.
 SMALL, PREVIEW, TOGETHER = 64 * 2**10, (4.0, 8.0, 144), 5 * 2**20
+# Letters that fit below the axis of a histogram, and letters of space between two labels.
+AXIS_LETTERS, LABEL_GAP = 44, 2
 # What the scores are measured in; other scores have no note.
 UNITS = {
     "duration": "seconds",
@@ -218,9 +220,8 @@ def plot_histogram(axes: Axes, histogram: Histogram) -> None:
     axes.stairs(histogram.kept, histogram.edges, fill=True, color=MODEL)
     if histogram.log:
         axes.set_xscale("log")
-        decades = np.log10(histogram.high / histogram.low)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if decades > 2.5 else (1, 2, 5), numticks=12))
         axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator(ticks_that_fit(histogram)))
     for side, limit in histogram.limits.items():
         axes.axvline(limit, color=GIVEN, linewidth=1.2)
         right = axes.transAxes.inverted().transform(axes.transData.transform((limit, 0)))[0] > 0.7
@@ -240,6 +241,21 @@ def plot_histogram(axes: Axes, histogram: Histogram) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 1000:g}k" if y >= 10_000 else f"{y:g}"))
     axes.spines["left"].set_visible(False)
+
+
+def ticks_that_fit(histogram: Histogram) -> list[float]:
+    """Return as many ticks as the axis has room for: labels such as -0.0001 are long."""
+    low, high = histogram.low, histogram.high
+    if histogram.log:
+        fine = [LogLocator(subs=(1, 2, 5), numticks=12)] * int(np.log10(high / low) <= 2.5)
+        locators = [*fine, *(LogLocator(subs=(1,), numticks=count) for count in range(12, 1, -1))]
+    else:
+        locators = [MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]) for count in range(8, 0, -1)]
+    for locator in locators:
+        ticks = [tick for tick in locator.tick_values(low, high).tolist() if low <= tick <= high]
+        if sum(len(f"{tick:g}") + LABEL_GAP for tick in ticks) <= AXIS_LETTERS:
+            break
+    return ticks
 
 
 def walls(wall: Mapping[str, Sequence[Example]], clips: ClipCounts) -> list[Wall]:

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import figure as mpl_figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from data_prep.books.ledger import Ends
 from data_prep.engine.stopwatch import Spent
 from data_prep.report.figures import Example, Failure, Figures, Histogram, Machine, Seconds
-from data_prep.report.page import SMALL, TOGETHER, clip_bars, input_bars, percent, show, write_preparation
+from data_prep.report.page import (
+    SMALL,
+    TOGETHER,
+    clip_bars,
+    input_bars,
+    percent,
+    plot_histogram,
+    show,
+    write_preparation,
+)
 from data_prep.report.summary import ClipCounts, ShardCounts, Summary
 from tests.material.scored_clips import panning
 from tests.material.servers.browser import BROWSERS, seen_by
 from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
+from videodiff.report.curves import STYLE
 
 HOSTILE = '"><script>alert(1)</script><img src=http://example.org/x.png onerror=alert(2)>'
 SECTIONS = ("summary", "funnel", "scores", "wall", "failures", "work", "settings")
@@ -122,6 +136,24 @@ def test_a_share_is_not_said_to_be_nothing_or_all_that_is_not():
         "100 %",
     ]
     assert percent(0, 0) == "0 %"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"),
+    [(-0.00042, 0.00037, False), (-0.0123, 0.0317, False), (-0.3, 0.3, False), (16, 1e5, False), (-1e-7, 1e-7, False),
+     (0.0002, 0.05, True), (1e-6, 10.0, True), (3, 480, True)],
+)  # fmt: skip
+def test_the_ticks_of_a_histogram_do_not_overlap(low, high, log):
+    figure = mpl_figure.Figure(figsize=(3.7, 1.5), layout="constrained")
+    counts = np.arange(40)
+    with mpl.rc_context(STYLE):
+        axes = figure.add_subplot()
+        plot_histogram(axes, Histogram("pan", low=low, high=high, log=log, kept=counts, left=counts, limits={}))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 2
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 def test_the_page_says_in_words_what_came_out(page):
