@@ -39,7 +39,9 @@ def open_inputs(source: Source, work: Path) -> Inputs:
     path, passed = source.path, Passed()
     items = open_source(source.reader, path, source.options, passed, work)
     if Path(path).is_dir() and Path(path).resolve() in work.resolve().parents:
-        raise ValueError(f"out: found {work.parent} in the source {path}, where its clips would be taken for footage")
+        raise ValueError(
+            f"out: found {work.parent} in the source {path}, expected one outside: its clips would be read as footage"
+        )
     return Inputs(begun(items, path, passed, work), passed)
 
 

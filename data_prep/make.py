@@ -56,7 +56,7 @@ def read_answers(
     ended, parts = [], []
     for number, answer in answers:
         if isinstance(answer, Stop):
-            raise OSError(errno.ENOSPC, f"{answer.detail}; the same command goes on from here")
+            raise OSError(errno.ENOSPC, f"{answer.detail}; run the same command again to continue")
         if isinstance(answer, Lost):
             reason = answer.reason if answer.reason in ("timeout", "crashed") else "unexpected"
             # Requests of this video that ended earlier keep their outcome.

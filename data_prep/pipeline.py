@@ -46,7 +46,7 @@ from data_prep.settings import Settings, Source
 from videodiff.data.storage.address import bare_url
 from videodiff.data.storage.files import owning, remove_abandoned, write_whole
 
-NO_SPACE = f"{os.strerror(errno.ENOSPC)}; the same command goes on from here"
+NO_SPACE = f"{os.strerror(errno.ENOSPC)}; run the same command again to continue"
 PHASES: tuple[Phase, ...] = (admit, make, rate, caption, curate)
 
 
@@ -96,7 +96,7 @@ def videos_root(source: Source, name: str) -> str:
     else:
         root = name if Path(name).is_dir() else name.rpartition("/")[0]
     if "=..." in root:
-        raise ValueError(f"root: found {root}, a URL whose secrets were not kept, expected root= with them once more")
+        raise ValueError(f"root: found {root}, a URL whose secrets are not stored, expected root= with them again")
     return root
 
 
@@ -115,7 +115,7 @@ def rules_now(settings: Settings, work: Path) -> Rules:
 def locked(work: Path) -> Iterator[None]:
     """Lock a work folder against other runs and against workers that a killed run has left."""
     with owning(work.parent, "prep"), (work / WORKERS).open("w") as workers:
-        seize(workers, f"{work}: found a worker of an earlier run that does not end, expected none", 30)
+        seize(workers, f"{work}: found a running worker of an earlier run, expected none", 30)
         fcntl.flock(workers, fcntl.LOCK_UN)
         for folder in (work, *(work / CLIPS).glob("*/")):
             remove_abandoned(folder)

@@ -94,7 +94,7 @@ def why_stopped(streak: Sequence[Ends], policy: CaptionPolicy, found: CaptionCou
     return (
         f"caption: {asked}: found no answer to {len(streak)} requests in a row, the last for {last.reason}: "
         f"{last.detail}; {found.clips - found.captioned} of {found.clips} clips not captioned; what is done is kept, "
-        "and the same command goes on from here"
+        "run the same command again to continue"
     )
 
 

@@ -25,7 +25,7 @@ class Captions:
         for origin in policy.use or ():
             if origin not in known:
                 found = ", ".join(sorted(known)) or "none"
-                raise ValueError(f"caption.use: found {origin!r}, expected some of the origins of captions: {found}")
+                raise ValueError(f"caption.use: found {origin!r}, expected some of the captions' origins: {found}")
 
     def of(self, candidate: Candidate) -> list[Caption]:
         """Return the captions of a clip; the first one becomes its txt."""

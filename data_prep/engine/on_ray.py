@@ -245,7 +245,7 @@ class Crew:
             if self.losses[number] < LOSSES:
                 self.waiting.append(number)
                 return []
-            return [(number, Lost("crashed", f"{LOSSES} machines were lost while at it"))]
+            return [(number, Lost("crashed", f"{LOSSES} machines were lost while they worked on it"))]
         self.losses.pop(number, None)
         if slot in self.teams:
             self.teams[slot].load -= 1
@@ -282,10 +282,10 @@ class Foreman:
         """Start the processes; return why this machine cannot be used, empty where it can."""
         missing = [path for path in paths if not Path(path).exists()]
         if missing:
-            return f"found no {missing[0]}, expected to see the folders of the machine that leads"
+            return f"found no {missing[0]}, expected a folder that the leading machine shares"
         others = [f"{name} {found}" for name, found in versions().items() if found != expected[name]]
         if others:
-            return f"found {', '.join(others)}, expected the versions of the machine that leads"
+            return f"found {', '.join(others)}, expected the versions of the leading machine"
         if not gpus:
             # Ray sets it to the number of cores, and each process would start as many threads.
             os.environ["OMP_NUM_THREADS"] = "1"

@@ -56,7 +56,9 @@ def find_models(models: Mapping[str, str | None], limits: Iterable[str] = ()) ->
         raise ModuleNotFoundError(f"models.{min(given)}: found no package transformers", name="transformers")
     for part in given.keys() & owners.keys():
         if owners[part] not in given:
-            raise ValueError(f"models.{part}: found no models.{owners[part]}, expected the model that it is a part of")
+            raise ValueError(
+                f"models.{part}: found no models.{owners[part]}, expected it too, as the former is part of it"
+            )
         if not Path(given[part]).is_file():
             raise ValueError(f"models.{part}: found no file {given[part]!r}, expected a .safetensors file")
     return Models(

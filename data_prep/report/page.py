@@ -45,7 +45,7 @@ UNITS = {
     "text": "share of the frame in text",
     "overlay": "share of the frame in overlays",
     "letterbox": "share of the source in black bars",
-    "interlaced": "share of what moves in combs",
+    "interlaced": "share of moving blocks with combs",
     "sharpness": "deviation of the Laplacian, levels",
     "brightness": "mean luma, 0 to 1",
     "contrast": "deviation of the luma, 0 to 1",
@@ -144,7 +144,7 @@ def lede(summary: Summary, seconds: Seconds) -> str:
     said = f"{ends.ok:,} of {ends.inputs:,} inputs are in the dataset: {held}, {files}."
     retryable = sum(kinds.get("retryable", 0) for kinds in ends.failed.values())
     if retryable:
-        said += f" {retryable:,} failures may pass: retry=failed tries them again."
+        said += f" {retryable:,} failures may be temporary: retry=failed tries them again."
     return said + f" {ends.open:,} inputs are not worked on yet." * bool(ends.open)
 
 

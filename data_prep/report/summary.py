@@ -116,9 +116,9 @@ def format_summary(summary: Summary, out: str | Path) -> str:
         f"{shards.count:,} shards, {shards.bytes / 2**20:.1f} MiB, in {out}"
     ]
     if reading.repeated:
-        lines.append(f"{reading.repeated:,} rows of inputs that other rows name too: their captions were joined")
+        lines.append(f"{reading.repeated:,} rows repeat the input of another row: their captions were joined")
     if reading.updated:
-        lines.append(f"{reading.updated:,} inputs updated: the source says something else of them than before")
+        lines.append(f"{reading.updated:,} inputs updated: their metadata in the source has changed")
     lines += [f"{count:,} notes left out: {name}" for name, count in reading.omitted.items()]
     lines += [f"{count:,} filtered: {reason}" for reason, count in ends.filtered.items()]
     lines += [f"{count:,} failed: {reason} ({kind})" for reason, kind, count in failures(ends.failed)]

@@ -166,7 +166,7 @@ def count_unnamed(folder: Path, found: Found) -> None:
     named = {one.name for one in (*found.clips, *found.rejected)}
     for item in Scan(folder, VIDEOS + PICTURES, found.passed, SIDECARS):
         if item.name not in named:
-            found.passed["video or picture that no line names"] += 1
+            found.passed["video or picture without a line in the table"] += 1
 
 
 def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:

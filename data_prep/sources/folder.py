@@ -91,6 +91,6 @@ def parse_video(name: str, members: Mapping[str, bytes], licence: str, followed:
     licence = next((checked_text(notes[field]) for field in LICENCES if notes.get(field)), licence)
     rest: dict[str, Any] = {field: value for field, value in notes.items() if field not in CAPTIONS + LICENCES}
     if depth(rest) > MAX_DEPTH:
-        raise InputError("bad-sidecar", f"found lists in lists over {MAX_DEPTH} deep, expected fewer")
+        raise InputError("bad-sidecar", f"found nested lists over {MAX_DEPTH} deep, expected fewer")
     said = {"captions": captions, "licence": licence, "notes": rest, "origin": "sidecar"}
     return ClipRequest(Place(name), checked_path(name), **said, followed=followed)

@@ -49,7 +49,7 @@ def read_table(
     """
     if not columns:
         raise ValueError(
-            "columns: found none, expected for each meaning the column that has it, as in "
+            "columns: found none, expected the column of each meaning, as in "
             "reader.columns={video: path, caption: text}; meanings: " + ", ".join(MEANINGS)
         )
     unknown, one = [meaning for meaning in columns if meaning not in MEANINGS], "start" in columns
@@ -115,7 +115,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(parse_number(value))
     if isinstance(value, list | dict) and depth(value) > MAX_DEPTH:
-        raise InputError("bad-cell", f"found lists in lists over {MAX_DEPTH} deep, expected fewer")
+        raise InputError("bad-cell", f"found nested lists over {MAX_DEPTH} deep, expected fewer")
     return json.loads(json.dumps(value, default=str))
 
 

@@ -25,7 +25,7 @@ def parse_number(value: Any, reason: str = "bad-number", expected: str = "a fini
         if NUMBER.fullmatch(text):
             return Fraction(text)
         if COMMA.fullmatch(text):
-            expected += " with a point for decimals and no comma, which may mean thousands or decimals"
+            expected += " with a decimal point; a comma is ambiguous"
     elif isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 400:
         return Fraction(value)
     elif isinstance(value, float) and math.isfinite(value):

@@ -113,7 +113,7 @@ class Unpacked:
         self.found += len(data)
         if self.found > FREE + EXPANSION * self.packed.tell():
             raise OSError(
-                f"found over {EXPANSION} times as many bytes in it as it has, expected metadata, which packs less well"
+                f"found over {EXPANSION} times its size after unpacking, expected metadata, which compresses less"
             )
         return data
 

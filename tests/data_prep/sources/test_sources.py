@@ -170,7 +170,7 @@ def test_a_folder_and_a_table_elsewhere_go_together(tmp_path):
     path = table(tmp_path, "list.jsonl", '{"video": "a.mp4", "caption": "one"}\n')
     found = find_clips(tmp_path / "videos", captions=path)
     assert [clip.path for clip in found.clips] == [tmp_path / "videos" / "a.mp4"]
-    assert found.passed == {"video or picture that no line names": 1}
+    assert found.passed == {"video or picture without a line in the table": 1}
 
 
 @pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "sub/../../x.mp4", ""])
