@@ -1,6 +1,6 @@
 """One command, `videodiff <verb> [overrides]`: Hydra composes `conf/<verb>.yaml`, `verbs/<verb>.py` does the work.
 
-All that can be said of a command line is said before anything large is imported.
+Every mistake in a command line is reported before anything large is imported.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 VERBS = {
     "simulate": "write clips of a simulated world: mp4, caption and exact truth",
     "pack": "turn a folder, CSV or JSONL of captioned video into shards and a manifest",
-    "prep": "from metadata or footage to curated shards, every input accounted for",
-    "index": "give tars written by anyone a manifest, on disk or at a URL",
-    "cache": "encode a dataset once by a codec and a text encoder, to train from instead",
-    "train": "fit a denoiser to a dataset; resume=<run> continues one to the bit",
-    "sample": "make clips from captions, and from given frames",
+    "prep": "make curated shards from metadata or footage, with a result for every input",
+    "index": "write a manifest for tars that others made, on disk or at a URL",
+    "cache": "encode a dataset once with codec and text encoder, and train from the result",
+    "train": "train a denoiser on a dataset; resume=<run> continues a run bit by bit",
+    "sample": "sample clips from captions and given frames",
     "evaluate": "measure a run: physics against the truth, caption following, flicker",
     "report": "write one self-contained HTML page about a run",
-    "inspect": "tell what is in a dataset, a run or a checkpoint",
+    "inspect": "show what is in a dataset, a run or a checkpoint",
     "convert": "verify a checkpoint, export its weights, or write its state into other files",
-    "doctor": "look at a machine, or at the machines of a job, before training there",
+    "doctor": "check a machine, or the machines of a job, before training there",
 }
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 # Seconds in which the first rank says what is wrong on all of them.
@@ -49,7 +49,7 @@ TURN = 3.0
 
 
 def main() -> None:
-    """Run one verb; whatever goes wrong is one line and exit status 1."""
+    """Run one verb; every error is one line and exit status 1."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
         say(usage())
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def understand(verb: str, words: list[str]) -> Arguments:
-    """Return flags and overrides of a command line as Hydra takes them; a mistake in them is an error."""
+    """Return the flags and overrides of a command line in Hydra's form; ValueError for a mistake in them."""
     from videodiff.verbs.config.arguments import Arguments, positional, spell, split
     from videodiff.verbs.config.expand import expand
 
@@ -86,7 +86,7 @@ def understand(verb: str, words: list[str]) -> Arguments:
 
 
 def run(verb: str, arguments: Arguments) -> None:
-    """Hand over to Hydra, which composes the configuration, sweeps with --multirun and launches."""
+    """Start Hydra, which composes the configuration, runs sweeps with --multirun, and launches jobs."""
     import hydra
 
     command = list(sys.argv)
@@ -111,7 +111,7 @@ def run(verb: str, arguments: Arguments) -> None:
 
 
 def tell_jobs(verb: str, overrides: list[str]) -> None:
-    """Let Hydra's launchers say which settings they start, and say where the output of submitted jobs goes."""
+    """Let Hydra's launchers print the settings of each job, and print where the output of submitted jobs goes."""
     import yaml
 
     handler = logging.StreamHandler(sys.stdout)
@@ -128,7 +128,7 @@ def tell_jobs(verb: str, overrides: list[str]) -> None:
 
 
 def quiet() -> None:
-    """Keep the warnings and progress bars of libraries out of what a verb says, here and in its processes."""
+    """Silence warnings and progress bars of libraries, in this process and its children."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -145,7 +145,7 @@ def quiet() -> None:
 
 @contextmanager
 def one_line_a_failure(verb: str) -> Iterator[None]:
-    """Leave by one line and status 1 where the block fails; VIDEODIFF_TRACEBACK=1 shows where it came from."""
+    """If the block fails, exit with one line and status 1; VIDEODIFF_TRACEBACK=1 shows the traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -158,7 +158,7 @@ def one_line_a_failure(verb: str) -> Iterator[None]:
 
 
 def name_of(verb: str) -> str:
-    """Return who speaks: the verb, and which of several processes."""
+    """Return the prefix of messages: the verb, and the rank if there are several processes."""
     return f"videodiff {verb}" + (f" (rank {rank()})" if rank() else "")
 
 
@@ -168,7 +168,7 @@ def rank() -> int:
 
 
 def let_first_rank_speak() -> None:
-    """Wait where this is another rank: what ends the first one too is said once, and it takes this one along."""
+    """Wait if this is not the first rank: the first prints an error that all ranks have, and then ends the others."""
     if rank():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(TURN)
@@ -196,8 +196,10 @@ def verb_help(verb: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error in one line: the cause's where a library only wraps it, and for one that nobody
-    foresaw its kind and the way it came.
+    """Return the message of an error in one line.
+
+    An error of a library that only wraps another gives the message of its cause. An unexpected error gives its type and
+    where it came from.
     """
     if line := missing(error):
         return line
@@ -215,14 +217,14 @@ def one_line(error: BaseException) -> str:
 
 
 def is_foreseen(error: BaseException) -> bool:
-    """Tell whether an error is one that is raised to be read by the user."""
+    """Return whether the message of an error is written for the user."""
     names = {kind.__name__ for kind in type(error).__mro__}
     ours = type(error).__module__.startswith(("videodiff", "data_prep"))
     return ours or bool(names & {"ValueError", "OSError", "HydraException", "OmegaConfBaseException"})
 
 
 def way(error: BaseException) -> str:
-    """Return where an error came from: the places in this project that led there, the last first."""
+    """Return where an error came from: the lines of this project in its traceback, the last first."""
     root = Path(__file__).parents[1]
     frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     rooms = root / "videodiff", root / "data_prep"
@@ -236,7 +238,7 @@ def hint(near: list[str]) -> str:
 
 
 def fail(who: str, message: str, status: int = 1) -> None:
-    """Print one line to standard error and leave."""
+    """Print one line to standard error and exit."""
     sys.stdout.flush()
     say(f"{who}: error: {in_line(message)}", sys.stderr)
     sys.exit(status)

@@ -71,10 +71,10 @@ MISTAKES = {
     "nothing": (["train"], "data.root: found nothing, expected data.root=<the name of a file or folder, or a URL>"),
     "flag": (["train", "--multrun"], "found the flag '--multrun', expected key=value or one of --help"),
     "value of a flag": (["train", "--cfg", "jobs"], "--cfg: found 'jobs', expected job, hydra, all"),
-    "flag of Hydra": (["train", "--experimental-rerun", "job.pickle"], "it would run what lies in a file"),
+    "flag of Hydra": (["train", "--experimental-rerun", "job.pickle"], "it would run code from a file"),
     "sweep": (["train", "data.root=.", "optimizer.lr=1,2"], "found several values, expected one, or --multirun"),
     "value in a sweep": (["train", "data.root=.", "optimizer.lr=1,-2", "-m"], "'optimizer.lr=-2': found -2, expected"),
-    "reference": (["train", "data.root=.", "name=a_${b}"], r"found 'a_${b}', which refers to nothing that is there"),
+    "reference": (["train", "data.root=.", "name=a_${b}"], r"found 'a_${b}', a reference to a missing key"),
     "null": (["train", "data.root=.", "codec=null"], "found null, expected one of pixels, sd_vae, wan_vae"),
     "group taken away": (["train", "data.root=.", "~model"], "override '~model': found nothing, expected an option"),
 }
@@ -145,7 +145,7 @@ def test_a_key_that_the_chosen_schedule_does_not_take_is_named(
     monkeypatch.chdir(tmp_path)
     status, _, err = call("train", *tiny(world_dataset), "schedule=constant")
     assert status == 1
-    assert "schedule.decay: found no key 'schedule.decay'; expected warmup (~schedule.decay takes it away)" in err
+    assert "schedule.decay: found no key 'schedule.decay'; expected warmup (~schedule.decay removes it)" in err
     status, _, _ = call("train", *tiny(world_dataset), "schedule=constant", "~schedule.decay", "trainer.max_steps=1")
     assert status == 0
 

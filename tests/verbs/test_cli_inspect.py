@@ -40,7 +40,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Pat
 
 
 def stages(images: Path) -> list[str]:
-    """Return the overrides of a run that begins with images and goes on with both."""
+    """Return the overrides of a run that begins with images and continues with both."""
     return [
         f"data.more=[{{root: {images}}}]",
         f"data.stages=[{{until:3,buckets:[{IMAGE}],weights:[0,1]}},{{until:null,buckets:[{LARGE},{IMAGE}]}}]",

@@ -69,9 +69,9 @@ def evaluate(cfg: DictConfig) -> None:
     tasks, given = list(cfg.tasks), given_of(cfg, model, shape)
     if not given and CONTINUATION in tasks:
         tasks.remove(CONTINUATION)
-        remark(f"continuation: left out, as a clip of {shape.frames} frames has none to go on from")
+        remark(f"continuation: left out, as a clip of {shape.frames} frames has none to continue")
     if not tasks:
-        raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, all that this run can be asked for")
+        raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, the only task of this run")
     clips = [case._replace(given=given) for case in read_clips(manifest, cfg.clips, shape)]
     captions, left_out = fit_captions([clip.caption for clip in clips], model.text)
     if left_out:
@@ -94,7 +94,7 @@ def evaluate(cfg: DictConfig) -> None:
 def reachable(targets: Mapping[str, float], result: Mapping[str, Any]) -> dict[str, float]:
     """Return the targets of figures that were measured; name each target whose figure was not."""
     for name in targets.keys() - result["metrics"].keys():
-        remark(f"targets.{name}: found no such figure among those measured")
+        remark(f"targets.{name}: found no measured figure of this name")
     return {name: value for name, value in targets.items() if name in result["metrics"]}
 
 
@@ -103,8 +103,8 @@ def dataset_of(cfg: DictConfig, run_cfg: DictConfig) -> str | None:
     root = run_cfg.data.validation_root
     if cfg.dataset is None and root is not None and ":" in root and not Path(root).is_dir():
         raise ValueError(
-            f"dataset: found none, and {cfg.run}/config.yaml names {root}, an address that is not asked because a "
-            f"folder says so; expected dataset={root} on this command line if it is to be"
+            f"dataset: found none, and {cfg.run}/config.yaml names {root}, an address that only this folder gives, "
+            f"so it is not contacted; expected dataset={root} on this command line to allow it"
         )
     return root if cfg.dataset is None else cfg.dataset
 
@@ -145,7 +145,7 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Case]:
             f"dataset of videos; the first one: {next(iter(lost.values()))}"
         )
     if len(clips) < count:
-        remark(f"clips: found {len(clips)} in {manifest.root}, fewer than {count}: all are taken")
+        remark(f"clips: found {len(clips)} in {manifest.root}, fewer than {count}: all of them are used")
     return clips
 
 

@@ -126,7 +126,7 @@ def describe_stream(cfg: DictConfig, data: TarDataModule) -> Iterator[str]:
     if cfg.strips or cfg.throughput:
         raise ValueError("strips, throughput: found one with data=webdataset, expected data=folder")
     data.check(cfg.world_size)
-    yield f"{'tars':<12}{len(data.tars):,}, without a manifest; by {len(data.looks):,} samples looked at:"
+    yield f"{'tars':<12}{len(data.tars):,}, without a manifest; by {len(data.looks):,} examined samples:"
     for one in data.trained:
         rates = ", ".join(f"{rate:g} fps {share:.0%}" for rate, share in list(one.rates.items())[:SHOWN])
         yield f"{one.bucket!s:<16}{one.share:.0%} of the clips; {rates}"

@@ -109,7 +109,7 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
         is_before_pieces(checkpoint)
         return checkpoint
     if cfg.checkpoint is not None:
-        raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run that it is of")
+        raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run of this checkpoint")
     if first and checkpoints(folder):
         raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
     return None
@@ -252,7 +252,7 @@ def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Seq
         if key in today and today[key] != value and not (by_user or is_free(key) or is_magic(key.rpartition(".")[2])):
             OmegaConf.update(new, key, value)
             lines.append(
-                f"{key}: goes on with {value!r} as in {folder}/config.yaml, the default of today is {today[key]!r}"
+                f"{key}: continues with {value!r} as in {folder}/config.yaml, today's default is {today[key]!r}"
             )
     return lines
 

@@ -334,7 +334,7 @@ def test_an_address_in_a_run_is_not_asked(tmp_path: Path) -> None:
     for address in ("http://127.0.0.1:1/x", "s3://bucket/x", "pipe:touch ran"):
         run = stored(tmp_path, put("data", "validation_root", value=address))
         cfg = OmegaConf.create({"dataset": None, "run": str(run)})
-        with pytest.raises(ValueError, match="not asked because a folder says so"):
+        with pytest.raises(ValueError, match="so it is not contacted"):
             dataset_of(cfg, read_run(run))
     assert not Path("ran").exists()
 

@@ -78,7 +78,7 @@ def test_a_run_of_the_first_version_goes_on_to_the_bits_of_then(call: Call, cwd:
     forget(Path("runs/old"), "data.window")
     status, out, err = call("train", "resume=runs/old", "trainer.max_steps=4")
     assert status == 0, err
-    assert "data.window: goes on with None as in runs/old/config.yaml, the default of today is 64" in out
+    assert "data.window: continues with None as in runs/old/config.yaml, today's default is 64" in out
     wanted, found = average("runs/whole"), average("runs/old")
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
@@ -104,7 +104,7 @@ def test_a_network_is_built_by_what_a_lacking_key_meant(
     assert all(torch.equal(built[key].cpu(), wanted[key]) for key in wanted if key.startswith("denoiser."))
     status, out, err = call("train", "resume=runs/a", "trainer.max_steps=3")
     assert status == 0, err
-    assert "model.mlp_ratio: goes on with 2.0 as in runs/a/config.yaml, the default of today is 4.0" in out
+    assert "model.mlp_ratio: continues with 2.0 as in runs/a/config.yaml, today's default is 4.0" in out
     assert yaml.safe_load(Path("runs/a/config.yaml").read_text())["model"]["mlp_ratio"] == 2.0
 
 

@@ -32,7 +32,7 @@ FLAGS: dict[str, tuple[str, tuple[str, ...] | None]] = {
 REFUSED = {
     "--config-name": "the verb decides it",
     "--config-path": "add a folder of your own by --config-dir",
-    "--experimental-rerun": "it would run what lies in a file; resume=<run> continues a run",
+    "--experimental-rerun": "it would run code from a file; resume=<run> continues a run",
     "--shell-completion": "it does not know verbs",
     "--version": "videodiff --version",
 }
@@ -192,7 +192,7 @@ def shell(text: str) -> str:
 
 def escape_hint(text: str) -> str:
     """Return how to write ${ where it means itself."""
-    return r"; where it is meant as text, write \${ for ${" if "${" in text else ""
+    return r"; if it is plain text, write \${ for ${" if "${" in text else ""
 
 
 def parsed_or_none(override: str) -> Override | None:

@@ -60,7 +60,7 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
         if key not in taken:
             raise ValueError(
                 f"{name}.{key}: found {value!r}, expected one of {', '.join(taken)} for {part._target_} "
-                f"(~{name}.{key} takes it away)"
+                f"(~{name}.{key} removes it)"
             )
     return made
 
@@ -124,8 +124,8 @@ def fill_text_of_stream(cfg: DictConfig, open_: Sequence[str]) -> None:
     """Fill in what tars without a manifest can tell of their text: nothing, so the longest captions decide."""
     if "vocabulary" in open_:
         raise ValueError(
-            f"text.vocabulary: found null, expected a list or a file with one word a line, as {WORDS}: tars that are "
-            f"streamed do not tell their words (`videodiff index` lists them; text=t5 needs none)"
+            f"text.vocabulary: found null, expected a list or a file with one word a line, as {WORDS}: streamed tars "
+            f"have no list of words (`videodiff index` lists them; text=t5 needs none)"
         )
     cfg.text.max_words = MOST_WORDS + 1
 

@@ -62,7 +62,7 @@ def check_launcher(overrides: Sequence[Override], arguments: Arguments) -> None:
         return
     if launchers and not arguments.has("--multirun"):
         raise ValueError(
-            f"hydra/launcher={min(launchers)}: found no --multirun, expected it: without, the run begins right here"
+            f"hydra/launcher={min(launchers)}: found no --multirun, expected it: otherwise the run starts here"
         )
     if "local" in launchers and None in map(find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher")):
         raise ModuleNotFoundError("hydra/launcher=local: found no package submitit", name="submitit")
@@ -170,7 +170,7 @@ def value_at(node: Any, key: Any, overrides: Sequence[str]) -> Any:
         where = f"{node._get_full_key(key)}"
         found = next((o for o in reversed(overrides) if touches(key_of(o), where)), None)
         raise ValueError(
-            f"{f'override {found!r}' if found else where}: found {text!r}, which refers to nothing that is there"
+            f"{f'override {found!r}' if found else where}: found {text!r}, a reference to a missing key"
             f"{escape_hint(text)}"
         ) from error
 
@@ -181,7 +181,7 @@ def explain(fault: Fault, overrides: Sequence[str]) -> str:
     if fault.no_key:
         said = f"found no key {fault.place!r}; {fault.expected}"
         if fault.place not in map(key_of, overrides) and "[" not in fault.place:
-            said += f" (~{fault.place} takes it away)"
+            said += f" (~{fault.place} removes it)"
     for override in reversed(overrides):
         key = key_of(override)
         if touches(key, fault.place):

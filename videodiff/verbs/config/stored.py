@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> Any:
     for place, value in leaves(tree):
         if isinstance(value, str) and "${" in value:
             raise ValueError(
-                f"{path}: {dotted(place)}: found {value!r}, expected no ${{}}: what lies in a folder is not resolved"
+                f"{path}: {dotted(place)}: found {value!r}, expected no ${{}}: references in a folder are not resolved"
             )
     return tree
 
@@ -122,7 +122,7 @@ def check_built(tree: Mapping[str, Any], where: str, trust: Sequence[str] = ()) 
                 expected = sorted(known.get((*original(place, twins), key), ())) or ["no such key"]
                 raise ValueError(
                     f"{where}: {dotted((*place, key))}: found {value!r}, expected {' or '.join(expected)} as in conf/"
-                    + (f"; trust=[{value}] has it run, if you know whose it is" if key == "_target_" else "")
+                    + (f"; trust=[{value}] allows it, if you trust its author" if key == "_target_" else "")
                 )
         # Such a target is no class of ours but finds one by a name.
         if isinstance(target, str) and target.startswith("hydra.") and canonical(node) not in known[WHOLE]:
@@ -251,7 +251,7 @@ def check_override(line: str, path: Path) -> bool:
     if override.package is not None or not KEY.fullmatch(key) or key.split("/")[0].split(".")[0] == "hydra":
         problem = "a key of the configuration"
     elif any(is_magic(part) for name in (key, *keys_in(value)) for part in re.split(r"[./]", name)):
-        problem = "no class: one has to be named on this command line"
+        problem = "no class: name it on this command line"
     elif override.is_sweep_override() or not is_plain(value) or "${" in REFERENCE.sub("", line):
         problem = "one plain value"
     elif override.is_force_add() or ((override.is_delete() or override.is_add()) and "." not in key):
@@ -259,7 +259,7 @@ def check_override(line: str, path: Path) -> bool:
     elif is_group(key) and value is not None and not names_options(key, value):
         problem = f"a file of conf/{key}"
     elif any(map(is_only_here, [key, *(f"{key}.{part}" for part in keys_in(value))])) or names_command(line):
-        problem = "none: this one is not taken from a folder but from the command line, add it there if it is yours"
+        problem = "none: only the command line may set this key, add it there if it is yours"
     if problem:
         raise ValueError(f"{path}: found the override {line!r}, expected {problem}")
     return True
