@@ -47,7 +47,7 @@ test: lint  ## lint, then all tests, a process a core
 
 test-cluster: dev  ## training on a real Slurm of two nodes, which the tests start on this machine: needs Debian's packages
 	@command -v sbatch >/dev/null || { echo "make: found no Slurm: apt-get install slurmctld slurmd slurm-client munge" >&2; exit 1; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster
 
 bench: setup  ## measure how many clips a second this machine encodes, decodes and trains on
 	$(BIN)/python bench/speed.py

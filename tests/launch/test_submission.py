@@ -182,6 +182,7 @@ def test_a_run_begins_and_goes_on_by_the_same_command(
         status, out, err = call("train", *words, f"trainer.max_steps={steps}")
         assert status == 0, err
         assert f"{steps} steps in runs/a" in out
+        assert ("goes on from runs/a/checkpoints/step_00000002" in out) == (steps == 4)
     assert [path.name for path in sorted((tmp_path / "runs/a/checkpoints").iterdir())] == [
         "step_00000002",
         "step_00000004",

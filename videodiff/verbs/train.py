@@ -95,8 +95,8 @@ def name_of_job(cfg: DictConfig) -> list[str]:
 
 def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | None:
     """Return the checkpoint that training goes on from, None where it begins; a run is not begun over another one."""
-    first = is_first_process()
-    if cfg.resume == AUTO:
+    first, found = is_first_process(), cfg.resume == AUTO
+    if found:
         cfg.resume = str(folder) if checkpoints(folder) else None
     if cfg.resume is not None:
         before = read_run(folder, cfg.trust)
@@ -107,6 +107,8 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
         check_same(cfg, before, folder, overrides)
         checkpoint = choose_checkpoint(folder, cfg.checkpoint)
         is_before_pieces(checkpoint)
+        if first and found:
+            say(f"videodiff train: goes on from {checkpoint}")
         return checkpoint
     if cfg.checkpoint is not None:
         raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run of this checkpoint")
