@@ -17,7 +17,7 @@ CELL, COLUMNS, MARGIN = 96, 8, 24
 
 
 class Shown(NamedTuple):
-    """A clip of a batch: frames uint8 `t h w c`, None where it cannot be read, and `note` tells why or whence it is."""
+    """A clip of a batch: frames uint8 `t h w c`, None if it cannot be read; `note` states its source or the reason."""
 
     caption: str
     note: str
@@ -25,7 +25,7 @@ class Shown(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of training: what it is, in words, and the first of its clips."""
+    """A step of training: its description, and its first clips."""
 
     title: str
     clips: list[Shown]

@@ -49,7 +49,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of the page: what it shows, in words, and the SVG."""
+    """A figure of the page: title, note and SVG."""
 
     title: str
     note: str
@@ -86,7 +86,7 @@ def noise_levels(metrics: dict[str, Curve]) -> dict[float, Curve]:
 
 
 def draw(plot: Callable[[Axes], None], height: float = 3.0, width: float = 5.4) -> str:
-    """Return what `plot` draws on its axes as SVG text without sizes, fonts and colours of its own."""
+    """Return the drawing of `plot` as SVG text; the page sets its size, font and colours."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         plot(figure.add_subplot())
@@ -115,7 +115,7 @@ def plot_training(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     smooth = smoothed(values, span=max(len(values) // 40, 1))
     axes.plot(*thin(steps, values), color=MODEL, alpha=0.28, linewidth=0.8)
     axes.plot(*thin(steps, smooth), color=MODEL)
-    # Scaled to the mean: one early spike must not flatten the rest.
+    # The scale follows the mean, so that one early spike does not flatten the rest.
     finish(axes, [smooth, np.quantile(values, [0.005, 0.995])])
 
 

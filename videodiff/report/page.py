@@ -29,10 +29,10 @@ TINY = 128
 def write_report(run: Path, known: Mapping[str, Quantity] = table.NOTHING) -> Path:
     """Write `report.html` into a run folder and return its path.
 
-    known: what figures mean in an evaluation that does not say it itself.
+    `known`: the meaning of figures, for evaluations that do not state it.
 
-    What the folder does not hold yet is named on the page with the command it comes from; a malformed file is an error
-    that names the file and the place. A video that cannot be decoded is left out and named.
+    For each missing part the page names the command that makes it. A malformed file is an error with file and line. A
+    video that cannot be decoded is left out and named.
     """
     found = read_run(run)
     template, shown = environment().get_template("template.html.j2"), content(found, known)
@@ -114,7 +114,7 @@ def content(run: Run, known: Mapping[str, Quantity] = table.NOTHING) -> dict[str
 
 
 def summary(run: Run, numbers: list[table.Measured], texts: dict[str, str]) -> list[str]:
-    """Say in a few sentences what was trained, how the loss went and what was measured."""
+    """Return a few sentences: what was trained, how the loss went, and what was measured."""
     said = []
     if "train/loss" in run.metrics:
         steps, losses = run.metrics["train/loss"]
@@ -160,7 +160,7 @@ def rankings(rows: list[table.Row], numbers: list[table.Measured]) -> list[Panel
 
 
 def readable(items: Iterable[Item], show: Callable[[Item], Shown], most: int, left_out: list[str]) -> list[Shown]:
-    """Return what is shown of the first items whose videos can be decoded, and add the others to `left_out`."""
+    """Return the first items with decodable videos in their form for the page; add the others to `left_out`."""
     shown: list[Shown] = []
     for item in items:
         if len(shown) == most:
@@ -173,7 +173,7 @@ def readable(items: Iterable[Item], show: Callable[[Item], Shown], most: int, le
 
 
 def wall(task: str, clips: list[Clip], left_out: list[str]) -> dict[str, Any]:
-    """Return what the page shows of a task: its first clips playing, a few of them as film strips."""
+    """Return the part of the page for a task: its first clips as videos, a few of them as film strips."""
     shown = readable(clips, frame, WALL, left_out)
     return {"task": task, "clips": shown, "total": len(clips), "strips": [strips(item) for item in shown[:STRIPS]]}
 

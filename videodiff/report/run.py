@@ -1,4 +1,4 @@
-"""What a run folder holds, read and checked: a missing piece is None or empty, a malformed one is an error."""
+"""Read and check a run folder: a missing part is None or empty, a malformed one is an error."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Clip:
 class Run:
     """A run folder.
 
-    `metrics` maps a column to (steps, values), `samples` a step to its videos by name, `labels` such a name to what the
-    video was made from, `strange` what is there but is no part of the run.
+    `metrics` maps a column to (steps, values), `samples` a step to its videos by name, `labels` the name of a video to
+    what it was made from. `strange` lists files that are no part of the run.
     """
 
     path: Path
@@ -75,7 +75,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """Return what a JSON file holds, or None where there is no such file."""
+    """Return the value in a JSON file, or None if there is no such file."""
     if not path.is_file():
         return None
     try:
@@ -98,9 +98,9 @@ def version(path: Path) -> int:
 def read_metrics(*paths: Path) -> dict[str, Curve]:
     """Read tables of Lightning's CSVLogger: column -> (steps, values), empty cells left out.
 
-    Each table is that of one start of the run: from its first step on it takes the place of those before it, of which
-    nothing came from there on. The header may come again with other columns (a logger that was restarted), a step may
-    come again (the later value holds), and a last line without its line end is a write in progress and is left out.
+    Each start of the run writes one table. From its first step on it replaces the rows of earlier tables. A header may
+    repeat with other columns (after a restart of the logger), and a step may repeat (the later value counts). A last
+    line without a line end is still being written and is left out.
     """
     columns: dict[str, dict[int, float]] = {}
     for path in filter(Path.is_file, paths):
@@ -193,7 +193,7 @@ def read_clip(root: Path, entry: Any, where: str) -> Clip:
 
 
 def inside(root: Path, name: Any, where: str) -> Path:
-    """Return the file of this name in the run folder; a path that leaves the folder is an error."""
+    """Return the file of this name in the run folder; ValueError if the path leaves the folder."""
     path = (root / str(name)).resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"{where}: found {name!r}, expected a path inside the run folder")

@@ -70,7 +70,7 @@ def paste_framed(canvas: Image.Image, image: Image.Image, corner: tuple[int, int
 
 
 def hero(examples: Sequence[Example], columns: int = 9, cell: int = 96, dark: bool = False) -> Image.Image:
-    """Draw clips under their captions: the given frames, then what was sampled above what was true.
+    """Draw clips under their captions: the given frames, then the sampled frames above the true ones.
 
     `columns` frames follow the given ones, evenly spaced; `cell` is the height of a frame in pixels.
     """
@@ -120,7 +120,7 @@ def later(frames: int, given: int, columns: int) -> np.ndarray:
 
 
 def fit(frames: np.ndarray, cell: int, given: int = 0) -> Image.Image:
-    """Return a strip of frames about `cell` pixels high: whole multiples of tiny ones, a smooth reduction of large."""
+    """Return a strip of frames about `cell` pixels high: small ones by whole multiples, large ones reduced smoothly."""
     h, w = frames.shape[1:3]
     if h <= 1.5 * cell:
         return film_strip(frames, given, max(round(cell / h), 1))

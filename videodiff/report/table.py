@@ -7,9 +7,9 @@
                {"name": "last frame held", "kind": "reference", "velocity_error": 2.5},
                {"name": "ground truth", "kind": "floor", "velocity_error": 0.0003}]}
 
-`metrics` says what a figure means: which direction is better, its unit and its range. A target is the value to stay
-below, or to reach where more is better. A row's kind is model, reference, floor or ceiling; `<name>_clips` tells on how
-many clips a figure was measured where it was not on all of them.
+`metrics` states the meaning of a figure: which direction is better, its unit and its range. A target is the value to
+stay below, or to reach if higher is better. The kind of a row is model, reference, floor or ceiling. `<name>_clips` is
+the number of clips of a figure that was not measured on all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Measured:
-    """A value, its standard error, its number of clips, its target and what it means, where it has them."""
+    """A value with its standard error, number of clips, target and meaning, if it has them."""
 
     name: str
     value: float
@@ -42,7 +42,7 @@ class Measured:
 
     @property
     def more_is_better(self) -> bool | None:
-        """Whether more is better; None where nothing says what the number means."""
+        """Whether more is better; None if the meaning of the number is unknown."""
         return None if self.quantity is None else self.quantity.more_is_better
 
     @property
@@ -63,7 +63,7 @@ class Measured:
 
     @property
     def text(self) -> str:
-        """The value with as many digits as its standard error makes sense of."""
+        """The value with as many digits as its standard error justifies."""
         return rounded(self.value, self.stderr)
 
     @property
@@ -103,9 +103,9 @@ def plain(name: str) -> str:
 
 
 def meanings(evaluation: dict[str, Any], where: Path, known: Mapping[str, Quantity] = NOTHING) -> dict[str, Quantity]:
-    """Return what the figures of an evaluation mean.
+    """Return the meaning of the figures of an evaluation.
 
-    known: what stands in for `metrics` in an evaluation from before it had them.
+    `known` replaces `metrics` in old evaluations that have none.
     """
     records = evaluation.get("metrics")
     if records is None:
@@ -165,7 +165,7 @@ def measured(
     quantities: Mapping[str, Quantity],
     targets: Mapping[str, float] = NOTHING,
 ) -> dict[str, Measured]:
-    """Join every number to its `_stderr`, its `_clips`, its target and what it means; null was not measured."""
+    """Join every number to its `_stderr`, `_clips`, target and meaning; null means not measured."""
     values = {key: number(value, where + key) for key, value in numbers.items() if value is not None}
     return {
         name: Measured(
