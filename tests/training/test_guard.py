@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.conftest import tiny
+from tests.conftest import start, tiny
 from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
 from videodiff.training.guard import Spikes, Taken, finite, suspects, tell_backward
+from videodiff.training.rollback import Rollback, batches_to_leave, read_rollbacks, roll_back
 from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, load_average
 
 Call = Callable[..., tuple[int, str, str]]
@@ -59,7 +61,8 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recipe(root: Path) -> list[str]:
-    return [*tiny(root), "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0"]
+    often = ["callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0", "callbacks.guard.rollbacks=0"]
+    return [*tiny(root), *often]
 
 
 def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
@@ -120,6 +123,77 @@ def test_a_spike_costs_its_step_and_nothing_else(
     assert line.startswith("step 3: skipped, a spike: gradient of norm ")
     assert key in line
     assert [path.name[-1] for path in checkpoints(Path("runs/whole"))] == ["1", "2", "4"]
+
+
+def test_a_run_that_diverges_goes_back_and_leaves_the_batches_out(
+    call: Call, world_dataset: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, seen, begun = module.encode_video, [], []
+
+    def spoilt(batch: dict[str, Any], *rest: Any) -> torch.Tensor:
+        seen.append(batch["step"])
+        return encode(batch, *rest) * (float("nan") if batch["step"] in (2, 3) else 1.0)
+
+    def execv(program: str, arguments: list[str]) -> None:
+        begun.append(arguments[3:])
+        raise SystemExit(0)
+
+    monkeypatch.setattr(module, "encode_video", spoilt)
+    monkeypatch.setattr(os, "execv", execv)
+    more = ["callbacks.guard.budget=1", "callbacks.guard.rollbacks=1", "trainer.max_steps=6", "trust=[a.b]"]
+    status, out, err = call("train", "name=a", *recipe(world_dataset), *more)
+    assert status == 0, err
+    # The third and the fourth batch are spoilt, and one may be.
+    assert seen == [0, 1, 2, 3]
+    assert "2 of at most 1 in 1,000 steps" in out
+    assert "goes back to step_00000002 and leaves out 2 batches from there on" in out
+    assert begun == [["train", "resume=runs/a", "trust=[a.b]"]]
+    status, out, err = call(*begun[0])
+    assert status == 0, err
+    assert "leaves out 2 batches after step_00000002" in out
+    assert seen[4:] == [4, 5, 6, 7]
+    assert latest_checkpoint(Path("runs/a")).name == "step_00000006"
+    # A later checkpoint knows where in the order it is.
+    status, out, err = call("train", "resume=runs/a", "trainer.max_steps=7")
+    assert status == 0, err
+    assert seen[8:] == [8]
+    assert "leaves out" not in out
+
+
+def test_a_run_that_diverges_again_goes_back_further_and_at_last_ends(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (10, 20, 30):
+        folder = run / "checkpoints" / f"step_{step:08d}"
+        (folder / "state").mkdir(parents=True)
+        for name in ("average.safetensors", "state/progress.json"):
+            (folder / name).write_bytes(b"whole")
+        files = {
+            n: {"bytes": 5, "sha256": sha256_of(folder / n)} for n in ("average.safetensors", "state/progress.json")
+        }
+        record = {"version": 3, "step": step, "state": "whole", "processes": 1, "files": files}
+        (folder / "checkpoint.json").write_text(json.dumps(record))
+    (run / "checkpoints/step_00000030/state/progress.json").write_bytes(b"other")
+    assert roll_back(run, 37, limit=3) == Rollback(37, "step_00000020", 17), "the newest is damaged"
+    assert batches_to_leave(run, run / "checkpoints/step_00000020") == 17
+    assert batches_to_leave(run, run / "checkpoints/step_00000010") == 0
+    assert roll_back(run, 25, limit=3) == Rollback(25, "step_00000010", 15)
+    assert [path.name for path in checkpoints(run)] == ["step_00000010", "step_00000030"], "20 is put aside"
+    assert roll_back(run, 12, limit=3) is None, "there is no other one"
+    assert roll_back(run, 12, limit=2) is None
+    assert len(read_rollbacks(run)) == 2
+
+
+def test_the_processes_of_a_node_begin_again_together(world_dataset: Path, tmp_path: Path) -> None:
+    # Any gradient that is larger than the one before is a spike, and none may be.
+    watch = ["callbacks.guard.spike=1.000001", "callbacks.guard.history=1", "callbacks.guard.budget=0"]
+    how = ["strategy=ddp", "trainer.devices=2", "optimizer=adamw", "callbacks.guard.rollbacks=1"]
+    process = start("train", "name=a", *recipe(world_dataset), *watch, *how, "trainer.max_steps=1000", cwd=tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, out
+    assert out.count("goes back to step_") == 1
+    assert out.count("leaves out") == 2
+    assert out.count("videodiff train: error: step ") == 1
+    assert len(read_rollbacks(tmp_path / "runs/a")) == 1
 
 
 def test_the_limit_of_a_gradient_follows_the_median() -> None:

@@ -13,7 +13,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,11 @@ NAMED = 8
 
 
 class Diverged(ValueError):
-    """Training whose weights, or whose loss again and again, are not finite."""
+    """Training whose weights, or whose loss again and again, are not finite; `rollback`: where it can go on."""
+
+    def __init__(self, why: str, rollback: Any = None) -> None:
+        super().__init__(why)
+        self.rollback = rollback
 
 
 class Taken(NamedTuple):

@@ -9,8 +9,9 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
@@ -32,7 +33,9 @@ from videodiff.parallel.sequence.switch import share_clips
 from videodiff.parallel.strategy import for_world
 from videodiff.planning.steps import format_plan, plan
 from videodiff.printing import say
+from videodiff.training.guard import Diverged
 from videodiff.training.module import VideoDiffusion
+from videodiff.training.rollback import batches_to_leave
 from videodiff.training.run.attempts import check_links, set_aside
 from videodiff.training.run.before import is_before_pieces
 from videodiff.training.run.checkpoint import checkpoints, choose_checkpoint, leave_behind
@@ -77,9 +80,45 @@ def run(cfg: DictConfig) -> None:
     overrides = [*HydraConfig.get().overrides.task, *name_of_job(cfg)]
     if not is_first_process():
         die_with_parent()
-    with owning(cfg.run, "train") if is_first_process() else nullcontext():
-        check_links(Path(cfg.run))
-        train(cfg, overrides)
+    try:
+        with (
+            kept_environment(),
+            owning(cfg.run, "train") if is_first_process() else nullcontext(),
+        ):
+            check_links(Path(cfg.run))
+            train(cfg, overrides)
+    except Diverged as error:
+        if error.rollback is None:
+            raise
+        say(f"videodiff train: {error}")
+    else:
+        return
+    begin_again(cfg.run, overrides)
+
+
+@contextmanager
+def kept_environment() -> Iterator[None]:
+    """Undo what Lightning and DeepSpeed write into the environment: the next training would obey it as a launcher's."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def begin_again(folder: str, overrides: list[str]) -> None:
+    """Continue the run in a new process in the place of this one, or leave it to who started the processes.
+
+    The new one is given what a run does not keep: whom to trust, and secrets.
+    """
+    if environment.started_by(os.environ) in (environment.TORCHRUN, environment.SLURM):
+        sys.exit(AGAIN)
+    kept = to_keep(overrides)
+    rest = [o for o in overrides if o not in kept and key_of(o) not in ("resume", "checkpoint")]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "videodiff", "train", f"resume={folder}", *rest])
 
 
 def name_of_job(cfg: DictConfig) -> list[str]:
@@ -152,14 +191,24 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         write_trained(folder, data.trained)
     module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
     module.checkpoint = checkpoint
+    if checkpoint is not None and data.ordered and (batches := batches_to_leave(folder, checkpoint)):
+        data.leave_out = batches
+        if first:
+            say(f"videodiff train: leaves out {batches} batches after {checkpoint.name}: there training had diverged")
     log_configuration(trainer.loggers, config)
+    fit(trainer, module, data)
+
+
+def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -> None:
+    """Train; a failure of a rank or of the disk is told as what it is."""
+    folder = trainer.default_root_dir
     try:
         trainer.fit(module, datamodule=data)
     except RuntimeError as error:
         raise lost_rank(trainer, error) or error from error
     except OSError as error:
         if error.filename is None and error.errno == errno.ENOSPC:
-            raise OSError(error.errno, error.strerror, str(folder)) from error
+            raise OSError(error.errno, error.strerror, folder) from error
         raise
     if trainer.is_global_zero:
         say(f"videodiff train: {trainer.global_step} steps in {folder}")
@@ -294,6 +343,8 @@ def quiet_and_quick() -> None:
     On a CPU a third of a step is page faults otherwise.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # It is said by each process on any machine that has Slurm; `videodiff doctor` tells what is wrong with a launch.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3

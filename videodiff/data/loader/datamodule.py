@@ -30,18 +30,27 @@ from videodiff.data.storage.cache import CachedFolder
 
 
 class BatchModule(lightning.LightningDataModule):
-    """The base class of data modules; subclasses set `global_batch` and `micro_batch`."""
+    """The base class of data modules; subclasses set `global_batch` and `micro_batch`.
 
+    `ordered`: which clip is in which batch is a function of the step, so that batches can be left out.
+    """
+
+    ordered = False
     global_batch: int
     micro_batch: int | None
     loaded_step = 0
     # How many consecutive ranks share each clip.
     sequence = 1
+    # Global batches of the order that no step was taken with, and how many more a checkpoint's successor leaves out.
+    left_out, leave_out = 0, 0
 
     @property
     def step(self) -> int:
-        """The next optimizer step, counted by what training has consumed, not by what workers have read ahead."""
-        return self.loaded_step if self.trainer is None else self.trainer.global_step
+        """The next global batch of the order, counted by what training has consumed, not by what workers have read.
+
+        It is the next optimizer step, plus the batches that were left out.
+        """
+        return self.loaded_step if self.trainer is None else self.trainer.global_step + self.left_out
 
     def accumulate(self, world: int) -> int:
         """Return the micro-batches per step of each of `world` processes; ValueError if they do not divide."""
@@ -77,6 +86,8 @@ class ClipDataModule(BatchModule):
     The state is the optimizer step and the quarantine. It can be loaded with any number of processes, micro-batches
     and workers if seed, global batches and datasets are the same.
     """
+
+    ordered = True
 
     def __init__(self, datasets: Datasets, shapes: Shapes, batches: Batches, reading: Reading, held: Held) -> None:
         super().__init__()
@@ -223,7 +234,7 @@ class ClipDataModule(BatchModule):
         return GlobalBatches(self.order, self.training, self.accumulate(mesh.world), mesh, start=lambda: self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step, the settings that the order depends on, and the quarantine of all ranks."""
+        """Return the place in the order, the settings that it depends on, and the quarantine of all ranks."""
         losses = [self.quarantine.state_dict()]
         if torch.distributed.is_initialized():
             losses *= torch.distributed.get_world_size()
@@ -231,7 +242,8 @@ class ClipDataModule(BatchModule):
         lost = Quarantine()
         for rank in losses:
             lost.load_state_dict(rank)
-        return {"step": self.step, "quarantine": lost.state_dict(), **self._identity(self.step)}
+        place = {"step": self.step, "left_out": self.left_out}
+        return {**place, "quarantine": lost.state_dict(), **self._identity(self.step)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the step of a checkpoint; ValueError if datasets, seed, buckets or batches up to it differ."""
@@ -241,7 +253,9 @@ class ClipDataModule(BatchModule):
                     f"{clips.manifest.path}: found the manifest {found[:12]}, expected {before[:12]} as in the "
                     f"checkpoint: this is another dataset, or it was changed"
                 )
-        self.loaded_step = resume(state, self._identity(state["step"]))
+        self.loaded_step = resume(state, self._identity(state["step"])) + self.leave_out
+        # Checkpoints of before had no such number: there was no rollback.
+        self.left_out = int(state.get("left_out", 0)) + self.leave_out
         self.quarantine.load_state_dict(state["quarantine"])
 
     def _identity(self, step: int) -> dict[str, Any]:

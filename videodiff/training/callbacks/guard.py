@@ -10,8 +10,11 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from videodiff.parallel.engine import Engine
+from videodiff.parallel.launcher import AGAIN, SAID
 from videodiff.parallel.ranks import gather, group_size
+from videodiff.training.callbacks.checkpoints import Checkpoints
 from videodiff.training.guard import Diverged, Spikes, Taken, finite, shortened, suspects
+from videodiff.training.rollback import roll_back
 from videodiff.training.run.checkpoint import checkpoints
 from videodiff.training.run.logging import say
 
@@ -22,12 +25,22 @@ class Guard(Callback):
     A step is skipped where its loss or its gradient is not finite on any rank, or where the norm of the gradient is
     more than `spike` times the median of the last `history` norms (None: however large it is): the weights, the moments
     and the average stay as they are, the data and the schedule go on. Of any `within` steps at most `budget` may be
-    skipped.
+    skipped. Then training ends, and goes on from an older checkpoint without the batches since then, `rollbacks` times.
     """
 
-    def __init__(self, budget: int = 10, within: int = 1000, spike: float | None = None, history: int = 100) -> None:
-        if budget < 0 or within < 1:
-            raise ValueError(f"guard: found budget={budget} within={within}, expected at least 0 and 1")
+    def __init__(
+        self,
+        budget: int = 10,
+        within: int = 1000,
+        spike: float | None = None,
+        history: int = 100,
+        rollbacks: int = 0,
+    ) -> None:
+        if min(budget, rollbacks) < 0 or within < 1:
+            raise ValueError(
+                f"guard: found budget={budget} rollbacks={rollbacks} within={within}, expected at least 0, 0 and 1"
+            )
+        self.rollbacks = rollbacks
         if (spike is not None and not spike > 1) or history < 1:
             raise ValueError(f"guard: found spike={spike} history={history}, expected above 1, or null, and at least 1")
         self.budget, self.within, self.skipped, self.spikes = budget, within, [], Spikes(spike, history)
@@ -68,10 +81,21 @@ class Guard(Callback):
             say(f"step {step:,}: skipped, {why}, clips {where}; {many}")
 
     def ended(self, trainer: lightning.Trainer, why: str) -> BaseException:
-        """Return what ends training on this rank; one rank says why."""
-        kept = checkpoints(Path(trainer.default_root_dir))
+        """Return what ends training on this rank; the first rank says why, and from where the run can go on."""
+        run, back = Path(trainer.default_root_dir), None
+        for callback in trainer.callbacks:
+            if isinstance(callback, Checkpoints):
+                # The one that is being written may be the one to go back to.
+                callback.finish()
+        # A stream without an order has no batches that could be left out.
+        if trainer.is_global_zero and trainer.datamodule.ordered:
+            back = roll_back(run, trainer.global_step, self.rollbacks)
+        back = gather(trainer.world_size, back)[0]
+        if not trainer.is_global_zero:
+            return SystemExit(SAID if back is None else AGAIN)
+        kept = checkpoints(run)
         last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
-        return Diverged(f"{why}; {last}") if trainer.is_global_zero else SystemExit(1)
+        return Diverged(f"{why}; {last}" if back is None else f"{why}; {back.line()}", back)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": list(self.skipped), "norms": list(self.spikes.norms)}

@@ -288,7 +288,7 @@ CLASSES: dict[str, Kind] = {
         folder=PLACE, generation=PART, every=EVERY, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)
     ),
     "videodiff.training.callbacks.guard.Guard": record(
-        budget=whole(0), within=COUNT, spike=optional(number(above=1)), history=COUNT
+        budget=whole(0), within=COUNT, spike=optional(number(above=1)), history=COUNT, rollbacks=whole(0)
     ),
     "videodiff.training.callbacks.goodput.Goodput": record(every=COUNT),
     "videodiff.training.callbacks.stop.StopGently": record(),

@@ -36,7 +36,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
         "videodiff.training.optimizer.Muon": {"fused": False},
     },
     3: {"videodiff.data.loader.datamodule.clip_data": {"decoder": "pyav"}},
-    4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100}},
+    4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100, "rollbacks": 0}},
 }
 # Classes that have another home today than when the folder was written.
 MOVED = {

@@ -1,0 +1,81 @@
+"""Going back after training has diverged: to a checkpoint from before it, and past the batches that led there.
+
+    <run>/rollbacks.jsonl   a line a rollback: the step that diverged, the checkpoint to go to, the batches to leave out
+
+A line holds for whoever continues the run from that checkpoint next; a later checkpoint knows the batches itself. Where
+training diverges again before there is a newer checkpoint, the next rollback goes back one checkpoint further.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from videodiff.data.storage.files import inside, write_whole
+from videodiff.training.run.checkpoint import STATE, checkpoints, is_damaged, leave_behind, step_of, whole
+
+FILE = "rollbacks.jsonl"
+
+
+class Rollback(NamedTuple):
+    """At step `diverged` training ended; from `checkpoint` on it leaves out so many global batches."""
+
+    diverged: int
+    checkpoint: str
+    batches: int
+
+    def line(self) -> str:
+        """Return it as a sentence."""
+        return f"goes back to {self.checkpoint} and leaves out {self.batches} batches from there on"
+
+
+def read_rollbacks(run: Path) -> list[Rollback]:
+    """Return the rollbacks of a run, oldest first."""
+    path = inside(run, FILE)
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [Rollback(int(line["diverged"]), str(line["checkpoint"]), int(line["batches"])) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: found no readable rollbacks ({error}), expected a line of JSON each") from error
+
+
+def roll_back(run: Path, diverged: int, limit: int) -> Rollback | None:
+    """Note where to go on after step `diverged`, put newer checkpoints aside; None where there is nowhere to go.
+
+    `limit`: how many rollbacks a run may take.
+    """
+    before = read_rollbacks(run)
+    if len(before) >= limit:
+        return None
+    found = next(usable(run, [one.checkpoint for one in before]), None)
+    if found is None:
+        return None
+    leave_behind(run, found)
+    # What a rollback to the same checkpoint left out before lies within: the steps are counted from the checkpoint on.
+    noted = Rollback(diverged, found.name, diverged - step_of(found))
+    lines = [json.dumps(one._asdict()) for one in (*before, noted)]
+    write_whole(run / FILE, "".join(f"{line}\n" for line in lines).encode())
+    return noted
+
+
+def usable(run: Path, tried: Iterable[str]) -> Iterable[Path]:
+    """Yield the whole checkpoints that no rollback has gone to, newest first."""
+    tried = set(tried)
+    for checkpoint in reversed(checkpoints(run)):
+        if checkpoint.name not in tried and not is_damaged(checkpoint):
+            try:
+                yield whole(checkpoint, STATE)
+            except ValueError:
+                # Whoever resumes is told of it.
+                continue
+
+
+def batches_to_leave(run: Path, checkpoint: Path) -> int:
+    """Return how many global batches a run that continues from this checkpoint leaves out."""
+    rollbacks = read_rollbacks(run)
+    noted = rollbacks and rollbacks[-1].checkpoint == checkpoint.name
+    return rollbacks[-1].batches if noted else 0
