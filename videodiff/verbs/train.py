@@ -98,7 +98,7 @@ def run(cfg: DictConfig) -> None:
 
 @contextmanager
 def kept_environment() -> Iterator[None]:
-    """Undo what Lightning and DeepSpeed write into the environment: the next training would obey it as a launcher's."""
+    """Undo what a training writes into the environment: the next one of this process would take it for a launcher's."""
     before = dict(os.environ)
     try:
         yield
