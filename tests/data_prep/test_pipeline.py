@@ -348,7 +348,7 @@ def test_what_is_said_of_a_video_may_change_between_calls(tmp_path):
 def test_a_dataset_inside_its_footage_would_become_footage(tmp_path):
     (tmp_path / "0.mp4").write_bytes(GOOD[0])
     for out in (tmp_path, tmp_path / "out"):
-        with pytest.raises(ValueError, match=r"out: found .* in the source .*, where its clips would be taken"):
+        with pytest.raises(ValueError, match=r"out: found .* in the source .*, expected one outside"):
             prep(out, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["0.mp4"]
 

@@ -156,7 +156,7 @@ def test_an_evaluation_takes_what_there_is_and_does_not_depend_on_the_batch(
     for batch in (5, 24):
         status, out, err = call("evaluate", str(run), f"dataset={world_dataset}", f"batch={batch}", "keep=2", "given=2")
         assert status == 0, err
-        assert f"clips: found 24 in {world_dataset}, fewer than 256: all are taken" in out
+        assert f"clips: found 24 in {world_dataset}, fewer than 256: all of them are used" in out
         results.append(json.loads((run / "evaluation.json").read_text()))
         listed = json.loads((run / "evaluation/clips.json").read_text())
         named = {entry[name] for entry in listed for name in ("sampled", "truth") if entry[name]}

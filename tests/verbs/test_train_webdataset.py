@@ -67,7 +67,7 @@ def test_a_run_on_tars_trains_validates_samples_and_is_resumed(
     assert "continues at step 20, but not at the exact sample: in epoch 6 the " in err
     assert latest_checkpoint(run).name == "step_00000022"
     status, out, err = call("inspect", *recipe(str(tars)))
-    assert "3, without a manifest; by 12 samples looked at" in out, err
+    assert "3, without a manifest; by 12 examined samples" in out, err
     assert "4 x 16 x 16     100% of the clips; 5 fps 100%" in out
 
 
