@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -31,6 +32,7 @@ from videodiff.parallel.launcher import AGAIN, die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
 from videodiff.parallel.sequence.switch import share_clips
 from videodiff.parallel.strategy import for_world
+from videodiff.planning.remedies import remedies
 from videodiff.planning.steps import format_plan, plan
 from videodiff.printing import say
 from videodiff.training.guard import Diverged
@@ -196,7 +198,21 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         if first:
             say(f"videodiff train: leaves out {batches} batches after {checkpoint.name}: there training had diverged")
     log_configuration(trainer.loggers, config)
-    fit(trainer, module, data)
+    try:
+        fit(trainer, module, data)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(out_of_memory(cfg, data.accumulate(world), world, error)) from error
+
+
+def out_of_memory(cfg: DictConfig, accumulate: int, world: int, error: Exception) -> str:
+    """Return in one line what there was no memory for, and which overrides take less."""
+    sequence = cfg.strategy.get("sequence_parallel", 1)
+    clips = cfg.data.global_batch // (accumulate * (world // sequence))
+    name = HydraConfig.get().runtime.choices.get("strategy") or "auto"
+    tried = remedies(clips, cfg.recompute.level if cfg.get("recompute") else "none", name, world, sequence)
+    told = " ".join(str(error).split(" See documentation")[0].split())
+    what = f"try {', or '.join(tried)}" if tried else "it takes more processes, or a smaller network or clip"
+    return f"out of memory with {clips} clips at once on each process: {told[:300].rstrip('.')}; {what}"
 
 
 def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -> None:
