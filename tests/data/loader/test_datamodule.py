@@ -256,6 +256,20 @@ def test_ranks_share_the_validation_clips_only_where_they_divide(root, validatio
     assert [place for batch in data.val_dataloader() for place in batch["position"].tolist()] == expected
 
 
+def test_of_a_sequence_group_one_rank_reads_and_all_validate_the_same_clips(root, validation_root):
+    read, validated = [], []
+    for rank in range(4):
+        data = module(root, validation_root=str(validation_root), validation_clips=4, micro_batch=2)
+        data.sequence = 2
+        data._mesh = lambda rank=rank: Mesh(rank, 4, 2)
+        read.append(next(iter(data.train_dataloader())))
+        validated.append([p for batch in data.val_dataloader() for p in batch["position"].tolist()])
+    assert [bool(batch) for batch in read] == [True, False, True, False]
+    assert not set(read[0]["position"].tolist()) & set(read[2]["position"].tolist())
+    assert validated == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [data.accumulate(world) for world in (2, 4)] == [data.global_batch // 2, data.global_batch // 4]
+
+
 def test_the_trainer_validates_and_no_validation_set_is_none(root, validation_root, tmp_path):
     recorder = Recorder()
     data = module(root, validation_root=str(validation_root), micro_batch=4)
