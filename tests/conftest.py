@@ -22,7 +22,7 @@ from videodiff.worlds.scene import render
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the file that takes longest, as it stays in one process: at the end it would run alone."""
-    items.sort(key=lambda item: item.path.parts[-2:] != ("parallel", "test_strategy.py"))
+    items.sort(key=lambda item: item.path.parts[-2:] != ("parallel", "test_parity.py"))
 
 
 @pytest.fixture(scope="session")
