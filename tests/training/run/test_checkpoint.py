@@ -33,7 +33,7 @@ from videodiff.training.run.checkpoint import (
 )
 from videodiff.training.run.files import write_tensors
 from videodiff.training.run.pieces import Piece
-from videodiff.training.run.restoring import files_of
+from videodiff.training.run.restoring import check_same, files_of
 from videodiff.training.run.saved import Saved
 from videodiff.training.run.saving import write_pieces
 from videodiff.verbs.config.build import build_model, read_run
@@ -358,3 +358,11 @@ def test_a_new_start_over_an_attempt_without_a_checkpoint_begins_anew(
     assert "runs/a: found an attempt without a checkpoint, moved it to runs/a/attempts/0" in err
     assert [path.name for path in Path("runs/a/metrics").iterdir()] == ["version_0"]
     assert (Path("runs/a/attempts/0/metrics/version_0/metrics.csv")).is_file()
+
+
+def test_ranks_that_have_chosen_other_checkpoints_do_not_go_on(tmp_path: Path) -> None:
+    check_same(["step_00000010", "step_00000010"], tmp_path)
+    with pytest.raises(
+        ValueError, match=r"found other checkpoints on other ranks \(rank 0: step_00000010, rank 1: step"
+    ):
+        check_same(["step_00000010", "step_00000005"], tmp_path)

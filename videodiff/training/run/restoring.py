@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
 from torch import Tensor
 
 from videodiff.parallel.engine import engine_of
+from videodiff.parallel.ranks import gather
 from videodiff.training.run.before import is_before_pieces, read_before
 from videodiff.training.run.checkpoint import PROGRESS, STATE, of, read_record
 from videodiff.training.run.generators import set_generators
@@ -20,6 +22,7 @@ from videodiff.training.run.saving import name_of
 def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
     """Let a training that is set up go on from a checkpoint; every rank has to call."""
     trainer, record = module.trainer, read_record(checkpoint)
+    check_same(gather(trainer.world_size, checkpoint.name), checkpoint.parent)
     if is_before_pieces(checkpoint):
         saved, progress = read_before(checkpoint, module.names_in_order())
     else:
@@ -32,6 +35,16 @@ def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
         path = checkpoint / STATE / f"{name_of(trainer.global_rank)}.{SUFFIX}"
         if states := random_of(saved, path):
             set_generators(states)
+
+
+def check_same(names: Sequence[str], folder: Path) -> None:
+    """Raise where the processes have not chosen the same checkpoint: each has looked for the newest by itself."""
+    if len(set(names)) > 1:
+        chosen = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(names[:8]))
+        raise ValueError(
+            f"{folder}: found other checkpoints on other ranks ({chosen}), expected one; the folder is not the same "
+            "on all nodes yet: wait, or name it with checkpoint="
+        )
 
 
 def files_of(checkpoint: Path) -> list[Path]:
