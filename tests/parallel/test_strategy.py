@@ -19,10 +19,18 @@ from tests.material.runs.saved_state import progress_in
 from videodiff.data.samples.manifest import Manifest
 from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, whole
 
+SAMPLING = ["callbacks.samples.every=2", "sampler.steps=1"]
 SPREADS = {
     "ddp": ["strategy=ddp", "trainer.devices=2"],
     "zero1": ["strategy=zero1", "trainer.devices=2"],
     "zero2": ["strategy=zero2", "trainer.devices=2", "data.micro_batch=1"],
+    "fsdp2": [
+        "strategy=fsdp2",
+        "trainer.devices=2",
+        "data.micro_batch=1",
+        "recompute=full",
+        "callbacks.samples.every=2",
+    ],
     # Sampling in between changes nothing.
     "zero3": ["strategy=zero3", "trainer.devices=2", "callbacks.samples.every=2", "sampler.steps=1"],
 }

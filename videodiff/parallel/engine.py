@@ -1,7 +1,8 @@
 """What training asks of whoever holds the weights and takes the steps: one protocol, and who implements it.
 
 `whole.py` implements it where every process holds all weights (a single device, DDP), `zero/engine.py` where ZeRO
-splits them. Training and the verbs know this file alone; Lightning's strategies run the forward and backward passes.
+splits them, `fsdp/engine.py` where FSDP2 does. Training and the verbs know this file alone; Lightning's strategies run
+the forward and backward passes.
 """
 
 from __future__ import annotations
@@ -60,8 +61,14 @@ class Engine(Protocol):
     def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Return the whole averages of these parameters by name; every rank has to call."""
 
-    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-        """Return a context in which these parameters are whole and may be changed; every rank has to enter."""
+    def shape(self, p: nn.Parameter) -> torch.Size:
+        """Return the shape that a parameter has when it is whole."""
+
+    def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[None]:
+        """Return a context in which the averages stand in the place of these parameters; every rank has to enter."""
+
+    def adopt(self, module: nn.Module) -> None:
+        """Take a module over before its optimizer is made, once; where `split`, its denoiser may have no memory yet."""
 
 
 def engine_of(strategy: Any) -> Engine:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import nn
 
+from videodiff.parallel.birth import unborn
+from videodiff.parallel.engine import engine_of
+from videodiff.parallel.fsdp.strategy import Fsdp
 from videodiff.parallel.launcher import watched
 from videodiff.parallel.sequence.group import SequenceGroup
 from videodiff.parallel.sequence.strategy import SharesClips
+from videodiff.parallel.zero.config import configuration
 from videodiff.parallel.zero.strategy import Zero
 
 
 def automatic(sequence_parallel: int = 1) -> Strategy | str:
     """Let the number of processes decide: a single device, or DDP over several."""
     return "auto" if sequence_parallel == 1 else ddp(sequence_parallel)
+
+
+def single() -> str:
+    """Train in one process, on one device."""
+    return "single"
 
 
 def ddp(sequence_parallel: int = 1, **options: Any) -> Strategy:
@@ -29,7 +40,18 @@ def ddp(sequence_parallel: int = 1, **options: Any) -> Strategy:
 
 def for_world(strategy: Strategy | str, world: int) -> Strategy | str:
     """Return the strategy for so many processes: the one that was configured, or what `automatic` leaves open."""
-    return ddp() if strategy == "auto" and world > 1 else strategy
+    if strategy == "single" and world > 1:
+        raise ValueError(
+            f"trainer.devices: found {world} processes for strategy=single, expected 1; choose strategy=ddp, zero1, "
+            "zero2, zero3 or fsdp2"
+        )
+    return strategy if isinstance(strategy, Strategy) else ddp() if world > 1 else "auto"
+
+
+def birth_under(strategy: Strategy | str) -> Callable[[Callable[[], nn.Module]], nn.Module]:
+    """Return how a network is made under a strategy: without memory where no process is to hold it whole."""
+    splits = isinstance(strategy, Strategy) and engine_of(strategy).split
+    return unborn if splits else lambda make: make()
 
 
 class Ddp(SharesClips, DDPStrategy):
@@ -44,15 +66,25 @@ class Ddp(SharesClips, DDPStrategy):
         self._launcher = watched(self._launcher)
 
 
-def zero(stage: int, sequence_parallel: int = 1, **options: Any) -> Strategy:
+def zero(
+    stage: int,
+    sequence_parallel: int = 1,
+    offload: str | None = None,
+    nvme: str | None = None,
+    pin_memory: bool = True,
+    **options: Any,
+) -> Strategy:
     """Return DeepSpeed ZeRO: stage 1 shards the optimizer's state, 2 the gradients too, 3 the weights too.
 
     It does so over all processes, also where `sequence_parallel` of them share each clip.
+    `offload` "state" keeps the optimizer's state, and takes its steps, on the host, "all" the weights too; in pinned
+    memory, or in the folder `nvme`. `options` are DeepSpeed's own.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    config = {
-        "zero_optimization": {"stage": stage, **options},
-        "zero_allow_untested_optimizer": True,
-    }
-    return Zero(config, sequence_parallel)
+    return Zero(configuration(stage, offload, nvme, pin_memory, **options), sequence_parallel)
+
+
+def fsdp2(reshard_after_forward: bool = True, gather: str = "float32", reduce: str = "float32") -> Strategy:
+    """Return torch's FSDP2: weights, gradients and the optimizer's state are split by rows, block by block."""
+    return Fsdp(reshard_after_forward, gather, reduce)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -88,9 +87,30 @@ class Whole:
             name: state[p]["ema"] if "ema" in state[p] else p.detach().float().clone() for name, p in parameters.items()
         }
 
-    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-        """Return an empty context: the parameters are whole."""
-        return nullcontext()
+    def shape(self, p: nn.Parameter) -> torch.Size:
+        """Return the shape of a parameter."""
+        return p.shape
+
+    @contextmanager
+    def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Put the averages in the place of the weights."""
+        averages = self.averages(parameters)
+        weights = {name: p.detach().clone() for name, p in parameters.items()}
+        write(parameters, averages)
+        try:
+            yield
+        finally:
+            write(parameters, weights)
+
+    def adopt(self, module: nn.Module) -> None:
+        """Leave the module as it is."""
+
+
+@torch.no_grad()
+def write(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copy values into parameters, in place."""
+    for name, p in parameters.items():
+        p.copy_(values[name])
 
 
 def as_kept(optimizer: torch.optim.Optimizer, key: str, value: float) -> Tensor | int | float:

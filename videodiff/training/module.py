@@ -55,6 +55,7 @@ class VideoDiffusion(lightning.LightningModule):
         self.checkpoint: Path | None = None
         # What this rank has taken of the present step, and what is known of the last one.
         self.taken: list[Taken] = []
+        self.adopted = False
         self.validated: Tensor | None = None
         self.validated_figures: dict[str, float] = {}
         self.ended, self.began, self.rate = 0, 0, 0.0
@@ -64,6 +65,12 @@ class VideoDiffusion(lightning.LightningModule):
     def engine(self) -> Engine:
         """Return what takes this process's steps."""
         return engine_of(self.trainer.strategy)
+
+    def configure_model(self) -> None:
+        """Have the engine take over the network, when the processes know each other; Lightning may call again."""
+        if not self.adopted:
+            self.engine.adopt(self)
+            self.adopted = True
 
     def condition(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the keyword arguments of the denoiser for a batch."""
@@ -169,7 +176,7 @@ class VideoDiffusion(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over groups of parameters and its schedule, stepped once an optimizer step."""
-        optimizer = self.make_optimizer(parameter_groups(self.named_parameters()))
+        optimizer = self.make_optimizer(parameter_groups(self.named_parameters(), self.engine.shape))
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -180,14 +187,16 @@ class VideoDiffusion(lightning.LightningModule):
         return [names[id(p)] for group in parameter_groups(self.named_parameters()) for p in group["params"]]
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], shape: Callable[[nn.Parameter], torch.Size] = lambda p: p.shape
+) -> list[dict[str, Any]]:
     """Split the trainable parameters into the weight matrices of the blocks and the rest.
 
-    The matrices are what Muon is for (the embeddings, the head and the modulation stay with AdamW) and what weight
-    decay applies to.
+    `shape` tells what shape a parameter has when it is whole. The matrices are what Muon is for (the embeddings, the
+    head and the modulation stay with AdamW) and what weight decay applies to.
     """
     trainable = [(name, p) for name, p in named if p.requires_grad]
-    matrices = [p for name, p in trainable if ".blocks." in name and name.endswith("weight") and p.ndim == 2]
+    matrices = [p for name, p in trainable if ".blocks." in name and name.endswith("weight") and len(shape(p)) == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in trainable if id(p) not in chosen]
     return [{"params": matrices, "matrix": True}, {"params": rest, "matrix": False, "weight_decay": 0.0}]

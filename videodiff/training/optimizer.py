@@ -11,7 +11,7 @@ as long at width 512, where bfloat16 decides (2026-11-28, `bench/muon.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -135,8 +135,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for shape in dict.fromkeys(p.shape for p in parameters):
             same = [i for i, p in enumerate(parameters) if p.shape == shape]
-            steps = orthogonalise(torch.stack([updates[i] for i in same])) * (0.2 * max(shape) ** 0.5)
-            torch._foreach_add_([parameters[i] for i in same], list(steps), alpha=-group["lr"])
+            steps = self._orthogonal([updates[i] for i in same])
+            torch._foreach_add_([parameters[i] for i in same], steps, alpha=-group["lr"])
+
+    def _orthogonal(self, updates: Sequence[Tensor]) -> list[Tensor]:
+        steps = orthogonalise(torch.stack(list(updates)))
+        return list(steps * (0.2 * max(steps.shape[-2:]) ** 0.5))
 
     def _adamw(self, group: Group, parameters: list[Tensor]) -> None:
         for p in parameters:

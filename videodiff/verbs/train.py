@@ -20,6 +20,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
@@ -31,7 +32,7 @@ from videodiff.parallel.engine import engine_of
 from videodiff.parallel.launcher import AGAIN, die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
 from videodiff.parallel.sequence.switch import share_clips
-from videodiff.parallel.strategy import for_world
+from videodiff.parallel.strategy import birth_under, for_world
 from videodiff.planning.remedies import remedies
 from videodiff.planning.steps import format_plan, plan
 from videodiff.printing import say
@@ -171,7 +172,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
     data, world = build_data(cfg), world_size(cfg)
     data.check(world)
-    model = build_model(cfg)
+    strategy = for_world(instantiate(cfg.strategy), world)
+    model = build_model(cfg, birth_under(strategy))
     data.check_encoders(model.codec, model.text)
     for line in data.check_captions(model.text):
         if first:
@@ -184,7 +186,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     for group in ("recompute", "compile"):
         if cfg.get(group):
             instantiate_partial(group, cfg[group])(model.denoiser)
-    trainer = build_trainer(cfg, model, data.accumulate(world))
+    trainer = build_trainer(cfg, model, data.accumulate(world), strategy)
     optimizer = engine_of(trainer.strategy).choose_optimizer(optimizer)
     config = resolved(cfg, model)
     if first:
@@ -258,14 +260,16 @@ def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
     return config
 
 
-def build_trainer(cfg: DictConfig, model: Model, accumulate: int) -> lightning.Trainer:
+def build_trainer(
+    cfg: DictConfig, model: Model, accumulate: int, strategy: Strategy | str = "auto"
+) -> lightning.Trainer:
     """Build Lightning's trainer, with so many micro-batches a step."""
     settings = {**cfg.trainer, "val_check_interval": cfg.trainer.val_check_interval * accumulate}
     if cfg.data.validation_root is None and cfg.data.get("validation_urls") is None:
         settings["limit_val_batches"] = 0
     trainer = instantiate(
         settings,
-        strategy=for_world(instantiate(cfg.strategy), world_size(cfg)),
+        strategy=strategy,
         callbacks=build_callbacks(cfg, model),
         logger=[instantiate(logger) for logger in (cfg.get("logger") or {}).values()],
         accumulate_grad_batches=accumulate,

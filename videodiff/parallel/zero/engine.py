@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from videodiff.parallel.birth import fill, is_unborn
+from videodiff.parallel.whole import write
 from videodiff.parallel.zero.fragments import fragments_of
 from videodiff.training.run.pieces import Piece, kept
 from videodiff.training.run.saved import Saved
@@ -67,8 +69,8 @@ class ZeroEngine:
         return [p for p in self.strategy.lightning_module.parameters() if p.requires_grad]
 
     def count(self, parameters: Iterable[nn.Parameter]) -> int:
-        """Return how many weights these parameters hold when they are whole; ZeRO 3 empties a parameter."""
-        return sum(getattr(p, "ds_shape", p.shape).numel() for p in parameters)
+        """Return how many weights these parameters hold when they are whole."""
+        return sum(self.shape(p).numel() for p in parameters)
 
     def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Gather the averages from all ranks, by name; before the first step the parameters themselves."""
@@ -83,18 +85,59 @@ class ZeroEngine:
         found = {}
         for name, p in parameters.items():
             ema = safe_get_full_optimizer_state(p, "ema")
-            # ZeRO 3 empties a parameter and keeps its shape in `ds_shape`.
-            found[name] = p.detach().float().clone() if ema is None else ema.reshape(getattr(p, "ds_shape", p.shape))
+            found[name] = p.detach().float().clone() if ema is None else ema.reshape(self.shape(p))
         return found
 
+    def shape(self, p: nn.Parameter) -> torch.Size:
+        """Return the shape of a parameter when it is whole; ZeRO 3 empties it and keeps the shape in `ds_shape`."""
+        return getattr(p, "ds_shape", p.shape)
+
+    @contextmanager
+    def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Put the averages in the place of the weights; what the first rank writes, all ranks get."""
+        averages = self.averages(parameters)
+        with self.gathered(parameters.values()):
+            weights = {name: p.detach().clone() for name, p in parameters.items()}
+            write(parameters, averages)
+        try:
+            yield
+        finally:
+            with self.gathered(parameters.values()):
+                write(parameters, weights)
+
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-        """Gather parameters that ZeRO 3 has split; what the first rank writes into them, all ranks get."""
+        """Return a context in which parameters that ZeRO 3 has split are whole; the first rank may change them."""
         parameters = list(parameters)
         if not any(hasattr(p, "ds_id") for p in parameters):
             return nullcontext()
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+    def adopt(self, module: nn.Module) -> None:
+        """Under ZeRO 3 give a network without memory its weights, one at a time: each process keeps its part."""
+        if not is_unborn(module.denoiser):
+            return
+        import deepspeed
+
+        def split(p: nn.Parameter) -> nn.Parameter:
+            deepspeed.zero.Init(module=nn.ParameterList([p]), config_dict_or_path=self.strategy.config)
+            return p
+
+        dtype = self.weight_type()
+        for owner, name, values in fill(module.denoiser):
+            if name in owner._parameters:
+                owner._parameters[name] = split(nn.Parameter(values.to(dtype), owner._parameters[name].requires_grad))
+            else:
+                owner._buffers[name] = values.to(self.strategy.root_device)
+        for p in module.text.parameters() if module.text.trainable else ():
+            p.data = p.data.to(dtype)
+            split(p)
+
+    def weight_type(self) -> torch.dtype:
+        """Return the type that DeepSpeed gives to weights; its optimizer's are float32."""
+        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return next((types[key] for key in types if self.strategy.config.get(key, {}).get("enabled")), torch.float32)
 
 
 def is_muon(optimizer: Any) -> bool:

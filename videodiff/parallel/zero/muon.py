@@ -75,7 +75,8 @@ def by_columns(matrices: Iterable[nn.Parameter]) -> dict[int, list[nn.Parameter]
     """Group matrices by their number of columns."""
     groups: dict[int, list[nn.Parameter]] = {}
     for p in matrices:
-        groups.setdefault(p.shape[1], []).append(p)
+        # ZeRO 3 has emptied a parameter that it has split already.
+        groups.setdefault(getattr(p, "ds_shape", p.shape)[1], []).append(p)
     return groups
 
 

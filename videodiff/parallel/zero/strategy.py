@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -50,6 +51,14 @@ class Zero(SharesClips, DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
+    def model_sharded_context(self) -> AbstractContextManager[None]:
+        """Return an empty context: DeepSpeed's own splits a module before its parent has set its weights to zero.
+
+        `ZeroEngine.adopt` splits the network as it is when it is complete.
+        """
+        self._init_config_if_needed()
+        return nullcontext()
+
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run the backward pass; Lightning has divided the loss by the micro-batches, so DeepSpeed must not."""
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
@@ -61,6 +70,9 @@ class Zero(SharesClips, DeepSpeedStrategy):
         """
         import deepspeed
 
+        if self.lightning_module is not None and any(p.is_meta for p in self.lightning_module.parameters()):
+            # Lightning would move the network to the host, and hide what went wrong before it had memory.
+            self._lightning_module = None
         super().teardown()
         if torch.distributed.is_initialized():
             deepspeed.comm.destroy_process_group()

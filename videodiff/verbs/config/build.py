@@ -37,12 +37,15 @@ class Model(NamedTuple):
     text: nn.Module
 
 
-def build_model(cfg: DictConfig) -> Model:
-    """Instantiate the codec, the text encoder, the denoiser that fits both, and the objective; weights by cfg.seed."""
+def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Module] = lambda make: make()) -> Model:
+    """Instantiate the codec, the text encoder, the denoiser that fits both, and the objective; weights by cfg.seed.
+
+    `born` makes the denoiser, by default whole.
+    """
     torch.manual_seed(cfg.seed)
     codec, text = instantiate(cfg.codec), instantiate(cfg.text)
     check_patch(cfg, codec)
-    denoiser = instantiate(cfg.model, channels=codec.channels, text_width=text.width)
+    denoiser = born(lambda: instantiate(cfg.model, channels=codec.channels, text_width=text.width))
     return Model(denoiser, instantiate(cfg.objective), codec, text)
 
 

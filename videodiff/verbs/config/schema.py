@@ -260,8 +260,19 @@ CLASSES: dict[str, Kind] = {
         floor=SHARE,
     ),
     "videodiff.parallel.strategy.automatic": record(sequence_parallel=COUNT),
+    "videodiff.parallel.strategy.single": record(),
+    "videodiff.parallel.strategy.fsdp2": record(
+        reshard_after_forward=FLAG, gather=choice("float32", "bfloat16"), reduce=choice("float32", "bfloat16")
+    ),
     "videodiff.parallel.strategy.ddp": record(rest=ANYTHING, sequence_parallel=COUNT),
-    "videodiff.parallel.strategy.zero": record(rest=ANYTHING, stage=whole(1, 3), sequence_parallel=COUNT),
+    "videodiff.parallel.strategy.zero": record(
+        rest=ANYTHING,
+        stage=whole(1, 3),
+        sequence_parallel=COUNT,
+        offload=optional(choice("state", "all")),
+        nvme=optional(PLACE),
+        pin_memory=FLAG,
+    ),
     "videodiff.parallel.recompute.recompute_blocks": record(
         denoiser=instead("it is that of model="),
         level=choice("none", "selective", "full"),

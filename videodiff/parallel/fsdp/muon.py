@@ -1,0 +1,26 @@
+"""Muon where a matrix lies in rows on several processes: each gathers it whole, and keeps its rows of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from videodiff.training.optimizer import Muon
+
+
+class ShardedMuon(Muon):
+    """The optimizer `videodiff.training.optimizer.Muon` over weights that are split by rows, with the same steps.
+
+    Momenta and averages stay split. The updates of the matrices of one shape are whole at a time, on all processes.
+    """
+
+    def _orthogonal(self, updates: Sequence[Tensor]) -> list[Tensor]:
+        steps = super()._orthogonal([update.full_tensor() for update in updates])
+        return [rows(step, update) for step, update in zip(steps, updates, strict=True)]
+
+
+def rows(whole: Tensor, like: DTensor) -> Tensor:
+    """Return whole values, which every process has, split as another tensor is."""
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

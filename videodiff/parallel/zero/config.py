@@ -1,0 +1,104 @@
+"""What DeepSpeed is told: one dictionary of its own keys from a few settings, and what of it cannot work here."""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STAGES = (1, 2, 3)
+# Under stage 3 DeepSpeed calls them otherwise.
+STAGE_3 = ("prefetch_bucket_size", "param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
+
+
+def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, **options: Any) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; ValueError or OSError where it cannot work here."""
+    check(stage, offload, nvme, pin)
+    if options.get("round_robin_gradients"):
+        raise ValueError(
+            "strategy.round_robin_gradients: found true, expected false: DeepSpeed then takes the averages of one "
+            "weight for those of another"
+        )
+    check_options(options)
+    settings = {f"stage3_{key}" if key in STAGE_3 else key: value for key, value in options.items()}
+    config = {
+        "zero_optimization": {"stage": stage, **settings},
+        "zero_allow_untested_optimizer": True,
+        # Our optimizers keep the average, and they step on the host as well.
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if offload is not None:
+        to: dict[str, Any] = {"device": "cpu" if nvme is None else "nvme", "pin_memory": pin}
+        if nvme is not None:
+            to["nvme_path"] = nvme
+        config["zero_optimization"]["offload_optimizer"] = to
+        if offload == "all":
+            config["zero_optimization"]["offload_param"] = dict(to)
+    return config
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise where DeepSpeed has no such setting, or not of this kind."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    known = {*DeepSpeedZeroConfig.model_fields, *STAGE_3}
+    for name, value in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"strategy.{name}: found {value!r}, expected a setting of ZeRO (nearest: {near})")
+    try:
+        DeepSpeedZeroConfig(**options)
+    except ValidationError as error:
+        (name, *_), told = error.errors()[0]["loc"] or ("options",), error.errors()[0]
+        raise ValueError(f"strategy.{name}: found {told['input']!r}, expected another value: {told['msg']}") from error
+
+
+def check(stage: int, offload: str | None, nvme: str | None, pin: bool) -> None:
+    """Raise where settings do not fit each other, or this machine."""
+    if stage not in STAGES:
+        raise ValueError(f"strategy.stage: found {stage}, expected 1, 2 or 3")
+    if offload not in (None, "state", "all"):
+        raise ValueError(f"strategy.offload: found {offload!r}, expected null, state or all")
+    if offload == "all" and stage != 3:
+        raise ValueError(
+            f"strategy.offload: found all under stage {stage}, expected state: only stage 3 splits weights"
+        )
+    if nvme is not None:
+        check_nvme(stage, offload, nvme)
+    if offload is not None and pin and torch.cuda.is_available():
+        try:
+            torch.empty(1, pin_memory=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"strategy.pin_memory: found no pinned memory ({str(error).splitlines()[0]}), expected some; raise the "
+                "limit of locked memory (ulimit -l), or strategy.pin_memory=false"
+            ) from error
+
+
+def check_nvme(stage: int, offload: str | None, nvme: str) -> None:
+    """Raise where state cannot go to this folder."""
+    if stage != 3 or offload is None:
+        raise ValueError(
+            f"strategy.nvme: found {nvme} with stage {stage} and offload {offload}, expected strategy=zero3_offload"
+        )
+    if not Path(nvme).is_dir():
+        raise FileNotFoundError(f"strategy.nvme: found no folder {nvme}, expected one on a local NVMe disk; make it")
+    try:
+        with tempfile.TemporaryFile(dir=nvme):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"strategy.nvme: found {nvme}, where no file can be made ({error.strerror}), expected a writable folder"
+        ) from error
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ValueError(
+            "strategy.nvme: found no libaio, which DeepSpeed uses an NVMe disk with; install libaio-dev, or leave "
+            "strategy.nvme out: the host's memory takes it"
+        )
