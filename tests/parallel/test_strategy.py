@@ -19,18 +19,11 @@ from tests.material.runs.saved_state import progress_in
 from videodiff.data.samples.manifest import Manifest
 from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, whole
 
-SAMPLING = ["callbacks.samples.every=2", "sampler.steps=1"]
 SPREADS = {
     "ddp": ["strategy=ddp", "trainer.devices=2"],
     "zero1": ["strategy=zero1", "trainer.devices=2"],
     "zero2": ["strategy=zero2", "trainer.devices=2", "data.micro_batch=1"],
-    "fsdp2": [
-        "strategy=fsdp2",
-        "trainer.devices=2",
-        "data.micro_batch=1",
-        "recompute=full",
-        "callbacks.samples.every=2",
-    ],
+    "fsdp2": ["strategy=fsdp2", "trainer.devices=2", "strategy.reshard_after_forward=false", "recompute=full"],
     # Sampling in between changes nothing.
     "zero3": ["strategy=zero3", "trainer.devices=2", "callbacks.samples.every=2", "sampler.steps=1"],
 }
@@ -47,6 +40,15 @@ def average(folder: Path, dataset: Path, name: str, *more: str) -> dict[str, Ten
         recipe = [*tiny(dataset), "trainer.max_steps=4", f"name={name}", *more]
         finish(start("train", *recipe, cwd=folder))
     return load_file(latest_checkpoint(folder / "runs" / name) / AVERAGE)
+
+
+def test_muon_under_fsdp2_takes_the_steps_of_one_process(folder: Path, world_dataset: Path) -> None:
+    wanted = average(folder, world_dataset, "muon_whole")
+    sampling = ["callbacks.samples.every=2", "sampler.steps=1"]
+    found = average(folder, world_dataset, "muon_rows", *SPREADS["fsdp2"], *sampling)
+    assert wanted.keys() == found.keys()
+    for key, weight in wanted.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
