@@ -17,7 +17,7 @@ from videodiff.data.order.arithmetic import Mesh
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter
 from videodiff.planning.cost import Cost
-from videodiff.training.module import VideoDiffusion
+from videodiff.training.run.progress import counted_anew
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,12 @@ class HangsAtClip3(Reader):
 class Recorder(lightning.LightningModule):
     """Train a single number and note what each batch held."""
 
-    on_load_checkpoint = VideoDiffusion.on_load_checkpoint
-
     def __init__(self):
         super().__init__()
         self.number, self.seen, self.validated = torch.nn.Parameter(torch.zeros(())), [], []
+
+    def on_load_checkpoint(self, checkpoint):
+        checkpoint["loops"]["fit_loop"] = counted_anew(checkpoint, self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch, index):
         self.seen.append((batch["step"], batch["position"].tolist(), batch["key"], batch["video"].sum().item()))
@@ -128,6 +129,7 @@ def test_the_checkpoint_holds_the_step_that_training_reached(root, tmp_path):
     assert {name: state[name] for name in ("step", "seed", "batch_sizes")} == {"step": 3, "seed": 3, "batch_sizes": [4]}
     assert set(state) == {
         "step",
+        "left_out",
         "stages",
         "seed",
         "window",
