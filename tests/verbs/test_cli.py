@@ -44,7 +44,7 @@ def test_the_help_of_a_verb_shows_its_keys(call: Call, verb: str) -> None:
     assert status == 0
     assert f"videodiff {verb}: {VERBS[verb]}" in out
     own = {"simulate": "clips:", "pack": "source:", "train": "resume:", "sample": "prompts:", "evaluate": "given:"}
-    own["inspect"] = "folder:"
+    own |= {"inspect": "folder:", "doctor": "folder:"}
     assert own.get(verb, ": ???") in out
     assert "hydra" not in out
 
