@@ -200,7 +200,11 @@ class Saving:
         """
         before, since = -1, time.monotonic()
         while self.thread.is_alive() if self.rank == 0 else self.partial.exists():
-            size = size_of(self.partial)
+            try:
+                size = size_of(self.partial)
+            except FileNotFoundError:
+                # The folder has its name now, or is gone.
+                size = before
             if size != before:
                 before, since = size, time.monotonic()
             elif time.monotonic() - since > STALL:
