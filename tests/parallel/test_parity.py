@@ -19,7 +19,10 @@ from tests.conftest import finish, tiny
 from tests.material.warm import Started
 from videodiff.parallel.launcher import meeting_port
 from videodiff.report.run import read_run
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.training.run.checkpoint import AVERAGE, PROGRESS, STATE, latest_checkpoint
+from videodiff.training.run.progress import read_progress
+from videodiff.training.run.restoring import files_of
+from videodiff.training.run.saved import Saved
 
 # Sampling in between changes nothing.
 SAMPLING = ["callbacks.samples.every=10", "sampler.steps=1", "callbacks.samples.clips=2"]
@@ -119,3 +122,15 @@ def test_the_average_is_that_of_one_process(runs: Callable[[str], Path], name: s
     assert wanted.keys() == found.keys()
     for key, weight in wanted.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_optimizer_average_and_schedule_move_once_a_step_however_many_micro_batches_it_has(
+    runs: Callable[[str], Path], name: str
+) -> None:
+    checkpoint = latest_checkpoint(runs(name))
+    saved = Saved(files_of(checkpoint))
+    counts = {(p, key): saved.number(p, key) for p in saved.weights() for key in ("step", "ema_step")}
+    assert set(counts.values()) == {20}
+    (schedule,) = read_progress(checkpoint / STATE / PROGRESS)["lr_schedulers"]
+    assert schedule["last_epoch"] == 20
