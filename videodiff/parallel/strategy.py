@@ -85,6 +85,14 @@ def zero(
     return Zero(configuration(stage, offload, nvme, pin_memory, **options), sequence_parallel)
 
 
-def fsdp2(reshard_after_forward: bool = True, gather: str = "float32", reduce: str = "float32") -> Strategy:
-    """Return torch's FSDP2: weights, gradients and the optimizer's state are split by rows, block by block."""
-    return Fsdp(reshard_after_forward, gather, reduce)
+def fsdp2(
+    reshard_after_forward: bool = True,
+    gather: str = "float32",
+    reduce: str = "float32",
+    sequence_parallel: int = 1,
+) -> Strategy:
+    """Return torch's FSDP2: weights, gradients and the optimizer's state are split by rows, block by block.
+
+    It does so over all processes, also where `sequence_parallel` of them share each clip.
+    """
+    return Fsdp(reshard_after_forward, gather, reduce, sequence_parallel)

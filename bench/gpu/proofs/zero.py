@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO in one process: it trains, saves, and goes on, with both optimizers."""
+"""DeepSpeed's ZeRO and FSDP2 in one process: it trains, saves, and goes on, with both optimizers; and blocks recomputed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ def run(check: Check) -> None:
     for name, optimizer in OPTIMIZERS.items():
         plain = check.part(f"{name}, one process", lambda n=name, o=optimizer: trained(check, data, f"{n}_plain", o))
         # A CPU has seen each stage in the tests; here it is to see that this code works.
-        for stage in (2,) if check.tiny and name == "muon" else (1, 2, 3):
-            what = f"{name}, ZeRO {stage}"
-            check.part(what, lambda w=what, s=stage, n=name, o=optimizer, p=plain: sharded(check, data, w, s, n, o, p))
+        for strategy in ("zero2",) if check.tiny and name == "muon" else ("zero1", "zero2", "zero3", "fsdp2"):
+            what = f"{name}, {strategy}"
+            check.part(
+                what, lambda w=what, s=strategy, n=name, o=optimizer, p=plain: sharded(check, data, w, s, n, o, p)
+            )
+    check.part("recompute", lambda: recomputed(check, data))
     backend = "NCCL" if check.cuda else "gloo"
     check.note(f"one process, {backend}; several GPUs are tried by nothing here")
 
@@ -64,12 +67,22 @@ def trained(check: Check, data: Path, name: str, more: list[str]) -> list[float]
     return watch.curve()
 
 
+def recomputed(check: Check, data: Path) -> None:
+    """Train with the blocks computed again in the backward pass: the same curve as without."""
+    plain = trained(check, data, "kept", OPTIMIZERS["adamw"])
+    for level in ("selective", "full"):
+        curve = trained(check, data, level, [*OPTIMIZERS["adamw"], f"recompute={level}"])
+        apart = max(abs(a - b) / abs(b) for a, b in zip(curve, plain, strict=True))
+        check.figure(f"recompute={level}: greatest relative distance of the curve from one without", apart)
+        check.hold(f"recompute={level}: the curve is within 1e-3 of one without", apart < 1e-3, f"{apart:.2g}")
+
+
 def sharded(
-    check: Check, data: Path, what: str, stage: int, name: str, optimizer: list[str], plain: list[float] | None
+    check: Check, data: Path, what: str, strategy: str, name: str, optimizer: list[str], plain: list[float] | None
 ) -> None:
-    """Train under one stage, and again from the middle."""
-    whole, half = Path(f"runs/zero/{name}_{stage}"), Path(f"runs/zero/{name}_{stage}_half")
-    optimizer = [*optimizer, f"strategy=zero{stage}"]
+    """Train under one strategy, and again from the middle."""
+    whole, half = Path(f"runs/zero/{name}_{strategy}"), Path(f"runs/zero/{name}_{strategy}_half")
+    optimizer = [*optimizer, f"strategy={strategy}"]
     curve = trained(check, data, whole.name, optimizer)
     if plain is not None:
         apart = max(abs(a - b) for a, b in zip(curve, plain, strict=True))
@@ -78,7 +91,7 @@ def sharded(
         check.hold(f"{what}: the curve is within 3e-2 of one process's", apart < 3e-2, f"{apart:.4f}")
     shutil.copytree(whole, half)
     shutil.rmtree(latest_checkpoint(half))
-    if stage < 3:
+    if strategy not in ("zero3", "fsdp2"):
         # The clips of the step between are made again from the averages of the checkpoint.
         shutil.rmtree(half / "samples")
     rest = [o for o in recipe(check, data, half.name, optimizer) if not o.startswith(("run=", "~"))]

@@ -262,7 +262,10 @@ CLASSES: dict[str, Kind] = {
     "videodiff.parallel.strategy.automatic": record(sequence_parallel=COUNT),
     "videodiff.parallel.strategy.single": record(),
     "videodiff.parallel.strategy.fsdp2": record(
-        reshard_after_forward=FLAG, gather=choice("float32", "bfloat16"), reduce=choice("float32", "bfloat16")
+        sequence_parallel=COUNT,
+        reshard_after_forward=FLAG,
+        gather=choice("float32", "bfloat16"),
+        reduce=choice("float32", "bfloat16"),
     ),
     "videodiff.parallel.strategy.ddp": record(rest=ANYTHING, sequence_parallel=COUNT),
     "videodiff.parallel.strategy.zero": record(
