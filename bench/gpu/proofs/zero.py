@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO and FSDP2 in one process: it trains, saves, and goes on, with both optimizers; and blocks recomputed."""
+"""ZeRO and FSDP2 in one process: training, saving and going on, with both optimizers; blocks that are recomputed."""
 
 from __future__ import annotations
 
