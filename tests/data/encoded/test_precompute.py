@@ -338,19 +338,19 @@ def test_another_codec_or_text_encoder_than_the_datasets_is_an_error_that_names_
     data.check_encoders(codec, text)
     other_codec, other_text = build(codec_of(models, "other_vae"), text_of(models, "other_t5"))
     with pytest.raises(
-        ValueError, match=r"found latent of AutoencoderKL .*/vae \(fing.*configured AutoencoderKL .*/other_vae"
+        ValueError, match=r"found latent by AutoencoderKL .*/vae \(fing.*configured AutoencoderKL .*/other_vae"
     ):
         data.check_encoders(other_codec, text)
     with pytest.raises(
-        ValueError, match=r"found text of T5EncoderModel .*/t5 \(fing.*configured T5EncoderModel .*/other_t5"
+        ValueError, match=r"found text by T5EncoderModel .*/t5 \(fing.*configured T5EncoderModel .*/other_t5"
     ):
         data.check_encoders(codec, other_text)
     scaled = Autoencoder(str(models / "vae"), dtype="float32", mean=[0.0] * 4, std=[1.0] * 4)
-    with pytest.raises(ValueError, match="found latent of"):
+    with pytest.raises(ValueError, match="found latent by"):
         data.check_encoders(scaled, text)
-    with pytest.raises(ValueError, match="found text of"):
+    with pytest.raises(ValueError, match="found text by"):
         data.check_encoders(codec, Transformers(str(models / "t5"), dtype="float32", max_length=5))
-    with pytest.raises(ValueError, match="found latent of"):
+    with pytest.raises(ValueError, match="found latent by"):
         data.check_encoders(Autoencoder(str(models / "vae"), dtype="bfloat16"), text)
 
 
@@ -362,7 +362,7 @@ def test_the_same_model_in_another_place_is_the_same(models, cached, tmp_path):
 
 def test_latents_that_nobody_says_the_origin_of_are_never_trained_on(source):
     for what in ("latent", "text"):
-        with pytest.raises(ManifestError, match=f"found no word of what made {what}.npy"):
+        with pytest.raises(ManifestError, match=f"found no record of the encoder of {what}.npy"):
             opened(source, deliver=(what,))
 
 
@@ -486,7 +486,7 @@ def test_training_from_the_cache_has_the_losses_of_encoding_on_the_fly(call, mod
     other = f"codec.path_or_name={models / 'other_vae'}"
     status, _, error = call("train", *recipe(models, out, tmp_path / "other", stored, other))
     assert status == 1
-    assert "found latent of AutoencoderKL" in error
+    assert "found latent by AutoencoderKL" in error
     assert "other_vae" in error
     assert not (tmp_path / "other" / "config.yaml").exists()
 

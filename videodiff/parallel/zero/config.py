@@ -44,7 +44,6 @@ def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise where DeepSpeed has no such setting, or not of this kind."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
 
     known = {*DeepSpeedZeroConfig.model_fields, *STAGE_3}
     for name, value in options.items():
@@ -53,7 +52,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"strategy.{name}: found {value!r}, expected a setting of ZeRO (nearest: {near})")
     try:
         DeepSpeedZeroConfig(**options)
-    except ValidationError as error:
+    except ValueError as error:
+        # It is pydantic's, with the places and the reasons as a list.
         (name, *_), told = error.errors()[0]["loc"] or ("options",), error.errors()[0]
         raise ValueError(f"strategy.{name}: found {told['input']!r}, expected another value: {told['msg']}") from error
 
