@@ -165,18 +165,21 @@ def test_a_run_that_diverges_again_goes_back_further_and_at_last_ends(tmp_path: 
     for step in (10, 20, 30):
         folder = run / "checkpoints" / f"step_{step:08d}"
         (folder / "state").mkdir(parents=True)
-        for name in ("average.safetensors", "state/progress.json"):
-            (folder / name).write_bytes(b"whole")
-        files = {
-            n: {"bytes": 5, "sha256": sha256_of(folder / n)} for n in ("average.safetensors", "state/progress.json")
-        }
+        (folder / "average.safetensors").write_bytes(b"whole")
+        # The run had left out 4 batches when it began to save.
+        loops = {"loops": {"fit_loop": {}}, "callbacks": {}, "lr_schedulers": [{"last_epoch": step}]}
+        progress = {"global_step": step, **loops, "ClipDataModule": {"step": step + 4, "left_out": 4}}
+        (folder / "state/progress.json").write_text(json.dumps(progress))
+        paths = {name: folder / name for name in ("average.safetensors", "state/progress.json")}
+        files = {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()}
         record = {"version": 3, "step": step, "state": "whole", "processes": 1, "files": files}
         (folder / "checkpoint.json").write_text(json.dumps(record))
     (run / "checkpoints/step_00000030/state/progress.json").write_bytes(b"other")
-    assert roll_back(run, 37, limit=3) == Rollback(37, "step_00000020", 17), "the newest is damaged"
+    assert roll_back(run, 37, 3, left_out=4) == Rollback(37, "step_00000020", 17), "the newest is damaged"
     assert batches_to_leave(run, run / "checkpoints/step_00000020") == 17
     assert batches_to_leave(run, run / "checkpoints/step_00000010") == 0
-    assert roll_back(run, 25, limit=3) == Rollback(25, "step_00000010", 15)
+    # After step 25 the next batch is 25 + 21 = 46, after step 10 it was 10 + 4 = 14.
+    assert roll_back(run, 25, 3, left_out=21) == Rollback(25, "step_00000010", 32)
     assert [path.name for path in checkpoints(run)] == ["step_00000010", "step_00000030"], "20 is put aside"
     assert roll_back(run, 12, limit=3) is None, "there is no other one"
     assert roll_back(run, 12, limit=2) is None

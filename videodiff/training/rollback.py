@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from videodiff.data.storage.files import inside, write_whole
-from videodiff.training.run.checkpoint import STATE, checkpoints, is_damaged, leave_behind, step_of, whole
+from videodiff.training.run.checkpoint import PROGRESS, STATE, checkpoints, is_damaged, leave_behind, step_of, whole
+from videodiff.training.run.progress import read_progress
 
 FILE = "rollbacks.jsonl"
 
@@ -43,10 +44,10 @@ def read_rollbacks(run: Path) -> list[Rollback]:
         raise ValueError(f"{path}: found no readable rollbacks ({error}), expected a line of JSON each") from error
 
 
-def roll_back(run: Path, diverged: int, limit: int) -> Rollback | None:
+def roll_back(run: Path, diverged: int, limit: int, left_out: int = 0) -> Rollback | None:
     """Note where to go on after step `diverged`, put newer checkpoints aside; None where there is nowhere to go.
 
-    `limit`: how many rollbacks a run may take.
+    `limit`: how many rollbacks a run may take; `left_out`: how many batches it has left out by now.
     """
     before = read_rollbacks(run)
     if len(before) >= limit:
@@ -55,8 +56,8 @@ def roll_back(run: Path, diverged: int, limit: int) -> Rollback | None:
     if found is None:
         return None
     leave_behind(run, found)
-    # What a rollback to the same checkpoint left out before lies within: the steps are counted from the checkpoint on.
-    noted = Rollback(diverged, found.name, diverged - step_of(found))
+    # By the order of the data: an older checkpoint also has the batches before it that an earlier rollback left out.
+    noted = Rollback(diverged, found.name, diverged + left_out - step_of(found) - left_out_before(found))
     lines = [json.dumps(one._asdict()) for one in (*before, noted)]
     write_whole(run / FILE, "".join(f"{line}\n" for line in lines).encode())
     return noted
@@ -72,6 +73,13 @@ def usable(run: Path, tried: Iterable[str]) -> Iterable[Path]:
             except ValueError:
                 # Whoever resumes is told of it.
                 continue
+
+
+def left_out_before(checkpoint: Path) -> int:
+    """Return how many batches a run had left out when it saved a checkpoint; none before there were rollbacks."""
+    path = checkpoint / STATE / PROGRESS
+    data = read_progress(path).get("ClipDataModule", {}) if path.is_file() else {}
+    return int(data.get("left_out", 0))
 
 
 def batches_to_leave(run: Path, checkpoint: Path) -> int:

@@ -88,8 +88,9 @@ class Guard(Callback):
                 # The one that is being written may be the one to go back to.
                 callback.finish()
         # A stream without an order has no batches that could be left out.
-        if trainer.is_global_zero and trainer.datamodule.ordered:
-            back = roll_back(run, trainer.global_step, self.rollbacks)
+        data = trainer.datamodule
+        if trainer.is_global_zero and data.ordered:
+            back = roll_back(run, trainer.global_step, self.rollbacks, data.left_out)
         back = gather(trainer.world_size, back)[0]
         if not trainer.is_global_zero:
             return SystemExit(SAID if back is None else AGAIN)
