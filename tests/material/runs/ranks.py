@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
+
+from videodiff.parallel.launcher import meeting_port
 
 # Seconds in which a training of a test has to be over.
 LIMIT = 200
@@ -31,9 +32,7 @@ class Ranks:
     def __init__(self, count: int, cwd: Path, arguments: list[str]) -> None:
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["videodiff.verbs.train", "deepspeed", "tests.material.runs.ranks"])
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = meeting_port()
         self.cwd = cwd
         arguments = [*arguments, f"trainer.devices={count}"]
         self.ranks = [context.Process(target=train, args=(rank, port, cwd, arguments)) for rank in range(count)]
