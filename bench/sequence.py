@@ -13,7 +13,6 @@ import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
-import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.parallel.launcher import meeting_port
 from videodiff.parallel.sequence.group import SequenceGroup, shares
 from videodiff.parallel.sequence.switch import Spread, attend_by_heads, gather, own, share_with
 
@@ -80,8 +80,7 @@ def main() -> None:
 
 def together(processes: int, function: Callable[[SequenceGroup, Any], Any], asked: Any) -> list[Any]:
     """Return what a function returns on each of some processes that form one group."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = meeting_port()
     context, started, answers = multiprocessing.get_context("spawn"), [], []
     for rank in range(processes):
         reader, writer = context.Pipe(duplex=False)

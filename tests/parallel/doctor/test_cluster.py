@@ -20,6 +20,7 @@ from torch import distributed
 from videodiff.parallel.doctor import cluster
 from videodiff.parallel.doctor.cluster import Group, clocks, meet, shared
 from videodiff.parallel.environment import Finding, Place
+from videodiff.parallel.launcher import meeting_port
 
 
 def together(world: int, call: Callable[[Group], Any], seconds: float = 20) -> list[Any]:
@@ -79,24 +80,15 @@ def test_a_clock_that_goes_wrong_is_told_by_its_rank(monkeypatch: pytest.MonkeyP
 
 
 def test_processes_that_do_not_come_are_named() -> None:
-    port = free_port()
+    port = meeting_port()
     store, (found,) = meet(Place("Slurm", 0, 3, 0, 1, "127.0.0.1", port), 1)
     assert store is None
     assert found.found == "1 of 3 processes; rank 1, 2 is missing"
     begun = time.monotonic()
-    store, (found,) = meet(Place("Slurm", 1, 3, 0, 1, "127.0.0.1", free_port()), 1)
+    store, (found,) = meet(Place("Slurm", 1, 3, 0, 1, "127.0.0.1", meeting_port()), 1)
     assert store is None
     assert found.found.startswith("no answer at 127.0.0.1:")
     assert time.monotonic() - begun < 10
-
-
-def free_port() -> int:
-    """Return a port that nobody has."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_two_processes_are_examined_together(tmp_path: Path) -> None:
