@@ -14,7 +14,7 @@ from torch import distributed
 
 from tests.conftest import tiny
 from tests.material.warm import Started
-from tests.parallel.doctor.test_cluster import free_port
+from videodiff.parallel.launcher import meeting_port
 from videodiff.parallel.watchdog import Beat, Seen, Watch, gone_line, place_of, still_line
 
 HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
@@ -90,7 +90,7 @@ def test_where_a_thread_is_is_told_by_its_innermost_lines() -> None:
 
 def ranks(folder: Path, dataset: Path, *more: str) -> list[Started]:
     """Start three processes of a training as srun does: nobody watches over them."""
-    port = str(free_port())
+    port = str(meeting_port())
     words = [*tiny(dataset), "optimizer=adamw", "schedule=constant", "~schedule.decay", "strategy=ddp", *more]
     words += ["trainer.devices=3", "data.global_batch=6", "trainer.max_steps=100000", "trainer.log_every_n_steps=1"]
     slurm = {
