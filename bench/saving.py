@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.training.optimizer import AdamW
-from videodiff.training.run.saving import Buffers, Saving
+from videodiff.training.state.saving import Buffers, Saving
 
 
 class Layers(lightning.LightningModule):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import finish, start, tiny
 from tests.material.preparing import prep
-from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, whole
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, whole
 
 ROOT = str(Path(__file__).parents[1])
 WITHIN = "mount -t tmpfs -o size=4m none {disk} && cp -a {before}/. {disk} && {fill} && {run}; s=$?; {keep}; exit $s"

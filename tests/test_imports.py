@@ -109,15 +109,15 @@ RULES = [
         of_the_project_only(
             "videodiff.parallel",
             "videodiff.data.storage",
-            "videodiff.training.run.pieces",
-            "videodiff.training.run.saved",
+            "videodiff.training.state.pieces",
+            "videodiff.training.state.saved",
             "videodiff.training.optimizer",
         ),
     ),
     Rule(
         "what parallel knows of training knows nothing of parallel",
-        room(*(f"videodiff/training/{name}.py" for name in ("run/pieces", "run/saved", "optimizer"))),
-        of_the_project_only("videodiff.data.storage", "videodiff.training.run.pieces"),
+        room(*(f"videodiff/training/{name}.py" for name in ("state/pieces", "state/saved", "optimizer"))),
+        of_the_project_only("videodiff.data.storage", "videodiff.training.state.pieces"),
     ),
     Rule(
         "generation imports neither training nor verbs",

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.conftest import tiny
 from tests.material.servers.local_slurm import descendants, free_ports
 from videodiff.report.run import read_run
-from videodiff.training.run.checkpoint import checkpoints
+from videodiff.training.state.checkpoint import checkpoints
 
 ROOT = Path(__file__).parents[2]
 STEPS = 200

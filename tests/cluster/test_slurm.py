@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import tiny
 from tests.material.servers.local_slurm import Slurm, slurm
 from videodiff.report.run import read_run
-from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"

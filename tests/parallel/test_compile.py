@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from tests.conftest import tiny
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.compile import compile_blocks
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
 
 # Frames, rows and columns; an image is a bucket too.
 BUCKETS = [(3, 8, 20), (5, 8, 8), (2, 16, 8), (6, 8, 16), (1, 16, 16), (2, 12, 20), (3, 20, 12), (8, 8, 4)]

@@ -18,7 +18,7 @@ from tests.conftest import start, tiny
 from videodiff.data.storage.files import sha256_of
 from videodiff.parallel import launcher
 from videodiff.parallel.launcher import first_failure, meeting_port, watch
-from videodiff.training.run.checkpoint import latest_checkpoint
+from videodiff.training.state.checkpoint import latest_checkpoint
 
 TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant", "~schedule.decay"]
 TORCHRUN = ["-m", "videodiff.parallel.torchrun", "--standalone", "--nnodes=1", "--nproc-per-node=2"]

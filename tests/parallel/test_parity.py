@@ -19,10 +19,10 @@ from tests.conftest import finish, tiny
 from tests.material.warm import Started
 from videodiff.parallel.launcher import meeting_port
 from videodiff.report.run import read_run
-from videodiff.training.run.checkpoint import AVERAGE, PROGRESS, STATE, latest_checkpoint
-from videodiff.training.run.progress import read_progress
-from videodiff.training.run.restoring import files_of
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.checkpoint import AVERAGE, PROGRESS, STATE, latest_checkpoint
+from videodiff.training.state.progress import read_progress
+from videodiff.training.state.restoring import files_of
+from videodiff.training.state.saved import Saved
 
 # Sampling in between changes nothing.
 SAMPLING = ["callbacks.samples.every=10", "sampler.steps=1", "callbacks.samples.clips=2"]

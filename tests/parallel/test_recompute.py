@@ -18,7 +18,7 @@ from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel import recompute
 from videodiff.parallel.compile import compile_blocks
 from videodiff.parallel.recompute import recompute_blocks
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {"level": "none"},

@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.conftest import finish, start, tiny
 from tests.material.runs.saved_state import progress_in
 from videodiff.data.samples.manifest import Manifest
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, whole
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint, whole
 
 SPREADS = {
     "ddp": ["strategy=ddp", "trainer.devices=2"],

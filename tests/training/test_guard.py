@@ -20,7 +20,7 @@ from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
 from videodiff.training.guard import Spikes, Taken, finite, suspects, tell_backward
 from videodiff.training.rollback import Rollback, batches_to_leave, read_rollbacks, roll_back
-from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, load_average
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, load_average
 
 Call = Callable[..., tuple[int, str, str]]
 EVERY = [f"{n:04d}" for n in range(24)]

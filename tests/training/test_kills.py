@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import tiny
 from tests.material.runs.ranks import LIMIT, Ranks
 from tests.material.runs.saved_state import assert_same_bits
-from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, step_of, whole
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, step_of, whole
 
 RUNS, STEPS, EVERY = int(os.environ.get("KILL_RUNS", "5")), 40, 3
 STRATEGIES = ("ddp", "zero1")

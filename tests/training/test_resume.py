@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import finish, start, tiny
 from tests.material.runs.saved_state import assert_same_bits
-from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
 
 STEPS = 60
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import finish, start, tiny
 from videodiff.report.page import write_report
-from videodiff.training.run.checkpoint import checkpoints
+from videodiff.training.state.checkpoint import checkpoints
 
 
 def table(run: Path) -> list[dict[str, float]]:

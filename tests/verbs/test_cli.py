@@ -16,7 +16,7 @@ from tests.conftest import finish, start, tiny
 from videodiff import __version__, cli
 from videodiff.cli import VERBS
 from videodiff.data.video.decode import decode, probe
-from videodiff.training.run.checkpoint import latest_checkpoint
+from videodiff.training.state.checkpoint import latest_checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -19,7 +19,7 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_captions, read_sample
 from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
-from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
 LARGE, IMAGE = "{frames:8,height:16,width:16,keep:0.5}", "{frames:1,height:16,width:16}"

@@ -22,7 +22,7 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, read_sample
 from videodiff.data.video.decode import decode, probe, resize
 from videodiff.data.video.encode import encode
-from videodiff.training.run.checkpoint import checkpoints
+from videodiff.training.state.checkpoint import checkpoints
 
 Call = Callable[..., tuple[int, str, str]]
 RED, BLUE = "a large red ball moves left slowly", "a small blue ball moves up quickly"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import tiny
 from tests.material.runs.saved_state import assert_same_bits, weights_of
-from videodiff.training.run.checkpoint import latest_checkpoint, whole
+from videodiff.training.state.checkpoint import latest_checkpoint, whole
 
 Call = Callable[..., tuple[int, str, str]]
 CONSTANT = ["schedule=constant", "~schedule.decay"]

@@ -15,7 +15,7 @@ from tests.material.made_clips import write_dataset
 from tests.material.plain_tars import write_tars
 from videodiff.data.loader.trained import read_trained
 from videodiff.report.run import read_run
-from videodiff.training.run.checkpoint import latest_checkpoint, whole
+from videodiff.training.state.checkpoint import latest_checkpoint, whole
 
 Call = Callable[..., tuple[int, str, str]]
 

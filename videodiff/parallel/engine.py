@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.parallel.whole import Whole
-from videodiff.training.run.pieces import Piece
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.pieces import Piece
+from videodiff.training.state.saved import Saved
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 

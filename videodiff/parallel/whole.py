@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from videodiff.training.optimizer import AdamW, Muon
-from videodiff.training.run.pieces import AVERAGE, STEP, WEIGHT, Piece, kept, piece_of, share, state_pieces
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.pieces import AVERAGE, STEP, WEIGHT, Piece, kept, piece_of, share, state_pieces
+from videodiff.training.state.saved import Saved
 
 
 class Whole:

@@ -15,7 +15,7 @@ from videodiff.parallel.engine import Engine, engine_of
 from videodiff.training.encoding import encode_text, encode_video
 from videodiff.training.guard import Taken, tell_backward
 from videodiff.training.run.logging import log_figures
-from videodiff.training.run.restoring import restore
+from videodiff.training.state.restoring import restore
 from videodiff.training.stopwatch import Stopwatch
 
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from videodiff.data.storage.files import inside, write_whole
-from videodiff.training.run.checkpoint import PROGRESS, STATE, checkpoints, is_damaged, leave_behind, step_of, whole
-from videodiff.training.run.progress import read_progress
+from videodiff.training.state.checkpoint import PROGRESS, STATE, checkpoints, is_damaged, leave_behind, step_of, whole
+from videodiff.training.state.progress import read_progress
 
 FILE = "rollbacks.jsonl"
 

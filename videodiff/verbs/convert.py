@@ -16,7 +16,7 @@ from torch import Tensor
 
 from videodiff.data.storage.files import partial_of, sync, write_whole
 from videodiff.printing import say
-from videodiff.training.run.checkpoint import (
+from videodiff.training.state.checkpoint import (
     AVERAGE,
     PROGRESS,
     RECORD,
@@ -28,11 +28,11 @@ from videodiff.training.run.checkpoint import (
     read_record,
     whole,
 )
-from videodiff.training.run.files import Entry, write_entries
-from videodiff.training.run.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, notes, share
-from videodiff.training.run.restoring import files_of, random_of
-from videodiff.training.run.saved import Saved
-from videodiff.training.run.saving import name_of
+from videodiff.training.state.files import Entry, write_entries
+from videodiff.training.state.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, notes, share
+from videodiff.training.state.restoring import files_of, random_of
+from videodiff.training.state.saved import Saved
+from videodiff.training.state.saving import name_of
 
 
 def run(cfg: DictConfig) -> None:

@@ -28,7 +28,7 @@ from videodiff.metrics.evaluation import evaluate as measure
 from videodiff.metrics.metric import CONTINUATION, TASKS, Case
 from videodiff.printing import say
 from videodiff.report.markdown import write_markdown
-from videodiff.training.run.checkpoint import read_record
+from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.measuring import build_metrics
 from videodiff.worlds.truth import TruthError, read_scene

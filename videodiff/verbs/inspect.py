@@ -33,7 +33,7 @@ from videodiff.planning.throughput import measure
 from videodiff.printing import say
 from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.run.attempts import check_links
-from videodiff.training.run.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
+from videodiff.training.state.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
 from videodiff.verbs.config.build import build_data, clip_cost, fill_text, read_run
 
 SHOWN = 5

@@ -19,7 +19,7 @@ from videodiff.generation.prompts import check_prompts
 from videodiff.generation.sampling import Wanted, sample_clips
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_of_run, unlike_training
 from videodiff.printing import say
-from videodiff.training.run.checkpoint import read_record
+from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, check_shape, load_run, read_run
 
 

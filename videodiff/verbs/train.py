@@ -40,10 +40,10 @@ from videodiff.training.guard import Diverged
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.rollback import batches_to_leave
 from videodiff.training.run.attempts import check_links, set_aside
-from videodiff.training.run.before import is_before_pieces
-from videodiff.training.run.checkpoint import checkpoints, choose_checkpoint, leave_behind
 from videodiff.training.run.logging import log_configuration
 from videodiff.training.run.record import to_tell, write_record
+from videodiff.training.state.before import is_before_pieces
+from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind
 from videodiff.verbs.config.build import (
     Model,
     build_data,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from videodiff.data.loader.stream import collate
 from videodiff.data.loader.workers import Read
 from videodiff.diffusion.objective import Objective
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
 from videodiff.worlds.bouncing import Bouncing
 
 

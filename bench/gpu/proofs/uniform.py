@@ -12,7 +12,7 @@ from gpu.watch import Watch
 
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
-from videodiff.training.run.checkpoint import checkpoints
+from videodiff.training.state.checkpoint import checkpoints
 from videodiff.worlds.uniform import Uniform
 
 PAPER = "DiT-S, 30K clips: 0.022 in distribution; out of distribution 0.433 (DiT-B), 0.328 at best (arXiv 2411.02385)"

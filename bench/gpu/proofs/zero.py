@@ -12,7 +12,7 @@ from gpu.footage import world_dataset
 from gpu.watch import Watch
 from safetensors.torch import load_file
 
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
 from videodiff.worlds.bouncing import Bouncing
 
 OPTIMIZERS = {"adamw": ["optimizer=adamw", "optimizer.lr=1e-3"], "muon": ["optimizer=muon", "optimizer.lr=1e-3"]}

@@ -17,7 +17,7 @@ from videodiff.data.order.arithmetic import Mesh
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter
 from videodiff.planning.cost import Cost
-from videodiff.training.run.progress import counted_anew
+from videodiff.training.state.progress import counted_anew
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from videodiff.training.run.restoring import files_of
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.restoring import files_of
+from videodiff.training.state.saved import Saved
 
 
 def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -16,8 +16,8 @@ from tests.conftest import tiny
 from tests.material.runs.saved_state import assert_same_bits
 from videodiff.training.callbacks.checkpoints import Checkpoints
 from videodiff.training.module import VALIDATED, VideoDiffusion
-from videodiff.training.run import saving
-from videodiff.training.run.checkpoint import checkpoints, step_of, whole
+from videodiff.training.state import saving
+from videodiff.training.state.checkpoint import checkpoints, step_of, whole
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -17,7 +17,7 @@ from tests.conftest import tiny
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
 from videodiff.verbs.config import versions
 from videodiff.verbs.config.build import load_run, read_run
 from videodiff.verbs.config.schema import CLASSES

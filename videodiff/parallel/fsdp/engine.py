@@ -17,7 +17,7 @@ from videodiff.parallel.birth import fill, is_unborn
 from videodiff.parallel.fsdp.muon import ShardedMuon
 from videodiff.parallel.whole import Whole
 from videodiff.training.optimizer import Muon
-from videodiff.training.run.pieces import WEIGHT, Piece, kept, piece_of, share, state_pieces
+from videodiff.training.state.pieces import WEIGHT, Piece, kept, piece_of, share, state_pieces
 
 
 class FsdpEngine(Whole):

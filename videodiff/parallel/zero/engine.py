@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from videodiff.parallel.birth import fill, is_unborn
 from videodiff.parallel.whole import write
 from videodiff.parallel.zero.fragments import fragments_of
-from videodiff.training.run.pieces import Piece, kept
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.pieces import Piece, kept
+from videodiff.training.state.saved import Saved
 
 
 class ZeroEngine:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from videodiff.training.run.pieces import AVERAGE, STEP, WEIGHT, Piece, is_number, number, piece_of, share
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.pieces import AVERAGE, STEP, WEIGHT, Piece, is_number, number, piece_of, share
+from videodiff.training.state.saved import Saved
 
 # What DeepSpeed's Muon calls what ours calls its momentum.
 NAMES = {"momentum_buffer": "momentum"}

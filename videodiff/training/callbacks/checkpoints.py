@@ -14,9 +14,9 @@ from videodiff.data.storage.files import write_whole
 from videodiff.parallel.ranks import agree
 from videodiff.training.average import trainable
 from videodiff.training.module import VALIDATED
-from videodiff.training.run.checkpoint import check_room, prune
 from videodiff.training.run.logging import say
-from videodiff.training.run.saving import Buffers, Saving
+from videodiff.training.state.checkpoint import check_room, prune
+from videodiff.training.state.saving import Buffers, Saving
 
 BEST = "best.json"
 # Seconds: a wait for the save before that is worth a line, and how long an error waits for a save of several processes.

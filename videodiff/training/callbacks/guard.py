@@ -15,8 +15,8 @@ from videodiff.parallel.ranks import gather, group_size
 from videodiff.training.callbacks.checkpoints import Checkpoints
 from videodiff.training.guard import Diverged, Spikes, Taken, finite, shortened, suspects
 from videodiff.training.rollback import roll_back
-from videodiff.training.run.checkpoint import checkpoints
 from videodiff.training.run.logging import say
+from videodiff.training.state.checkpoint import checkpoints
 
 
 class Guard(Callback):

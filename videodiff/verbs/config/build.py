@@ -22,7 +22,7 @@ from videodiff.diffusion.objective import Objective
 from videodiff.generation.settings import Generation
 from videodiff.planning.cost import Cost, forward_flops
 from videodiff.training.run.attempts import check_links
-from videodiff.training.run.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
 from videodiff.verbs.config.checking import shown
 from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import read_config

@@ -14,8 +14,8 @@ import torch
 from tests.conftest import tiny
 from tests.material.runs.saved_state import assert_same_bits
 from videodiff.training.module import VideoDiffusion
-from videodiff.training.run.checkpoint import latest_checkpoint
-from videodiff.training.run.generators import generators, set_generators
+from videodiff.training.state.checkpoint import latest_checkpoint
+from videodiff.training.state.generators import generators, set_generators
 
 
 @pytest.fixture(autouse=True)

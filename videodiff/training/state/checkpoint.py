@@ -30,8 +30,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videodiff.data.storage.files import inside, partial_of, sha256_of, sync, write_whole
-from videodiff.training.run.files import Written
-from videodiff.training.run.saved import difference
+from videodiff.training.state.files import Written
+from videodiff.training.state.saved import difference
 
 AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state", "checkpoint.json", "damaged.txt"
 # Within STATE: how far training is. Version 3 is the first whose state is made of pieces; before, it was a file of

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from videodiff.parallel.engine import engine_of
 from videodiff.parallel.ranks import gather
-from videodiff.training.run.before import is_before_pieces, read_before
-from videodiff.training.run.checkpoint import PROGRESS, STATE, of, read_record
-from videodiff.training.run.generators import set_generators
-from videodiff.training.run.pieces import RANDOM, SUFFIX, shapes_of
-from videodiff.training.run.progress import read_progress, set_progress
-from videodiff.training.run.saved import Saved
-from videodiff.training.run.saving import name_of
+from videodiff.training.state.before import is_before_pieces, read_before
+from videodiff.training.state.checkpoint import PROGRESS, STATE, of, read_record
+from videodiff.training.state.generators import set_generators
+from videodiff.training.state.pieces import RANDOM, SUFFIX, shapes_of
+from videodiff.training.state.progress import read_progress, set_progress
+from videodiff.training.state.saved import Saved
+from videodiff.training.state.saving import name_of
 
 
 def restore(module: lightning.LightningModule, checkpoint: Path) -> None:

@@ -21,9 +21,9 @@ from tests.conftest import tiny
 from tests.material.runs.saved_state import assert_same_bits, progress_in, weights_of
 from videodiff.data.storage.files import sha256_of
 from videodiff.training.module import VideoDiffusion
-from videodiff.training.run import checkpoint as module
 from videodiff.training.run.attempts import check_links
-from videodiff.training.run.checkpoint import (
+from videodiff.training.state import checkpoint as module
+from videodiff.training.state.checkpoint import (
     check_room,
     checkpoints,
     latest_checkpoint,
@@ -31,11 +31,11 @@ from videodiff.training.run.checkpoint import (
     remove_unfinished,
     whole,
 )
-from videodiff.training.run.files import write_tensors
-from videodiff.training.run.pieces import Piece
-from videodiff.training.run.restoring import check_same, files_of
-from videodiff.training.run.saved import Saved
-from videodiff.training.run.saving import write_pieces
+from videodiff.training.state.files import write_tensors
+from videodiff.training.state.pieces import Piece
+from videodiff.training.state.restoring import check_same, files_of
+from videodiff.training.state.saved import Saved
+from videodiff.training.state.saving import write_pieces
 from videodiff.verbs.config.build import build_model, read_run
 
 Call = Callable[..., tuple[int, str, str]]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videodiff.training.run.checkpoint import OLD_STATE, CheckpointError, read_record
-from videodiff.training.run.files import load_state
-from videodiff.training.run.pieces import WEIGHT, Piece, is_number
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.checkpoint import OLD_STATE, CheckpointError, read_record
+from videodiff.training.state.files import load_state
+from videodiff.training.state.pieces import WEIGHT, Piece, is_number
+from videodiff.training.state.saved import Saved
 
 FIRST_WITH_PIECES = 3
 

@@ -13,7 +13,7 @@ from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks
 from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff.report.run import read_run
-from videodiff.training.run.checkpoint import checkpoints, latest_checkpoint, read_record
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, read_record
 
 ADAMW = ["optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9", "schedule=constant", "~schedule.decay"]
 EVERY = ["trainer.log_every_n_steps=1", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=0"]

@@ -30,7 +30,7 @@ from videodiff.data.storage.files import partial_of, sync, write_whole
 from videodiff.parallel.engine import engine_of
 from videodiff.parallel.ranks import agree
 from videodiff.training.average import trainable
-from videodiff.training.run.checkpoint import (
+from videodiff.training.state.checkpoint import (
     AVERAGE,
     NAME,
     PROGRESS,
@@ -42,12 +42,12 @@ from videodiff.training.run.checkpoint import (
     room_for,
     size_of,
 )
-from videodiff.training.run.files import Entry, Written, refuse_not_finite, streaming, write_entries
-from videodiff.training.run.generators import generators
-from videodiff.training.run.pieces import AVERAGE as EMA
-from videodiff.training.run.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, notes
-from videodiff.training.run.progress import Progress, progress_of
-from videodiff.training.run.saved import Saved
+from videodiff.training.state.files import Entry, Written, refuse_not_finite, streaming, write_entries
+from videodiff.training.state.generators import generators
+from videodiff.training.state.pieces import AVERAGE as EMA
+from videodiff.training.state.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, notes
+from videodiff.training.state.progress import Progress, progress_of
+from videodiff.training.state.saved import Saved
 
 MARKS = ".written"
 # Seconds between two looks at the files of others, and until files that do not grow are no sign of life.

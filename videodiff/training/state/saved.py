@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from videodiff.training.run.pieces import RANDOM, WEIGHT, Piece
+from videodiff.training.state.pieces import RANDOM, WEIGHT, Piece
 
 Shape = tuple[int, ...] | None
 SHOWN = 4

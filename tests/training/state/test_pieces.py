@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from videodiff.training.run.pieces import SMALL, WEIGHT, Piece, piece_of, share, state_pieces
-from videodiff.training.run.saved import Saved, difference
-from videodiff.training.run.saving import write_pieces
+from videodiff.training.state.pieces import SMALL, WEIGHT, Piece, piece_of, share, state_pieces
+from videodiff.training.state.saved import Saved, difference
+from videodiff.training.state.saving import write_pieces
 
 LARGE = torch.arange(3 * SMALL * 3 + 2.0)
 SMALL_ONES = [torch.full((n,), float(n)) for n in (0, 1, 5, 7)]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from videodiff.parallel.whole import Whole
 from videodiff.training.optimizer import AdamW
-from videodiff.training.run import saving
-from videodiff.training.run.checkpoint import AVERAGE, whole
-from videodiff.training.run.restoring import files_of
-from videodiff.training.run.saved import Saved
-from videodiff.training.run.saving import Saving
+from videodiff.training.state import saving
+from videodiff.training.state.checkpoint import AVERAGE, whole
+from videodiff.training.state.restoring import files_of
+from videodiff.training.state.saved import Saved
+from videodiff.training.state.saving import Saving
 
 WORLD = 3
 # What a collective waits for the others, and the time that the disk of one rank takes.
