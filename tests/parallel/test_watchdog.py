@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
+import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import distributed
@@ -86,6 +91,39 @@ def test_where_a_thread_is_is_told_by_its_innermost_lines() -> None:
     assert where.startswith("wait (")
     assert "called from tests/parallel/test_watchdog.py:" in where
     assert not waits
+
+
+KEEPS_A_STORE = """
+import sys, time
+from datetime import timedelta
+from torch import distributed
+store = distributed.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=20), wait_for_workers=False)
+print(store.port, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
+def test_a_first_process_that_no_longer_answers_is_missed_even_where_its_connections_stay_open(
+    how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = subprocess.Popen([sys.executable, "-c", KEEPS_A_STORE], stdout=subprocess.PIPE, text=True)
+    found: queue.Queue[dict[str, Any]] = queue.Queue()
+    monkeypatch.setattr(Watch, "end", lambda watch, finding: found.put(finding))
+    try:
+        port = int(first.stdout.readline())
+        store = distributed.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=20), wait_for_workers=False)
+        watch = Watch(1, 2, store, tmp_path, lost=4)
+        watch.start()
+        with pytest.raises(queue.Empty):
+            found.get(timeout=3)
+        first.send_signal(how)
+        line = found.get(timeout=20)["line"]
+        assert line.startswith(("rank 0 is gone", "rank 0 on 127.0.0.1 is gone: no answer for 4 s"))
+    finally:
+        first.kill()
+        watch.finish()
+        first.wait()
 
 
 def ranks(folder: Path, dataset: Path, *more: str) -> list[Started]:

@@ -2,7 +2,8 @@
 
 Every process tells the first one what it is at and how far it is, from a thread and over a connection of its own. The
 first one sees who no longer tells anything (the process is gone) and who no longer gets further (it hangs, or waits for
-one that hangs). What it finds it tells all; each writes down where its threads are, and ends.
+one that hangs). What it finds it tells all; each writes down where its threads are, and ends. A second thread sees
+whether the first process still answers: a machine that loses its power, or is frozen, leaves its connections open.
 """
 
 from __future__ import annotations
@@ -71,12 +72,18 @@ class Watch:
         self.lost, self.still = lost, still
         self.count, self.marks, self.at = 0, 0, "the start"
         self.found, self.done = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True, name="watchdog")
+        self.answered, self.over = time.monotonic(), threading.Event()
+        self.thread = threading.Thread(target=self.talk, daemon=True, name="watchdog")
+        self.second = threading.Thread(target=self.watch_first, daemon=True, name="watchdog of rank 0")
+        self.ending = threading.Lock()
 
     def start(self) -> None:
         """Begin to watch; every rank has to call."""
         self.tell()
+        self.answered = time.monotonic()
         self.thread.start()
+        if self.rank:
+            self.second.start()
 
     def mark(self, at: str) -> None:
         """Say that this process got further: a step, a batch of validation."""
@@ -89,8 +96,17 @@ class Watch:
         beat = Beat(self.count, self.marks, self.at, where, waits, socket.gethostname(), self.done.is_set())
         self.store.set(f"beat/{self.rank}", json.dumps(beat))
 
-    def watch(self) -> None:
+    def talk(self) -> None:
         """Tell and look, until training is done or something is found."""
+        try:
+            finding = self.listen()
+        finally:
+            self.over.set()
+        if finding is not None:
+            self.end(finding)
+
+    def listen(self) -> dict[str, Any] | None:
+        """Return what is found, None when training is done."""
         seen: dict[int, Seen] = {}
         while True:
             done = self.done.is_set()
@@ -98,19 +114,26 @@ class Watch:
                 self.tell()
                 finding = self.look(seen) if self.rank == 0 else self.heard()
             except (RuntimeError, OSError):
-                if done:
-                    return
                 # The one that keeps the store is gone, and with it whatever it knew.
-                finding = {"line": "rank 0 is gone: it no longer answers", "by": self.rank}
+                return None if done else {"line": "rank 0 is gone: it no longer answers", "by": self.rank}
+            self.answered = time.monotonic()
             if finding is not None:
-                self.end(finding)
-                return
+                return finding
             if done and (self.rank or all(entry.beat.done for entry in seen.values())):
-                return
+                return None
             if done:
                 time.sleep(0.1)
             else:
                 self.done.wait(BEAT_S)
+
+    def watch_first(self) -> None:
+        """End this process where the first one keeps silent within a call that has no time-out of its own."""
+        while not self.over.wait(BEAT_S / 4):
+            if time.monotonic() - self.answered > self.lost and not self.done.is_set():
+                where = os.environ.get("MASTER_ADDR", "127.0.0.1")
+                line = f"rank 0 on {where} is gone: no answer for {self.lost:g} s; the last checkpoint is whole"
+                self.end({"line": f"{line}, resume=auto goes on", "by": self.rank})
+                return
 
     def heard(self) -> dict[str, Any] | None:
         """Return what the first process has found."""
@@ -139,6 +162,8 @@ class Watch:
 
     def end(self, finding: dict[str, Any]) -> None:
         """Say what was found, write down where all threads are, let the main thread end if it can, and end."""
+        if not self.ending.acquire(blocking=False):
+            return
         if finding["by"] == self.rank:
             os.write(2, f"\nvideodiff train: error: {finding['line']}\n".encode())
         with contextlib.suppress(OSError):
