@@ -18,7 +18,8 @@ import torch
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.storage.files import write_whole
 from videodiff.denoiser.transformer import SpaceTimeTransformer
-from videodiff.planning.cost import Cost, batch_sizes, forward_flops
+from videodiff.planning.cost import Cost, batch_sizes
+from videodiff.planning.flops import forward, network_of
 
 BUCKETS = [Bucket(16, 64, 64), Bucket(16, 32, 32), Bucket(8, 32, 48), Bucket(1, 64, 64), Bucket(1, 32, 32)]
 PATCH, WIDTH, DEPTH, AXES, WORDS, TOKENS = (1, 4, 4), 64, 6, ("space", "time"), 16, 8192
@@ -27,9 +28,8 @@ PATCH, WIDTH, DEPTH, AXES, WORDS, TOKENS = (1, 4, 4), 64, 6, ("space", "time"), 
 def cost(bucket: Bucket) -> Cost:
     """Return what a clip of a bucket costs."""
     t, s = bucket.tokens(PATCH)
-    axes = [AXES[i % len(AXES)] for i in range(DEPTH)]
-    flops = forward_flops(t, s, WIDTH, axes, text=WORDS, text_width=WIDTH, patch=3 * PATCH[1] * PATCH[2])
-    return Cost(flops, t * s)
+    network = network_of(WIDTH, AXES, DEPTH, patch=3 * PATCH[1] * PATCH[2], words=WORDS, text_width=WIDTH)
+    return Cost(forward(t, s, network).total, t * s)
 
 
 def step(network: SpaceTimeTransformer, bucket: Bucket, size: int) -> float:

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from videodiff.codec.pixels import Pixels
 from videodiff.data.order.buckets import Bucket
-from videodiff.denoiser.transformer import SpaceTimeTransformer
-from videodiff.planning.cost import Cost, batch_sizes, forward_flops
+from videodiff.planning.cost import Cost, batch_sizes
+from videodiff.planning.flops import forward, network_of
 from videodiff.text.words import Words
 from videodiff.verbs.config.build import clip_cost
-
-
-@pytest.mark.parametrize("axes", [("space", "time"), ("spacetime", "space", "time")])
-@pytest.mark.parametrize(("frames", "height", "width"), [(5, 12, 16), (1, 32, 32), (16, 8, 8), (9, 4, 28)])
-def test_flops_are_those_that_torch_counts_in_the_network(axes, frames, height, width):
-    bucket, words, how = Bucket(frames, height, width), 7, {"patch": (1, 4, 4), "width": 32, "text_width": 8}
-    network = SpaceTimeTransformer(depth=len(axes), heads=4, axes=axes, **how)
-    z, tau = torch.zeros(1, 3, frames, height, width), torch.zeros(1, frames)
-    # The fused kernel of a CPU is not counted; plain matrix products are.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(z, tau, torch.zeros(1, words, 8), torch.ones(1, words, dtype=torch.bool), torch.zeros(1))
-    counted = counter.get_flop_counts()
-    blocks = sum(sum(ops.values()) for name, ops in counted.items() if re.search(r"\.blocks\.\d+$", name))
-    time, space = bucket.tokens((1, 4, 4))
-    assert forward_flops(time, space, 32, axes, text=words) == blocks
-    assert forward_flops(time, space, 32, axes, text=words, text_width=8, patch=48) == counter.get_total_flops()
 
 
 def test_batch_sizes_make_steps_of_equal_time_within_memory():
     buckets = [Bucket(64, 512, 512), Bucket(32, 256, 256), Bucket(16, 256, 256), Bucket(1, 256, 256)]
     tokens = [int(np.prod(bucket.tokens((1, 16, 16)))) for bucket in buckets]
-    flops = [forward_flops(*b.tokens((1, 16, 16)), 1152, ["space", "time"] * 14, text=120) for b in buckets]
+    network = network_of(1152, ["space", "time"], 28, patch=16, words=120, text_width=4096)
+    flops = [forward(*bucket.tokens((1, 16, 16)), network).total for bucket in buckets]
     sizes = batch_sizes(list(map(Cost, flops, tokens)), 66000, shares=24)
     clips = [size // 24 for size in sizes]
     assert [size % 24 for size in sizes] == [0] * 4
@@ -69,16 +49,14 @@ class Halving:
 
 
 def test_a_codec_and_an_encoder_state_their_shape_themselves():
-    model = {"width": 32, "axes": ["space", "time"], "depth": 4, "mlp_ratio": 4.0, "patch": [1, 2, 2]}
+    model = {"width": 32, "axes": ["space", "time"], "depth": 4, "heads": 2, "mlp_ratio": 4.0, "patch": [1, 2, 2]}
     text = {"_target_": "videodiff.text.words.Words", "max_words": 6, "width": 8, "vocabulary": ["a"], "long": "cut"}
     codec = {"_target_": f"{__name__}.Halving", "depth": 5}
     found = clip_cost(OmegaConf.create({"model": model, "codec": codec, "text": text}))(Bucket(8, 32, 48))
     # Half of 8 frames; a patch covers 4 x 4 pixels.
     time, space = 4, 8 * 12
-    axes = ["space", "time"] * 2
-    assert found == Cost(
-        forward_flops(time, space, 32, axes, 4.0, text=6, text_width=8, patch=5 * 1 * 2 * 2), time * space
-    )
+    network = network_of(32, ["space", "time"], 4, patch=5 * 1 * 2 * 2, words=6, text_width=8)
+    assert found == Cost(forward(time, space, network).total, time * space)
     assert Pixels.read_shape(**{"channels": 3}) == (Pixels(3).channels, Pixels(3).compression)
     words = Words(["a"], width=7, max_words=5)
     assert Words.read_shape(max_words=5, width=7, vocabulary=["a"]) == (words.max_words, words.width)

@@ -15,32 +15,6 @@ class Cost(NamedTuple):
     tokens: int
 
 
-def forward_flops(
-    time: int,
-    space: int,
-    width: int,
-    axes: Sequence[str],
-    mlp_ratio: float = 4.0,
-    text: int = 0,
-    text_width: int = 0,
-    patch: int = 0,
-) -> int:
-    """Return the FLOPs of a denoiser for one clip of `time` x `space` tokens and `text` words of `text_width`.
-
-    `axes` has the axis of attention of each block: space, time or spacetime. `patch`: values per token. A multiply-add
-    counts as two. Without `text_width` and `patch` only the blocks are counted.
-    """
-    tokens, seen = time * space, {"space": space, "time": time, "spacetime": time * space}
-    # Per token: query, key, value and output; query and output of the text attention; two feed-forward layers.
-    linear = tokens * (8 + 4 + 4 * mlp_ratio) * width**2 + text * 4 * width**2
-    blocks = sum(linear + 4 * tokens * (seen[axis] + text) * width for axis in axes)
-    if not patch:
-        return int(blocks)
-    # Patch embedding and output, words, the noise level of each frame with its modulation, and the frame rate.
-    words, levels = 2 * text * (text_width + width) * width, 2 * (256 + width) * width
-    return int(blocks + 4 * tokens * patch * width + words + (time + 1) * levels + time * 12 * width**2)
-
-
 def batch_sizes(costs: Sequence[Cost], most_tokens: int, shares: int) -> list[int]:
     """Return the global batch of each bucket such that every step takes about equal time.
 

@@ -6,11 +6,8 @@ import torch
 import torch.nn.functional as F
 from gpu.check import Check, seconds_of
 
-# Peak of dense bf16 products in TFLOP/s by the data sheet.
-PEAKS = {
-    **{"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "GH200": 989, "H200": 989},
-    **{"A100": 312, "L40S": 362, "B200": 2250},
-}
+from videodiff.planning.peaks import peak_of
+
 # Of a block of our network, by token: multiplications forward and backward in units of 14 width^2, numbers moved.
 FORWARD_AND_BACKWARD, MOVED = 3, 33 * 3
 
@@ -75,8 +72,8 @@ def copy(check: Check, rounds: int) -> float:
 
 def peak_tflops(check: Check) -> float | None:
     """Return the peak of this card by its data sheet, None where it is not in the table."""
-    name = torch.cuda.get_device_name() if check.cuda else ""
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    peak = peak_of(torch.cuda.get_device_name(), half=True) if check.cuda else None
+    return peak and peak / 1e12
 
 
 def reachable(tflops: float, gigabytes: float, width: int = 1152) -> float:

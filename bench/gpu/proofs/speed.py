@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.compile import compile_blocks
-from videodiff.planning.cost import forward_flops
+from videodiff.planning.flops import forward_and_backward, network_of
 
 TEXT, TEXT_WIDTH = 120, 4096
 
@@ -81,7 +81,8 @@ def in_turns(check: Check, size: Size, backend: str, recompute: bool, compiled: 
         check.hold(f"{name}: compiled blocks give the eager output within 2e-2", error < 2e-2, f"{error:.3g}")
     check.part(f"{title(size)}, Latte", lambda: works.update(latte(check, size, clips, recompute, compiled, backend)))
     taken, peaks = rounds(check, works)
-    flops = 3 * forward_flops(*size.tokens, size.width, axes(size), 4.0, TEXT, TEXT_WIDTH, 16) * clips
+    shape = network_of(size.width, ("space", "time"), size.depth, patch=16, words=TEXT, text_width=TEXT_WIDTH)
+    flops = forward_and_backward(*size.tokens, shape) * clips
     tokens, peak = clips * size.tokens[0] * size.tokens[1], peak_tflops(check)
     for kind, seconds in taken.items():
         check.figure(f"{name}, {kind}: tokens a second", tokens / seconds)
@@ -93,10 +94,6 @@ def in_turns(check: Check, size: Size, backend: str, recompute: bool, compiled: 
     latte_times = [seconds for kind, seconds in taken.items() if "Latte" in kind]
     if latte_times:
         check.figure(f"{name}: tokens a second beside the faster Latte's", min(latte_times) / taken[best])
-
-
-def axes(size: Size) -> list[str]:
-    return [("space", "time")[i % 2] for i in range(size.depth)]
 
 
 def network(check: Check, size: Size) -> SpaceTimeTransformer:

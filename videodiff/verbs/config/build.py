@@ -20,7 +20,8 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS
 from videodiff.diffusion.objective import Objective
 from videodiff.generation.settings import Generation
-from videodiff.planning.cost import Cost, forward_flops
+from videodiff.planning.cost import Cost
+from videodiff.planning.flops import Network, forward, network_of
 from videodiff.training.run.attempts import check_links
 from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
 from videodiff.verbs.config.checking import shown
@@ -151,24 +152,34 @@ def build_data(cfg: DictConfig) -> ClipDataModule:
 
 def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
     """Return what a clip of a bucket costs the denoiser; it follows from configurations, no weights are loaded."""
-    model = cfg.model
-    channels, compression = shape_of(cfg.codec)
-    words, width = shape_of(cfg.text)
-    unit = [size * patch for size, patch in zip(compression, model.patch, strict=True)]
-    how = {
-        "width": model.width,
-        "axes": [model.axes[i % len(model.axes)] for i in range(model.depth)],
-        "mlp_ratio": model.mlp_ratio,
-        "text": words,
-        "text_width": width,
-        "patch": channels * math.prod(model.patch),
-    }
+    network, unit = network_of_run(cfg), token_unit(cfg)
 
     def cost(bucket: Bucket) -> Cost:
         time, space = bucket.tokens(unit)
-        return Cost(forward_flops(time, space, **how), time * space)
+        return Cost(forward(time, space, network).total, time * space)
 
     return cost
+
+
+def network_of_run(cfg: DictConfig) -> Network:
+    """Return what the cost of the denoiser of a configuration follows from."""
+    model, (words, width) = cfg.model, shape_of(cfg.text)
+    return network_of(
+        model.width,
+        model.axes,
+        model.depth,
+        patch=shape_of(cfg.codec)[0] * math.prod(model.patch),
+        words=words,
+        text_width=width,
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
+    )
+
+
+def token_unit(cfg: DictConfig) -> list[int]:
+    """Return the frames, rows and columns of pixels that one token stands for."""
+    return [size * patch for size, patch in zip(shape_of(cfg.codec)[1], cfg.model.patch, strict=True)]
 
 
 def shape_of(part: DictConfig) -> tuple[Any, Any]:

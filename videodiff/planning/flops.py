@@ -1,0 +1,101 @@
+"""The FLOPs of the denoiser, exact and by part; docs/performance.md writes the sums out.
+
+A multiply-add counts as two. Only matrix products count, as everywhere in the field: what norms, modulations and GELU
+take is memory traffic, not arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Network(NamedTuple):
+    """All of a denoiser that its cost follows from.
+
+    `axes`: the axis of attention of each block, space, time or spacetime. `patch`: values of a token. `words`: text
+    tokens of a clip, `text_width` wide. `trained_text`: the gradient goes on into the text encoder.
+    """
+
+    width: int
+    axes: tuple[str, ...]
+    patch: int
+    words: int
+    text_width: int
+    heads: int = 1
+    mlp_ratio: float = 4.0
+    trained_text: bool = False
+
+
+class Flops(NamedTuple):
+    """The FLOPs of the denoiser's forward pass for one clip.
+
+    projections: query, key, value and output of self-attention; space, time, spacetime: its two products by axis;
+    text: cross-attention, its projections included; mlp: the feed-forward layers; patches: embedding and head;
+    conditions: what noise levels, frame rate and words pass through before the blocks.
+    """
+
+    projections: int
+    space: int
+    time: int
+    spacetime: int
+    text: int
+    mlp: int
+    patches: int
+    conditions: int
+
+    @property
+    def blocks(self) -> int:
+        """What the blocks take: all that a full recompute repeats."""
+        return self.total - self.patches - self.conditions
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def forward(time: int, space: int, network: Network) -> Flops:
+    """Return the FLOPs of one clip of `time` x `space` tokens."""
+    tokens, width, blocks = time * space, network.width, len(network.axes)
+    seen = {"space": space, "time": time, "spacetime": tokens}
+    attention = {axis: network.axes.count(axis) * 4 * tokens * seen[axis] * width for axis in seen}
+    # Of text, query and output for each token, key and value for each word, and the two products.
+    text = 4 * tokens * width**2 + 4 * network.words * width**2 + 4 * tokens * network.words * width
+    words = 2 * network.words * (network.text_width + width) * width
+    # A level for each frame and one frame rate, each 256 numbers; six vectors of modulation for each frame.
+    levels = (time + 1) * 2 * (256 + width) * width + time * 12 * width**2
+    return Flops(
+        projections=blocks * 8 * tokens * width**2,
+        **attention,
+        text=blocks * text,
+        mlp=blocks * 4 * tokens * width * int(width * network.mlp_ratio),
+        patches=4 * tokens * network.patch * width,
+        conditions=words + levels,
+    )
+
+
+def forward_and_backward(time: int, space: int, network: Network) -> int:
+    """Return the FLOPs that one clip takes in training, without recompute.
+
+    A backward pass takes two products for each of the forward pass, but what comes first has no gradient to hand on:
+    patches, noise levels, frame rate, and words of a frozen encoder.
+    """
+    first = time * space * network.patch + (time + 1) * 256
+    first += 0 if network.trained_text else network.words * network.text_width
+    return 3 * forward(time, space, network).total - 2 * first * network.width
+
+
+def recomputed(time: int, space: int, network: Network, level: str = "none", every: int = 1) -> int:
+    """Return the FLOPs that one clip takes once more in the backward pass: none but under full recompute.
+
+    Selective recompute keeps what products gave. `every`: only every k-th block is computed again.
+    """
+    if level != "full":
+        return 0
+    return forward(time, space, network._replace(axes=network.axes[::every])).blocks
+
+
+def network_of(width: int, axes: Sequence[str], depth: int, **rest: int | float | bool) -> Network:
+    """Return the record of a network whose `axes` are repeated over `depth` blocks."""
+    return Network(width, tuple(axes[i % len(axes)] for i in range(depth)), **rest)
