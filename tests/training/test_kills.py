@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,18 +34,44 @@ def kill(ranks: Ranks, number: int) -> None:
     Where they have not met yet, it is the launcher that ends the other one: see tests/parallel/test_launcher.py.
     """
     met = "step/s" in ranks.said()
-    ranks.ranks[number].kill()
-    other = ranks.ranks[1 - number]
+    dead, other = ranks.ranks[number], ranks.ranks[1 - number]
+    dead.kill()
     try:
         if met:
-            other.join(END)
-            assert other.exitcode is not None, f"the other rank goes on: {ranks.said()}"
+            wait_for_end(dead, other)
+            if other.exitcode is None:
+                # It prints the stacks of its threads.
+                os.kill(other.pid, signal.SIGABRT)
+                other.join(10)
+                pytest.fail(f"rank {number} was killed, the other goes on:\n{ranks.said()}")
             lines = [line for line in ranks.said().splitlines() if ": error: " in line]
             # At the very end it may have come too late.
             assert other.exitcode == 0 or (other.exitcode > 0 and len(lines) == 1), ranks.said()
     finally:
         other.kill()
         other.join()
+
+
+def wait_for_end(dead: Any, other: Any) -> None:
+    """Wait for a process to end, longer where the disk holds one of the two.
+
+    The kernel ends no process, and closes none of its connections, within a write to a disk that stalls.
+    """
+    end, last = time.monotonic() + END, time.monotonic() + 5 * END
+    while other.exitcode is None and time.monotonic() < min(end, last):
+        other.join(0.2)
+        if held_by_disk(dead.pid) or held_by_disk(other.pid):
+            end = time.monotonic() + END
+
+
+def held_by_disk(process: int) -> bool:
+    """Tell whether the kernel holds a thread of a process within a call that nothing interrupts."""
+    for path in Path(f"/proc/{process}/task").glob("*/stat"):
+        with suppress(OSError):
+            # The name of a thread, in brackets, may hold blanks.
+            if path.read_text().rpartition(") ")[2].startswith("D"):
+                return True
+    return False
 
 
 def wait(ranks: Ranks, run: Path, chance: random.Random) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -18,6 +19,7 @@ def train(rank: int, port: int, cwd: Path, arguments: list[str]) -> None:
     """Be one rank of a training."""
     from videodiff import cli
 
+    faulthandler.enable()
     os.chdir(cwd)
     os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     out = os.open(cwd / f"rank_{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
