@@ -27,6 +27,8 @@ ROOMS = {
     "videodiff/codec": {"latent"},
     "videodiff/text": {"latent"},
     "videodiff/pretrained.py": {"latent"},
+    "videodiff/metrics/networks": {"latent"},
+    "videodiff/metrics/motion": {"prep"},
     "videodiff/data/storage/remote.py": {"s3"},
     "data_prep": {"prep"},
     "data_prep/rate/network.py": {"latent"},

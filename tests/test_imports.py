@@ -80,9 +80,9 @@ RULES = [
     ),
     Rule("worlds imports only worlds", room("videodiff/worlds"), of_the_project_only("videodiff.worlds")),
     Rule(
-        "metrics imports only worlds and metrics",
+        "metrics imports only worlds, metrics, the loader of others' models and the names of extras",
         room("videodiff/metrics"),
-        of_the_project_only("videodiff.worlds", "videodiff.metrics"),
+        of_the_project_only("videodiff.worlds", "videodiff.metrics", "videodiff.pretrained", "videodiff.extras"),
     ),
     Rule(
         "data_prep imports only data and report",

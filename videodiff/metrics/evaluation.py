@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from videodiff.metrics.metric import CONTINUATION, Case, Metric, Numbers, Quantity
-from videodiff.metrics.summary import predictor_table, summarise
+from videodiff.metrics.sets.bootstrap import Estimate
+from videodiff.metrics.sets.set_metric import SetMetric
+from videodiff.metrics.summary import mean_curves, predictor_table, summarise
 
+AnyMetric = Metric | SetMetric
 Remark = Callable[[str], None]
 
 
@@ -18,7 +21,29 @@ def silent(line: str) -> None:
     """Say nothing."""
 
 
-def declared(metrics: Mapping[str, Metric]) -> dict[str, Quantity]:
+def usable(
+    metrics: Mapping[str, AnyMetric], cases: Sequence[Case] | None = None
+) -> tuple[dict[str, AnyMetric], dict[str, str]]:
+    """Return the metrics that can run, and why each other one cannot: no weights, no package, or too few clips.
+
+    Without cases no file is opened. ValueError if none can run.
+    """
+    reasons = {key: metric.lack() for key, metric in metrics.items()}
+    if cases:
+        sets = {key: metric for key, metric in metrics.items() if isinstance(metric, SetMetric) and not reasons[key]}
+        reasons |= {key: metric.unfit(cases) for key, metric in sets.items()}
+    left_out = {key: f"metric.{key}: {reason}" for key, reason in reasons.items() if reason}
+    if metrics and len(left_out) == len(metrics):
+        raise ValueError(f"metric: found nothing that can be measured: {'; '.join(left_out.values())}")
+    return {key: metric for key, metric in metrics.items() if key not in left_out}, left_out
+
+
+def of_clips(metrics: Mapping[str, AnyMetric]) -> dict[str, AnyMetric]:
+    """Return the metrics of single clips."""
+    return {key: metric for key, metric in metrics.items() if isinstance(metric, Metric)}
+
+
+def declared(metrics: Mapping[str, AnyMetric]) -> dict[str, Quantity]:
     """Return the quantity of every figure of some metrics; ValueError if two metrics give the same figure."""
     found: dict[str, Quantity] = {}
     owner: dict[str, str] = {}
@@ -31,12 +56,14 @@ def declared(metrics: Mapping[str, Metric]) -> dict[str, Quantity]:
 
 
 def evaluate(
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, AnyMetric],
     cases: Sequence[Case],
     sampled: Mapping[str, Sequence[np.ndarray]],
     remark: Remark = silent,
 ) -> dict[str, Any]:
     """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
+
+    `intervals` are those of distances of sets, `curves` are figures frame by frame.
 
     `cases`: the true clips, with `given` as in a continuation. `sampled`: for each task, the sampled frames of each
     clip. `remark` is called with a line about clips that cannot be measured.
@@ -48,9 +75,18 @@ def evaluate(
     made = {task: as_made(task, cases, videos) for task, videos in sampled.items()}
     result: dict[str, Any] = {}
     rows: dict[str, list[dict[str, float]]] = {}
+    beside: dict[str, dict[str, Any]] = {"intervals": {}, "curves": {}}
     for key, metric in metrics.items():
         if metric.clips != "all" and (metric.clips == "worlds") == bool(without):
             continue
+        if isinstance(metric, SetMetric):
+            found = distances(key, metric, cases, made)
+            result |= {name: one.value for name, one in found.items()}
+            result |= {f"{name}_stderr": one.stderr for name, one in found.items()}
+            beside["intervals"] |= {name: [one.low, one.high] for name, one in found.items()}
+            continue
+        if metric.curve is not None:
+            beside["curves"] |= curves(key, metric, made.get(metric.tasks[0], []))
         if metric.in_table:
             result |= compare(key, metric, made.get(CONTINUATION, []), rows, remark)
         elif len(metric.tasks) == 1:
@@ -62,7 +98,26 @@ def evaluate(
     table = predictor_table(rows)
     present = result.keys() | {name for row in table for name in row}
     result |= {"table": table} if table else {}
+    result |= {name: each for name, each in beside.items() if each}
     return result | {"metrics": {name: each.record() for name, each in meaning.items() if name in present}}
+
+
+def distances(
+    key: str, metric: SetMetric, cases: Sequence[Case], made: Mapping[str, Sequence[Case]]
+) -> dict[str, Estimate]:
+    """Return the distance of each task's clips from the truth; ValueError, with the metric's name, if it raises."""
+    try:
+        return metric.compare(cases, made)
+    except ValueError as error:
+        raise ValueError(f"metric.{key}: {error}") from error
+
+
+def curves(key: str, metric: Metric, cases: Sequence[Case]) -> dict[str, dict[str, list[float | None]]]:
+    """Return the mean of each number in each frame over the cases, with its standard error."""
+    try:
+        return mean_curves([metric.curve(case) for case in cases if not metric.lacks(case)])
+    except ValueError as error:
+        raise ValueError(f"metric.{key}: {error}") from error
 
 
 def as_made(task: str, cases: Sequence[Case], videos: Sequence[np.ndarray]) -> list[Case]:

@@ -10,6 +10,7 @@ ranking and target takes direction, unit and range from here.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from videodiff.metrics.weights import NOTHING, Weights
 from videodiff.worlds.scene import Scene
 
 CONTINUATION, TEXT_TO_VIDEO = "continuation", "text_to_video"
@@ -26,7 +28,10 @@ DIRECTIONS = ("higher", "lower")
 # Which clips of a dataset a metric measures: all, those with the truth of a world, or those without.
 CLIPS = ("all", "worlds", "footage")
 # Names in evaluation.json that are not numbers of a metric.
-TAKEN = ("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed")
+TAKEN = (
+    *("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed"),
+    *("intervals", "curves", "left_out"),
+)
 Numbers = Mapping[str, float]
 
 
@@ -115,6 +120,8 @@ class Metric:
     references: further rows of the table, each with the function that measures it.
     beside: numbers of table rows that are also written as figures: name -> (row of the table, number).
     ratios: figures that are the quotient of two others: name -> (numerator, denominator).
+    curve: measures every frame of a clip: name -> (frames,); for a metric of one task.
+    weights: the network and packages that it needs.
     """
 
     measure: Callable[[Case], Numbers]
@@ -125,6 +132,9 @@ class Metric:
     references: Mapping[str, Callable[[Case], Numbers]] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    curve: Callable[[Case], Mapping[str, np.ndarray]] | None = None
+    weights: Weights = NOTHING
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [*self.quantities, *self.beside, *self.ratios]
@@ -151,7 +161,15 @@ class Metric:
 
     def with_settings(self, **settings: Any) -> Metric:
         """Return the metric with arguments of its function fixed."""
-        return replace(self, measure=partial(self.measure, **settings)) if settings else self
+        return replace(self, measure=partial(self.measure, **settings), settings=settings) if settings else self
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Return the arguments of its function besides the case."""
+        return list(inspect.signature(self.measure).parameters.values())[1:]
+
+    def lack(self) -> str:
+        """Return why the metric cannot run at all, empty where it can."""
+        return self.weights.lack(self.settings)
 
     def figures(self) -> dict[str, Quantity]:
         """Return the quantity of each figure that this metric may write into evaluation.json, by its name there."""

@@ -43,6 +43,16 @@ def summarise(clips: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     return summary
 
 
+def mean_curves(clips: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, list[float | None]]]:
+    """Return for each curve of the clips its mean and standard error frame by frame."""
+    names = dict.fromkeys(name for clip in clips for name in clip)
+    found = {}
+    for name in names:
+        frames = [mean_and_error(values) for values in np.stack([clip[name] for clip in clips if name in clip]).T]
+        found[name] = {"mean": [mean for mean, _ in frames], "stderr": [error for _, error in frames]}
+    return found
+
+
 def predictor_table(predictors: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, str | float | None]]:
     """Return a row per predictor, from the numbers of its clips: name, kind, clips, means and standard errors."""
     return [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from videodiff.data.storage.files import write_whole
-from videodiff.report.table import Measured, best, columns, figures, meanings, plain, rows
+from videodiff.report.table import Measured, best, columns, figures, meanings, plain, rounded, rows
 
 
 def write_markdown(path: Path, evaluation: dict[str, Any]) -> Path:
@@ -30,7 +30,14 @@ def lines(evaluation: dict[str, Any], where: Path) -> Iterator[str]:
         yield ""
     yield from frame(["figure", "value", "target"])
     for figure in numbers:
-        yield line([head(figure), cell(figure, {}), target(figure)])
+        yield line([head(figure), cell(figure, {}) + figure.interval_text, target(figure)])
+    for name, curve in (evaluation.get("curves") or {}).items():
+        yield ""
+        means = [rounded(mean, error) for mean, error in zip(curve["mean"], curve["stderr"], strict=True)]
+        yield f"{plain(name)} by predicted frame: {', '.join(means)}"
+    for reason in (evaluation.get("left_out") or {}).values():
+        yield ""
+        yield f"not measured: {reason}"
 
 
 def head(figure: Measured) -> str:

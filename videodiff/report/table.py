@@ -9,7 +9,8 @@
 
 `metrics` states the meaning of a figure: which direction is better, its unit and its range. A target is the value to
 stay below, or to reach if higher is better. The kind of a row is model, reference, floor or ceiling. `<name>_clips` is
-the number of clips of a figure that was not measured on all of them.
+the number of clips of a figure that was not measured on all of them. `intervals` are the 95 % intervals of distances of
+sets, `curves` figures frame by frame, `left_out` the metrics that could not be measured, each with its reason.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from videodiff.metrics.metric import Quantity, read_quantity
 
 KINDS = ("model", "reference", "floor", "ceiling")
 BESIDE = ("_stderr", "_clips")
+NOT_FLAT = ("table", "targets", "metrics", "intervals", "curves", "left_out")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -39,6 +41,7 @@ class Measured:
     clips: float | None = None
     target: float | None = None
     quantity: Quantity | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def more_is_better(self) -> bool | None:
@@ -69,6 +72,10 @@ class Measured:
     @property
     def error_text(self) -> str:
         return "" if self.stderr is None else f" ± {rounded(self.stderr, self.stderr)}"
+
+    @property
+    def interval_text(self) -> str:
+        return "" if self.interval is None else f" [{', '.join(rounded(end, self.stderr) for end in self.interval)}]"
 
     @property
     def target_text(self) -> str:
@@ -119,7 +126,7 @@ def figures(
     evaluation: dict[str, Any], where: Path, quantities: Mapping[str, Quantity] = NOTHING
 ) -> tuple[list[Measured], dict[str, str]]:
     """Return the flat numbers in their order, with their targets, and the flat texts beside them."""
-    flat = {key: value for key, value in evaluation.items() if key not in ("table", "targets", "metrics")}
+    flat = {key: value for key, value in evaluation.items() if key not in NOT_FLAT}
     texts = {key: str(value) for key, value in flat.items() if isinstance(value, (str, bool))}
     numbers = {key: value for key, value in flat.items() if key not in texts}
     targets = evaluation.get("targets") or {}
@@ -133,7 +140,22 @@ def figures(
             raise ValueError(
                 f"{where}: targets.{name}: found no metrics.{name} that says which direction is better, expected one"
             )
-    return list(measured(numbers, f"{where}: ", quantities, targets).values()), texts
+    ends = intervals(evaluation, where)
+    found = measured(numbers, f"{where}: ", quantities, targets)
+    return [replace(one, interval=ends.get(name)) for name, one in found.items()], texts
+
+
+def intervals(evaluation: dict[str, Any], where: Path) -> dict[str, tuple[float, float]]:
+    """Return the intervals of the figures that have one."""
+    records = evaluation.get("intervals") or {}
+    if not isinstance(records, dict):
+        raise ValueError(
+            f"{where}: intervals: found a {type(records).__name__}, expected an object name -> [low, high]"
+        )
+    for name, ends in records.items():
+        if not isinstance(ends, list) or len(ends) != 2:
+            raise ValueError(f"{where}: intervals.{name}: found {str(ends)[:60]!r}, expected [low, high]")
+    return {name: tuple(number(end, f"{where}: intervals.{name}") for end in ends) for name, ends in records.items()}
 
 
 def rows(evaluation: dict[str, Any], where: Path, quantities: Mapping[str, Quantity] = NOTHING) -> list[Row]:

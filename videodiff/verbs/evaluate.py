@@ -25,8 +25,10 @@ from videodiff.generation.sampling import going_on, sample_all
 from videodiff.generation.settings import Generation
 from videodiff.generation.shape import shapes_of_run
 from videodiff.metrics.evaluation import evaluate as measure
+from videodiff.metrics.evaluation import of_clips, usable
 from videodiff.metrics.metric import CONTINUATION, TASKS, Case
 from videodiff.printing import say
+from videodiff.report.leaderboard import BOARD, add_row
 from videodiff.report.markdown import write_markdown
 from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
@@ -53,7 +55,7 @@ def evaluate(cfg: DictConfig) -> None:
     for name, least in (("clips", 1), ("batch", 1), ("keep", 0)):
         if cfg[name] < least:
             raise ValueError(f"{name}: found {cfg[name]}, expected at least {least}")
-    metrics = build_metrics(cfg.get("metric"))
+    metrics, left_out = usable(build_metrics(cfg.get("metric")))
     folder, run_cfg = Path(cfg.run), read_run(cfg.run, cfg.trust)
     root = dataset_of(cfg, run_cfg)
     if root is None:
@@ -77,7 +79,11 @@ def evaluate(cfg: DictConfig) -> None:
     if left_out:
         remark(f"{root}: {left_out}")
     # What cannot be measured of the truth cannot be measured of samples: better known now.
-    measure(metrics, clips, {task: [clip.truth for clip in clips] for task in tasks})
+    metrics, unfit = usable(metrics, clips)
+    left_out |= unfit
+    for reason in left_out.values():
+        remark(f"left out: {reason}")
+    measure(of_clips(metrics), clips, {task: [clip.truth for clip in clips] for task in tasks})
     sampled = {}
     for task in tasks:
         known = given if task == CONTINUATION else 0
@@ -86,9 +92,17 @@ def evaluate(cfg: DictConfig) -> None:
     result = {"checkpoint": str(checkpoint), "clips": len(clips), "given_frames": given, "seed": cfg.seed}
     result |= measure(metrics, clips, sampled, remark)
     result["targets"] = reachable(run_cfg.get("targets") or {}, result)
+    result |= {"left_out": left_out} if left_out else {}
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
     write_markdown(folder / "evaluation.md", result)
+    board = add_row(board_of(cfg), folder, result, {"dataset": root, "sampler": generation.settings()})
     say(format_result(result))
+    say(f"{'leaderboard':<44}{board.with_suffix('.md')}")
+
+
+def board_of(cfg: DictConfig) -> Path:
+    """Return the leaderboard that gets a row: `leaderboard=`, or the one beside the run folder."""
+    return Path(cfg.leaderboard) if cfg.leaderboard is not None else Path(cfg.run).resolve().parent / BOARD
 
 
 def reachable(targets: Mapping[str, float], result: Mapping[str, Any]) -> dict[str, float]:
@@ -216,10 +230,11 @@ def format_result(result: dict[str, Any]) -> str:
     lines = []
     for name, value in result.items():
         if isinstance(value, float) and not name.endswith("_stderr"):
-            error = result.get(f"{name}_stderr")
+            error, ends = result.get(f"{name}_stderr"), result.get("intervals", {}).get(name)
             target = result["targets"].get(name)
             lines.append(
                 f"{name:<44}{value:10.4f}{f' ± {error:.4f}' if error is not None else ''}"
+                f"{f' [{ends[0]:.4f}, {ends[1]:.4f}]' if ends is not None else ''}"
                 f"{f'   target {target}' if target is not None else ''}"
             )
     return "\n".join(lines)

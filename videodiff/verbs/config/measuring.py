@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 from hydra.utils import instantiate
 
-from videodiff.metrics.evaluation import declared
+from videodiff.metrics.evaluation import AnyMetric, declared
 from videodiff.metrics.metric import Metric, Quantity
+from videodiff.metrics.sets.set_metric import SetMetric
 from videodiff.verbs.config.groups import conf_dir, options
 
 
@@ -22,25 +23,33 @@ def known_quantities() -> dict[str, Quantity]:
     return declared(build_metrics(parts))
 
 
-def build_metrics(parts: Mapping[str, Any] | None) -> dict[str, Metric]:
-    """Return metrics by their keys; what stands beside a `_target_` are arguments of the function that it names."""
-    metrics: dict[str, Metric] = {}
+def build_metrics(parts: Mapping[str, Any] | None) -> dict[str, AnyMetric]:
+    """Return metrics by their keys; what stands beside a `_target_` are arguments of the function that it names.
+
+    `clips` is no argument: it says which clips are measured, all, worlds or footage, where not those of the metric.
+    """
+    metrics: dict[str, AnyMetric] = {}
     for key, part in (parts or {}).items():
-        made = instantiate(part, _partial_=True)
-        if not isinstance(made.func, Metric):
+        chosen = {name: value for name, value in part.items() if name != "clips"}
+        made = instantiate(chosen, _partial_=True)
+        if not isinstance(made.func, (Metric, SetMetric)):
             raise ValueError(
                 f"metric.{key}._target_: found {part['_target_']}, expected a function of a case under @metric({{name: "
                 f"Quantity(...)}}) of videodiff.metrics.metric, which says what its numbers mean"
             )
         check_settings(f"metric.{key}", made.func, made.keywords)
-        metrics[str(key)] = made.func.with_settings(**made.keywords)
+        try:
+            metric = replace(made.func, clips=part.get("clips", made.func.clips))
+            metrics[str(key)] = metric.with_settings(**made.keywords)
+        except ValueError as error:
+            raise ValueError(f"metric.{key}: {error}") from error
     declared(metrics)
     return metrics
 
 
-def check_settings(where: str, metric: Metric, settings: Mapping[str, Any]) -> None:
+def check_settings(where: str, metric: AnyMetric, settings: Mapping[str, Any]) -> None:
     """Raise where a metric's function takes no argument of this name."""
-    parameters = list(inspect.signature(metric.measure).parameters.values())[1:]
+    parameters = metric.parameters()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     names = [parameter.name for parameter in parameters]

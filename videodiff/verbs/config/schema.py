@@ -451,6 +451,7 @@ VERBS: dict[str, Kind] = {
         given=optional(COUNT),
         batch=COUNT,
         keep=whole(0),
+        leaderboard=optional(PLACE),
     ),
     "report": record(run=PLACE, hero=optional(PLACE)),
     "convert": record(

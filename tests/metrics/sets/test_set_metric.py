@@ -1,0 +1,86 @@
+"""A metric of a whole set, from weights to the figures of evaluation.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.material.small_networks import MeanColour, SmallI3D, save_script
+from videodiff.metrics.consistency import consistency
+from videodiff.metrics.evaluation import evaluate, usable
+from videodiff.metrics.metric import CONTINUATION, TEXT_TO_VIDEO, Case
+from videodiff.metrics.sets.set_metric import SetMetric
+from videodiff.metrics.sets.video import cdfvd, fvd, jedi
+
+
+def cases(count: int, frames: int = 4, side: int = 8) -> list[Case]:
+    rng = np.random.default_rng(0)
+    made = rng.integers(0, 200, (count, 1, 1, 1, 3)) + rng.integers(0, 20, (count, frames, side, side, 3))
+    return [Case(f"c{i}", clip, clip, "", 8.0, 1, None) for i, clip in enumerate(made.astype(np.uint8))]
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> SetMetric:
+    """Return a distance in features that can be computed by hand: the mean of each colour, in [0, 1]."""
+    path = save_script(MeanColour(), tmp_path_factory.mktemp("network") / "colour.pt")
+    return cdfvd.with_settings(path=str(path), resamples=20)
+
+
+def test_a_shift_of_all_clips_is_its_square(colour: SetMetric) -> None:
+    clips = cases(30)
+    same = [case.truth for case in clips]
+    brighter = [case.truth + np.uint8(25) for case in clips]
+    found = evaluate({"mine": colour}, clips, {CONTINUATION: brighter, TEXT_TO_VIDEO: same})
+    assert found["continuation_cdfvd"] == pytest.approx(3 * (25 / 255) ** 2, rel=1e-4)
+    assert found["text_to_video_cdfvd"] == pytest.approx(0.0, abs=1e-6)
+    assert found["truth_cdfvd"] > 1e-4
+    assert found["metrics"]["continuation_cdfvd"] == {"better": "lower", "unit": "", "range": [0.0, None]}
+    for name in ("continuation_cdfvd", "truth_cdfvd"):
+        low, high = found["intervals"][name]
+        assert low <= high
+        assert found[f"{name}_stderr"] > 0
+
+
+def test_missing_weights_cost_their_own_metric_and_say_where_they_come_from(tmp_path: Path) -> None:
+    metrics = {"consistency": consistency, "fvd": fvd, "jedi": jedi.with_settings(path=str(tmp_path / "jepa"))}
+    left, reasons = usable(metrics)
+    assert list(left) == ["consistency"]
+    assert reasons["fvd"] == (
+        "metric.fvd: path: found null, expected a TorchScript file of I3D (i3d_torchscript.pt), from "
+        "github.com/universome/stylegan-v, src/metrics"
+    )
+    assert f"found none at {tmp_path}/jepa, expected a TorchScript file or a folder of transformers" in reasons["jedi"]
+    (tmp_path / "jepa").mkdir()
+    assert "found a folder without config.json" in usable(metrics)[1]["jedi"]
+    with pytest.raises(ValueError, match=r"found nothing that can be measured: metric\.fvd: path: found null"):
+        usable({"fvd": fvd})
+
+
+def test_too_few_clips_are_refused_with_the_number_needed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = str(save_script(SmallI3D(), tmp_path / "i3d.pt"))
+    metrics = {"consistency": consistency, "fvd": fvd.with_settings(path=path)}
+    left, reasons = usable(metrics, cases(6, frames=10, side=16))
+    assert list(left) == ["consistency"]
+    assert reasons["fvd"] == (
+        "metric.fvd: found 6 clips, expected at least 7, more rows than its 6 features; clips=7, or least=6 to measure "
+        "fewer, which makes it larger"
+    )
+    assert usable({"fvd": fvd.with_settings(path=path)}, cases(7, frames=10, side=16))[1] == {}
+    assert usable({"fvd": fvd.with_settings(path=path, least=6)}, cases(6, frames=10, side=16))[1] == {}
+
+
+def test_clips_that_a_network_cannot_take_cost_their_metric_before_anything_is_sampled(tmp_path: Path) -> None:
+    path = str(save_script(SmallI3D(), tmp_path / "i3d.pt"))
+    left, reasons = usable({"consistency": consistency, "fvd": fvd.with_settings(path=path)}, cases(8, frames=4))
+    assert list(left) == ["consistency"]
+    assert reasons["fvd"] == "metric.fvd: found clips of 4 frames, expected at least 10 for I3D"
+
+
+@pytest.mark.parametrize("settings", [{"least": 1}, {"resamples": 0}, {"resamples": True}, {"least": "many"}])
+def test_settings_that_cannot_be_are_refused(settings: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}: found .*, expected at least 2"):
+        fvd.with_settings(**settings)

@@ -1,0 +1,38 @@
+"""How sure the distance of two sets is: the bootstrap over clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Distance = Callable[[np.ndarray, np.ndarray], float]
+# The share of an interval.
+SURE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A distance as published (`value`), its standard error, and an interval for the distance of the distributions."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+
+def estimate(distance: Distance, one: np.ndarray, other: np.ndarray, resamples: int, seed: int = 0) -> Estimate:
+    """Measure the distance of features (clips, rows, width) with a 95 % interval.
+
+    Clips are drawn with replacement, all rows of a clip together, for frames of a clip are not independent. A distance
+    of few clips is too large on average, and that of a resample once more by as much: the interval is mirrored at the
+    value (the basic bootstrap), so that it lies around the distance that endless clips would have.
+    """
+    rng = np.random.default_rng(seed)
+    value = distance(one, other)
+    drawn = [
+        distance(one[rng.integers(0, len(one), len(one))], other[rng.integers(0, len(other), len(other))])
+        for _ in range(resamples)
+    ]
+    high, low = 2 * value - np.quantile(drawn, [(1 - SURE) / 2, (1 + SURE) / 2])
+    return Estimate(value, float(np.std(drawn, ddof=1)), max(float(low), 0.0), max(float(high), 0.0))

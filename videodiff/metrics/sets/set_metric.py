@@ -1,0 +1,109 @@
+"""A metric of a whole set of clips: how far its features lie from those of the true clips."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from videodiff.metrics.metric import CLIPS, TASKS, Case, Quantity
+from videodiff.metrics.sets.bootstrap import Distance, Estimate, estimate
+from videodiff.metrics.weights import Weights
+
+Describe = Callable[..., np.ndarray]
+TRUTH = "truth"
+# Resamples of the bootstrap where none are asked for.
+RESAMPLES = 100
+# What a set metric takes besides the arguments of `describe`.
+OWN = ("least", "resamples")
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """The distance of the clips of each task from the true clips, written as `<task>_<name>`.
+
+    `truth_<name>` is the distance of one half of the true clips from the other: what no model can be expected to beat.
+
+    describe: takes clips uint8 `t h w c` and settings, returns features (clips, rows, width).
+    distance: takes two arrays of features. fewest: how many clips it needs; None: more rows than features, as the
+    covariance that a Fréchet distance compares has no full rank otherwise.
+    """
+
+    name: str
+    quantity: Quantity
+    describe: Describe
+    distance: Distance
+    weights: Weights
+    fewest: int | None = None
+    tasks: tuple[str, ...] = TASKS
+    clips: str = "all"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.clips not in CLIPS:
+            raise ValueError(f"found clips={self.clips!r}, expected one of {', '.join(CLIPS)}")
+
+    def __call__(self, clips: Sequence[np.ndarray], **settings: Any) -> np.ndarray:
+        """Return the features of clips."""
+        return self.describe(clips, **settings)
+
+    def figures(self) -> dict[str, Quantity]:
+        """Return the quantity of each figure that this metric may write, by its name in evaluation.json."""
+        return {f"{task}_{self.name}": self.quantity for task in (*self.tasks, TRUTH)}
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Return the settings that this metric takes."""
+        own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in OWN]
+        return [*list(inspect.signature(self.describe).parameters.values())[1:], *own]
+
+    def with_settings(self, **settings: Any) -> SetMetric:
+        """Return the metric with settings fixed; `least`: fewest clips, `resamples`: draws of the bootstrap."""
+        for name in OWN:
+            value = settings.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+                raise ValueError(f"{name}: found {value!r}, expected at least 2")
+        return replace(self, settings={**self.settings, **settings})
+
+    def lack(self) -> str:
+        """Return why the metric cannot run at all, empty where it can."""
+        return self.weights.lack(self.settings)
+
+    def features(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the features (clips, rows, width) of clips uint8 `t h w c`."""
+        chosen = {name: value for name, value in self.settings.items() if name not in OWN}
+        return self.describe(clips, **chosen)
+
+    def unfit(self, cases: Sequence[Case]) -> str:
+        """Return why these clips cannot be measured, empty where they can; one clip goes through the network."""
+        try:
+            _, rows, width = self.features([cases[0].truth]).shape
+        except ValueError as error:
+            return str(error)
+        least = self.settings.get("least") or self.fewest or math.ceil((width + 1) / rows)
+        if len(cases) >= least:
+            return ""
+        why = "" if self.settings.get("least") or self.fewest else f", more rows than its {width} features"
+        return (
+            f"found {len(cases)} clips, expected at least {least}{why}; "
+            f"clips={least}, or least={len(cases)} to measure fewer, which makes it larger"
+        )
+
+    def measure(self, truth: np.ndarray, made: np.ndarray) -> Estimate:
+        """Return the distance of two sets of features, with its interval."""
+        return estimate(self.distance, truth, made, self.settings.get("resamples") or RESAMPLES)
+
+    def compare(self, cases: Sequence[Case], made: Mapping[str, Sequence[Case]]) -> dict[str, Estimate]:
+        """Return the estimate of each figure: every task against the truth, and the truth in two halves."""
+        truth = self.features([case.truth for case in cases])
+        found = {
+            f"{task}_{self.name}": self.measure(truth, self.features([case.frames for case in clips]))
+            for task, clips in made.items()
+            if task in self.tasks
+        }
+        if len(cases) >= 4:
+            found[f"{TRUTH}_{self.name}"] = self.measure(truth[::2], truth[1::2])
+        return found

@@ -1,0 +1,48 @@
+"""Weights that a metric needs: files of the user's, by their path. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videodiff.extras import extra_of
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a metric needs: a network (`what`), where it comes from (`source`), and packages (`modules`).
+
+    script: a file of TorchScript will do. folder: a folder written by save_pretrained of transformers will do.
+    """
+
+    what: str = ""
+    source: str = ""
+    script: bool = False
+    folder: bool = False
+    modules: tuple[str, ...] = ()
+
+    def lack(self, settings: Mapping[str, Any]) -> str:
+        """Return why a metric with these settings cannot run, empty where it can; no file is opened."""
+        # The file decides which library reads it: a script needs torch alone.
+        path = settings.get("path")
+        scripted = self.script and path is not None and Path(path).is_file()
+        absent = [name for name in self.modules if not scripted and importlib.util.find_spec(name) is None]
+        if self.what and path is None:
+            return f"path: found null, expected {self.expected()}"
+        if self.what and not scripted and not (self.folder and Path(path, "config.json").is_file()):
+            found = "a folder without config.json" if Path(path).is_dir() and self.folder else "none"
+            return f"path: found {found} at {path}, expected {self.expected()}"
+        if absent:
+            return f"found no package {absent[0]}, expected it: pip install 'videodiff[{extra_of(absent[0])}]'"
+        return ""
+
+    def expected(self) -> str:
+        """Return what the path must name, and where that comes from."""
+        forms = ["a TorchScript file"] * self.script + ["a folder of transformers with config.json"] * self.folder
+        return f"{' or '.join(forms)} of {self.what}, from {self.source}"
+
+
+NOTHING = Weights()

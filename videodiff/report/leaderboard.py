@@ -1,0 +1,123 @@
+"""The leaderboard: one row for each evaluation, in a file that many runs share.
+
+`leaderboard.jsonl` is only ever appended to, one line an evaluation, so evaluations of several runs may end at the same
+time. `leaderboard.md` is made of it anew: a table for each dataset, a column for each run. The last row of a run, a
+checkpoint and its settings counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from videodiff import __version__
+from videodiff.data.storage.files import write_whole
+from videodiff.metrics.metric import Quantity, read_quantity
+from videodiff.report.markdown import frame, line
+from videodiff.report.table import rounded
+
+BOARD = "leaderboard.jsonl"
+# What makes two rows rows of the same thing.
+IDENTITY = ("run", "checkpoint", "dataset", "clips", "given_frames", "seed", "sampler")
+# Columns of one table.
+MOST_COLUMNS = 12
+
+
+def add_row(board: Path, run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
+    """Append the row of an evaluation and write the table anew; return the path of the board."""
+    board.parent.mkdir(parents=True, exist_ok=True)
+    row = json.dumps(row_of(run, evaluation, facts), ensure_ascii=False)
+    # One write in append mode: rows of two processes do not mix.
+    with board.open("ab", buffering=0) as file:
+        file.write(f"{'' if ends_a_line(board) else chr(10)}{row}\n".encode())
+        os.fsync(file.fileno())
+    rows, damaged = read_rows(board)
+    write_whole(board.with_suffix(".md"), ("\n".join(tables(rows, damaged)) + "\n").encode())
+    return board
+
+
+def ends_a_line(board: Path) -> bool:
+    """Tell whether a file is empty or ends with a whole line."""
+    with board.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read(1) in (b"", b"\n")
+
+
+def row_of(run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an evaluation: who, on what, with which settings, and every figure with its error."""
+    meaning = evaluation["metrics"]
+    figures = {name: evaluation[name] for name in meaning if isinstance(evaluation.get(name), float)}
+    errors = {name: evaluation.get(f"{name}_stderr") for name in figures}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "videodiff": __version__,
+        "commit": commit_of(run),
+        "run": run.name,
+        "checkpoint": Path(evaluation["checkpoint"]).name,
+        **{name: evaluation[name] for name in ("clips", "given_frames", "seed")},
+        **facts,
+        "figures": figures,
+        "errors": {name: error for name, error in errors.items() if error is not None},
+        "intervals": dict(evaluation.get("intervals", {})),
+        "metrics": {name: meaning[name] for name in figures},
+    }
+
+
+def commit_of(run: Path) -> str | None:
+    """Return the commit that trained a run, as its folder tells."""
+    try:
+        git = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("git")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(git.get("commit"))[:12] if isinstance(git, dict) and git.get("commit") else None
+
+
+def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the last row of each identity, oldest first, and how many lines are no rows."""
+    rows: dict[str, dict[str, Any]] = {}
+    damaged = 0
+    for text in board.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(text)
+            quantities = {name: read_quantity(row["metrics"][name], name) for name in row["figures"]}
+            key = json.dumps([row[name] for name in IDENTITY], sort_keys=True)
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+            continue
+        rows.pop(key, None)
+        rows[key] = {**row, "metrics": quantities}
+    return list(rows.values()), damaged
+
+
+def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
+    """Return the lines of the Markdown: for each dataset its figures, a column for each of the last runs."""
+    lines = [f"{damaged} lines of the file are no rows and are left out."] if damaged else []
+    for dataset in dict.fromkeys(str(row["dataset"]) for row in rows):
+        mine = [row for row in rows if str(row["dataset"]) == dataset]
+        lines += [*[""] * bool(lines), f"## {dataset}", ""]
+        if len(mine) > MOST_COLUMNS:
+            lines += [f"The last {MOST_COLUMNS} of {len(mine)} evaluations.", ""]
+        mine = mine[-MOST_COLUMNS:]
+        meaning = {name: quantity for row in mine for name, quantity in row["metrics"].items()}
+        lines += frame(["figure", *(f"{row['run']} {row['checkpoint']}, {row['clips']} clips" for row in mine)])
+        lines += [figure(name, quantity, mine) for name, quantity in meaning.items()]
+    return lines
+
+
+def figure(name: str, quantity: Quantity, rows: list[dict[str, Any]]) -> str:
+    """Return the line of a figure, its best value bold where several runs have one."""
+    values = [row["figures"][name] for row in rows if name in row["figures"]]
+    best = (max if quantity.more_is_better else min)(values)
+    cells = []
+    for row in rows:
+        value, error = row["figures"].get(name), row["errors"].get(name)
+        text = "–" if value is None else rounded(value, error)
+        text += "" if error is None or value is None else f" ± {rounded(error, error)}"
+        cells.append(f"**{text}**" if value == best and len(values) > 1 else text)
+    unit = f" ({quantity.unit})" if quantity.unit else ""
+    return line([f"{name.replace('_', ' ')}{unit} {'↑' if quantity.more_is_better else '↓'}", *cells])
