@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import finish, start, tiny
+from tests.material.networks.small import MeanColour, save_script
 from videodiff import __version__, cli
 from videodiff.cli import VERBS
 from videodiff.data.video.decode import decode, probe
@@ -258,11 +259,26 @@ def test_given_frames_come_back_in_the_sample(
 
 def test_evaluation_and_report_follow_a_run(call: Call, trained: Path, monkeypatch: object) -> None:
     monkeypatch.chdir(trained)
-    status, _, err = call(
-        "evaluate", "runs/small", "clips=6", "steps=1", "keep=2", "batch=4", f"dataset={data_of(trained)}"
+    save_script(MeanColour(), trained / "colour.pt")
+    how = ["evaluate", "runs/small", "clips=6", "steps=1", "keep=2", "batch=4", f"dataset={data_of(trained)}"]
+    status, _, err = call(*how, "metric=[fvd]")
+    assert (status, err.count("\n")) == (1, 1)
+    assert (
+        "metric: found nothing that can be measured: metric.fvd: path: found null, expected a TorchScript file" in err
     )
+    own = ["metric=[consistency,captions,physics,fvd,jedi,cdfvd]", "metric.cdfvd.path=colour.pt"]
+    status, out, err = call(*how, *own, "metric.cdfvd.resamples=4", "metric.jedi.path=colour.pt")
     assert status == 0, err
+    assert "left out: metric.fvd: path: found null, expected a TorchScript file of I3D" in out
+    assert "left out: metric.jedi: found 6 clips, expected at least 200; clips=200, or least=6" in out
     result = json.loads((trained / "runs/small/evaluation.json").read_text())
+    assert set(result["left_out"]) == {"fvd", "jedi"}
+    assert 0 < result["truth_cdfvd"] < result["continuation_cdfvd"] < result["text_to_video_cdfvd"]
+    assert "not measured: metric.fvd: path" in (trained / "runs/small/evaluation.md").read_text()
+    row = json.loads((trained / "runs/leaderboard.jsonl").read_text())
+    assert row["figures"]["velocity_error"] == result["velocity_error"]
+    assert (row["run"], row["clips"], row["sampler"]["steps"]) == ("small", 6, 1)
+    assert "| text to video cdfvd ↓ |" in (trained / "runs/leaderboard.md").read_text()
     for name in ("colour_accuracy", "direction_accuracy", "count_accuracy", "velocity_error", "velocity_error_static"):
         assert name in result
         assert f"{name}_stderr" in result

@@ -75,9 +75,9 @@ def evaluate(cfg: DictConfig) -> None:
     if not tasks:
         raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, the only task of this run")
     clips = [case._replace(given=given) for case in read_clips(manifest, cfg.clips, shape)]
-    captions, left_out = fit_captions([clip.caption for clip in clips], model.text)
-    if left_out:
-        remark(f"{root}: {left_out}")
+    captions, cut = fit_captions([clip.caption for clip in clips], model.text)
+    if cut:
+        remark(f"{root}: {cut}")
     # What cannot be measured of the truth cannot be measured of samples: better known now.
     metrics, unfit = usable(metrics, clips)
     left_out |= unfit

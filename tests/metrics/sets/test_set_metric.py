@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.material.small_networks import MeanColour, SmallI3D, save_script
+from tests.material.networks.small import MeanColour, SmallI3D, save_script
 from videodiff.metrics.consistency import consistency
 from videodiff.metrics.evaluation import evaluate, usable
 from videodiff.metrics.metric import CONTINUATION, TEXT_TO_VIDEO, Case

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from tests.material.small_networks import (
+from tests.material.networks.small import (
     DEVIATION,
     MEAN,
     MeanColour,

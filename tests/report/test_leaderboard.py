@@ -1,0 +1,98 @@
+"""The file that many evaluations share, and the table that is made of it."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from videodiff.report.leaderboard import add_row, read_rows
+
+METRICS = {
+    "velocity_error": {"better": "lower", "unit": "units/s", "range": [0, None]},
+    "colour_accuracy": {"better": "higher", "unit": "", "range": [0, 1]},
+}
+
+
+def evaluation(**figures: float) -> dict[str, Any]:
+    stderr = {f"{name}_stderr": 0.01 for name in figures}
+    return {"checkpoint": "checkpoints/000100", "clips": 8, "given_frames": 3, "seed": 0, **figures, **stderr} | {
+        "metrics": {name: METRICS[name] for name in figures}
+    }
+
+
+def add(board: Path, run: str, dataset: str = "datasets/held_out", steps: int = 4, **figures: float) -> None:
+    add_row(board, Path("runs") / run, evaluation(**figures), {"dataset": dataset, "sampler": {"steps": steps}})
+
+
+def test_runs_stand_side_by_side_and_the_best_is_bold(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "a", velocity_error=0.5, colour_accuracy=0.75)
+    add(board, "b", velocity_error=0.25, colour_accuracy=0.5)
+    add(board, "c", velocity_error=0.75)
+    lines = (tmp_path / "leaderboard.md").read_text().splitlines()
+    assert lines == [
+        "## datasets/held_out",
+        "",
+        "| figure | a 000100, 8 clips | b 000100, 8 clips | c 000100, 8 clips |",
+        "| --- | --- | --- | --- |",
+        "| velocity error (units/s) ↓ | 0.500 ± 0.010 | **0.250 ± 0.010** | 0.750 ± 0.010 |",
+        "| colour accuracy ↑ | **0.750 ± 0.010** | 0.500 ± 0.010 | – |",
+    ]
+
+
+def test_the_last_evaluation_of_the_same_thing_counts_and_every_one_is_kept(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "a", velocity_error=0.5)
+    add(board, "a", steps=8, velocity_error=0.25)
+    add(board, "a", velocity_error=0.75)
+    rows, damaged = read_rows(board)
+    assert [(row["sampler"]["steps"], row["figures"]["velocity_error"]) for row in rows] == [(8, 0.25), (4, 0.75)]
+    assert damaged == 0
+    assert len(board.read_text().splitlines()) == 3
+
+
+def test_each_dataset_has_its_own_table(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "a", velocity_error=0.5)
+    add(board, "b", dataset="datasets/other", velocity_error=0.25)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## datasets/held_out",
+        "## datasets/other",
+    ]
+    assert "**" not in text
+
+
+@pytest.mark.parametrize("broken", ['{"run": "half', "[]", "\x00", json.dumps({"metrics": {}, "figures": {}})])
+def test_a_damaged_line_costs_itself_and_is_counted(tmp_path: Path, broken: str) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "a", velocity_error=0.5)
+    with board.open("a") as file:
+        file.write(broken)
+    add(board, "b", velocity_error=0.25)
+    rows, damaged = read_rows(board)
+    assert [row["run"] for row in rows] == ["a", "b"]
+    assert damaged == 1
+    assert (tmp_path / "leaderboard.md").read_text().startswith("1 lines of the file are no rows")
+
+
+def test_rows_that_are_written_at_the_same_time_are_all_there(tmp_path: Path) -> None:
+    board = tmp_path / "deep" / "leaderboard.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: add(board, f"run{i}", velocity_error=i / 8), range(24)))
+    rows, damaged = read_rows(board)
+    assert {row["run"] for row in rows} == {f"run{i}" for i in range(24)}
+    assert damaged == 0
+    assert "The last 12 of 24 evaluations." in board.with_suffix(".md").read_text()
+
+
+def test_the_commit_is_that_of_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "environment.json").write_text(json.dumps({"git": {"commit": "0123456789abcdef"}}))
+    add_row(tmp_path / "b.jsonl", run, evaluation(velocity_error=0.5), {"dataset": "d", "sampler": {}})
+    assert json.loads((tmp_path / "b.jsonl").read_text())["commit"] == "0123456789ab"
