@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videodiff.node_copy import load_once
+
 # What a config.json says of who wrote it, and of how it is loaded.
 IRRELEVANT = ("transformers_version", "dtype", "torch_dtype")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -20,11 +22,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 def read_config(what: str, name: str, subfolder: str | None = None, revision: str = "main") -> dict[str, Any]:
     """Return the config.json of a model; `what` (codec, text) begins the message where there is none."""
-    path = Path(name, subfolder or "", "config.json")
-    if not Path(name).is_dir():
-        path = download_config(what, name, subfolder, revision)
-    if not path.is_file():
-        raise FileNotFoundError(f"{what}: found no {path}, expected a folder written by save_pretrained")
+    path = find_config(what, name, subfolder, revision)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -32,6 +30,16 @@ def read_config(what: str, name: str, subfolder: str | None = None, revision: st
     if not isinstance(config, dict):
         raise ValueError(f"{what}: {path}: found {type(config).__name__}, expected a JSON object")
     return config
+
+
+def find_config(what: str, name: str, subfolder: str | None = None, revision: str = "main") -> Path:
+    """Return where the config.json of a model lies, here or in the cache of the hub."""
+    path = Path(name, subfolder or "", "config.json")
+    if not Path(name).is_dir():
+        path = download_config(what, name, subfolder, revision)
+    if not path.is_file():
+        raise FileNotFoundError(f"{what}: found no {path}, expected a folder written by save_pretrained")
+    return path
 
 
 def download_config(what: str, name: str, subfolder: str | None, revision: str) -> Path:
@@ -54,14 +62,28 @@ def download_config(what: str, name: str, subfolder: str | None, revision: str) 
 def load_frozen(
     what: str, cls: Any, name: str, subfolder: str | None, revision: str, precision: str, **how: Any
 ) -> nn.Module:
-    """Load weights from safetensors only, in evaluation mode and without gradients; a missing weight is an error."""
-    where = f"{what}: {Path(name, subfolder or '')}"
+    """Load weights from safetensors only, once a node, in evaluation mode and without gradients."""
     if precision not in DTYPES:
         raise ValueError(f"{what}.dtype: found {precision!r}, expected one of {', '.join(DTYPES)}")
+
+    def load(copy: Path | None) -> nn.Module:
+        if copy is not None:
+            return read_weights(what, cls, str(copy), "", "main", precision, **how)
+        return read_weights(what, cls, name, subfolder or "", revision, precision, **how)
+
+    config = find_config(what, name, subfolder, revision)
+    return load_once(config, {"class": cls.__name__, "dtype": precision}, load)
+
+
+def read_weights(
+    what: str, cls: Any, name: str, subfolder: str, revision: str, precision: str, **how: Any
+) -> nn.Module:
+    """Return a model from its files; a missing weight is an error."""
+    where = f"{what}: {Path(name, subfolder)}"
     try:
         model, info = cls.from_pretrained(
             name,
-            subfolder=subfolder or "",
+            subfolder=subfolder,
             revision=revision,
             use_safetensors=True,
             output_loading_info=True,

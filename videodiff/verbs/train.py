@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -27,6 +29,7 @@ from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
+from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
 from videodiff.parallel.engine import engine_of
 from videodiff.parallel.launcher import AGAIN, die_with_parent
@@ -173,7 +176,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     data, world = build_data(cfg), world_size(cfg)
     data.check(world)
     strategy = for_world(instantiate(cfg.strategy), world)
-    model = build_model(cfg, birth_under(strategy))
+    with NodeCopies(processes_of_node(cfg)) as copies:
+        model = build_model(cfg, birth_under(strategy))
     data.check_encoders(model.codec, model.text)
     for line in data.check_captions(model.text):
         if first:
@@ -187,6 +191,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         if cfg.get(group):
             instantiate_partial(group, cfg[group])(model.denoiser)
     trainer = build_trainer(cfg, model, data.accumulate(world), strategy)
+    trainer.callbacks.append(LambdaCallback(on_train_start=partial(forget, copies)))
     optimizer = engine_of(trainer.strategy).choose_optimizer(optimizer)
     config = resolved(cfg, model)
     if first:
@@ -204,6 +209,12 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         fit(trainer, module, data)
     except torch.OutOfMemoryError as error:
         raise ValueError(out_of_memory(cfg, data.accumulate(world), world, error)) from error
+
+
+def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusion) -> None:
+    """Remove the copies of encoders that the processes of this node have shared: each has loaded its own by now."""
+    if trainer.local_rank == 0:
+        copies.remove()
 
 
 def out_of_memory(cfg: DictConfig, accumulate: int, world: int, error: Exception) -> str:
