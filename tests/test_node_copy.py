@@ -156,6 +156,7 @@ def test_the_processes_of_a_training_share_a_copy_which_is_gone_afterwards(
     text = [
         "text=t5",
         "~text.width",
+        "~text.max_words",
         f"text.path_or_name={encoder}",
         "text.subfolder=null",
         "text.tokenizer_subfolder=null",
