@@ -1,6 +1,6 @@
 """Host memory of the processes of a node that all load one pretrained encoder: random weights, the real classes.
 
-    python bench/encoders.py [--processes 1,2,4] [--alone]
+    python bench/parallel/encoders.py [--processes 1,2,4] [--alone]
 
 Each process loads the encoder as training does and uses all its weights; then their proportional set sizes (pages that
 n processes share count 1 / n in each) are summed, less what they had before, and beside the size of the weights. The
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch  # noqa: E402
 
