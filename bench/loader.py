@@ -35,10 +35,10 @@ import webdataset
 from torch.utils.data import DataLoader, Dataset
 
 from videodiff.data.loader.datamodule import ClipDataModule, clip_data
-from videodiff.data.loader.webdataset import TarDataModule
 from videodiff.data.order.arithmetic import draw
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_sample
+from videodiff.data.tars.datamodule import tar_data
 from videodiff.data.video import encode as encoding
 from videodiff.data.video.decode import decode, decode_into, probe
 
@@ -202,7 +202,8 @@ def first_window(sample: dict[str, Any]) -> np.ndarray:
 def streamed(root: Path, clips: int) -> Iterator[Callable[[], float]]:
     """What training gets of the same tars without their manifest: data=webdataset, a reader beside the decoders."""
     urls = [str(path) for path in sorted((root / "tars").glob("*.tar"))]
-    data = TarDataModule(urls, FRAMES, SIZE, SIZE, global_batch=BATCH, num_workers=PROCESSES)
+    shape = {"frames": FRAMES, "height": SIZE, "width": SIZE}
+    data = tar_data(urls=urls, **shape, global_batch=BATCH, num_workers=PROCESSES)
     batches = (batch["video"].permute(0, 2, 3, 4, 1) for batch in data.train_dataloader())
     yield lambda: rate(batches)
     data.teardown("fit")

@@ -17,7 +17,6 @@ BY_CONFIGURATION = {
     "data_prep/caption/endpoint.py": "Endpoint",
     "data_prep/caption/model.py": "Model",
     "videodiff/codec/autoencoder.py": "Autoencoder",
-    "videodiff/data/loader/webdataset.py": "TarDataModule",
     "videodiff/denoiser/transformer.py": "SpaceTimeTransformer",
 }
 

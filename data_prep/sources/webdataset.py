@@ -143,7 +143,7 @@ def read_members(file: BinaryIO, passed: Passed) -> Iterator[Member]:
         key, extension = split_name(plain_path(info.name))
         part, fault = Part(info.name, info.offset_data, info.size), fault_of(info)
         if fault:
-            yield Member(key, extension, part, b"", f"{show(info.name)}: {fault}")
+            yield Member(key, extension, part, b"", f"{show(info.name)}: {fault.reason}")
             continue
         data = b""
         if extension in SIDECARS:

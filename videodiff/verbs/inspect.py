@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 
 from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.loader.stream import GlobalBatches, Loader
-from videodiff.data.loader.webdataset import TarDataModule
 from videodiff.data.order.arithmetic import divisors
 from videodiff.data.order.curriculum import order_of
 from videodiff.data.samples.inspection import (
@@ -27,6 +26,7 @@ from videodiff.data.samples.inspection import (
     survey,
 )
 from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.data.tars.datamodule import TarDataModule
 from videodiff.data.video.decode import DecodeError
 from videodiff.planning.steps import format_plan, plan
 from videodiff.planning.throughput import measure

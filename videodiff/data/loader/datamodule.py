@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from dataclasses import MISSING, Field, fields
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +15,7 @@ from videodiff.data.loader.captions import check_origins
 from videodiff.data.loader.checks import check_room, check_texts
 from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.loader.quarantine import Quarantine
-from videodiff.data.loader.settings import Batches, Datasets, Held, Reading, Shapes
+from videodiff.data.loader.settings import Batches, Datasets, Held, Reading, Shapes, built, signature_of
 from videodiff.data.loader.stream import GlobalBatches, HandedOn, Loader
 from videodiff.data.loader.trained import Trained, trained_shapes, usual
 from videodiff.data.loader.validation import Validation
@@ -268,18 +266,7 @@ RECORDS = (Datasets, Shapes, Batches, Reading, Held)
 
 def clip_data(**settings: Any) -> ClipDataModule:
     """Return the data module for the keys of `conf/data/folder.yaml`; each key is a field of one of `RECORDS`."""
-    known = {field.name for record in RECORDS for field in fields(record)}
-    if strange := sorted(settings.keys() - known):
-        raise TypeError(f"data.{strange[0]}: found no such key, expected some of {', '.join(sorted(known))}")
-    parts = [{f.name: settings[f.name] for f in fields(record) if f.name in settings} for record in RECORDS]
-    return ClipDataModule(*(record(**part) for record, part in zip(RECORDS, parts, strict=True)))
+    return ClipDataModule(*built(RECORDS, settings))
 
 
-def parameter(field: Field) -> inspect.Parameter:
-    """Return a field of a record as a parameter of `clip_data`."""
-    default = inspect.Parameter.empty if field.default is MISSING else field.default
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
-
-
-# The real parameters behind `**settings`, for the schema of the configuration and for help().
-clip_data.__signature__ = inspect.Signature([parameter(field) for record in RECORDS for field in fields(record)])
+clip_data.__signature__ = signature_of(RECORDS)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -179,3 +180,28 @@ class Held:
     def __post_init__(self) -> None:
         if self.validation_clips < 1:
             raise ValueError(f"data.validation_clips: found {self.validation_clips}, expected at least 1")
+
+
+def keys_of(records: Sequence[type], without: Collection[str]) -> list[Field]:
+    """Return the fields of these records that configuration may set."""
+    return [field for record in records for field in fields(record) if field.name not in without]
+
+
+def built(records: Sequence[type], settings: Mapping[str, Any], without: Collection[str] = ()) -> list[Any]:
+    """Return the records for these settings; a setting that is no field of theirs, or is in `without`, is an error."""
+    known = {field.name for field in keys_of(records, without)}
+    if strange := sorted(settings.keys() - known):
+        raise TypeError(f"data.{strange[0]}: found no such key, expected some of {', '.join(sorted(known))}")
+    parts = [{f.name: settings[f.name] for f in fields(record) if f.name in settings} for record in records]
+    return [record(**part) for record, part in zip(records, parts, strict=True)]
+
+
+def signature_of(records: Sequence[type], without: Collection[str] = ()) -> inspect.Signature:
+    """Return the parameters behind `**settings`, for the schema of the configuration and for help()."""
+    return inspect.Signature([parameter(field) for field in keys_of(records, without)])
+
+
+def parameter(field: Field) -> inspect.Parameter:
+    """Return a field of a record as a parameter."""
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)

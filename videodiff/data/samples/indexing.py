@@ -293,7 +293,7 @@ def read_samples(tar: tarfile.TarFile, shard: str, passed: Passed) -> Iterator[S
             yield sample
             sample = None
         if fault is not None:
-            yield Unusable(shard, member.offset, member.name, fault)
+            yield Unusable(shard, member.offset, member.name, fault.reason)
             continue
         sample = sample or Sample(key, member.offset, 0, {}, [])
         sample = sample._replace(end=member.offset_data + -(-member.size // 512) * 512)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from videodiff.data.samples.sidecars import SIDECARS, TEXT_LIMIT
 from videodiff.data.storage.listing import PICTURES, VIDEOS
@@ -67,7 +67,14 @@ def is_noise(member: tarfile.TarInfo) -> bool:
     return member.isdir() or bool(re.fullmatch(r"\._.*|\.DS_Store", member.name.rpartition("/")[2], re.DOTALL))
 
 
-def fault_of(member: tarfile.TarInfo) -> str | None:
+class MemberFault(NamedTuple):
+    """Why a member of a tar cannot be used: the kind under which it is counted, and what was found in this one."""
+
+    kind: str
+    reason: str
+
+
+def fault_of(member: tarfile.TarInfo) -> MemberFault | None:
     """Return why a member cannot be used, None if it can."""
     key, extension = split_name(member.name)
     limit = TEXT_LIMIT if extension in SIDECARS else VIDEO_LIMIT
@@ -76,13 +83,14 @@ def fault_of(member: tarfile.TarInfo) -> str | None:
         or ".." in member.name.split("/")
         or re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", member.name)
     ):
-        return "found a path that leads out of its folder, is not UTF-8 or has control characters"
+        found = "found a path that leads out of its folder, is not UTF-8 or has control characters"
+        return MemberFault("bad path", found)
     if not member.isreg() or member.issparse():
-        return "found a link, folder or special file, expected a plain one"
+        return MemberFault("not a plain file", "found a link, folder or special file, expected a plain one")
     if not extension or not key.rpartition("/")[2]:
-        return "found no key and extension, expected <key>.<extension>"
+        return MemberFault("no key and extension", "found no key and extension, expected <key>.<extension>")
     if member.size > limit:
-        return f"found {member.size} bytes, expected at most {limit}"
+        return MemberFault("too large", f"found {member.size} bytes, expected at most {limit}")
     return None
 
 

@@ -222,7 +222,7 @@ CLASSES: dict[str, Kind] = {
         captions=CAPTION_MIX,
         cost=instead("model=, codec= and text= decide it"),
     ),
-    "videodiff.data.loader.webdataset.TarDataModule": record(
+    "videodiff.data.tars.datamodule.tar_data": record(
         urls=TARS,
         validation_urls=optional(TARS),
         validation_root=optional(PLACE),
@@ -239,6 +239,7 @@ CLASSES: dict[str, Kind] = {
         fixed=FLAG,
         captions=CAPTION_MIX,
         readers=COUNT,
+        decoder=choice("pyav", "decord"),
         num_workers=whole(0),
         timeout=SECONDS,
         wait=SECONDS,

@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 4
+RECORD, VERSION = "record", 5
 # By the version that brought a key: the class that takes it, and the value with which the class does what it did
 # before. Records without a number are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -37,11 +37,13 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     },
     3: {"videodiff.data.loader.datamodule.clip_data": {"decoder": "pyav"}},
     4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100, "rollbacks": 0}},
+    5: {"videodiff.data.tars.datamodule.tar_data": {"decoder": "pyav"}},
 }
 # Classes that have another home today than when the folder was written.
 MOVED = {
     "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
     "videodiff.data.loader.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
+    "videodiff.data.loader.webdataset.TarDataModule": "videodiff.data.tars.datamodule.tar_data",
     "videodiff.diffusion.generation.Generation": "videodiff.generation.settings.Generation",
     "lightning.pytorch.loggers.TensorBoardLogger": "videodiff.training.run.logging.Board",
     "videodiff.training.callbacks.Checkpoints": "videodiff.training.callbacks.checkpoints.Checkpoints",

@@ -13,35 +13,42 @@ import json
 import math
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from videodiff.data.loader.captions import EVEN, CaptionMix, draw_caption
 from videodiff.data.loader.clips import Clips
 from videodiff.data.loader.datamodule import BatchModule
 from videodiff.data.loader.quarantine import Quarantine, SampleId
-from videodiff.data.loader.settings import Reading
+from videodiff.data.loader.settings import Batches, Reading, Shapes, built, signature_of
 from videodiff.data.loader.stream import HandedOn, collate
 from videodiff.data.loader.trained import Trained, mix, usual
 from videodiff.data.loader.validation import Validation, share_of
 from videodiff.data.loader.wording import fit_captions
-from videodiff.data.loader.workers import Pace, Read, Workers, read_here
-from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, deal, draw, positions
-from videodiff.data.order.buckets import Bucket, kinds_of, misfits
+from videodiff.data.loader.workers import Read
+from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, deal, positions
 from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.processes.child import forkserver
 from videodiff.data.samples.manifest import Manifest
-from videodiff.data.samples.members import one_video
-from videodiff.data.samples.shards import Text, read_texts
-from videodiff.data.samples.streamed import End, Fault, Item, Raw, Source, find_tars, read_tars, shown
-from videodiff.data.video.decode import decode_into, probe
-from videodiff.data.video.info import VideoInfo
+from videodiff.data.tars.clips import (
+    Decode,
+    Look,
+    TarTask,
+    first_clips,
+    keep_faults,
+    look,
+    read_tasks,
+    tasks_of,
+    view,
+    why,
+)
+from videodiff.data.tars.settings import NEED_A_MANIFEST, RECORDS, TarHeld, Tars
+from videodiff.data.tars.source import End, Fault, Item, Source, find_tars, read_tars, shown
 
 # Samples that are examined before the first step, and the number of tars that they come from.
 LOOKED_AT, LOOKED_IN = 128, 8
@@ -49,90 +56,7 @@ LOOKED_AT, LOOKED_IN = 128, 8
 STARVED = 20_000
 # The most micro-batches of a shape that wait for their step; further clips are skipped.
 WAITING = 4
-UNIT, PARTS = 2**20, 1000
-
-
-class TarTask(NamedTuple):
-    """A task for a worker: the files of a sample (None replaces an unreadable one), and the bytes for its frames.
-
-    Its order is (first step of the stream, running number, epoch, tar). Draws are keyed by `key`; without a key the
-    first window and caption are taken.
-    """
-
-    order: tuple[int, ...]
-    sample: SampleId
-    bytes: int
-    members: dict[str, bytes] | None
-    key: tuple[int, ...] | None
-
-    @property
-    def shape(self) -> tuple[int]:
-        """The shape of the memory for its frames; it is flat, because the bucket is not known yet."""
-        return (self.bytes,)
-
-
-class Decode:
-    """Read a sample of a tar as a clip of a bucket that it fits; its frames go to the start of `out`, flat uint8.
-
-    Returns caption, fps and index of the bucket, or in `misfit` why it fits none. `any_size`: only the number of frames
-    decides what fits.
-    """
-
-    def __init__(self, buckets: Sequence[Bucket], any_size: bool = True, captions: CaptionMix = EVEN) -> None:
-        self.buckets, self.any_size, self.captions = list(buckets), any_size, captions
-        self.bytes = max(bucket.frames * bucket.height * bucket.width * 3 for bucket in self.buckets)
-
-    def __call__(self, task: TarTask, out: np.ndarray) -> dict[str, Any]:
-        if task.members is None:
-            return {"lost": True}
-        captions, video = read_texts(task.members) or [Text("")], task.members[one_video(task.members)]
-        info = probe(video)
-        number = self.choose(info, task.key)
-        if number is None:
-            return {"misfit": next(iter(misfits(self.buckets, *self.shape(info))))}
-        bucket = self.buckets[number]
-        numbers = bucket.first_window(info.frames) if task.key is None else bucket.window(info.frames, *task.key)
-        decode_into(view(out, bucket), video, numbers)
-        caption = captions[0].text if task.key is None else draw_caption(captions, self.captions, *task.key, 1)
-        return {"caption": caption, "fps": info.fps / numbers.step, "bucket": number}
-
-    def shape(self, info: VideoInfo) -> list[np.ndarray]:
-        """Return the columns that decide which buckets a video fits."""
-        sizes = [info.frames] if self.any_size else [info.frames, info.height, info.width]
-        return [np.array([size]) for size in sizes]
-
-    def fitting(self, info: VideoInfo) -> list[int]:
-        """Return the indices of the buckets that a video fits."""
-        kind = int(kinds_of(self.buckets, *self.shape(info))[0])
-        return [number for number in range(len(self.buckets)) if kind >> number & 1]
-
-    def choose(self, info: VideoInfo, key: tuple[int, ...] | None) -> int | None:
-        """Return the bucket of a video: the first one whose draw keeps it, or else the last one that it fits."""
-        fitting = self.fitting(info)
-        for number in fitting[:-1]:
-            if key is None or draw(UNIT, *key, 3, number) < self.buckets[number].keep * UNIT:
-                return number
-        return fitting[-1] if fitting else None
-
-
-def view(out: np.ndarray, bucket: Bucket) -> np.ndarray:
-    """Return the start of flat memory as a clip `t h w c` of a bucket."""
-    shape = bucket.frames, bucket.height, bucket.width, 3
-    return out[: math.prod(shape)].reshape(shape)
-
-
-class Look(NamedTuple):
-    """Facts about an examined sample: its video, and its number of captions."""
-
-    info: VideoInfo
-    captions: int
-
-
-def look(task: TarTask, out: np.ndarray) -> Look | str:
-    """Examine a sample without decoding; return a `Look`, or why it cannot be used."""
-    if task.members is None:
-        return "lost"
-    return Look(probe(task.members[one_video(task.members)]), len(read_texts(task.members)))
+PARTS = 1000
 
 
 class Progress:
@@ -172,85 +96,44 @@ class Progress:
 class TarDataModule(BatchModule):
     """Deliver batches of clips from tars without a manifest, each read from start to end: a stream without an index.
 
-    `urls`: a folder, a pattern (*, {000..123}), a URL, or a list of these; with `pipes` also commands, `pipe:...`. Tars
-    are split between ranks, and between the `readers` of a rank; each reader shuffles in a buffer of `shuffle` samples.
-    Each tar comes once per epoch, or at random with `resampled`. Buckets, windows, captions and `fixed` mean the same
-    as in `ClipDataModule`. The share of steps of each bucket follows from samples that are examined at the start.
-
-    `num_workers` processes decode, with `timeout` seconds per clip; with 0 this process reads and decodes. The run ends
-    if no sample arrives within `wait` seconds, or if one process cannot read more than `budget` samples and tars; the
-    file `quarantine` lists them. Validation takes the first `validation_clips` clips of `validation_urls`, or of
-    `validation_root`, a dataset with a manifest.
+    Shapes, batches, reading and validation mean the same as in `ClipDataModule`. The share of steps of each bucket
+    follows from samples that are examined at the start. With 0 workers this process reads and decodes. The budget of
+    the quarantine counts samples and tars.
 
     A resumed run skips the tars of the epoch that were read completely. Samples of partly read tars may come again.
     """
 
-    def __init__(
-        self,
-        urls: str | Sequence[str],
-        frames: int,
-        height: int,
-        width: int,
-        stride: int = 1,
-        buckets: Sequence[Mapping[str, Any]] | None = None,
-        global_batch: int = 16,
-        micro_batch: int | None = None,
-        seed: int = 0,
-        shuffle: int = 1000,
-        resampled: bool = False,
-        fixed: bool = False,
-        captions: Mapping[str, Any] | None = None,
-        readers: int = 1,
-        num_workers: int = 0,
-        timeout: float = 60.0,
-        wait: float = 300.0,
-        budget: int = 100,
-        quarantine: str | None = None,
-        pipes: bool = False,
-        validation_urls: str | Sequence[str] | None = None,
-        validation_root: str | None = None,
-        validation_clips: int = 64,
-    ) -> None:
+    def __init__(self, settings: Tars, shapes: Shapes, batches: Batches, reading: Reading, held: TarHeld) -> None:
         super().__init__()
-        if num_workers < 0 or readers < 1 or validation_clips < 1:
-            raise ValueError(
-                f"found num_workers={num_workers} readers={readers} validation_clips={validation_clips}, expected "
-                f">= 0, >= 1, >= 1"
-            )
-        if validation_urls is not None and validation_root is not None:
-            raise ValueError("data.validation_urls: found data.validation_root too, expected only one of them")
-        self.tars = find_tars(urls, pipes)
-        self.validation_tars = (
-            None if validation_urls is None else find_tars(validation_urls, pipes, "data.validation_urls")
+        self.settings, self.shapes, self.reading, self.seed = settings, shapes, reading, batches.seed
+        self.tars, self.validation_tars = find_tars(settings.urls, settings.pipes), held.tars(settings.pipes)
+        self.validation_root, self.validation_clips = held.validation_root, held.validation_clips
+        self.buckets, given = read_buckets("data.buckets", shapes.rules[0]["buckets"], shapes.stride)
+        self.batch_sizes = [size or batches.global_batch for size in given]
+        self.global_batch, self.micro_batch = math.gcd(*self.batch_sizes), batches.micro_batch
+        self.decode = Decode(self.buckets, shapes.any_size, reading.mix, reading.decoder)
+        self.quarantine, self.progress, self.passed = (
+            Quarantine(reading.quarantine, reading.budget),
+            Progress(),
+            Counter(),
         )
-        self.validation_root, self.validation_clips = validation_root, validation_clips
-        one = [{"frames": frames, "height": height, "width": width}] if buckets is None else buckets
-        self.buckets, given = read_buckets("data.buckets", one, stride)
-        self.batch_sizes = [size or global_batch for size in given]
-        self.global_batch, self.micro_batch = math.gcd(*self.batch_sizes), micro_batch
-        self.reading = Reading(num_workers=num_workers, timeout=timeout, fixed=fixed, captions=captions)
-        self.decode = Decode(self.buckets, buckets is None, self.reading.mix)
-        self.seed, self.shuffle, self.resampled, self.readers, self.wait = seed, shuffle, resampled, readers, wait
-        self.quarantine, self.progress, self.passed = Quarantine(quarantine, budget), Progress(), Counter()
         self.given: deque[tuple[int, list[TarTask]]] = deque()
         self.resumed, self.running, self.fit_text = False, None, None
 
     @cached_property
     def looks(self) -> list[Look]:
         """Facts about some samples of the training tars; ValueError if none can be used."""
-        numbers = sorted({round(number) for number in np.linspace(0, len(self.tars) - 1, LOOKED_IN)})
-        each, faults = -(-LOOKED_AT // len(numbers)), []
+        indices = sorted({round(index) for index in np.linspace(0, len(self.tars) - 1, LOOKED_IN)})
+        each, faults = -(-LOOKED_AT // len(indices)), []
 
         def tasks() -> Iterator[TarTask]:
-            for number in numbers:
-                yield from tasks_of(keep_faults(read_tars(self.tars, [number]), faults), self.tars, 1, each)
+            for index in indices:
+                yield from tasks_of(keep_faults(read_tars(self.tars, [index]), faults), self.tars, 1, each)
 
         lost = Quarantine(budget=math.inf)
-        found = [rest for _, rest, _ in self.read(tasks(), look, 1, lost) if isinstance(rest, Look)]
+        found = [rest for _, rest, _ in read_tasks(tasks(), look, 1, self.reading, lost) if isinstance(rest, Look)]
         if not found:
-            faults += [Fault(sample.shard, sample.key, loss.reason) for sample, loss in lost.losses.items()]
-            said = f"; the first one: {faults[0].tar}: {faults[0].key} {faults[0].reason}" if faults else ""
-            raise ValueError(f"data.urls: found no usable sample in {len(self.tars)} tars{said}")
+            raise ValueError(f"data.urls: found no usable sample in {len(self.tars)} tars{why(lost, faults)}")
         return found
 
     @cached_property
@@ -259,13 +142,13 @@ class TarDataModule(BatchModule):
         clips, rates = [0.0] * len(self.buckets), [Counter() for _ in self.buckets]
         for found in self.looks:
             left, fitting = 1.0, self.decode.fitting(found.info)
-            for number in fitting:
-                bucket = self.buckets[number]
-                share = left if number == fitting[-1] else left * bucket.keep
-                left, clips[number] = left - share, clips[number] + share
+            for index in fitting:
+                bucket = self.buckets[index]
+                share = left if index == fitting[-1] else left * bucket.keep
+                left, clips[index] = left - share, clips[index] + share
                 usable = [stride for stride in bucket.strides if (bucket.frames - 1) * stride < found.info.frames]
                 for stride in usable[: 1 if self.reading.fixed else None]:
-                    rates[number][round(found.info.fps / stride, 3)] += share / len(usable)
+                    rates[index][round(found.info.fps / stride, 3)] += share / len(usable)
         if not any(clips):
             shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
             first = self.looks[0].info
@@ -274,8 +157,8 @@ class TarDataModule(BatchModule):
                 f"the first one has {first.frames} frames of {first.height} x {first.width} pixels"
             )
         return [
-            Trained(0, b.frames, b.height, b.width, b.strides, number / sum(clips), mix([counted], [1.0]))
-            for b, number, counted in zip(self.buckets, clips, rates, strict=True)
+            Trained(0, b.frames, b.height, b.width, b.strides, own / sum(clips), mix([counted], [1.0]))
+            for b, own, counted in zip(self.buckets, clips, rates, strict=True)
         ]
 
     def bucket_of(self, step: int) -> int:
@@ -374,15 +257,15 @@ class TarDataModule(BatchModule):
         """Yield this rank's clips that fit a bucket, in the order of the stream."""
         start = self.step
         done = tuple((epoch, frozenset(tars)) for epoch, tars in self.progress.done.items())
-        source = Source(
-            tuple(self.tars), self.seed, self.shuffle, self.resampled, mesh.data_rank, mesh.data_world,
-            min(self.progress.done, default=0), done, start,
-        )  # fmt: skip
-        readers = self.readers if self.reading.num_workers else 0
-        items = source.items(readers, self.wait, forkserver(Source.__module__))
+        first, ranks = min(self.progress.done, default=0), (mesh.data_rank, mesh.data_world)
+        mixing = self.settings.shuffle, self.settings.resampled
+        source = Source(tuple(self.tars), self.seed, *mixing, *ranks, first, done, start)
+        readers = self.settings.readers if self.reading.num_workers else 0
+        items = source.items(readers, self.settings.wait, forkserver(Source.__module__))
         seed = None if self.reading.fixed else self.seed
-        tasks = tasks_of(self.noting(items, start), self.tars, self.decode.bytes, start=start, seed=seed)
-        for task, rest, memory in self.read(tasks, self.decode, self.decode.bytes, self.quarantine, 2 * size):
+        tasks = tasks_of(self.samples(items, start), self.tars, self.decode.bytes, start=start, seed=seed)
+        reads = read_tasks(tasks, self.decode, self.decode.bytes, self.reading, self.quarantine, 2 * size)
+        for task, rest, memory in reads:
             if "bucket" in rest:
                 yield task, rest, memory
                 continue
@@ -397,46 +280,24 @@ class TarDataModule(BatchModule):
 
     def note_taken(self, task: TarTask) -> None:
         """Count a sample that was trained on, or never will be."""
-        if not self.resampled:
+        if not self.settings.resampled:
             self.progress.take(*task.order[2:])
 
-    def noting(self, items: Iterable[Item], start: int) -> Iterator[Item]:
-        """Pass samples on, and handle the faults and ends between them."""
+    def samples(self, items: Iterable[Item], start: int) -> Iterator[Item]:
+        """Yield the samples of the stream; count or report the faults and ends between them."""
         for count, item in enumerate(items):
             if isinstance(item, End):
-                if not self.resampled:
+                if not self.settings.resampled:
                     self.progress.end(item)
-            elif isinstance(item, Fault) and item.small:
-                kind = item.reason.partition(",")[0] if "again" not in item.reason else "a name again"
-                self.passed[f"members: {kind}"] += 1
-                if self.passed[f"members: {kind}"] == 1:
+            elif isinstance(item, Fault) and item.kind is not None:
+                counted = f"members: {item.kind}"
+                self.passed[counted] += 1
+                if self.passed[counted] == 1:
                     print(f"data.urls: {item.tar}: {item.key}: {item.reason}; others are counted", file=sys.stderr)
             elif isinstance(item, Fault):
                 self.quarantine.add(SampleId(item.tar, item.key, -1), (start, count), item.reason)
             else:
                 yield item
-
-    def read(
-        self, tasks: Iterable[TarTask], function: Callable[..., Any], size: int, lost: Quarantine, ahead: int = 0
-    ) -> Iterator[tuple[TarTask, Any, np.ndarray]]:
-        """Read tasks by the workers; yield each task in order with the function's result and the memory it wrote to.
-
-        An unreadable task goes into `lost`, and comes with the function's result for a task without members.
-        """
-        asked = ([task] for task in tasks)
-        if not self.reading.num_workers:
-            reads = read_here(function, asked, nothing, lost)
-            yield from ((read.tasks[0], read.rest[0], read.frames[0]) for read in reads)
-            return
-        ahead += 2 * self.reading.num_workers
-        with (
-            Workers(
-                function, self.reading.num_workers, size, nothing, lost, self.reading.timeout, Pace(ahead, queued=1)
-            ) as pool,
-            contextlib.closing(pool.batches(asked)) as reads,
-        ):
-            for read in reads:
-                yield read.tasks[0], read.rest[0], read.frames[0]
 
     @cached_property
     def held(self) -> Validation | None:
@@ -451,31 +312,16 @@ class TarDataModule(BatchModule):
             raise ValueError(f"data.validation_root: {error}") from error
         return Validation(clips, self.reading, self.validation_clips)
 
-    def first_clips(self, tars: Sequence[str], count: int) -> list[dict[str, Any]]:
-        """Return the first clips of tars, in order, in the usual shape, with their first window and caption.
-
-        Samples that do not fit or cannot be read are skipped, on every rank alike.
-        """
-        decode = Decode([usual(self.trained).bucket])
-        tasks = tasks_of(read_tars(tars, range(len(tars))), tars, decode.bytes)
-        found = []
-        with contextlib.closing(self.read(tasks, decode, decode.bytes, Quarantine(budget=math.inf))) as clips:
-            for task, rest, memory in clips:
-                if "bucket" in rest:
-                    video = view(memory, decode.buckets[0]).copy()
-                    found.append({**rest, "key": task.sample.key, "video": video, "task": task})
-                if len(found) == count:
-                    break
-        if not found:
-            raise ValueError(f"{shown(tars[0])}: found no usable sample in {len(tars)} tars, expected some")
-        return found
-
     def examples(self, count: int) -> list[dict[str, Any]]:
         """Return the first clips of the validation set, or else of the training tars, the same on every rank."""
         if self.held is not None:
             return self.held.examples(count)
-        found = self.first_clips(self.validation_tars or self.tars, count)
+        found = self._first_clips(self.validation_tars or self.tars, count)
         return [clip | {"caption": self._fit([clip["caption"]])[0]} for clip in found]
+
+    def _first_clips(self, tars: Sequence[str], count: int) -> list[dict[str, Any]]:
+        """Return the first clips of tars in the usual shape; unreadable samples are skipped."""
+        return first_clips(tars, usual(self.trained).bucket, count, self.reading, Quarantine(budget=math.inf))
 
     def _fit(self, captions: list[str]) -> list[str]:
         """Return captions without the words that the text encoder does not know."""
@@ -490,7 +336,7 @@ class TarDataModule(BatchModule):
             return self.held.batches(mesh, size)
         if self.validation_tars is None:
             return []
-        found, batches = self.first_clips(self.validation_tars, self.validation_clips), []
+        found, batches = self._first_clips(self.validation_tars, self.validation_clips), []
         share = share_of(len(found), mesh)
         for first in range(share.start, share.stop, size):
             own = range(first, min(first + size, share.stop))
@@ -519,7 +365,7 @@ class TarDataModule(BatchModule):
         epoch, left_out = min(self.progress.done, default=0), sum(map(len, self.progress.done.values()))
         what = (
             "tars are drawn anew, any sample may come again"
-            if self.resampled
+            if self.settings.resampled
             else f"in epoch {epoch} the {left_out:,} of {len(self.tars):,} tars that were read completely are left "
             f"out, samples of partly read tars may come again"
         )
@@ -567,29 +413,9 @@ class TarLoader:
         return self.data.running
 
 
-def tasks_of(
-    items: Iterable[Item],
-    tars: Sequence[str],
-    size: int,
-    most: int | None = None,
-    start: int = 0,
-    seed: int | None = None,
-) -> Iterator[TarTask]:
-    """Yield the first `most` samples as tasks; without a seed each takes its first window and caption."""
-    for count, item in enumerate(itertools.islice((item for item in items if isinstance(item, Raw)), most)):
-        key = None if seed is None else (seed, item.epoch, item.tar, item.number)
-        sample = SampleId(shown(tars[item.tar]), item.key, item.number)
-        yield TarTask((start, count, item.epoch, item.tar), sample, size, item.members, key)
+def tar_data(**settings: Any) -> TarDataModule:
+    """Return the data module for the keys of `conf/data/webdataset.yaml`; each key is a field of one of `RECORDS`."""
+    return TarDataModule(*built(RECORDS, settings, NEED_A_MANIFEST))
 
 
-def keep_faults(items: Iterable[Item], faults: list[Fault]) -> Iterator[Item]:
-    """Pass samples on, and collect the faults."""
-    for item in items:
-        if isinstance(item, Fault):
-            faults.append(item)
-        yield item
-
-
-def nothing(asked: TarTask, attempt: int) -> TarTask:
-    """Return the task without members that replaces an unreadable one."""
-    return asked._replace(sample=asked.sample._replace(dataset=-attempt), members=None)
+tar_data.__signature__ = signature_of(RECORDS, NEED_A_MANIFEST)

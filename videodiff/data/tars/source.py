@@ -70,13 +70,14 @@ class Raw(NamedTuple):
 class Fault(NamedTuple):
     """Something that cannot be used, and why.
 
-    Without a key the rest of the tar is lost, with a key that sample. `small`: only a member of the tar is lost.
+    Without a key the rest of the tar is lost, with a key that sample. With a `kind` only one member of the tar is
+    lost; such faults are counted by kind.
     """
 
     tar: str
     key: str
     reason: str
-    small: bool = False
+    kind: str | None = None
 
 
 class End(NamedTuple):
@@ -404,12 +405,12 @@ class Members:
                 if is_noise(member):
                     continue
                 if fault := fault_of(member):
-                    self.notes.report(Fault(name, member.name, fault, small=True))
+                    self.notes.report(Fault(name, member.name, fault.reason, fault.kind))
                     continue
                 key, extension = split_name(member.name)
                 if extension.startswith("__"):
                     kept = "found an extension that webdataset reserves, expected one without __ at its start"
-                    self.notes.report(Fault(name, member.name, kept, small=True))
+                    self.notes.report(Fault(name, member.name, kept, "reserved extension"))
                     continue
                 if key != last:
                     if hash(key) in seen:
@@ -418,7 +419,7 @@ class Members:
                     last, extensions = key, set()
                 if extension in extensions:
                     again = f"found {member.name} again, expected each name once in a tar: the first is used"
-                    self.notes.report(Fault(name, key, again, small=True))
+                    self.notes.report(Fault(name, key, again, "name again"))
                     continue
                 extensions.add(extension)
                 wanted = extension in VIDEOS or extension in SIDECARS

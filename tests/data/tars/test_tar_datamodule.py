@@ -13,12 +13,12 @@ import torch
 from tests.data.loader.test_datamodule import Recorder
 from tests.material.made_clips import write_dataset, write_video
 from tests.material.plain_tars import by_tarfile, clip, write_tars
-from videodiff.data.loader import webdataset
 from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.loader.quarantine import QuarantineError
-from videodiff.data.loader.webdataset import Decode, TarDataModule
 from videodiff.data.order.arithmetic import Mesh
 from videodiff.data.samples.indexing import index_tars
+from videodiff.data.tars.clips import Decode
+from videodiff.data.tars.datamodule import Progress, tar_data
 from videodiff.text.words import Words
 
 
@@ -29,7 +29,7 @@ def tars(tmp_path_factory):
 
 def module(urls, **how):
     how = {"frames": 4, "height": 16, "width": 16, "global_batch": 4, "seed": 3, "shuffle": 8, **how}
-    return TarDataModule(urls, **how)
+    return tar_data(urls=urls, **how)
 
 
 def batches(data, count, mesh=None):
@@ -73,6 +73,26 @@ def test_a_stream_gives_the_clips_that_an_indexed_dataset_gives(tars, tmp_path, 
         for key, video, caption, fps in zip(batch["key"], batch["video"], batch["caption"], batch["fps"], strict=True):
             assert torch.equal(video, wanted[key][0])
             assert (caption, float(fps)) == (wanted[key][1], float(wanted[key][2]))
+
+
+def test_the_decoder_of_a_stream_is_the_one_that_is_asked_for(tmp_path):
+    # decord cannot open AV1, so with it such a video is refused and named; PyAV reads it.
+    frames = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+    videos = {"av1": write_video(frames, codec="libsvtav1"), "h264": write_video(frames, bf="0")}
+    samples = {name: {"txt": b"noise", "mp4": video} for name, video in videos.items()}
+    tars = [str(by_tarfile(tmp_path / "a.tar", samples))]
+    assert set(keys(batches(module(tars, decoder="pyav"), 2))) == {"av1", "h264"}
+    data = module(tars, decoder="decord")
+    assert set(keys(batches(data, 2))) == {"h264"}
+    ((sample, loss),) = data.quarantine.losses.items()
+    assert (sample.key, "data.decoder=pyav reads it" in loss.reason) == ("av1", True)
+    with pytest.raises(ValueError, match="decoder: found 'opencv', expected one of pyav, decord"):
+        module(tars, decoder="opencv")
+
+
+def test_keys_that_need_a_manifest_are_refused(tars):
+    with pytest.raises(TypeError, match=r"data.stages: found no such key, expected some of buckets, budget"):
+        module(tars, stages=[])
 
 
 def test_windows_are_random_differ_by_epoch_and_do_not_depend_on_workers(tars):
@@ -235,9 +255,9 @@ def test_of_another_list_of_tars_nothing_is_left_out(tars):
 
 
 def test_ranks_tell_each_other_what_they_have_read():
-    progress = webdataset.Progress({0: {0, 1}, 1: {2}})
+    progress = Progress({0: {0, 1}, 1: {2}})
     assert progress.merge([{0: [0, 1], 1: [2]}, {0: [2], 2: [1]}], 3) == {1: [2], 2: [1]}
-    assert webdataset.Progress({0: {0}}).merge([{0: [0, 1]}], 2) == {1: []}
+    assert Progress({0: {0}}).merge([{0: [0, 1]}], 2) == {1: []}
 
 
 def test_the_stream_has_no_length(tars):

@@ -12,9 +12,9 @@ from tests.material.made_clips import write_dataset
 from tests.material.plain_tars import add, by_library, by_tarfile, clip, write_tars
 from tests.material.servers.loopback import site
 from videodiff.data.loader.workers import forkserver
-from videodiff.data.samples import streamed
 from videodiff.data.samples.members import Watched
-from videodiff.data.samples.streamed import End, Fault, Raw, Source, find_tars, read_tars
+from videodiff.data.tars import source as module
+from videodiff.data.tars.source import End, Fault, Raw, Source, find_tars, read_tars
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_tars_of_a_web_server_are_read_and_one_that_is_missing_is_named(tmp_path
     assert fault.tar == f"{here.url}/s-2.tar"
     assert "cannot be opened" in fault.reason
     assert "found no such file" in fault.reason
-    assert streamed.shown(tars[-1]) == f"{here.url}/direct/s-1.tar"
+    assert module.shown(tars[-1]) == f"{here.url}/direct/s-1.tar"
 
 
 def test_tars_in_s3_are_read(s3, tmp_path):  # noqa: F811
@@ -168,7 +168,7 @@ def test_what_a_header_only_claims_takes_no_memory(tmp_path):
             add(tar, f"clip0.{name}", data)
     items = everything([str(path)])
     assert [item.key for item in raws(items)] == ["clip0"]
-    assert [(fault.key, fault.small) for fault in faults(items)] == [("huge.mp4", True)]
+    assert [(fault.key, fault.kind) for fault in faults(items)] == [("huge.mp4", "not a plain file")]
 
 
 def test_members_that_belong_to_no_sample_are_named_and_cost_themselves(tmp_path):
@@ -184,8 +184,9 @@ def test_members_that_belong_to_no_sample_are_named_and_cost_themselves(tmp_path
             add(tar, f"clip1.{name}", data)
     items = everything([str(path)])
     assert [(item.key, item.members["mp4"]) for item in raws(items)] == [(f"clip{i}", clip(i)["mp4"]) for i in (0, 1)]
-    assert [(fault.key, fault.small) for fault in faults(items)] == [
-        ("README", True), ("../clip9.mp4", True), ("clip0.__key__", True), ("clip0", True)
+    assert [(fault.key, fault.kind) for fault in faults(items)] == [
+        ("README", "no key and extension"), ("../clip9.mp4", "bad path"), ("clip0.__key__", "reserved extension"),
+            ("clip0", "name again"),
     ]  # fmt: skip
 
 
@@ -195,13 +196,13 @@ def test_a_sample_whose_files_are_apart_is_named(tmp_path):
         for name in ("mp4", "txt"):
             for number in range(2):
                 add(tar, f"clip{number}.{name}", clip(number)[name])
-    named = [fault for fault in faults(everything([str(path)])) if not fault.small]
+    named = [fault for fault in faults(everything([str(path)])) if fault.kind is None]
     assert [fault.key for fault in named] == ["clip0", "clip1"]
     assert "sort the tar by name" in named[0].reason
 
 
 def test_each_sample_comes_once_an_epoch_over_all_ranks_and_readers(tars):
-    context, seen = forkserver(streamed.__name__), {}
+    context, seen = forkserver(module.__name__), {}
     for rank in range(2):
         source = Source(tuple(tars), seed=5, shuffle=3, rank=rank, world=2)
         items = source.items(readers=2, wait=60, context=context)
@@ -249,7 +250,7 @@ def test_tars_without_any_sample_end_the_stream(tmp_path):
 
 
 def test_a_source_that_says_nothing_ends_in_time():
-    context = forkserver(streamed.__name__)
+    context = forkserver(module.__name__)
     items = Source(("pipe:sleep 30",)).items(readers=1, wait=1, context=context)
     with pytest.raises(TimeoutError, match=r"no sample within 1 s, expected one \(data.wait\); .* is pipe:sleep"):
         next(items)
@@ -266,5 +267,5 @@ def test_a_tar_is_read_as_a_stream():
         for name, content in clip(0).items():
             add(tar, f"clip0.{name}", content)
     stream = Watched(OneWay(data.getvalue()))
-    stage = streamed.Members(streamed.Notes())
+    stage = module.Members(module.Notes())
     assert [member["fname"] for member in stage.members("a", stream)] == [f"clip0.{name}" for name in clip(0)]
