@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,14 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from videodiff.data.loader.clips import Clips, Reader
+from videodiff.data.loader.quarantine import Quarantine
+from videodiff.data.loader.settings import Reading
 from videodiff.data.loader.trained import Trained, begun, usual
 from videodiff.data.loader.wording import fit_captions
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.storage.files import owning, write_whole
+from videodiff.data.tars.clips import first_clips
+from videodiff.data.tars.source import TARS, find_tars, shown
 from videodiff.data.video.decode import DecodeError
 from videodiff.generation.files import write_clip
 from videodiff.generation.known import check_given, first_frames, usual_given
@@ -57,14 +62,7 @@ def evaluate(cfg: DictConfig) -> None:
             raise ValueError(f"{name}: found {cfg[name]}, expected at least {least}")
     metrics, left_out = usable(build_metrics(cfg.get("metric")))
     folder, run_cfg = Path(cfg.run), read_run(cfg.run, cfg.trust)
-    root = dataset_of(cfg, run_cfg)
-    if root is None:
-        streamed = " but tars without a manifest" * (run_cfg.data.get("validation_urls") is not None)
-        raise ValueError(
-            f"dataset: found none, and the run has no data.validation_root{streamed}: expected dataset=<a dataset "
-            f"folder>, such as `videodiff index` makes of tars"
-        )
-    manifest = Manifest.load(root)
+    held_out = held_out_of(cfg, run_cfg)
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     generation = build_generation(cfg, run_cfg)
     shape = usual(begun(shapes_of_run(folder, run_cfg.data), read_record(checkpoint)["step"]))
@@ -74,10 +72,13 @@ def evaluate(cfg: DictConfig) -> None:
         remark(f"continuation: left out, as a clip of {shape.frames} frames has none to continue")
     if not tasks:
         raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, the only task of this run")
-    clips = [case._replace(given=given) for case in read_clips(manifest, cfg.clips, shape)]
+    read = read_clips if isinstance(held_out, Manifest) else read_tars
+    clips = [case._replace(given=given) for case in read(held_out, cfg.clips, shape)]
+    if len(clips) < cfg.clips:
+        remark(f"clips: found {len(clips)} in {name_of(held_out)}, fewer than {cfg.clips}: all of them are used")
     captions, cut = fit_captions([clip.caption for clip in clips], model.text)
     if cut:
-        remark(f"{root}: {cut}")
+        remark(f"{name_of(held_out)}: {cut}")
     # What cannot be measured of the truth cannot be measured of samples: better known now.
     metrics, unfit = usable(metrics, clips)
     left_out |= unfit
@@ -95,7 +96,7 @@ def evaluate(cfg: DictConfig) -> None:
     result |= {"left_out": left_out} if left_out else {}
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
     write_markdown(folder / "evaluation.md", result)
-    board = add_row(board_of(cfg), folder, result, {"dataset": root, "sampler": generation.settings()})
+    board = add_row(board_of(cfg), folder, result, {"dataset": name_of(held_out), "sampler": generation.settings()})
     say(format_result(result))
     say(f"{'leaderboard':<44}{board.with_suffix('.md')}")
 
@@ -112,15 +113,44 @@ def reachable(targets: Mapping[str, float], result: Mapping[str, Any]) -> dict[s
     return {name: value for name, value in targets.items() if name in result["metrics"]}
 
 
-def dataset_of(cfg: DictConfig, run_cfg: DictConfig) -> str | None:
-    """Return the dataset to measure on; an address that only the run's folder names is an error, and not asked."""
-    root = run_cfg.data.validation_root
-    if cfg.dataset is None and root is not None and ":" in root and not Path(root).is_dir():
+def held_out_of(cfg: DictConfig, run_cfg: DictConfig) -> Manifest | list[str]:
+    """Return what to measure on: a dataset, or tars without a manifest; `dataset=` may name either."""
+    root, urls = cfg.dataset, None
+    if root is None:
+        root, urls = run_cfg.data.validation_root, run_cfg.data.get("validation_urls")
+        for name in [root] if root is not None else listed(urls):
+            refuse_address(name, cfg.run)
+    elif root.partition("?")[0].endswith(TARS):
+        root, urls = None, root
+    if root is None and urls is None:
         raise ValueError(
-            f"dataset: found none, and {cfg.run}/config.yaml names {root}, an address that only this folder gives, "
-            f"so it is not contacted; expected dataset={root} on this command line to allow it"
+            "dataset: found none, and the run has neither data.validation_root nor data.validation_urls: expected "
+            "dataset=<a dataset folder, or tars>"
         )
-    return root if cfg.dataset is None else cfg.dataset
+    if root is not None:
+        return Manifest.load(root)
+    return find_tars(listed(urls), where="data.validation_urls" if cfg.dataset is None else "dataset")
+
+
+def listed(urls: str | Sequence[str] | None) -> list[str]:
+    """Return the addresses of tars as a list."""
+    return [urls] if isinstance(urls, str) else list(urls or [])
+
+
+def refuse_address(name: str, run: str) -> None:
+    """Raise if a name in the configuration of a run is an address: nobody allowed it on this command line."""
+    if ":" in name and not os.path.exists(name):
+        raise ValueError(
+            f"dataset: found none, and {run}/config.yaml names {name}, an address that only this folder gives, so it "
+            f"is not contacted; expected dataset={name} on this command line to allow it"
+        )
+
+
+def name_of(held_out: Manifest | list[str]) -> str:
+    """Return the name of what is measured on, for messages."""
+    if isinstance(held_out, Manifest):
+        return str(held_out.root)
+    return shown(held_out[0]) + (f" and {len(held_out) - 1} more" if len(held_out) > 1 else "")
 
 
 def remark(line: str) -> None:
@@ -158,9 +188,18 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Case]:
             f"{manifest.root}: found {len(lost)} clips that cannot be read and {len(clips)} that can, expected a "
             f"dataset of videos; the first one: {next(iter(lost.values()))}"
         )
-    if len(clips) < count:
-        remark(f"clips: found {len(clips)} in {manifest.root}, fewer than {count}: all of them are used")
     return clips
+
+
+def read_tars(tars: list[str], count: int, shape: Trained) -> list[Case]:
+    """Read the first clips of tars without a manifest that fit and can be read, as a run sees them."""
+    lost = Quarantine(budget=LOST)
+    clips = first_clips(tars, shape.bucket, count, Reading(), lost)
+    if lost.losses:
+        sample, loss = next(iter(lost.losses.items()))
+        said = f"{sample.shard}: {sample.key}: {loss.reason}"
+        remark(f"{name_of(tars)}: {len(lost.losses)} clips cannot be read, the first one: {said}")
+    return [as_case(clip) for clip in clips]
 
 
 def as_case(sample: dict[str, Any]) -> Case:

@@ -19,7 +19,7 @@ from tests.conftest import tiny
 from videodiff.verbs.config.build import read_run
 from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.stored import check_built, read_overrides, read_yaml
-from videodiff.verbs.evaluate import dataset_of
+from videodiff.verbs.evaluate import held_out_of
 
 Call = Callable[..., tuple[int, str, str]]
 # Importing it is enough to be caught.
@@ -332,10 +332,11 @@ def test_a_class_of_ones_own_is_built_when_this_command_line_trusts_it(call: Cal
 
 def test_an_address_in_a_run_is_not_asked(tmp_path: Path) -> None:
     for address in ("http://127.0.0.1:1/x", "s3://bucket/x", "pipe:touch ran"):
-        run = stored(tmp_path, put("data", "validation_root", value=address))
-        cfg = OmegaConf.create({"dataset": None, "run": str(run)})
-        with pytest.raises(ValueError, match="so it is not contacted"):
-            dataset_of(cfg, read_run(run))
+        for key, value in (("validation_root", address), ("validation_urls", [address])):
+            run = stored(tmp_path, put("data", key, value=value))
+            cfg = OmegaConf.create({"dataset": None, "run": str(run)})
+            with pytest.raises(ValueError, match="so it is not contacted"):
+                held_out_of(cfg, read_run(run))
     assert not Path("ran").exists()
 
 
