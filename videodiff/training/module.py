@@ -15,6 +15,7 @@ from videodiff.parallel.engine import Engine, engine_of
 from videodiff.training.encoding import encode_text, encode_video
 from videodiff.training.guard import Taken, tell_backward
 from videodiff.training.run.logging import log_figures
+from videodiff.training.start import Start
 from videodiff.training.state.restoring import restore
 from videodiff.training.stopwatch import Stopwatch
 
@@ -53,6 +54,9 @@ class VideoDiffusion(lightning.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         # The checkpoint that training goes on from.
         self.checkpoint: Path | None = None
+        # The weights that it begins with instead of new ones, and whether its average begins with them too.
+        self.start: Start | None = None
+        self.continues_average = False
         # What this rank has taken of the present step, and what is known of the last one.
         self.taken: list[Taken] = []
         self.adopted = False
@@ -91,6 +95,8 @@ class VideoDiffusion(lightning.LightningModule):
         self.text.to(self.device)
         if self.checkpoint is not None:
             restore(self, self.checkpoint)
+        elif self.start is not None:
+            self.start.begin(self)
 
     def on_train_start(self) -> None:
         """Begin to count steps."""
@@ -177,6 +183,7 @@ class VideoDiffusion(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over groups of parameters and its schedule, stepped once an optimizer step."""
         optimizer = self.make_optimizer(parameter_groups(self.named_parameters(), self.engine.shape))
+        optimizer.averages_from_start = self.continues_average
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -199,4 +206,6 @@ def parameter_groups(
     matrices = [p for name, p in trainable if ".blocks." in name and name.endswith("weight") and len(shape(p)) == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in trainable if id(p) not in chosen]
-    return [{"params": matrices, "matrix": True}, {"params": rest, "matrix": False, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "matrix": True}, {"params": rest, "matrix": False, "weight_decay": 0.0}]
+    # All weights of a group may be frozen.
+    return [group for group in groups if group["params"]]

@@ -11,7 +11,8 @@ as long at width 512, where bfloat16 decides (2026-11-28, `bench/muon.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,13 +23,30 @@ Group = dict[str, Any]
 
 
 @torch.no_grad()
-def average(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Move the EMA of every parameter toward its value; the decay starts low: min(decay, (1 + step) / (10 + step))."""
+def begun(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """Return what averages are to begin with where they begin before a step: copies of the weights that have none.
+
+    Of new weights the average begins after the first step.
+    """
+    if not getattr(optimizer, "averages_from_start", False):
+        return {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return {p: p.to(torch.float32, copy=True) for p in parameters if "ema" not in optimizer.state.get(p, {})}
+
+
+@torch.no_grad()
+def average(
+    optimizer: torch.optim.Optimizer, decay: float, before: Mapping[Tensor, Tensor] = MappingProxyType({})
+) -> None:
+    """Move the EMA of every parameter toward its value; the decay starts low: min(decay, (1 + step) / (10 + step)).
+
+    `before`: what an average that there is not yet begins with, by default the value.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     states = [optimizer.state[p] for p in parameters]
     for p, state in zip(parameters, states, strict=True):
         if "ema" not in state:
-            state["ema"] = p.to(torch.float32, copy=True)
+            state["ema"] = before[p] if p in before else p.to(torch.float32, copy=True)
         # The fused kernel keeps its step on the device, and to read it there would be a wait for each parameter.
         state["ema_step"] = state["ema_step"] + 1 if "ema_step" in state else int(state["step"])
     if parameters:
@@ -73,9 +91,14 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Take one step, then move the average."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         choose_fused(self, self.param_groups, self.fused)
-        loss = super().step(closure)
-        average(self, self.ema_decay)
+        before = begun(self)
+        super().step()
+        average(self, self.ema_decay, before)
         return loss
 
 
@@ -110,6 +133,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         choose_fused(self, [group for group in self.param_groups if not group["matrix"]], self.fused)
+        before = begun(self)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
@@ -117,7 +141,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[p].setdefault("step", torch.zeros((), device=on))
             if parameters:
                 (self._matrices if group["matrix"] else self._adamw)(group, parameters)
-        average(self, self.ema_decay)
+        average(self, self.ema_decay, before)
         return loss
 
     def _matrices(self, group: Group, parameters: list[Tensor]) -> None:

@@ -24,11 +24,13 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
 
 from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
+from videodiff.generation.sampling import latent_shape
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
 from videodiff.parallel.engine import engine_of
@@ -45,6 +47,7 @@ from videodiff.training.rollback import batches_to_leave
 from videodiff.training.run.attempts import check_links, set_aside
 from videodiff.training.run.logging import log_configuration
 from videodiff.training.run.record import to_tell, write_record
+from videodiff.training.start import freeze
 from videodiff.training.state.before import is_before_pieces
 from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind
 from videodiff.verbs.config.build import (
@@ -58,6 +61,7 @@ from videodiff.verbs.config.build import (
 )
 from videodiff.verbs.config.checking import touches
 from videodiff.verbs.config.expand import AUTO, OVERRIDES
+from videodiff.verbs.config.origin import find_start
 from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
 from videodiff.verbs.config.versions import signed
 
@@ -166,6 +170,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     """Build and fit."""
     folder, first = Path(cfg.run), is_first_process()
     checkpoint = choose_start(cfg, overrides, folder)
+    start = find_start(cfg) if checkpoint is None else None
     check_kept(cfg)
     place = str(cfg.data.get("root") or cfg.data.get("urls"))
     if cfg.resume is not None and first and "://" in place:
@@ -179,6 +184,10 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     with NodeCopies(processes_of_node(cfg)) as copies:
         model = build_model(cfg, birth_under(strategy))
     data.check_encoders(model.codec, model.text)
+    parts = nn.ModuleDict({"denoiser": model.denoiser, **({"text": model.text} if model.text.trainable else {})})
+    freeze(parts, cfg.freeze)
+    if start is not None:
+        start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))
     for line in data.check_captions(model.text):
         if first:
             say(f"videodiff train: {line}")
@@ -199,7 +208,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         write_record(folder, signed(config), to_keep(overrides))
         write_trained(folder, data.trained)
     module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
-    module.checkpoint = checkpoint
+    module.checkpoint, module.start, module.continues_average = checkpoint, start, cfg.start_from is not None
     if checkpoint is not None and data.ordered and (batches := batches_to_leave(folder, checkpoint)):
         data.leave_out = batches
         if first:

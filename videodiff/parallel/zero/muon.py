@@ -20,7 +20,7 @@ from deepspeed.runtime.zero.muon import original_muon
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 from torch import Tensor, nn
 
-from videodiff.training.optimizer import Group, Muon, average
+from videodiff.training.optimizer import Group, Muon, average, begun
 
 
 class ZeroMuon(MuonWithAuxAdam):
@@ -57,11 +57,12 @@ class ZeroMuon(MuonWithAuxAdam):
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None, step_id: int | None = None) -> Tensor | None:
         """Take one step, then move the average."""
+        before = begun(self)
         loss = super().step(closure, step_id)
         for group in self.param_groups:
             for p in group["params"] if group["use_muon"] else []:
                 self.state[p]["step"] = self.state[p].get("step", 0) + 1
-        average(self, self.ema_decay)
+        average(self, self.ema_decay, before)
         return loss
 
 

@@ -11,7 +11,7 @@ from videodiff.data.storage.files import inside
 # What training writes into a run folder, and what is made of it.
 OURS = (
     *("config.yaml", "overrides.yaml", "command.txt", "environment.json", "quarantine.jsonl", "trained.json"),
-    "rollbacks.jsonl",
+    *("rollbacks.jsonl", "origin.json"),
     *(
         "metrics",
         "stacks",

@@ -86,7 +86,8 @@ class Saving:
         engine = engine_of(trainer.strategy)
         self.layout = engine.layout(self.world)
         self.weights = engine.count(trainable(trainer.lightning_module).values())
-        self.averaged = sorted(trainable(trainer.lightning_module))
+        # Of a frozen weight the average is the weight.
+        self.averaged = sorted(name for name, _ in trainer.lightning_module.named_parameters())
         self.final = folder / f"step_{self.step:08d}"
         self.partial = trainer.strategy.broadcast(partial_of(self.final))
         self.own, self.stop = threading.Event(), threading.Event()

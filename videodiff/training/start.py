@@ -1,0 +1,302 @@
+"""Beginning a training with the weights of another one: strict, recorded, and with a look at what they give.
+
+The averaged weights of the source become weights and average of the new run. Every weight of the network has to be in
+the file, with its shape, and the file may hold no other; `fresh` names the exceptions. Weights go through the engine,
+as those of a checkpoint do, so every strategy can begin so, and no process holds more than its part.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from videodiff.data.storage.files import sha256_of, write_whole
+from videodiff.parallel.engine import engine_of
+from videodiff.printing import say
+from videodiff.training.run.attempts import check_links
+from videodiff.training.state.checkpoint import AVERAGE, RECORD, latest_checkpoint, read_record, whole
+from videodiff.training.state.pieces import WEIGHT, Piece
+from videodiff.training.state.saved import Saved
+
+ORIGIN = "origin.json"
+# A network of more bytes is not built a second time, only to compare what it gives.
+MOST_COMPARED = 4 * 2**30
+PROBE_SEED, PROBE_WORDS, PROBE_RATE = 0x5EED, 8, 8.0
+FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+class Source(NamedTuple):
+    """Weights to begin with: their file, its checksum, and, where they are known, the step and the folder of the run.
+
+    `named` is what the command line names, `place` the checkpoint or file that was chosen.
+    """
+
+    named: str
+    place: Path
+    file: Path
+    sha256: str
+    step: int | None = None
+    run: Path | None = None
+
+
+def find_source(named: str) -> Source:
+    """Return the averaged weights of a run's newest whole checkpoint, of a checkpoint, or of a file of safetensors."""
+    path = Path(named)
+    if (path / RECORD).is_file():
+        checkpoint = whole(path, AVERAGE)
+    elif (path / "checkpoints").is_dir():
+        check_links(path)
+        checkpoint = latest_checkpoint(path, AVERAGE)
+    elif path.is_file():
+        return Source(named, path, path, sha256_of(path))
+    else:
+        raise FileNotFoundError(
+            f"start_from: found no weights in {named}, expected the folder of a run, a checkpoint or a file of "
+            "safetensors"
+        )
+    record, file = read_record(checkpoint), checkpoint / AVERAGE
+    run = checkpoint.absolute().parent.parent
+    sha256 = record["files"][AVERAGE].sha256 or sha256_of(file)
+    return Source(named, checkpoint, file, sha256, record["step"], run if (run / "config.yaml").is_file() else None)
+
+
+class Weights(Saved):
+    """Whole weights by name in one file, for who fills a network piece by piece; what the file lacks stays as it is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(())
+        self.path = path
+        try:
+            self.file = safe_open(path, "pt")
+            slices = {name: self.file.get_slice(name) for name in self.file.keys()}  # noqa: SIM118
+            self.held = {name: tuple(one.get_shape()) for name, one in sorted(slices.items())}
+            types = {name: one.get_dtype() for name, one in slices.items()}
+        except (SafetensorError, ValueError, OSError) as error:
+            raise ValueError(
+                f"start_from: {path}: found no readable safetensors ({error}), expected averaged weights, as a "
+                "checkpoint and `videodiff convert` have them; nothing of it was run"
+            ) from error
+        for name, dtype in types.items():
+            if dtype not in FLOATING:
+                raise ValueError(
+                    f"start_from: {path}: weight {name}: found values of type {dtype}, expected {', '.join(FLOATING)}"
+                )
+        self.shapes = {(name, WEIGHT): shape for name, shape in self.held.items()}
+
+    def check_finite(self) -> None:
+        """Raise one line where a value is no number."""
+        for name in self.held:
+            finite = self.file.get_tensor(name).isfinite()
+            if not finite.all():
+                raise ValueError(
+                    f"start_from: {self.path}: weight {name}: found {int((~finite).sum()):,} of {finite.numel():,} "
+                    "values that are not finite, expected numbers; use an older checkpoint"
+                )
+
+    def fill(self, places: Iterable[Piece]) -> None:
+        """Write values into the memory of these pieces, converted to their type."""
+        for place in places:
+            if place.name in self.held:
+                values = self.file.get_tensor(place.name).reshape(-1)[place.start : place.end]
+                with torch.no_grad():
+                    place.values.copy_(values)
+
+
+class Start:
+    """The weights that a run begins with.
+
+    `network` builds the source's network where its configuration is known; `unlike` are the settings, as lines, that
+    make the samples others than the source's whatever the weights are.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        fresh: Sequence[str] = (),
+        network: Callable[[], nn.Module] | None = None,
+        unlike: Sequence[str] = (),
+    ) -> None:
+        self.source, self.fresh, self.network, self.unlike = source, list(fresh), network, list(unlike)
+        self.weights = Weights(source.file)
+        self.new: list[str] = []
+        # The shape `c t h w` of the clip that both networks are given.
+        self.shape: tuple[int, ...] = ()
+
+    def check(self, parts: nn.Module, shape: Sequence[int]) -> None:
+        """Raise one line that names every weight that is missing, not used or of another shape."""
+        self.new = check_names(self.weights.held, shapes_in(parts), self.fresh, self.source.file)
+        self.weights.check_finite()
+        self.shape = tuple(shape)
+
+    def begin(self, module: lightning.LightningModule) -> None:
+        """Fill the network, say what it gives beside the source's, and write down the origin; every rank has to call.
+
+        The processes know each other, and the optimizer has no state yet.
+        """
+        trainer = module.trainer
+        engine_of(trainer.strategy).load(module, self.weights)
+        gap = self.gap(module)
+        if trainer.is_global_zero:
+            say(f"videodiff train: {self.told(gap)}")
+            facts = self.facts(gap, [name for name, p in module.named_parameters() if not p.requires_grad])
+            write_whole(Path(trainer.default_root_dir) / ORIGIN, json.dumps(facts, indent=1).encode())
+
+    @torch.no_grad()
+    def gap(self, module: lightning.LightningModule) -> tuple[float, float] | None:
+        """Return by how much the two networks differ on one seeded clip, and the largest value; None: not compared."""
+        count = sum(torch.Size(shape).numel() for shape in self.weights.held.values())
+        if self.network is None or 4 * count > MOST_COMPARED:
+            return None
+        given, training = probe(self.shape, module.text.width, module.device), module.training
+        module.eval()
+        with module.trainer.precision_plugin.forward_context():
+            made = module.denoiser(**given)
+            wanted = self.source_network(module.device)(**given) if module.trainer.is_global_zero else made
+        module.train(training)
+        return float((made - wanted).abs().max()), float(wanted.abs().max())
+
+    def source_network(self, device: torch.device) -> nn.Module:
+        """Return the source's own network with its weights."""
+        with torch.random.fork_rng(devices=[]):
+            network = self.network()
+        self.weights.fill(
+            Piece(f"denoiser.{name}", WEIGHT, 0, p.detach().view(-1), tuple(p.shape))
+            for name, p in network.named_parameters()
+        )
+        return network.to(device).eval()
+
+    def told(self, gap: tuple[float, float] | None) -> str:
+        """Return in one line what the run begins with, and how far its samples are from the source's."""
+        of = f"step {self.source.step}, " if self.source.step is not None else ""
+        line = (
+            f"begins with {self.source.place} ({of}sha256 {self.source.sha256[:12]}): {len(self.weights.held)} weights"
+        )
+        line += f", {len(self.new)} more are new ({compact(self.new)})" if self.new else ""
+        if gap is None:
+            why = "the file tells no configuration" if self.network is None else "the network is large"
+            return f"{line}; samples were not compared with the source's: {why}"
+        shape = " x ".join(map(str, self.shape))
+        if gap[0] == 0 and not self.unlike:
+            return (
+                f"{line}; on a seeded clip of {shape} the network gives what the source's gives, to the bit, and all "
+                "else that makes a sample is the same: its samples equal the source's at the same seed"
+            )
+        line += f"; on a seeded clip of {shape} the network's output differs from the source's by at most {gap[0]:.3g} "
+        line += f"(largest value {gap[1]:.3g})"
+        return line + (f"; samples differ further by {'; '.join(self.unlike)}" if self.unlike else "")
+
+    def facts(self, gap: tuple[float, float] | None, frozen: Sequence[str]) -> dict[str, Any]:
+        """Return what the run's record tells of its origin."""
+        compared = None if gap is None else {"clip": list(self.shape), "largest_difference": gap[0], "largest": gap[1]}
+        return {
+            "start_from": self.source.named,
+            "path": str(self.source.file.absolute()),
+            "sha256": self.source.sha256,
+            "step": self.source.step,
+            "weights": len(self.weights.held),
+            "new": self.new,
+            "frozen": list(frozen),
+            "output_compared": compared,
+            "unlike": self.unlike,
+        }
+
+
+def probe(shape: Sequence[int], text_width: int, device: torch.device | str) -> dict[str, Tensor]:
+    """Return one seeded input of a denoiser: a clip `c t h w` with levels from 0 to 1, and text features."""
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    given = {
+        "z": torch.randn(1, *shape, generator=generator),
+        "tau": torch.linspace(0, 1, shape[1])[None],
+        "text": torch.randn(1, PROBE_WORDS, text_width, generator=generator),
+        "text_mask": torch.ones(1, PROBE_WORDS, dtype=torch.bool),
+        "fps": torch.full((1,), PROBE_RATE),
+    }
+    return {name: value.to(device) for name, value in given.items()}
+
+
+def shapes_in(parts: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all parameters by name, also of a network without memory."""
+    return {name: tuple(p.shape) for name, p in parts.named_parameters()}
+
+
+def check_names(
+    held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], fresh: Sequence[str], file: Path
+) -> list[str]:
+    """Return the weights of a network that a file lacks and that may be new; raise where anything else differs."""
+    for pattern in fresh:
+        check_pattern("fresh", pattern, wanted)
+    missing = [name for name in wanted if name not in held]
+    new = [name for name in missing if any(fnmatchcase(name, pattern) for pattern in fresh)]
+    missing = [name for name in missing if name not in new]
+    unused = [name for name in held if name not in wanted]
+    others = [name for name in wanted if name in held and held[name] != wanted[name]]
+    faults = [f"missing in the file: {compact(missing)}"] * bool(missing)
+    faults += [f"unknown to this network: {compact(unused)}"] * bool(unused)
+    faults += [f"of another shape: {compact([f'{n} {held[n]}, here {wanted[n]}' for n in others])}"] * bool(others)
+    if faults:
+        raise ValueError(
+            f"start_from: {file}: found weights of another network, expected the {len(wanted)} of this one; "
+            f"{'; '.join(faults)}" + ("; fresh=[<pattern>] lets missing ones begin as new" if missing else "")
+        )
+    return new
+
+
+def compact(names: Sequence[str]) -> str:
+    """Return all names; those that differ in their first number alone stand as one, with all numbers."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        head, number, tail = re.fullmatch(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", name, re.DOTALL).groups()
+        groups.setdefault((head or "", tail), []).extend([int(number)] if number else [])
+    told = []
+    for (head, tail), numbers in groups.items():
+        told.append(f"{head}{span(sorted(numbers))}{tail}")
+    return ", ".join(told)
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Return ascending numbers, runs of them as first-last, in braces where there are several."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    told = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return told if len(numbers) < 2 else f"{{{told}}}"
+
+
+def freeze(parts: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Keep the weights whose names match from being trained, and return their names; raise where nothing matches."""
+    named, frozen = dict(parts.named_parameters()), []
+    for pattern in patterns:
+        check_pattern("freeze", pattern, named)
+        frozen += [name for name in named if fnmatchcase(name, pattern)]
+    for name in frozen:
+        named[name].requires_grad_(False)
+    if frozen and not any(p.requires_grad for p in named.values()):
+        raise ValueError(
+            f"freeze: found all {len(named)} weights of the run in {list(patterns)}, expected some to train"
+        )
+    return list(dict.fromkeys(frozen))
+
+
+def check_pattern(key: str, pattern: str, names: Iterable[str]) -> None:
+    """Raise where a pattern matches no name, with the nearest one."""
+    names = list(names)
+    if not any(fnmatchcase(name, pattern) for name in names):
+        bare = pattern.replace("*", "").replace("?", "")
+        near = difflib.get_close_matches(bare, names, n=1, cutoff=0.0) or names[:1]
+        raise ValueError(
+            f"{key}: found {pattern!r}, which matches no weight, expected the names of weights, with * for any part; "
+            f"nearest: {near[0]}"
+        )

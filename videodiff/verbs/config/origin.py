@@ -1,0 +1,77 @@
+"""What `start_from` means for a configuration: the words that its source was trained with, and where the two differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from videodiff.text.words import read_words
+from videodiff.training.start import Source, Start, find_source
+from videodiff.verbs.config.build import fill_text, read_run, shape_of
+
+# What makes a sample beside weights and network: other values there make other samples.
+SAMPLES = ("path", "objective.prediction", "sampler", "codec", "text", "data.frames", "data.height", "data.width")
+# Of these settings no sample depends: they decide which captions are refused.
+NO_MATTER = ("text.long", "text.unknown")
+
+
+def find_start(cfg: DictConfig) -> Start | None:
+    """Return what a run is to begin with, None where it begins with new weights.
+
+    Learned words that the configuration leaves open are those of the source; others than the source's are refused.
+    """
+    if cfg.start_from is None:
+        if cfg.fresh:
+            raise ValueError(f"fresh: found {list(cfg.fresh)} without start_from=, expected it: all weights are new")
+        return None
+    source = find_source(str(cfg.start_from))
+    if source.run is None:
+        return Start(source, cfg.fresh)
+    before = read_run(source.run, cfg.trust)
+    if before.text._target_ == cfg.text._target_:
+        fill_text(cfg, before)
+        check_words(cfg, before, source)
+    return Start(source, cfg.fresh, lambda: network_of(before), list(unlike(cfg, before)))
+
+
+def check_words(cfg: DictConfig, before: DictConfig, source: Source) -> None:
+    """Raise where learned words are not those of the source: each would have the meaning of another one."""
+    new, old = words_of(cfg), words_of(before)
+    if new != old:
+        first = next((n for n, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old)))
+        raise ValueError(
+            f"text.vocabulary: found {len(new)} words, expected the {len(old)} of {source.run} in their order (the "
+            f"first difference is at index {first}); text.vocabulary=null takes them"
+        )
+
+
+def words_of(cfg: DictConfig) -> list[str]:
+    """Return the learned words of a configuration, none where it has no vocabulary."""
+    found = cfg.text.get("vocabulary")
+    return read_words(found) if isinstance(found, str) else list(found or ())
+
+
+def network_of(cfg: DictConfig) -> nn.Module:
+    """Return the network of a run with new weights; neither its codec nor its text encoder is loaded."""
+    (channels, _), (_, width) = shape_of(cfg.codec), shape_of(cfg.text)
+    return instantiate(cfg.model, channels=channels, text_width=width)
+
+
+def unlike(cfg: DictConfig, before: DictConfig) -> Iterator[str]:
+    """Yield a line for each setting of samples that is not that of the source."""
+    for key in SAMPLES:
+        new, old = (flat(OmegaConf.select(one, key), key) for one in (cfg, before))
+        for name in sorted(new.keys() | old.keys()):
+            if new.get(name) != old.get(name) and name not in NO_MATTER:
+                yield f"{name} {new.get(name)!r} (source: {old.get(name)!r})"
+
+
+def flat(node: Any, prefix: str) -> dict[str, Any]:
+    """Return a part of a configuration with dotted keys."""
+    if not isinstance(node, DictConfig):
+        return {prefix: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node}
+    return {key: value for name in node for key, value in flat(node[name], f"{prefix}.{name}").items()}
