@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,19 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.material.warm import Started
+from tests.material import warm
 from videodiff import cli
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import render
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all processes of tests share one server."""
+    if getattr(config.option, "numprocesses", None):
+        warm.server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,12 +80,12 @@ def tiny(dataset: Path) -> list[str]:
     ]
 
 
-def start(*arguments: str, cwd: Path, **how: Any) -> Started:
+def start(*arguments: str, cwd: Path, **how: Any) -> warm.Popen:
     """Start `python -m videodiff` as a process of its own, one thread, errors with standard output."""
-    return Started([*arguments], cwd, {**os.environ, "OMP_NUM_THREADS": "1"}, **how)
+    return warm.start([sys.executable, "-m", "videodiff", *arguments], cwd=cwd, **how)
 
 
-def finish(process: Started, seconds: float = 300) -> str:
+def finish(process: warm.Popen, seconds: float = 300) -> str:
     """Wait for a process that has to succeed and return what it printed."""
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out[-3000:]

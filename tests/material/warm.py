@@ -1,7 +1,8 @@
-"""`python -m videodiff` from a process that has imported everything already: a fork of it begins without the imports.
+"""Python processes that begin without imports: each is a fork of one process that has imported everything already.
 
-The imports take five of the eight seconds of CPU time of a tiny training. `python -m tests.material.warm SOCKET` is the
-server: it forks one process for each connection and reports how it ended.
+The imports take five of the six seconds of CPU time of a tiny training. `Popen` and `run` are used as those of
+`subprocess`, and so does a process of this kind start others of `sys.executable`. Where the environment of a process
+has no `WARM_PYTHON`, those are plain processes. `python -m tests.material.warm SOCKET` is the server that forks.
 """
 
 from __future__ import annotations
@@ -11,113 +12,155 @@ import gc
 import json
 import os
 import runpy
-import signal
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# The variable with the address of the server.
+ADDRESS = "WARM_PYTHON"
+# What torch sets up when it is imported must not differ from what a process of its own would have.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
-class Started:
-    """A process of the warm server: what the tests use of `subprocess.Popen[str]`."""
+class Popen(subprocess.Popen):  # type: ignore[type-arg]
+    """`subprocess.Popen` whose Python processes are forks of the server."""
 
-    def __init__(self, arguments: list[str], cwd: Path, env: dict[str, str], start_new_session: bool = False) -> None:
-        self.args = ["python", "-m", "videodiff", *arguments]
-        read, write = os.pipe()
-        self.stdout: IO[str] = os.fdopen(read)
+    talk: socket.socket | None = None
+
+    # By name, as `subprocess` hands them over.
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, *rest: Any):
+        cwd, env, _, _, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, _, *_, session, group = rest
+        env = dict(os.environ if env is None else env)
+        if shell or preexec_fn or pass_fds or not is_script(args) or ADDRESS not in env:
+            super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, *rest)
+            return
+        words = [os.fspath(word) for word in args[1:]]
+        wanted = {"words": words, "cwd": os.fspath(cwd or os.getcwd()), "env": env, "session": session, "group": group}
+        nothing = os.open(os.devnull, os.O_RDWR)
+        fds = [own if own != -1 else ours for own, ours in ((p2cread, nothing), (c2pwrite, 1), (errwrite, 2))]
         self.talk = socket.socket(socket.AF_UNIX)
-        self.talk.connect(server())
-        wanted = {"arguments": arguments, "cwd": str(cwd), "env": env, "session": start_new_session}
-        socket.send_fds(self.talk, [json.dumps(wanted).encode() + b"\n"], [write])
-        os.close(write)
+        self.talk.connect(env[ADDRESS])
+        socket.send_fds(self.talk, [json.dumps(wanted).encode() + b"\n"], fds)
         self.lines = self.talk.makefile()
-        self.pid, self.returncode = int(self.lines.readline()), None
-        self.end = threading.Thread(target=self.wait_for_end, daemon=True)
-        self.end.start()
+        os.close(nothing)
+        for own, other in ((p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread)):
+            if own != -1 and other != -1:
+                os.close(own)
+        if hasattr(self, "_devnull"):
+            os.close(self._devnull)
+        self._closed_child_pipe_fds = True
+        self.pid = int(self.lines.readline())
+        self._child_created = True
 
-    def wait_for_end(self) -> None:
-        self.returncode = os.waitstatus_to_exitcode(int(self.lines.readline()))
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if self.talk is None:
+            return super()._try_wait(wait_flags)
+        if not select.select([self.talk], [], [], 0 if wait_flags & os.WNOHANG else None)[0]:
+            return 0, 0
+        return self.pid, int(self.lines.readline())
 
-    def poll(self) -> int | None:
+    def _internal_poll(self, *args: Any, **kwargs: Any) -> int | None:
+        if self.talk is None:
+            return super()._internal_poll(*args, **kwargs)
+        if self.returncode is None and self._waitpid_lock.acquire(False):
+            try:
+                if self.returncode is None and (ended := self._try_wait(os.WNOHANG))[0]:
+                    self._handle_exitstatus(ended[1])
+            finally:
+                self._waitpid_lock.release()
         return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int:
-        self.end.join(timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-        return self.returncode
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        read: list[str] = []
-        reader = threading.Thread(target=lambda: read.append(self.stdout.read()), daemon=True)
-        reader.start()
-        end = None if timeout is None else time.monotonic() + timeout
-        reader.join(timeout)
-        if reader.is_alive():
-            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-        self.wait(None if end is None else max(0.1, end - time.monotonic()))
-        return read[0], None
-
-    def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+def is_script(args: Any) -> bool:
+    """Tell whether a command has this Python run a module or a file."""
+    words = [] if isinstance(args, str | bytes | os.PathLike) else [os.fspath(word) for word in args]
+    return words[:1] == [sys.executable] and "-c" not in words[:3]
 
 
-@cache
+def run(command: Sequence[Any], *, timeout: float | None = None, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end as `subprocess.run` does, with its output as text."""
+    with Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **with_server(how)) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def start(command: Sequence[Any], **how: Any) -> Popen:
+    """Start a command whose output and errors are one text, by default to be read from here."""
+    how = {"stdout": subprocess.PIPE, **how}
+    return Popen(command, stderr=subprocess.STDOUT, text=True, **with_server(how))
+
+
+def with_server(how: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a process with the server in its environment."""
+    return {**how, "env": {**how.get("env", os.environ), **ENVIRONMENT, ADDRESS: server()}}
+
+
 def server() -> str:
-    """Start the server of this test process once; it ends with it. Return the address of its socket."""
-    address = f"{tempfile.mkdtemp(prefix='warm-')}/socket"
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(address)
-    listening.listen()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.material.warm", str(listening.fileno())]
-    subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[listening.fileno()], stdin=subprocess.DEVNULL)
-    return address
+    """Return the address of the server, which starts at first use and ends with the process that has started it."""
+    if ADDRESS not in os.environ:
+        address = f"{tempfile.mkdtemp(prefix='warm-')}/socket"
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(address)
+        listening.listen()
+        command = [sys.executable, "-m", "tests.material.warm", str(listening.fileno())]
+        how = {"pass_fds": [listening.fileno()], "stdin": subprocess.DEVNULL}
+        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, **how)
+        os.environ[ADDRESS] = address
+    return os.environ[ADDRESS]
 
 
 def serve(listening: socket.socket) -> None:
     """Fork a process for each connection, until the process that started this one is gone."""
+    parent = os.pidfd_open(os.getppid())
+    # What nobody asks for costs nothing.
+    if parent in select.select([listening, parent], [], [])[0]:
+        return
+    import deepspeed  # noqa: F401
+
     import videodiff.verbs.evaluate
     import videodiff.verbs.sample
     import videodiff.verbs.train  # noqa: F401
 
     gc.freeze()
     assert threading.active_count() == 1, "a fork of a process with several threads may hang"
-    parent = os.getppid()
-    waiting: dict[int, socket.socket] = {}
-    while os.getppid() == parent:
-        listening.settimeout(0.02 if waiting else 1.0)
-        for pid, talk in list(waiting.items()):
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+    children: dict[int, tuple[int, socket.socket]] = {}
+    while parent not in (ready := select.select([listening, parent, *children], [], [])[0]):
+        for pidfd in ready:
+            if pidfd in children:
+                pid, talk = children.pop(pidfd)
                 report(talk, os.waitpid(pid, 0)[1])
-                del waiting[pid]
-        try:
+                talk.close()
+                os.close(pidfd)
+        if listening in ready:
             talk, _ = listening.accept()
-        except TimeoutError:
-            continue
-        wanted, fds, _, _ = socket.recv_fds(talk, 1 << 20, 1)
-        pid = os.fork()
-        if pid == 0:
-            listening.close()
-            become(json.loads(wanted), fds[0])
-        os.close(fds[0])
-        report(talk, pid)
-        waiting[pid] = talk
+            pid = forked(talk)
+            report(talk, pid)
+            children[os.pidfd_open(pid)] = (pid, talk)
+
+
+def forked(talk: socket.socket) -> int:
+    """Fork the process that a connection asks for; return its number."""
+    message, fds, _, _ = socket.recv_fds(talk, 1 << 20, 3)
+    while not message.endswith(b"\n"):
+        message += talk.recv(1 << 20)
+    pid = os.fork()
+    if pid == 0:
+        become(json.loads(message), fds)
+    for fd in fds:
+        os.close(fd)
+    return pid
 
 
 def report(talk: socket.socket, number: int) -> None:
@@ -128,21 +171,22 @@ def report(talk: socket.socket, number: int) -> None:
         talk.close()
 
 
-def become(wanted: dict[str, Any], out: int) -> None:
-    """Be `python -m videodiff` with these arguments, in this folder and environment."""
+def become(wanted: dict[str, Any], fds: list[int]) -> None:
+    """Be Python with these arguments, in this folder and environment."""
     status = 1
     try:
         if wanted["session"]:
             os.setsid()
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for fd, target in ((nothing, 0), (out, 1), (out, 2)):
+        if wanted["group"] >= 0:
+            os.setpgid(0, wanted["group"])
+        for target, fd in enumerate(fds):
             os.dup2(fd, target)
         os.closerange(3, 1024)
         os.chdir(wanted["cwd"])
         os.environ.clear()
         os.environ.update(wanted["env"])
-        sys.argv = ["videodiff", *wanted["arguments"]]
-        runpy.run_module("videodiff", run_name="__main__", alter_sys=True)
+        subprocess.Popen = Popen
+        execute(wanted["words"])
         status = 0
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
@@ -156,6 +200,21 @@ def become(wanted: dict[str, Any], out: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def execute(words: list[str]) -> None:
+    """Do what `python` with these arguments does."""
+    if words[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)
+        words = words[1:]
+    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [path for path in added if path and path not in sys.path]
+    if words[0] == "-m":
+        sys.argv, sys.path[0] = words[1:], os.getcwd()
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+        runpy.run_path(words[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A strategy joins by a row in `ROWS`. Nothing here divides: 7 frames, 9 positions
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,17 +14,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import finish, tiny
-from tests.material.warm import Started
-from videodiff.parallel.launcher import meeting_port
+from tests.conftest import tiny
+from tests.material.runs.ranks import Ranks, torchrun
 from videodiff.report.run import read_run
 from videodiff.training.state.checkpoint import AVERAGE, PROGRESS, STATE, latest_checkpoint
 from videodiff.training.state.progress import read_progress
 from videodiff.training.state.restoring import files_of
 from videodiff.training.state.saved import Saved
 
+# Enough to warm up, to hold and to decay, and for averages to lag behind.
+STEPS = 8
 # Sampling in between changes nothing.
-SAMPLING = ["callbacks.samples.every=10", "sampler.steps=1", "callbacks.samples.clips=2"]
+SAMPLING = [f"callbacks.samples.every={STEPS // 2}", "sampler.steps=1", "callbacks.samples.clips=2"]
 # By name: how many processes there are, and what is asked for.
 ROWS = {
     "accumulated": (1, ["data.micro_batch=1"]),
@@ -54,32 +54,8 @@ def recipe(dataset: Path) -> list[str]:
         *("data.validation_clips=8", "data.frames=7", "data.height=12", "data.width=12"),
         *("model.width=24", "model.heads=3", "model.depth=4", "model.axes=[space,time,spacetime]"),
         *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9"),
-        *("trainer.max_steps=20", "trainer.val_check_interval=10", "trainer.log_every_n_steps=1"),
+        *(f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS // 2}", "trainer.log_every_n_steps=1"),
     ]
-
-
-def train(folder: Path, name: str, world: int, overrides: list[str]) -> None:
-    """Train with so many processes, each started as torchrun would start it."""
-    port = meeting_port()
-    started = []
-    for rank in range(world):
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if world > 1:
-            env |= {
-                "RANK": f"{rank}",
-                "LOCAL_RANK": f"{rank}",
-                "WORLD_SIZE": f"{world}",
-                "LOCAL_WORLD_SIZE": f"{world}",
-            }
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "TORCHELASTIC_RUN_ID": name}
-        words = ["train", *overrides, f"trainer.devices={world}", f"name={name}"]
-        started.append(Started(words, folder, env))
-    try:
-        for process in started:
-            finish(process)
-    finally:
-        for process in started:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Calla
     def run(name: str) -> Path:
         if not (folder / "runs" / name).exists():
             world, more = {"one": (1, []), **ROWS}[name]
-            train(folder, name, world, [*common, *more])
+            Ranks(world, folder, [*common, *more, f"name={name}"], torchrun).finish()
         return folder / "runs" / name
 
     return run
@@ -111,7 +87,7 @@ def average(run: Path) -> dict[str, Tensor]:
 def test_the_curves_are_those_of_one_process(runs: Callable[[str], Path], name: str) -> None:
     wanted, found = curves(runs("one")), curves(runs(name))
     assert wanted.keys() == found.keys()
-    assert len(wanted["train/loss"]) == 20
+    assert len(wanted["train/loss"]) == STEPS
     assert len(wanted["val/loss"]) == 2
     for key, values in wanted.items():
         np.testing.assert_allclose(found[key], values, rtol=1e-5, err_msg=key)
@@ -132,6 +108,6 @@ def test_optimizer_average_and_schedule_move_once_a_step_however_many_micro_batc
     checkpoint = latest_checkpoint(runs(name))
     saved = Saved(files_of(checkpoint))
     counts = {(p, key): saved.number(p, key) for p in saved.weights() for key in ("step", "ema_step")}
-    assert set(counts.values()) == {20}
+    assert set(counts.values()) == {STEPS}
     (schedule,) = read_progress(checkpoint / STATE / PROGRESS)["lr_schedulers"]
-    assert schedule["last_epoch"] == 20
+    assert schedule["last_epoch"] == STEPS

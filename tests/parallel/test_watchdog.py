@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -18,8 +17,7 @@ import pytest
 from torch import distributed
 
 from tests.conftest import tiny
-from tests.material.warm import Started
-from videodiff.parallel.launcher import meeting_port
+from tests.material.runs.ranks import Ranks, slurm
 from videodiff.parallel.watchdog import Beat, Seen, Watch, gone_line, place_of, still_line
 
 HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
@@ -126,44 +124,27 @@ def test_a_first_process_that_no_longer_answers_is_missed_even_where_its_connect
         first.wait()
 
 
-def ranks(folder: Path, dataset: Path, *more: str) -> list[Started]:
+def ranks(folder: Path, dataset: Path, *more: str) -> Ranks:
     """Start three processes of a training as srun does: nobody watches over them."""
-    port = str(meeting_port())
     words = [*tiny(dataset), "optimizer=adamw", "schedule=constant", "~schedule.decay", "strategy=ddp", *more]
-    words += ["trainer.devices=3", "data.global_batch=6", "trainer.max_steps=100000", "trainer.log_every_n_steps=1"]
-    slurm = {
-        **{"SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "3", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0"},
-        **{"SLURM_JOB_ID": "1", "SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-    }
-    return [
-        Started(
-            ["train", "name=a", *words],
-            folder,
-            {**os.environ, "OMP_NUM_THREADS": "1", **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
-        for rank in range(3)
-    ]
+    words += ["data.global_batch=6", "trainer.max_steps=100000", "trainer.log_every_n_steps=1"]
+    return Ranks(3, folder, ["name=a", *words], slurm)
 
 
-def wait_for_a_step(folder: Path, processes: list[Started]) -> None:
+def wait_for_a_step(folder: Path, processes: Ranks) -> None:
     end = time.monotonic() + 200
     while not list(folder.glob("runs/a/metrics/version_0/metrics.csv")):
-        assert all(process.poll() is None for process in processes), processes[0].communicate()[0][-3000:]
+        assert processes.living(), processes.said()
         assert time.monotonic() < end, "no step within some minutes"
         time.sleep(0.1)
 
 
-def said(processes: list[Started]) -> list[str]:
-    """Return the lines of errors that processes have printed, until all have ended."""
-    lines = []
-    for process in processes:
-        out, _ = process.communicate(timeout=90)
-        lines += [
-            line
-            for line in out.replace("\r", "\n").splitlines()
-            if line.startswith("videodiff train") and "error" in line
-        ]
-    return lines
+def said(processes: Ranks, *those: int) -> list[str]:
+    """Return the lines of errors that some of the processes have printed, when they have ended."""
+    for rank in those:
+        processes.ranks[rank].wait(90)
+    printed = "\n".join(processes.printed(rank).read_text() for rank in those).replace("\r", "\n")
+    return [line for line in printed.splitlines() if line.startswith("videodiff train") and "error" in line]
 
 
 @pytest.mark.parametrize("dead", [2, 0])
@@ -171,17 +152,16 @@ def test_a_rank_that_is_killed_ends_the_others_within_a_minute_and_in_one_line(
     tmp_path: Path, world_dataset: Path, dead: int
 ) -> None:
     processes = ranks(tmp_path, world_dataset)
+    others = [rank for rank in range(3) if rank != dead]
     try:
         wait_for_a_step(tmp_path, processes)
         begun = time.monotonic()
-        processes[dead].kill()
-        others = [process for rank, process in enumerate(processes) if rank != dead]
-        lines = said(others)
+        processes.ranks[dead].kill()
+        lines = said(processes, *others)
         assert time.monotonic() - begun < 60
     finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in others] == [76, 76], lines
+        processes.kill()
+    assert [processes.ranks[rank].returncode for rank in others] == [76, 76], lines
     assert all(f"rank {dead}" in line and " is gone" in line for line in lines), lines
     assert len(lines) == (1 if dead else 2), lines
 
@@ -190,11 +170,10 @@ def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(tmp_path: Path, wor
     hang = "+callbacks.hang._target_=tests.parallel.hanging_rank.Hang"
     processes = ranks(tmp_path, world_dataset, hang, "callbacks.watchdog.still=6")
     try:
-        lines = said(processes)
+        lines = said(processes, 0, 1, 2)
     finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [76, 76, 76], lines
+        processes.kill()
+    assert [rank.returncode for rank in processes.ranks] == [76, 76, 76], lines
     (line,) = lines
     assert "rank 1 on " in line
     assert "stands still for 6 s" in line

@@ -9,17 +9,18 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import tiny
 from tests.material.runs.ranks import LIMIT, Ranks
 from tests.material.runs.saved_state import assert_same_bits
+from tests.material.warm import Popen
 from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, step_of, whole
 
 RUNS, STEPS, EVERY = int(os.environ.get("KILL_RUNS", "5")), 40, 3
@@ -39,27 +40,28 @@ def kill(ranks: Ranks, number: int) -> None:
     try:
         if met:
             wait_for_end(dead, other)
-            if other.exitcode is None:
+            if other.returncode is None:
                 # It prints the stacks of its threads.
                 os.kill(other.pid, signal.SIGABRT)
-                other.join(10)
+                with suppress(subprocess.TimeoutExpired):
+                    other.wait(10)
                 pytest.fail(f"rank {number} was killed, the other goes on:\n{ranks.said()}")
             lines = [line for line in ranks.said().splitlines() if ": error: " in line]
             # At the very end it may have come too late.
-            assert other.exitcode == 0 or (other.exitcode > 0 and len(lines) == 1), ranks.said()
+            assert other.returncode == 0 or (other.returncode > 0 and len(lines) == 1), ranks.said()
     finally:
         other.kill()
-        other.join()
+        other.wait()
 
 
-def wait_for_end(dead: Any, other: Any) -> None:
+def wait_for_end(dead: Popen, other: Popen) -> None:
     """Wait for a process to end, longer where the disk holds one of the two.
 
     The kernel ends no process, and closes none of its connections, within a write to a disk that stalls.
     """
     end, last = time.monotonic() + END, time.monotonic() + 5 * END
-    while other.exitcode is None and time.monotonic() < min(end, last):
-        other.join(0.2)
+    while other.poll() is None and time.monotonic() < min(end, last):
+        time.sleep(0.1)
         if held_by_disk(dead.pid) or held_by_disk(other.pid):
             end = time.monotonic() + END
 

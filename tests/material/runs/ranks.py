@@ -1,60 +1,75 @@
-"""The processes of a training, forked from one that has imported everything: a start costs a second."""
+"""The processes of one training, each started with the variables by which it knows its place among them."""
 
 from __future__ import annotations
 
-import faulthandler
-import multiprocessing
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from tests.material import warm
 from videodiff.parallel.launcher import meeting_port
 
 # Seconds in which a training of a test has to be over.
 LIMIT = 200
 
 
-def train(rank: int, port: int, cwd: Path, arguments: list[str]) -> None:
-    """Be one rank of a training."""
-    from videodiff import cli
+def lightning(rank: int, count: int) -> dict[str, str]:
+    """Return the variables of a process that Lightning would have started."""
+    return {"LOCAL_RANK": f"{rank}"}
 
-    faulthandler.enable()
-    os.chdir(cwd)
-    os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    out = os.open(cwd / f"rank_{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1), os.dup2(out, 2)
-    sys.argv = ["videodiff", "train", *arguments]
-    cli.main()
+
+def torchrun(rank: int, count: int) -> dict[str, str]:
+    """Return the variables of a process that torchrun would have started."""
+    ranks = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+    return {**ranks, "WORLD_SIZE": f"{count}", "LOCAL_WORLD_SIZE": f"{count}", "TORCHELASTIC_RUN_ID": "1"}
+
+
+def slurm(rank: int, count: int) -> dict[str, str]:
+    """Return the variables of a process that srun would have started."""
+    job = {"SLURM_NTASKS": f"{count}", "SLURM_NTASKS_PER_NODE": f"{count}", "SLURM_NNODES": "1", "SLURM_JOB_ID": "1"}
+    return {**job, "SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}"}
 
 
 class Ranks:
     """So many processes of one training in a folder, with these arguments of `videodiff train`."""
 
-    def __init__(self, count: int, cwd: Path, arguments: list[str]) -> None:
-        context: Any = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["videodiff.verbs.train", "deepspeed", "tests.material.runs.ranks"])
-        port = meeting_port()
-        self.cwd = cwd
-        arguments = [*arguments, f"trainer.devices={count}"]
-        self.ranks = [context.Process(target=train, args=(rank, port, cwd, arguments)) for rank in range(count)]
-        for rank in self.ranks:
-            rank.start()
+    def __init__(
+        self, count: int, cwd: Path, arguments: list[str], place: Callable[[int, int], dict[str, str]] = lightning
+    ) -> None:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{meeting_port()}"}
+        command = [sys.executable, "-m", "videodiff", "train", *arguments, f"trainer.devices={count}"]
+        self.cwd, self.ranks = cwd, []
+        for rank in range(count):
+            env = {**os.environ, **meeting, **place(rank, count)}
+            with self.printed(rank).open("w") as out:
+                self.ranks.append(warm.start(command, cwd=cwd, env=env, stdout=out))
 
     def living(self) -> bool:
         """Tell whether all are at work."""
-        return all(rank.is_alive() for rank in self.ranks)
+        return all(rank.poll() is None for rank in self.ranks)
 
     def finish(self) -> None:
         """Wait for all, which have to succeed."""
-        for rank in self.ranks:
-            rank.join(LIMIT)
         try:
-            assert [rank.exitcode for rank in self.ranks] == [0] * len(self.ranks), self.said()
-        finally:
             for rank in self.ranks:
-                rank.kill()
+                rank.wait(LIMIT)
+            assert [rank.returncode for rank in self.ranks] == [0] * len(self.ranks), self.said()
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(self.said()) from late
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End all."""
+        for rank in self.ranks:
+            rank.kill()
+
+    def printed(self, rank: int) -> Path:
+        """Return the file with what one has printed."""
+        return self.cwd / f"rank_{rank}.txt"
 
     def said(self) -> str:
         """Return what all have printed."""
-        return "\n".join(path.read_text() for path in sorted(self.cwd.glob("rank_*.txt")))
+        return "\n".join(self.printed(rank).read_text() for rank in range(len(self.ranks)))
