@@ -1,8 +1,9 @@
 """Python processes that begin without imports: each is a fork of one process that has imported everything already.
 
 The imports take five of the six seconds of CPU time of a tiny training. `Popen` and `run` are used as those of
-`subprocess`, and so does a process of this kind start others of `sys.executable`. Where the environment of a process
-has no `WARM_PYTHON`, those are plain processes. `python -m tests.material.warm SOCKET` is the server that forks.
+`subprocess`, and so does a process of this kind start others of `sys.executable`, unless its environment has
+`WARM_CHILDREN=no`: the parent of a fork is the server, so it has neither the session of who started it nor ends with
+it. `python -m tests.material.warm SOCKET` is the server.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 # The variable with the address of the server.
 ADDRESS = "WARM_PYTHON"
+# The variable that says `no` where what a process starts has to be its child.
+CHILDREN = "WARM_CHILDREN"
 # What torch sets up when it is imported must not differ from what a process of its own would have.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
@@ -127,12 +130,7 @@ def serve(listening: socket.socket) -> None:
     # What nobody asks for costs nothing.
     if parent in select.select([listening, parent], [], [])[0]:
         return
-    import deepspeed  # noqa: F401
-
-    import videodiff.verbs.evaluate
-    import videodiff.verbs.sample
-    import videodiff.verbs.train  # noqa: F401
-
+    import_all()
     gc.freeze()
     assert threading.active_count() == 1, "a fork of a process with several threads may hang"
     children: dict[int, tuple[int, socket.socket]] = {}
@@ -148,6 +146,23 @@ def serve(listening: socket.socket) -> None:
             pid = forked(talk)
             report(talk, pid)
             children[os.pidfd_open(pid)] = (pid, talk)
+
+
+def import_all() -> None:
+    """Import what a training and the like import sooner or later, and let Hydra find its plugins."""
+    import hydra
+    import s3fs  # noqa: F401
+
+    import videodiff.parallel.fsdp.strategy
+    import videodiff.parallel.zero.muon
+    import videodiff.parallel.zero.strategy
+    import videodiff.verbs.evaluate
+    import videodiff.verbs.sample
+    import videodiff.verbs.train  # noqa: F401
+    from videodiff.verbs.config.groups import conf_dir
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        hydra.compose("train", overrides=["experiment=bouncing_cpu"])
 
 
 def forked(talk: socket.socket) -> int:
@@ -185,7 +200,8 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
         os.chdir(wanted["cwd"])
         os.environ.clear()
         os.environ.update(wanted["env"])
-        subprocess.Popen = Popen
+        if os.environ.get(CHILDREN) != "no":
+            subprocess.Popen = Popen
         execute(wanted["words"])
         status = 0
     except SystemExit as leave:

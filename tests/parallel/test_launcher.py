@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from tests.conftest import start, tiny
+from tests.material import warm
+from tests.material.warm import CHILDREN
 from videodiff.data.storage.files import sha256_of
 from videodiff.parallel import launcher
 from videodiff.parallel.launcher import first_failure, meeting_port, watch
@@ -30,36 +32,18 @@ def spoken(out: str) -> list[str]:
     return [line for line in lines if line and "step/s" not in line and not line.startswith("Initializing distributed")]
 
 
-def rank_of(process: int) -> int | None:
-    """Return the rank of a training process, None where it is another one."""
-    try:
-        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    found = [value for value in variables if value.startswith(b"RANK=")]
-    return int(found[0][5:]) if found else None
-
-
 @pytest.mark.parametrize("dead", [0, 1])
 def test_torchrun_names_the_rank_that_died_in_one_line(tmp_path: Path, world_dataset: Path, dead: int) -> None:
     words = ["train", "name=a", *tiny(world_dataset), *TWO, "strategy=ddp", "trainer.max_steps=100000"]
-    agent = subprocess.Popen(
-        [sys.executable, *TORCHRUN, "-m", "videodiff", *words],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    words += ["+callbacks.told._target_=tests.parallel.odd_ranks.Told"]
+    agent = warm.start([sys.executable, *TORCHRUN, "-m", "videodiff", *words], cwd=tmp_path, start_new_session=True)
     try:
         end = time.monotonic() + 200
-        while not list(tmp_path.glob("runs/a/metrics/version_0/metrics.csv")):
+        while not all((tmp_path / f"rank_{rank}").exists() for rank in range(2)):
             assert agent.poll() is None, agent.communicate()[0][-3000:]
             assert time.monotonic() < end, "no step within some minutes"
             time.sleep(0.1)
-        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-        (victim,) = [int(child) for child in children if rank_of(int(child)) == dead]
+        victim = int((tmp_path / f"rank_{dead}").read_text())
         os.kill(victim, signal.SIGKILL)
         out, _ = agent.communicate(timeout=200)
     finally:
@@ -98,7 +82,9 @@ def test_a_shard_that_cannot_be_read_is_one_line_for_all_ranks(tmp_path: Path, w
     assert process.wait(300) == 0, process.communicate()[0][-3000:]
     shard = latest_checkpoint(tmp_path / "runs/a") / "state/rank_00001.safetensors"
     spoil(shard)
-    process = start("train", "resume=runs/a", "trainer.max_steps=2", cwd=tmp_path)
+    # The other rank is silent because it ends with the one that has started it.
+    env = {**os.environ, CHILDREN: "no"}
+    process = start("train", "resume=runs/a", "trainer.max_steps=2", cwd=tmp_path, env=env)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1, out
     (line,) = [line for line in spoken(out) if "error" in line]

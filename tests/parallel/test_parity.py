@@ -25,7 +25,7 @@ from videodiff.training.state.saved import Saved
 # Enough to warm up, to hold and to decay, and for averages to lag behind.
 STEPS = 8
 # Sampling in between changes nothing.
-SAMPLING = [f"callbacks.samples.every={STEPS // 2}", "sampler.steps=1", "callbacks.samples.clips=2"]
+SAMPLING = ["callbacks.samples.every=5", "sampler.steps=1", "callbacks.samples.clips=2"]
 # By name: how many processes there are, and what is asked for.
 ROWS = {
     "accumulated": (1, ["data.micro_batch=1"]),
@@ -51,7 +51,7 @@ def recipe(dataset: Path) -> list[str]:
     return [
         *tiny(dataset),
         f"data.validation_root={dataset}",
-        *("data.validation_clips=8", "data.frames=7", "data.height=12", "data.width=12"),
+        *("data.validation_clips=4", "data.frames=7", "data.height=12", "data.width=12"),
         *("model.width=24", "model.heads=3", "model.depth=4", "model.axes=[space,time,spacetime]"),
         *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9"),
         *(f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS // 2}", "trainer.log_every_n_steps=1"),

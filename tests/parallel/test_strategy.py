@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.conftest import finish, start, tiny
 from tests.material.runs.saved_state import progress_in
+from tests.material.warm import CHILDREN
 from videodiff.data.samples.manifest import Manifest
 from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint, whole
 
@@ -95,7 +96,8 @@ def test_a_second_signal_within_a_step_ends_all_processes(
 ) -> None:
     run = folder / "runs" / f"stopped_{name}"
     recipe = [*tiny(world_dataset), *SPREADS[name], "optimizer=adamw", "trainer.max_steps=100000"]
-    process = start("train", f"name={run.name}", *recipe, cwd=folder, start_new_session=True)
+    env = {**os.environ, CHILDREN: "no"}
+    process = start("train", f"name={run.name}", *recipe, cwd=folder, env=env, start_new_session=True)
     try:
         end = time.monotonic() + 200
         while not (tables := list(run.glob("metrics/version_0/metrics.csv"))) or b"\n1," not in tables[0].read_bytes():

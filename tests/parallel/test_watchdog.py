@@ -167,7 +167,7 @@ def test_a_rank_that_is_killed_ends_the_others_within_a_minute_and_in_one_line(
 
 
 def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(tmp_path: Path, world_dataset: Path) -> None:
-    hang = "+callbacks.hang._target_=tests.parallel.hanging_rank.Hang"
+    hang = "+callbacks.hang._target_=tests.parallel.odd_ranks.Hang"
     processes = ranks(tmp_path, world_dataset, hang, "callbacks.watchdog.still=6")
     try:
         lines = said(processes, 0, 1, 2)
@@ -177,8 +177,8 @@ def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(tmp_path: Path, wor
     (line,) = lines
     assert "rank 1 on " in line
     assert "stands still for 6 s" in line
-    assert "in on_train_batch_start (tests/parallel/hanging_rank.py:" in line
+    assert "in on_train_batch_start (tests/parallel/odd_ranks.py:" in line
     assert "rank 0, 2 waits" in line
     stacks = [(tmp_path / f"runs/a/stacks/rank_{rank}.txt").read_text() for rank in range(3)]
-    assert "hanging_rank.py" in stacks[1]
-    assert all("hanging_rank.py" not in stacks[rank].split("\n\n", 1)[1] for rank in (0, 2))
+    assert "odd_ranks.py" in stacks[1]
+    assert all("odd_ranks.py" not in stacks[rank].split("\n\n", 1)[1] for rank in (0, 2))

@@ -1,0 +1,28 @@
+"""Callbacks by which ranks do in the middle of a training what a test waits for."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+
+class Hang(Callback):
+    """Have rank 1 hang before step 4, outside of any call that waits for the others."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            time.sleep(1000)
+
+
+class Told(Callback):
+    """Have each rank write the number of its process into `rank_<rank>` after its second step."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if trainer.global_step == 2:
+            partial = Path(f".rank_{trainer.global_rank}")
+            partial.write_text(f"{os.getpid()}")
+            partial.rename(f"rank_{trainer.global_rank}")
