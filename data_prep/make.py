@@ -13,6 +13,7 @@ from data_prep.books.ledger import Ends, Outcome
 from data_prep.books.plan import Sources
 from data_prep.books.work_folder import VIDEOS
 from data_prep.choose.rules import is_taken
+from data_prep.engine.local import Assignment
 from data_prep.engine.pool import Lost
 from data_prep.engine.stopwatch import Spent, total
 from data_prep.fetch.acquire import Acquirer
@@ -37,8 +38,8 @@ def make(preparation: Preparation) -> None:
     inputs = sources.requests + sum(counts.values())
     preparation.progress(Advance("make", inputs - sources.requests, inputs, counts=shown(counts)))
     how = settings.processes
-    function = partial(produce, making=making)
-    with closing(how.engine.run(function, sources, [work, root], how.workers, how.timeout)) as batches:
+    assigned = Assignment(partial(produce, making=making), sources, [work, root], how.workers, how.timeout)
+    with closing(how.engine.run(assigned)) as batches:
         for answers in batches:
             ended, spent = read_answers(answers, sources)
             counts.update(outcome.status for outcome in ledger.record(ended, spent))

@@ -18,39 +18,37 @@ class Node(NamedTuple):
     keeper: str | None = None
 
 
+class Assignment(NamedTuple):
+    """Tasks for worker processes.
+
+    function(task, node): importable by name; returns an answer or yields several. folders: every machine must see them;
+    the first is the work folder. workers: processes in all, None for as many as fit; timeout: seconds for a task; gpus:
+    of each process.
+    """
+
+    function: Callable[[Any, Node], Any]
+    tasks: Sequence[Any]
+    folders: Sequence[str | Path]
+    workers: int | None
+    timeout: float
+    gpus: float = 0.0
+
+
 class Engine(Protocol):
     """What runs tasks in processes that may hang or crash."""
 
-    def run(
-        self,
-        function: Callable[[Any, Node], Any],
-        tasks: Sequence[Any],
-        folders: Sequence[str | Path],
-        workers: int | None,
-        timeout: float,
-        gpus: float = 0.0,
-    ) -> Iterator[Answers]:
+    def run(self, work: Assignment) -> Iterator[Answers]:
         """Yield the answers to all tasks as they come, in lists, see `pool.run`.
 
-        function(task, node): importable by name; returns an answer or yields several. A task may run twice; the answers
-        of one run only are given. folders: every machine must see them; the first is the work folder. workers:
-        processes in all, None for as many as fit; timeout: seconds for a task; gpus: of each process. Memory grows with
-        the number of workers, not with the number of tasks.
+        A task may run twice; the answers of one run only are given. Memory grows with the number of workers, not with
+        the number of tasks.
         """
 
 
 class Local:
     """Processes of this machine, which all see all its GPUs."""
 
-    def run(
-        self,
-        function: Callable[[Any, Node], Any],
-        tasks: Sequence[Any],
-        folders: Sequence[str | Path],
-        workers: int | None,
-        timeout: float,
-        gpus: float = 0.0,
-    ) -> Iterator[Answers]:
-        """See `Engine`; workers: None is one a core, or one alone where it wants a GPU."""
-        workers = workers or (1 if gpus else os.cpu_count() or 1)
-        return run(partial(function, node=Node(Path(folders[0]))), tasks, workers, timeout)
+    def run(self, work: Assignment) -> Iterator[Answers]:
+        """See `Engine`; without `workers` there is one process a core, or a single one that uses a GPU."""
+        workers = work.workers or (1 if work.gpus else os.cpu_count() or 1)
+        return run(partial(work.function, node=Node(Path(work.folders[0]))), work.tasks, workers, work.timeout)

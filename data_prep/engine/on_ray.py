@@ -28,7 +28,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from data_prep.engine.local import Node
+from data_prep.engine.local import Assignment, Node
 from data_prep.engine.lock import WORKERS
 from data_prep.engine.pool import Answers, Lost, Worker, collect
 from data_prep.fetch.hosts import Keeper
@@ -61,31 +61,24 @@ class OnRay:
             raise ModuleNotFoundError("engine=ray: found no package ray", name="ray")
         self.address, self.scratch = address, scratch
 
-    def run(
-        self,
-        function: Callable[[Any, Node], Any],
-        tasks: Sequence[Any],
-        folders: Sequence[str | Path],
-        workers: int | None,
-        timeout: float,
-        gpus: float = 0.0,
-    ) -> Iterator[Answers]:
+    def run(self, work: Assignment) -> Iterator[Answers]:
         """See `Engine`; a machine has one process a core, or with `gpus` as many as its GPUs allow."""
-        if not len(tasks):
+        if not len(work.tasks):
             return
-        ray = connect(self.address, workers)
-        seen = [str(folder) for folder in folders if "://" not in str(folder)]
+        ray = connect(self.address, work.workers)
+        seen = [str(folder) for folder in work.folders if "://" not in str(folder)]
         # Removed with all that is half written, should this process be killed.
         token = Path(seen[0]) / f".{uuid.uuid4().hex}.partial"
         token.touch()
         try:
             with Keeper(ray.util.get_node_ip_address()) as keeper:
-                about = (function, timeout, self.scratch, keeper.address, [*seen, str(token)], versions(), gpus)
-                crew = Crew(ray, about, workers, gpus)
+                paths = [*seen, str(token)]
+                about = (work.function, work.timeout, self.scratch, keeper.address, paths, versions(), work.gpus)
+                crew = Crew(ray, about, work.workers, work.gpus)
                 try:
-                    while crew.flying or crew.waiting or crew.begun < len(tasks):
+                    while crew.flying or crew.waiting or crew.begun < len(work.tasks):
                         crew.enlist()
-                        crew.give(tasks)
+                        crew.give(work.tasks)
                         if answers := crew.take():
                             yield answers
                 finally:

@@ -19,7 +19,7 @@ import torch
 
 from data_prep.books.work_folder import clip_file
 from data_prep.choose.rules import refused
-from data_prep.engine.local import Node
+from data_prep.engine.local import Assignment, Node
 from data_prep.engine.lock import join_run
 from data_prep.engine.pool import Lost
 from data_prep.preparation import Preparation
@@ -43,7 +43,8 @@ def rate(preparation: Preparation) -> None:
     gpus = preparation.settings.rate.gpus
     function = partial(rate_clips, work=preparation.work, models=ratings.models, gpu=gpus > 0)
     folders = [preparation.work, *(path for _, path in ratings.models.paths)]
-    with closing(how.engine.run(function, chunks, folders, how.workers, how.timeout, gpus)) as batches:
+    assigned = Assignment(function, chunks, folders, how.workers, how.timeout, gpus)
+    with closing(how.engine.run(assigned)) as batches:
         for number, answer in (answer for answers in batches for answer in answers):
             chunk = chunks[number]
             if isinstance(answer, Lost):

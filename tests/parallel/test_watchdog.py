@@ -18,7 +18,7 @@ from torch import distributed
 
 from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks, slurm
-from videodiff.parallel.watchdog import Beat, Seen, Watch, gone_line, place_of, still_line
+from videodiff.parallel.watchdog import Beat, Seen, Watch, call_of, gone_line, still_line
 
 HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
 
@@ -83,7 +83,7 @@ def test_where_a_thread_is_is_told_by_its_innermost_lines() -> None:
     thread.start()
     ready.wait()
     time.sleep(0.1)
-    where, waits = place_of(sys._current_frames()[thread.ident])
+    where, waits = call_of(sys._current_frames()[thread.ident])
     leave.set()
     thread.join()
     assert where.startswith("wait (")

@@ -92,7 +92,7 @@ class Watch:
     def tell(self) -> None:
         """Tell the first process what this one is at."""
         self.count += 1
-        where, waits = place_of(sys._current_frames().get(threading.main_thread().ident))
+        where, waits = call_of(sys._current_frames().get(threading.main_thread().ident))
         beat = Beat(self.count, self.marks, self.at, where, waits, socket.gethostname(), self.done.is_set())
         self.store.set(f"beat/{self.rank}", json.dumps(beat))
 
@@ -192,7 +192,7 @@ class Watch:
         self.thread.join(self.lost)
 
 
-def place_of(frame: FrameType | None) -> tuple[str, bool]:
+def call_of(frame: FrameType | None) -> tuple[str, bool]:
     """Return where a thread is: the innermost function and the innermost line of this project; and whether it waits."""
     inner, ours, depth, waits = "", "", 0, False
     while frame is not None and not ours:

@@ -25,7 +25,7 @@ from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import read_sample
 from videodiff.data.storage import remote
 from videodiff.data.storage.cache import Cache
-from videodiff.data.storage.remote import RemoteError, Url, place_of
+from videodiff.data.storage.remote import RemoteError, Url, path_or_url
 
 NGINX = """
 daemon off; user root; worker_processes 1; pid {folder}/pid; error_log stderr;
@@ -172,7 +172,7 @@ def test_a_url_is_read_by_ranges_like_a_file(nginx, monkeypatch):
     monkeypatch.setattr(remote, "PIECE", 1000)
     data = content(10_500)
     (nginx.files / "a.tar").write_bytes(data)
-    url = place_of(nginx.url) / "a.tar"
+    url = path_or_url(nginx.url) / "a.tar"
     assert b"".join(url.pieces()) == data
     assert copy.deepcopy(url) == url
     with url.open() as file:
@@ -223,7 +223,7 @@ def test_what_will_not_come_is_one_clear_line_at_once(nginx, path, message):
 @pytest.mark.parametrize("name", ["ftp://host/a", "http:///a", "https://user:secret@host/a"])
 def test_what_is_no_url_that_can_be_read_is_an_error_without_its_password(name):
     with pytest.raises(ValueError, match="url: found") as error:
-        place_of(name)
+        path_or_url(name)
     assert "secret" not in str(error.value)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.engine.local import Local
+from data_prep.engine.local import Assignment, Local
 from data_prep.engine.on_ray import WORKERS, OnRay, Share, make_scratch, shares
 from data_prep.engine.pool import Lost
 from data_prep.fetch.hosts import FarHosts, Keeper
@@ -94,7 +94,7 @@ def has_ray() -> bool:
 def answers_of(engine, tasks, folder, timeout=20.0, workers=None, **how) -> list[list]:
     """Return the answers to each task."""
     found = [[] for _ in tasks]
-    for batch in engine.run(act, tasks, [folder], workers, timeout, **how):
+    for batch in engine.run(Assignment(act, tasks, [folder], workers, timeout, **how)):
         for number, answer in batch:
             found[number].append(answer)
     return found
@@ -129,8 +129,9 @@ class Breaking:
     def __init__(self, engine, folder: Path) -> None:
         self.engine, self.folder = engine, folder
 
-    def run(self, function, *arguments, **how):
-        return self.engine.run(partial(break_some, function=function, folder=self.folder), *arguments, **how)
+    def run(self, work):
+        function = partial(break_some, function=work.function, folder=self.folder)
+        return self.engine.run(work._replace(function=function))
 
 
 @pytest.fixture(scope="module")

@@ -74,10 +74,10 @@ class Watched:
     def __init__(self, stop_after: int | None = None) -> None:
         self.rated, self.stop_after = [], stop_after
 
-    def run(self, function, tasks, folders, workers, timeout, gpus=0.0):
-        watched = isinstance(tasks, module.Chunks)
-        self.rated += [tuple(clip.wanted) for chunk in tasks for clip in chunk] if watched else []
-        for number, answers in enumerate(LOCAL.run(function, tasks, folders, workers, timeout, gpus)):
+    def run(self, work):
+        watched = isinstance(work.tasks, module.Chunks)
+        self.rated += [tuple(clip.wanted) for chunk in work.tasks for clip in chunk] if watched else []
+        for number, answers in enumerate(LOCAL.run(work)):
             yield answers
             if watched and number + 1 == self.stop_after:
                 raise KeyboardInterrupt

@@ -35,7 +35,7 @@ from videodiff.data.samples.shards import VIDEOS, WORDS, rank_words
 from videodiff.data.samples.sidecars import SIDECARS, read_captions, read_notes
 from videodiff.data.storage.files import owning, write_whole
 from videodiff.data.storage.listing import Fault, Passed, Scan
-from videodiff.data.storage.remote import Url, place_of
+from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.decode import decode, probe
 from videodiff.words import split_words
 
@@ -174,7 +174,7 @@ def find_tars(tars: str | Sequence[str], passed: Passed) -> tuple[list[Path | Ur
 def tars_at(name: str, passed: Passed) -> list[Path | Url | Fault]:
     """Return the tars that one name stands for: a file, a URL, a folder, or a pattern."""
     if "://" in name:
-        return [place_of(name)]
+        return [path_or_url(name)]
     if os.path.isdir(name):
         items = list(Scan(Path(name), {".tar"}, passed, deep=False))
         return [item if isinstance(item, Fault) else readable(item.path) for item in items]

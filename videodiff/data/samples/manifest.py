@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from videodiff.data.samples.parquet import Pages, TooLargeError, longest_text, open_parquet, weight
 from videodiff.data.storage.files import partial_of, sync
-from videodiff.data.storage.remote import Url, place_of
+from videodiff.data.storage.remote import Url, path_or_url
 
 if TYPE_CHECKING:
     from videodiff.data.storage.cache import Cache
@@ -90,7 +90,7 @@ class Manifest:
         The sizes of shards on disk are compared with the manifest here, the sizes of remote shards when they are
         fetched. Rows are checked when they are read; the first row group is checked here.
         """
-        root = place_of(root)
+        root = path_or_url(root)
         path = root / NAME
         if isinstance(root, Path) and not root.is_dir():
             raise FileNotFoundError(f"{root}: found no such folder, expected a dataset")

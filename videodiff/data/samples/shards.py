@@ -26,7 +26,7 @@ from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hid
 from videodiff.data.samples.sidecars import SIDECARS, Text, read_captions, read_notes, read_texts
 from videodiff.data.storage.cache import CachedFolder
 from videodiff.data.storage.files import owning, partial_of, stage, sync
-from videodiff.data.storage.remote import Url, place_of
+from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.info import VideoInfo
 from videodiff.words import split_words
 
@@ -308,7 +308,7 @@ def read_sample(
 
     `root` is a folder, a URL that is read by ranges, or the `root` of a manifest that was loaded with a cache.
     """
-    path, prefix, end = place_of(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
+    path, prefix, end = path_or_url(root) / row["shard"], f"{row['key']}.", row["offset"] + row["size"]
     members, found = {}, False
     try:
         with path.open("rb") as file:

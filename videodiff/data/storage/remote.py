@@ -140,7 +140,7 @@ class Ranges(io.RawIOBase):
         return len(data)
 
 
-def place_of(name: Any) -> Any:
+def path_or_url(name: Any) -> Any:
     """Return a Url for a string with a scheme, a Path for any other string; other objects unchanged."""
     if not isinstance(name, str):
         return name

@@ -26,33 +26,27 @@ from videodiff.training.optimizer import Group, Muon, average, begun
 class ZeroMuon(MuonWithAuxAdam):
     """The optimizer `videodiff.training.optimizer.Muon`, as DeepSpeed can shard it; same arguments but for `fused`."""
 
-    def __init__(
-        self,
-        params: Iterable[Group],
-        lr: float = 1e-3,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.999,
-    ) -> None:
-        groups = []
+    def __init__(self, params: Iterable[Group], **settings: Any) -> None:
+        given = inspect.signature(Muon).bind(params, **settings)
+        given.apply_defaults()
+        how, groups = given.arguments, []
+        lr = how["lr"]
         for group in params:
-            decay = group.get("weight_decay", weight_decay)
+            decay = group.get("weight_decay", how["weight_decay"])
             if group["matrix"]:
                 for columns, matrices in by_columns(group["params"]).items():
                     scaled = lr * 0.2 * columns**0.5
                     # DeepSpeed decays by its own learning rate, which is the scaled one here.
-                    settings = {"lr": scaled, "momentum": momentum, "weight_decay": decay * lr / scaled}
-                    groups.append({"params": matrices, "use_muon": True, "ns_method": "standard", **settings})
+                    own = {"lr": scaled, "momentum": how["momentum"], "weight_decay": decay * lr / scaled}
+                    groups.append({"params": matrices, "use_muon": True, "ns_method": "standard", **own})
             else:
-                settings = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": decay}
-                groups.append({"params": list(group["params"]), "use_muon": False, **settings})
+                own = {"lr": lr, "betas": tuple(how["betas"]), "eps": how["eps"], "weight_decay": decay}
+                groups.append({"params": list(group["params"]), "use_muon": False, **own})
         for group in groups:
             for p in group["params"]:
                 p.use_muon = group["use_muon"]
         super().__init__(groups)
-        self.ema_decay = ema_decay
+        self.ema_decay = how["ema_decay"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None, step_id: int | None = None) -> Tensor | None:
