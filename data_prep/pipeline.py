@@ -141,7 +141,7 @@ def disk_errors(work: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         # On a full disk SQLite may report only that a write failed.
-        full = "full" in str(error) or shutil.disk_usage(work).free < 2**16
+        full = error.sqlite_errorcode == sqlite3.SQLITE_FULL or shutil.disk_usage(work).free < 2**16
         raise OSError(*((errno.ENOSPC, NO_SPACE) if full else (errno.EIO, str(error))), str(work)) from error
 
 

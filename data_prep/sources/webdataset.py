@@ -14,8 +14,10 @@ from data_prep.books.request import BadInput, ClipRequest, InputError, Part, Pla
 from data_prep.sources.folder import parse_video
 from data_prep.sources.metadata.rows import UNREADABLE, Items, files_of, open_binary, unreadable
 from videodiff.data.samples.members import (
+    BAD_PATH,
     STILLS,
     BoundedHeader,
+    MemberFault,
     compression_of,
     fault_of,
     is_noise,
@@ -36,7 +38,7 @@ class Member(NamedTuple):
     extension: str
     part: Part
     data: bytes
-    fault: str = ""
+    fault: MemberFault | None = None
 
 
 def read_webdataset(source: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
@@ -82,8 +84,8 @@ def read_tar(name: str, path: str, licence: str, passed: Passed) -> Items:
             groups = groupby(read_members(file, passed), key=lambda member: (member.fault, member.key))
             for item, ((fault, key), members) in enumerate(groups, 1):
                 if fault:
-                    reason = "bad-path" if "a path that" in fault else "bad-member"
-                    yield BadInput(Place(name, item=item), reason, fault)
+                    reason = "bad-path" if fault.kind == BAD_PATH else "bad-member"
+                    yield BadInput(Place(name, item=item), reason, fault.reason)
                 elif key in apart:
                     waiting.setdefault(key, (item, []))[1].extend(members)
                 else:
@@ -143,7 +145,7 @@ def read_members(file: BinaryIO, passed: Passed) -> Iterator[Member]:
         key, extension = split_name(plain_path(info.name))
         part, fault = Part(info.name, info.offset_data, info.size), fault_of(info)
         if fault:
-            yield Member(key, extension, part, b"", f"{show(info.name)}: {fault.reason}")
+            yield Member(key, extension, part, b"", fault._replace(reason=f"{show(info.name)}: {fault.reason}"))
             continue
         data = b""
         if extension in SIDECARS:

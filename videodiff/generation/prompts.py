@@ -19,7 +19,7 @@ def check_prompts(name: str, prompts: Sequence[Any], text: TextEncoder) -> list[
         if not isinstance(prompt, str):
             raise ValueError(f"{name}[{number}]: found {prompt!r}, expected text")
         if text.unit == "words" and (fault := text.fault(prompt)):
-            raise ValueError(f"{name}[{number}]: {fault}")
+            raise ValueError(f"{name}[{number}]: {fault.reason}")
         if left_out := fit_captions([prompt], text)[1]:
             remarks.append(f"{name}[{number}]: {left_out}")
     if text.unit == "tokens":

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
+
+
+class CaptionFault(NamedTuple):
+    """Why a caption is refused: for a word that is not known, or for its length."""
+
+    kind: Literal["unknown", "long"]
+    reason: str
 
 
 class TextEncoder(Protocol):
@@ -27,7 +34,7 @@ class WordEncoder(TextEncoder, Protocol):
 
     max_words: int
 
-    def fault(self, caption: str) -> str | None:
+    def fault(self, caption: str) -> CaptionFault | None:
         """Return why a caption is refused, None if it is accepted."""
 
     def fit(self, caption: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.device import send
+from videodiff.text.protocol import CaptionFault
 from videodiff.words import parse_words, split_words
 
 
@@ -72,20 +73,22 @@ class Words(nn.Module):
     def encode(self, caption: str) -> list[int]:
         """Return start token and words as integers, padded with 0; ValueError if the caption is refused."""
         if fault := self.fault(caption):
-            raise ValueError(fault)
+            raise ValueError(fault.reason)
         ids = [1] + [self.index[word] for word in split_words(self.fit(caption))]
         return ids + [0] * (self.max_words - len(ids))
 
-    def fault(self, caption: str) -> str | None:
+    def fault(self, caption: str) -> CaptionFault | None:
         """Return why a caption is refused, None if it is accepted."""
         words = split_words(caption)
         if self.unknown == "refuse" and (unknown := self.strange(words)):
-            return (
+            reason = (
                 f"caption {shown(caption)}: found the word {unknown[0]!r}, expected one of the {len(self.vocabulary)} "
                 f"words that this model knows (nearest: {', '.join(map(repr, self.nearest(unknown[0])))})"
             )
+            return CaptionFault("unknown", reason)
         if self.long == "refuse" and len(words) >= self.max_words:
-            return f"caption has {len(words)} words, expected at most {self.max_words - 1}: {shown(caption)}"
+            reason = f"caption has {len(words)} words, expected at most {self.max_words - 1}: {shown(caption)}"
+            return CaptionFault("long", reason)
         return None
 
     def fit(self, caption: str) -> str:

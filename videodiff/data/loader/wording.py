@@ -14,7 +14,7 @@ from videodiff.data.loader.captions import CaptionMix
 from videodiff.data.loader.clips import Clips
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS, Text, read_sample, read_texts
-from videodiff.text.protocol import TextEncoder, TokenEncoder, WordEncoder
+from videodiff.text.protocol import CaptionFault, TextEncoder, TokenEncoder, WordEncoder
 from videodiff.words import parse_words, split_words
 
 # Captions are read from at most READ samples on disk or READ_REMOTE at a URL, AT_ONCE at a time; messages name NAMED.
@@ -61,14 +61,14 @@ def check_words(clips: Sequence[Clips], mix: CaptionMix, text: WordEncoder) -> l
     return [f"{manifest.root}: {line}" for line in said]
 
 
-def refusal(manifest: Manifest, faults: dict[str, str]) -> str:
+def refusal(manifest: Manifest, faults: dict[str, CaptionFault]) -> str:
     """Return the error message: the clips with refused captions, the first reason, and the key that allows it."""
     (key, fault), *others = faults.items()
     also = f"; {', '.join(name for name, _ in others)} too" if others else ""
     remedy = "text.max_words=null takes the longest caption, text.long=cut cuts it"
-    if "found the word" in fault:
+    if fault.kind == "unknown":
         remedy = "text.vocabulary=null takes all words of the datasets, text.unknown=drop leaves this one out"
-    return f"{manifest.root}: {key}: {fault}{also} ({remedy})"
+    return f"{manifest.root}: {key}: {fault.reason}{also} ({remedy})"
 
 
 def count_cut(clips: Sequence[Clips], mix: CaptionMix, text: TokenEncoder) -> list[str]:

@@ -15,6 +15,7 @@ VIDEO_LIMIT = 2**31
 MOVIES = tuple(ending[1:] for ending in VIDEOS)
 STILLS = tuple(ending[1:] for ending in PICTURES)
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+BAD_PATH = "bad path"
 APART = (
     "found its members apart from each other in the tar, expected them side by side: sort the tar by name, as "
     "`tar --sort=name -cf` does"
@@ -84,7 +85,7 @@ def fault_of(member: tarfile.TarInfo) -> MemberFault | None:
         or re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", member.name)
     ):
         found = "found a path that leads out of its folder, is not UTF-8 or has control characters"
-        return MemberFault("bad path", found)
+        return MemberFault(BAD_PATH, found)
     if not member.isreg() or member.issparse():
         return MemberFault("not a plain file", "found a link, folder or special file, expected a plain one")
     if not extension or not key.rpartition("/")[2]:
