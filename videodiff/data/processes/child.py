@@ -75,7 +75,7 @@ def begin(serve: Callable[..., None], connection: Connection, *args: Any) -> Non
 
     A terminal and a cluster's scheduler send their signals to every process of a job.
     """
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

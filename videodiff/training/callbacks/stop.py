@@ -1,4 +1,4 @@
-"""A gentle stop: signals end training after the current step, with a checkpoint."""
+"""Signals: after the current step training saves a checkpoint, and ends or goes on."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from functools import partial
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from videodiff.parallel.launcher import end_now, under_torchrun
+from videodiff.printing import say
+from videodiff.training.callbacks.checkpoints import Checkpoints
 
 
 class StopGently(Callback):
-    """End training after the current step, with a checkpoint, when a signal asks for it.
+    """End training after the current step, with a checkpoint, when a signal asks for it; at SIGUSR2 save and go on.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 do. All ranks stop at the same step. A second signal ends all processes of the
-    node at once, without a checkpoint, also while the main thread waits for another rank. `stopped`: training ended
-    before its last step because of a signal.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it. All ranks stop, or save, at the same step. A second signal ends all
+    processes of the node at once, without a checkpoint, also while the main thread waits for another rank. `stopped`:
+    training ended before its last step because of a signal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    SAVE = signal.SIGUSR2
 
     def __init__(self) -> None:
-        self.asked, self.said, self.stopped = False, False, False
+        self.asked, self.said, self.stopped, self.wanted = False, False, False, False
         self.before, self.trainer, self.signals = {}, None, None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.trainer = trainer
         # Not earlier: Lightning sets its own actions between the start of fitting and that of training.
-        for number in self.SIGNALS:
+        for number in (*self.SIGNALS, self.SAVE):
             # Under nohup a process ignores SIGHUP, and is to go on doing so.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, nothing)
@@ -49,7 +53,9 @@ class StopGently(Callback):
         """Act on each signal that arrives, until training ends."""
         with numbers:
             while arrived := numbers.recv(1):
-                if arrived[0] in self.before:
+                if arrived[0] == self.SAVE:
+                    self.wanted = True
+                elif arrived[0] in self.before:
                     self.ask(arrived[0])
 
     def ask(self, number: int) -> None:
@@ -72,10 +78,31 @@ class StopGently(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         # What is left of a step in the middle would be lost.
-        if module.step_ended() and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if not module.step_ended():
+            return
+        stops, saves = self.agreed(trainer, module.device)
+        if stops:
             self.tell()
             self.stopped = trainer.global_step < trainer.max_steps
             trainer.should_stop = True
+        elif saves:
+            self.save(trainer)
+
+    def agreed(self, trainer: lightning.Trainer, device: torch.device) -> tuple[bool, bool]:
+        """Return whether a signal to any rank asks for an end, and for a checkpoint."""
+        here = torch.tensor([self.asked, self.wanted], dtype=torch.int32, device=device)
+        stops, saves = trainer.strategy.reduce(here, reduce_op="sum").tolist()
+        return stops > 0, saves > 0
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Have a checkpoint saved with the next step that is not skipped, as its own turn in this one is over."""
+        self.wanted = False
+        saving = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]
+        for callback in saving:
+            callback.due = True
+        if trainer.is_global_zero:
+            what = "a checkpoint is saved, training goes on" if saving else "nothing saves checkpoints here"
+            say(f"step {trainer.global_step:,}: SIGUSR2: {what}")
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
         if self.signals is not None:
