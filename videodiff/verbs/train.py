@@ -50,6 +50,7 @@ from videodiff.training.run.record import to_tell, write_record
 from videodiff.training.start import freeze
 from videodiff.training.state.before import is_before_pieces
 from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind
+from videodiff.training.state.mirror import bring
 from videodiff.verbs.config.build import (
     Model,
     build_data,
@@ -86,6 +87,7 @@ def run(cfg: DictConfig) -> None:
     """Train as configured; the first process owns the run folder for all of them."""
     # Until training begins there is nothing to save, and whoever asks for an end by it queues the run again.
     signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(AGAIN))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     environment.check(os.environ, processes_of_node(cfg), cfg.trainer.num_nodes)
     overrides = [*HydraConfig.get().overrides.task, *name_of_job(cfg)]
     if not is_first_process():
@@ -146,6 +148,8 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
     """Return the checkpoint that training goes on from, None where it begins; a run is not begun over another one."""
     first, found = is_first_process(), cfg.resume == AUTO
     if found:
+        if mirror := OmegaConf.select(cfg, "callbacks.checkpoints.mirror"):
+            bring(f"{mirror.rstrip('/')}/{folder.name}", folder, needed=False)
         cfg.resume = str(folder) if checkpoints(folder) else None
     if cfg.resume is not None:
         before = read_run(folder, cfg.trust)

@@ -15,12 +15,15 @@ from videodiff.parallel.ranks import agree
 from videodiff.training.average import trainable
 from videodiff.training.module import VALIDATED
 from videodiff.training.run.logging import say
-from videodiff.training.state.checkpoint import check_room, prune
+from videodiff.training.state.checkpoint import check_room, prune, step_of
+from videodiff.training.state.mirror import Mirror
 from videodiff.training.state.saving import Buffers, Saving
 
 BEST = "best.json"
 # Seconds: a wait for the save before that is worth a line, and how long an error waits for a save of several processes.
 LONG, PATIENCE = 1.0, 10.0
+# Seconds that the end of training waits for an object store.
+LAST = 600.0
 
 
 class Checkpoints(Callback):
@@ -32,6 +35,9 @@ class Checkpoints(Callback):
 
     An old checkpoint goes when the step after a new one shows a finite loss: until then nobody knows what the new one
     is worth. So a skipped step is no time to save either, except at the end.
+
+    `mirror`: a folder of runs in an object store, such as s3://bucket/runs. Each checkpoint is copied there, and goes
+    there when it goes here.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Checkpoints(Callback):
         best: str | None = None,
         minutes: float | None = None,
         asynchronous: bool = True,
+        mirror: str | None = None,
     ) -> None:
         self.folder, self.every, self.keep, self.saved = Path(folder), every, keep, -1
         self.keep_every, self.best, self.minutes, self.asynchronous = keep_every, best, minutes, asynchronous
@@ -50,6 +57,8 @@ class Checkpoints(Callback):
         self.lowest: tuple[float, int] | None = None
         self.saving: Saving | None = None
         self.buffers, self.began = Buffers(), time.monotonic()
+        # Of the first process alone.
+        self.place, self.mirror = mirror, None
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         problem = self.wrong_best(trainer)
@@ -57,7 +66,11 @@ class Checkpoints(Callback):
             try:
                 kept = self.keep and self.keep + (self.best is not None)
                 check_room(self.folder, module.engine.count(trainable(module).values()), kept)
-            except OSError as error:
+                if self.place is not None:
+                    mirror = Mirror(self.place, Path(trainer.default_root_dir), self.keep, self.is_kept)
+                    mirror.begin(0 if module.checkpoint is None else step_of(module.checkpoint))
+                    self.mirror = mirror
+            except (OSError, ValueError) as error:
                 problem = error
         agree(trainer.world_size, problem)
 
@@ -109,11 +122,15 @@ class Checkpoints(Callback):
         self.finish()
         if not module.was_skipped():
             self.prune(trainer)
+        if self.mirror is not None:
+            self.mirror.finish(LAST)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
         """Let a checkpoint that is being written be ended: what it holds was good. Other processes may be dead."""
         if self.saving is not None:
             self.saving.thread.join(None if trainer.world_size == 1 else PATIENCE)
+        if self.mirror is not None:
+            self.mirror.finish(PATIENCE)
 
     def is_late(self, trainer: lightning.Trainer) -> bool:
         """Tell whether it is time for another checkpoint, by the clock of the first rank."""
@@ -156,17 +173,25 @@ class Checkpoints(Callback):
             if self.lowest is not None and saving.rank == 0 and saving.step == self.lowest[1]:
                 found = {"step": saving.step, self.best: self.lowest[0]}
                 write_whole(self.folder / BEST, json.dumps(found).encode())
+            if self.mirror is not None:
+                self.mirror.send(saving.final)
 
     def prune(self, trainer: lightning.Trainer) -> None:
         """Remove the old ones."""
         self.unproven = False
         if trainer.is_global_zero:
-            prune(self.folder, self.keep, self.is_kept)
+            prune(self.folder, self.keep, self.is_needed)
+        if self.mirror is not None:
+            self.mirror.prune()
 
     def is_kept(self, step: int) -> bool:
         """Tell whether the checkpoint of a step is kept for another reason than its age."""
         often = self.keep_every is not None and step % self.keep_every == 0
         return often or (self.lowest is not None and step == self.lowest[1])
+
+    def is_needed(self, step: int) -> bool:
+        """Tell whether the checkpoint of a step is kept for good, or still to be copied to the store."""
+        return self.is_kept(step) or (self.mirror is not None and self.mirror.needs(step))
 
     def state_dict(self) -> dict[str, Any]:
         return (

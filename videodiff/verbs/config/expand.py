@@ -28,6 +28,9 @@ def resumed(overrides: Sequence[str]) -> list[str]:
     run = given("resume", overrides)
     if run in (None, AUTO):
         return list(overrides)
+    if "://" in run:
+        run = brought(run, overrides)
+        overrides = [*(override for override in overrides if key_of(override) != "resume"), f"resume={quoted(run)}"]
     path = Path(run) / OVERRIDES
     if not path.is_file():
         raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
@@ -36,6 +39,16 @@ def resumed(overrides: Sequence[str]) -> list[str]:
         tree = read_yaml(config)
         version_of(tree if isinstance(tree, dict) else {}, config)
     return [*read_overrides(path, overrides, dropped=("run",)), f"run={quoted(run)}", *overrides]
+
+
+def brought(url: str, overrides: Sequence[str]) -> str:
+    """Bring the run at a URL to the run folder that the overrides name, by default the one of its name here."""
+    from videodiff.training.state.mirror import bring
+
+    name = given("name", overrides) or url.rstrip("/").rpartition("/")[2]
+    folder = given("run", overrides) or f"runs/{name}"
+    bring(url, Path(folder))
+    return folder
 
 
 def prepared_again(overrides: Sequence[str]) -> list[str]:

@@ -298,6 +298,7 @@ CLASSES: dict[str, Kind] = {
         best=optional(NAME),
         minutes=optional(number(above=0)),
         asynchronous=FLAG,
+        mirror=optional(PLACE),
     ),
     "videodiff.training.callbacks.samples.SampleClips": record(
         folder=PLACE, generation=PART, every=EVERY, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)

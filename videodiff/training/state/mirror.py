@@ -1,0 +1,275 @@
+"""Copies of a run's checkpoints in an object store, from which it goes on where its disk is gone.
+
+    s3://bucket/runs/<name>/config.yaml, overrides.yaml, metrics/...       as in the run folder
+    s3://bucket/runs/<name>/checkpoints/step_00000500/...                  checkpoint.json last
+
+A store has no renaming. So the record of a checkpoint, with the checksums of its files, is put there last, and removed
+first: a checkpoint without it is ignored. A thread of the first process does this; a store that fails costs a line, and
+is asked again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from videodiff.data.storage.files import inside, partial_of, sync
+from videodiff.data.storage.store import Store, StoreError
+from videodiff.printing import say
+from videodiff.training.state.checkpoint import (
+    NAME,
+    RECORD,
+    CheckpointError,
+    checkpoints,
+    is_damaged,
+    put_in_place,
+    read_record,
+    step_of,
+    whole,
+)
+
+CHECKPOINTS, LEFT = "checkpoints", "checkpoint.left.json"
+# What of a run folder, beside checkpoints, another machine needs to go on and to show the whole curve: files of these
+# kinds in the folder itself, and all in this one.
+KINDS, CURVES = (".yaml", ".txt", ".json", ".jsonl"), "metrics"
+# Files that are on their way at once, and seconds between two attempts at a checkpoint.
+AT_ONCE, PAUSE = 4, 60.0
+
+
+class Mirror:
+    """Sends checkpoints of a run folder to a store, keeps there what is kept here; `kept` says which for good."""
+
+    def __init__(self, url: str, run: Path, keep: int, kept: Callable[[int], bool]) -> None:
+        self.run, self.keep, self.kept = run, keep, kept
+        self.store = Store(f"{url.rstrip('/')}/{run.name}")
+        self.waiting: list[Path] = []
+        self.start, self.left, self.to_prune, self.ended, self.told = 0, False, False, False, False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self.work, name="mirror", daemon=True)
+
+    def begin(self, start: int) -> None:
+        """Begin, for a training that goes on from this step (0: a new one).
+
+        A store that could never be written to is an error here, one that does not answer is a line.
+        """
+        self.start = start
+        try:
+            if start == 0 and steps_of(self.store):
+                raise ValueError(
+                    f"callbacks.checkpoints.mirror: {self.store.url} already holds a run; continue it by "
+                    f"resume={self.store.url} or choose another name="
+                )
+            self.store.write(".writable", b"")
+            self.store.remove(".writable")
+        except StoreError as error:
+            if error.lasting:
+                raise ValueError(f"callbacks.checkpoints.mirror: {error}") from error
+            self.tell(error)
+        self.thread.start()
+
+    def send(self, checkpoint: Path) -> None:
+        """Have a checkpoint copied; older ones that wait for it, and would be removed at once, are left out."""
+        with self.changed:
+            waiting = [*self.waiting, checkpoint]
+            newest = waiting[-max(self.keep, 1) :]
+            self.waiting = [one for one in waiting if one in newest or self.keep == 0 or self.kept(step_of(one))]
+            self.changed.notify()
+
+    def needs(self, step: int) -> bool:
+        """Tell whether the checkpoint of a step is still to be copied."""
+        with self.changed:
+            return step in map(step_of, self.waiting)
+
+    def prune(self) -> None:
+        """Have the old ones removed there."""
+        with self.changed:
+            self.to_prune = True
+            self.changed.notify()
+
+    def finish(self, seconds: float) -> None:
+        """Wait until everything is there, at most so many seconds; what is not there is told."""
+        with self.changed:
+            self.ended = True
+            self.changed.notify()
+        self.thread.join(seconds)
+        if self.waiting:
+            names = ", ".join(one.name for one in self.waiting)
+            say(f"{self.store.url}: {names} could not be copied there; the run folder holds them")
+
+    def work(self) -> None:
+        """Do what is to be done, until training has ended and nothing is left, or fails."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.to_prune or self.ended)
+                one, to_prune = (self.waiting[0] if self.waiting else None), self.to_prune
+                if one is None and not to_prune:
+                    return
+                self.to_prune = False
+            self.left = self.left or self.try_to(self.leave_newer)
+            if one is not None and self.left and self.try_to(lambda one=one: self.copy(one)):
+                with self.changed:
+                    self.waiting = [other for other in self.waiting if other != one]
+            elif one is not None and self.pause(one):
+                return
+            if to_prune:
+                self.try_to(self.remove_old)
+
+    def pause(self, failed: Path) -> bool:
+        """Wait before another attempt; tell whether training has ended, and no more attempts are made."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.ended or failed not in self.waiting, PAUSE)
+            return self.ended
+
+    def try_to(self, act: Callable[[], None]) -> bool:
+        """Do something with the store; tell whether it was done."""
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            self.tell(error)
+            return False
+        self.told = False
+        return True
+
+    def tell(self, error: Exception) -> None:
+        """Say, once in a row of failures, that the store fails."""
+        if not self.told:
+            say(f"{error}; training goes on, the checkpoint is copied to the store later")
+        self.told = True
+
+    def copy(self, checkpoint: Path) -> None:
+        """Copy a checkpoint, and the records of its run; its own record is last."""
+        if not checkpoint.is_dir():
+            # Training has gone back to an older one.
+            return
+        folder = f"{CHECKPOINTS}/{checkpoint.name}"
+        names = [*read_record(checkpoint)["files"], RECORD]
+        # One of this step that was there before is none while files of two lie side by side.
+        for old in (RECORD, LEFT):
+            if f"{folder}/{old}" in self.store.names(folder):
+                self.store.remove(f"{folder}/{old}")
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda name: self.store.put(checkpoint / name, f"{folder}/{name}"), names[:-1]))
+        for path in sorted([*self.run.glob("*"), *self.run.glob(f"{CURVES}/**/*")]):
+            name = path.relative_to(self.run).as_posix()
+            if is_record(name) and path.is_file():
+                # Some of them are being written to: what is there now is enough.
+                self.store.write(name, path.read_bytes())
+        self.store.put(checkpoint / RECORD, f"{folder}/{RECORD}")
+
+    def remove_old(self) -> None:
+        """Keep there what is kept in the run folder; remove what an interrupted process left there."""
+        there = steps_of(self.store)
+        old = [step for step in there[: -self.keep if self.keep else 0] if not self.kept(step)]
+        files: dict[str, list[str]] = {}
+        for name in self.store.names(CHECKPOINTS):
+            files.setdefault(name.split("/")[1], []).append(name)
+        for folder, names in files.items():
+            ends = {name.rpartition("/")[2] for name in names}
+            if NAME.fullmatch(folder) and (not ends & {RECORD, LEFT} or int(folder[5:]) in old):
+                for name in sorted(names, key=lambda name: not name.endswith(f"/{RECORD}")):
+                    self.store.remove(name)
+
+    def leave_newer(self) -> None:
+        """Take the record of checkpoints that are newer than the one that training goes on from: of another future."""
+        for step in steps_of(self.store):
+            if step > self.start:
+                folder = f"{CHECKPOINTS}/{name_of(step)}"
+                self.store.write(f"{folder}/{LEFT}", self.store.read(f"{folder}/{RECORD}"))
+                self.store.remove(f"{folder}/{RECORD}")
+                say(f"{self.store.url}/{folder}: newer than the step that training goes on from, left there as {LEFT}")
+
+
+def name_of(step: int) -> str:
+    """Return what the checkpoint of a step is called."""
+    return f"step_{step:08d}"
+
+
+def steps_of(store: Store) -> list[int]:
+    """Return the steps whose checkpoints in a store have a record, oldest first."""
+    try:
+        parts = [name.split("/") for name in store.names(CHECKPOINTS)]
+    except StoreError as error:
+        # A store has no empty folders.
+        if error.lasting and isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+    return sorted(int(part[1][5:]) for part in parts if part[2:] == [RECORD] and NAME.fullmatch(part[1]))
+
+
+def bring(url: str, run: Path, needed: bool = True) -> None:
+    """Bring a run from a store into a folder, with the newest checkpoint there that is whole, if none here is as new.
+
+    Every process may call; one at a time brings it. It is an error if there is none, but where it is not `needed`.
+    """
+    store = Store(url)
+    with alone(run):
+        here = max((step_of(one) for one in checkpoints(run) if not is_damaged(one)), default=0)
+        try:
+            found = steps_of(store)
+        except StoreError as error:
+            if not here:
+                raise
+            say(f"{error}; goes on from step {here:,}, which is here")
+            return
+        if not found and needed and not here:
+            raise FileNotFoundError(
+                f"resume: found no checkpoint in {store.url}/{CHECKPOINTS}, expected step_*/{RECORD}"
+            )
+        damaged = None
+        for step in reversed([step for step in found if step > here]):
+            try:
+                bring_checkpoint(store, step, run)
+            except (ValueError, StoreError) as error:
+                damaged = error
+                say(f"{error}; takes the checkpoint before it")
+            else:
+                say(f"videodiff train: brought {name_of(step)} from {store.url} to {run}")
+                return
+        if damaged is not None and not here:
+            raise CheckpointError(f"{damaged}; no other checkpoint of {store.url} is whole")
+
+
+def bring_checkpoint(store: Store, step: int, run: Path) -> None:
+    """Bring one checkpoint and the records of the run; every file has to have its checksum."""
+    final = run / CHECKPOINTS / name_of(step)
+    partial = partial_of(final)
+    folder = f"{CHECKPOINTS}/{final.name}"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir()
+    try:
+        store.get(f"{folder}/{RECORD}", partial / RECORD)
+        places = {name: inside(partial, name) for name in read_record(partial)["files"]}
+        for path in places.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda name: store.get(f"{folder}/{name}", places[name]), places))
+        whole(partial)
+        for name in filter(is_record, store.names()):
+            path = inside(run, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.get(name, path)
+        sync(partial)
+        put_in_place(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_record(name: str) -> bool:
+    """Tell whether a file of a store is one of the records of its run."""
+    path = PurePosixPath(name)
+    in_folder = len(path.parts) == 1 and path.suffix in KINDS
+    return not path.name.startswith(".") and (in_folder or path.parts[0] == CURVES)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Let one process at a time bring a run; the kernel lets go for one that dies."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with (run.parent / f".{run.name}.brought").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
