@@ -35,6 +35,7 @@ VERBS = {
     "prep": "make curated shards from metadata or footage, with a result for every input",
     "index": "write a manifest for tars that others made, on disk or at a URL",
     "cache": "encode a dataset once with codec and text encoder, and train from the result",
+    "plan": "tell whether a training fits a cluster, how long it takes and what it costs, before a launch",
     "train": "train a denoiser on a dataset; resume=<run> continues a run bit by bit",
     "sample": "sample clips from captions and given frames",
     "evaluate": "measure a run: physics against the truth, caption following, flicker",

@@ -376,6 +376,27 @@ CLASSES: dict[str, Kind] = {
     "videodiff.worlds.uniform.Uniform": PHYWORLD,
     "videodiff.worlds.collision.Collision": PHYWORLD,
     "videodiff.worlds.parabola.Parabola": PHYWORLD,
+    "videodiff.planning.forecast.hardware.Cluster": record(
+        card=NAME,
+        nodes=COUNT,
+        cards=COUNT,
+        cpu=FLAG,
+        tflops=record(needed=("half", "full"), half=number(above=0), full=number(above=0)),
+        products=table(whole(1), number(above=0, most=1), 1),
+        kinds=table(NAME, table(whole(1), number(above=0), 1)),
+        cores=COUNT,
+        traffic=number(above=0, most=1),
+        fusion=number(above=0, most=1),
+        slack=number(least=0, below=1),
+        **dict.fromkeys(
+            ("memory_gib", "memory_gb_per_s", "node_gb_per_s", "network_gb_per_s", "host_gb_per_s", "host_gib"),
+            number(above=0),
+        ),
+        **dict.fromkeys(("decode_mpixel_per_s", "storage_gb_per_s"), number(above=0)),
+        **dict.fromkeys(
+            ("latency_us", "launch_us", "context_gib", "stall_s", "restart_minutes", "price", "faults"), number(0)
+        ),
+    ),
     "data_prep.engine.local.Local": record(),
     "data_prep.engine.on_ray.OnRay": record(address=optional(NAME), scratch=optional(PLACE)),
 }
@@ -423,6 +444,18 @@ VERBS: dict[str, Kind] = {
         freeze=many(NAME),
         recompute=PART,
         compile=part(none=True),
+    ),
+    "plan": record(
+        **TRAINING,
+        resume=optional(PLACE),
+        checkpoint=optional(PLACE),
+        recompute=PART,
+        compile=part(none=True),
+        cluster=PART,
+        clips=optional(number(above=0)),
+        tokens=optional(number(above=0)),
+        clip_mb=optional(number(above=0)),
+        json=optional(PLACE),
     ),
     "inspect": record(
         **TRAINING,

@@ -1,0 +1,54 @@
+"""State by strategy, as docs/cluster.md has it, and what a plan does with it."""
+
+from __future__ import annotations
+
+import pytest
+
+from videodiff.planning.forecast.memory import Setting, at_peak, state
+from videodiff.planning.forecast.trace import Weights
+
+P, N = 1_000_000, 4
+WEIGHTS = Weights(P, 900_000, 100_000)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "half", "wanted"),
+    [
+        ("single", False, 20 * P),
+        ("ddp", False, 20 * P),
+        ("zero1", False, 4 * P + 20 * P / N),
+        ("zero2", False, 4 * P + 20 * P / N),
+        ("zero3", False, 24 * P / N),
+        ("fsdp2", False, 20 * P / N),
+        # Of 16 bits are the weights and their gradients; the copy, the moments and the average are not.
+        ("zero2", True, 2 * P + 18 * P / N),
+        ("zero3", True, 20 * P / N),
+        ("ddp", True, 20 * P),
+        ("zero2_offload", False, 4 * P),
+        ("zero3_offload", False, 0),
+    ],
+)
+def test_a_process_keeps_what_the_formulas_say(strategy: str, half: bool, wanted: float) -> None:
+    kept = state(Setting(strategy, N, half), WEIGHTS)
+    assert kept.total - kept.buffers == pytest.approx(wanted)
+
+
+def test_what_leaves_the_device_is_on_the_host() -> None:
+    kept = state(Setting("zero2_offload", N), WEIGHTS)
+    assert kept.host == pytest.approx(20 * P / N)
+
+
+def test_muon_has_one_moment_of_a_matrix() -> None:
+    adamw, muon = (state(Setting("single", 1, muon=muon), WEIGHTS).optimizer for muon in (False, True))
+    assert adamw - muon == 4 * WEIGHTS.matrices
+
+
+def test_whole_gradients_stay_where_micro_batches_accumulate() -> None:
+    once, twice = (state(Setting("zero1", N, accumulate=a), WEIGHTS).gradients for a in (1, 2))
+    assert (once, twice) == (4 * P / N, 4 * P)
+
+
+def test_the_fullest_moment_is_of_the_passes_or_of_the_optimizer() -> None:
+    setting = Setting("single", 1)
+    assert at_peak(setting, WEIGHTS, 10 * P, 0).total == 16 * P + 10 * P
+    assert at_peak(setting, WEIGHTS, 4 * P, 3 * P).total == 20 * P + 3 * P

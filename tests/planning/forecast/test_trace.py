@@ -1,0 +1,106 @@
+"""What is traced without numbers is what a pass with numbers does: its FLOPs, its operations and its memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.parallel.recompute import recompute_blocks
+from videodiff.planning.flops import forward_and_backward, network_of, recomputed
+from videodiff.planning.forecast.grown import traced
+from videodiff.planning.forecast.trace import Watching, fuse_norms, halve, passes
+
+WIDTH, FRAMES, SIDE, WORDS = 32, 4, 8, 5
+
+
+def loss_of(network: nn.Module, clips: int) -> Tensor:
+    """Return a loss of a network of this file, of fake or of real clips."""
+    given = {
+        "z": torch.ones(clips, 3, FRAMES, SIDE, SIDE),
+        "tau": torch.ones(clips, FRAMES),
+        "text": torch.ones(clips, WORDS, 16),
+        "text_mask": torch.ones(clips, WORDS, dtype=torch.bool),
+        "fps": torch.ones(clips),
+    }
+    return network(**given).square().mean()
+
+
+def make(level: str = "none", half: bool = False, fused: bool = False):
+    """Return what makes a network of so many blocks, and its loss."""
+
+    def made(blocks: int):
+        network = SpaceTimeTransformer(patch=(1, 2, 2), width=WIDTH, depth=blocks, heads=2, text_width=16)
+        if fused:
+            fuse_norms(network)
+        if half:
+            halve(network)
+        recompute_blocks(network, level)
+        return network, lambda clips: loss_of(network, clips)
+
+    return made
+
+
+class Chain(nn.Module):
+    """Two layers and a loss, all of whose memory can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(64, 256, bias=False), nn.Linear(256, 8, bias=False)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks[1](torch.sigmoid(self.blocks[0](x)))
+
+
+def test_a_chain_of_two_layers_holds_what_a_hand_counts() -> None:
+    def chain(_: int):
+        network = Chain()
+        return network, lambda clips: network(torch.ones(clips, 64)).sum()
+
+    found, rows = passes(chain, 2, 1000), 1000
+    # At the sum: the input, the first layer's output (gone), the sigmoid's, the second one's, and the sum.
+    after_forward = 4 * (rows * 64 + rows * 256 + rows * 8 + 1)
+    assert after_forward in found.others
+    assert found.gradients[-1] == 4 * (64 * 256 + 256 * 8)
+    products = 2 * rows * (64 * 256 + 256 * 8)
+    # The input has no gradient.
+    assert found.flops.sum() == products + products + 2 * rows * 256 * 8
+    assert found.weights == (64 * 256 + 256 * 8, 64 * 256 + 256 * 8, 64 * 256)
+
+
+@pytest.mark.parametrize("level", ["none", "selective", "full"])
+def test_a_trace_has_the_flops_that_the_formulas_have(level: str) -> None:
+    found = passes(make(level), 2, 2)
+    network = network_of(WIDTH, ("space", "time"), 2, patch=12, words=WORDS, text_width=16)
+    space = SIDE * SIDE // 4
+    wanted = forward_and_backward(FRAMES, space, network) + recomputed(FRAMES, space, network, level)
+    # Attention computes a product again in its backward pass, which the formulas do not count.
+    attention = 2 * (FRAMES * space) * WIDTH * (space + FRAMES + 2 * WORDS)
+    assert found.flops.sum() == pytest.approx(2 * (wanted + attention), rel=0.002)
+
+
+def test_a_trace_is_the_real_pass() -> None:
+    network, _ = make()(2)
+    with Watching() as seen:
+        for p in network.parameters():
+            seen.seen.add(p.untyped_storage())
+        loss_of(network, 3).backward()
+    found = passes(make(), 2, 3)
+    assert [kind.name for kind in seen.kinds] == [kind.name for kind in found.kinds[:-1]]
+    assert (found.others + found.gradients).max() == pytest.approx(max(a + b for _, _, a, b in seen.figures), rel=1e-3)
+
+
+@pytest.mark.parametrize("level", ["none", "selective", "full"])
+def test_a_deep_network_is_as_its_first_blocks_say(level: str) -> None:
+    deep, grown = passes(make(level), 7, 5), traced(make(level), 2, 7, clips=2)
+    assert grown.weights == deep.weights
+    for share in (0.0, 0.25, 1.0):
+        assert grown.peak(5, share) == pytest.approx(deep.peaks(share).max(), rel=0.03)
+
+
+def test_recompute_16_bits_and_one_kernel_for_a_norm_take_less() -> None:
+    none, selective, full = (passes(make(level), 2, 2) for level in ("none", "selective", "full"))
+    assert full.peaks(0).max() < selective.peaks(0).max() < none.peaks(0).max()
+    assert passes(make(half=True), 2, 2).peaks(0).max() < 0.7 * none.peaks(0).max()
+    assert passes(make(fused=True), 2, 2).traffic.sum() < 0.95 * none.traffic.sum()

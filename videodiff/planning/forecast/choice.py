@@ -1,0 +1,243 @@
+"""Which strategy, recompute, share of a clip and micro-batch a training runs best with, found by trying all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from videodiff.planning.flops import Network, forward, forward_and_backward
+from videodiff.planning.forecast.duration import Seconds, of_optimizer, of_passes, of_sent
+from videodiff.planning.forecast.grown import Grown
+from videodiff.planning.forecast.hardware import GIB, Cluster
+from videodiff.planning.forecast.memory import SPLIT, Memory, Setting, at_peak, step_transient
+from videodiff.planning.forecast.traffic import Sent, of_state, of_tokens
+
+LEVELS = ("none", "selective", "full")
+# What a plan has to gain for each step away from the plainest choice.
+GAIN = 0.01
+# The width of the products that frozen encoders are made of.
+ENCODER_WIDTH = 2048
+# What of a host's memory the state may take that is held there.
+HOST_SHARE = 0.8
+
+
+class Choice(NamedTuple):
+    """What is free to choose: it changes time and memory, and leaves the result as it is.
+
+    `sequence`: processes that share a clip; `accumulate`: micro-batches of a step.
+    """
+
+    strategy: str
+    recompute: str
+    sequence: int
+    accumulate: int
+
+
+class Shape(NamedTuple):
+    """Clips of one bucket: tokens in time and space, pixels of a clip, and clips of a global batch."""
+
+    name: str
+    time: int
+    space: int
+    pixels: int
+    global_batch: int
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of a clip."""
+        return self.time * self.space
+
+
+class Encoding(NamedTuple):
+    """What frozen encoders take: bytes of weights, FLOPs of a clip, bytes for a moment of a clip, and at most."""
+
+    weights: float = 0.0
+    flops: float = 0.0
+    moment: float = 0.0
+    most: float = 0.0
+
+
+NO_ENCODING = Encoding()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, whatever it runs on.
+
+    trace: what the passes of the largest shape do, by the level of recompute and whether the weights have 16 bits.
+    latents: whether clips come encoded, of `clip_bytes` each.
+    """
+
+    network: Network
+    shapes: Sequence[Shape]
+    trace: Callable[[str, bool], Grown]
+    steps: int
+    half: bool
+    muon: bool
+    compiled: bool
+    clip_bytes: float
+    latents: bool = False
+    encoding: Encoding = NO_ENCODING
+
+    @property
+    def largest(self) -> Shape:
+        """The shape whose micro-batches have most tokens."""
+        return max(self.shapes, key=lambda shape: shape.tokens * shape.global_batch)
+
+    @property
+    def batch(self) -> int:
+        """What the global batches of all shapes are multiples of."""
+        return math.gcd(*(shape.global_batch for shape in self.shapes))
+
+
+class Plan(NamedTuple):
+    """What a choice takes: memory of a process, seconds of a step, the share of the peak that the model's FLOPs are.
+
+    `clips`: of a micro-batch, of the largest shape; `sent`: bytes of a process in a step; `by_shape`: seconds of a step
+    of each.
+    """
+
+    choice: Choice
+    memory: Memory
+    seconds: Seconds
+    mfu: float
+    clips: int
+    sent: Sent
+    by_shape: tuple[float, ...]
+
+
+def fits(memory: Memory, cluster: Cluster) -> bool:
+    """Tell whether card and host hold it."""
+    return memory.total <= cluster.room and memory.host * cluster.cards <= HOST_SHARE * GIB * cluster.host_gib
+
+
+def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
+    """Yield all ways to run a training on a cluster; the ways that divide its batch."""
+    strategies = ("single",) if cluster.world == 1 else tuple(name for name in SPLIT if name != "single")
+    most = max(job.largest.time, 1)
+    for sequence in (n for n in divisors(cluster.cards) if n <= most):
+        shares = cluster.world // sequence
+        if job.batch % shares:
+            continue
+        for accumulate in divisors(job.batch // shares):
+            yield from (Choice(s, level, sequence, accumulate) for s in strategies for level in LEVELS)
+
+
+def setting_of(job: Job, cluster: Cluster, choice: Choice) -> Setting:
+    """Return what decides the memory of a choice."""
+    return Setting(choice.strategy, cluster.world, job.half, job.muon, choice.accumulate, resident=not cluster.cpu)
+
+
+def clips_of(job: Job, cluster: Cluster, choice: Choice) -> int:
+    """Return the clips of a micro-batch of the largest shape."""
+    return job.largest.global_batch * choice.sequence // (cluster.world * choice.accumulate)
+
+
+def memory_of(job: Job, cluster: Cluster, choice: Choice) -> Memory:
+    """Return the memory that a choice takes; processes that share clips hold each a part of the tokens of all."""
+    setting = setting_of(job, cluster, choice)
+    grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
+    passes = grown.peak(clips / choice.sequence, setting.growing)
+    encoding = min(job.encoding.moment * clips, job.encoding.most)
+    moment = max(encoding, step_transient(setting, grown.weights, not cluster.cpu))
+    return at_peak(setting, grown.weights, passes, moment, job.encoding.weights)
+
+
+def seconds_of(job: Job, cluster: Cluster, choice: Choice, sent: Sent) -> Seconds:
+    """Return the seconds of a step of the largest shape."""
+    setting = setting_of(job, cluster, choice)
+    grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
+    products, rest = choice.accumulate * of_both_passes(grown, cluster, clips / choice.sequence, job.compiled)
+    hidden = of_sent(sent, cluster, setting, choice.sequence, (products + rest) * 2 / 3)
+    optimizer = of_optimizer(setting, grown.weights, cluster)
+    encoders = (
+        job.encoding.flops * clips * choice.accumulate / float(cluster.product_rate(np.array([2048]), job.half)[0])
+    )
+    data = max(0.0, waiting(job, cluster) - products - rest - hidden - optimizer - encoders)
+    return Seconds(products, rest, hidden, optimizer, encoders, data)
+
+
+@lru_cache(maxsize=4096)
+def of_both_passes(grown: Grown, cluster: Cluster, clips: float, compiled: bool) -> np.ndarray:
+    """Return the seconds of products and of the rest of both passes of a micro-batch."""
+    return grown.of(lambda one: of_passes(one, cluster, clips / grown.clips, compiled))
+
+
+def evaluate(job: Job, cluster: Cluster, choice: Choice) -> Plan:
+    """Return what a choice takes."""
+    setting, shape = setting_of(job, cluster, choice), job.largest
+    weights, clips = job.trace(choice.recompute, setting.weight == 2).weights, clips_of(job, cluster, choice)
+    sent = both(job, setting, weights.all, clips * choice.accumulate, choice.sequence)
+    seconds = seconds_of(job, cluster, choice, sent)
+    flops = forward_and_backward(shape.time, shape.space, job.network) * shape.global_batch / cluster.world
+    mfu = flops / seconds.total / (1e12 * cluster.tflops["half" if job.half else "full"])
+    cost = [forward(one.time, one.space, job.network).total * one.global_batch for one in job.shapes]
+    longest = forward(shape.time, shape.space, job.network).total * shape.global_batch
+    variable = seconds.total - seconds.optimizer
+    by_shape = tuple(seconds.optimizer + variable * c / longest for c in cost)
+    return Plan(choice, memory_of(job, cluster, choice), seconds, mfu, clips, sent, by_shape)
+
+
+def both(job: Job, setting: Setting, weights: int, clips: int, sequence: int) -> Sent:
+    """Return what a process sends in a step, for the strategy and for the clips that several share."""
+    network, number = job.network, 2 if setting.weight == 2 else 4
+    state = of_state(setting, weights, len(network.axes))
+    tokens = of_tokens(network.axes, clips * job.largest.tokens, network.width, network.patch, sequence, number)
+    return Sent(state.gradients, state.weights, tokens.tokens, state.collectives + tokens.collectives)
+
+
+def waiting(job: Job, cluster: Cluster) -> float:
+    """Return the seconds in which a node reads, and unless they are latents decodes, the clips of a step."""
+    clips = job.largest.global_batch / cluster.nodes
+    read = clips * job.clip_bytes / (1e9 * cluster.storage_gb_per_s)
+    if job.latents:
+        return read
+    return max(read, clips * job.largest.pixels / (1e6 * cluster.decode_mpixel_per_s * cluster.cores))
+
+
+def plainness(choice: Choice) -> int:
+    """Return how far a choice is from the plainest one."""
+    offload = choice.strategy.endswith("_offload")
+    return (
+        list(SPLIT).index(choice.strategy) // 2 + LEVELS.index(choice.recompute) + (choice.sequence > 1) + 2 * offload
+    )
+
+
+def fitting(job: Job, cluster: Cluster) -> list[Plan]:
+    """Return all plans that card and host hold."""
+    held = (choice for choice in choices(job, cluster) if fits(memory_of(job, cluster, choice), cluster))
+    return [evaluate(job, cluster, choice) for choice in held]
+
+
+def best(job: Job, cluster: Cluster) -> Plan | None:
+    """Return the plan that is fastest and fits, None where none fits; between equals the plainest one."""
+
+    def cost(plan: Plan) -> float:
+        return plan.seconds.total * (1 + GAIN * plainness(plan.choice))
+
+    return min(fitting(job, cluster), key=cost, default=None)
+
+
+def least(job: Job, cluster: Cluster) -> Memory | None:
+    """Return the memory of the choice that takes least, None where the batch does not divide over the cards."""
+    found = (memory_of(job, cluster, choice) for choice in choices(job, cluster))
+    return min(found, key=lambda memory: memory.total, default=None)
+
+
+def nearest(job: Job, cluster: Cluster, now: Choice) -> Plan | None:
+    """Return the fitting plan with fewest changes of the present choice, of several the fastest."""
+
+    def changes(plan: Plan) -> tuple[int, float]:
+        return sum(a != b for a, b in zip(plan.choice, now, strict=True)), plan.seconds.total
+
+    return min(fitting(job, cluster), key=changes, default=None)
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number, the smallest first."""
+    return [d for d in range(1, number + 1) if number % d == 0]

@@ -1,0 +1,61 @@
+"""How often to save, and what faults and saving cost: Young and Daly's interval (Daly 2006, FGCS 22(3), eq. 20)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from videodiff.planning.forecast.hardware import Cluster
+
+YEAR, BYTES_OF_STATE = 365.25 * 86400, 16
+
+
+class Saving(NamedTuple):
+    """A checkpoint: its bytes, the seconds that training waits for it, and the seconds until it is written.
+
+    between: mean seconds between two faults of the job; interval: seconds from one checkpoint to the next; lost: the
+    share of the time that goes to saving, to repeated steps and to starts.
+    """
+
+    size: float
+    blocked: float
+    written: float
+    between: float
+    interval: float
+    lost: float
+
+
+def saving(cluster: Cluster, weights: int, asynchronous: bool = True) -> Saving:
+    """Return how a training saves best: weights, two moments and average in float32.
+
+    Each process saves its share. With `asynchronous` training waits for the copy to the host alone.
+    """
+    size = float(BYTES_OF_STATE * weights)
+    written = size / (1e9 * cluster.storage_gb_per_s * cluster.nodes)
+    copied = size / cluster.world / (1e9 * cluster.host_gb_per_s)
+    blocked = cluster.stall_s + (copied if asynchronous else written)
+    between = YEAR / max(cluster.faults * cluster.world, 1e-9)
+    # Two saves must not overlap.
+    interval = max(best_interval(blocked, between), written, 1.0)
+    return Saving(size, blocked, written, between, interval, lost(interval, blocked, between, restart(cluster, size)))
+
+
+def restart(cluster: Cluster, size: float) -> float:
+    """Return the seconds from a fault to the next step: the job starts, and reads its state."""
+    return 60 * cluster.restart_minutes + size / (1e9 * cluster.storage_gb_per_s * cluster.nodes)
+
+
+def best_interval(blocked: float, between: float) -> float:
+    """Return the seconds of work between checkpoints that lose least, to first order."""
+    return math.sqrt(2 * blocked * between)
+
+
+def lost(interval: float, blocked: float, between: float, restart: float) -> float:
+    """Return the share of time that does not move the training on, at most 1.
+
+    Faults come by chance, `between` seconds apart in the mean; a fault repeats the work since the last checkpoint. The
+    closed form is exact (Daly 2006, eq. 13).
+    """
+    if interval + blocked + restart > 100 * between:
+        return 1.0
+    return 1 - interval / (between * math.exp(restart / between) * math.expm1((interval + blocked) / between))

@@ -1,0 +1,49 @@
+"""From a trace of few blocks and a trace of some more to a network of any depth: all grows evenly with blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from videodiff.planning.forecast.trace import Make, Passes, Weights, passes
+
+
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """Two traces, of `few` blocks and of `more`, and the depth that is asked for; `clips` of each trace."""
+
+    few: Passes
+    more: Passes
+    blocks: tuple[int, int]
+    depth: int
+    clips: int
+
+    def of(self, figure: Callable[[Passes], np.ndarray]) -> np.ndarray:
+        """Return a figure of the whole network from its values in the two traces."""
+        low, high = np.asarray(figure(self.few), float), np.asarray(figure(self.more), float)
+        few, more = self.blocks
+        return low if few == more else low + (high - low) * (self.depth - few) / (more - few)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """How many weights the whole network has."""
+        found = self.of(lambda one: np.array(one.weights))
+        return Weights(*(round(float(n)) for n in found))
+
+    def peak(self, clips: float, gradient: float) -> float:
+        """Return the most bytes that the passes hold with so many clips, and with this share of the gradients.
+
+        What is alive grows evenly with clips, gradients do not.
+        """
+        scale = clips / self.clips
+        return float(self.of(lambda one: one.peaks(gradient / scale)).max()) * scale
+
+
+def traced(make: Make, cycle: int, depth: int, clips: int = 2) -> Grown:
+    """Return what a network of `depth` blocks does, whose kinds of block repeat after `cycle`."""
+    few, more = (cycle, 2 * cycle) if depth > 2 * cycle else (depth, depth)
+    first = passes(make, few, clips)
+    return Grown(first, first if few == more else passes(make, more, clips), (few, more), depth, clips)

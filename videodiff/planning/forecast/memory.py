@@ -1,0 +1,141 @@
+"""The bytes of a process at the fullest moment of a step, by part.
+
+State follows from the number of weights and of processes (`docs/cluster.md` has the formulas and what was measured);
+what the passes keep comes from `trace`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from videodiff.planning.forecast.trace import Weights
+
+# How a process holds what training needs, by the option of conf/strategy: which parts are split over the processes.
+SPLIT = {
+    "single": (),
+    "ddp": (),
+    "zero1": ("state",),
+    "zero2": ("state", "gradients"),
+    "zero2_offload": ("state", "gradients"),
+    "zero3": ("state", "gradients", "weights"),
+    "zero3_offload": ("state", "gradients", "weights"),
+    "fsdp2": ("state", "gradients", "weights"),
+}
+ZERO = tuple(name for name in SPLIT if name.startswith("zero"))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a training decides its memory beside network and clips.
+
+    strategy: an option of conf/strategy; world: processes; half: the precision is bf16-mixed; muon: the optimizer;
+    accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers; resident: whether memory
+    that is reserved and never touched counts, as on a GPU.
+    """
+
+    strategy: str
+    world: int
+    half: bool = False
+    muon: bool = False
+    accumulate: int = 1
+    bucket: int = 50_000_000
+    prefetch: int = 50_000_000
+    resident: bool = True
+
+    @property
+    def zero(self) -> bool:
+        """Whether ZeRO holds the state: with a float32 copy of the weights, which have the half precision."""
+        return self.strategy in ZERO
+
+    @property
+    def weight(self) -> int:
+        """The bytes of a weight that the passes use; of its gradient too."""
+        return 2 if self.zero and self.half else 4
+
+    def share(self, part: str) -> float:
+        """Return how much of a part a process holds."""
+        return 1 / self.world if part in SPLIT[self.strategy] else 1.0
+
+    @property
+    def growing(self) -> float:
+        """The share of the gradients that a process holds at the end of the backward pass and not before it."""
+        if self.strategy == "ddp" or self.collected:
+            return 0.0
+        return 1 / self.world if self.zero else self.share("gradients")
+
+    @property
+    def collected(self) -> bool:
+        """Whether whole gradients stay from one micro-batch to the next."""
+        return self.accumulate > 1 and self.strategy in ("single", "zero1")
+
+
+class Memory(NamedTuple):
+    """Bytes of a process, by part; `host`: in the memory of its host."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    activations: float
+    buffers: float
+    encoders: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        """The bytes on the device."""
+        return sum(self) - self.host
+
+
+def state(setting: Setting, weights: Weights) -> Memory:
+    """Return what stays from step to step, and the gradients at their fullest; no activations."""
+    p, held = weights.all, setting.share("state")
+    moments = (2 * p - (weights.matrices if setting.muon else 0)) * 4 * held
+    copy = 4 * p * held if setting.zero else 0.0
+    average = 4 * p * held
+    kept = setting.weight * p * setting.share("weights")
+    gradients = setting.weight * p * (1.0 if setting.strategy == "ddp" or setting.collected else setting.growing)
+    host = 0.0
+    if setting.strategy.endswith("_offload"):
+        host = moments + copy + average + (gradients if setting.growing < 1 else 0)
+        moments = copy = average = gradients = 0.0
+        if setting.strategy.startswith("zero3"):
+            host, kept = host + kept, 0.0
+    return Memory(kept, gradients, moments + copy, average, 0.0, buffers(setting, weights), 0.0, host)
+
+
+def buffers(setting: Setting, weights: Weights) -> float:
+    """Return what communication takes: buckets of gradients, and weights that are whole while they are in use."""
+    if setting.strategy in ("single", "ddp"):
+        return 0.0
+    if setting.strategy == "fsdp2":
+        # Two blocks are whole at a time, one of them with its gradient.
+        return 3 * 4.0 * weights.largest
+    bucket = setting.bucket if setting.resident else min(setting.bucket, weights.all)
+    summed = 2.0 * setting.weight * bucket
+    if setting.strategy.startswith("zero3"):
+        return summed + setting.weight * (min(setting.prefetch, weights.all) + 2 * weights.largest)
+    # The gradients of this process go to float32 before the step.
+    return summed + (4.0 * weights.all / setting.world if setting.half else 0.0)
+
+
+def step_transient(setting: Setting, weights: Weights, fused: bool) -> float:
+    """Return what the optimizer takes on top of state and gradients while it steps."""
+    if setting.muon:
+        # The updates, and of the largest group of equal matrices (those of the feed-forward layers, a third) the stack,
+        # its normalised form and two products.
+        return setting.share("state") * (4 + 4 * 4 / 3) * weights.matrices
+    return 0.0 if fused else 4.0 * weights.largest / 3
+
+
+def at_peak(setting: Setting, weights: Weights, passes: float, step: float, encoders: float = 0.0) -> Memory:
+    """Return the bytes at the fullest moment of a step.
+
+    passes: what the passes keep at their fullest, with the share of the gradients that grows; step: what the optimizer
+    takes for a moment; encoders: frozen weights.
+    """
+    held = state(setting, weights)
+    grown = setting.weight * weights.all * setting.growing * (0 if setting.strategy.endswith("_offload") else 1)
+    above = max(passes - grown, step, 0.0)
+    return held._replace(activations=above, encoders=encoders)

@@ -1,0 +1,108 @@
+"""A plan as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from videodiff.planning.flops import forward_and_backward
+from videodiff.planning.forecast.choice import Job, Plan
+from videodiff.planning.forecast.faults import saving
+from videodiff.planning.forecast.hardware import GIB, Cluster
+
+DAY = 86400.0
+
+
+def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, Any]:
+    """Return all figures of a plan; memory in bytes, times in seconds."""
+    weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights.all
+    saved = saving(cluster, weights)
+    step = sum(plan.by_shape) / len(plan.by_shape)
+    clips = sum(shape.global_batch for shape in job.shapes) / len(job.shapes)
+    tokens = sum(shape.global_batch * shape.tokens for shape in job.shapes) / len(job.shapes)
+    seconds = steps * step / (1 - saved.lost)
+    return {
+        "cluster": {"card": cluster.card, "nodes": cluster.nodes, "cards": cluster.cards, "room": cluster.room},
+        "weights": weights,
+        "choice": plan.choice._asdict() | {"micro_batch": plan.clips},
+        "memory": plan.memory._asdict() | {"total": plan.memory.total},
+        "step": plan.seconds._asdict() | {"total": plan.seconds.total},
+        "shapes": [shape._asdict() | {"seconds": s} for shape, s in zip(job.shapes, plan.by_shape, strict=True)],
+        "mfu": plan.mfu,
+        "sent": plan.sent._asdict(),
+        "tokens_per_s_per_card": tokens / step / cluster.world,
+        "tokens_per_day": tokens / step * DAY * (1 - saved.lost),
+        "steps": steps,
+        "clips": steps * clips,
+        "tokens": steps * tokens,
+        "days": seconds / DAY,
+        "cost": seconds / 3600 * cluster.world * cluster.price,
+        "read_gb_per_s_per_node": clips * job.clip_bytes / step / cluster.nodes / 1e9,
+        "storage_tb_of_1m_clips": job.clip_bytes * 1e6 / 1e12,
+        "checkpoint": saved._asdict() | {"steps": max(1, round(saved.interval / step))},
+    }
+
+
+def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, Any]) -> str:
+    """Return a plan to read."""
+    shape, choice, saved = job.largest, plan.choice, found["checkpoint"]
+    flops = forward_and_backward(shape.time, shape.space, job.network)
+    head = [
+        ("plan", f"{name} on {cluster.nodes} x {cluster.cards} {cluster.card}, {cluster.world} processes"),
+        ("network", f"{len(job.network.axes)} blocks of width {job.network.width}, {found['weights']:,} weights"),
+        *(("clips", f"{s.name}: {s.tokens:,} tokens; {s.global_batch:,} clips a step") for s in job.shapes),
+        ("work", f"{flops / 1e12:.3g} TFLOP for a clip of {shape.name}, forward and backward"),
+        (
+            "choice",
+            f"strategy={choice.strategy} recompute={choice.recompute}, {choice.sequence} processes a clip, "
+            f"{plan.clips} clips at once, {choice.accumulate} micro-batches a step",
+        ),
+    ]
+    parts = [(part, f"{size / GIB:8.2f} GiB") for part, size in plan.memory._asdict().items() if size]
+    times = [
+        (part, f"{1e3 * s:8.1f} ms  {s / plan.seconds.total:4.0%}") for part, s in plan.seconds._asdict().items() if s
+    ]
+    tail = [
+        (
+            "speed",
+            f"MFU {found['mfu']:.1%}; {found['tokens_per_s_per_card']:,.0f} tokens a second and card, "
+            f"{count(found['tokens_per_day'])} a day",
+        ),
+        ("budget", budget(cluster, found)),
+        (
+            "data",
+            f"{found['read_gb_per_s_per_node']:.3g} GB/s a node; a million clips take "
+            f"{found['storage_tb_of_1m_clips']:.2g} TB",
+        ),
+        (
+            "checkpoint",
+            f"{saved['size'] / 1e9:.1f} GB, written in {saved['written']:.0f} s; a fault every "
+            f"{saved['between'] / DAY:.1f} days",
+        ),
+        ("", f"best every {saved['steps']:,} steps, {saved['interval'] / 60:.0f} min; {saved['lost']:.2%} is lost"),
+    ]
+    memory = [*parts, ("together", f"{plan.memory.total / GIB:8.2f} GiB of {cluster.room / GIB:.1f}")]
+    step = [*times, ("together", f"{1e3 * plan.seconds.total:8.1f} ms")]
+    return "\n".join([*rows(head), "\nmemory of a process", *rows(memory), "\na step", *rows(step), "", *rows(tail)])
+
+
+def budget(cluster: Cluster, found: dict[str, Any]) -> str:
+    """Return how long a training takes, and what it costs."""
+    money = f", {found['cost']:,.0f} US dollars at {cluster.price:g} a card and hour" if cluster.price else ""
+    return (
+        f"{found['steps']:,.0f} steps: {count(found['clips'])} clips, {count(found['tokens'])} tokens: "
+        f"{found['days']:.2f} days{money}"
+    )
+
+
+def rows(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return lines of names and what there is to tell of each."""
+    return [f"{name:<14}{text}" for name, text in pairs]
+
+
+def count(number: float) -> str:
+    """Return a large number with three digits."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.3g}"

@@ -1,0 +1,71 @@
+"""The bytes that a process sends in an optimizer step: gradients and weights of a strategy, tokens at the axis switch.
+
+Collectives run in rings: of a sum each process sends (n - 1) / n of its bytes twice, once for the parts to be summed
+and once for the sums to be spread; what only sums parts, or only spreads them, sends half of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from videodiff.planning.forecast.memory import Setting
+
+# Which axis of the tokens is shared while a block attends over an axis; a block over both takes any.
+SHARED = {"space": "frames", "time": "positions"}
+
+
+class Sent(NamedTuple):
+    """Bytes that a process sends in a step, and the number of collectives.
+
+    gradients, weights: of the strategy; tokens: of the processes that share a clip.
+    """
+
+    gradients: float
+    weights: float
+    tokens: float
+    collectives: int
+
+
+def ring(size: float, processes: int) -> float:
+    """Return what a process sends of `size` bytes that all are to have, or that are summed in parts."""
+    return size * (processes - 1) / processes
+
+
+def of_state(setting: Setting, weights: int, blocks: int) -> Sent:
+    """Return what a strategy sends in a step."""
+    part, again = ring(setting.weight * weights, setting.world), setting.accumulate
+    if setting.strategy == "single" or setting.world == 1:
+        return Sent(0.0, 0.0, 0.0, 0)
+    if setting.strategy == "ddp":
+        return Sent(2 * part, 0.0, 0.0, blocks)
+    if setting.strategy == "zero1":
+        return Sent(part, part, 0.0, 2 * blocks)
+    if setting.strategy.startswith("zero2"):
+        return Sent(again * part, part, 0.0, (again + 1) * blocks)
+    # Weights are gathered for the forward pass and again for the backward pass.
+    return Sent(again * part, 2 * again * part, 0.0, 3 * again * blocks)
+
+
+def switches(axes: Sequence[str]) -> int:
+    """Return how often the shared axis changes on the way through the blocks; frames are shared at first."""
+    shared, count = "frames", 0
+    for axis in axes:
+        wanted = SHARED.get(axis, shared)
+        count += wanted != shared
+        shared = wanted
+    return count
+
+
+def of_tokens(axes: Sequence[str], tokens: float, width: int, patch: int, group: int, number: int) -> Sent:
+    """Return what a process sends of the tokens of its clips in both passes, `number` bytes a number.
+
+    A block over both axes sends queries, keys and values before it attends, and what came of them after it.
+    """
+    if group == 1:
+        return Sent(0.0, 0.0, 0.0, 0)
+    both = sum(axis not in SHARED for axis in axes)
+    exchanged = (switches(axes) + 4 * both) * tokens / group * width * number * (group - 1) / group
+    # At the end every process is given all patches, in float32.
+    last = tokens / group * patch * 4 * (group - 1)
+    return Sent(0.0, 0.0, 2 * exchanged + 2 * last, 2 * (switches(axes) + 2 * both + 1))

@@ -1,0 +1,134 @@
+"""The command: a plan is found, printed and written, or refused with the smallest change that would fit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from videodiff.planning.forecast.choice import Choice, Job, Plan, best, evaluate, fits, least, nearest
+from videodiff.planning.forecast.hardware import Cluster
+from videodiff.planning.forecast.pages import as_json, as_text
+from videodiff.printing import say
+from videodiff.verbs.plan.job import job_of
+
+# Keys of the command line that are this verb's own.
+OWN = ("cluster", "clips", "tokens", "clip_mb", "json", "trust", "resume", "checkpoint")
+# Those that the plan decides.
+DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "data.micro_batch")
+
+
+def run(cfg: DictConfig) -> None:
+    """Print the best plan, and write it as JSON where asked; refuse a training that fits in no way."""
+    cluster = instantiate(cfg.cluster)
+    job = job_of(cfg, cluster.cpu)
+    plan = best(job, cluster)
+    if plan is None:
+        raise ValueError(refusal(job, cluster))
+    line = override_line(cfg, job, cluster, plan)
+    now = present(cfg, job, cluster)
+    found = as_json(job, cluster, plan, budget(cfg, job)) | {"overrides": line}
+    if cfg.json:
+        Path(cfg.json).write_text(json.dumps(found, indent=2) + "\n")
+    say(as_text(str(cfg.name), job, cluster, plan, found))
+    if now is not None:
+        say(told(now, nearest(job, cluster, now.choice), job, cluster))
+    say(f"\nvideodiff train {shlex.join(line)}")
+
+
+def budget(cfg: DictConfig, job: Job) -> float:
+    """Return the steps of the budget."""
+    clips = sum(shape.global_batch for shape in job.shapes) / len(job.shapes)
+    if cfg.clips is not None:
+        return cfg.clips / clips
+    if cfg.tokens is not None:
+        return cfg.tokens / (sum(s.global_batch * s.tokens for s in job.shapes) / len(job.shapes))
+    return float(job.steps)
+
+
+def override_line(cfg: DictConfig, job: Job, cluster: Cluster, plan: Plan) -> list[str]:
+    """Return the overrides of videodiff train that run the plan: the user's own, and those that the plan decides."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [
+        o for o in given if (key := o.lstrip("+~").partition("=")[0]).partition(".")[0] not in OWN and not decided(key)
+    ]
+    shares = cluster.world // plan.choice.sequence
+    line = [
+        *kept,
+        f"trainer.num_nodes={cluster.nodes}",
+        f"trainer.devices={cluster.cards}",
+        f"strategy={plan.choice.strategy}",
+        f"recompute={plan.choice.recompute}",
+        f"data.micro_batch={job.batch // (shares * plan.choice.accumulate)}",
+    ]
+    if plan.choice.strategy != "single":
+        line.append(f"strategy.sequence_parallel={plan.choice.sequence}")
+    return line
+
+
+def decided(key: str) -> bool:
+    """Tell whether the plan decides a key."""
+    return any(key == name or key.startswith(f"{name}.") for name in DECIDED)
+
+
+def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | None:
+    """Return what the configuration takes as it stands; None where its batch does not divide over the cards."""
+    name = HydraConfig.get().runtime.choices.get("strategy") if HydraConfig.initialized() else None
+    strategy = {"auto": "single" if cluster.world == 1 else "ddp"}.get(name, name)
+    sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
+    shares = cluster.world // sequence
+    micro = cfg.data.get("micro_batch") or job.batch // max(shares, 1)
+    if strategy is None or not micro or job.batch % (shares * micro) or (strategy == "single" and cluster.world > 1):
+        return None
+    level = cfg.recompute.level if cfg.get("recompute") else "none"
+    return evaluate(job, cluster, Choice(strategy, level, sequence, job.batch // (shares * micro)))
+
+
+def told(now: Plan, change: Plan | None, job: Job, cluster: Cluster) -> str:
+    """Return whether the configuration fits as it stands, and what would make it fit."""
+    size = f"{now.memory.total / 2**30:.1f} GiB a card, {now.seconds.total:.3g} s a step"
+    if fits(now.memory, cluster):
+        return f"as it stands  {size}: it fits"
+    assert change is not None
+    return (
+        f"as it stands  {size}: it does not fit; the smallest change that does: {difference(now, change, job, cluster)}"
+    )
+
+
+def difference(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
+    """Return the overrides from one plan to another."""
+    a, b, words = now.choice, change.choice, []
+    if a.strategy != b.strategy:
+        words.append(f"strategy={b.strategy}")
+    if a.recompute != b.recompute:
+        words.append(f"recompute={b.recompute}")
+    if a.sequence != b.sequence:
+        words.append(f"strategy.sequence_parallel={b.sequence}")
+    if a.accumulate != b.accumulate or a.sequence != b.sequence:
+        words.append(f"data.micro_batch={job.batch * b.sequence // (cluster.world * b.accumulate)}")
+    return " ".join(words)
+
+
+def refusal(job: Job, cluster: Cluster) -> str:
+    """Return why no plan fits, and the smallest change of cluster or data that would make one fit."""
+    smallest, room = least(job, cluster), f"{cluster.room / 2**30:.1f} GiB of a {cluster.card}"
+    if smallest is None:
+        return (
+            f"cluster: found {cluster.world} cards for batches of {job.batch} clips, expected a number of cards, or of "
+            f"groups that share a clip, that divides them; set data.global_batch={cluster.world}"
+        )
+    found = f"cluster: found {smallest.total / 2**30:.1f} GiB a card at least, expected at most {room}"
+    return f"{found}; {larger(job, cluster)}"
+
+
+def larger(job: Job, cluster: Cluster) -> str:
+    """Return the smallest number of nodes that would do, or that none does."""
+    for nodes in (cluster.nodes * 2**n for n in range(1, 7)):
+        grown = Cluster(**{**vars(cluster), "nodes": nodes})
+        if best(job, grown) is not None:
+            return f"the smallest change that fits: cluster.nodes={nodes}"
+    return "no number of such nodes fits it: take a card of more memory, or a smaller clip or network"

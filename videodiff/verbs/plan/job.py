@@ -1,0 +1,204 @@
+"""The training that a configuration describes, for the planner: its network is traced, nothing is loaded or built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from videodiff.data.order.buckets import Bucket
+from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.planning.cost import Budget, Cost
+from videodiff.planning.flops import Network, forward, network_of
+from videodiff.planning.forecast.choice import Encoding, Job, Shape
+from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
+from videodiff.planning.forecast.grown import Grown, traced
+from videodiff.planning.forecast.trace import fuse_norms, halve
+from videodiff.verbs.config.build import fill_text, shape_of
+
+# The longest caption where neither settings nor a dataset tell.
+WORDS = 64
+
+
+class Precision(NamedTuple):
+    """How numbers are held: 16-bit products, weights of 16 bits (ZeRO), on a processor instead of a GPU."""
+
+    half: bool
+    halved: bool
+    cpu: bool
+
+
+def job_of(cfg: DictConfig, cpu: bool) -> Job:
+    """Return the training that a configuration describes, on GPUs or on processors."""
+    fill(cfg)
+    codec, text = (encoder(name, cfg[name]) for name in ("codec", "text"))
+    words = cfg.text.get("max_words") or cfg.text.get("max_length")
+    network = network_of_job(cfg, codec, (words, text.shape))
+    unit = [size * patch for size, patch in zip(codec.shape[1], cfg.model.patch, strict=True)]
+    buckets = buckets_of(cfg)
+    sizes = sizes_of(cfg, buckets, unit, network)
+    shapes = [
+        Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size)
+        for b, size in zip(buckets, sizes, strict=True)
+    ]
+    largest = buckets[max(range(len(shapes)), key=lambda n: shapes[n].tokens * shapes[n].global_batch)]
+    latent = (codec.shape[0], *latent_size(largest, codec.shape[1]))
+    half = str(cfg.trainer.precision).startswith("bf16")
+
+    @cache
+    def trace(level: str, halved: bool) -> Grown:
+        make = maker(cfg, level, latent, network, Precision(half, halved, cpu))
+        return traced(make, cycle_of(cfg), cfg.model.depth)
+
+    return Job(
+        network,
+        shapes,
+        trace,
+        steps=cfg.trainer.max_steps,
+        half=half,
+        muon=cfg.optimizer._target_.endswith("Muon"),
+        compiled=bool(cfg.get("compile")),
+        clip_bytes=clip_bytes(cfg, largest, latent, network),
+        latents="latent" in delivered(cfg),
+        encoding=encoding(cfg, codec, text, largest, words),
+    )
+
+
+def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Network:
+    """Return what the cost of the denoiser follows from; `text`: words of a caption, and their width."""
+    model = cfg.model
+    return network_of(
+        model.width,
+        model.axes,
+        model.depth,
+        patch=codec.shape[0] * math.prod(model.patch),
+        words=text[0],
+        text_width=text[1],
+        heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
+    )
+
+
+def cycle_of(cfg: DictConfig) -> int:
+    """Return after how many blocks the network repeats itself, recompute of some of them included."""
+    every = cfg.recompute.every if cfg.get("recompute") else 1
+    return min(math.lcm(len(cfg.model.axes), every), cfg.model.depth)
+
+
+def delivered(cfg: DictConfig) -> set[str]:
+    """Return what the dataset holds of a clip: video, latent, text."""
+    return set(cfg.data.get("deliver") or ["video"])
+
+
+def fill(cfg: DictConfig) -> None:
+    """Fill in what the text leaves to a dataset, from the dataset where it is here, else with common values."""
+    if "vocabulary" not in cfg.text:
+        return
+    try:
+        fill_text(cfg)
+    except (OSError, ManifestError, ValueError):
+        cfg.text.max_words = cfg.text.max_words or WORDS
+
+
+def encoder(name: str, part: DictConfig) -> Encoder:
+    """Return what a codec or a text encoder takes; what is not in the table is asked for its shape."""
+    if "path_or_name" in part and (found := known(str(part.path_or_name), part.get("subfolder"))):
+        return found
+    shape = shape_of(part)
+    if "path_or_name" not in part:
+        return Encoder(0.0, 0.0, shape if name == "codec" else shape[1])
+    return UNKNOWN[name]._replace(shape=shape if name == "codec" else shape[1])
+
+
+def buckets_of(cfg: DictConfig) -> list[Bucket]:
+    """Return all shapes that a training has."""
+    data = cfg.data
+    listed = [b for stage in data.get("stages") or [] for b in stage.get("buckets") or []]
+    listed = listed or list(data.get("buckets") or []) or [data]
+    return list(dict.fromkeys(Bucket(b.frames, b.height, b.width) for b in listed))
+
+
+def sizes_of(cfg: DictConfig, buckets: list[Bucket], unit: list[int], network: Network) -> list[int]:
+    """Return the global batch of each shape."""
+    if cfg.data.get("batch"):
+
+        def cost(bucket: Bucket) -> Cost:
+            time, space = bucket.tokens(unit)
+            return Cost(forward(time, space, network).total, time * space)
+
+        return Budget(cfg.data.batch.micro_batches, cfg.data.batch.tokens, cost).sizes(buckets)
+    given = {
+        (b.frames, b.height, b.width): b.get("global_batch")
+        for stage in [cfg.data, *(cfg.data.get("stages") or [])]
+        for b in stage.get("buckets") or []
+    }
+    return [given.get((b.frames, b.height, b.width)) or cfg.data.global_batch for b in buckets]
+
+
+def latent_size(bucket: Bucket, compression: tuple[int, int, int]) -> list[int]:
+    """Return frames, rows and columns of a clip after the codec; a video codec keeps the first frame by itself."""
+    ft, fh, fw = compression
+    frames = bucket.frames if ft == 1 else 1 + (bucket.frames - 1) // ft
+    return [frames, bucket.height // fh, bucket.width // fw]
+
+
+def maker(
+    cfg: DictConfig, level: str, latent: Sequence[int], network: Network, precision: Precision
+) -> Callable[[int], tuple[nn.Module, Callable[[int], Tensor]]]:
+    """Return what makes the network of a configuration with so many blocks, and the loss of its objective."""
+    objective, (c, t, h, w) = instantiate(cfg.objective), latent
+    recompute = instantiate(cfg.recompute, level=level, offload=False)
+
+    def make(blocks: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
+        made = instantiate(cfg.model, channels=c, text_width=network.text_width, depth=blocks)
+        if not precision.cpu:
+            fuse_norms(made)
+        if precision.halved:
+            halve(made)
+        recompute(made)
+
+        def loss(clips: int) -> Tensor:
+            x, eps = torch.empty(2, clips, c, t, h, w).unbind()
+            text = torch.empty(clips, network.words, network.text_width, requires_grad=network.trained_text)
+            mask = torch.ones(clips, network.words, dtype=torch.bool)
+            # What is asked is not the input itself: a gradient of a leaf would stay.
+            condition = {"text": text + 0, "text_mask": mask, "fps": torch.empty(clips)}
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision.half and not precision.halved):
+                return objective.error(made, x, eps, torch.empty(clips, t), condition).mean()
+
+        return made, loss
+
+    return make
+
+
+def clip_bytes(cfg: DictConfig, bucket: Bucket, latent: Sequence[int], network: Network) -> float:
+    """Return the bytes that a clip takes in storage: latents and text of 16 bits, or a file of video."""
+    if cfg.clip_mb is not None:
+        return 1e6 * cfg.clip_mb
+    size = 2.0 * network.words * network.text_width if "text" in delivered(cfg) else 0.0
+    if "latent" in delivered(cfg):
+        return size + 2.0 * math.prod(latent)
+    try:
+        return size + float(Manifest.load(cfg.data.root).column("size").mean())
+    except (OSError, ManifestError):
+        # A tenth of a bit for each pixel of the whole span is what H.264 takes at the quality of `videodiff pack`.
+        return size + 0.1 / 8 * bucket.span * bucket.height * bucket.width
+
+
+def encoding(cfg: DictConfig, codec: Encoder, text: Encoder, bucket: Bucket, words: int) -> Encoding:
+    """Return what the encoders that run in each step take."""
+    weights = flops = moment = 0.0
+    most, area = math.inf, bucket.height * bucket.width
+    if "latent" not in delivered(cfg) and codec.millions:
+        weights, flops = 2e6 * codec.millions, 1e6 * codec.mflop * bucket.frames * area
+        moment, most = codec.moment * bucket.frames * area, codec.moment * area * (cfg.codec.slice_frames or math.inf)
+    if "text" not in delivered(cfg) and text.millions:
+        weights, flops = weights + 2e6 * text.millions, flops + 1e6 * text.mflop * words
+    return Encoding(weights, flops, moment, most)
