@@ -63,6 +63,7 @@ ELSEWHERE = (
     "caption.by=model",
     "models.clip=",
     "clip_similarity",
+    "suite=",
 )
 SCRIPTS = (
     *("launch/torchrun/train.sh", "launch/deepspeed/train.sh"),

@@ -94,6 +94,13 @@ RULES = [
         outside("data_prep", "videodiff/verbs/pack.py", "videodiff/verbs/prep.py"),
         never("data_prep"),
     ),
+    Rule(
+        "benchmarks imports only data, metrics and the writer of clips",
+        room("videodiff/benchmarks"),
+        of_the_project_only(
+            "videodiff.benchmarks", "videodiff.data", "videodiff.metrics", "videodiff.generation.files"
+        ),
+    ),
     Rule("deepspeed stays in parallel", outside("videodiff/parallel"), never("deepspeed")),
     Rule(
         "training and generation know of parallel the protocol, the processes and their launcher",

@@ -1,7 +1,7 @@
 """PhyWorld's study: velocity errors by size of the model and of the data, in and out of distribution, and ablations.
 
-    python bench/physics/study.py                            # small, on a CPU: shows the tables, not the published figures
-    python bench/physics/study.py --published                # the size of conf/experiment/phyworld_study.yaml, on a GPU
+    python bench/physics/study.py                  # small, on a CPU: it shows the tables, not the published figures
+    python bench/physics/study.py --published      # the size of conf/experiment/phyworld_study.yaml, on a GPU
     python bench/physics/study.py --only uniform/small --seed 0 1 2
 
 Every cell is a run in its own folder under --out. A cell that has been measured is not trained again. `table.md` and
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ SMALL = Scale(
         "callbacks.samples.clips=1",
     ],
     adamw=["optimizer=adamw", "optimizer.lr=1e-3"],
-    said="8 frames of 20 px at 5 a second, 400 steps of 16 clips on a CPU: it shows what the study measures. Its figures "
-    "say nothing of the published size, where a clip has 32 frames of 128 px and a run 100,000 steps of 256 clips.",
+    said="8 frames of 20 px at 5 a second, 400 steps of 16 clips on a CPU: it shows what the study measures. Its "
+    "figures say nothing of the published size: clips of 32 frames of 128 px, 100,000 steps of 256 clips.",
 )
 FULL = Scale(
     models={name: [f"model={name}", "model.patch=[1,8,8]"] for name in ("S", "B", "L")},
@@ -98,7 +98,7 @@ class Cell:
     size: str
     data: str
     variant: str = "base"
-    changes: list[str] = field(default_factory=list)
+    changes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ def cells(scale: Scale) -> list[Cell]:
     grid = [Cell(world, size, data) for world in WORLDS for size in scale.models for data in scale.data]
     first, data = next(iter(scale.models)), list(scale.data)[min(1, len(scale.data) - 1)]
     changes = {**ABLATIONS, "AdamW": scale.adamw}
-    return grid + [Cell("uniform", first, data, variant, change) for variant, change in changes.items()]
+    return grid + [Cell("uniform", first, data, variant, tuple(change)) for variant, change in changes.items()]
 
 
 def dataset(out: Path, scale: Scale, world: str, split: str, name: str, clips: int) -> Path:
@@ -145,6 +145,8 @@ def measure(cell: Cell, scale: Scale, out: Path, seed: int) -> dict[str, Any]:
     tests = {split: dataset(out, scale, cell.world, split, split, scale.measured) for split in SPLITS}
     words = ["train", "experiment=phyworld_study", *scale.models[cell.size], *scale.training, *cell.changes]
     words += [f"data.root={root}", f"data.validation_root={tests[SPLITS[0]]}", f"seed={seed}", f"run={run}"]
+    # What was interrupted begins anew: a run folder is not trained in twice.
+    shutil.rmtree(run, ignore_errors=True)
     began = time.monotonic()
     call(words)
     result: dict[str, Any] = {"command": shlex.join(["videodiff", *words]), "seconds": time.monotonic() - began}
@@ -157,6 +159,12 @@ def measure(cell: Cell, scale: Scale, out: Path, seed: int) -> dict[str, Any]:
     result |= {"seed": seed, "commit": (environment.get("git") or {}).get("commit"), "date": environment["date"]}
     found.write_text(json.dumps(result))
     return result
+
+
+def measured(scale: Scale, out: Path) -> dict[Cell, list[dict[str, Any]]]:
+    """Return all cells of a study that have been measured, each with its seeds."""
+    found = {one: sorted((out / one.name).glob("seed_*/cell.json")) for one in cells(scale)}
+    return {one: [json.loads(path.read_text()) for path in paths] for one, paths in found.items() if paths}
 
 
 def table(done: dict[Cell, list[dict[str, Any]]], scale: Scale) -> Iterator[str]:
@@ -238,11 +246,12 @@ def main() -> None:
         print("\n".join(one.name for one in wanted))
         return
     print(f"study: {len(wanted)} cells. {scale.said}", flush=True)
-    out, done = chosen.out.resolve(), {}
+    out = chosen.out.resolve()
     for number, one in enumerate(wanted, 1):
-        done[one] = [measure(one, scale, out, seed) for seed in chosen.seed]
-        errors = [text(done[one][0][split]["velocity_error"]) for split in SPLITS]
+        runs = [measure(one, scale, out, seed) for seed in chosen.seed]
+        errors = [text(runs[0][split]["velocity_error"]) for split in SPLITS]
         print(f"study: {number} of {len(wanted)}: {one.name}: velocity error {' / '.join(errors)} in / out", flush=True)
+        done = measured(scale, out)
         (out / "table.md").write_text("\n".join(table(done, scale)) + "\n")
         (out / "table.json").write_text(json.dumps({each.name: runs for each, runs in done.items()}, indent=1))
 

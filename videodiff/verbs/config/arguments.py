@@ -50,6 +50,7 @@ POSITIONAL = {
     "evaluate": "run",
     "sample": "run",
     "convert": "checkpoint",
+    "arrange": "source",
 }
 
 # Keys of one text or a list of them: what begins with [ is a list.

@@ -491,6 +491,14 @@ VERBS: dict[str, Kind] = {
         keep=whole(0),
         leaderboard=optional(PLACE),
     ),
+    "arrange": record(
+        source=PLACE,
+        suite=choice("vbench", "vbench2", "physics_iq", "fvd"),
+        out=PLACE,
+        info=optional(PLACE),
+        dimensions=many(NAME),
+        complete=FLAG,
+    ),
     "report": record(run=PLACE, hero=optional(PLACE)),
     "convert": record(
         checkpoint=PLACE, what=choice("average", "weights", "state"), out=optional(PLACE), files=whole(1, 100_000)

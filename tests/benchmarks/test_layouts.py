@@ -1,0 +1,89 @@
+"""Names of files as each benchmark's own code builds them, told from that code: it is not imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from videodiff.benchmarks.layouts import Made, by_prompt, by_scenario, physics_iq, vbench, vbench2
+
+INFO = [
+    {"prompt_en": "a toilet, frozen in time", "dimension": ["temporal_flickering"]},
+    {"prompt_en": "a dog running happily", "dimension": ["subject_consistency", "dynamic_degree"]},
+    {"prompt_en": "a dog running happily", "dimension": ["human_action"]},
+]
+
+
+def test_vbench_has_five_clips_of_a_prompt_and_25_of_one_of_flickering() -> None:
+    names = [place.name for place in vbench(INFO)]
+    assert names == [f"a toilet, frozen in time-{i}.mp4" for i in range(25)] + [
+        f"a dog running happily-{i}.mp4" for i in range(5)
+    ]
+    assert [place.name for place in vbench(INFO, ["human_action"])] == [
+        f"a dog running happily-{i}.mp4" for i in range(5)
+    ]
+
+
+def test_vbench_2_has_a_folder_a_dimension_180_letters_and_20_clips_of_diversity() -> None:
+    long = "x" * 200
+    places = vbench2([{"prompt_en": long, "dimension": ["Diversity"]}, {"prompt_en": "b", "dimension": ["Material"]}])
+    assert [place.name for place in places] == [f"Diversity/{'x' * 180}-{i}.mp4" for i in range(20)] + [
+        f"Material/b-{i}.mp4" for i in range(3)
+    ]
+    assert places[0].prompt == long
+
+
+def test_clips_of_a_prompt_are_numbered_by_their_names_and_missing_ones_are_told() -> None:
+    made = [Made(Path(f"{number:03d}.mp4"), "a dog running happily") for number in (4, 0, 2)]
+    files, missing = by_prompt(vbench(INFO, ["human_action"]), made)
+    assert files == {f"a dog running happily-{i}.mp4": Path(f"00{2 * i}.mp4") for i in range(3)}
+    assert [place.name for place in missing] == ["a dog running happily-3.mp4", "a dog running happily-4.mp4"]
+
+
+@pytest.mark.parametrize("prompt", ["a/b", "x" * 260, "a\0b"])
+def test_a_prompt_that_can_be_no_name_of_a_file_is_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"info: found the prompt .*, expected one that can be the name of a file"):
+        vbench([{"prompt_en": prompt, "dimension": ["scene"]}])
+
+
+def test_a_dimension_that_no_prompt_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="dimensions: found 'colour', expected some of dynamic_degree, human_action"):
+        vbench(INFO, ["colour"])
+
+
+TABLE = """scenario,description,category,generated_video_name
+0001_perspective-left_take-1_ball.mp4,"A ball, it falls.",Solid Mechanics,0001_perspective-left_ball.mp4
+0002_perspective-center_take-1_ball.mp4,"A ball, it falls.",Solid Mechanics,0002_perspective-center_ball.mp4
+"""
+
+
+def test_a_clip_of_physics_iq_is_known_by_the_video_that_it_continues_or_by_its_own_name() -> None:
+    made = [
+        Made(Path("000.mp4"), "A ball, it falls.", "frames/0002_switch-frames_anyFPS_perspective-center_ball.jpg", 5.0),
+        Made(Path("0001_mine.mp4"), "A ball, it falls.", None, 5.0005),
+        Made(Path("001.mp4"), "A cat."),
+    ]
+    files, missing = by_scenario(physics_iq(TABLE), made)
+    assert files == {
+        "0002_perspective-center_ball.mp4": Path("000.mp4"),
+        "0001_perspective-left_ball.mp4": Path("0001_mine.mp4"),
+    }
+    assert missing == []
+    assert [place.name for place in by_scenario(physics_iq(TABLE), made[:1])[1]] == ["0001_perspective-left_ball.mp4"]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(4.9, "4.9"), (None, "unknown"), (5.02, "5.02")])
+def test_a_clip_of_another_length_than_5_seconds_is_refused(seconds: float | None, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"0001_a\.mp4: found a length of {told} s, expected 5 s"):
+        by_scenario(physics_iq(TABLE), [Made(Path("0001_a.mp4"), "", None, seconds)])
+
+
+def test_two_clips_of_one_scenario_and_a_strange_table_are_refused() -> None:
+    made = [Made(Path(f"0001_{name}.mp4"), "", None, 5.0) for name in "ab"]
+    with pytest.raises(ValueError, match=r"found a clip of scenario 0001 beside 0001_a\.mp4, expected one"):
+        by_scenario(physics_iq(TABLE), made)
+    with pytest.raises(ValueError, match="found no column generated_video_name"):
+        physics_iq("scenario,description\na,b\n")
+    with pytest.raises(ValueError, match=r"found the name '\.\./0001\.mp4'"):
+        physics_iq("scenario,generated_video_name\na,../0001.mp4\n")

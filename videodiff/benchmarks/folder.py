@@ -1,0 +1,100 @@
+"""Sampled clips into the folder of a benchmark: every file a copy, the folder complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from videodiff.benchmarks.layouts import Made
+from videodiff.data.storage.files import write_whole
+from videodiff.data.video.decode import DecodeError, decode, probe
+from videodiff.generation.files import replacing_folder
+from videodiff.metrics.consistency import temporal_flickering
+
+
+def read_made(source: Path, timed: bool = False) -> tuple[list[Made], list[str]]:
+    """Return the clips of a folder of `videodiff sample`, and the names of files without a prompt in a JSON.
+
+    timed: the length of each clip is read as well.
+    """
+    made, strange = [], []
+    for path in sorted(source.glob("*.mp4")):
+        try:
+            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            given = facts.get("given")
+            given = given["path"] if isinstance(given, Mapping) else None
+            made.append(Made(path, str(facts["prompt"]), given, length(path) if timed else None))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, DecodeError):
+            strange.append(path.name)
+    return made, strange
+
+
+def length(path: Path) -> float:
+    """Return the seconds of a video: its frames over their rate."""
+    info = probe(path.read_bytes())
+    return info.frames / info.fps
+
+
+def read_pairs(run: Path) -> list[tuple[Path, Path]]:
+    """Return sampled clip and true clip of each continuation that an evaluation of a run has kept."""
+    listed = run / "evaluation" / "clips.json"
+    if not listed.is_file():
+        raise FileNotFoundError(f"source: found no {listed}, expected a run that was evaluated, with keep= clips")
+    pairs = []
+    for record in json.loads(listed.read_text(encoding="utf-8")):
+        if record.get("truth"):
+            paths = tuple((run / record[name]).resolve() for name in ("sampled", "truth"))
+            if not all(path.is_relative_to(run.resolve()) and path.is_file() for path in paths):
+                raise ValueError(f"{listed}: found {record['sampled']}, expected a video in this folder")
+            pairs.append(paths)
+    if not pairs:
+        raise ValueError(f"{listed}: found no continuation with its true clip, expected tasks=[continuation] keep=...")
+    return pairs
+
+
+def lay_out(files: Mapping[str, Path], out: Path) -> None:
+    """Write each file under its name; the folder holds nothing else and appears when it is complete.
+
+    VBench takes the ending of the first file in the folder for the ending of all.
+    """
+    with replacing_folder(out) as partial:
+        for name, source in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            copy(source, partial / name)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_results(out: Path, name: str, videos: Sequence[Path], prompts: Mapping[str, str]) -> dict[str, Any]:
+    """Write temporal flickering as VBench writes its results, for the scripts that read these; return the results.
+
+    `<name>_eval_results.json` and `<name>_full_info.json` stand in `out`, beside the folder of the clips. The whole
+    clips are measured: VBench's own protocol first leaves out the clips that move.
+    """
+    scores = [{"video_path": str(path), "video_results": flickering(path)} for path in videos]
+    mean = sum(score["video_results"] for score in scores) / len(scores)
+    results = {"temporal_flickering": [mean, scores]}
+    clips: dict[str, list[str]] = {}
+    for path in videos:
+        clips.setdefault(prompts[path.name], []).append(str(path))
+    dimension = ["temporal_flickering"]
+    info = [{"prompt_en": one, "dimension": dimension, "video_list": paths} for one, paths in clips.items()]
+    for ending, value in (("eval_results", results), ("full_info", info)):
+        write_whole(out / f"{name}_{ending}.json", json.dumps(value, indent=4, ensure_ascii=False).encode())
+    return results
+
+
+def flickering(path: Path) -> float:
+    """Return VBench's temporal flickering of a video."""
+    video = path.read_bytes()
+    return temporal_flickering(decode(video, range(probe(video).frames)))

@@ -1,0 +1,147 @@
+"""Where benchmarks expect the clips that they read: the name of every file, by prompt and number or by scenario.
+
+VBench: `<prompt>-<0..4>.mp4` in one folder, 25 of a prompt of temporal_flickering. VBench-2.0: `<dimension>/<the first
+180 letters of the prompt>-<0..2>.mp4`, 20 of a prompt of Diversity. Physics-IQ: the names of its descriptions.csv,
+clips of exactly 5 seconds. FVD tools: `real/` and `fake/`, the same number of clips in each.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SUITES = ("vbench", "vbench2", "physics_iq", "fvd")
+# Clips of a prompt, where a dimension asks for more than the others.
+VBENCH, VBENCH_MORE = 5, {"temporal_flickering": 25}
+VBENCH2, VBENCH2_MORE = 3, {"Diversity": 20}
+# Letters of a prompt in a name of VBench-2.0, and bytes that a name may have.
+LETTERS, MOST_BYTES = 180, 255
+SECONDS, OFF = 5.0, 0.001
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sampled clip: its file, its prompt, the video that it continues, and its length in seconds."""
+
+    path: Path
+    prompt: str
+    given: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file that a benchmark reads: its name, and the prompt and number of the clip that belongs there."""
+
+    name: str
+    prompt: str
+    number: int
+
+
+def vbench(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str] = ()) -> list[Place]:
+    """Return the files of VBench for its VBench_full_info.json; `dimensions`: some of them, all without."""
+    places: dict[str, Place] = {}
+    for entry in chosen(info, dimensions):
+        count = max(VBENCH, *(VBENCH_MORE.get(one, 0) for one in entry["dimension"]))
+        # A prompt that several dimensions share has its clips once.
+        places |= {place.name: place for place in numbered("", entry["prompt_en"], entry["prompt_en"], count)}
+    return list(places.values())
+
+
+def vbench2(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str] = ()) -> list[Place]:
+    """Return the files of VBench-2.0 for its VBench2_full_info.json, a folder a dimension."""
+    places: dict[str, Place] = {}
+    for entry in chosen(info, dimensions):
+        for dimension in entry["dimension"]:
+            if dimensions and dimension not in dimensions:
+                continue
+            count = max(VBENCH2, VBENCH2_MORE.get(dimension, 0))
+            stem = entry["prompt_en"][:LETTERS]
+            places |= {place.name: place for place in numbered(f"{dimension}/", stem, entry["prompt_en"], count)}
+    return list(places.values())
+
+
+def numbered(folder: str, stem: str, prompt: str, count: int) -> Iterator[Place]:
+    """Yield the files of one prompt."""
+    for number in range(count):
+        name = f"{stem}-{number}.mp4"
+        if "/" in name or "\0" in name or len(name.encode()) > MOST_BYTES:
+            raise ValueError(f"info: found the prompt {prompt[:60]!r}, expected one that can be the name of a file")
+        yield Place(f"{folder}{name}", prompt, number)
+
+
+def chosen(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the entries of some dimensions; one that no entry has is an error."""
+    known = sorted({one for entry in info for one in entry["dimension"]})
+    if unknown := [one for one in dimensions if one not in known]:
+        raise ValueError(f"dimensions: found {unknown[0]!r}, expected some of {', '.join(known)}")
+    return [entry for entry in info if not dimensions or set(entry["dimension"]) & set(dimensions)]
+
+
+def by_prompt(places: Sequence[Place], made: Sequence[Made]) -> tuple[dict[str, Path], list[Place]]:
+    """Return the clip of each file, and the files without one; clips of a prompt are numbered by their names."""
+    clips: dict[str, list[Path]] = defaultdict(list)
+    for clip in sorted(made, key=lambda one: one.path.name):
+        clips[clip.prompt].append(clip.path)
+    found = {p.name: clips[p.prompt][p.number] for p in places if p.number < len(clips.get(p.prompt, ()))}
+    return found, [place for place in places if place.name not in found]
+
+
+def physics_iq(descriptions: str) -> dict[str, str]:
+    """Return for each scenario of Physics-IQ's descriptions.csv, by its number of four digits, the name of its file."""
+    rows = list(csv.DictReader(io.StringIO(descriptions)))
+    if not rows or "generated_video_name" not in rows[0]:
+        raise ValueError("info: found no column generated_video_name, expected Physics-IQ's descriptions.csv")
+    # Of the two takes only the first is what models continue.
+    names = {
+        row["generated_video_name"][:4]: row["generated_video_name"] for row in rows if row["generated_video_name"]
+    }
+    wrong = next((name for name in names.values() if not re.fullmatch(r"\d{4}_[^/\0]+\.mp4", name)), None)
+    if wrong is not None:
+        raise ValueError(f"info: found the name {wrong[:60]!r}, expected <four digits>_<view>_<scenario>.mp4")
+    return names
+
+
+def by_scenario(names: Mapping[str, str], made: Sequence[Made]) -> tuple[dict[str, Path], list[Place]]:
+    """Return for each file of Physics-IQ the clip that belongs there, and the files without one.
+
+    A clip belongs to the scenario whose number begins the name of the video that it continues, or its own name. All
+    clips must be 5 seconds long: the benchmark compares frames by their number.
+    """
+    found: dict[str, Path] = {}
+    for clip in sorted(made, key=lambda one: one.path.name):
+        number = next(
+            (name[:4] for name in (Path(clip.given or "").name, clip.path.name) if re.match(r"\d{4}_", name)), ""
+        )
+        if number not in names:
+            continue
+        if clip.seconds is None or abs(clip.seconds - SECONDS) > OFF:
+            length = "unknown" if clip.seconds is None else f"{clip.seconds:g}"
+            raise ValueError(f"{clip.path}: found a length of {length} s, expected {SECONDS:g} s as Physics-IQ does")
+        if names[number] in found:
+            raise ValueError(
+                f"{clip.path}: found a clip of scenario {number} beside {found[names[number]]}, expected one"
+            )
+        found[names[number]] = clip.path
+    return found, [Place(name, number, 0) for number, name in names.items() if name not in found]
+
+
+def read_info(path: Path) -> list[dict[str, Any]]:
+    """Return the list of prompts of a suite: objects with prompt_en and dimension."""
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"info: {path} is not JSON: {error}") from error
+    for number, entry in enumerate(info if isinstance(info, list) else [None]):
+        known = isinstance(entry, dict) and isinstance(entry.get("prompt_en"), str)
+        if not known or not isinstance(entry.get("dimension"), list):
+            found = str(entry)[:60]
+            raise ValueError(f"info: {path}: entry {number}: found {found!r}, expected prompt_en and dimension")
+    return info

@@ -1,0 +1,67 @@
+"""videodiff arrange: sampled clips in the folder that a benchmark reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from videodiff.benchmarks import layouts
+from videodiff.benchmarks.folder import lay_out, read_made, read_pairs, write_results
+from videodiff.data.storage.files import owning
+from videodiff.printing import say
+
+SHOWN = 3
+LISTS = {"vbench": "VBench_full_info.json", "vbench2": "VBench2_full_info.json", "physics_iq": "descriptions.csv"}
+
+
+def run(cfg: DictConfig) -> None:
+    """Arrange as configured; nothing is sampled."""
+    source, out = Path(cfg.source), Path(cfg.out)
+    if not source.is_dir():
+        raise FileNotFoundError(f"source: found no folder {source}, expected clips of `videodiff sample`, or a run")
+    if out.exists():
+        raise FileExistsError(f"out: found {out}, expected a name that is free")
+    if cfg.suite == "fvd":
+        pairs = read_pairs(source)
+        files = {f"fake/{i:05d}.mp4": sampled for i, (sampled, _) in enumerate(pairs)}
+        files |= {f"real/{i:05d}.mp4": truth for i, (_, truth) in enumerate(pairs)}
+    else:
+        files = files_of_suite(cfg, source)
+    with owning(out.resolve().parent / f".{out.name}.lock", "arrange"):
+        lay_out(files, out)
+    say(f"{out}: {len(files)} clips as {cfg.suite} reads them")
+    if cfg.suite == "vbench":
+        videos = {out / name: prompt_of(name) for name in sorted(files)}
+        results = write_results(out.parent, out.name, list(videos), {path.name: one for path, one in videos.items()})
+        say(f"{out.parent / out.name}_eval_results.json: temporal flickering {results['temporal_flickering'][0]:.6f}")
+
+
+def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
+    """Return the clip of each file that a suite expects; missing ones are an error, or are counted."""
+    if cfg.info is None or not Path(cfg.info).is_file():
+        found = "null" if cfg.info is None else f"no file {cfg.info}"
+        raise FileNotFoundError(f"info: found {found}, expected the list of prompts of the suite, {LISTS[cfg.suite]}")
+    made, strange = read_made(source, timed=cfg.suite == "physics_iq")
+    if strange:
+        say(f"{source}: {len(strange)} files are no clips of `videodiff sample`, the first one: {strange[0]}")
+    if cfg.suite == "physics_iq":
+        names = layouts.physics_iq(Path(cfg.info).read_text(encoding="utf-8"))
+        files, missing = layouts.by_scenario(names, made)
+    else:
+        places_of = {"vbench": layouts.vbench, "vbench2": layouts.vbench2}[cfg.suite]
+        files, missing = layouts.by_prompt(places_of(layouts.read_info(Path(cfg.info)), list(cfg.dimensions)), made)
+    if missing and (cfg.complete or not files):
+        first = ", ".join([*(place.name for place in missing[:SHOWN]), *["..."] * (len(missing) > SHOWN)])
+        raise ValueError(
+            f"source: found {len(files)} of {len(files) + len(missing)} clips that {cfg.suite} reads in {source}, "
+            f"expected all of them, missing {first}; complete=false takes what is there"
+        )
+    if missing:
+        say(f"{len(missing)} of {len(files) + len(missing)} clips are missing, the first one: {missing[0].name}")
+    return files
+
+
+def prompt_of(name: str) -> str:
+    """Return the prompt in a name of VBench."""
+    return name.rsplit("-", 1)[0]
