@@ -1,4 +1,4 @@
-"""From a batch to what the denoiser is given: the cached tensor where the batch has one, else the encoder's."""
+"""From a batch to the denoiser's inputs: the cached tensor if the batch has one, else the output of the encoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def encode_video(batch: dict[str, Any], codec: nn.Module, device: torch.device |
 def encode_text(batch: dict[str, Any], encoder: nn.Module, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return text features `b l d`, float32, and their mask `b l`, from `text` and `text_mask` or from `caption`.
 
-    Cached text is padded to the length of the encoder's own, so that a dropped caption can take its place.
+    Cached text is padded to the encoder's length, so that the empty caption can replace a dropped one.
     """
     if "text" not in batch:
         text, mask = encoder(batch["caption"])
@@ -46,7 +46,7 @@ def encode_text(batch: dict[str, Any], encoder: nn.Module, device: torch.device 
         )
     text, mask = F.pad(text, (0, 0, 0, spare)), F.pad(mask, (0, spare))
     if "" in batch.get("caption", ()):
-        # Of a sample with captions none of which is to be taken there are no tokens.
+        # A sample whose captions all have weight 0 comes without tokens: it gets the empty caption.
         (null, null_mask), none = encoder([""]), ~mask.any(1)
         text = torch.where(none[:, None, None], null.to(device), text)
         mask = torch.where(none[:, None], null_mask.to(device), mask)

@@ -22,7 +22,7 @@ NAMED = 8
 
 
 class Diverged(ValueError):
-    """Training whose weights, or whose loss again and again, are not finite; `rollback`: where it can go on."""
+    """Raised when weights, or too many losses, are not finite; `rollback`: where training can go on."""
 
     def __init__(self, why: str, rollback: Any = None) -> None:
         super().__init__(why)
@@ -39,8 +39,8 @@ class Taken(NamedTuple):
 class Spikes:
     """The largest norm that the next gradient may have: `factor` times the median of the last `history` norms.
 
-    There is no limit before so many norms are known, or where `factor` is None. Norms of steps that were left out count
-    too: where gradients have grown for good, the limit follows.
+    There is no limit before `history` norms are known, or if `factor` is None. The norms of skipped steps count too, so
+    that the limit follows gradients that have grown for good.
     """
 
     def __init__(self, factor: float | None, history: int) -> None:
@@ -53,7 +53,7 @@ class Spikes:
         return self.factor * statistics.median(self.norms)
 
     def add(self, norm: float | None) -> None:
-        """Remember a norm; one that is not finite, or not known, tells nothing."""
+        """Add a norm; one that is unknown or not finite is ignored."""
         if norm is not None and math.isfinite(norm):
             self.norms.append(norm)
 
@@ -64,17 +64,17 @@ class Spikes:
 
 
 def tell_backward(loss: Tensor) -> Tensor:
-    """Return the loss with a gradient that is NaN where the loss is not finite, and else is what it was, to the bit."""
+    """Return the loss; its gradient is NaN if the loss is not finite, and otherwise unchanged, to the bit."""
     return loss * (1 + (loss.detach() - loss.detach()))
 
 
 def finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether the norm of these tensors is a number: no entry is NaN, infinite or beyond 1e19."""
+    """Return whether the norm of these tensors is finite: no entry is NaN, infinite or beyond 1e19."""
     return bool(torch.isfinite(torch.nn.utils.get_total_norm([t.detach() for t in tensors if t.numel()])))
 
 
 def suspects(taken: Iterable[Taken]) -> list[str]:
-    """Return the keys of the clips whose loss is not finite; of all clips where that is true of none."""
+    """Return the keys of the clips without a finite loss; the keys of all clips if every loss is finite."""
     taken = list(taken)
     bad = [
         key for keys, losses in taken for key, fine in zip(keys, losses.isfinite().tolist(), strict=True) if not fine

@@ -1,4 +1,4 @@
-"""The Lightning module, a stage manager: it brings clips, captions, objective and optimizer together."""
+"""The Lightning module: it brings clips, captions, objective and optimizer together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class VideoDiffusion(lightning.LightningModule):
         super().__init__()
         self.denoiser = denoiser
         self.objective, self.seed = objective, seed
-        # A frozen encoder is no part of this model: not in its checkpoints, not sharded, not averaged.
+        # A frozen encoder is not a submodule: it is not saved, not sharded and not averaged.
         object.__setattr__(self, "codec", codec)
         if text.trainable:
             self.text = text
@@ -57,7 +57,7 @@ class VideoDiffusion(lightning.LightningModule):
         # The weights that it begins with instead of new ones, and whether its average begins with them too.
         self.start: Start | None = None
         self.continues_average = False
-        # What this rank has taken of the present step, and what is known of the last one.
+        # The micro-batches of the current step on this rank, and facts about the last step.
         self.taken: list[Taken] = []
         self.adopted = False
         self.validated: Tensor | None = None
@@ -71,7 +71,7 @@ class VideoDiffusion(lightning.LightningModule):
         return engine_of(self.trainer.strategy)
 
     def configure_model(self) -> None:
-        """Have the engine take over the network, when the processes know each other; Lightning may call again."""
+        """Give the network to the engine, when the process group exists; Lightning may call this twice."""
         if not self.adopted:
             self.engine.adopt(self)
             self.adopted = True
@@ -82,14 +82,14 @@ class VideoDiffusion(lightning.LightningModule):
         return {"text": text, "text_mask": mask, "fps": batch["fps"]}
 
     def null(self) -> dict[str, Tensor]:
-        """Return what replaces the caption where it is dropped: the empty one."""
+        """Return what replaces a dropped caption: the empty caption."""
         text, mask = self.text([""])
         return {"text": text, "text_mask": mask}
 
     def on_fit_start(self) -> None:
-        """Bring the frozen encoders to this rank's device, and go on from a checkpoint if there is one to go on from.
+        """Move the frozen encoders to this rank's device, and resume from the checkpoint if there is one.
 
-        Here everything is set up, whatever the strategy; Lightning's own restoring comes too early for most of them.
+        At this point every strategy has set everything up; Lightning's own restoring comes too early for most.
         """
         self.codec.to(self.device)
         self.text.to(self.device)
@@ -115,20 +115,20 @@ class VideoDiffusion(lightning.LightningModule):
         return tell_backward(losses.mean())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Have the engine look at the gradient before it is used."""
+        """Let the engine examine the gradient before it is used."""
         self.rate = optimizer.param_groups[-1]["lr"]
         self.engine.examine_gradient(optimizer)
 
     def step_ended(self) -> bool:
-        """Tell whether the micro-batch that was taken last was the last one of its step."""
+        """Return whether the last micro-batch ended its step."""
         return self.trainer.global_step > self.ended
 
     def was_skipped(self) -> bool:
-        """Tell whether the step that has just ended left everything as it was, alike on all ranks."""
+        """Return whether the step that has just ended was skipped; all ranks return the same."""
         return self.engine.skipped()
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], index: int) -> None:
-        """At the end of a step log its figures; the callbacks have had their turn."""
+        """At the end of a step log its figures; the callbacks have run already."""
         if self.step_ended():
             self.ended = self.trainer.global_step
             if self.due():
@@ -137,7 +137,7 @@ class VideoDiffusion(lightning.LightningModule):
         self.stopwatch.enter("data")
 
     def due(self) -> bool:
-        """Tell whether the step that has just ended is logged: one in some, and the first and the last."""
+        """Return whether the last step is logged: the first, the last, and every `log_every_n_steps`-th one."""
         step, trainer = self.ended, self.trainer
         ends = step in (self.began + 1, trainer.max_steps) or trainer.should_stop
         return ends or step % trainer.log_every_n_steps == 0
@@ -157,7 +157,7 @@ class VideoDiffusion(lightning.LightningModule):
         return float(sums[0] / sums[1])
 
     def on_validation_start(self) -> None:
-        """Begin a sum of losses: one a level, and the number of clips."""
+        """Begin to sum losses, one sum per level, and to count clips."""
         self.stopwatch.enter("validation")
         self.validated = torch.zeros(len(VALIDATION_LEVELS) + 1, dtype=torch.float64, device=self.device)
 
@@ -173,7 +173,7 @@ class VideoDiffusion(lightning.LightningModule):
         self.validated += torch.stack([*sums, torch.full_like(sums[0], len(x))])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean over the clips of all ranks, one figure a level and their mean, however batches were cut."""
+        """Log the mean loss over the clips of all ranks, per level and over all levels; batch sizes do not matter."""
         *sums, clips = self.trainer.strategy.reduce(self.validated, reduce_op="sum").tolist()
         losses = [one / clips for one in sums]
         self.validated_figures = dict(zip(VALIDATED, [sum(losses) / len(losses), *losses], strict=True))
@@ -197,10 +197,10 @@ class VideoDiffusion(lightning.LightningModule):
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], shape: Callable[[nn.Parameter], torch.Size] = lambda p: p.shape
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters into the weight matrices of the blocks and the rest.
+    """Split the trainable parameters into the weight matrices of the blocks, and the others.
 
-    `shape` tells what shape a parameter has when it is whole. The matrices are what Muon is for (the embeddings, the
-    head and the modulation stay with AdamW) and what weight decay applies to.
+    `shape` tells what shape a parameter has when it is whole. Muon and weight decay apply to the matrices only;
+    embeddings, head and modulation stay with AdamW.
     """
     trainable = [(name, p) for name, p in named if p.requires_grad]
     matrices = [p for name, p in trainable if ".blocks." in name and name.endswith("weight") and len(shape(p)) == 2]

@@ -24,9 +24,9 @@ Group = dict[str, Any]
 
 @torch.no_grad()
 def begun(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """Return what averages are to begin with where they begin before a step: copies of the weights that have none.
+    """Return the first values of averages that begin before a step: copies of the weights that have no average.
 
-    Of new weights the average begins after the first step.
+    The average of new weights begins after the first step.
     """
     if not getattr(optimizer, "averages_from_start", False):
         return {}
@@ -47,7 +47,7 @@ def average(
     for p, state in zip(parameters, states, strict=True):
         if "ema" not in state:
             state["ema"] = before[p] if p in before else p.to(torch.float32, copy=True)
-        # The fused kernel keeps its step on the device, and to read it there would be a wait for each parameter.
+        # The fused kernel keeps its step on the device; to read it would wait for the device once per parameter.
         state["ema_step"] = state["ema_step"] + 1 if "ema_step" in state else int(state["step"])
     if parameters:
         weights = [1 - min(decay, (1 + state["ema_step"]) / (10 + state["ema_step"])) for state in states]
@@ -55,15 +55,15 @@ def average(
 
 
 def choose_fused(optimizer: torch.optim.Optimizer, groups: Iterable[Group], fused: bool | None) -> None:
-    """Let each group take torch's one kernel for all of AdamW, or not; None: where all its parameters are on CUDA.
+    """Choose torch's fused AdamW kernel for each group, or not; None: if all its parameters are on CUDA.
 
-    It is asked at each step, since a strategy may put other parameters in the place of those that it was given.
+    This runs at each step, because a strategy may replace the parameters.
     """
     for group in groups:
         on_cuda = all(p.is_cuda for p in group["params"])
         group["fused"] = (on_cuda if fused is None else fused) or None
         for p in group["params"]:
-            # The one kernel counts on the device, the others on the host: a state that was saved may be of either.
+            # The fused kernel counts steps on the device, the others on the host; a saved state may have either count.
             home, step = p.device if group["fused"] else torch.device("cpu"), optimizer.state.get(p, {}).get("step")
             if isinstance(step, Tensor) and step.device != home:
                 optimizer.state[p]["step"] = step.to(home)
@@ -191,7 +191,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
-    """Return about the nearest orthogonal matrix to each of a stack (n, rows, columns), by a quintic iteration.
+    """Return about the nearest orthogonal matrix to each matrix (n, rows, columns), by a quintic iteration.
 
     The coefficients are Muon's: they raise all singular values to between 0.7 and 1.2 in five steps.
     """

@@ -2,8 +2,8 @@
 
     <run>/rollbacks.jsonl   a line a rollback: the step that diverged, the checkpoint to go to, the batches to leave out
 
-A line holds for whoever continues the run from that checkpoint next; a later checkpoint knows the batches itself. Where
-training diverges again before there is a newer checkpoint, the next rollback goes back one checkpoint further.
+A line applies when the run next resumes from that checkpoint; later checkpoints hold the left-out batches themselves.
+If training diverges again before it has saved a newer checkpoint, the next rollback goes one checkpoint further back.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_rollbacks(run: Path) -> list[Rollback]:
 
 
 def roll_back(run: Path, diverged: int, limit: int, left_out: int = 0) -> Rollback | None:
-    """Note where to go on after step `diverged`, put newer checkpoints aside; None where there is nowhere to go.
+    """Record where to go on after step `diverged`, put newer checkpoints aside; None if there is nowhere to go.
 
     `limit`: how many rollbacks a run may take; `left_out`: how many batches it has left out by now.
     """
@@ -56,7 +56,7 @@ def roll_back(run: Path, diverged: int, limit: int, left_out: int = 0) -> Rollba
     if found is None:
         return None
     leave_behind(run, found)
-    # By the order of the data: an older checkpoint also has the batches before it that an earlier rollback left out.
+    # Counted in the order of the data: batches that an earlier rollback left out lie before an older checkpoint.
     noted = Rollback(diverged, found.name, diverged + left_out - step_of(found) - left_out_before(found))
     lines = [json.dumps(one._asdict()) for one in (*before, noted)]
     write_whole(run / FILE, "".join(f"{line}\n" for line in lines).encode())
@@ -71,12 +71,12 @@ def usable(run: Path, tried: Iterable[str]) -> Iterable[Path]:
             try:
                 yield whole(checkpoint, STATE)
             except ValueError:
-                # Whoever resumes is told of it.
+                # The resume reports it.
                 continue
 
 
 def left_out_before(checkpoint: Path) -> int:
-    """Return how many batches a run had left out when it saved a checkpoint; none before there were rollbacks."""
+    """Return how many batches a run had left out when it saved a checkpoint; 0 in checkpoints that do not say."""
     path = checkpoint / STATE / PROGRESS
     data = read_progress(path).get("ClipDataModule", {}) if path.is_file() else {}
     return int(data.get("left_out", 0))

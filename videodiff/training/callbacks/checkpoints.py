@@ -20,7 +20,7 @@ from videodiff.training.state.mirror import Mirror
 from videodiff.training.state.saving import Buffers, Saving
 
 BEST = "best.json"
-# Seconds: a wait for the save before that is worth a line, and how long an error waits for a save of several processes.
+# Seconds: from when a wait for the previous save is reported, and how long an error waits for a save of several ranks.
 LONG, PATIENCE = 1.0, 10.0
 # Seconds that the end of training waits for an object store.
 LAST = 600.0
@@ -29,15 +29,15 @@ LAST = 600.0
 class Checkpoints(Callback):
     """Save every `every` optimizer steps, every `minutes`, and at the end; keep the newest `keep` (0: all).
 
-    Also kept: those of steps that `keep_every` divides, and the one with the lowest `best`, which is a loss of
-    validation such as val/loss; where it is lower than before, a checkpoint is saved. `asynchronous`: training goes on
-    while a thread writes copies of the state; a second save waits for the first.
+    Also kept: checkpoints of steps that `keep_every` divides, and the one with the lowest `best`, a validation loss
+    such as val/loss. A validation that lowers it saves a checkpoint. `asynchronous`: a thread writes copies of the
+    state while training goes on; a second save waits for the first.
 
-    An old checkpoint goes when the step after a new one shows a finite loss: until then nobody knows what the new one
-    is worth. So a skipped step is no time to save either, except at the end.
+    An old checkpoint is removed only when the step after the new one had a finite loss, because the new weights may be
+    bad. For the same reason no checkpoint is saved at a skipped step, except at the end.
 
-    `mirror`: a folder of runs in an object store, such as s3://bucket/runs. Each checkpoint is copied there, and goes
-    there when it goes here.
+    `mirror`: a folder of runs in an object store, such as s3://bucket/runs. Each checkpoint is copied there, and
+    removed there when it is removed here.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Checkpoints(Callback):
         return None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        # The step that a run goes on from is there; its first micro-batch would save it again, in the middle of a step.
+        # The checkpoint that a run resumes from exists; without this, the first micro-batch would save it again.
         self.saved, self.began = trainer.global_step, time.monotonic()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
-        # Not while validation is in progress, which a resumed run would go on with.
+        # Not at the end of validation: a resumed run would continue inside that validation.
         if self.improved:
             self.save(trainer)
 
@@ -126,27 +126,27 @@ class Checkpoints(Callback):
             self.mirror.finish(LAST)
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        """Let a checkpoint that is being written be ended: what it holds was good. Other processes may be dead."""
+        """Wait for the checkpoint in progress, as its state is good; not for ever, as other processes may be dead."""
         if self.saving is not None:
             self.saving.thread.join(None if trainer.world_size == 1 else PATIENCE)
         if self.mirror is not None:
             self.mirror.finish(PATIENCE)
 
     def is_late(self, trainer: lightning.Trainer) -> bool:
-        """Tell whether it is time for another checkpoint, by the clock of the first rank."""
+        """Return whether the next checkpoint is due, by the clock of the first rank."""
         if self.minutes is None:
             return False
         return decided(trainer, trainer.is_global_zero and time.monotonic() - self.began > 60 * self.minutes, all=False)
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Begin to save, once a step: the last micro-batch of a step and the end of training may both ask."""
+        """Begin to save, at most once per step: the last micro-batch and the end of training may both ask for it."""
         self.due = self.improved = False
         if trainer.global_step not in (self.saved, 0):
             with trainer.lightning_module.stopwatch.during("checkpoint"):
                 self.begin(trainer)
 
     def begin(self, trainer: lightning.Trainer) -> None:
-        """Begin to save, once the checkpoint before is on the disk."""
+        """Begin to save when the previous checkpoint is on the disk."""
         if self.saving is not None:
             before, began = self.saving.step, time.monotonic()
             self.finish()
@@ -157,7 +157,7 @@ class Checkpoints(Callback):
             self.finish()
 
     def tell_wait(self, trainer: lightning.Trainer, before: int, seconds: float) -> None:
-        """Say, once, that checkpoints come faster than they are written."""
+        """Print once that checkpoints are due faster than they are written."""
         if seconds > LONG and not self.told and trainer.is_global_zero and not trainer.should_stop:
             self.told = True
             say(
@@ -185,7 +185,7 @@ class Checkpoints(Callback):
             self.mirror.prune()
 
     def is_kept(self, step: int) -> bool:
-        """Tell whether the checkpoint of a step is kept for another reason than its age."""
+        """Return whether the checkpoint of a step is kept for another reason than its age."""
         often = self.keep_every is not None and step % self.keep_every == 0
         return often or (self.lowest is not None and step == self.lowest[1])
 
@@ -206,5 +206,5 @@ class Checkpoints(Callback):
 
 
 def decided(trainer: lightning.Trainer, here: bool, all: bool) -> bool:
-    """Return the same on all ranks: whether it is so on all of them, or on any."""
+    """Return on every rank whether `here` is true on all ranks, or else on any rank."""
     return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=all)

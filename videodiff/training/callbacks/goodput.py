@@ -11,9 +11,9 @@ from videodiff.training.run.logging import log_figures, say
 
 
 class Goodput(Callback):
-    """Log the shares of the time of the run, over all its restarts, every `every` steps; say them at the end.
+    """Log every `every` steps how the run's time is shared out, over all restarts; print the shares at the end.
 
-    The first rank's time is told: where it waits for another one, it computes.
+    Only the first rank is timed: its waits for other ranks count as computing.
     """
 
     def __init__(self, every: int = 50) -> None:

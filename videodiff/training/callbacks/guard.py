@@ -20,12 +20,13 @@ from videodiff.training.state.checkpoint import checkpoints
 
 
 class Guard(Callback):
-    """Tell of each step that was skipped, and end training where too many are or where the weights overflow.
+    """Report each skipped step, and end training if too many are skipped or if the weights overflow.
 
-    A step is skipped where its loss or its gradient is not finite on any rank, or where the norm of the gradient is
-    more than `spike` times the median of the last `history` norms (None: however large it is): the weights, the moments
-    and the average stay as they are, the data and the schedule go on. Of any `within` steps at most `budget` may be
-    skipped. Then training ends, and goes on from an older checkpoint without the batches since then, `rollbacks` times.
+    A step is skipped if its loss or its gradient is not finite on any rank, or if the norm of the gradient is more than
+    `spike` times the median of the last `history` norms (None: no limit). A skipped step leaves weights, moments and
+    average unchanged; the data and the schedule go on. At most `budget` of any `within` steps may be skipped. If more
+    are, training goes back to an older checkpoint and leaves out the batches since then, at most `rollbacks` times;
+    after that it ends.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Guard(Callback):
             )
 
     def count(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Tell of a skipped step, and end training with the first one too many."""
+        """Report a skipped step, and end training if it is one too many."""
         step, engine = trainer.global_step, module.engine
         self.skipped = [s for s in self.skipped if s > step - self.within] + [step]
         where = shortened(suspects_of_all(trainer, module))
@@ -81,13 +82,13 @@ class Guard(Callback):
             say(f"step {step:,}: skipped, {why}, clips {where}; {many}")
 
     def ended(self, trainer: lightning.Trainer, why: str) -> BaseException:
-        """Return what ends training on this rank; the first rank says why, and from where the run can go on."""
+        """Return the exception that ends training on this rank; the first rank says why and where to resume."""
         run, back = Path(trainer.default_root_dir), None
         for callback in trainer.callbacks:
             if isinstance(callback, Checkpoints):
-                # The one that is being written may be the one to go back to.
+                # The checkpoint in progress may be the one to go back to.
                 callback.finish()
-        # A stream without an order has no batches that could be left out.
+        # A stream without an order has no batches that can be left out.
         data = trainer.datamodule
         if trainer.is_global_zero and data.ordered:
             back = roll_back(run, trainer.global_step, self.rollbacks, data.left_out)
@@ -103,19 +104,19 @@ class Guard(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = [int(step) for step in state["skipped"]]
-        # A checkpoint of before the limit has none.
+        # Checkpoints from before there was a limit hold no norms.
         self.spikes.restore(state.get("norms", ()))
 
 
 def sound(trainer: lightning.Trainer, engine: Engine) -> bool:
-    """Tell whether the weights are numbers on all ranks."""
+    """Return whether the weights are finite on all ranks."""
     fine = finite(engine.weights())
     return trainer.strategy.reduce_boolean_decision(fine, all=True) if engine.split else fine
 
 
 def suspects_of_all(trainer: lightning.Trainer, module: Any) -> list[str]:
-    """Return the keys of the clips of all ranks whose loss is not finite; of all clips where that is true of none."""
+    """Return the keys of the clips without a finite loss, of all ranks; the keys of all clips if all are finite."""
     taken = [Taken(keys, losses.cpu()) for keys, losses in module.taken]
-    # The ranks of a group have taken the same clips.
+    # The ranks of a sequence group had the same clips.
     ranks = gather(trainer.world_size, taken)[:: group_size(trainer)]
     return suspects([one for rank in ranks for one in rank])

@@ -66,7 +66,7 @@ class Progress(ProgressBar):
         self.bar.close()
 
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        # What is said of it stands on a line of its own.
+        # Other messages begin on a line of their own.
         if self.bar is not None:
             self.bar.close()
 

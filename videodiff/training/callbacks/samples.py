@@ -25,12 +25,12 @@ from videodiff.training.run.logging import say, show_clips
 
 
 class SampleClips(Callback):
-    """Every `every` optimizer steps, sample clips with the averaged weights as mp4, in the shape that was trained most.
+    """Every `every` optimizer steps, sample clips as mp4 with the averaged weights, in the most trained shape.
 
-    From the captions of the first validation clips, without validation from those of the first training clips: half of
-    them are continued from their first `given` frames (None: 3, or what is nearest to it where the codec is causal),
-    half are made from the caption alone. With `prompts`, from these alone. `captions.json` tells which. The clips of a
-    step are there as a whole or not at all, and are made again where a run that was killed goes on at that step.
+    Captions come from the first validation clips, or from the first training clips if there is no validation. Half of
+    the clips are continued from their first `given` frames (None: 3, or the nearest number that a causal codec allows),
+    the other half are made from the caption alone. With `prompts`, only these are sampled. `captions.json` lists them.
+    The clips of a step are written all together or not at all; a run that was killed at that step samples them again.
     Dashboards show them too.
     """
 
@@ -50,7 +50,7 @@ class SampleClips(Callback):
         self.wanted: list[Wanted] = []
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Find out what is to be sampled while nothing is lost yet."""
+        """Choose what to sample before the first step, so that a mistake ends the run early."""
         codec, shape = module.codec, usual(trainer.datamodule.trained)
         if self.given is None:
             self.given = usual_given(codec, shape.frames)
@@ -68,13 +68,13 @@ class SampleClips(Callback):
                 say(remark)
 
     def want(self, example: dict[str, Any], number: int) -> Wanted:
-        """Return the clip to be made like this one: of two the first is continued."""
+        """Return the request for a clip like this one: every other clip is continued."""
         frames, latent = example.get("video"), example.get("latent")
         latent, given = None if latent is None else torch.from_numpy(latent), 0 if number % 2 else self.given
         return going_on(example["caption"], float(example["fps"]), number, given, frames, latent)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Make what a process was killed at: the step of the checkpoint is not taken again."""
+        """Sample for the step of the checkpoint if a kill prevented it: that step is not taken again."""
         missing = not self.folder_of(trainer.global_step).is_dir()
         if trainer.global_step and trainer.strategy.broadcast(missing):
             self.sample_at(trainer, module)
@@ -83,9 +83,9 @@ class SampleClips(Callback):
         self.sample_at(trainer, module)
 
     def sample_at(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Sample where it is due, once a step; every rank takes part, the first one writes."""
+        """Sample if it is due, once per step; every rank takes part, the first one writes."""
         step = trainer.global_step
-        # After a micro-batch of the first step there is no step yet, and no average.
+        # Inside the first step there is no average yet.
         if not step or step % self.every or step == self.sampled:
             return
         self.sampled = step
@@ -102,7 +102,7 @@ class SampleClips(Callback):
         return self.folder / f"step_{step:08d}"
 
     def write(self, trainer: lightning.Trainer, step: int, made: list[np.ndarray]) -> None:
-        """Write the clips of a step, what they were made from, and show them."""
+        """Write the clips of a step and their captions, and show them."""
         names = [f"clip_{number}" for number in range(len(made))]
         continued = f" (continued from {self.given} frames)"
         labels = [one.caption + (continued if one.known else "") for one in self.wanted]

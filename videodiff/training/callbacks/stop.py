@@ -35,13 +35,13 @@ class StopGently(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.trainer = trainer
-        # Not earlier: Lightning sets its own actions between the start of fitting and that of training.
+        # Not earlier: Lightning sets its own handlers between the start of fitting and the start of training.
         for number in (*self.SIGNALS, self.SAVE):
-            # Under nohup a process ignores SIGHUP, and is to go on doing so.
+            # Under nohup a process ignores SIGHUP, and must go on to ignore it.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, nothing)
-        # Python runs its handlers between two of its own instructions: two signals within one call of torch would be
-        # seen late, and as one. The interpreter writes each of them to this socket the moment it arrives.
+        # Python runs handlers between two bytecode instructions, so two signals during one call into torch would be
+        # seen late and as one. The interpreter writes each signal to this socket at once.
         self.signals, numbers = socket.socketpair()
         self.signals.setblocking(False)
         signal.set_wakeup_fd(self.signals.fileno(), warn_on_full_buffer=False)
@@ -59,13 +59,14 @@ class StopGently(Callback):
                     self.ask(arrived[0])
 
     def ask(self, number: int) -> None:
-        """Remember the wish; at the second one end all processes of this node."""
+        """Note that a stop was asked for; at the second signal end all processes of this node."""
         if self.asked:
             os.write(2, b"videodiff train: stopped at once\n")
             launcher = self.trainer.strategy.launcher
             end_now(getattr(launcher, "procs", ()), 128 + number)
         self.asked = True
-        # torchrun ends the other ranks by SIGTERM when one has died, and then nothing is saved: told after the step.
+        # When a rank dies, torchrun sends SIGTERM to the others, and nothing is saved: so the line comes after the
+        # step.
         if not (under_torchrun() and number == signal.SIGTERM):
             self.tell()
 
@@ -77,7 +78,7 @@ class StopGently(Callback):
         self.said = True
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        # What is left of a step in the middle would be lost.
+        # In the middle of a step, the micro-batches taken so far would be lost.
         if not module.step_ended():
             return
         stops, saves = self.agreed(trainer, module.device)

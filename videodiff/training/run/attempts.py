@@ -1,4 +1,4 @@
-"""What lies in a run folder before training begins there."""
+"""What a run folder holds before training begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from videodiff.data.storage.files import inside
 
-# What training writes into a run folder, and what is made of it.
+# Names that training, sampling and evaluation write into a run folder.
 OURS = (
     *("config.yaml", "overrides.yaml", "command.txt", "environment.json", "quarantine.jsonl", "trained.json"),
     *("rollbacks.jsonl", "origin.json"),
@@ -26,15 +26,15 @@ OURS = (
         "generated",
     ),
 )
-# These hold links of their own, and nothing in them is read.
+# These may hold links, and nothing in them is read.
 FOREIGN = {"wandb", "tensorboard"}
 ATTEMPTS = "attempts"
 
 
 def set_aside(run: Path) -> None:
-    """Move what an attempt without a checkpoint left in a run folder to `attempts/`, and say so.
+    """Move what an attempt without a checkpoint left in a run folder to `attempts/`, and report it.
 
-    Its curves and samples are of another training than the one that begins.
+    Its curves and samples belong to another training.
     """
     left = [run / name for name in OURS if (run / name).exists()]
     if not (run / "config.yaml").is_file():
@@ -47,7 +47,7 @@ def set_aside(run: Path) -> None:
 
 
 def check_links(run: Path) -> None:
-    """Raise where a link in a run folder leads out of it: what is read or written there stays there."""
+    """Raise if a link in a run folder leads out of it: nothing is read or written outside."""
     for folder, folders, files in os.walk(run):
         for name in (*folders, *files):
             path = Path(folder, name)

@@ -1,7 +1,7 @@
 """What loggers need beside numbers: the configuration, sampled clips to show, and a tracker that never ends a run.
 
-A file of `conf/logger` names any of Lightning's loggers, or one of your own. A logger that can show clips has a method
-`show_clips(step, videos, clips, labels)`; the others get numbers and configuration alone.
+A file of `conf/logger` names one of Lightning's loggers, or a class of your own. A logger that can show clips has a
+method `show_clips(step, videos, clips, labels)`; other loggers get numbers and the configuration only.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from tqdm import tqdm
 
-# Seconds: until a server has to answer at all, until it has to take a new run, and after training until all of a run
-# has to be uploaded.
+# Seconds within which a server must answer, must accept a new run, and must have received a run after training.
 ANSWER_S, START_S, UPLOAD_S = 10.0, 30.0, 300.0
-# How wandb names the folder of a run: when it began, and its id.
+# How wandb names the folder of a run: its time of start and its id.
 BEGUN = re.compile(r"(?:offline-)?run-([0-9]{8}_[0-9]{6})-([A-Za-z0-9_]+)")
 
 
 class RunTracker(WandbLogger):
-    """Weights & Biases, offline where its server cannot take the run: a tracker does not decide whether training runs.
+    """Weights & Biases; offline if its server cannot accept the run, because a tracker must not stop training.
 
-    `WANDB_MODE`, `WANDB_BASE_URL`, `WANDB_API_KEY` and what else wandb reads from environment and settings hold.
+    `WANDB_MODE`, `WANDB_BASE_URL`, `WANDB_API_KEY` and wandb's other variables and settings apply.
     """
 
     failed = False
@@ -38,7 +37,7 @@ class RunTracker(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Return the run of wandb, begun at the first call."""
+        """Return wandb's run; the first call starts it."""
         if self._experiment is None:
             import wandb
 
@@ -50,7 +49,7 @@ class RunTracker(WandbLogger):
                 self._wandb_init["mode"] = mode
                 run = super().experiment
             except (wandb.errors.Error, TimeoutError) as error:
-                # Or its id counts as taken by the run that was refused.
+                # Otherwise the refused run would occupy the id.
                 wandb.teardown()
                 reason, self._wandb_init["mode"] = one_line(error), "offline"
                 run = super().experiment
@@ -59,7 +58,7 @@ class RunTracker(WandbLogger):
         return super().experiment
 
     def kept(self, call: Callable[[], None]) -> None:
-        """Do what the tracker is asked for; where it fails, say so once, and let training go on without it."""
+        """Call the tracker; if it fails, print that once and let training go on without it."""
         if self.failed:
             return
         try:
@@ -83,7 +82,7 @@ class RunTracker(WandbLogger):
         self.kept(lambda: self.log_video("samples", paths, step=step, caption=list(labels), format=formats))
 
     def finalize(self, status: str) -> None:
-        """End the run of wandb, so that the next training of this process begins another."""
+        """End wandb's run, so that the next training in this process starts a new one."""
         self.kept(lambda: super(RunTracker, self).finalize(status))
         if self._experiment is not None:
             self.kept(lambda: self._experiment.finish(exit_code=int(status != "success")))
@@ -105,14 +104,14 @@ class Board(TensorBoardLogger):
 
 
 def wandb_logger(project: str, name: str, save_dir: str, **options: Any) -> RunTracker:
-    """Return a Weights & Biases logger for the run in a folder; a resumed one goes on under the same id."""
+    """Return a Weights & Biases logger for the run in a folder; a resumed run keeps its id."""
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     id = earlier_id(Path(save_dir)) or secrets.token_hex(4)
     return RunTracker(project=project, name=name, save_dir=save_dir, id=id, **options)
 
 
 def usable_mode() -> tuple[str, str]:
-    """Return the mode in which wandb can be used here, and why it is offline where the user did not ask for that."""
+    """Return the mode in which wandb works here, and the reason if it is offline unasked."""
     import wandb
 
     settings = wandb.setup().settings
@@ -121,7 +120,7 @@ def usable_mode() -> tuple[str, str]:
     try:
         if not wandb.login(prompt=False, verify=False):
             return "offline", f"found no key for {settings.base_url} (`wandb login` or WANDB_API_KEY)"
-        # wandb itself tries for minutes to reach a host that is not there.
+        # wandb itself tries for minutes to reach a host that does not exist.
         requests.head(settings.base_url, timeout=ANSWER_S)
         wandb.login(prompt=False, verify=True)
     except requests.RequestException as error:
@@ -132,13 +131,13 @@ def usable_mode() -> tuple[str, str]:
 
 
 def earlier_id(folder: Path) -> str | None:
-    """Return the id under which wandb knows the run in this folder, None where it does not yet."""
+    """Return wandb's id of the run in this folder, None if it has none yet."""
     begun = [found.groups() for path in (folder / "wandb").glob("*") if (found := BEGUN.fullmatch(path.name))]
     return max(begun)[1] if begun else None
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of the message of an error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -149,12 +148,12 @@ def log_configuration(loggers: Sequence[Logger], config: dict[str, Any]) -> None
 
 
 def log_figures(trainer: Any, figures: dict[str, float]) -> None:
-    """Give all loggers figures of the steps taken so far; a full disk is an error that names the table."""
+    """Give figures to all loggers, at the number of steps taken; a full disk is an error that names the table."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         try:
             logger.log_metrics(figures, step=trainer.global_step)
             if isinstance(logger, CSVLogger):
-                # What is not on the disk is lost when the process is.
+                # Flush: what is not on the disk is lost if the process dies.
                 logger.save()
         except OSError as error:
             raise OSError(error.errno, error.strerror, error.filename or str(logger.log_dir)) from error
@@ -163,7 +162,7 @@ def log_figures(trainer: Any, figures: dict[str, float]) -> None:
 def show_clips(
     logger: Logger, step: int, videos: Sequence[Path], clips: Sequence[np.ndarray], labels: Sequence[str]
 ) -> None:
-    """Let a logger show clips, mp4 files and their frames uint8 `t h w c`, if it can."""
+    """Show clips by a logger that can: mp4 files, and their frames uint8 `t h w c`."""
     show = getattr(logger, "show_clips", None)
     if show is not None:
         show(step, videos, clips, labels)

@@ -35,7 +35,7 @@ def write_record(folder: Path, config: dict[str, Any], overrides: list[str]) -> 
 
 
 def to_tell(value: Any) -> Any:
-    """Return a configuration as it may be written down and told: without secrets of URLs, and without commands."""
+    """Return a configuration that may be stored and published: without the secrets of URLs, and without commands."""
     if isinstance(value, dict):
         return {key: to_tell(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -44,7 +44,7 @@ def to_tell(value: Any) -> Any:
 
 
 def told(text: str) -> str:
-    """Return a text as it may be told; what a command for a shell holds of secrets nobody can know."""
+    """Return a text that may be stored and published; shell commands are left out, as they may hold any secret."""
     return re.sub(r"pipe:.*", "pipe:...", without_secrets(text), flags=re.DOTALL)
 
 
@@ -64,7 +64,7 @@ def environment() -> dict[str, Any]:
 
 
 def packages() -> list[str]:
-    """Return the names of this package and of all that it needs, by the metadata of its installation."""
+    """Return the names of this package and of all its dependencies, by the metadata of its installation."""
     try:
         needed = [NAME.match(line) for line in requires("videodiff") or () if "extra ==" not in line]
     except PackageNotFoundError:
@@ -73,7 +73,7 @@ def packages() -> list[str]:
 
 
 def installed(package: str) -> str | None:
-    """Return the version of an installed package, None where it is not installed."""
+    """Return the version of a package, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -81,7 +81,7 @@ def installed(package: str) -> str | None:
 
 
 def processor() -> str:
-    """Return the processor's model name, as Linux tells it, else its architecture."""
+    """Return the processor's model name as Linux reports it, or else its architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -89,7 +89,7 @@ def processor() -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return the commit and the changed files of the checkout that this package runs from, None outside of one."""
+    """Return commit and changed files of the git checkout that this package runs from, None outside one."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None

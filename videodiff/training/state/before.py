@@ -1,4 +1,4 @@
-"""States of versions 1 and 2: one file of torch with all weights, and the optimizer's state by number."""
+"""Reads states of versions 1 and 2: one torch file with all weights, and the optimizer's state by parameter index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST_WITH_PIECES = 3
 
 
 class Before(Saved):
-    """The values of a state that one process wrote whole; `names` are those of the optimizer's parameters, in order."""
+    """A state that one process wrote whole; `names` are the names of the optimizer's parameters, in order."""
 
     def __init__(self, state: dict[str, Any], names: Sequence[str]) -> None:
         super().__init__(())
@@ -40,12 +40,12 @@ class Before(Saved):
                 place.values.copy_(self.values[place.name, place.key].reshape(-1)[place.start : place.end])
 
     def number(self, name: str, key: str) -> int | float:
-        """Return a number that the optimizer kept."""
+        """Return a number of the optimizer's state."""
         return self.numbers[name, key]
 
 
 def is_before_pieces(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint has a state of version 1 or 2; a line where nobody can read it any more."""
+    """Return whether a checkpoint has a state of version 1 or 2; raise if it is one that can no longer be read."""
     record = read_record(checkpoint)
     if record["version"] >= FIRST_WITH_PIECES:
         return False

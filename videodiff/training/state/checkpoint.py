@@ -5,9 +5,9 @@
         average.safetensors   the averaged weights by name: all that sampling needs, whatever the strategy was
         checkpoint.json       the step, and size and sha256 of every file, written last
 
-The folder is written under a temporary name and renamed when its last byte is on disk. Checksums are made of the bytes
-on their way to the disk and compared when a file is to be read. A checkpoint that is found damaged stays, with a note
-why in `damaged.txt`, and none is removed for it.
+The folder is written under a temporary name and renamed when its last byte is on the disk. Checksums are computed while
+bytes are written, and compared before a file is read. A damaged checkpoint stays, with the reason in `damaged.txt`, and
+does not count as one of those to keep.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from videodiff.training.state.files import Written
 from videodiff.training.state.saved import difference
 
 AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state", "checkpoint.json", "damaged.txt"
-# Within STATE: how far training is. Version 3 is the first whose state is made of pieces; before, it was a file of
-# torch, or under ZeRO a folder of them, with the name OLD_STATE.
+# PROGRESS lies in STATE. Since version 3 the state consists of pieces; before, it was one torch file, or under ZeRO a
+# folder of torch files, with the name OLD_STATE.
 PROGRESS, OLD_STATE = "progress.json", "state.ckpt"
 VERSION = 3
 NAME = re.compile(r"step_\d{8,}")
@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 def put_in_place(partial: Path, final: Path) -> None:
-    """Give a checkpoint its name; one of the same step before it goes, if it is not a damaged one."""
+    """Give a checkpoint its name; an earlier checkpoint of the same step is removed, unless it is damaged."""
     before = None
     if final.exists():
         before = aside(final, "damaged") if is_damaged(final) else partial_of(final)
@@ -58,7 +58,7 @@ def put_in_place(partial: Path, final: Path) -> None:
 
 
 def aside(checkpoint: Path, why: str) -> Path:
-    """Return a free name to keep a checkpoint under that training must not go on from."""
+    """Return a free name under which a checkpoint is kept that training must not resume from."""
     names = (checkpoint.with_name(f"{checkpoint.name}.{why}{'' if n == 0 else n}") for n in range(10**6))
     return next(name for name in names if not name.exists())
 
@@ -71,12 +71,12 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step of a checkpoint, by its name."""
+    """Return the step in the name of a checkpoint."""
     return int(checkpoint.name.partition("_")[2].partition(".")[0])
 
 
 def latest_checkpoint(run: Path, part: str | None = None) -> Path:
-    """Return the newest checkpoint of a run that is whole, or whose `part` is, and tell of damaged ones before it.
+    """Return the newest checkpoint of a run that is whole, or whose `part` is whole; report damaged newer ones.
 
     It is an error if there is none.
     """
@@ -97,7 +97,7 @@ def latest_checkpoint(run: Path, part: str | None = None) -> Path:
 
 
 def whole(checkpoint: Path, part: str | None = None) -> Path:
-    """Return the checkpoint if every file is what its record gives, else raise CheckpointError.
+    """Return the checkpoint if every file agrees with the record, else raise CheckpointError.
 
     With `part`, AVERAGE or STATE, only these files are read.
     """
@@ -114,7 +114,7 @@ def whole(checkpoint: Path, part: str | None = None) -> Path:
 
 
 def of(files: Iterable[str], part: str) -> list[str]:
-    """Return the names that are this part, or lie in it."""
+    """Return the names of the files that belong to this part."""
     parts = (STATE, OLD_STATE) if part == STATE else (part,)
     return [name for name in files if name.partition("/")[0] in parts]
 
@@ -169,7 +169,7 @@ def load_average(checkpoint: Path, module: nn.Module) -> nn.Module:
 
 
 def read_average(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the averaged weights by name; it is an error where one is not finite."""
+    """Return the averaged weights by name; a weight that is not finite is an error."""
     path = inside(checkpoint, AVERAGE)
     try:
         saved = load_file(path)
@@ -186,9 +186,9 @@ def read_average(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def choose_checkpoint(run: Path, chosen: str | None) -> Path:
-    """Return the checkpoint that training goes on from: the newest with a whole state, or the one that was chosen.
+    """Return the checkpoint to resume from: the newest one with a whole state, or the chosen one.
 
-    A damaged average is told of and does not matter: the state holds the averages too.
+    A damaged average is reported and does not matter, because the state holds the averages too.
     """
     if chosen is None:
         checkpoint = latest_checkpoint(run, STATE)
@@ -210,9 +210,9 @@ def choose_checkpoint(run: Path, chosen: str | None) -> Path:
 
 
 def leave_behind(run: Path, checkpoint: Path) -> None:
-    """Mark the damaged checkpoints after the one that training goes on from; put aside whole ones: they are no more it.
+    """Mark damaged checkpoints that are newer than the one to resume from, and put whole newer ones aside.
 
-    Otherwise the next resume would take the newest, of a training that was given up.
+    Otherwise the next resume would take the newest one, which belongs to the training that was given up.
     """
     for other in checkpoints(run):
         if step_of(other) > step_of(checkpoint):
@@ -228,7 +228,7 @@ def leave_behind(run: Path, checkpoint: Path) -> None:
 
 
 def is_damaged(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint was found damaged, or is so at a look at the sizes of its files."""
+    """Return whether a checkpoint was found damaged before, or has a file of the wrong size."""
     if (checkpoint / DAMAGED).exists():
         return True
     try:
@@ -239,26 +239,26 @@ def is_damaged(checkpoint: Path) -> bool:
 
 
 def prune(folder: Path, keep: int, is_kept: Callable[[int], bool] = lambda step: False) -> None:
-    """Remove all but the newest `keep` checkpoints of a folder (0: none), and those of steps that are kept for good.
+    """Remove all checkpoints of a folder except the newest `keep` (0: remove none) and the ones that `is_kept` names.
 
     Damaged ones stay and do not count.
     """
     found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and not is_damaged(path)]
     for old in sorted(found, key=step_of)[: -keep if keep else 0]:
         if not is_kept(step_of(old)):
-            # Whoever is killed meanwhile leaves no part of it under its name.
+            # Renamed first: a kill in between leaves no part of it under its name.
             os.replace(old, going := partial_of(old))
             shutil.rmtree(going)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what an interrupted save left; the owner of the run folder alone may."""
+    """Remove what an interrupted save left; only the owner of the run folder may call this."""
     for partial in folder.glob(".step_*.partial"):
         shutil.rmtree(partial)
 
 
 def room_for(weights: int) -> int:
-    """Return about how many bytes a checkpoint of so many trainable weights takes."""
+    """Return roughly the size in bytes of a checkpoint with so many trainable weights."""
     return 20 * weights
 
 
@@ -272,10 +272,11 @@ def size_of(folder: Path) -> int:
 
 
 def check_room(folder: Path, weights: int, keep: int) -> None:
-    """Raise before the first step where checkpoints cannot be written, or where the disk has no room for them.
+    """Raise before the first step if checkpoints cannot be written, or if the disk has no room for them.
 
-    Estimated are 20 bytes for each trainable parameter: the weights, two moments and the average in the state, and the
-    average once more. While one is written, `keep` others are there; checkpoints that are there already make room.
+    The estimate is 20 bytes per trainable parameter: in the state weights, two moments and the average, and the average
+    again in its own file. While one checkpoint is written, `keep` others exist; the room that existing ones take counts
+    as free.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / ".writable", b"")

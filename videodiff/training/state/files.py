@@ -1,4 +1,4 @@
-"""State and tensors as files: streamed to the disk with their checksum, read back without running code of theirs."""
+"""State and tensors as files: streamed to the disk with a checksum; reading them runs no code from the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from videodiff.data.storage.files import Hashed
 
-# What safetensors call the types.
+# The names of types in the safetensors format.
 TYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
     **{torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"},
@@ -31,7 +31,7 @@ class Written(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor to write in the format safetensors: its values are asked for when it is its turn."""
+    """A tensor to write in the safetensors format; its values are requested when it is written."""
 
     name: str
     dtype: torch.dtype
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Entry:
-        """Return a tensor that is there already."""
+        """Return the entry of a tensor that exists already."""
         return cls(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
@@ -55,7 +55,7 @@ def streaming(path: Path) -> Iterator[Hashed]:
             raw.flush()
             os.fsync(raw.fileno())
     except (OSError, RuntimeError) as error:
-        # torch wraps the error of a file that it writes to.
+        # torch hides the error of the file behind an error of its own.
         cause = file.error if file is not None and file.error is not None else error
         if not isinstance(cause, OSError):
             raise
@@ -63,13 +63,13 @@ def streaming(path: Path) -> Iterator[Hashed]:
 
 
 def refuse_not_finite(state: Any, path: Path) -> None:
-    """Raise where a tensor of floating-point numbers holds something else than numbers."""
+    """Raise if a floating-point tensor holds a value that is not finite."""
     if (bad := not_finite(state)) is not None:
         raise ValueError(f"{path}: {bad}: found values that are not finite, expected numbers: not saved")
 
 
 def not_finite(value: Any, where: str = "state") -> str | None:
-    """Return where in nested values the first tensor lies that is not finite, None where all are."""
+    """Return the place of the first tensor in nested values that is not finite, None if all are finite."""
     if isinstance(value, Tensor):
         fine = not value.is_floating_point() or not value.numel() or bool(value.isfinite().all())
         return None if fine else where
@@ -79,7 +79,7 @@ def not_finite(value: Any, where: str = "state") -> str | None:
 
 
 def load_state(path: Path, map_location: Any = "cpu", classes: Sequence[type] = ()) -> Any:
-    """Read plain values and tensors, and objects of these classes; anything else is an error, and is not run."""
+    """Read plain values, tensors and objects of these classes; anything else is an error and is not executed."""
     try:
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -93,13 +93,13 @@ def load_state(path: Path, map_location: Any = "cpu", classes: Sequence[type] = 
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> Written:
-    """Write tensors in the format safetensors; ValueError where one is not finite."""
+    """Write tensors in the safetensors format; ValueError if one is not finite."""
     refuse_not_finite(tensors, path)
     return write_entries([Entry.of(name, tensor) for name, tensor in tensors.items()], path)
 
 
 def write_entries(entries: Iterable[Entry], path: Path, notes: dict[str, str] | None = None) -> Written:
-    """Write tensors in the format safetensors, one after the other, with notes in the header."""
+    """Write tensors in the safetensors format one after the other, with notes in the header."""
     header, offset, entries = {"__metadata__": notes} if notes else {}, 0, sorted(entries)
     for name, dtype, shape, _ in entries:
         end = offset + math.prod(shape) * dtype.itemsize

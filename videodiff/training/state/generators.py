@@ -1,7 +1,7 @@
-"""The state of the generators of random numbers of this process as tensors.
+"""The state of this process's random generators as tensors.
 
-Every draw of training is keyed by seed, step and position, so nothing of this project's depends on them. What a user's
-own network or callback draws goes on where it was, on as many processes as before.
+Draws of this project are keyed by seed, step and position and do not need them. Draws of a user's own network or
+callback continue where they stopped, if the number of processes is the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def generators() -> dict[str, Tensor]:
-    """Return the states of torch, CUDA, numpy and Python."""
+    """Return the states of the generators of torch, CUDA, numpy and Python."""
     _, words, following = random.getstate()
     _, keys, place, cached, normal = np.random.get_state()
     states = {
@@ -31,7 +31,7 @@ def generators() -> dict[str, Tensor]:
 
 
 def set_generators(states: Mapping[str, Tensor]) -> None:
-    """Go on drawing from these states; a CUDA device that the other run had, and this one lacks, is left out."""
+    """Set these states; the state of a CUDA device that this machine lacks is left out."""
     torch.set_rng_state(states["torch"])
     random.setstate((3, tuple(states["python"].tolist()), next(iter(states["python_normal"].tolist()), None)))
     *keys, place, cached = states["numpy"].tolist()

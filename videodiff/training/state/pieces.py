@@ -1,8 +1,8 @@
-"""The state of training as flat pieces: any process can say which values it holds, whatever the strategy is.
+"""The state of training as flat pieces: each process states which values it holds, under every strategy.
 
-A piece is a run of consecutive values of one flattened tensor. The pieces of all processes together are the weights
-and the optimizer's state, and their names tell no topology: another number of processes, or another strategy, reads
-the slices that it needs.
+A piece is a range of consecutive values of one flattened tensor. The pieces of all processes together are the weights
+and the optimizer's state. Their names do not depend on the topology: another number of processes, or another strategy,
+reads the slices that it needs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 WEIGHT, AVERAGE, STEP = "weight", "ema", "step"
-# How the files of pieces end.
+# The extension of files of pieces.
 SUFFIX = "safetensors"
-# What the names of the states of generators of random numbers begin with, beside the pieces in a file.
+# The prefix of the names of random generators' states; they lie beside the pieces in a file.
 RANDOM = "random|"
-# Pieces of fewer values are not worth another cut.
+# Pieces with fewer values are not divided further.
 SMALL = 1024
 
 
 class Piece(NamedTuple):
-    """Values of one tensor, flattened and on this process: `values` share the memory of what training uses.
+    """Values of one flattened tensor on this process; `values` share the memory that training uses.
 
     `key` is WEIGHT or a key of the optimizer's state. `shape` is the shape of the whole tensor, None for a number that
     an optimizer keeps beside the tensors, such as its count of steps.
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 
 def piece_of(name: str, key: str, tensor: Tensor) -> Piece:
-    """Return what this process holds of a tensor: all of it, or the rows of a DTensor that is sharded by rows."""
+    """Return the piece that this process holds: the whole tensor, or its rows if a DTensor is sharded by rows."""
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return Piece(name, key, 0, flat(tensor), tuple(tensor.shape))
@@ -68,12 +68,12 @@ def number(name: str, key: str, value: Any) -> Piece:
 
 
 def is_number(key: str, value: Any, shape: torch.Size) -> bool:
-    """Tell whether an optimizer keeps a number here, and no tensor with a value for each weight."""
+    """Return whether this entry of an optimizer's state is a number, not a tensor with a value per weight."""
     return not isinstance(value, Tensor) or (value.ndim == 0 and (len(shape) > 0 or key.endswith(STEP)))
 
 
 def state_pieces(name: str, p: Tensor, state: dict[str, Any]) -> Iterator[Piece]:
-    """Yield the pieces of the optimizer's state of one parameter, whose tensors are laid out as the parameter is."""
+    """Yield the pieces of one parameter's optimizer state; its tensors are laid out like the parameter."""
     for key, value in state.items():
         if is_number(key, value, p.shape):
             yield number(name, key, value)
@@ -87,9 +87,9 @@ def state_pieces(name: str, p: Tensor, state: dict[str, Any]) -> Iterator[Piece]
 
 
 def share(pieces: Iterable[Piece], copy: int, copies: int) -> list[Piece]:
-    """Return what one of several processes that hold the same pieces is to write; together they write each value once.
+    """Return what one of several processes that hold the same pieces must write; together they write each value once.
 
-    A large piece is cut into equal parts; the small ones go round, in an order that is the same on all processes.
+    A large piece is cut into equal parts; small pieces are dealt out in turn, in the same order on all processes.
     """
     mine = []
     for count, piece in enumerate(sorted(pieces, key=lambda piece: (piece.name, piece.key, piece.start))):
@@ -109,15 +109,15 @@ def label(piece: Piece) -> str:
 
 
 def notes(pieces: Iterable[Piece]) -> dict[str, str]:
-    """Return what the header of a file tells of the whole tensors: their shapes."""
+    """Return the notes for the header of a file: the shapes of the whole tensors."""
     return {f"{piece.name}|{piece.key}": json.dumps(piece.shape) for piece in pieces}
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all weights and buffers that a checkpoint of this module holds, whole, by name."""
+    """Return the full shapes, by name, of all weights and buffers in a checkpoint of this module."""
     return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in kept(module).items()}
 
 
 def kept(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and persistent buffers of a module by name, as they are; ZeRO 3 empties parameters."""
+    """Return the parameters and persistent buffers of a module by name; under ZeRO 3 parameters are empty."""
     return module.state_dict(keep_vars=True)

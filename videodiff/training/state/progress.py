@@ -1,4 +1,4 @@
-"""How far a training is, beside weights and optimizer: loops, schedules, callbacks, data. Plain values, as JSON."""
+"""The progress of a training, beside weights and optimizer: loops, schedules, callbacks, data, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Progress = dict[str, Any]
 
 
 def progress_of(trainer: lightning.Trainer) -> Progress:
-    """Return the progress of a training as plain values; every rank has to call, as the data ask all of them."""
+    """Return the progress of a training as plain values; every rank has to call: the data gather from all."""
     found = {
         "global_step": trainer.global_step,
         "loops": {"fit_loop": trainer.fit_loop.state_dict()},
@@ -29,7 +29,7 @@ def progress_of(trainer: lightning.Trainer) -> Progress:
 
 
 def plain(value: Any, where: str) -> Any:
-    """Return nested values as JSON has them; anything else than plain values is an error that says where it is."""
+    """Return nested values as JSON has them; any other value is an error that names its place."""
     if isinstance(value, dict):
         if strange := [key for key in value if not isinstance(key, str)]:
             raise ValueError(f"{where}: found the key {strange[0]!r}, expected text: a checkpoint holds plain values")
@@ -54,7 +54,7 @@ def read_progress(path: Path) -> Progress:
 
 
 def set_progress(trainer: lightning.Trainer, progress: Progress) -> None:
-    """Let a training that is set up go on from here: what Lightning restores from a checkpoint of its own."""
+    """Restore the progress in a training that is set up: what Lightning restores from its own checkpoints."""
     for part in (trainer.datamodule, trainer.precision_plugin):
         if part is not None and type(part).__qualname__ in progress:
             part.load_state_dict(progress[type(part).__qualname__])
@@ -67,10 +67,9 @@ def set_progress(trainer: lightning.Trainer, progress: Progress) -> None:
 
 
 def counted_anew(progress: Progress, accumulate: int) -> dict[str, Any]:
-    """Return the state of the loop with micro-batches counted from where the stream goes on: the first of a step.
+    """Return the loop's state with micro-batches counted anew: the stream goes on at the first one of a step.
 
-    It would go on counting those of the run before, which may have had another number of them in a step, or have been
-    cut in the middle of one.
+    The counts of the previous run do not fit: it may have had other micro-batches per step, or was cut inside a step.
     """
     loop = dict(progress["loops"]["fit_loop"])
     batches = dict(loop["epoch_loop.batch_progress"])
@@ -80,7 +79,7 @@ def counted_anew(progress: Progress, accumulate: int) -> dict[str, Any]:
 
 
 def go_on(scheduler: Any, step: int) -> None:
-    """Let a schedule go on at a step: what it gives depends on the step alone, for any number of groups."""
+    """Set a schedule to a step; its values depend on the step alone, for any number of groups."""
     scheduler.last_epoch, scheduler._step_count = step, step + 1
     rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     scheduler._last_lr = rates

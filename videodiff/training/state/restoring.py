@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: on as many processes as before to the bit, on any other number alike but for rounding."""
+"""Resuming from a checkpoint: to the bit on as many processes as before, up to rounding on any other number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from videodiff.training.state.saving import name_of
 
 
 def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
-    """Let a training that is set up go on from a checkpoint; every rank has to call."""
+    """Restore a checkpoint in a training that is set up; every rank has to call."""
     trainer, record = module.trainer, read_record(checkpoint)
     check_same(gather(trainer.world_size, checkpoint.name), checkpoint.parent)
     if is_before_pieces(checkpoint):
@@ -30,7 +30,7 @@ def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
     saved.check(shapes_of(module), checkpoint)
     set_progress(trainer, progress)
     engine_of(trainer.strategy).load(module, saved)
-    # What a process draws by itself goes on where there are as many of them; nothing of this project's does.
+    # Random states are restored if there are as many processes as before; only users' own code draws from them.
     if record["processes"] == trainer.world_size:
         path = checkpoint / STATE / f"{name_of(trainer.global_rank)}.{SUFFIX}"
         if states := random_of(saved, path):
@@ -38,7 +38,7 @@ def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
 
 
 def check_same(names: Sequence[str], folder: Path) -> None:
-    """Raise where the processes have not chosen the same checkpoint: each has looked for the newest by itself."""
+    """Raise if the processes chose different checkpoints: each one looks for the newest by itself."""
     if len(set(names)) > 1:
         chosen = ", ".join(f"rank {rank}: {name}" for rank, name in enumerate(names[:8]))
         raise ValueError(
@@ -53,7 +53,7 @@ def files_of(checkpoint: Path) -> list[Path]:
 
 
 def random_of(saved: Saved, path: Path) -> dict[str, Tensor]:
-    """Return the states of the generators of one rank; none where the state has no such file."""
+    """Return the states of one rank's random generators; empty if the checkpoint has no file of this rank."""
     if (file := saved.files.get(path)) is None:
         return {}
     names = [name for name in file.keys() if name.startswith(RANDOM)]  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""A saved state as whoever goes on from it sees it: names, shapes and slices, whatever topology wrote it."""
+"""A saved state for reading: names, shapes and slices, whatever topology wrote it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 4
 
 
 class Stored(NamedTuple):
-    """Where values lie: from `start` on, `count` of them, under `name` in a file."""
+    """Where values are stored: `count` values of a tensor from index `start` on, under `name` in a file."""
 
     start: int
     count: int
@@ -28,9 +28,9 @@ class Stored(NamedTuple):
 
 
 class Saved:
-    """The pieces in the files of a state, indexed by the headers of the files; values are read when they are asked for.
+    """The pieces in the files of a state, indexed by the headers of the files; values are read on request.
 
-    Nothing is read but the slices that a process needs: no process holds the whole model to load its part.
+    A process reads only the slices that it needs, so none has to hold the whole model to load its part.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -44,7 +44,7 @@ class Saved:
         """Read the header of one file."""
         try:
             file = self.files[path] = safe_open(path, "pt")
-            # Its order is another one in every process.
+            # Its order differs between processes.
             for label, shape in sorted((file.metadata() or {}).items()):
                 name, _, key = label.rpartition("|")
                 whole = json.loads(shape)
@@ -59,7 +59,7 @@ class Saved:
             raise ValueError(f"{path}: found no readable pieces of a state ({error}), expected some") from error
 
     def keys(self, name: str) -> dict[str, Shape]:
-        """Return what is kept of a parameter beside its weight: keys of the optimizer's state, with their shapes."""
+        """Return the keys of a parameter's optimizer state, with their shapes."""
         return {key: shape for (of, key), shape in self.shapes.items() if of == name and key != WEIGHT}
 
     def weights(self) -> dict[str, tuple[int, ...]]:
@@ -67,17 +67,17 @@ class Saved:
         return {name: tuple(shape or ()) for (name, key), shape in self.shapes.items() if key == WEIGHT}
 
     def check(self, wanted: Mapping[str, tuple[int, ...]], where: Path) -> None:
-        """Raise one line where the saved weights are not those of the model."""
+        """Raise a one-line error if the saved weights do not fit the model."""
         if line := difference(self.weights(), wanted):
             raise ValueError(f"{where}: {line}; the checkpoint is of another model configuration")
 
     def check_complete(self) -> None:
-        """Raise one line where values of a tensor lie in no file."""
+        """Raise a one-line error if values of a tensor are in no file."""
         for (name, key), shape in self.shapes.items():
             self.slices(name, key, 0, 1 if shape is None else math.prod(shape))
 
     def slices(self, name: str, key: str, start: int, end: int) -> list[tuple[Stored, int, int]]:
-        """Return which values of which files, in order, are those from `start` to `end` of a tensor."""
+        """Return where the values from `start` to `end` of a tensor are stored, in order."""
         found, missing = [], start
         for one in sorted(self.stored.get((name, key), ())):
             last = min(end, one.start + one.count)
@@ -89,7 +89,7 @@ class Saved:
         return found
 
     def fill(self, places: Iterable[Piece]) -> None:
-        """Write saved values into the memory of these pieces, converted to their type; every value must be there."""
+        """Write saved values into the memory of these pieces, converted to their type; a missing value is an error."""
         for place in places:
             for one, first, end in self.slices(place.name, place.key, place.start, place.end):
                 values = self.files[one.path].get_slice(one.name)[first - one.start : end - one.start]
@@ -97,7 +97,7 @@ class Saved:
                     place.values[first - place.start : end - place.start].copy_(values)
 
     def refuse(self, name: str, key: str, missing: int) -> None:
-        """Raise one line that names what is missing, and the files where it was looked for."""
+        """Raise a one-line error that names what is missing, and the files that were searched."""
         files = sorted({one.path.name for one in self.stored.get((name, key), ())} or {p.name for p in self.files})
         folder = next((str(path.parent) for path in self.files), "the state")
         many = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
@@ -107,7 +107,7 @@ class Saved:
         )
 
     def whole(self, name: str, key: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return one tensor whole."""
+        """Return one whole tensor."""
         values = torch.empty(self.shapes[name, key] or (), dtype=dtype)
         self.fill([Piece(name, key, 0, values.view(-1), tuple(values.shape))])
         return values
@@ -118,13 +118,13 @@ class Saved:
         return self.files[one.path].get_slice(one.name)[:0].dtype
 
     def number(self, name: str, key: str) -> int | float:
-        """Return a number that an optimizer kept."""
+        """Return a number of the optimizer's state."""
         (one, *_) = self.stored[name, key]
         return self.files[one.path].get_tensor(one.name).item()
 
 
 def difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return in one line which weights differ, with their shapes, None where none do."""
+    """Return one line that names the weights that differ, with their shapes; None if all agree."""
     lines = []
     for name in sorted(found.keys() | expected.keys()):
         shapes = found.get(name), expected.get(name)

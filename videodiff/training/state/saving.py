@@ -6,8 +6,8 @@
         average.safetensors            made by the first process of the pieces, when all are there
         checkpoint.json                written last, then the folder is renamed
 
-Training waits for the copies of its tensors, not for the disk. The processes agree on the outcome when training asks
-for it: at the end of a later step, before the next save, or at the end.
+Training waits until its tensors are copied, not until they are on the disk. The processes agree on the outcome later:
+at the end of a step, before the next save, or at the end of training.
 """
 
 from __future__ import annotations
@@ -50,20 +50,21 @@ from videodiff.training.state.progress import Progress, progress_of
 from videodiff.training.state.saved import Saved
 
 MARKS = ".written"
-# Seconds between two looks at the files of others, and until files that do not grow are no sign of life.
+# Seconds between two looks at the files of other ranks, and after which files that do not grow mean a dead rank.
 LOOK, STALL = 0.02, 20.0
 
 
 class Buffers:
-    """Memory on the host for copies of the state, kept from one save to the next: to get it anew takes longer than to
-    copy; beside CUDA it is pinned, so that the device copies while it computes.
+    """Host memory for copies of the state, kept between saves.
+
+    Allocating it takes longer than copying. With CUDA it is pinned, so that the device copies while it computes.
     """
 
     def __init__(self) -> None:
         self.held: dict[tuple[str, str, int], Tensor] = {}
 
     def copies(self, pieces: list[Piece]) -> list[Piece]:
-        """Return the pieces with values that training does not change; on CUDA they come when the device gets there."""
+        """Return the pieces with copied values; on CUDA the copies are complete only when the device has made them."""
         before, self.held, found = self.held, {}, []
         for piece in pieces:
             place = (piece.name, piece.key, piece.start)
@@ -77,7 +78,7 @@ class Buffers:
 
 
 class Saving:
-    """One checkpoint that is being written by a thread of this process, and by one of each other process."""
+    """A checkpoint in progress: a thread in each process writes its part."""
 
     def __init__(self, trainer: lightning.Trainer, folder: Path, buffers: Buffers | None = None) -> None:
         """Copy the state and begin to write it; every rank has to call. Without buffers the copies are not kept."""
@@ -86,7 +87,7 @@ class Saving:
         engine = engine_of(trainer.strategy)
         self.layout = engine.layout(self.world)
         self.weights = engine.count(trainable(trainer.lightning_module).values())
-        # Of a frozen weight the average is the weight.
+        # The average of a frozen weight is the weight.
         self.averaged = sorted(name for name, _ in trainer.lightning_module.named_parameters())
         self.final = folder / f"step_{self.step:08d}"
         self.partial = trainer.strategy.broadcast(partial_of(self.final))
@@ -119,7 +120,7 @@ class Saving:
         return None
 
     def write(self, pieces: list[Piece], progress: Progress, random: Mapping[str, Tensor]) -> None:
-        """Write what this rank has, in its thread; the first rank then waits for the others and ends the checkpoint."""
+        """Write this rank's pieces in its thread; the first rank then waits for the others and completes it."""
         mark, path = {}, self.partial / STATE / f"{name_of(self.rank)}.{SUFFIX}"
         try:
             if self.event is not None:
@@ -127,7 +128,7 @@ class Saving:
             mark = write_pieces(pieces, random, path)._asdict()
         except (OSError, ValueError) as error:
             self.problem = error
-            # On a full disk it leaves room for the mark that tells the first rank.
+            # On a full disk this makes room for the mark that tells the first rank.
             path.unlink(missing_ok=True)
         del pieces
         try:
@@ -139,11 +140,11 @@ class Saving:
             self.problem = self.problem or error
         finally:
             self.own.set()
-            # That the folder is gone tells the other ranks that it has its name, or gets none.
+            # When the folder is gone, the other ranks know that it was renamed, or was given up.
             self.clean()
 
     def marks(self) -> list[Written | None]:
-        """Return what each rank has written, when all are done or nobody waits any more; None for one that failed."""
+        """Return what each rank wrote, when all are done or nobody waits any more; None for a rank that failed."""
         found = []
         for rank in range(self.world):
             mark = self.partial / MARKS / f"{name_of(rank)}.json"
@@ -154,7 +155,7 @@ class Saving:
         return found
 
     def end(self, marks: list[Written | None], progress: Progress) -> None:
-        """Write the average and the record, and give the folder its name, unless a rank has failed."""
+        """Write the average and the record and rename the folder, unless a rank has failed."""
         if None in marks:
             return
         names = [f"{STATE}/{name_of(rank)}.{SUFFIX}" for rank in range(self.world)]
@@ -170,7 +171,7 @@ class Saving:
         put_in_place(self.partial, self.final)
 
     def done(self) -> bool:
-        """Tell whether this process has nothing more to write."""
+        """Return whether this process has written everything."""
         return not self.thread.is_alive()
 
     def finish(self) -> Path:
@@ -182,7 +183,7 @@ class Saving:
         self.settle()
         self.own.wait()
         try:
-            # First that each rank has written its own files: the first one's thread waits for them.
+            # First wait until each rank has written its own files: the thread of the first rank waits for them.
             agree(self.world, self.problem)
             self.thread.join()
             agree(self.world, self.problem)
@@ -195,16 +196,16 @@ class Saving:
         return self.final
 
     def settle(self) -> None:
-        """Wait for the end of the checkpoint as long as files grow: a slow disk may take longer than a collective may.
+        """Wait for the checkpoint as long as files grow: a slow disk may take longer than a collective's time-out.
 
-        Where nothing grows any more another rank may be dead, and only a collective finds out.
+        If nothing grows any more, another rank may be dead, and only a collective finds that out.
         """
         before, since = -1, time.monotonic()
         while self.thread.is_alive() if self.rank == 0 else self.partial.exists():
             try:
                 size = size_of(self.partial)
             except FileNotFoundError:
-                # The folder has its name now, or is gone.
+                # The folder was renamed or removed.
                 size = before
             if size != before:
                 before, since = size, time.monotonic()
@@ -213,12 +214,12 @@ class Saving:
             time.sleep(LOOK)
 
     def clean(self) -> None:
-        """Remove what is left under the temporary name: on a full disk it would take the room that is needed."""
+        """Remove what is left under the temporary name: on a full disk it would take the room that others need."""
         if self.rank == 0:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def with_need(self, error: OSError) -> OSError:
-        """Return the error of a full disk with the folder of the checkpoints and the room that one needs."""
+        """Return the error of a full disk, with the folder of the checkpoints and the room that a checkpoint needs."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return error
         sizes = [size_of(checkpoint) for checkpoint in self.folder.glob("step_*") if NAME.fullmatch(checkpoint.name)]
@@ -233,7 +234,7 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
 
 
 def name_of(rank: int) -> str:
-    """Return what the files of a rank are called."""
+    """Return the name of a rank's files."""
     return f"rank_{rank:05d}"
 
 
@@ -253,9 +254,9 @@ def write_json(value: Any, path: Path) -> Written:
 
 
 def write_average(paths: list[Path], names: list[str], path: Path) -> Written:
-    """Write the averages of these parameters whole, one after the other, from the pieces of all ranks.
+    """Write the whole averages of these parameters one after the other, from the pieces of all ranks.
 
-    A parameter that no step has changed has no average yet: its weight stands for it.
+    For a parameter that no step has changed yet, the weight is written instead of the average.
     """
     saved, entries = Saved(paths), []
     saved.check_complete()
