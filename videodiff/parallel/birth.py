@@ -1,9 +1,9 @@
-"""A network that is born without memory and gets the weights that it would have had, one tensor at a time.
+"""A network that is built without memory and then gets its first weights, one tensor at a time.
 
 Under ZeRO 3 and FSDP2 no process should hold the whole network, not even at the beginning. So its constructor runs on
-the meta device, and what it does to its weights is written down: which numbers are drawn, and what becomes of them.
-When the processes know each other, each draws the numbers in the same order, a weight at a time, and keeps its part.
-The weights are those of a network that was built whole with the same seed, to the bit.
+the meta device, and the operations on its weights are recorded: which numbers are drawn, and what is done with them.
+When the process group exists, each process draws the numbers in the same order, one weight at a time, and keeps its
+part. The weights equal, to the bit, the weights of a network that was built whole with the same seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 aten = torch.ops.aten
-# Operations that make a tensor, and what they fill it with, given their arguments.
+# Operations that create a tensor, and the value that they fill it with, given their arguments.
 MADE: dict[Any, Callable[[Any], Any]] = {
     aten.empty.memory_format: lambda given: None,
     aten.zeros.default: lambda given: 0,
@@ -26,29 +26,29 @@ MADE: dict[Any, Callable[[Any], Any]] = {
     aten.full.default: lambda given: given[1],
 }
 DRAWN = {aten.uniform_.default, aten.normal_.default, aten.bernoulli_.float, aten.random_.default}
-# Where a network that was born so keeps the record.
+# The attribute of an unborn network that holds the record.
 RECORD = "_birth"
 
 
 class Act(NamedTuple):
-    """An operation in place on a view of a tensor."""
+    """A recorded operation in place on a view of a tensor."""
 
     operation: Any
     view: tuple[tuple[int, ...], tuple[int, ...], int]
     given: tuple[Any, ...]
 
     def do(self, memory: Tensor) -> None:
-        """Do it to the memory of the tensor."""
+        """Apply it to the memory of the tensor."""
         self.operation(memory.as_strided(*self.view), *self.given)
 
     @property
     def draws(self) -> bool:
-        """Tell whether it moves on the generator of random numbers."""
+        """Return whether it draws from the random generator."""
         return self.operation in DRAWN
 
 
 class Home(NamedTuple):
-    """A weight or a buffer of a network: whose it is, what it is called there, and where its values lie."""
+    """A weight or a buffer of a network: its module, its name there, and where its values lie."""
 
     module: nn.Module
     name: str
@@ -57,11 +57,11 @@ class Home(NamedTuple):
 
 
 class Birth(TorchDispatchMode):
-    """The record of what is done to the tensors that are made, without memory, while it is entered."""
+    """A context that records what is done to tensors that are created inside it, without memory."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Kept, so that no other tensor takes the place of one that is forgotten.
+        # Kept alive, so that no later tensor gets the address of a forgotten one.
         self.made: dict[int, Tensor] = {}
         self.acts: dict[int, list[Act]] = {}
         self.order: list[int] = []
@@ -93,7 +93,7 @@ class Birth(TorchDispatchMode):
             self.order.append(place(t))
 
     def tensors(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the memory of each tensor, filled, one at a time, in the order in which their numbers are drawn."""
+        """Yield the filled memory of each tensor, one at a time, in the order of their draws."""
         left = {key: list(acts) for key, acts in self.acts.items()}
         begun: dict[int, Tensor] = {}
         drawn = set(self.order)
@@ -102,7 +102,7 @@ class Birth(TorchDispatchMode):
             for key in [*self.order, *(key for key in self.acts if key not in drawn)]:
                 memory = begun.pop(key) if key in begun else empty_like(self.made[key])
                 draws = 0
-                # Up to its next draw, which may have to wait for another tensor's.
+                # Up to its next draw: a draw of another tensor may come first.
                 while left[key] and (draws := draws + left[key][0].draws) < 2:
                     left[key].pop(0).do(memory)
                 if left[key]:
@@ -112,17 +112,17 @@ class Birth(TorchDispatchMode):
 
 
 def empty_like(made: Tensor) -> Tensor:
-    """Return memory for a tensor of the meta device, flat, on the host."""
+    """Return flat host memory for a tensor of the meta device."""
     return torch.empty(made.untyped_storage().nbytes() // made.element_size(), dtype=made.dtype)
 
 
 def place(t: Tensor) -> int:
-    """Return what tells the memory of a tensor from any other."""
+    """Return a key for the memory of a tensor."""
     return t.untyped_storage()._cdata
 
 
 def unknown(operation: Any) -> TypeError:
-    """Return the error of an operation that cannot be done later, a tensor at a time."""
+    """Return the error for an operation that cannot be repeated later, one tensor at a time."""
     return TypeError(
         f"model: found {operation} in the constructor of the network, expected weights that are made empty or constant "
         "and filled in place; under ZeRO 3 and FSDP2 a network is born without memory, so choose zero2 or ddp for it"
@@ -135,8 +135,8 @@ def view_of(t: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 
 
 def unborn(make: Callable[[], nn.Module]) -> nn.Module:
-    """Return a network on the meta device that keeps the record of how its weights are to be filled."""
-    # Tensors of the meta device would say what they are, and some of torch's initialisers then do nothing.
+    """Return a network on the meta device, with the record of how to fill its weights."""
+    # Some of torch's initialisers do nothing if a tensor says that it is on the meta device.
     with FakeTensorMode(), Birth() as birth:
         network = make()
     bare: dict[int, Tensor] = {}
@@ -157,9 +157,9 @@ def without_memory(t: Tensor) -> Tensor:
 
 
 def fill(network: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Yield module, name and whole tensor for each weight and buffer of an unborn network, one tensor at a time.
+    """Yield module, name and whole tensor of each weight and buffer of an unborn network, one tensor at a time.
 
-    A tensor that is not kept by the caller takes no memory after its turn.
+    The memory of a tensor is free again unless the caller keeps it.
     """
     birth, homes = network.__dict__.pop(RECORD), {}
     for home in birth.homes:
@@ -170,5 +170,5 @@ def fill(network: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 
 def is_unborn(network: nn.Module) -> bool:
-    """Tell whether a network has no memory yet."""
+    """Return whether a network has no memory yet."""
     return RECORD in network.__dict__

@@ -1,7 +1,7 @@
 """torch.compile of whole blocks, from outside and in place.
 
-A block is the unit: blocks of one kind share one graph, however many there are, and what a strategy hangs on the
-borders of a module stays outside of it. Only `forward` is replaced, so the names in checkpoints stay.
+Blocks of one kind share one graph, however many there are, and hooks that a strategy adds to a module stay outside the
+graph. Only `forward` is replaced, so the names in checkpoints stay.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def compile_blocks(
 ) -> None:
     """Compile every block of `denoiser.blocks` at its first call.
 
-    `dynamic` None: a graph for the first size, then one that leaves free what has changed; True: all sizes free from
-    the start, so that any number of buckets share one graph, with one more each for single clips and for single frames;
-    False: a graph for each bucket, the fastest. `graphs` is how many there may be of a kind of block: each takes some
-    ten seconds to build. `mode` is torch.compile's.
+    `dynamic` None: a graph for the first size, then one in which the changed sizes are free; True: all sizes are free
+    from the start, so that all buckets share one graph, with one more each for single clips and for single frames;
+    False: one graph per bucket, the fastest. `graphs` limits the graphs per kind of block: each takes about ten seconds
+    to build. `mode` is torch.compile's.
     """
     check(backend)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
@@ -37,7 +37,7 @@ def compile_blocks(
 
 
 def check(backend: str) -> None:
-    """Raise where a backend does not exist, or lacks what it builds its kernels with."""
+    """Raise if a backend does not exist, or if the compiler that it needs is missing."""
     known = torch._dynamo.list_backends(exclude_tags=())
     if backend not in known:
         near = difflib.get_close_matches(backend, known, n=1, cutoff=0.0)

@@ -1,8 +1,8 @@
-"""What training asks of whoever holds the weights and takes the steps: one protocol, and who implements it.
+"""The engine: the protocol of what holds the weights and takes the steps.
 
-`whole.py` implements it where every process holds all weights (a single device, DDP), `zero/engine.py` where ZeRO
-splits them, `fsdp/engine.py` where FSDP2 does. Training and the verbs know this file alone; Lightning's strategies run
-the forward and backward passes.
+`whole.py` implements it for strategies under which every process holds all weights (a single device, DDP),
+`zero/engine.py` for ZeRO, `fsdp/engine.py` for FSDP2. Training and the verbs know only this file; Lightning's
+strategies run the forward and backward passes.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 class Engine(Protocol):
     """One process's part in the steps of a training.
 
-    `split` tells whether the processes hold different weights.
-    `limit` is the largest norm of a gradient that a step is taken with; who trains may set it before each step.
+    `split`: whether the processes hold different weights. `limit`: the largest norm of a gradient with which a step is
+    taken; training may set it before each step.
     """
 
     split: bool
     limit: float
 
     def layout(self, world: int) -> str:
-        """Return in words how the state of training lies in `world` processes."""
+        """Return in words how the state of training is laid out over `world` processes."""
 
     def pieces(self, module: nn.Module) -> list[Piece]:
-        """Return what this process is to save of weights, buffers and optimizer; all together save each value once."""
+        """Return what this process must save of weights, buffers and optimizer; together all save each value once."""
 
     def load(self, module: nn.Module, saved: Saved) -> None:
         """Fill weights, buffers and the optimizer's state from what any topology has saved; every rank has to call."""
 
     def choose_optimizer(self, make: MakeOptimizer) -> MakeOptimizer:
-        """Return the optimizer to build in the place of this one: often the same."""
+        """Return the optimizer to build instead of this one; often the same."""
 
     def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradient before a step; where its norm is not finite or above `limit`, nothing must change."""
+        """Examine the gradient before a step; if its norm is not finite or above `limit`, nothing changes."""
 
     def skipped(self) -> bool:
-        """Tell whether the last step changed nothing, because of its gradient; alike on all ranks."""
+        """Return whether the last step changed nothing because of its gradient; all ranks return the same."""
 
     def gradient_norm(self) -> float | None:
-        """Return the norm of the gradient of the last step, taken or not; None where nobody knows it."""
+        """Return the norm of the gradient of the last step, taken or skipped; None if it is not known."""
 
     def weights(self) -> list[Tensor]:
-        """Return the trainable weights that this process holds, or its part of them."""
+        """Return the trainable weights, or the part of them that this process holds."""
 
     def count(self, parameters: Iterable[nn.Parameter]) -> int:
         """Return how many weights these parameters hold when they are whole."""
@@ -62,17 +62,17 @@ class Engine(Protocol):
         """Return the whole averages of these parameters by name; every rank has to call."""
 
     def shape(self, p: nn.Parameter) -> torch.Size:
-        """Return the shape that a parameter has when it is whole."""
+        """Return the full shape of a parameter."""
 
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[None]:
-        """Return a context in which the averages stand in the place of these parameters; every rank has to enter."""
+        """Return a context in which these parameters have the values of their averages; every rank has to enter."""
 
     def adopt(self, module: nn.Module) -> None:
-        """Take a module over before its optimizer is made, once; where `split`, its denoiser may have no memory yet."""
+        """Take a module over, once, before its optimizer is made; if `split`, its denoiser may have no memory yet."""
 
 
 def engine_of(strategy: Any) -> Engine:
-    """Return the engine of one of Lightning's strategies: its own, else one that holds everything whole."""
+    """Return the engine of a Lightning strategy: its own, or else one that holds everything whole."""
     if not hasattr(strategy, "engine"):
         strategy.engine = Whole(strategy)
     return strategy.engine

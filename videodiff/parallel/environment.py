@@ -1,4 +1,4 @@
-"""What launchers say by variables: which process this is, and where what they say contradicts itself."""
+"""The variables of launchers: which process this is, and where they contradict each other."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-# Whoever starts processes, and what tells that it did.
+# What starts processes, and the variables by which it is known.
 TORCHRUN, SLURM, LIGHTNING, ALONE = "torchrun", "Slurm", "Lightning", "nobody"
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_PORT")
-# Seconds in which a name has to be found.
+# Seconds within which a host name must resolve.
 RESOLVE_S = 10.0
 
 
 class Finding(NamedTuple):
-    """One line of a check: what it is about, what was found, what was expected, what to do; whether it stops a run."""
+    """One line of a check: its subject, what was found, what was expected, what to do, and whether it stops a run."""
 
     about: str
     found: str
@@ -25,13 +25,13 @@ class Finding(NamedTuple):
     stops: bool = False
 
     def line(self) -> str:
-        """Return it as an error says it."""
+        """Return the line of an error."""
         wanted = f", expected {self.expected}" if self.expected else ""
         return f"{self.about}: found {self.found}{wanted}" + (f"; {self.do}" if self.do else "")
 
 
 class Place(NamedTuple):
-    """This process among those of a run: who started it, its rank, how many there are, and where they meet."""
+    """This process in its run: what started it, its rank, the number of processes, and where they meet."""
 
     by: str
     rank: int
@@ -43,12 +43,12 @@ class Place(NamedTuple):
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return which process of which run this is; `problems` have to be looked at first."""
+    """Return the place of this process; check `problems` first."""
     by, get = started_by(environment), environment.get
     address, port = get("MASTER_ADDR"), get("MASTER_PORT")
     if by == SLURM:
         address = address or first_node(get("SLURM_NODELIST", "127.0.0.1"))
-        # As Lightning chooses it: the jobs of a node must not meet.
+        # Chosen as Lightning does, so that two jobs on a node do not meet.
         port = port or str(15000 + int(get("SLURM_JOB_ID", "0")[-4:]))
         world, local = int(environment["SLURM_NTASKS"]), int(get("SLURM_NTASKS_PER_NODE", "1").partition("(")[0])
         return Place(
@@ -63,7 +63,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
 
 
 def started_by(environment: Mapping[str, str]) -> str:
-    """Return who started this process, in the order in which Lightning asks."""
+    """Return what started this process, in the order in which Lightning looks."""
     if "TORCHELASTIC_RUN_ID" in environment:
         return TORCHRUN
     if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
@@ -78,7 +78,7 @@ def first_node(nodes: str) -> str:
 
 
 def problems(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield where the variables of launchers contradict each other, so that a run could not work."""
+    """Yield contradictions between the variables of launchers with which a run cannot work."""
     by, get = started_by(environment), environment.get
     for name in NUMBERS:
         if name in environment and not environment[name].isdigit():
@@ -137,7 +137,7 @@ def slurm_problems(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def fits(environment: Mapping[str, str], devices: int, nodes: int) -> Iterator[Finding]:
-    """Yield where a launcher has started other processes than the configuration trains on."""
+    """Yield a problem if a launcher started other processes than the configuration asks for."""
     by, get = started_by(environment), environment.get
     if by == SLURM:
         there = [("trainer.devices", devices, "SLURM_NTASKS_PER_NODE"), ("trainer.num_nodes", nodes, "SLURM_NNODES")]
@@ -158,7 +158,7 @@ def fits(environment: Mapping[str, str], devices: int, nodes: int) -> Iterator[F
 
 
 def unresolved(place: Place) -> Finding | None:
-    """Return what is wrong with the address where the processes meet: an unknown name, or a port that is taken."""
+    """Return the problem of the address where the processes meet: an unknown name, or a port in use."""
     if place.world == 1:
         return None
     variable = "MASTER_ADDR" if place.by != SLURM else "MASTER_ADDR (SLURM_NODELIST)"
@@ -182,7 +182,7 @@ def unresolved(place: Place) -> Finding | None:
 
 
 def port_taken(port: int) -> str | None:
-    """Return why no server can begin at a port of this machine."""
+    """Return why no server can listen at a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -193,7 +193,7 @@ def port_taken(port: int) -> str | None:
 
 
 def check(environment: Mapping[str, str], devices: int, nodes: int) -> None:
-    """Raise where the processes of a run could never meet: the first reason, in one line that names the variable."""
+    """Raise if the processes of a run can never meet: one line with the first reason, which names the variable."""
     finding = next(problems(environment), None) or next(fits(environment, devices, nodes), None)
     finding = finding or unresolved(place_of(environment))
     if finding is not None:
@@ -201,7 +201,7 @@ def check(environment: Mapping[str, str], devices: int, nodes: int) -> None:
 
 
 def limited(call: Callable[[], Any], seconds: float) -> Any:
-    """Return what a call returns or raise what it raises; TimeoutError where it takes longer: it goes on by itself."""
+    """Return the result of a call, or raise its error; TimeoutError if it takes longer, while the call goes on."""
     answer: list[Any] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The processes of a node live and die together: a dead one is named, and the others do not wait for it for ever."""
+"""The launcher of a node's processes: if one dies, it is named, and the others end instead of waiting for ever."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from typing import Any, NamedTuple
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-# Seconds in which the others may end by themselves, with what they have to say, after one of them failed.
+# Seconds that the other processes have to end by themselves, with their own messages, after one has failed.
 GRACE = 20.0
 LOOK = 0.2
 SET_PARENT_DEATH_SIGNAL = 1
 # Below the ports of outgoing connections, on Linux and elsewhere.
 PORTS = range(20000, 32768)
-# The exit status of a process that has said by itself why it ended.
+# The exit status of a process that has printed its own error.
 SAID = 1
-# That of a training which a signal ended before its last step, with a checkpoint: start it again to go on.
+# The exit status of a training that a signal ended early, with a checkpoint: start it again to go on.
 AGAIN = 75
-# That of a process which lost another one: start all again.
+# The exit status of a process that lost another one: start all of them again.
 LOST = 76
 
 
 class Ended(NamedTuple):
-    """A rank that failed: how, as a sentence, and its exit status."""
+    """A rank that failed: a sentence that says how, and its exit status."""
 
     told: str
     status: int
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher of the other processes of a node, with a watch that says which one ended and how."""
+    """Lightning's launcher of the other processes of a node; it watches them and says which one ended and how."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Start the other processes, and train in this one."""
@@ -53,15 +53,15 @@ class Launcher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
     def lost(self) -> Ended | None:
-        """Return which of the processes failed first."""
+        """Return the process that failed first."""
         return first_failure(self.procs)
 
 
 def meeting_port() -> int:
-    """Return a free port for the processes of a run to meet at.
+    """Return a free port where the processes of a run can meet.
 
-    A free port that the kernel chooses may be given to any outgoing connection before the first rank listens on it,
-    seconds later. The kernel chooses none of these by itself.
+    A port that the kernel chooses could be given to an outgoing connection before the first rank listens on it, seconds
+    later. The kernel never chooses a port of this range by itself.
     """
     for _ in range(100):
         port = PORTS.start + secrets.randbelow(len(PORTS))
@@ -72,14 +72,14 @@ def meeting_port() -> int:
 
 
 def watched(launcher: Any) -> Any:
-    """Return a launcher that watches over what it started, in the place of Lightning's."""
+    """Return a launcher that watches its processes, to replace Lightning's."""
     if type(launcher) is not _SubprocessScriptLauncher:
         return launcher
     return Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
 
 
 def watch(processes: Sequence[subprocess.Popen[Any]]) -> None:
-    """End this process and the others, some seconds after one of them has failed."""
+    """End this process and the others some seconds after one has failed."""
     while (failure := first_failure(processes)) is None:
         if all(process.poll() in (0, AGAIN) for process in processes):
             return
@@ -91,7 +91,7 @@ def watch(processes: Sequence[subprocess.Popen[Any]]) -> None:
 
 
 def first_failure(processes: Sequence[subprocess.Popen[Any]]) -> Ended | None:
-    """Return which rank has failed, None where none has."""
+    """Return the first rank that failed, None if none has."""
     for rank, process in enumerate(processes, 1):
         if (status := process.poll()) not in (None, 0, AGAIN):
             return Ended(how_it_ended(rank, process.pid, status), status)
@@ -99,13 +99,13 @@ def first_failure(processes: Sequence[subprocess.Popen[Any]]) -> Ended | None:
 
 
 def how_it_ended(rank: int, process: int, status: int) -> str:
-    """Return as a sentence how a rank ended, by the status that it left."""
+    """Return a sentence that says how a rank ended, by its exit status."""
     how = f"by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"with exit status {status}"
     return f"rank {rank} (process {process}) ended {how}"
 
 
 def under_torchrun() -> bool:
-    """Tell whether torchrun started this process: it names a rank that died."""
+    """Return whether torchrun started this process: torchrun itself names a rank that died."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -117,6 +117,6 @@ def end_now(processes: Sequence[subprocess.Popen[Any]], status: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, however it does."""
+    """Ask the kernel to end this process when its parent ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)

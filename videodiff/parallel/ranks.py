@@ -1,4 +1,4 @@
-"""The processes of a training: how many there are, which one this is, and what they say to each other."""
+"""The processes of a training: their number, this one's rank, and messages between them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from videodiff.parallel.launcher import LOST, SAID, under_torchrun
 
 T = TypeVar("T")
-# How gloo says that the process at the other end is gone.
+# gloo's messages when the process at the other end is gone.
 SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connection refused")
 
 
 class LostRank(ConnectionError):
-    """Another process of the training is gone; `status` is the exit status that says so: start training again."""
+    """Another process of the training is gone; `status` is the exit status for it: start training again."""
 
     status = LOST
 
@@ -33,7 +33,7 @@ def count_processes(devices: int | str | Sequence[int], nodes: int) -> int:
 
 
 def is_first_process() -> bool:
-    """Tell whether this process is rank 0, before any process group exists."""
+    """Return whether this process is rank 0, before any process group exists."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
@@ -53,16 +53,16 @@ def gather(world: int, value: T) -> list[T]:
 
 
 def agree(world: int, problem: Exception | None) -> None:
-    """Raise on every rank what went wrong on any: one that went on alone would wait for the others for ever."""
+    """Raise on every rank if any rank has a problem: a rank that went on alone would wait for the others for ever."""
     for found in gather(world, problem):
         if found is not None:
             raise found
 
 
 def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException | None:
-    """Return what a failure of communication means: which process is dead; None where it is another failure.
+    """Return the dead process that a failure of communication means, None for any other failure.
 
-    Where it is told already, by the rank that failed or by torchrun, this rank ends without a word.
+    If the failed rank or torchrun has reported it already, this rank ends without a message.
     """
     launcher, words = trainer.strategy.launcher, str(error).lower()
     lost = isinstance(error, torch.distributed.DistError) or any(sign in words for sign in SIGNS)
@@ -70,7 +70,7 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException 
         return None
     if under_torchrun():
         return SystemExit(LOST)
-    # Another rank leaves the group some seconds before its process ends: the first one may speak first.
+    # A rank leaves the group some seconds before its process ends, so the first rank may report first.
     end = time.monotonic() + 15
     while getattr(launcher, "procs", ()) and time.monotonic() < end:
         if (found := launcher.lost()) is not None:

@@ -1,9 +1,9 @@
-"""Recompute of blocks, from outside and in place: the backward pass runs a block again instead of keeping what it made.
+"""Recompute of blocks, from outside and in place: the backward pass runs a block again, so its results are not kept.
 
-Only `forward` is replaced, so the names in checkpoints stay. What wraps a block, from the inside: recompute, compile,
-the switch of sequence parallelism. The compiler has to see what is recomputed; a collective at the seam between two
-blocks runs once in the forward pass and once in the backward pass, as what lies outside is not repeated. Of a
-recomputed block only its input is kept, which has the same size on either side of the seam.
+Only `forward` is replaced, so the names in checkpoints stay. The wrappers of a block are, from the inside: recompute,
+compile, the switch of sequence parallelism. The compiler must see what is recomputed. A collective between two blocks
+lies outside, so it is not repeated: it runs once in the forward and once in the backward pass. Only the input of a
+recomputed block is kept, which has the same size on either side of that collective.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.checkpoint import (
 
 LEVELS = ("none", "selective", "full")
 aten, collectives = torch.ops.aten, torch.ops._c10d_functional
-# What selective recompute keeps: the products that take most of the time, and what other processes have sent.
+# What selective recompute keeps: the results of matrix products, which take most of the time, and of collectives.
 KEPT = {
     aten.mm.default,
     aten.addmm.default,
@@ -41,10 +41,11 @@ KEPT = {
 
 
 def recompute_blocks(denoiser: nn.Module, level: str = "full", every: int = 1, offload: bool = False) -> None:
-    """Have the backward pass compute every `every`-th block of `denoiser.blocks` again, the first one included.
+    """Let the backward pass compute every `every`-th block of `denoiser.blocks` again, beginning with the first.
 
-    `level` none: nothing; selective: all but the outputs of matrix products and of attention; full: the whole block.
-    `offload` moves the tokens that such a block is given to the host until the backward pass, to pinned memory on CUDA.
+    `level` none: nothing is recomputed; selective: everything except the outputs of matrix products and of attention;
+    full: the whole block. `offload` keeps the input tokens of such a block on the host until the backward pass, with
+    CUDA in pinned memory.
     """
     check(level, every, len(denoiser.blocks), offload)
     if level == "none":
@@ -59,7 +60,7 @@ def recompute_blocks(denoiser: nn.Module, level: str = "full", every: int = 1, o
 
 
 def check(level: str, every: int, blocks: int, offload: bool) -> None:
-    """Raise where the settings do not fit each other or the number of blocks."""
+    """Raise if the settings do not fit each other or the number of blocks."""
     if level not in LEVELS:
         raise ValueError(f"recompute.level: found {level!r}, expected one of {', '.join(LEVELS)}")
     if not 1 <= every <= blocks:
@@ -69,20 +70,20 @@ def check(level: str, every: int, blocks: int, offload: bool) -> None:
 
 
 def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Return what records the forward pass of a block and what recomputes it, under selective recompute."""
+    """Return the contexts of selective recompute: one for the forward pass of a block, one for its recompute."""
     return create_selective_checkpoint_contexts(policy)
 
 
 def policy(context: SelectiveCheckpointContext, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Tell whether the output of an operation is kept."""
+    """Return whether the output of an operation is kept."""
     return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def keep_on_host(block: nn.Module) -> None:
-    """Have what is saved of the tokens that a block is given lie on the host until the backward pass.
+    """Keep the saved input tokens of a block on the host until the backward pass.
 
-    Hooks of the module do it: they stand outside of what a compiler makes of `forward`. What all blocks share
-    (modulation, text, positions) stays where it is.
+    Module hooks do this, because they stay outside the compiled `forward`. What all blocks share (modulation, text,
+    positions) stays on the device.
     """
     entered: list[saved_tensors_hooks] = []
 

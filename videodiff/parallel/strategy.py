@@ -1,4 +1,4 @@
-"""Strategies: how a built model is spread over processes; `conf/strategy` names these functions."""
+"""Strategies: how a model is spread over processes; `conf/strategy` names these functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from videodiff.parallel.zero.strategy import Zero
 
 
 def automatic(sequence_parallel: int = 1) -> Strategy | str:
-    """Let the number of processes decide: a single device, or DDP over several."""
+    """Choose by the number of processes: a single device, or DDP over several."""
     return "auto" if sequence_parallel == 1 else ddp(sequence_parallel)
 
 
@@ -39,7 +39,7 @@ def ddp(sequence_parallel: int = 1, **options: Any) -> Strategy:
 
 
 def for_world(strategy: Strategy | str, world: int) -> Strategy | str:
-    """Return the strategy for so many processes: the one that was configured, or what `automatic` leaves open."""
+    """Return the strategy for so many processes: the configured one, or the one that `automatic` leaves open."""
     if strategy == "single" and world > 1:
         raise ValueError(
             f"trainer.devices: found {world} processes for strategy=single, expected 1; choose strategy=ddp, zero1, "
@@ -49,7 +49,7 @@ def for_world(strategy: Strategy | str, world: int) -> Strategy | str:
 
 
 def birth_under(strategy: Strategy | str) -> Callable[[Callable[[], nn.Module]], nn.Module]:
-    """Return how a network is made under a strategy: without memory where no process is to hold it whole."""
+    """Return how a network is built under a strategy: without memory if no process may hold it whole."""
     splits = isinstance(strategy, Strategy) and engine_of(strategy).split
     return unborn if splits else lambda make: make()
 
@@ -76,9 +76,9 @@ def zero(
 ) -> Strategy:
     """Return DeepSpeed ZeRO: stage 1 shards the optimizer's state, 2 the gradients too, 3 the weights too.
 
-    It does so over all processes, also where `sequence_parallel` of them share each clip.
-    `offload` "state" keeps the optimizer's state, and takes its steps, on the host, "all" the weights too; in pinned
-    memory, or in the folder `nvme`. `options` are DeepSpeed's own.
+    It shards over all processes, also if `sequence_parallel` of them share each clip. `offload` "state" keeps the
+    optimizer's state on the host and takes steps there, "all" keeps the weights there too; in pinned memory, or in the
+    folder `nvme`. `options` are DeepSpeed's own.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -93,6 +93,5 @@ def fsdp2(
 ) -> Strategy:
     """Return torch's FSDP2: weights, gradients and the optimizer's state are split by rows, block by block.
 
-    It does so over all processes, also where `sequence_parallel` of them share each clip.
-    """
+    It splits over all processes, also if `sequence_parallel` of them share each clip."""
     return Fsdp(reshard_after_forward, gather, reduce, sequence_parallel)

@@ -1,4 +1,4 @@
-"""torchrun whose failures are one line that names the rank: `python -m videodiff.parallel.torchrun`, same arguments."""
+"""torchrun with one line per failure that names the rank: `python -m videodiff.parallel.torchrun`, same arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from videodiff.parallel.launcher import AGAIN, LOST, SAID, how_it_ended
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start the processes of this node and wait for them; return the exit status."""
-    # What the agent logs of a failure is in the line; the processes have loggers of their own.
+    # The line holds what the agent logs of a failure; the processes have loggers of their own.
     logging.disable(logging.ERROR)
     try:
         run(parse_args(arguments))
@@ -35,16 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def status(failures: Mapping[int, ProcessFailure]) -> int:
-    """Return the exit status of a node: an error of a rank comes first, then that one was lost, then a signal."""
+    """Return the exit status of a node: first an error of a rank, then a lost rank, then a signal."""
     left = {failure.exitcode for failure in failures.values()}
     return SAID if SAID in left else AGAIN if left == {AGAIN} else LOST
 
 
 def cause(failures: Mapping[int, ProcessFailure]) -> str | None:
-    """Return which rank failed first and how, None where it has said so itself.
+    """Return which rank failed first and how, None if it has printed its own error.
 
-    The agent knows the time of a failure to the second only. But a rank that lost another one ends as one that has
-    spoken, and one that the agent has ended has SIGTERM.
+    The agent knows the time of a failure only to the second. But a rank that lost another one has printed its own
+    error, and a rank that the agent ended has SIGTERM.
     """
     silent = [(rank, failure) for rank, failure in failures.items() if failure.exitcode not in (SAID, AGAIN, LOST)]
     first = [pair for pair in silent if pair[1].exitcode != -signal.SIGTERM]
@@ -55,8 +55,8 @@ def cause(failures: Mapping[int, ProcessFailure]) -> str | None:
 
 
 def say(line: str) -> None:
-    """Print what is wrong."""
-    # The progress line of a dead rank has no end.
+    """Print an error."""
+    # The progress line of a dead rank lacks a line end.
     print(f"\nvideodiff: error: {line}", file=sys.stderr, flush=True)
 
 

@@ -1,9 +1,9 @@
-"""The watchdog: where a process of a training is gone or stands still, all end, and one line says which and where.
+"""The watchdog: if a process of a training is gone or hangs, all processes end, and one line names it and its place.
 
-Every process tells the first one what it is at and how far it is, from a thread and over a connection of its own. The
-first one sees who no longer tells anything (the process is gone) and who no longer gets further (it hangs, or waits for
-one that hangs). What it finds it tells all; each writes down where its threads are, and ends. A second thread sees
-whether the first process still answers: a machine that loses its power, or is frozen, leaves its connections open.
+A thread in every process reports to the first process, over a connection of its own, what it is doing and how far it
+is. A process that stops to report is gone. A process that reports but makes no progress hangs, or waits for one that
+hangs. The first process tells all others what it found; each writes the stacks of its threads and ends. A second thread
+checks that the first process still answers: a machine that loses power, or freezes, leaves its connections open.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from torch import distributed
 
 from videodiff.parallel.launcher import LOST
 
-# Seconds between two words of a process, and in which its main thread may end by itself what another one has found.
+# Seconds between two reports of a process, and for the main thread to end by itself after a finding.
 BEAT_S, GRACE_S = 2.0, 8.0
-# Where a process is that waits for others.
+# Calls in which a process waits for others.
 WAITING = ("torch/distributed/", "deepspeed/comm/", "torch/autograd/graph.py")
 ROOT = Path(__file__).parents[2]
 
 
 class Beat(NamedTuple):
-    """What a process says of itself: its marks so far, the last of them, and where its main thread is.
+    """The report of a process: its number of marks, the last mark, and where its main thread is.
 
-    `count` is another one in each beat, so that a new one is seen to be new.
+    `count` changes with each beat, so that a new beat is recognised.
     """
 
     count: int
@@ -61,8 +61,8 @@ class Seen(NamedTuple):
 class Watch:
     """Watch over the processes of a group; the first one keeps the store.
 
-    A process that says nothing for `lost` seconds is gone; where none passes a mark for `still` seconds, they hang.
-    Their stacks are written to `folder`.
+    A process that does not report for `lost` seconds is gone; if no process passes a mark for `still` seconds, they
+    hang. Stacks are written to `folder`.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class Watch:
             self.second.start()
 
     def mark(self, at: str) -> None:
-        """Say that this process got further: a step, a batch of validation."""
+        """Record progress of this process: a step, a batch of validation."""
         self.marks, self.at = self.marks + 1, at
 
     def tell(self) -> None:
-        """Tell the first process what this one is at."""
+        """Report to the first process."""
         self.count += 1
         where, waits = call_of(sys._current_frames().get(threading.main_thread().ident))
         beat = Beat(self.count, self.marks, self.at, where, waits, socket.gethostname(), self.done.is_set())
         self.store.set(f"beat/{self.rank}", json.dumps(beat))
 
     def talk(self) -> None:
-        """Tell and look, until training is done or something is found."""
+        """Report and look, until training is done or something is found."""
         try:
             finding = self.listen()
         finally:
@@ -106,7 +106,7 @@ class Watch:
             self.end(finding)
 
     def listen(self) -> dict[str, Any] | None:
-        """Return what is found, None when training is done."""
+        """Return the finding, None when training is done."""
         seen: dict[int, Seen] = {}
         while True:
             done = self.done.is_set()
@@ -114,7 +114,7 @@ class Watch:
                 self.tell()
                 finding = self.look(seen) if self.rank == 0 else self.heard()
             except (RuntimeError, OSError):
-                # The one that keeps the store is gone, and with it whatever it knew.
+                # The process that keeps the store is gone, with everything that it knew.
                 return None if done else {"line": "rank 0 is gone: it no longer answers", "by": self.rank}
             self.answered = time.monotonic()
             if finding is not None:
@@ -127,7 +127,7 @@ class Watch:
                 self.done.wait(BEAT_S)
 
     def watch_first(self) -> None:
-        """End this process where the first one keeps silent within a call that has no time-out of its own."""
+        """End this process if the first one does not answer during a call that has no time-out of its own."""
         while not self.over.wait(BEAT_S / 4):
             if time.monotonic() - self.answered > self.lost and not self.done.is_set():
                 where = os.environ.get("MASTER_ADDR", "127.0.0.1")
@@ -136,11 +136,11 @@ class Watch:
                 return
 
     def heard(self) -> dict[str, Any] | None:
-        """Return what the first process has found."""
+        """Return the finding of the first process."""
         return json.loads(self.store.get("found")) if self.store.check(["found"]) else None
 
     def look(self, seen: dict[int, Seen]) -> dict[str, Any] | None:
-        """Return which processes are gone or stand still, and tell the others."""
+        """Return which processes are gone or hang, and tell the others."""
         now = time.monotonic()
         there = [rank for rank in range(self.world) if self.store.check([f"beat/{rank}"])]
         for rank, text in zip(there, self.store.multi_get([f"beat/{rank}" for rank in there]), strict=True):
@@ -161,7 +161,7 @@ class Watch:
         return finding
 
     def end(self, finding: dict[str, Any]) -> None:
-        """Say what was found, write down where all threads are, let the main thread end if it can, and end."""
+        """Print the finding, write the stacks of all threads, give the main thread time to end, and end the process."""
         if not self.ending.acquire(blocking=False):
             return
         if finding["by"] == self.rank:
@@ -173,27 +173,27 @@ class Watch:
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         self.found.set()
-        # Until all have heard it, the first one keeps the store.
+        # The first process keeps the store until all others have read it.
         time.sleep(GRACE_S if self.rank == 0 else GRACE_S / 2)
         os._exit(LOST)
 
     def speaks(self) -> bool:
-        """Tell whether it is said what is wrong, now that the main thread has lost a connection."""
-        # Somebody is gone for certain: who is silent for some seconds is it.
+        """Return whether the watchdog reports the fault, after the main thread has lost a connection."""
+        # A process is certainly gone: the one that is silent for some seconds.
         self.lost = min(self.lost, 5 * BEAT_S)
-        # The first one finds it; the others hear of it a little later, much later on a loaded machine.
+        # The first process finds it; the others hear of it later, on a loaded machine much later.
         if self.found.wait(self.lost + (3 if self.rank == 0 else 10) * BEAT_S) and self.rank == 0:
             time.sleep(2 * BEAT_S)
         return self.found.is_set()
 
     def finish(self) -> None:
-        """Say that this process is done; the first one waits for the others, as it keeps the store."""
+        """Report that this process is done; the first one waits for the others, because it keeps the store."""
         self.done.set()
         self.thread.join(self.lost)
 
 
 def call_of(frame: FrameType | None) -> tuple[str, bool]:
-    """Return where a thread is: the innermost function and the innermost line of this project; and whether it waits."""
+    """Return a thread's innermost function and innermost line of this project, and whether it waits for others."""
     inner, ours, depth, waits = "", "", 0, False
     while frame is not None and not ours:
         name = frame.f_code.co_filename
@@ -206,22 +206,22 @@ def call_of(frame: FrameType | None) -> tuple[str, bool]:
 
 
 def short(path: str) -> str:
-    """Return a path from its project or package on."""
+    """Return a path, beginning with its project or package."""
     return path.removeprefix(f"{ROOT}/").rpartition("site-packages/")[2]
 
 
 def gone_line(gone: Sequence[int], beats: Mapping[int, Beat], lost: float) -> str:
-    """Return which processes are gone, and what they were at."""
+    """Return the line about processes that are gone: which they are, and what they were doing."""
     which = ", ".join(f"rank {rank} on {beats[rank].host} ({beats[rank].at})" for rank in sorted(gone)[:8])
     more = f" and {len(gone) - 8} more" if len(gone) > 8 else ""
     return f"{which}{more} is gone: nothing was heard for {lost:g} s; the last checkpoint is whole, resume=auto goes on"
 
 
 def still_line(beats: Mapping[int, Beat], still: float, folder: Path) -> str:
-    """Return which processes stand still, and where the others wait for them.
+    """Return the line about processes that hang: which they are, and where the others wait for them.
 
-    Who hangs has passed fewer marks than the others. Where all have passed as many, it is who is not within a call that
-    waits for the others.
+    A process that hangs has passed fewer marks than the others. If all have passed the same number, it is the process
+    outside a call that waits for others.
     """
     fewest = min(beat.marks for beat in beats.values())
     behind = [rank for rank, beat in beats.items() if beat.marks == fewest]
@@ -240,10 +240,10 @@ def still_line(beats: Mapping[int, Beat], still: float, folder: Path) -> str:
 
 
 class Watchdog(Callback):
-    """Watch over the processes of a training: a process that is gone or stands still ends all, in one line.
+    """Watch the processes of a training: if one is gone or hangs, all end with one line.
 
-    One that says nothing for `lost` seconds is gone; where no process gets further for `still` seconds, they hang. The
-    longest pause between two steps that is no hang must be shorter: a save, a validation batch, sampled clips.
+    A process that does not report for `lost` seconds is gone; if none makes progress for `still` seconds, they hang.
+    `still` must be longer than every normal pause between two steps: a save, a validation batch, sampled clips.
     """
 
     def __init__(self, folder: str | Path, lost: float = 40.0, still: float = 1800.0) -> None:
@@ -256,7 +256,7 @@ class Watchdog(Callback):
             self.watch.start()
 
     def mark(self, trainer: lightning.Trainer, at: str) -> None:
-        """Say that this process got further."""
+        """Record progress of this process."""
         if self.watch is not None:
             self.watch.mark(f"{at} of step {trainer.global_step + 1:,}")
 
@@ -279,7 +279,7 @@ class Watchdog(Callback):
 
 
 def open_store(rank: int, broadcast: Any) -> Any:
-    """Return a store of the watchdog's own, kept by the first process; every rank has to call."""
+    """Return the watchdog's own store, which the first process keeps; every rank has to call."""
     limit, address = timedelta(seconds=20), os.environ.get("MASTER_ADDR", "127.0.0.1")
     if rank == 0:
         store = distributed.TCPStore(address, 0, None, True, limit, wait_for_workers=False)

@@ -1,4 +1,4 @@
-"""The engine where every process holds all weights and all state: a single device, or DDP."""
+"""The engine for strategies under which every process holds all weights and all state: a single device, or DDP."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Whole:
         self.limit, self.norm = math.inf, 0.0
 
     def layout(self, world: int) -> str:
-        """Return that the state is whole, however many processes there are."""
+        """Return that the state is whole, for any number of processes."""
         return "whole"
 
     def pieces(self, module: nn.Module) -> list[Piece]:
-        """Return this process's share of the state, which all processes hold."""
+        """Return this process's share of the state: all processes hold the same."""
         state, held = self.strategy.optimizers[0].state, []
         for name, value in kept(module).items():
             held.append(piece_of(name, WEIGHT, value))
@@ -52,24 +52,24 @@ class Whole:
         saved.fill(places)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-        """Return the optimizer as it is."""
+        """Return the optimizer unchanged."""
         return make
 
     def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the norm of the gradient; where it is not finite or too large, drop it: the step changes nothing."""
+        """Compute the norm of the gradient; a gradient that is not finite or too large is dropped: nothing changes."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # The host waits for the device here, once a step.
+        # Here the host waits for the device, once per step.
         self.norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         if self.skipped():
             for p in parameters:
                 p.grad = None
 
     def skipped(self) -> bool:
-        """Tell whether the last gradient was too large or no number; all ranks have the same summed gradient."""
+        """Return whether the last gradient was too large or not finite; all ranks have the same summed gradient."""
         return not (math.isfinite(self.norm) and self.norm <= self.limit)
 
     def gradient_norm(self) -> float | None:
-        """Return the norm of the gradient of the last step, as clipping takes it."""
+        """Return the norm of the gradient of the last step, before clipping."""
         return self.norm
 
     def weights(self) -> list[Tensor]:
@@ -93,7 +93,7 @@ class Whole:
 
     @contextmanager
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Put the averages in the place of the weights."""
+        """Exchange the weights for their averages."""
         averages = self.averages(parameters)
         weights = {name: p.detach().clone() for name, p in parameters.items()}
         write(parameters, averages)
@@ -114,6 +114,6 @@ def write(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) 
 
 
 def as_kept(optimizer: torch.optim.Optimizer, key: str, value: float) -> Tensor | int | float:
-    """Return a number of the optimizer's state as the optimizer keeps it: its count of steps is a tensor of torch."""
+    """Return a number of the optimizer's state in the optimizer's type: its count of steps is a tensor."""
     counts = key == STEP and isinstance(optimizer, AdamW | Muon)
     return torch.tensor(float(value)) if counts or isinstance(value, float) else value

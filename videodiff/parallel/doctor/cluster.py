@@ -18,13 +18,13 @@ from torch import distributed
 from videodiff.parallel.environment import Finding, Place
 
 LOOK_S = 0.05
-# Clocks that differ by more make logs, file times and leases of locks hard to trust.
+# If clocks differ by more, logs, file times and leases of locks cannot be trusted.
 CLOCKS_S, FOLDER_S = 1.0, 5.0
 ROUNDS = 5
 
 
 class Group(NamedTuple):
-    """The processes that have met: a store that all reach, and the device on which they sum."""
+    """The processes that have met: a store that all of them reach, and the device on which they sum."""
 
     place: Place
     store: Any
@@ -32,7 +32,7 @@ class Group(NamedTuple):
     seconds: float
 
     def everyone(self, about: str, value: Any) -> list[Any]:
-        """Return what every rank has said about something; TimeoutError where one says nothing."""
+        """Return what every rank has stored under a name; TimeoutError if a rank has stored nothing."""
         self.store.set(f"{about}/{self.place.rank}", json.dumps(value))
         keys = [f"{about}/{rank}" for rank in range(self.place.world)]
         end = time.monotonic() + self.seconds
@@ -44,10 +44,10 @@ class Group(NamedTuple):
 
 
 def meet(place: Place, seconds: float) -> tuple[Any, list[Finding]]:
-    """Return the store where all processes have met, or why they could not."""
+    """Return the store where all processes have met, or why they could not meet."""
     where = f"{place.address}:{place.port}"
     limit = timedelta(seconds=seconds)
-    # torchrun's agent has a store of its own at this port.
+    # torchrun's agent already has a store at this port.
     serves = place.rank == 0 and place.by != "torchrun"
     try:
         store = distributed.TCPStore(place.address, place.port, None, serves, limit, wait_for_workers=False)
@@ -71,7 +71,7 @@ def meet(place: Place, seconds: float) -> tuple[Any, list[Finding]]:
 
 
 def clocks(group: Group) -> Iterator[Finding]:
-    """Yield how far the clocks of the machines are apart: all look at theirs when the last one is there."""
+    """Yield how far the clocks of the machines differ: all read their clocks when the last process has arrived."""
     group.everyone("ready", True)
     times = group.everyone("clock", time.time())
     apart = max(times) - min(times)
@@ -86,12 +86,12 @@ def clocks(group: Group) -> Iterator[Finding]:
 
 
 def shared(group: Group, folder: Path) -> Iterator[Finding]:
-    """Yield whether all machines see one folder: each rank writes a file, and looks for those of the others."""
+    """Yield whether all machines see the same folder: each rank writes a file and looks for the files of the others."""
     mark = group.everyone("mark", uuid.uuid4().hex if group.place.rank == 0 else None)[0]
     mine = folder / f".doctor.{mark}.{group.place.rank}"
     mine.write_text(mark)
     try:
-        # Nobody looks before all have written.
+        # No rank looks before all have written.
         group.everyone("written", True)
         begun, unseen = time.monotonic(), set(range(group.place.world))
         limit = min(4 * FOLDER_S, group.seconds)
@@ -116,7 +116,7 @@ def shared(group: Group, folder: Path) -> Iterator[Finding]:
 
 
 def sees(path: Path, mark: str) -> bool:
-    """Tell whether a file is there and whole."""
+    """Return whether a file exists and is complete."""
     try:
         return path.read_text() == mark
     except OSError:
@@ -124,7 +124,7 @@ def sees(path: Path, mark: str) -> bool:
 
 
 def speed(group: Group, mib: int, least: float) -> Iterator[Finding]:
-    """Yield how fast all processes sum a tensor: the bytes that each sends in a ring, by the median time."""
+    """Yield how fast all processes sum a tensor: the bytes that each process sends in a ring, by the median time."""
     backend = "nccl" if group.device.type == "cuda" else "gloo"
     store = distributed.PrefixStore("speed", group.store)
     limit = timedelta(seconds=group.seconds)

@@ -18,12 +18,12 @@ from videodiff.parallel.environment import Finding, Place, limited, problems
 GIB = 2**30
 # A data worker has a segment of shared memory for each batch that it prepares.
 SHARED_GIB, FILES = 4, 4096
-# What changes results or speed so much that nobody leaves it set on purpose for a long run.
+# Variables that change results or speed so much that nobody sets them on purpose for a long run.
 FOR_DEBUGGING = ("CUDA_LAUNCH_BLOCKING", "TORCH_DISTRIBUTED_DEBUG", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
 
 
 def examine(place: Place, folder: Path, gib: float, environment: Mapping[str, str], seconds: float) -> list[Finding]:
-    """Return what was found on this machine; no check takes longer than `seconds`."""
+    """Return the findings about this machine; no check takes longer than `seconds`."""
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", versions),
         ("GPUs", lambda: gpus(place)),
@@ -37,7 +37,7 @@ def examine(place: Place, folder: Path, gib: float, environment: Mapping[str, st
 
 
 def in_time(about: str, check: Callable[[], Iterator[Finding]], seconds: float) -> list[Finding]:
-    """Return the findings of a check, or that it found no answer in time; what it raises is a finding too."""
+    """Return the findings of a check; a time-out or an exception is a finding too."""
     try:
         return limited(lambda: list(check()), seconds)
     except TimeoutError:
@@ -50,7 +50,7 @@ def in_time(about: str, check: Callable[[], Iterator[Finding]], seconds: float) 
 
 
 def versions() -> Iterator[Finding]:
-    """Yield what is installed."""
+    """Yield the installed versions."""
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "none"
     others = ", ".join(f"{name} {installed(name)}" for name in ("lightning", "deepspeed"))
     yield Finding("versions", f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, NCCL {nccl}, {others}")
@@ -65,7 +65,7 @@ def installed(name: str) -> str:
 
 
 def gpus(place: Place) -> Iterator[Finding]:
-    """Yield GPUs and driver, and where they are fewer than processes, or the driver is too old for torch."""
+    """Yield GPUs and driver; faults are fewer GPUs than processes, and a driver that is too old for torch."""
     driver = ask_driver()
     if driver and not torch.cuda.is_available():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
@@ -92,7 +92,7 @@ def gpus(place: Place) -> Iterator[Finding]:
 
 
 def ask_driver() -> str:
-    """Return what the driver says of itself, nothing where there is none."""
+    """Return the driver's own report, empty if there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return ""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -102,7 +102,7 @@ def ask_driver() -> str:
 
 
 def variables(place: Place, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield where variables contradict each other, or slow a run down."""
+    """Yield the variables that contradict each other, or slow a run down."""
     found = list(problems(environment))
     yield from found
     threads, cores = environment.get("OMP_NUM_THREADS"), len(os.sched_getaffinity(0))
@@ -147,7 +147,7 @@ def names(place: Place, environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def limits() -> Iterator[Finding]:
-    """Yield the limits of a process that training reaches."""
+    """Yield the limits of processes that training may reach."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < FILES:
         do = f"ulimit -n {min(most, 65536) if most > files else 65536}"
@@ -165,7 +165,7 @@ def limits() -> Iterator[Finding]:
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Yield how large the memory is that processes share."""
+    """Yield the size of shared memory."""
     if not path.is_dir():
         yield Finding(str(path), "nothing", "a tmpfs", "mount one: data workers hand batches over in it", True)
         return

@@ -23,7 +23,7 @@ from videodiff.training.state.pieces import WEIGHT, Piece, kept, piece_of, share
 class FsdpEngine(Whole):
     """Implements `parallel.engine.Engine` for FSDP2; `how` are the arguments of `fully_shard`.
 
-    All that is said of a weight is said of its rows here; norms and averages are gathered from all ranks.
+    Each process works on its rows of a weight; norms and averages are gathered from all ranks.
     """
 
     split = True
@@ -37,7 +37,7 @@ class FsdpEngine(Whole):
         return f"FSDP2 over {world} processes"
 
     def pieces(self, module: nn.Module) -> list[Piece]:
-        """Return the rows of this process, and its share of what all hold; whoever has the first row tells numbers."""
+        """Return the rows of this process and its share of what all hold; the holder of the first row saves numbers."""
         state, found, alike = self.strategy.optimizers[0].state, [], []
         for name, value in kept(module).items():
             held = [piece_of(name, WEIGHT, value), *state_pieces(name, value, state.get(value, {}))]
@@ -48,9 +48,9 @@ class FsdpEngine(Whole):
         return found + share(alike, self.strategy.global_rank, self.strategy.world_size)
 
     def adopt(self, module: nn.Module) -> None:
-        """Split the network, each block by itself, and give the rows of this process their first values.
+        """Split the network block by block, and give the rows of this process their first values.
 
-        A trainable text encoder is small and called several times a step: it is split as one.
+        A trainable text encoder is small and is called several times per step, so it is split as one unit.
         """
         device, mesh = self.strategy.root_device, self.strategy.device_mesh["data_parallel"]
         for block in module.denoiser.blocks:
@@ -65,13 +65,13 @@ class FsdpEngine(Whole):
             write(getattr(owner, name), values)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-        """Return the optimizer as it is; for Muon one that gathers a matrix before it orthogonalises it."""
+        """Return the optimizer unchanged; for Muon, one that gathers a matrix before it orthogonalises it."""
         if isinstance(make, partial) and make.func is Muon:
             return partial(ShardedMuon, *make.args, **make.keywords)
         return make
 
     def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the norm of the gradient over all ranks; where it is too large or no number, drop it on all."""
+        """Compute the norm of the gradient over all ranks; a gradient that is not finite or too large is dropped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.norm = float(whole(torch.nn.utils.get_total_norm([p.grad for p in parameters])))
         if self.skipped():
@@ -88,7 +88,7 @@ class FsdpEngine(Whole):
 
     @contextmanager
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Put the rows of the averages in the place of those of the weights; nothing is gathered."""
+        """Exchange the rows of the weights for the rows of the averages; nothing is gathered."""
         parameters = self.rows(parameters)
         averages = super().averages(parameters)
         weights = {name: local(p).detach().clone() for name, p in parameters.items()}
@@ -100,13 +100,13 @@ class FsdpEngine(Whole):
 
     @torch.no_grad()
     def put(self, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-        """Copy rows into parameters; what is gathered of the rows before is given back."""
+        """Copy rows into parameters; gathered copies of the old rows are freed."""
         self.rows(())
         for name, p in parameters.items():
             local(p).copy_(local(values[name]))
 
     def rows(self, names: Collection[str]) -> dict[str, nn.Parameter]:
-        """Return the parameters of these names as rows; a pass without a gradient may have left them whole."""
+        """Return the parameters of these names as rows; they may be whole after a forward pass without gradients."""
         module = self.strategy.lightning_module
         for part in module.modules():
             if isinstance(part, FSDPModule):
@@ -115,12 +115,12 @@ class FsdpEngine(Whole):
 
 
 def whole(t: Tensor) -> Tensor:
-    """Return a tensor with the rows of all ranks; every rank has to call."""
+    """Return the whole tensor, with the rows of all ranks; every rank has to call."""
     return t.detach().full_tensor() if isinstance(t, DTensor) else t.detach()
 
 
 def local(t: Tensor) -> Tensor:
-    """Return the rows that this process holds, in their own memory."""
+    """Return the rows of this process, without a copy."""
     return t.to_local() if isinstance(t, DTensor) else t
 
 

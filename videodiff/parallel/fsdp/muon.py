@@ -1,4 +1,4 @@
-"""Muon where a matrix lies in rows on several processes: each gathers it whole, and keeps its rows of the step."""
+"""Muon for matrices that are split by rows: each process gathers a whole matrix and keeps its rows of the step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from videodiff.training.optimizer import Muon
 class ShardedMuon(Muon):
     """The optimizer `videodiff.training.optimizer.Muon` over weights that are split by rows, with the same steps.
 
-    Momenta and averages stay split. The updates of the matrices of one shape are whole at a time, on all processes.
+    Momenta and averages stay split. The updates of all matrices of one shape are whole at the same time, on all
+    processes.
     """
 
     def _orthogonal(self, updates: Sequence[Tensor]) -> list[Tensor]:
@@ -22,5 +23,5 @@ class ShardedMuon(Muon):
 
 
 def rows(whole: Tensor, like: DTensor) -> Tensor:
-    """Return whole values, which every process has, split as another tensor is."""
+    """Return whole values, which every process has, split like another tensor."""
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""The neighbouring processes that share clips: who they are, and how they all come to the same batch.
+"""The neighbouring processes that share clips: which they are, and how all of them get the same batch.
 
 The first rank of a group reads for all of it and hands its batches on. So a clip is decoded once, and a clip that one
 process could not read in time cannot become two different clips in one group.
@@ -20,12 +20,12 @@ class SequenceGroup:
     def __init__(self, size: int = 1) -> None:
         self.size, self.place = size, 0
         self.ranks: list[int] = []
-        # What lies on a device goes by `group`, what the host works with goes by `host`, which waits for no device.
+        # Tensors on a device travel by `group`, host tensors by `host`, which waits for no device.
         self.group: dist.ProcessGroup | None = None
         self.host: dist.ProcessGroup | None = None
 
     def join(self) -> None:
-        """Form the groups of all processes; every rank has to call, when the processes know each other."""
+        """Form the groups of all processes, when the process group exists; every rank has to call."""
         if self.size == 1:
             return
         on_device = dist.get_backend() != "gloo"

@@ -5,12 +5,12 @@ process on its share of them; a block over time runs on whole columns, each proc
 all-to-all at the seam between the two kinds takes the tokens from one to the other. A block over both axes takes the
 tokens as they lie and shares its heads (Ulysses, arXiv 2309.14509): one all-to-all before attention and one after it.
 
-Shares may differ by one: nothing is padded, so no mask has to hide anything. A process whose share is empty (a picture
-has one frame) takes part with one token that is sent to nobody, because no kernel has to bear an empty tensor.
+Shares may differ by one: nothing is padded, so no mask has to hide anything. A process with an empty share (a picture
+has one frame) takes part with one token that it sends to nobody, because kernels may not accept an empty tensor.
 
 Every process ends with the whole output and takes the whole loss. The backward pass through the last exchange sums over
-the group, so that each process has `size` times what its own tokens add to the gradient: the mean over all ranks, which
-DDP and ZeRO take, is then the gradient of one process, without a factor anywhere.
+the group, so each process gets `size` times its own tokens' part of the gradient. Then the mean over all ranks, which
+DDP and ZeRO take, is the gradient of one process, and no factor is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from videodiff.parallel.sequence.group import SequenceGroup, shares
 
 # The axis of tokens `b t s d` that is shared.
 FRAMES, POSITIONS = 1, 2
-# Which axis a kind of block must find whole; the other one is shared. A block over both axes takes any.
+# The axis that must be whole for a kind of block; the other axis is shared. A block over both axes takes either.
 SHARED = {"space": FRAMES, "time": POSITIONS}
 
 
@@ -39,14 +39,14 @@ class Spread(NamedTuple):
 
 
 def share_clips(denoiser: nn.Module, strategy: Any) -> None:
-    """Have the processes of a strategy's groups share the work on each clip, where it has such groups."""
+    """Let the processes of each sequence group share the work on a clip, if the strategy has such groups."""
     group = getattr(strategy, "sequence", SequenceGroup())
     if group.size > 1:
         share_with(denoiser, group)
 
 
 def share_with(denoiser: nn.Module, group: SequenceGroup) -> None:
-    """Have the processes of a group share the work on each clip; all of them have to call the denoiser together."""
+    """Let the processes of a group share the work on each clip; all of them have to call the denoiser together."""
     if not all(hasattr(denoiser, step) for step in ("tokens", "level", "conditions", "predict", "clip", "rotary")):
         raise ValueError(
             f"strategy.sequence_parallel: found {group.size} with the model {type(denoiser).__name__}, expected 1: "
@@ -61,7 +61,7 @@ def share_with(denoiser: nn.Module, group: SequenceGroup) -> None:
 def forward(
     denoiser: nn.Module, group: SequenceGroup, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor
 ) -> Tensor:
-    """Do what the denoiser's own `forward` does, with this process's share of the tokens."""
+    """Run the denoiser's `forward` on this process's share of the tokens."""
     pt, ph, pw = denoiser.patch
     t, h, w = z.shape[2] // pt, z.shape[3] // ph, z.shape[4] // pw
     sizes, shared = {FRAMES: t, POSITIONS: h * w}, FRAMES
@@ -97,7 +97,7 @@ def spread(table: Tensor, t: int, shared: int, size: int) -> Spread:
 
 
 def own(x: Tensor, axis: int, group: SequenceGroup) -> Tensor:
-    """Return this process's share of an axis; where it has none, something of the same kind: the first slice."""
+    """Return this process's share of an axis; if the share is empty, return the first slice instead."""
     held = shares(x.shape[axis], group.size)
     return x.narrow(axis, sum(held[: group.place]) if held[group.place] else 0, max(held[group.place], 1))
 
@@ -146,7 +146,7 @@ def by_all_to_all(sent: Sequence[Tensor], shapes: Sequence[Sequence[int]], group
 
 
 def size_of(shape: Sequence[int]) -> int:
-    """Return how many numbers a tensor of this shape holds; the sizes may be symbols of the compiler."""
+    """Return the number of values in a tensor of this shape; the sizes may be symbols of the compiler."""
     size = 1
     for length in shape:
         size = size * length
@@ -156,7 +156,7 @@ def size_of(shape: Sequence[int]) -> int:
 def filled(x: Tensor, axis: int, count: int) -> Tensor:
     """Return `x`, which is empty along an axis, with so many slices of zeros there.
 
-    It stays a part of the result: a process that dropped it would not enter the exchange of the backward pass.
+    The result still depends on `x`: otherwise this process would miss the exchange of the backward pass.
     """
     shape = list(x.shape)
     shape[axis] = count

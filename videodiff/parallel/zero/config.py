@@ -1,4 +1,4 @@
-"""What DeepSpeed is told: one dictionary of its own keys from a few settings, and what of it cannot work here."""
+"""DeepSpeed's configuration, built from a few settings, and the checks of what cannot work on this machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 STAGES = (1, 2, 3)
-# Under stage 3 DeepSpeed calls them otherwise.
+# Under stage 3 DeepSpeed has other names for them.
 STAGE_3 = ("prefetch_bucket_size", "param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
 
 
 def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, **options: Any) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; ValueError or OSError where it cannot work here."""
+    """Return DeepSpeed's configuration; ValueError or OSError if it cannot work here."""
     check(stage, offload, nvme, pin)
     if options.get("round_robin_gradients"):
         raise ValueError(
@@ -28,7 +28,7 @@ def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, 
     config = {
         "zero_optimization": {"stage": stage, **settings},
         "zero_allow_untested_optimizer": True,
-        # Our optimizers keep the average, and they step on the host as well.
+        # Our optimizers keep the average, and can take steps on the host too.
         "zero_force_ds_cpu_optimizer": False,
     }
     if offload is not None:
@@ -42,7 +42,7 @@ def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, 
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise where DeepSpeed has no such setting, or not of this kind."""
+    """Raise if DeepSpeed has no such setting, or if the value has the wrong kind."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     known = {*DeepSpeedZeroConfig.model_fields, *STAGE_3}
@@ -53,13 +53,13 @@ def check_options(options: Mapping[str, Any]) -> None:
     try:
         DeepSpeedZeroConfig(**options)
     except ValueError as error:
-        # It is pydantic's, with the places and the reasons as a list.
+        # The error is pydantic's: a list of places and reasons.
         (name, *_), told = error.errors()[0]["loc"] or ("options",), error.errors()[0]
         raise ValueError(f"strategy.{name}: found {told['input']!r}, expected another value: {told['msg']}") from error
 
 
 def check(stage: int, offload: str | None, nvme: str | None, pin: bool) -> None:
-    """Raise where settings do not fit each other, or this machine."""
+    """Raise if settings do not fit each other or this machine."""
     if stage not in STAGES:
         raise ValueError(f"strategy.stage: found {stage}, expected 1, 2 or 3")
     if offload not in (None, "state", "all"):
@@ -81,7 +81,7 @@ def check(stage: int, offload: str | None, nvme: str | None, pin: bool) -> None:
 
 
 def check_nvme(stage: int, offload: str | None, nvme: str) -> None:
-    """Raise where state cannot go to this folder."""
+    """Raise if state cannot be kept in this folder."""
     if stage != 3 or offload is None:
         raise ValueError(
             f"strategy.nvme: found {nvme} with stage {stage} and offload {offload}, expected strategy=zero3_offload"

@@ -1,4 +1,4 @@
-"""The engine where DeepSpeed's ZeRO splits state, gradients or weights over the processes."""
+"""The engine for DeepSpeed's ZeRO, which splits state, gradients or weights over the processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ZeroEngine:
     def __init__(self, strategy: DeepSpeedStrategy, stage: int) -> None:
         self.strategy, self.stage = strategy, stage
         self.split = stage == 3
-        # The norm of the last gradient, where there is a limit to it.
+        # The norm of the last gradient, if there is a limit.
         self.limit, self.norm = math.inf, math.inf
 
     def layout(self, world: int) -> str:
@@ -35,24 +35,24 @@ class ZeroEngine:
         return f"ZeRO {self.stage} over {world} processes"
 
     def pieces(self, module: nn.Module) -> list[Piece]:
-        """Return the pieces of weights and state that ZeRO gave this process, and its share of what all hold."""
+        """Return the pieces of weights and state that ZeRO assigned to this process, and its share of what all hold."""
         return fragments_of(self.strategy.optimizers[0], self.stage).pieces(kept(module))
 
     def load(self, module: nn.Module, saved: Saved) -> None:
-        """Fill the pieces of this process; the weights of the other processes come from them."""
+        """Fill the pieces of this process; the other pieces of the weights come from the other processes."""
         fragments_of(self.strategy.optimizers[0], self.stage).load(kept(module), saved)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-        """Return the optimizer that can be split: for Muon one that DeepSpeed knows."""
+        """Return an optimizer that can be split: for Muon, one that DeepSpeed knows."""
         from videodiff.parallel.zero.muon import splittable
 
         return splittable(make, self.strategy.config)
 
     def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave it to DeepSpeed: no process holds a whole gradient."""
+        """Do nothing: DeepSpeed examines it, because no process holds a whole gradient."""
 
     def skipped(self) -> bool:
-        """Tell whether DeepSpeed left the last step out, as its gradient was not finite or too large."""
+        """Return whether DeepSpeed skipped the last step because its gradient was not finite or too large."""
         return bool(self.strategy.optimizers[0].overflow)
 
     def gradient_norm(self) -> float | None:
@@ -78,8 +78,8 @@ class ZeroEngine:
 
         optimizer = self.strategy.optimizers[0]
         if hasattr(optimizer, "_hp_optimizer_states_linked"):
-            # ZeRO 1 and 2 link the states of all groups after the first group's first step, when the others have none,
-            # and the states of a checkpoint not before the next step.
+            # ZeRO 1 and 2 link the states of all groups when the first group has taken its first step and the others
+            # have no state yet, and they link the states of a checkpoint only at the next step.
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
         found = {}
@@ -94,7 +94,7 @@ class ZeroEngine:
 
     @contextmanager
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Put the averages in the place of the weights; what the first rank writes, all ranks get."""
+        """Exchange the weights for their averages; all ranks get what the first rank writes."""
         averages = self.averages(parameters)
         with self.gathered(parameters.values()):
             weights = {name: p.detach().clone() for name, p in parameters.items()}
@@ -106,7 +106,7 @@ class ZeroEngine:
                 write(parameters, weights)
 
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-        """Return a context in which parameters that ZeRO 3 has split are whole; the first rank may change them."""
+        """Return a context in which parameters are whole that ZeRO 3 has split; the first rank may change them."""
         parameters = list(parameters)
         if not any(hasattr(p, "ds_id") for p in parameters):
             return nullcontext()
@@ -115,7 +115,7 @@ class ZeroEngine:
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
     def adopt(self, module: nn.Module) -> None:
-        """Under ZeRO 3 give a network without memory its weights, one at a time: each process keeps its part."""
+        """Under ZeRO 3, give a network without memory its weights one at a time: each process keeps its part."""
         if not is_unborn(module.denoiser):
             return
         import deepspeed
@@ -135,20 +135,20 @@ class ZeroEngine:
             split(p)
 
     def weight_type(self) -> torch.dtype:
-        """Return the type that DeepSpeed gives to weights; its optimizer's are float32."""
+        """Return the type of weights under DeepSpeed; the optimizer's copies are float32."""
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return next((types[key] for key in types if self.strategy.config.get(key, {}).get("enabled")), torch.float32)
 
 
 def is_muon(optimizer: Any) -> bool:
-    """Tell whether a ZeRO optimizer orthogonalises gradients before it takes their norm."""
+    """Return whether a ZeRO optimizer orthogonalises gradients before it takes their norm."""
     return any(group.get("use_muon") for group in optimizer.param_groups)
 
 
 def examine(engine: ZeroEngine, optimizer: Any) -> None:
-    """Have a ZeRO optimizer leave out a step whose gradient is not finite, or larger than the engine's limit.
+    """Make a ZeRO optimizer skip a step if the gradient is not finite or larger than the engine's limit.
 
-    By itself it leaves steps out in float16 alone.
+    By itself it skips steps in float16 only.
     """
     find_infinite = optimizer.check_overflow
 
@@ -168,7 +168,8 @@ def examine(engine: ZeroEngine, optimizer: Any) -> None:
         optimizer.overflow = False
         optimizer.check_overflow()
         if optimizer.overflow:
-            # It keeps the sums of gradients in one buffer, which only the next gradient of a parameter overwrites.
+            # Summed gradients lie in one buffer, and a value stays until the next gradient of its parameter overwrites
+            # it.
             optimizer.grad_partitions_flat_buffer.zero_()
         return optimizer._loss_scale_update_and_overflow_cleanup() if update_scale else optimizer.overflow
 

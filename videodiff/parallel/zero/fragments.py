@@ -1,7 +1,7 @@
-"""Where ZeRO keeps the values of a parameter on this process: in flat tensors of many parameters, one a group.
+"""Where ZeRO keeps the values of a parameter on this process: in flat tensors of many parameters, one per group.
 
-All that is asked of DeepSpeed's two optimizers for checkpoints is asked here. Its own checkpoints fit one topology, and
-its universal ones hold no average.
+This is the only file that reads the internals of DeepSpeed's two optimizers for checkpoints. Its own checkpoints fit
+one topology, and its universal ones hold no average.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from videodiff.training.state.pieces import AVERAGE, STEP, WEIGHT, Piece, is_number, number, piece_of, share
 from videodiff.training.state.saved import Saved
 
-# What DeepSpeed's Muon calls what ours calls its momentum.
+# The name of our Muon's momentum in DeepSpeed's Muon.
 NAMES = {"momentum_buffer": "momentum"}
 
 
 class Fragment(NamedTuple):
-    """What this process holds of a parameter: `count` values from `start` on, from `offset` on in a flat tensor."""
+    """This process's part of a parameter: `count` values from `start` on, which lie at `offset` in a flat tensor."""
 
     start: int
     count: int
@@ -28,18 +28,18 @@ class Fragment(NamedTuple):
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return these values in a tensor that is laid out as the flat one."""
+        """Return these values in a tensor with the layout of the flat one."""
         return tensor.detach()[self.offset : self.offset + self.count]
 
 
 class Fragments:
-    """The fragments of one process, of ZeRO 1 and 2."""
+    """The fragments of one process under ZeRO 1 and 2."""
 
     def __init__(self, optimizer: Any) -> None:
         self.zero, self.optimizer = optimizer, optimizer.optimizer
 
     def pieces(self, values: Mapping[str, Tensor]) -> list[Piece]:
-        """Return the pieces of these parameters and buffers that this process is to save."""
+        """Return the pieces of these parameters and buffers that this process must save."""
         found, alike = [], []
         for name, value in values.items():
             fragment = self.fragment(value)
@@ -50,14 +50,14 @@ class Fragments:
         return found + share(alike, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
     def pieces_of(self, name: str, p: Tensor, fragment: Fragment) -> Iterator[Piece]:
-        """Yield the weight of one parameter and its state, as far as this process holds them."""
+        """Yield this process's part of the weight and the state of one parameter."""
         if not fragment.count:
             return
         shape = tuple(shape_of(p))
         yield Piece(name, WEIGHT, fragment.start, fragment.of(fragment.flat), shape)
         for key, value in self.optimizer.state.get(fragment.flat, {}).items():
             if is_number(key, value, shape_of(p)):
-                # Whoever holds the first value tells for all.
+                # The process with the first value saves it for all.
                 if fragment.start == 0:
                     yield number(name, key, value)
             else:
@@ -65,7 +65,7 @@ class Fragments:
                 yield Piece(name, NAMES.get(key, key), fragment.start, values, shape)
 
     def load(self, values: Mapping[str, Tensor], saved: Saved) -> None:
-        """Fill what this process holds, and let weights follow."""
+        """Fill what this process holds, then update the weights."""
         places: list[Piece] = []
         for name, value in values.items():
             fragment = self.fragment(value)
@@ -74,7 +74,7 @@ class Fragments:
         self.follow()
 
     def places_of(self, name: str, p: Tensor, fragment: Fragment, saved: Saved) -> Iterator[Piece]:
-        """Yield where the saved values of one parameter go; state that is not there yet is made."""
+        """Yield where the saved values of one parameter belong; missing state is created."""
         if not fragment.count:
             return
         shape, state = tuple(shape_of(p)), self.optimizer.state[fragment.flat]
@@ -92,11 +92,11 @@ class Fragments:
                 yield Piece(name, key, fragment.start, fragment.of(state[key]), shape)
 
     def is_muon(self) -> bool:
-        """Tell whether DeepSpeed's Muon takes the steps: it counts in plain numbers, torch in tensors."""
+        """Return whether DeepSpeed's Muon takes the steps: it counts them in plain numbers, torch in tensors."""
         return any("use_muon" in group for group in self.optimizer.param_groups)
 
     def fragment(self, p: Tensor) -> Fragment | None:
-        """Return what this process holds of a parameter; None where all processes hold it whole."""
+        """Return this process's part of a parameter; None if all processes hold it whole."""
         if not p.requires_grad:
             return None
         mapping = p._hp_mapping
@@ -107,16 +107,16 @@ class Fragments:
         return Fragment(at.start, at.numel, flat, within.start)
 
     def alike(self, name: str, value: Tensor) -> list[Piece]:
-        """Return what all processes hold alike: buffers, and parameters that are not trained."""
+        """Return what is the same on all processes: buffers, and parameters that are not trained."""
         return [piece_of(name, WEIGHT, value)]
 
     def own(self, p: Tensor, fragment: Fragment, momenta: Tensor) -> Tensor:
-        """Return this process's values of a momentum; DeepSpeed keeps momenta of whole matrices in its place."""
+        """Return this process's values of a momentum; DeepSpeed's Muon keeps momenta of whole matrices."""
         begin = self.momentum_offset(p) + fragment.start
         return momenta.detach()[begin : begin + fragment.count]
 
     def momentum_place(self, name: str, p: Tensor, fragment: Fragment) -> Piece:
-        """Return where the momentum of a whole matrix goes."""
+        """Return where the momentum of a whole matrix belongs."""
         group = p._hp_mapping.param_group_index
         state, within = self.optimizer.state[fragment.flat], self.zero.params_in_partition[group]
         if "momentum_buffer" not in state:
@@ -135,7 +135,7 @@ class Fragments:
         raise ValueError(f"found no momentum of a matrix of shape {tuple(p.shape)} on this process, expected it")
 
     def follow(self) -> None:
-        """Make the weights of all processes those of the flat tensors."""
+        """Copy the flat tensors into the weights of all processes."""
         self.zero.update_lp_params()
 
 
@@ -143,7 +143,7 @@ class Partitions(Fragments):
     """The fragments of one process under ZeRO 3, which gives each process an equal part of each parameter."""
 
     def fragment(self, p: Tensor) -> Fragment | None:
-        """Return what this process holds of a parameter; None for a buffer, which all hold whole."""
+        """Return this process's part of a parameter; None for a buffer, which all hold whole."""
         if not hasattr(p, "ds_id"):
             return None
         rank, size = self.zero._get_param_partition_rank(p), p.partition_numel()
@@ -155,26 +155,26 @@ class Partitions(Fragments):
         return Fragment(start, count, self.zero.fp32_partitioned_groups_flat[group], offset)
 
     def momentum_place(self, name: str, p: Tensor, fragment: Fragment) -> Piece:
-        """Return where this process's part of a momentum goes."""
+        """Return where this process's part of a momentum belongs."""
         state = self.optimizer.state[fragment.flat]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(fragment.flat, requires_grad=False)
         return Piece(name, "momentum", fragment.start, fragment.of(state["momentum_buffer"]), tuple(shape_of(p)))
 
     def load(self, values: Mapping[str, Tensor], saved: Saved) -> None:
-        """Fill what this process holds, and let weights follow; first split small parameters that are kept whole."""
+        """Fill what this process holds, then update the weights; before, split small parameters that are kept whole."""
         self.zero.checkpoint_event_prologue()
         super().load(values, saved)
 
     def follow(self) -> None:
-        """Make the weights those of the flat tensors, and small ones whole again."""
+        """Copy the flat tensors into the weights, and make small parameters whole again."""
         for group in range(len(self.zero.fp32_partitioned_groups_flat)):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
         self.zero.checkpoint_event_epilogue()
 
 
 def fragments_of(optimizer: Any, stage: int) -> Fragments:
-    """Return where this optimizer of DeepSpeed keeps values."""
+    """Return the fragments of one of DeepSpeed's optimizers."""
     return Partitions(optimizer) if stage == 3 else Fragments(optimizer)
 
 

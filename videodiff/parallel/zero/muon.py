@@ -2,10 +2,10 @@
 
 ZeRO hands an optimizer flat pieces of matrices, which no Muon can orthogonalise; DeepSpeed does it for parameters
 marked `use_muon` if the optimizer is its own class. Its step has the size 1 / sqrt(columns) per entry, ours 0.2:
-matrices are grouped by their columns and the learning rate carries the difference.
+matrices are grouped by their number of columns, and the learning rate of a group makes up for the difference.
 
-DeepSpeed compiles its orthogonalisation at the first step: on a CPU that takes 20 s, or minutes where the CPU is
-loaded, and gains nothing, so there it runs as it is written. On CUDA it is compiled: the first step of a run is slow.
+DeepSpeed compiles its orthogonalisation at the first step. On a CPU this takes 20 s, or minutes on a loaded one, and
+gains nothing, so there it is not compiled. On CUDA it is: the first step of a run is slow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from videodiff.training.optimizer import Group, Muon, average, begun
 
 
 class ZeroMuon(MuonWithAuxAdam):
-    """The optimizer `videodiff.training.optimizer.Muon`, as DeepSpeed can shard it; same arguments but for `fused`."""
+    """The optimizer `videodiff.training.optimizer.Muon` in a form that DeepSpeed can shard; `fused` must be unset."""
 
     def __init__(self, params: Iterable[Group], **settings: Any) -> None:
         given = inspect.signature(Muon).bind(params, **settings)
@@ -36,7 +36,7 @@ class ZeroMuon(MuonWithAuxAdam):
             if group["matrix"]:
                 for columns, matrices in by_columns(group["params"]).items():
                     scaled = lr * 0.2 * columns**0.5
-                    # DeepSpeed decays by its own learning rate, which is the scaled one here.
+                    # DeepSpeed multiplies the decay by its learning rate, which is the scaled one here.
                     own = {"lr": scaled, "momentum": how["momentum"], "weight_decay": decay * lr / scaled}
                     groups.append({"params": matrices, "use_muon": True, "ns_method": "standard", **own})
             else:
@@ -61,7 +61,7 @@ class ZeroMuon(MuonWithAuxAdam):
 
 
 def run_as_written() -> None:
-    """Take the compiler away from DeepSpeed's orthogonalisation; all of DeepSpeed looks it up at each step."""
+    """Replace DeepSpeed's compiled orthogonalisation by the plain one; DeepSpeed looks it up at each step."""
     for name in ("zeropower_via_newtonschulz5", "muon_update"):
         setattr(original_muon, name, inspect.unwrap(getattr(original_muon, name)))
 
@@ -70,18 +70,18 @@ def by_columns(matrices: Iterable[nn.Parameter]) -> dict[int, list[nn.Parameter]
     """Group matrices by their number of columns."""
     groups: dict[int, list[nn.Parameter]] = {}
     for p in matrices:
-        # ZeRO 3 has emptied a parameter that it has split already.
+        # ZeRO 3 empties parameters that it has split.
         groups.setdefault(getattr(p, "ds_shape", p.shape)[1], []).append(p)
     return groups
 
 
 def splittable(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
-    """Return the optimizer to use under ZeRO in the place of this one; for Muon, `config`, DeepSpeed's, is changed."""
+    """Return the optimizer to use under ZeRO instead of this one; for Muon, DeepSpeed's `config` is changed too."""
     if not (isinstance(optimizer, partial) and optimizer.func is Muon):
         return optimizer
-    # A piece of a summed gradient is of no use to Muon.
+    # Muon needs whole gradients, not pieces of a summed one.
     config["zero_optimization"]["reduce_scatter"] = False
-    # DeepSpeed clips what Muon made of the gradient, whose norm says nothing: it would shrink every step.
+    # DeepSpeed would clip the orthogonalised update instead of the gradient, which would shrink every step.
     config["gradient_clipping"] = 0.0
     if not torch.cuda.is_available():
         run_as_written()

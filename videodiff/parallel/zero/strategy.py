@@ -35,7 +35,7 @@ class Zero(SharesClips, DeepSpeedStrategy):
         examine(self.engine, self.optimizers[0])
 
     def _auto_select_batch_size(self) -> int:
-        # DeepSpeed divides by it only for a throughput that it prints, and we measure our own: no loader is asked.
+        # DeepSpeed needs it only for a throughput that it prints; we measure our own, so no loader is asked.
         return 1
 
     def setup_environment(self) -> None:
@@ -45,16 +45,16 @@ class Zero(SharesClips, DeepSpeedStrategy):
             return
         import deepspeed
 
-        # gloo does it: the shared-memory kernel would have to be compiled first.
+        # gloo communicates: the shared-memory kernel would have to be compiled first.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         Strategy.setup_environment(self)
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
     def model_sharded_context(self) -> AbstractContextManager[None]:
-        """Return an empty context: DeepSpeed's own splits a module before its parent has set its weights to zero.
+        """Return an empty context: DeepSpeed's context splits a module before its parent has set its weights to zero.
 
-        `ZeroEngine.adopt` splits the network as it is when it is complete.
+        `ZeroEngine.adopt` splits the complete network.
         """
         self._init_config_if_needed()
         return nullcontext()
@@ -66,12 +66,12 @@ class Zero(SharesClips, DeepSpeedStrategy):
     def teardown(self) -> None:
         """Leave the process group: gloo may wait for ever if it is left to the end of the process.
 
-        DeepSpeed does it, or it would go on to use the groups that are gone when this process trains again.
+        DeepSpeed itself leaves it; otherwise it would use the old groups when this process trains again.
         """
         import deepspeed
 
         if self.lightning_module is not None and any(p.is_meta for p in self.lightning_module.parameters()):
-            # Lightning would move the network to the host, and hide what went wrong before it had memory.
+            # Lightning would move the network to the host; for a network without memory this would hide the real error.
             self._lightning_module = None
         super().teardown()
         if torch.distributed.is_initialized():
@@ -79,6 +79,6 @@ class Zero(SharesClips, DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """Return this process's device; DeepSpeed wants an index, on a CPU too."""
+        """Return this process's device; DeepSpeed needs an index, even on a CPU."""
         device = super().root_device
         return device if device.index is not None else torch.device(device.type, self.local_rank)
