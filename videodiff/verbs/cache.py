@@ -20,7 +20,7 @@ SHOWN = 5
 
 
 def run(cfg: DictConfig) -> None:
-    """Encode as configured; print what there is and what is left out."""
+    """Encode as configured; print what was encoded and what was left out."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     parts = {name: settings.pop(name, None) for name in ("codec", "text")}
     workers, video = settings.pop("workers"), settings.pop("video")
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def sizes_of(sizes: Any) -> list[tuple[int, int]]:
-    """Return heights and widths; what is none is an error."""
+    """Return heights and widths; ValueError for anything else."""
     whole = isinstance(sizes, list) and all(isinstance(size, list) and len(size) == 2 for size in sizes)
     if not whole or not all(isinstance(side, int) for size in sizes for side in size):
         raise ValueError(f"sizes: found {sizes}, expected a list like [[256, 256], [192, 336]]: height, width")
@@ -58,5 +58,5 @@ def sizes_of(sizes: Any) -> list[tuple[int, int]]:
 
 
 def build(codec: dict[str, Any] | None, text: dict[str, Any] | None) -> tuple[nn.Module | None, nn.Module | None]:
-    """Build codec and text encoder of their configurations, in whichever process they are to work."""
+    """Build codec and text encoder from their configurations, in the process where they work."""
     return instantiate(codec), instantiate(text)

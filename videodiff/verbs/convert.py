@@ -1,4 +1,4 @@
-"""videodiff convert: verify a checkpoint, export its weights, or write its state into another number of files."""
+"""videodiff convert: verify a checkpoint, export its weights, or write its state as another number of files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def chosen(path: Path) -> Path:
 
 
 def verified(checkpoint: Path) -> str:
-    """Return what a checkpoint holds; an error where a value is missing or not finite, or a file not what it was."""
+    """Return the contents of a checkpoint; a missing value, one that is not finite, or a changed file is an error."""
     record, saved = read_record(checkpoint), Saved(files_of(checkpoint))
     saved.check_complete()
     read_average(checkpoint)
@@ -84,7 +84,7 @@ def verified(checkpoint: Path) -> str:
 
 @contextmanager
 def making(out: Path) -> Iterator[Path]:
-    """Give a name beside `out` for what is to become it, at the clean end of the block; `out` must be free."""
+    """Yield a temporary path that is renamed to `out` if the block succeeds; `out` must not exist."""
     if out.exists():
         raise ValueError(f"out: found {out}, expected a name that is free")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def write_weights(checkpoint: Path, path: Path) -> None:
 
 
 def write_state(checkpoint: Path, folder: Path, files: int) -> None:
-    """Write a checkpoint of the same values in so many files of about one size; what it tells of itself stays."""
+    """Write a checkpoint of the same values in so many files of similar size; its record stays the same."""
     saved, pieces = Saved(files_of(checkpoint)), []
     (folder / STATE).mkdir(parents=True)
     record = json.loads((checkpoint / RECORD).read_text())
@@ -117,7 +117,7 @@ def write_state(checkpoint: Path, folder: Path, files: int) -> None:
     for number in range(files):
         pieces = share(held(saved), number, files)
         entries = [lazily(saved, piece, label(piece), (piece.values.numel(),)) for piece in pieces]
-        # The generators of a process stay with its number.
+        # The random generators of a rank stay with that rank.
         states = random_of(saved, checkpoint / STATE / f"{name_of(number)}.{SUFFIX}")
         entries += [Entry.of(f"{RANDOM}{name}", state) for name, state in states.items()]
         name = f"{STATE}/{name_of(number)}.{SUFFIX}"
@@ -131,7 +131,7 @@ def write_state(checkpoint: Path, folder: Path, files: int) -> None:
 
 
 def held(saved: Saved) -> list[Piece]:
-    """Return every tensor and number of a state whole, without its values."""
+    """Return the shapes of all whole tensors and numbers of a state, without values."""
     sizes = {place: 1 if shape is None else math.prod(shape) for place, shape in saved.shapes.items()}
     return [
         Piece(name, key, 0, torch.empty(size, dtype=saved.dtype(name, key), device="meta"), saved.shapes[name, key])
@@ -140,7 +140,7 @@ def held(saved: Saved) -> list[Piece]:
 
 
 def lazily(saved: Saved, piece: Piece, name: str, shape: tuple[int, ...]) -> Entry:
-    """Return values to write that are read when it is their turn."""
+    """Return entries for writing; each is read when it is written."""
 
     def read() -> Tensor:
         values = torch.empty(piece.values.shape, dtype=piece.values.dtype)

@@ -1,4 +1,4 @@
-"""videodiff doctor: look at a machine, and at the machines of a job, before training there."""
+"""videodiff doctor: examine a machine, or the machines of a job, before a training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from videodiff.printing import in_line, say
 
 
 def run(cfg: DictConfig) -> None:
-    """Print a line for each finding; exit status 1 where a run could not work."""
+    """Print one line per finding; exit status 1 if a run could not work."""
     sound = not any(problems(os.environ))
     place = place_of(os.environ) if sound else Place(ALONE, 0, 1, 0, 1, "127.0.0.1", 0)
     folder = Path(cfg.folder)
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
 def examine_cluster(
     cfg: DictConfig, place: Place, folder: Path, here: Sequence[Finding]
 ) -> tuple[list[Finding], dict[str, list[Finding]]]:
-    """Return what was found about all processes together, and about each host."""
+    """Return the findings about all processes together, and about each host."""
     name = socket.gethostname()
     store, together = cluster.meet(place, cfg.seconds)
     if store is None:
@@ -52,7 +52,7 @@ def examine_cluster(
     ):
         together += node.in_time("together", check, 2 * cfg.seconds)
     leave(group)
-    # The first process of a host speaks for it; what stops a run counts on any.
+    # Only the first process of a host reports its findings; a finding that stops a run counts from any process.
     hosts: dict[str, list[Finding]] = {}
     for rank, (host, local_rank, lines) in enumerate(said):
         findings = [Finding(*line) for line in lines]
@@ -64,7 +64,7 @@ def examine_cluster(
 
 
 def leave(group: cluster.Group) -> None:
-    """Say that this process is done; the first one keeps the store until all are."""
+    """Report that this process is done; the first one keeps the store until all are done."""
     if group.place.rank == 0:
         node.in_time("the end", lambda: group.everyone("end", True), group.seconds)
     else:
@@ -72,7 +72,7 @@ def leave(group: cluster.Group) -> None:
 
 
 def show(hosts: dict[str, list[Finding]], together: Sequence[Finding], wrong: bool) -> None:
-    """Print all findings, and what they come to."""
+    """Print all findings and the verdict."""
     sections = hosts | ({"together": list(together)} if together else {})
     for name, findings in sections.items():
         say(f"{name}:")
@@ -86,5 +86,5 @@ def show(hosts: dict[str, list[Finding]], together: Sequence[Finding], wrong: bo
 
 
 def mark(finding: Finding) -> str:
-    """Return how serious a finding is."""
+    """Return the word for the severity of a finding."""
     return "WRONG" if finding.stops else "look " if finding.expected else "ok   "

@@ -1,4 +1,4 @@
-"""videodiff evaluate: sample a run on the clips of a dataset and measure what came out."""
+"""videodiff evaluate: sample a run on the clips of a dataset and measure the samples."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from videodiff.verbs.config.build import Model, build_generation, load_run, read
 from videodiff.verbs.config.measuring import build_metrics
 from videodiff.worlds.truth import TruthError, read_scene
 
-# The given frames of a continuation where none are asked for.
+# The default number of given frames of a continuation.
 GIVEN = 3
-# Clips that cannot be read, beyond as many that can, before it is the dataset that cannot.
+# The dataset counts as unreadable if more clips fail than this number plus the clips that could be read.
 LOST = 100
 
 
 def run(cfg: DictConfig) -> None:
-    """Evaluate; a run folder may be trained in meanwhile, but not evaluated twice at a time."""
+    """Evaluate; the run may still be training, but only one evaluation may run at a time."""
     with owning(Path(cfg.run) / "evaluation", "evaluate"):
         evaluate(cfg)
 
@@ -79,7 +79,7 @@ def evaluate(cfg: DictConfig) -> None:
     captions, cut = fit_captions([clip.caption for clip in clips], model.text)
     if cut:
         remark(f"{name_of(held_out)}: {cut}")
-    # What cannot be measured of the truth cannot be measured of samples: better known now.
+    # Measure the truth first: a figure that fails here would fail for the samples too, after hours of sampling.
     metrics, unfit = usable(metrics, clips)
     left_out |= unfit
     for reason in left_out.values():
@@ -154,12 +154,12 @@ def name_of(held_out: Manifest | list[str]) -> str:
 
 
 def remark(line: str) -> None:
-    """Print a line about what is not as asked for."""
+    """Print a line about something that differs from what was asked for."""
     say(f"videodiff evaluate: {line}")
 
 
 def given_of(cfg: DictConfig, model: Model, shape: Trained) -> int:
-    """Return how many first frames a continuation is given; 0 where there can be none and none is asked for."""
+    """Return the number of given frames of a continuation; 0 if there can be none and none are asked for."""
     if cfg.given is None:
         return usual_given(model.codec, shape.frames, GIVEN)
     if CONTINUATION in cfg.tasks:
@@ -168,7 +168,7 @@ def given_of(cfg: DictConfig, model: Model, shape: Trained) -> int:
 
 
 def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Case]:
-    """Read the first clips of a dataset that fit and can be read, as a run sees them."""
+    """Read the first clips of a dataset that fit and can be read, in the shape of the run."""
     dataset = Clips(manifest, [shape.bucket], fixed=True, skip=True, any_size=True)
     reader, clips, lost = Reader([manifest.root]), [], {}
     for line in dataset.said:
@@ -192,7 +192,7 @@ def read_clips(manifest: Manifest, count: int, shape: Trained) -> list[Case]:
 
 
 def read_tars(tars: list[str], count: int, shape: Trained) -> list[Case]:
-    """Read the first clips of tars without a manifest that fit and can be read, as a run sees them."""
+    """Read the first clips of tars without a manifest that fit and can be read, in the shape of the run."""
     lost = Quarantine(budget=LOST)
     clips = first_clips(tars, shape.bucket, count, Reading(), lost)
     if lost.losses:
@@ -203,7 +203,7 @@ def read_tars(tars: list[str], count: int, shape: Trained) -> list[Case]:
 
 
 def as_case(sample: dict[str, Any]) -> Case:
-    """Return a sample with its scene, where the truth of all its frames is known; no frame is given yet."""
+    """Return a sample with its scene if the truth of all its frames is known; no frame is given yet."""
     scene, frames = read_scene(sample["truth"], sample["caption"]) if sample["truth"] else None, sample["video"]
     scene = scene if scene is not None and len(scene.position) == len(frames) else None
     return Case(sample["key"], frames, frames, sample["caption"], float(sample["fps"]), 0, scene)
@@ -251,7 +251,7 @@ def keep_clips(
                     if shown is not None:
                         write_clip(path, shown, clip.fps, crf=10)
                 records.append(record)
-        # Figures of another evaluation than the clips must not stand beside them.
+        # Remove the figures of the previous evaluation: they do not belong to these clips.
         for name in ("evaluation.json", "evaluation.md"):
             (folder / name).unlink(missing_ok=True)
         write_whole(out / "clips.json", json.dumps(records, indent=1).encode())

@@ -13,7 +13,7 @@ SHOWN = 5
 
 
 def run(cfg: DictConfig) -> None:
-    """Index as configured; print what there is and what could not be used."""
+    """Index as configured; print what was found and what could not be used."""
     bar = tqdm(unit="tar", desc="index", delay=0.5)
 
     def show(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""videodiff inspect: what is in a dataset, a run or a checkpoint, and what training would take of a dataset."""
+"""videodiff inspect: what is in a dataset, a run or a checkpoint, and what training would use of a dataset."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ SHOWN = 5
 
 
 def run(cfg: DictConfig) -> None:
-    """Tell by what the folder holds which of the three it is; without one, tell of the data."""
+    """Describe a dataset, a run or a checkpoint, recognised by its files; without a folder, describe the data."""
     try:
         for text in describe(cfg):
             say(text)
     except BrokenPipeError:
-        # Whoever reads only the head of it needs no error, nor a second one when the process ends.
+        # A reader that stops early, such as head, must cause no error, also not when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe(cfg: DictConfig) -> Iterator[str]:
-    """Yield what there is to tell, part by part."""
+    """Yield the description in parts."""
     path = Path(cfg.folder or ".")
     if cfg.folder is None:
         yield from describe_data(cfg)
@@ -68,7 +68,7 @@ def describe(cfg: DictConfig) -> Iterator[str]:
 
 
 def verify(manifest: Manifest) -> str:
-    """Return that all shards are what the manifest says; damaged ones are an error that names them."""
+    """Return a line if all shards agree with the manifest; damaged shards are an error that names them."""
     if damaged := damaged_shards(manifest):
         more = f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
         raise ManifestError(f"{manifest.path}: found {len(damaged)} damaged shards: {'; '.join(damaged[:SHOWN])}{more}")
@@ -76,14 +76,14 @@ def verify(manifest: Manifest) -> str:
 
 
 def describe_data(cfg: DictConfig) -> Iterator[str]:
-    """Yield what is in the datasets, what of them falls where, what a step and an epoch are, and what else is asked."""
+    """Yield the contents of the datasets, their shares of the buckets, step and epoch, and what else was asked for."""
     if cfg.data.get("batch"):
         fill_text(cfg)
     cost = clip_cost(cfg) if cfg.data.get("batch") else None
     if cfg.throughput and "cache_gib" in cfg.data:
-        # A clip that stays decoded in memory says nothing of decoding.
+        # Clips that stay decoded in memory would falsify the throughput.
         cfg.data.cache_gib = 0.0
-    cfg.data.quarantine = None  # that file is of a training
+    cfg.data.quarantine = None  # that file belongs to a training
     data = build_data(cfg)
     if not isinstance(data, ClipDataModule):
         yield from describe_stream(cfg, data)
@@ -122,7 +122,7 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
 
 
 def describe_stream(cfg: DictConfig, data: TarDataModule) -> Iterator[str]:
-    """Yield what is known of tars that have no manifest: what a look at some samples tells."""
+    """Yield what is known of tars without a manifest, from some examined samples."""
     if cfg.strips or cfg.throughput:
         raise ValueError("strips, throughput: found one with data=webdataset, expected data=folder")
     data.check(cfg.world_size)
@@ -135,9 +135,9 @@ def describe_stream(cfg: DictConfig, data: TarDataModule) -> Iterator[str]:
 
 
 def said_of(cfg: DictConfig, data: ClipDataModule) -> list[str]:
-    """Return what training says of clips and captions before its first step, or why it stops there.
+    """Return training's remarks on clips and captions before its first step, or why it would stop there.
 
-    Only the learned words are asked: a pretrained encoder takes minutes to load.
+    Only learned words are checked: a pretrained encoder takes minutes to load.
     """
     if "vocabulary" not in cfg.text:
         return []
@@ -170,7 +170,7 @@ def describe_checkpoint(checkpoint: Path) -> str:
 
 
 def describe_any(checkpoint: Path) -> str:
-    """Return what there is to tell of a checkpoint, of a damaged one what is wrong with it."""
+    """Return the description of a checkpoint; for a damaged one, what is wrong with it."""
     try:
         return describe_checkpoint(checkpoint)
     except CheckpointError as error:
@@ -178,7 +178,7 @@ def describe_any(checkpoint: Path) -> str:
 
 
 def show(data: ClipDataModule, batches: GlobalBatches, step: int, clips: int) -> Step:
-    """Return the first clips of a step as training would take them."""
+    """Return the first clips of a step as training would use them."""
     shown, items = [], batches.batch(step, 0)
     for item in items[:clips]:
         source = data.training[item.dataset]

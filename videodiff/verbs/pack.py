@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def settings_of(tree: Mapping[str, Any]) -> PackSettings:
-    """Return the settings that a configuration as in `conf/pack.yaml` stands for."""
+    """Return the settings for a configuration in the form of `conf/pack.yaml`."""
     columns = tree["video_column"], tree["caption_column"]
     return PackSettings(
         PackSource(tree["source"], tree["captions"], *columns, tree["require_caption"]),

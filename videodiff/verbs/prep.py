@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> None:
 def settings_of(
     tree: Mapping[str, Any], engine: Engine, reader: Reader, overrides: Sequence[str] | None = None
 ) -> Settings:
-    """Return the settings that a configuration as in `conf/prep.yaml` stands for."""
+    """Return the settings for a configuration in the form of `conf/prep.yaml`."""
     rules = tree["prep"]
     limits = {score: {k: v for k, v in sides.items() if v is not None} for score, sides in rules["filter"].items()}
     limits = {score: sides for score, sides in limits.items() if sides}

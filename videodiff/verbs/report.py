@@ -13,7 +13,7 @@ from videodiff.verbs.config.stored import read_yaml
 
 
 def run(cfg: DictConfig) -> None:
-    """Write the page; of a configuration that is none it says so."""
+    """Write the page; it says so if the configuration cannot be read."""
     config = Path(cfg.run) / "config.yaml"
     if config.is_file():
         read_yaml(config)

@@ -24,7 +24,7 @@ from videodiff.verbs.config.build import Model, build_generation, check_shape, l
 
 
 def run(cfg: DictConfig) -> None:
-    """Sample one clip a prompt and write it as mp4, with a JSON beside it that makes it again."""
+    """Sample one clip per prompt and write it as mp4, with a JSON file that allows to repeat it."""
     read_run(cfg.run, cfg.trust)
     prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else list(cfg.prompts)
     prompts = prompts or ([""] if cfg.given is not None else [])
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, model: Model) -> tuple[int, int, int]:
-    """Return the shape `t h w` to sample in: a trained one unless the command asks for another that the model takes."""
+    """Return the shape `t h w` to sample in: a trained one, or one that the command asks for and the model allows."""
     shape = choose_shape(trained, {name: cfg[name] for name in SIDES if cfg[name] is not None})
     check_shape("", shape, run_cfg.model.patch, model.codec)
     if remark := unlike_training(trained, shape):

@@ -22,7 +22,7 @@ from videodiff.worlds.scene import render
 
 
 def run(cfg: DictConfig) -> None:
-    """Write the clips into a temporary folder and rename it when the last one is there."""
+    """Write the clips into a temporary folder and rename it when all are written."""
     out = Path(cfg.out)
     for key in ("clips", "size"):
         if cfg[key] < 1:
@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> None:
 
 def simulate(cfg: DictConfig, world: Any, folder: Path) -> None:
     """Write the clips into a new folder, by several processes."""
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed one left
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
     folder.mkdir()
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.clips)
     write = partial(write_clip, world=world, folder=folder, size=cfg.size, crf=cfg.crf)

@@ -1,4 +1,4 @@
-"""videodiff train: compose, build, fit, and leave a run folder that tells all."""
+"""videodiff train: compose, build, fit, and leave a run folder with the whole record."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ from videodiff.verbs.config.origin import find_start
 from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
 from videodiff.verbs.config.versions import signed
 
-# What may change between the two halves of a run without changing its weights, or only where it is meant to.
+# Keys that may change at a resume: they do not change the weights, or are meant to.
 FREE = (
     *("trainer", "strategy", "recompute", "compile", "callbacks", "logger", "resume", "checkpoint", "trust", "run"),
     *("name", "hydra", "sampler", "data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
@@ -77,7 +77,7 @@ FREE_DATA = tuple(
         *("micro_batch", "cache_gib", "disk_cache", "disk_cache_gib", "validation_root", "validation_clips", "root"),
         *("timeout", "budget", "quarantine"),
         *("urls", "validation_urls", "readers", "wait", "pipes"),
-        # Where they would change a step that was taken, the data say so.
+        # The data module refuses changes that concern steps already taken.
         *("stages", "buckets", "weights"),
     )
 )
@@ -85,7 +85,7 @@ FREE_DATA = tuple(
 
 def run(cfg: DictConfig) -> None:
     """Train as configured; the first process owns the run folder for all of them."""
-    # Until training begins there is nothing to save, and whoever asks for an end by it queues the run again.
+    # Until training begins there is nothing to save, and the launcher that sends this signal queues the run again.
     signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(AGAIN))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     environment.check(os.environ, processes_of_node(cfg), cfg.trainer.num_nodes)
@@ -110,7 +110,7 @@ def run(cfg: DictConfig) -> None:
 
 @contextmanager
 def kept_environment() -> Iterator[None]:
-    """Undo what a training writes into the environment: the next one of this process would take it for a launcher's."""
+    """Undo what a training writes into the environment: the next training would take it for a launcher's variables."""
     before = dict(os.environ)
     try:
         yield
@@ -120,9 +120,9 @@ def kept_environment() -> Iterator[None]:
 
 
 def begin_again(folder: str, overrides: list[str]) -> None:
-    """Continue the run in a new process in the place of this one, or leave it to who started the processes.
+    """Continue the run in a new process that replaces this one, or leave that to the launcher.
 
-    The new one is given what a run does not keep: whom to trust, and secrets.
+    The new process gets what a run does not store: whom to trust, and secrets.
     """
     if environment.started_by(os.environ) in (environment.TORCHRUN, environment.SLURM):
         sys.exit(AGAIN)
@@ -134,7 +134,7 @@ def begin_again(folder: str, overrides: list[str]) -> None:
 
 
 def name_of_job(cfg: DictConfig) -> list[str]:
-    """Give each job of a sweep a name of its own where the command line has none: the jobs must not share a folder."""
+    """Give each job of a sweep its own name if the command line has none: the jobs must not share a folder."""
     hydra = HydraConfig.get()
     given = [override for override in hydra.overrides.task if override != f"resume={AUTO}"]
     named = any(override.startswith(("name=", "run=", "resume=")) for override in given)
@@ -145,7 +145,7 @@ def name_of_job(cfg: DictConfig) -> list[str]:
 
 
 def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | None:
-    """Return the checkpoint that training goes on from, None where it begins; a run is not begun over another one."""
+    """Return the checkpoint to resume from, None for a new run; a new run over an existing one is an error."""
     first, found = is_first_process(), cfg.resume == AUTO
     if found:
         if mirror := OmegaConf.select(cfg, "callbacks.checkpoints.mirror"):
@@ -225,13 +225,13 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusion) -> None:
-    """Remove the copies of encoders that the processes of this node have shared: each has loaded its own by now."""
+    """Remove the copies of encoders that the processes of this node shared: each has loaded its own by now."""
     if trainer.local_rank == 0:
         copies.remove()
 
 
 def out_of_memory(cfg: DictConfig, accumulate: int, world: int, error: Exception) -> str:
-    """Return in one line what there was no memory for, and which overrides take less."""
+    """Return one line that says what did not fit into memory, and which overrides need less."""
     sequence = cfg.strategy.get("sequence_parallel", 1)
     clips = cfg.data.global_batch // (accumulate * (world // sequence))
     name = HydraConfig.get().runtime.choices.get("strategy") or "auto"
@@ -242,7 +242,7 @@ def out_of_memory(cfg: DictConfig, accumulate: int, world: int, error: Exception
 
 
 def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -> None:
-    """Train; a failure of a rank or of the disk is told as what it is."""
+    """Train; a failure of a rank or of the disk becomes one clear line."""
     folder = trainer.default_root_dir
     try:
         trainer.fit(module, datamodule=data)
@@ -259,7 +259,7 @@ def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -
 
 
 def to_keep(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that a resumed run begins with: whom to trust, and secrets, stand on each command line."""
+    """Return the overrides to store for a resume, without trust and secrets: each command line gives these."""
     return [
         override
         for override in overrides
@@ -270,14 +270,14 @@ def to_keep(overrides: Sequence[str]) -> list[str]:
 
 
 def check_kept(cfg: DictConfig) -> None:
-    """Raise where a value could not be kept: in a stored configuration it would be taken for a reference."""
+    """Raise if a value cannot be stored, because it would be read as a reference."""
     for place, value in leaves(OmegaConf.to_container(cfg, resolve=True)):
         if isinstance(value, str) and "${" in value:
             raise ValueError(f"{dotted(place)}: found {value!r}, expected a value without ${{}}: a run cannot keep it")
 
 
 def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
-    """Return the configuration as the run tells it: readable without its dataset, and without secrets."""
+    """Return the configuration for the record: readable without the dataset, and without secrets."""
     config = to_tell(OmegaConf.to_container(cfg, resolve=True))
     if hasattr(model.text, "vocabulary"):
         config["text"]["vocabulary"] = list(model.text.vocabulary)
@@ -304,14 +304,14 @@ def build_trainer(
         enable_model_summary=False,
         default_root_dir=cfg.run,
     )
-    # Lightning's own actions talk to the other ranks in the middle of whatever these are at; see StopGently.
+    # Lightning's own signal handlers would communicate with other ranks at arbitrary moments; see StopGently.
     trainer._signal_connector.register_signal_handlers = lambda: None
     share_clips(model.denoiser, trainer.strategy)
     return trainer
 
 
 def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
-    """Build the callbacks; the progress line needs to know how many tokens there are in what batches hold."""
+    """Build the callbacks; the progress line needs the number of tokens in a batch."""
     codec, data = model.codec, cfg.data
     latent = codec.latent_frames(data.frames), data.height // codec.compression[1], data.width // codec.compression[2]
     pixels = "video" in data.get("deliver", ["video"])
@@ -332,9 +332,9 @@ def processes_of_node(cfg: DictConfig) -> int:
 
 
 def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Give every key that nobody has set the value that it had in the run, and return a line for each.
+    """Give every key without an override the value that it had in the run, and return one line for each.
 
-    A default may be another one today than when the run began.
+    A default may have changed since the run began.
     """
     given = [key_of(override) for override in overrides]
     stored = read_overrides(folder / OVERRIDES, ()) if (folder / OVERRIDES).is_file() else []
@@ -353,9 +353,9 @@ def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Seq
 
 
 def check_same(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
-    """Raise where the new configuration would train something else than the old one.
+    """Raise if the new configuration would train something else than the old one.
 
-    A key that the old one lacks, and that no override gives, came with a later version: see `versions.MEANT`.
+    A key that the old one lacks, and that no override sets, came with a later version: see `versions.MEANT`.
     """
     new = flatten(to_tell(OmegaConf.to_container(new, resolve=True)))
     old = flatten(OmegaConf.to_container(old, resolve=True))
@@ -370,7 +370,7 @@ def check_same(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequen
 
 
 def is_free(key: str) -> bool:
-    """Tell whether a key may have another value after a resume than before it."""
+    """Return whether a key may change at a resume."""
     return any(key == name or key.startswith(f"{name}.") for name in (*FREE, *FREE_DATA, "text.vocabulary"))
 
 
@@ -387,7 +387,7 @@ def quiet_and_quick() -> None:
     On a CPU a third of a step is page faults otherwise.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # It is said by each process on any machine that has Slurm; `videodiff doctor` tells what is wrong with a launch.
+    # Each process would print it on every machine with Slurm; `videodiff doctor` reports what is wrong with a launch.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):

@@ -1,4 +1,4 @@
-"""The command line of a verb: Hydra's flags, and overrides whose values are what was typed, not Hydra's grammar."""
+"""The command line of a verb: Hydra's flags, and overrides with values as typed instead of Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from videodiff.verbs.config.kinds import Kind
 from videodiff.verbs.config.schema import CLASSES, VERBS
 from videodiff.verbs.config.stored import built_by_conf, key_of, original
 
-# Each of Hydra's flags: its short form, and what may follow it (None: nothing; empty: anything).
+# Each flag of Hydra: its short form, and its possible values (None: it takes none; empty: any value).
 FLAGS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "--help": ("-h", None),
     "--cfg": ("-c", ("job", "hydra", "all")),
@@ -53,23 +53,23 @@ POSITIONAL = {
     "arrange": "source",
 }
 
-# Keys of one text or a list of them: what begins with [ is a list.
+# Keys that take one text or a list of texts: a value that begins with [ is a list.
 LISTS = ("prompts", "tars", "text.vocabulary", "data.urls", "data.validation_urls")
 
 
 class Arguments(NamedTuple):
-    """Flags for Hydra, with what follows them, and overrides."""
+    """Flags for Hydra with their values, and overrides."""
 
     flags: list[str]
     overrides: list[str]
 
     def has(self, flag: str) -> bool:
-        """Tell whether a flag is there."""
+        """Return whether a flag is given."""
         return flag in self.flags
 
 
 def split(arguments: Sequence[str]) -> Arguments:
-    """Take flags and overrides apart, in whatever order they come."""
+    """Separate flags and overrides, which may come in any order."""
     flags, overrides, left = [], [], list(arguments)
     while left:
         word = left.pop(0)
@@ -103,23 +103,23 @@ def split(arguments: Sequence[str]) -> Arguments:
 
 
 def positional(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Turn a bare path in the first place into the override it stands for."""
+    """Turn a bare path in the first place into the override that it stands for."""
     if verb in POSITIONAL and overrides and is_path(overrides[0]):
         return [f"{POSITIONAL[verb]}={quoted(overrides[0])}", *overrides[1:]]
     return list(overrides)
 
 
 def is_path(word: str) -> bool:
-    """Tell whether a word is no override: it has no =, or no key before it, or a file has this name."""
+    """Return whether a word is a path, not an override: it has no =, no key before it, or is the name of a file."""
     key, equals, _ = word.partition("=")
     return not equals or os.path.lexists(word) or not re.fullmatch(r"[+~]*(hydra/)?\w+([.@:]\w+)*", key)
 
 
 def spell(verb: str, override: str, sweeps: bool) -> str:
-    """Return an override as Hydra reads what was typed: where a key takes text, its value is that text.
+    """Return an override in Hydra's grammar; for a key that takes text, the value is the typed text.
 
-    What is quoted stays; `null`, references `${}`, and with --multirun sweeps stay what they are, unless a file of
-    this very name is there.
+    Quoted values are left unchanged. So are `null`, references `${}` and, with --multirun, sweeps, unless a file of
+    this name exists.
     """
     head, equals, value = override.partition("=")
     kinds = kinds_of(verb, key_of(override))
@@ -135,7 +135,7 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
 
 
 def is_meant(override: Override, value: str, sweeps: bool) -> bool:
-    """Tell whether a value that looks like more than text is more."""
+    """Return whether a value that looks like a reference or a sweep is meant as one."""
     return (
         "${" in value
         or (sweeps and override.is_sweep_override())
@@ -144,7 +144,7 @@ def is_meant(override: Override, value: str, sweeps: bool) -> bool:
 
 
 def kinds_of(verb: str, key: str) -> list[Kind]:
-    """Return what a dotted key may be, by any class that `conf/` has at its place."""
+    """Return the kinds of a dotted key, by every class that `conf/` has at its place."""
     known, twins = built_by_conf(conf_dir())
     found, place = [VERBS[verb]], ()
     for name in key.split("."):
@@ -156,13 +156,13 @@ def kinds_of(verb: str, key: str) -> list[Kind]:
 
 
 def quoted(text: str) -> str:
-    """Return text as Hydra's grammar writes it so that nothing in it means anything."""
+    """Return text quoted for Hydra's grammar, so that no character in it has a meaning."""
     escaped = re.sub(r"(\\*)\$\{", lambda match: rf"{match[1] * 2}\${{", text)
     return QuotedString(escaped, Quote.single).with_quotes()
 
 
 def is_quoted(value: str) -> bool:
-    """Tell whether a value is one quoted string of Hydra's grammar."""
+    """Return whether a value is one quoted string of Hydra's grammar."""
     if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
         return False
     parsed = parsed_or_none(f"key={value}")
@@ -170,7 +170,7 @@ def is_quoted(value: str) -> bool:
 
 
 def parse(override: str) -> Override:
-    """Read one override; where it is not of the form key=value, the error says which."""
+    """Parse one override; the error names an override that has not the form key=value."""
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException as error:
@@ -187,17 +187,17 @@ def parse(override: str) -> Override:
 
 
 def shell(text: str) -> str:
-    """Return a word as a shell takes it."""
+    """Return a word quoted for a shell."""
     return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'
 
 
 def escape_hint(text: str) -> str:
-    """Return how to write ${ where it means itself."""
+    """Return the advice how to write a literal ${."""
     return r"; if it is plain text, write \${ for ${" if "${" in text else ""
 
 
 def parsed_or_none(override: str) -> Override | None:
-    """Return an override, None where it cannot be read."""
+    """Return an override, None if it cannot be parsed."""
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException:
@@ -205,13 +205,13 @@ def parsed_or_none(override: str) -> Override | None:
 
 
 def text_of(override: str) -> str | None:
-    """Return the value of an override as text, None where it is null."""
+    """Return the value of an override as text, None for null."""
     value = parse(override).value()
     return None if value is None else str(value)
 
 
 def swept(override: Override) -> Iterator[str]:
-    """Yield the plain overrides that a sweep stands for, of a range without end the first thousand."""
+    """Yield the plain overrides that a sweep stands for; of an endless range only the first thousand."""
     if not override.is_sweep_override():
         yield override.input_line
     elif override.is_discrete_sweep() and override._value is not None:
@@ -223,13 +223,13 @@ def swept(override: Override) -> Iterator[str]:
 
 
 def chosen(value: Any) -> list[Any]:
-    """Return the options that the value of a group names: one, or a list of several."""
+    """Return the options that the value of a group names: one option or a list."""
     values = value if isinstance(value, list) else [value]
     return [name.text if isinstance(name, QuotedString) else name for name in values]
 
 
 def option_exists(choice: str) -> bool:
-    """Tell whether group=option names files in conf/; raise with the nearest option where one does not."""
+    """Return whether group=option names files in conf/; raise with the nearest option if a file is missing."""
     group, _, value = choice.partition("=")
     known, parsed = options(group), parse(choice)._value
     wrong = [str(name) for name in chosen(parsed) if str(name) not in known]

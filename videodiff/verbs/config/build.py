@@ -30,7 +30,7 @@ from videodiff.verbs.config.stored import read_config
 
 
 class Model(NamedTuple):
-    """What a run is made of, the parts that training and sampling share."""
+    """The parts of a run that training and sampling share."""
 
     denoiser: nn.Module
     objective: Objective
@@ -39,7 +39,7 @@ class Model(NamedTuple):
 
 
 def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Module] = lambda make: make()) -> Model:
-    """Instantiate the codec, the text encoder, the denoiser that fits both, and the objective; weights by cfg.seed.
+    """Instantiate codec, text encoder, a denoiser that fits both, and objective; first weights follow from cfg.seed.
 
     `born` makes the denoiser, by default whole.
     """
@@ -51,13 +51,13 @@ def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Mo
 
 
 def build_generation(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
-    """Return the sampler of a verb, or the one of the run, with the settings that the verb overrides."""
+    """Return the sampler of the verb, or else of the run, with the settings that the verb overrides."""
     chosen = {key: cfg[key] for key in ("steps", "scale", "shift") if cfg[key] is not None}
     return instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler, **chosen)
 
 
 def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
-    """Return what a group names, to be called later; a key that it does not take is an error now."""
+    """Return the class or function that a group names, to be called later; an unknown key is an error now."""
     made = instantiate(part)
     taken = [key for key, value in inspect.signature(made.func).parameters.items() if value.default is not value.empty]
     for key, value in made.keywords.items():
@@ -70,13 +70,13 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
 
 
 def check_patch(cfg: DictConfig, codec: Any) -> None:
-    """Raise where a shape of the data does not divide into the codec's pixels times the patches of the model."""
+    """Raise if a shape of the data is not a multiple of the codec's compression times the model's patch."""
     for where, shape in shapes(cfg.data):
         check_shape(f"{where}.", (shape.frames, shape.height, shape.width), cfg.model.patch, codec)
 
 
 def check_shape(where: str, shape: Sequence[int], patch: Sequence[int], codec: Any) -> None:
-    """Raise where a shape `t h w` does not divide into the codec's pixels times the patches of a model."""
+    """Raise if a shape `t h w` is not a multiple of the codec's compression times the model's patch."""
     (frames, *sides), (pt, *patch), units = shape, patch, codec.compression[1:]
     for name, side, unit, p in zip(("height", "width"), sides, units, patch, strict=True):
         if side < 1 or side % (unit * p):
@@ -96,9 +96,9 @@ def check_shape(where: str, shape: Sequence[int], patch: Sequence[int], codec: A
 
 
 def fill_text(cfg: DictConfig, before: DictConfig | None = None) -> None:
-    """Fill in what the text of a run leaves to its datasets: all their words, and room for their longest caption.
+    """Fill in text settings that depend on the datasets: all their words, and room for their longest caption.
 
-    What the run had `before` it is resumed stays.
+    Values that a resumed run had `before` are kept.
     """
     open_ = [name for name in ("vocabulary", "max_words") if name in cfg.text and cfg.text[name] is None]
     if before is not None:
@@ -125,7 +125,7 @@ def fill_text(cfg: DictConfig, before: DictConfig | None = None) -> None:
 
 
 def fill_text_of_stream(cfg: DictConfig, open_: Sequence[str]) -> None:
-    """Fill in what tars without a manifest can tell of their text: nothing, so the longest captions decide."""
+    """Fill in text settings for tars without a manifest: words must be given, the longest captions are allowed."""
     if "vocabulary" in open_:
         raise ValueError(
             f"text.vocabulary: found null, expected a list or a file with one word a line, as {WORDS}: streamed tars "
@@ -135,7 +135,7 @@ def fill_text_of_stream(cfg: DictConfig, open_: Sequence[str]) -> None:
 
 
 def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Yield each shape of a configuration of data, and where it stands."""
+    """Yield each shape in a configuration of data, with its place."""
     yield "data", data
     lists = {"data.buckets": data.get("buckets")}
     lists |= {f"data.stages[{i}].buckets": stage.get("buckets") for i, stage in enumerate(data.get("stages") or [])}
@@ -144,14 +144,14 @@ def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 
 
 def build_data(cfg: DictConfig) -> ClipDataModule:
-    """Instantiate the data; where batches follow from what a clip costs, with the cost."""
+    """Instantiate the data, with the cost of a clip if batches are planned by cost."""
     data = instantiate(cfg.data, cost=clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
     data.sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
     return data
 
 
 def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
-    """Return what a clip of a bucket costs the denoiser; it follows from configurations, no weights are loaded."""
+    """Return a function that gives the denoiser's cost of a clip of a bucket, from configurations alone."""
     network, unit = network_of_run(cfg), token_unit(cfg)
 
     def cost(bucket: Bucket) -> Cost:
@@ -183,7 +183,7 @@ def token_unit(cfg: DictConfig) -> list[int]:
 
 
 def shape_of(part: DictConfig) -> tuple[Any, Any]:
-    """Return what a codec or a text encoder says of its shape by its settings, without weights: its `read_shape`."""
+    """Return the shape of a codec or a text encoder from its settings, without weights: its `read_shape`."""
     settings = {key: value for key, value in OmegaConf.to_container(part, resolve=True).items() if key[0] != "_"}
     return get_class(part._target_).read_shape(**settings)
 
@@ -194,13 +194,13 @@ def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
     Without `trust`, its values must have the kinds and ranges of the command line. A missing key, or a key of another
     version, is no error.
 
-    `trust`: classes, or modules of classes, that the user vouches for.
+    `trust`: classes, or modules with classes, that the user trusts.
     """
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
     tree = read_config(path, trust)
-    # What a class of the user's own takes is not known here.
+    # The keys of a user's own class are not known here.
     for fault in () if trust else faults("train", tree):
         if not fault.no_key:
             raise ValueError(f"{path}: {fault.place}: found {shown(fault.found)}, expected {fault.expected}")

@@ -1,4 +1,4 @@
-"""Checks of a command line by its composed configuration, before anything is built."""
+"""Check a command line by its composed configuration, before anything is built."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import key_of, read_config
 from videodiff.verbs.config.versions import RENAMED
 
-# Combinations of a sweep that are composed beforehand; the others are checked when their turn comes.
+# The number of combinations of a sweep that are checked beforehand; the others are checked when they run.
 MOST_COMPOSED = 16
-# What a verb reads: where there is no such folder on this machine, nothing else needs to be looked at.
+# Keys of folders that a verb reads: if one is missing on this machine, nothing else is checked.
 READ = {
     "train": ("data.root", "data.validation_root"),
     "inspect": (),
@@ -35,7 +35,7 @@ ENDS = ("--cfg", "--info", "--hydra-help")
 
 
 def check(verb: str, arguments: Arguments) -> None:
-    """Raise where a configuration cannot be composed, or has a key or a value that nothing takes."""
+    """Raise if a configuration cannot be composed, or has an unknown key or a wrong value."""
     overrides = [parse(override) for override in arguments.overrides]
     check_launcher(overrides, arguments)
     for override in overrides:
@@ -56,7 +56,7 @@ def check(verb: str, arguments: Arguments) -> None:
 
 
 def check_launcher(overrides: Sequence[Override], arguments: Arguments) -> None:
-    """Raise where jobs are to be started and nothing is installed that could, or where no launcher would be asked."""
+    """Raise if jobs should be launched but the launcher is not installed, or would not be used."""
     launchers = {str(override.value()) for override in overrides if override.key_or_group == "hydra/launcher"}
     if any(arguments.has(flag) for flag in ENDS):
         return
@@ -73,12 +73,12 @@ def check_launcher(overrides: Sequence[Override], arguments: Arguments) -> None:
 
 
 def config_dirs(arguments: Arguments) -> list[str]:
-    """Return the folders of configuration that the user adds."""
+    """Return the configuration folders that the user adds."""
     return [value for flag, value in zip(arguments.flags, arguments.flags[1:], strict=False) if flag == "--config-dir"]
 
 
 def combinations(choices: Sequence[Sequence[str]]) -> Iterator[list[str]]:
-    """Yield the first of all choices, then each other choice once, the rest as in the first; only so many."""
+    """Yield the first choice of each key together, then each other choice once with the rest as in the first."""
     choices = [values for values in choices if values]
     first = [values[0] for values in choices]
     yield first
@@ -109,7 +109,7 @@ def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def valid_names(verb: str, group_choices: list[str]) -> list[str]:
-    """Return every key and group of a verb's configuration, with those group choices that exist."""
+    """Return every key and group of a verb's configuration, with the group choices that exist."""
     cfg = compose(verb, overrides=[choice for choice in group_choices if option_exists(choice)])
     return [*flat_keys(OmegaConf.to_container(cfg, resolve=False)), *groups(verb)]
 
@@ -123,10 +123,10 @@ def flat_keys(node: object, prefix: str = "") -> Iterator[str]:
 
 
 def check_composed(verb: str, cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Raise where a value is missing, is of another kind than its key has, or lies out of its range."""
+    """Raise if a value is missing, has the wrong kind, or lies outside its range."""
     tree = plain(cfg, overrides)
     for fault in faults(verb, tree):
-        # A key that conf/ itself has is as good as known.
+        # Keys of conf/ itself count as known.
         if not fault.no_key or any(touches(key_of(override), fault.place) for override in overrides):
             raise ValueError(explain(fault, overrides))
     for key in missing(verb, tree):
@@ -134,7 +134,7 @@ def check_composed(verb: str, cfg: DictConfig, overrides: Sequence[str] = ()) ->
 
 
 def missing(verb: str, tree: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys that a verb cannot do without and that have no value."""
+    """Yield the keys that a verb needs and that have no value."""
     for key, value in tree.items():
         if value is MISSING:
             yield key
@@ -144,12 +144,12 @@ def missing(verb: str, tree: dict[str, Any]) -> Iterator[str]:
 
 
 def what(verb: str, key: str) -> str:
-    """Return in words what a key wants."""
+    """Return in words what a key expects."""
     return next((kind.expected for kind in kinds_of(verb, key)), "a value")
 
 
 def plain(node: Any, overrides: Sequence[str] = ()) -> Any:
-    """Return a configuration as plain values, references followed; `MISSING` where there is no value yet."""
+    """Return a configuration as plain values with references resolved; `MISSING` stands for a missing value."""
     if isinstance(node, (DictConfig, ListConfig)):
         if node._is_none():
             return None
@@ -176,7 +176,7 @@ def value_at(node: Any, key: Any, overrides: Sequence[str]) -> Any:
 
 
 def explain(fault: Fault, overrides: Sequence[str]) -> str:
-    """Return a fault as a line that names the override it came by."""
+    """Return a fault as a line that names the override behind it."""
     said = f"found {shown(fault.found)}, expected {fault.expected}"
     if fault.no_key:
         said = f"found no key {fault.place!r}; {fault.expected}"
@@ -190,7 +190,7 @@ def explain(fault: Fault, overrides: Sequence[str]) -> str:
 
 
 def touches(key: str, place: str) -> bool:
-    """Tell whether an override of this key decides what stands at a place."""
+    """Return whether an override of this key decides the value at a place."""
     return place == key or place.startswith((f"{key}.", f"{key}["))
 
 
@@ -201,7 +201,7 @@ def shown(value: Any) -> str:
 
 
 def check_folders(verb: str, cfg: DictConfig, elsewhere: bool) -> None:
-    """Raise where what a verb reads is not there; `elsewhere` it may be, where jobs are sent to other machines."""
+    """Raise if a folder that a verb reads is missing, unless `elsewhere`: the jobs run on other machines."""
     if verb in ("sample", "evaluate", "report"):
         path = Path(cfg.run) / "config.yaml"
         if not path.is_file():

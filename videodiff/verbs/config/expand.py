@@ -1,4 +1,4 @@
-"""Overrides that stand for others: those that a folder keeps, and short forms."""
+"""Overrides that stand for others: the overrides that a folder keeps, and short forms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from videodiff.verbs.config.versions import version_of
 # Where a preparation keeps the overrides of its last call, below its dataset.
 WORK, OVERRIDES = ".work", "overrides.yaml"
 
-# The value of resume= that goes on where the run folder has a checkpoint, and begins where it has none.
+# The value of resume= that resumes if the run folder has a checkpoint, and begins if it has none.
 AUTO = "auto"
 
 
 def expand(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of a verb with all that they stand for."""
+    """Return the overrides of a verb, expanded."""
     rule = {"train": resumed, "prep": prepared_again, "inspect": of_data, "cache": of_root}.get(verb, list)
     return rule(overrides)
 
@@ -35,7 +35,7 @@ def resumed(overrides: Sequence[str]) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
     if (config := Path(run) / "config.yaml").is_file():
-        # Keys of a newer version would be called mistyped.
+        # Check the version first: keys of a newer version would be reported as mistyped.
         tree = read_yaml(config)
         version_of(tree if isinstance(tree, dict) else {}, config)
     return [*read_overrides(path, overrides, dropped=("run",)), f"run={quoted(run)}", *overrides]
@@ -71,7 +71,7 @@ def of_data(overrides: Sequence[str]) -> list[str]:
 
 
 def of_root(overrides: Sequence[str]) -> list[str]:
-    """Take `data=` for `root=`: conf/data is a group, of training."""
+    """Read `data=` as `root=`: the group conf/data belongs to training."""
     return [
         f"root={literal(override)}" if override.startswith(("data=", "data.root=")) else override
         for override in overrides
@@ -79,12 +79,12 @@ def of_root(overrides: Sequence[str]) -> list[str]:
 
 
 def literal(override: str) -> str:
-    """Return the value of an override as quoted text, quoted before or not."""
+    """Return the value of an override as quoted text; it may be quoted already."""
     value = override.partition("=")[2]
     return value if value[:1] in ("'", '"') and value[-1:] == value[:1] else quoted(value)
 
 
 def given(key: str, overrides: Sequence[str]) -> str | None:
-    """Return the value of a key, None where it is not given or null."""
+    """Return the value of a key, None if it is not given or null."""
     found = [override for override in overrides if key_of(override) == key and "=" in override]
     return text_of(found[-1]) if found else None

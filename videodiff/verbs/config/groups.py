@@ -1,4 +1,4 @@
-"""What `conf/` holds: a file a verb, and the groups that a verb chooses from, each a folder of options."""
+"""The contents of `conf/`: one file per verb, and groups, each a folder with the options that a verb chooses from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 
 
 def conf_dir() -> Path:
-    """Return the configuration folder: inside the package when installed, beside it in a checkout."""
+    """Return the configuration folder: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[2]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -21,5 +21,5 @@ def groups(verb: str) -> list[str]:
 
 
 def options(group: str) -> list[str]:
-    """Return the options of a group; none where there is no such group."""
+    """Return the options of a group; none if the group does not exist."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))

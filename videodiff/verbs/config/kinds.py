@@ -1,4 +1,4 @@
-"""What a value of the configuration may be: a type and a range, told in the words of the error that names it."""
+"""The kinds of values in the configuration: a type and a range, in the words of the error message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Fault(NamedTuple):
-    """A value that may not stand where it does: its place, what was found there, and what may."""
+    """A wrong value: its place, what was found there, and what was expected."""
 
     place: str
     found: Any
@@ -19,7 +19,7 @@ class Fault(NamedTuple):
 
 
 class Missing:
-    """A value that is not given yet, or that follows from one."""
+    """A value that is not given yet, or depends on one that is not."""
 
     def __repr__(self) -> str:
         return "nothing"
@@ -31,9 +31,9 @@ Check = Callable[[str, Any], Iterator[Fault]]
 
 @dataclass(frozen=True)
 class Kind:
-    """`expected` in words, and what yields the faults of a value.
+    """A kind of value: `expected` in words, and a function that yields the faults of a value.
 
-    literal: on a command line the value is text as it stands, whatever it looks like; `names`: it is the name of a
+    `literal`: on a command line the value is text, even if it looks like something else; `names`: it is the name of a
     file or folder, or a URL. `keys`: the keys that a mapping may have; `rest`: the kind of any other key.
     """
 
@@ -58,7 +58,7 @@ def kind(expected: str, accepts: Callable[[Any], bool], **how: Any) -> Kind:
 
 
 def whole(least: int | None = None, most: int | None = None) -> Kind:
-    """Return whole numbers in a range."""
+    """Return the kind of whole numbers in a range."""
 
     def accepts(value: Any) -> bool:
         return is_whole(value) and (least is None or value >= least) and (most is None or value <= most)
@@ -69,7 +69,7 @@ def whole(least: int | None = None, most: int | None = None) -> Kind:
 def number(
     least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
 ) -> Kind:
-    """Return finite numbers in a range."""
+    """Return the kind of finite numbers in a range."""
 
     def accepts(value: Any) -> bool:
         return (
@@ -88,7 +88,7 @@ def number(
 def limits(
     least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
 ) -> str:
-    """Return a range in words."""
+    """Return the words for a range."""
     if least is not None and most is not None:
         return f" from {least} to {most}"
     words = [(least, "of at least"), (most, "of at most"), (above, "above"), (below, "below")]
@@ -97,12 +97,12 @@ def limits(
 
 
 def is_whole(value: Any) -> bool:
-    """Tell whether a value is a whole number."""
+    """Return whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 FLAG = kind("true or false", lambda value: isinstance(value, bool))
-# Numbers and the like that are meant as text are made text on the command line; elsewhere they want quotes.
+# The command line turns numbers that are meant as text into text; in files they need quotes.
 TEXT = kind("text", lambda value: isinstance(value, str), literal=True)
 NAME = kind("text, not empty", lambda value: isinstance(value, str) and value.strip() != "", literal=True)
 PLACE = kind(
@@ -115,14 +115,14 @@ ANYTHING = kind("anything", lambda value: True)
 
 
 def choice(*values: str) -> Kind:
-    """Return some words."""
+    """Return the kind of these words."""
     return kind(
         f"one of {', '.join(values)}" if len(values) > 2 else " or ".join(values), lambda value: value in values
     )
 
 
 def optional(inner: Kind) -> Kind:
-    """Return a kind, or null."""
+    """Return the kind of these values or null."""
     expected = f"{inner.expected}, or null"
 
     def check(place: str, value: Any) -> Iterator[Fault]:
@@ -134,7 +134,7 @@ def optional(inner: Kind) -> Kind:
 
 
 def many(inner: Kind, least: int = 0, most: int | None = None) -> Kind:
-    """Return lists of a kind."""
+    """Return the kind of lists with items of a kind."""
     count = f"{least} " if most == least else f"at least {least} " if least else ""
     expected = f"a list of {count}({inner.expected})" if count else f"a list: [{inner.expected}, ...]"
 
@@ -151,13 +151,13 @@ def many(inner: Kind, least: int = 0, most: int | None = None) -> Kind:
 
 
 def either(*kinds: Kind) -> Kind:
-    """Return what is of one of some kinds."""
+    """Return the kind of values that one of these kinds accepts."""
     expected = ", or ".join(each.expected for each in kinds)
 
     def check(place: str, value: Any) -> Iterator[Fault]:
         found = [list(each.check(place, value)) for each in kinds]
         if all(found):
-            # A list with one bad item is nearer to a list than to what is none.
+            # For a list with one bad item, the fault of the item says more than that a list is wrong.
             inside = [faults for faults in found if all(fault.place != place for fault in faults)]
             yield from inside[0] if inside else [Fault(place, value, expected)]
 
@@ -165,7 +165,7 @@ def either(*kinds: Kind) -> Kind:
 
 
 def table(key: Kind, inner: Kind, least: int = 0) -> Kind:
-    """Return mappings with any keys of a kind to values of a kind."""
+    """Return the kind of mappings with keys and values of these kinds."""
 
     def check(place: str, value: Any) -> Iterator[Fault]:
         if value is MISSING:
@@ -181,7 +181,7 @@ def table(key: Kind, inner: Kind, least: int = 0) -> Kind:
 
 
 def record(needed: Sequence[str] = (), rest: Kind | None = None, **keys: Kind) -> Kind:
-    """Return mappings with these keys; only those in `needed` must be there."""
+    """Return the kind of mappings with these keys; only the keys in `needed` are required."""
     expected = f"a mapping with {', '.join(keys)}"
 
     def check(place: str, value: Any) -> Iterator[Fault]:
@@ -202,7 +202,7 @@ def record(needed: Sequence[str] = (), rest: Kind | None = None, **keys: Kind) -
 
 
 def unknown(place: str, name: str, value: Any, known: Mapping[str, Kind]) -> Fault:
-    """Return the fault of a key that nothing takes, with the nearest one that is."""
+    """Return the fault of an unknown key, with the nearest known key."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near and known[near[0]].advice:
         return Fault(place, value, f"{near[0]} would have no effect: {known[near[0]].advice}", no_key=True)
@@ -212,7 +212,7 @@ def unknown(place: str, name: str, value: Any, known: Mapping[str, Kind]) -> Fau
 
 
 def instead(advice: str) -> Kind:
-    """Return a key that is there but decides nothing: the advice says what does."""
+    """Return the kind of a key that must not be set; the advice names what decides instead."""
 
     def check(place: str, value: Any) -> Iterator[Fault]:
         yield Fault(place, value, f"nothing, as it has no effect: {advice}")

@@ -1,4 +1,4 @@
-"""From `conf/metric` to metrics, and to what figures mean."""
+"""From `conf/metric` to metrics, and to the meaning of figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from videodiff.verbs.config.groups import conf_dir, options
 
 
 def known_quantities() -> dict[str, Quantity]:
-    """Return what the figures of all files of `conf/metric` mean, for an evaluation that does not say it itself."""
+    """Return the meaning of the figures of all files in `conf/metric`, for evaluations that do not record it."""
     parts: dict[str, Any] = {}
     for option in options("metric"):
         parts |= yaml.safe_load((conf_dir() / "metric" / f"{option}.yaml").read_text())
@@ -24,9 +24,9 @@ def known_quantities() -> dict[str, Quantity]:
 
 
 def build_metrics(parts: Mapping[str, Any] | None) -> dict[str, AnyMetric]:
-    """Return metrics by their keys; what stands beside a `_target_` are arguments of the function that it names.
+    """Return metrics by key; the keys beside a `_target_` are arguments of the function that it names.
 
-    `clips` is no argument: it says which clips are measured, all, worlds or footage, where not those of the metric.
+    `clips` is not an argument: it replaces the metric's own choice of clips: all, worlds or footage.
     """
     metrics: dict[str, AnyMetric] = {}
     for key, part in (parts or {}).items():
@@ -48,7 +48,7 @@ def build_metrics(parts: Mapping[str, Any] | None) -> dict[str, AnyMetric]:
 
 
 def check_settings(where: str, metric: AnyMetric, settings: Mapping[str, Any]) -> None:
-    """Raise where a metric's function takes no argument of this name."""
+    """Raise if a metric's function has no argument of this name."""
     parameters = metric.parameters()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return

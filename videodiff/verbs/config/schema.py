@@ -1,8 +1,8 @@
 """The schema of the configuration: what every key of every verb and of every class in `conf/` may be.
 
-It is looked at before anything is built, and needs neither torch nor any class it speaks of. Limits that tie several
-keys together are the constructors'. A test walks `conf/` and the signatures: no key without an entry, and no entry
-without a key.
+The schema is checked before anything is built, and needs neither torch nor the classes that it describes. Limits that
+involve several keys are checked by constructors. A test compares it with `conf/` and the signatures: no key without an
+entry, and no entry without a key.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TRUST = many(NAME)
 
 
 def part(none: bool = False) -> Kind:
-    """Return what a class is built of: a mapping with _target_, whose other keys are as `CLASSES` has them."""
+    """Return the kind of a mapping with `_target_`; `CLASSES` says which other keys the class takes."""
 
     def check(place: str, value: Any) -> Iterator[Fault]:
         if value is MISSING or (none and value is None):
@@ -122,7 +122,7 @@ CLASSES: dict[str, Kind] = {
         channels=instead("codec= decides it"),
         text_width=instead("text= decides it"),
         patch=many(COUNT, 3, 3),
-        # A configuration from elsewhere must not have a network built that no memory holds.
+        # A configuration from elsewhere must not build a network that fits in no memory.
         width=whole(1, 65_536),
         depth=whole(1, 1024),
         heads=whole(1, 1024),
@@ -550,7 +550,7 @@ VERBS: dict[str, Kind] = {
             duplicates=record(near=optional(whole(0, 256))),
             models=optional(
                 record(
-                    # Any file of data_prep/rate/kinds has a key of its own.
+                    # Each file of data_prep/rate/kinds has its own key.
                     rest=optional(PLACE),
                     clip=optional(PLACE),
                     aesthetic=optional(PLACE),
@@ -639,5 +639,5 @@ VERBS: dict[str, Kind] = {
 
 
 def faults(verb: str, tree: Mapping[str, Any]) -> list[Fault]:
-    """Return what in a composed configuration may not stand where it does."""
+    """Return the faults of a composed configuration."""
     return list(VERBS[verb].check("", tree))

@@ -1,8 +1,8 @@
-"""Configuration that lies in a folder: data of whoever made the folder, and never an instruction.
+"""Configuration that is stored in a folder: it may come from a stranger and is never an instruction.
 
-A run keeps `config.yaml` and `overrides.yaml`, a preparation `.work/overrides.yaml`; folders travel. What is read here
-is plain YAML of bounded size without references; what it has built is what `conf/` builds at the same place; and no
-override of it may reach Hydra itself, name a class, or say where data are sent or written.
+A run keeps `config.yaml` and `overrides.yaml`, a preparation `.work/overrides.yaml`; folders travel. Only plain YAML of
+bounded size without references is read. It may build only what `conf/` builds at the same place. Its overrides may not
+reach Hydra itself, name a class, or choose where data are sent or written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_BYTES, MOST_NODES, DEEPEST = 8 * 2**20, 500_000, 32
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./][A-Za-z0-9_]+)*")
 # The only reference that a stored override may hold: another key of the same configuration.
 REFERENCE = re.compile(r"\$\{(?!hydra\b)[A-Za-z][\w.]*\}")
-# A dotted key as `callbacks.*.folder` names one whatever stands for the star.
+# A pattern for dotted keys, such as `callbacks.*.folder`, with any name for the star.
 ONLY_HERE = (
     *("trust", "resume", "source", "out", "takedown", "retry"),
     *("callbacks.*.folder", "logger.*.save_dir", "data.quarantine", "data.pipes"),
@@ -37,7 +37,7 @@ ONLY_HERE = (
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """YAML's safe loader that reads numbers as Hydra does, and takes dates for text."""
+    """YAML's safe loader, with numbers as Hydra reads them and dates as text."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -55,7 +55,7 @@ Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the plain values in a YAML file; a reference, another kind of value or too much of it is an error."""
+    """Return the plain values in a YAML file; a reference, another kind of value or too many values are an error."""
     tree = read_plain(path)
     for place, value in leaves(tree):
         if isinstance(value, str) and "${" in value:
@@ -86,7 +86,7 @@ def read_plain(path: Path) -> Any:
 
 
 def check_events(events: Iterable[yaml.Event]) -> None:
-    """Raise where YAML holds an alias, or is too deep or too large to be a configuration."""
+    """Raise if YAML holds an alias, or is too deep or too large for a configuration."""
     depth = count = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
@@ -108,9 +108,9 @@ def read_config(path: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def check_built(tree: Mapping[str, Any], where: str, trust: Sequence[str] = ()) -> None:
-    """Raise where a configuration has something built or called that `conf/` does not, at the same place.
+    """Raise if a configuration builds or calls anything that `conf/` does not build or call at the same place.
 
-    `trust` names classes, or modules whose classes, the user of this command line vouches for.
+    `trust` names classes, or modules with classes, that the user of this command line trusts.
     """
     known, twins = built_by_conf(conf_dir())
     for place, node in mappings(tree):
@@ -124,18 +124,18 @@ def check_built(tree: Mapping[str, Any], where: str, trust: Sequence[str] = ()) 
                     f"{where}: {dotted((*place, key))}: found {value!r}, expected {' or '.join(expected)} as in conf/"
                     + (f"; trust=[{value}] allows it, if you trust its author" if key == "_target_" else "")
                 )
-        # Such a target is no class of ours but finds one by a name.
+        # This target is not one of our classes: it looks a class up by name.
         if isinstance(target, str) and target.startswith("hydra.") and canonical(node) not in known[WHOLE]:
             raise ValueError(f"{where}: {dotted(place)}: found {dict(node)!r}, expected what conf/ has of {target}")
 
 
 def is_trusted(target: str, trust: Sequence[str]) -> bool:
-    """Tell whether a class is one of these, or lies in one of these modules."""
+    """Return whether a class is one of these, or lies in one of these modules."""
     return any(target == name or target.startswith(f"{name}.") for name in trust)
 
 
 def is_magic(key: Any) -> bool:
-    """Tell whether Hydra gives a key a meaning of its own: _target_, _partial_, _args_ and so on."""
+    """Return whether a key has a meaning for Hydra: _target_, _partial_, _args_ and so on."""
     return isinstance(key, str) and key.startswith("_") and key.endswith("_")
 
 
@@ -145,9 +145,9 @@ Place = tuple[str, ...]
 
 @cache
 def built_by_conf(conf: Path) -> tuple[dict[Place, set[str]], dict[Place, Place]]:
-    """Return what the files of `conf/` have at each place for each key that Hydra gives a meaning, as JSON.
+    """Return what the files of `conf/` have at each place for each key with a meaning for Hydra, as JSON.
 
-    Beside it the places that refer to another one: `callbacks.samples.generation` is `sampler`.
+    The second result holds places that refer to another one: `callbacks.samples.generation` is `sampler`.
     """
     known, twins = defaultdict(set), {}
     for file in conf.rglob("*.yaml"):
@@ -175,12 +175,12 @@ def original(place: Place, twins: Mapping[Place, Place]) -> Place:
 
 
 def canonical(value: Any) -> str:
-    """Return a value as text that is the same for the same value only."""
+    """Return text that is equal only for equal values."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
 def mappings(node: Any, place: Place = ()) -> Iterator[tuple[Place, Mapping[Any, Any]]]:
-    """Yield every mapping of a tree and where it stands."""
+    """Yield every mapping of a tree with its place."""
     if isinstance(node, Mapping):
         yield place, node
     for key, value in children(node):
@@ -188,7 +188,7 @@ def mappings(node: Any, place: Place = ()) -> Iterator[tuple[Place, Mapping[Any,
 
 
 def leaves(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Yield every key and every plain value of a tree, and where it stands."""
+    """Yield every key and every plain value of a tree with its place."""
     if isinstance(node, (dict, list)):
         for key, value in children(node):
             if isinstance(node, dict):
@@ -199,22 +199,22 @@ def leaves(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 
 def children(node: Any) -> Iterable[tuple[Any, Any]]:
-    """Return what a mapping or a list holds, by key or number."""
+    """Return the items of a mapping or a list, by key or index."""
     if isinstance(node, Mapping):
         return node.items()
     return ((f"[{number}]", value) for number, value in enumerate(node)) if isinstance(node, (list, tuple)) else ()
 
 
 def dotted(place: Sequence[Any]) -> str:
-    """Return a place as it is written in an override."""
+    """Return a place in the form of an override's key."""
     return ".".join(map(str, place)).replace(".[", "[") or "."
 
 
 def read_overrides(path: Path, given: Iterable[str], dropped: Iterable[str] = ()) -> list[str]:
     """Return the overrides that a folder keeps, without the keys that this command line gives and without `dropped`.
 
-    Only `key=value` is taken, or `~key` and `+key=value` for one key below a group: nothing of Hydra's own, no class,
-    no sweep, no option that is no file of `conf/`, and none of `ONLY_HERE`.
+    Allowed are `key=value`, and `~key` or `+key=value` for one key below a group. Not allowed are Hydra's own keys,
+    classes, sweeps, options without a file in `conf/`, and the keys in `ONLY_HERE`.
     """
     lines = read_plain(path)
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
@@ -225,18 +225,18 @@ def read_overrides(path: Path, given: Iterable[str], dropped: Iterable[str] = ()
 
 
 def with_present_name(override: str) -> str:
-    """Return an override with the name that its key has today."""
+    """Return an override with today's name of its key."""
     key, equals, value = override.partition("=")
     return f"{RENAMED.get(key, key)}{equals}{value}"
 
 
 def key_of(override: str) -> str:
-    """Return the key of an override, without what adds or deletes it."""
+    """Return the key of an override, without the sign that adds or deletes it."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def names_command(override: str) -> bool:
-    """Tell whether an override gives a command to a shell: such a one stands on the command line that has it run."""
+    """Return whether an override gives a command to a shell: it counts only on the command line itself."""
     return key_of(override).startswith("data") and "pipe:" in override
 
 
@@ -266,22 +266,22 @@ def check_override(line: str, path: Path) -> bool:
 
 
 def is_only_here(key: str) -> bool:
-    """Tell whether a key is one that a folder does not decide."""
+    """Return whether a key may be set on the command line only."""
     return any(re.fullmatch(re.escape(name).replace(r"\*", r"\w+") + r"(\..*)?", key) for name in ONLY_HERE)
 
 
 def names_options(group: str, value: Any) -> bool:
-    """Tell whether a value is an option of a group, or a list of such."""
+    """Return whether a value is an option of a group, or a list of options."""
     return all(str(name) in options(group) for name in (value if isinstance(value, list) else [value]))
 
 
 def is_group(key: str) -> bool:
-    """Tell whether a key names a folder of `conf/`."""
+    """Return whether a key names a folder of `conf/`."""
     return (conf_dir() / key).is_dir()
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value of an override is text, a number, null, or a list or mapping of such."""
+    """Return whether the value of an override is text, a number, null, or a list or mapping of these."""
     if isinstance(value, dict):
         return all(is_plain(part) for pair in value.items() for part in pair)
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """The version of a run's record: which keys a configuration has, and what a key meant before records had it.
 
-A record is made to be read years later. A key that it lacks must not take the default of today, which may compute
-something else than what was trained.
+A record must be readable years later. A key that it lacks must not get today's default, which may mean something else
+than what was trained.
 
 When a class that `conf/` names takes a new key: raise `VERSION`, and give in `MEANT` what the class did before.
 """
@@ -16,8 +16,8 @@ from typing import Any
 from videodiff import __version__
 
 RECORD, VERSION = "record", 5
-# By the version that brought a key: the class that takes it, and the value with which the class does what it did
-# before. Records without a number are of version 1.
+# For each version the keys that it introduced, by class, with the value that means what the class did before. Records
+# without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
     2: {
         "videodiff.data.loader.datamodule.clip_data": {
@@ -39,7 +39,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100, "rollbacks": 0}},
     5: {"videodiff.data.tars.datamodule.tar_data": {"decoder": "pyav"}},
 }
-# Classes that have another home today than when the folder was written.
+# Classes that have moved since folders were written.
 MOVED = {
     "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
     "videodiff.data.loader.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
@@ -53,17 +53,17 @@ MOVED = {
     "videodiff.training.callbacks.StopGently": "videodiff.training.callbacks.stop.StopGently",
     "videodiff.training.logging.wandb_logger": "videodiff.training.run.logging.wandb_logger",
 }
-# Keys of the command line that have another name today than when the folder was written.
+# Keys of the command line that have been renamed since folders were written.
 RENAMED = {"kind": "format"}
 
 
 def signed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration as a record holds it: first the version of the record and of the project."""
+    """Return a configuration for a record: it begins with the versions of the record and of the project."""
     return {RECORD: {"version": VERSION, "videodiff": __version__}, **config}
 
 
 def modern(tree: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """Return the configuration in a record of any version up to today's, with today's names and no key missing."""
+    """Return the configuration in a record of any known version, with today's names and all keys."""
     version = version_of(tree, where)
     lacking: dict[str, dict[str, Any]] = {}
     for number in range(VERSION, version, -1):
@@ -89,14 +89,14 @@ def version_of(tree: Mapping[str, Any], where: str | Path) -> int:
 
 
 def moved(node: Any) -> Any:
-    """Return a tree in which every `_target_` has the name that its class has today."""
+    """Return a tree in which every `_target_` has today's name of its class."""
     if isinstance(node, dict):
         return {k: MOVED.get(v, v) if k == "_target_" and isinstance(v, str) else moved(v) for k, v in node.items()}
     return [moved(value) for value in node] if isinstance(node, list) else node
 
 
 def completed(node: Any, lacking: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return a tree in which every class has the keys that it lacks, with what they meant."""
+    """Return a tree in which each class has also the keys that it lacked, with their meaning at the time."""
     if isinstance(node, dict):
         meant = lacking.get(str(node.get("_target_")), {})
         return {
