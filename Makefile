@@ -49,8 +49,10 @@ test-cluster: dev  ## training on a real Slurm of two nodes, which the tests sta
 	@command -v sbatch >/dev/null || { echo "make: found no Slurm: apt-get install slurmctld slurmd slurm-client munge" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster
 
-bench: setup  ## measure how many clips a second this machine encodes, decodes and trains on
-	$(BIN)/python bench/speed.py
+# The peer of the denoiser comes with an extra of its own.
+bench: setup  ## the speed of each part in ratios, beside peers and the limit of the machine: into bench/RESULTS.md, bench/out
+	$(INSTALL) -e '.[bench]'
+	$(BIN)/python bench/run.py
 
 bench-order: setup  ## the order of 1 M to 100 M samples on 1,024 ranks, into bench/out/order.json
 	$(BIN)/python bench/order.py

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from videodiff.denoiser.attention import CrossAttention, SelfAttention
+from videodiff.denoiser import attention
+from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, backend
 from videodiff.denoiser.position import rotary_table
 
 WIDTH, HEADS, TOKENS = 24, 2, 5
@@ -54,35 +56,117 @@ def heads(x: Tensor) -> list[Tensor]:
 
 
 def test_self_attention_is_softmax_over_rotated_normed_queries_and_keys() -> None:
-    attention, x, places = awake(SelfAttention(WIDTH, HEADS)), randn(2, TOKENS, WIDTH), torch.arange(TOKENS) * 0.7
-    made = attention(x, rotary_table(places[:, None], HEAD))
+    module, x, places = awake(SelfAttention(WIDTH, HEADS)), randn(2, TOKENS, WIDTH), torch.arange(TOKENS) * 0.7
+    made = module(x[:, None], rotary_table(places[:, None], HEAD))[:, 0]
     for clip in range(2):
-        q, k, v = linear(attention.qkv, x[clip]).split(WIDTH, dim=-1)
+        q, k, v = linear(module.qkv, x[clip]).split(WIDTH, dim=-1)
         attended = [
-            softmax_attention(
-                turned(normed(attention.norm_q, q), places), turned(normed(attention.norm_k, k), places), v
-            )
+            softmax_attention(turned(normed(module.norm_q, q), places), turned(normed(module.norm_k, k), places), v)
             for q, k, v in zip(heads(q), heads(k), heads(v), strict=True)
         ]
-        torch.testing.assert_close(made[clip], linear(attention.out, torch.cat(attended, -1)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(made[clip], linear(module.out, torch.cat(attended, -1)), rtol=0, atol=1e-5)
 
 
 def test_cross_attention_is_softmax_over_the_words_alone() -> None:
-    attention, x = awake(CrossAttention(WIDTH, HEADS)), randn(2, TOKENS, WIDTH)
+    module, x = awake(CrossAttention(WIDTH, HEADS)), randn(2, TOKENS, WIDTH)
     text, mask = randn(2, 4, WIDTH, seed=2), torch.tensor([[True, True, True, False], [True, False, False, False]])
-    made = attention(x, text, mask)
+    made = module(x[:, None], text, mask)[:, 0]
     for clip in range(2):
-        q, (k, v) = linear(attention.q, x[clip]), linear(attention.kv, text[clip, mask[clip]]).split(WIDTH, dim=-1)
+        q, (k, v) = linear(module.q, x[clip]), linear(module.kv, text[clip, mask[clip]]).split(WIDTH, dim=-1)
         attended = [
-            softmax_attention(normed(attention.norm_q, q), normed(attention.norm_k, k), v)
+            softmax_attention(normed(module.norm_q, q), normed(module.norm_k, k), v)
             for q, k, v in zip(heads(q), heads(k), heads(v), strict=True)
         ]
-        torch.testing.assert_close(made[clip], linear(attention.out, torch.cat(attended, -1)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(made[clip], linear(module.out, torch.cat(attended, -1)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_self_attention_sees_differences_of_places_alone(axes: int) -> None:
-    attention, x, places = awake(SelfAttention(WIDTH, HEADS)), randn(1, TOKENS, WIDTH), randn(TOKENS, axes, seed=3)
-    here, moved, stretched = (attention(x, rotary_table(at, HEAD)) for at in (places, places + 3.0, places * 2.0))
+    module, x, places = awake(SelfAttention(WIDTH, HEADS)), randn(1, TOKENS, WIDTH), randn(TOKENS, axes, seed=3)
+    here, moved, stretched = (module(x[:, None], rotary_table(at, HEAD)) for at in (places, places + 3.0, places * 2.0))
     torch.testing.assert_close(here, moved, rtol=0, atol=1e-5)
     assert (here - stretched).abs().max() > 1e-3
+
+
+def derivatives(made: Tensor, wanted: list[Tensor]) -> list[Tensor]:
+    """Return a value that all of an output has a part in, and its gradients."""
+    upstream = randn(*made.shape, seed=7).to(made.dtype)
+    return [made.detach(), *torch.autograd.grad(made, wanted, upstream)]
+
+
+def near(found: list[Tensor], expected: list[Tensor], most: float = 3e-5) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).double().norm() <= most * (1 + other.double().norm())
+
+
+@pytest.mark.parametrize("axes", SPLIT)
+@pytest.mark.parametrize(("t", "s"), [(1, 1), (3, 20), (17, 2), (4, 80)])
+def test_attention_by_products_is_the_plain_one_with_its_gradients(
+    axes: str, t: int, s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = awake(SelfAttention(WIDTH, HEADS, axes)), randn(2, t, s, WIDTH).requires_grad_()
+    count = {"space": s, "time": t, "spacetime": t * s}[axes]
+    rotary = rotary_table(randn(count, 2, seed=5), HEAD)
+    found = derivatives(module(x, rotary), [x, *module.parameters()])
+    monkeypatch.setattr(attention, "plain", lambda x: True)
+    near(found, derivatives(module(x, rotary), [x, *module.parameters()]))
+
+
+@pytest.mark.parametrize("words", [1, 5, 20, 70])
+@pytest.mark.parametrize("padded", [False, True])
+def test_text_by_products_is_the_plain_one_with_its_gradients(
+    words: int, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = awake(CrossAttention(WIDTH, HEADS)), randn(3, 2, 5, WIDTH).requires_grad_()
+    text, mask = randn(3, words, WIDTH, seed=2).requires_grad_(), torch.ones(3, words, dtype=torch.bool)
+    if padded:
+        mask[1, words // 2 + 1 :] = False
+    found = derivatives(module(x, text, mask), [x, text, *module.parameters()])
+    monkeypatch.setattr(attention, "plain", lambda x: True)
+    near(found, derivatives(module(x, text, mask), [x, text, *module.parameters()]))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_by_products_in_bfloat16_is_nearer_to_float32_than_the_fused_one(
+    autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x, rotary = awake(SelfAttention(WIDTH, HEADS)), randn(2, 3, 6, WIDTH), rotary_table(randn(18, 2), HEAD)
+    wanted = module(x, rotary).detach()
+    if not autocast:
+        module, x = module.bfloat16(), x.bfloat16()
+    errors = []
+    for plain in (attention.plain, lambda x: True):
+        monkeypatch.setattr(attention, "plain", plain)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            made = module(x, rotary)
+        made.float().square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in module.parameters())
+        errors.append(float((made.detach() - wanted).norm() / wanted.norm()))
+    assert errors[0] < 1.1 * errors[1] < 0.02
+
+
+def test_a_forward_mode_derivative_is_that_of_a_difference() -> None:
+    module, rotary = awake(SelfAttention(WIDTH, HEADS)), rotary_table(randn(6, 2), HEAD)
+    x, along = randn(1, 2, 3, WIDTH), randn(1, 2, 3, WIDTH, seed=8)
+    with sdpa_kernel(SDPBackend.MATH):
+        _, found = torch.func.jvp(lambda x: module(x, rotary), (x,), (along,))
+    difference = (module(x + 1e-2 * along, rotary) - module(x - 1e-2 * along, rotary)) / 2e-2
+    torch.testing.assert_close(found, difference, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "head_width", "length", "expected"),
+    [
+        ("cpu", 32, 8, "products"),
+        ("cpu", 32, 64, "products"),
+        ("cpu", 72, 72, "products"),
+        ("cpu", 32, 65, "fused"),
+        ("cpu", 72, 256, "fused"),
+        ("cuda", 64, 16, "fused"),
+    ],
+)
+def test_short_sequences_on_a_cpu_are_attended_by_products(
+    device: str, head_width: int, length: int, expected: str
+) -> None:
+    assert backend(device, head_width, length) == expected

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from videodiff.denoiser.block import FOLD, Block
+from videodiff.denoiser.attention import SPLIT
+from videodiff.denoiser.block import Block
 from videodiff.denoiser.position import frame_coordinates, patch_coordinates, rotary_table
 
 B, T, S, WIDTH, HEADS = 2, 3, 4, 24, 2
-each_axes = pytest.mark.parametrize("axes", FOLD)
+each_axes = pytest.mark.parametrize("axes", SPLIT)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -71,11 +72,8 @@ def test_a_block_modulates_attends_reads_and_thinks_in_turn(axes: str) -> None:
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (block.table + modulation[0, 0]).detach()
     mask = torch.ones(1, 5, dtype=torch.bool)
     y = nn.functional.layer_norm(x[:, 0], (WIDTH,), eps=1e-6) * (1 + scale_1) + shift_1
-    if axes == "time":
-        expected = x[:, 0] + gate_1 * block.attention(y.view(S, 1, WIDTH), rotary("time", 1)).view(1, S, WIDTH)
-    else:
-        expected = x[:, 0] + gate_1 * block.attention(y, rotary(axes, 1))
-    expected = expected + block.cross_attention(expected, text, mask)
+    expected = x[:, 0] + gate_1 * block.attention(y[:, None], rotary(axes, 1))[:, 0]
+    expected = expected + block.cross_attention(expected[:, None], text, mask)[:, 0]
     y = nn.functional.layer_norm(expected, (WIDTH,), eps=1e-6) * (1 + scale_2) + shift_2
     expected = expected + gate_2 * block.mlp(y)
     torch.testing.assert_close(run(block, x, modulation, text)[:, 0], expected, rtol=0, atol=1e-5)

@@ -100,8 +100,8 @@ def test_less_is_saved_the_more_is_recomputed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(recompute, "policy", counting)
     saved = {name: answer(denoiser(name))[2] for name in ("none", "full", "every third")}
     saved["selective"] = answer(denoiser("selective"))[2] + sum(kept)
-    # A block multiplies by seven weights and attends twice.
-    assert len(kept) == 9 * DEPTH
+    # A block multiplies by seven weights, and attends twice by two products each.
+    assert len(kept) == 11 * DEPTH
     assert saved["full"] < saved["every third"] < saved["none"]
     assert saved["full"] < saved["selective"] < saved["none"]
     # A recomputed block keeps its tokens, of b t s d floats, and what all blocks share.

@@ -1,42 +1,79 @@
-"""Attention over one axis of tokens, with RMS norm on queries and keys (Henry et al. 2020, arXiv 2010.04245)."""
+"""Attention over one axis of tokens, with RMS norm on queries and keys (Henry et al. 2020, arXiv 2010.04245).
+
+Tokens are `b t s d` throughout. Only queries, keys and values change their order, in one copy: over space a frame is a
+sequence, over time a position is one, over both together the clip.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from videodiff.denoiser.position import rotate
+from videodiff.denoiser.short import Normed, Parts, by_products
+
+SPLIT = {
+    "space": "b t s (three m e) -> three (b t) m s e",
+    "time": "b t s (three m e) -> three (b s) m t e",
+    "spacetime": "b t s (three m e) -> three b m (t s) e",
+}
+JOIN = {
+    "space": "(b t) m s e -> b t s (m e)",
+    "time": "(b s) m t e -> b t s (m e)",
+    "spacetime": "b m (t s) e -> b t s (m e)",
+}
+SHORT = 64
+
+
+def backend(device: str, head_width: int, length: int) -> str:
+    """Return what attends best to `length` keys: torch's `fused` kernel, or small `products`.
+
+    On a CPU products win up to some 64 keys, and to 128 where heads are wide; on any other device nothing was measured.
+    """
+    return "products" if device == "cpu" and length <= max(SHORT, head_width) else "fused"
+
+
+def plain(x: Tensor) -> bool:
+    """Tell whether only plain formulas will do: for a compiler, a forward-mode derivative, or another device."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling() or forward_ad._current_level >= 0
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMS norm in the type of its weight: under autocast a mixed one would miss the fused kernel."""
+    """RMS norm of queries or keys in the type of its weight, then the turn by a rotary table where there is one."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    def forward(self, x: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """Map `b m n e` to the same; on a CPU the result is float32."""
+        if not plain(x):
+            return Normed.apply(x, self.weight, None if rotary is None else torch.view_as_complex(rotary), self.eps)
+        # Under autocast an x of another type would miss the fused kernel.
+        y = super().forward(x.to(self.weight.dtype))
+        return y if rotary is None else rotate(y, rotary)
 
 
 class SelfAttention(nn.Module):
-    """Every token of a sequence looks at every other, at rotary positions."""
+    """Every token of a sequence along `axes` looks at every other, at rotary positions."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, axes: str = "spacetime") -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.axes = heads, axes
         self.qkv = nn.Linear(width, 3 * width)
         self.norm_q = HeadNorm(width // heads, eps=1e-6)
         self.norm_k = HeadNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """Map `b n d` to `b n d`."""
-        qkv = rearrange(self.qkv(x), "b n (three m e) -> three b m n e", three=3, m=self.heads)
-        return self.out(rearrange(self.attend(qkv, rotary), "b m n e -> b n (m e)"))
+        """Map `b t s d` to `b t s d`."""
+        b, t, s, _ = x.shape
+        qkv = rearrange(self.qkv(x), SPLIT[self.axes], three=3, m=self.heads)
+        return self.out(rearrange(self.attend(qkv, rotary), JOIN[self.axes], b=b, t=t, s=s))
 
     def attend(self, qkv: Tensor, rotary: Tensor) -> Tensor:
         """Map queries, keys and values `three b m n e` to `b m n e`; nothing here depends on the number of heads."""
-        q, k, v = qkv
-        q, k = rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary)
-        return F.scaled_dot_product_attention(q, k, v)
+        q, k, v = qkv if plain(qkv) else Parts.apply(qkv)
+        return attend(self.norm_q(q, rotary), self.norm_k(k, rotary), v)
 
 
 class CrossAttention(nn.Module):
@@ -52,9 +89,20 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Map `b n d` with text `b l d` and its mask `b l` (True: a word) to `b n d`."""
-        q = self.norm_q(rearrange(self.q(x), "b n (m e) -> b m n e", m=self.heads))
+        """Map `b t s d` with text `b l d` and its mask `b l` (True: a word) to `b t s d`."""
+        q = rearrange(self.q(x), "b t s (m e) -> b m (t s) e", m=self.heads)
         k, v = rearrange(self.kv(text), "b l (two m e) -> two b m l e", two=2, m=self.heads)
-        mask = rearrange(text_mask, "b l -> b 1 1 l")
-        attended = F.scaled_dot_product_attention(q, self.norm_k(k), v, attn_mask=mask)
-        return self.out(rearrange(attended, "b m n e -> b n (m e)"))
+        y = self.attend(q, k, v, text_mask)
+        return self.out(rearrange(y, "b m (t s) e -> b t s (m e)", t=x.shape[1]))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor) -> Tensor:
+        """Map queries `b m n e` with keys and values `b m l e` to `b m n e`."""
+        return attend(self.norm_q(q), self.norm_k(k), v, text_mask)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Map normed queries `b m n e`, keys and values `b m l e` to `b m n e`; `mask` `b l` is True for what is seen."""
+    if not plain(q) and backend("cpu", q.shape[-1], k.shape[-2]) == "products":
+        return by_products(q, k, v, mask).to(v.dtype)
+    mask = None if mask is None else rearrange(mask, "b l -> b 1 1 l")
+    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)

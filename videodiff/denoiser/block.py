@@ -9,21 +9,22 @@ gives six vectors per frame, and each block adds a learned table to them.
 from __future__ import annotations
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videodiff.denoiser.attention import CrossAttention, SelfAttention
+from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention
 
-FOLD = {
-    "space": "b t s d -> (b t) s d",
-    "time": "b t s d -> (b s) t d",
-    "spacetime": "b t s d -> b (t s) d",
-}
-UNFOLD = {
-    "space": "(b t) s d -> b t s d",
-    "time": "(b s) t d -> b t s d",
-    "spacetime": "b (t s) d -> b t s d",
-}
+
+class Norm(nn.LayerNorm):
+    """Layer norm without weights. torch's kernel of a CPU is twice as fast where it is given some, so it gets ones."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        return F.layer_norm(x, self.normalized_shape, x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1]), self.eps)
 
 
 class Block(nn.Module):
@@ -34,13 +35,13 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, axes: str, mlp_ratio: float = 4.0, gate: float = 0.0) -> None:
         super().__init__()
-        if axes not in FOLD:
-            raise ValueError(f"model.axes: found {axes!r}, expected one of {', '.join(FOLD)}")
+        if axes not in SPLIT:
+            raise ValueError(f"model.axes: found {axes!r}, expected one of {', '.join(SPLIT)}")
         self.axes = axes
-        self.norm_1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attention = SelfAttention(width, heads)
+        self.norm_1 = Norm(width)
+        self.attention = SelfAttention(width, heads, axes)
         self.cross_attention = CrossAttention(width, heads)
-        self.norm_2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_2 = Norm(width)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.table = nn.Parameter(torch.zeros(6, width))
@@ -51,12 +52,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor, rotary: Tensor) -> Tensor:
         """Map `b t s d` to the same; `modulation` is `b t 6 d`, `rotary` the table of this block's axes."""
-        b, t, s, _ = x.shape
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.table + modulation)[:, :, :, None].unbind(2)
-        y = rearrange(torch.addcmul(shift_1, self.norm_1(x), 1 + scale_1), FOLD[self.axes])
-        y = rearrange(self.attention(y, rotary), UNFOLD[self.axes], b=b, t=t, s=s)
+        y = self.attention(torch.addcmul(shift_1, self.norm_1(x), 1 + scale_1), rotary)
         x = torch.addcmul(x, gate_1, y)
-        y = self.cross_attention(rearrange(x, "b t s d -> b (t s) d"), text, text_mask)
-        x = x + rearrange(y, "b (t s) d -> b t s d", t=t)
+        x = x + self.cross_attention(x, text, text_mask)
         y = self.mlp(torch.addcmul(shift_2, self.norm_2(x), 1 + scale_2))
         return torch.addcmul(x, gate_2, y)

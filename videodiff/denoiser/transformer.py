@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from videodiff.denoiser.block import Block
+from videodiff.denoiser.block import Block, Norm
 from videodiff.denoiser.patch import patchify, unpatchify
 from videodiff.denoiser.position import (
     frame_coordinates,
@@ -65,7 +65,7 @@ class SpaceTimeTransformer(nn.Module):
         self.embed_text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(width, heads, axes[i % len(axes)], mlp_ratio, gate) for i in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm = Norm(width)
         self.table = nn.Parameter(torch.zeros(2, width))
         self.head = nn.Linear(width, pixels)
         for layer in (self.modulate[-1], self.head, self.embed_fps[-1]):

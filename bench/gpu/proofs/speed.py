@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from gpu.check import Check, peak_gib, relative_error, settle, wait
 from gpu.proofs.ceilings import peak_tflops
+from subjects.latte import build_latte
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -150,32 +151,14 @@ def most_clips(check: Check, work: Callable[..., Any]) -> int:
 
 def latte(check: Check, size: Size, clips: int, recompute: bool, compiled: bool, backend: str) -> dict[str, Any]:
     """Return a step of diffusers' Latte with as many blocks, half of them over space and half over time."""
-    import diffusers
 
     def build() -> nn.Module:
         with torch.device(check.device):
-            made = diffusers.LatteTransformer3DModel(
-                num_attention_heads=size.heads,
-                attention_head_dim=size.width // size.heads,
-                in_channels=4,
-                out_channels=4,
-                num_layers=size.depth // 2,
-                cross_attention_dim=size.width,
-                attention_bias=True,
-                sample_size=size.side,
-                patch_size=2,
-                activation_fn="gelu-approximate",
-                num_embeds_ada_norm=1000,
-                norm_type="ada_norm_single",
-                norm_elementwise_affine=False,
-                norm_eps=1e-6,
-                caption_channels=TEXT_WIDTH,
-                video_length=size.frames,
-            )
+            made = build_latte(size.width, size.heads, size.depth, 4, size.side, 2, size.frames, TEXT_WIDTH)
         made = made.to(torch.bfloat16)
         if recompute:
             made.enable_gradient_checkpointing()
-        return made.train()
+        return made
 
     inputs = batch(check, size, clips)
     z, text = inputs["z"].bfloat16(), inputs["text"].bfloat16()

@@ -1,0 +1,122 @@
+"""Attention over short sequences on a CPU: the same numbers as the plain formulas, with a backward pass of our own.
+
+The fused kernels of a CPU are made for long sequences: at 8 to 32 tokens most of their time is set-up. Here a batch of
+small matrix products does the work, in float32, and each backward pass is written out in few operations. `attention.py`
+has the plain formulas, for a compiler, for forward-mode derivatives, and for tests to compare with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+# torch's softmax takes rows one at a time; for rows as short as this, whole operations over all of them are faster.
+FEW = 16
+
+
+class Parts(Function):
+    """Queries, keys and values of one tensor; their gradients come together again in one, in its own order of axes."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> tuple[Tensor, ...]:
+        """Split `three b m n e`; nothing is copied."""
+        ctx.like = torch.empty_like(qkv, device="meta")
+        return qkv.unbind(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Return the gradient of all three."""
+        whole = torch.empty_like(ctx.like, device="cpu")
+        for part, grad in zip(whole.unbind(0), grads, strict=True):
+            part.copy_(grad)
+        return whole
+
+
+class Normed(Function):
+    """RMS norm of queries or keys, then the rotary turn where there is a table; in float32."""
+
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, turn: Tensor | None, eps: float) -> Tensor:
+        """Map `b m n e`, a weight `e` and the complex table `n e/2`, or None, to `b m n e`."""
+        even = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        y = torch.mul(even, even)
+        scale = y.mean(-1, keepdim=True).add_(eps).rsqrt_()
+        torch.mul(even.mul_(scale), weight.float(), out=y)
+        if turn is not None:
+            as_complex(y).mul_(turn)
+        ctx.save_for_backward(even, scale, weight, turn)
+        return y
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Return the gradients of `x` and of `weight`."""
+        even, scale, weight, turn = ctx.saved_tensors
+        if turn is not None:
+            grad = torch.view_as_real(as_complex(grad.contiguous()) * turn.conj()).flatten(-2)
+        along, wide = grad * even, weight.float()
+        to_weight = along.flatten(0, -2).sum(0)
+        mean = along.mul_(wide).mean(-1, keepdim=True)
+        to_x = torch.mul(grad, wide, out=along).addcmul_(even, mean, value=-1).mul_(scale)
+        return to_x, to_weight, None, None
+
+
+class ShortAttention(Function):
+    """softmax(q k^T / sqrt(e) + hidden) v by batched products."""
+
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
+        """Map queries `a n e`, keys and values `a l e`, and `hidden` `a 1 l`, or None, to `a n e`."""
+        factor = q.shape[-1] ** -0.5
+        if hidden is None:
+            logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=factor)
+        else:
+            logits = torch.baddbmm(hidden, q, k.mT, alpha=factor)
+        weight = softmax(logits)
+        ctx.save_for_backward(q, k, v, weight)
+        return torch.bmm(weight, v)
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the gradients of queries, keys and values."""
+        q, k, v, weight = ctx.saved_tensors
+        factor, none = q.shape[-1] ** -0.5, q.new_empty(())
+        to_v = torch.bmm(weight.mT, grad)
+        # The derivative of a softmax w: w (g - sum(w g)).
+        logits = torch.bmm(grad, v.mT).mul_(weight)
+        logits.addcmul_(weight, logits.sum(-1, keepdim=True), value=-1)
+        to_q = torch.baddbmm(none, logits, k, beta=0, alpha=factor)
+        to_k = torch.baddbmm(none, logits.mT, q, beta=0, alpha=factor)
+        return to_q, to_k, to_v, None
+
+
+def as_complex(x: Tensor) -> Tensor:
+    """Return pairs of neighbouring channels `... e` as complex numbers `... e/2`, without a copy."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Return the softmax over the last axis; the logits stay, as selective recompute may keep them."""
+    if logits.shape[-1] >= FEW:
+        return logits.softmax(-1)
+    weight = (logits - logits.amax(-1, keepdim=True)).exp_()
+    return weight.div_(weight.sum(-1, keepdim=True))
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Map queries `b m n e` with keys and values `b m l e` to `b m n e`; `mask` `b l` is True for what is seen."""
+    hidden = None
+    if mask is not None:
+        hidden = torch.where(mask, 0.0, -torch.inf).repeat_interleave(q.shape[1], 0)[:, None]
+    return ShortAttention.apply(*(x.flatten(0, 1).float() for x in (q, k, v)), hidden).unflatten(0, q.shape[:2])
