@@ -6,7 +6,7 @@ from torch import nn
 
 from videodiff.codec.pixels import Pixels
 from videodiff.text.words import Words
-from videodiff.training.encoding import encode_text, encode_video
+from videodiff.training.encoding import counted, encode_text, encode_video
 
 
 class Frozen(nn.Module):
@@ -80,3 +80,10 @@ def test_cached_text_beside_a_trainable_encoder_is_an_error():
     batch = {"text": torch.zeros(1, 1, 64), "text_mask": torch.ones(1, 1, dtype=torch.bool)}
     with pytest.raises(ValueError, match="cached text of the batch: found a trainable encoder"):
         encode_text(batch, Words(["a"]), "cpu")
+
+
+def test_flops_of_an_encoder_are_those_of_its_products() -> None:
+    layer, x = torch.nn.Linear(6, 5), torch.zeros(2, 7, 6)
+    made, flops = counted(lambda: layer(x))
+    assert made.shape == (2, 7, 5)
+    assert flops == 2 * 14 * 6 * 5

@@ -323,9 +323,8 @@ def test_inspect_tells_a_dataset_a_run_and_a_checkpoint_apart(call: Call, traine
 def test_training_leaves_curves_samples_and_validation_by_level(trained: Path) -> None:
     run = trained / "runs/small"
     header = next(run.glob("metrics/version_*/metrics.csv")).read_text().splitlines()[0].split(",")
-    assert {"train/loss", "train/clips_per_s", "train/tokens_per_s", "val/loss", "val/loss_tau_0.5", "step"} <= set(
-        header
-    )
+    rates = {f"train/{rate}" for rate in ("clips_per_s", "tokens_per_s", "mfu", "data_wait", "peak_memory_gib")}
+    assert {"train/loss", "val/loss", "val/loss_tau_0.5", "step", *rates} <= set(header)
     assert len(list(run.glob("samples/step_00000004/*.mp4"))) == 2
     labels = json.loads((run / "samples/captions.json").read_text())
     assert labels.keys() == {"clip_0", "clip_1"}

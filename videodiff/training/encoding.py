@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from videodiff.codec.pixels import scale_pixels
+
+Made = TypeVar("Made")
+
+
+def counted(encode: Callable[[], Made]) -> tuple[Made, int]:
+    """Return what an encoder makes, and the FLOPs that torch counts in it: no formula knows every encoder."""
+    with FlopCounterMode(display=False) as counter:
+        made = encode()
+    return made, counter.get_total_flops()
+
+
+def kind_of(batch: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what the work of the encoders in a batch follows from."""
+    return tuple((name, tuple(batch[name].shape)) for name in ("video", "latent", "text") if name in batch)
 
 
 def encode_video(batch: dict[str, Any], codec: nn.Module, device: torch.device | str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.parallel.engine import Engine, engine_of
-from videodiff.training.encoding import encode_text, encode_video
+from videodiff.training.encoding import counted, encode_text, encode_video, kind_of
 from videodiff.training.guard import Taken, tell_backward
 from videodiff.training.run.logging import log_figures
 from videodiff.training.start import Start
@@ -64,6 +64,11 @@ class VideoDiffusion(lightning.LightningModule):
         self.validated_figures: dict[str, float] = {}
         self.ended, self.began, self.rate = 0, 0, 0.0
         self.stopwatch = Stopwatch()
+        # FLOPs of the encoders by the kind of micro-batch; text tokens of the last one; padding among those since the
+        # progress line began to count, on the device.
+        self.encoding: dict[tuple[Any, ...], int] = {}
+        self.text_places: int = 0
+        self.padding: Tensor | int = 0
 
     @property
     def engine(self) -> Engine:
@@ -108,11 +113,29 @@ class VideoDiffusion(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """Return the mean loss of this rank's part of the global batch."""
-        x = encode_video(batch, self.codec, self.device)
+        x, condition = self.encode(batch)
         seeds = clip_seeds(self.seed, batch["step"], batch["position"].tolist())
-        losses = self.objective(self.denoiser, x, self.condition(batch), self.null(), seeds)
+        losses = self.objective(self.denoiser, x, condition, self.null(), seeds)
         self.taken.append(Taken(list(batch.get("key", ())), losses.detach()))
         return tell_backward(losses.mean())
+
+    def encode(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return clips and conditions of a micro-batch; count the FLOPs of the first one of its kind, and padding."""
+
+        def both() -> tuple[Tensor, dict[str, Tensor]]:
+            return encode_video(batch, self.codec, self.device), self.condition(batch)
+
+        if (kind := kind_of(batch)) in self.encoding:
+            x, condition = both()
+        else:
+            (x, condition), self.encoding[kind] = counted(both)
+        mask = condition["text_mask"]
+        self.text_places, self.padding = mask.numel(), self.padding + (~mask).sum()
+        return x, condition
+
+    def encoder_flops(self, batch: dict[str, Any]) -> int:
+        """Return the FLOPs of codec and text encoder for this process's micro-batch."""
+        return self.encoding.get(kind_of(batch), 0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the engine examine the gradient before it is used."""

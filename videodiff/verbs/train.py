@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
-import math
 import os
 import signal
 import sys
@@ -40,6 +39,7 @@ from videodiff.parallel.sequence.switch import share_clips
 from videodiff.parallel.strategy import birth_under, for_world
 from videodiff.planning.remedies import remedies
 from videodiff.planning.steps import format_plan, plan
+from videodiff.planning.work import Shapes, work_of
 from videodiff.printing import say
 from videodiff.training.guard import Diverged
 from videodiff.training.module import VideoDiffusion
@@ -58,6 +58,7 @@ from videodiff.verbs.config.build import (
     clip_cost,
     fill_text,
     instantiate_partial,
+    network_of_run,
     read_run,
 )
 from videodiff.verbs.config.checking import touches
@@ -311,12 +312,11 @@ def build_trainer(
 
 
 def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
-    """Build the callbacks; the progress line needs the number of tokens in a batch."""
-    codec, data = model.codec, cfg.data
-    latent = codec.latent_frames(data.frames), data.height // codec.compression[1], data.width // codec.compression[2]
-    pixels = "video" in data.get("deliver", ["video"])
-    held = math.prod((data.frames, data.height, data.width) if pixels else latent)
-    more = {"progress": {"tokens_per_place": math.prod(latent) / math.prod(cfg.model.patch) / held}}
+    """Build the callbacks; the progress line needs to know what a clip takes."""
+    again = {key: cfg.recompute[key] for key in ("level", "every")} if cfg.get("recompute") else {}
+    shapes = Shapes(model.codec.latent_frames, model.codec.compression, tuple(cfg.model.patch))
+    work = partial(work_of, shapes=shapes, network=network_of_run(cfg), **again)
+    more = {"progress": {"work": work}}
     return [instantiate(callback, **more.get(name, {})) for name, callback in (cfg.callbacks or {}).items()]
 
 

@@ -127,7 +127,7 @@ WRONG = {
     "+trainer.limit_train_batches=3": "expected nothing, as it has no effect: trainer.max_steps",
     "+model.channels=4": "expected nothing, as it has no effect: codec= decides it",
     "+data.cost=1": "expected nothing, as it has no effect",
-    "+callbacks.progress.tokens_per_place=1": "expected nothing, as it has no effect",
+    "+callbacks.progress.work=1": "expected nothing, as it has no effect",
     "+optimizer.momentum=0.9": "found no key 'optimizer.momentum'; expected lr or betas",
     "+model.widht=3": "found no key 'model.widht'; did you mean 'width'?",
     "+foo=1": "found no key 'foo'; expected model or",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -11,20 +11,28 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from videodiff.parallel.ranks import group_size
+from videodiff.planning.work import Window, Work, utilisation
+from videodiff.training.limits import peak_flops, peak_memory_gib
 from videodiff.training.run.logging import log_figures
 
 
 class Progress(ProgressBar):
-    """One line: step, loss, clips and tokens a second, time left; the two rates are logged every `every` steps too.
+    """One line: step, loss, clips and tokens a second, time left; every `every` steps all rates are logged too.
 
-    `tokens_per_place`: tokens for each of the t x h x w places of the clips, or latents, that batches hold.
+    `work` returns what a clip takes, by its size `t h w` and whether it is in pixels. docs/performance.md tells what
+    each figure counts.
     """
 
-    def __init__(self, tokens_per_place: float, every: int = 50, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        work: Callable[[Sequence[int], bool], Work],
+        every: int = 50,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         super().__init__()
-        self.tokens_per_place, self.every, self.clock = tokens_per_place, every, clock
+        self.work, self.every, self.clock = work, every, clock
         self.bar: tqdm | None = None
-        self.shown = True
+        self.shown, self.peak = True, None
 
     def disable(self) -> None:
         self.shown = False
@@ -37,30 +45,48 @@ class Progress(ProgressBar):
         self.bar = tqdm(
             total=trainer.max_steps, initial=trainer.global_step, disable=hidden, unit="step", mininterval=1.0
         )
-        self.measure_from(trainer.global_step)
+        if trainer.is_global_zero:
+            peak = peak_flops(module.device, str(trainer.precision))
+            self.peak = peak and peak * trainer.world_size
+        self.measure_from(trainer.global_step, module)
 
-    def measure_from(self, step: int) -> None:
+    def measure_from(self, step: int, module: Any) -> None:
         """Begin a new measurement of the rates."""
-        self.since, self.start, self.clips, self.places = self.clock(), step, 0, 0
+        self.since, self.start, self.window = self.clock(), step, Window()
+        self.waited = module.stopwatch.state()["data"]
+        module.padding = 0
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        step, x = trainer.global_step, batch["video"] if "video" in batch else batch["latent"]
+        step, pixels = trainer.global_step, "video" in batch
+        x = batch["video" if pixels else "latent"]
         shares = trainer.world_size // group_size(trainer)
-        self.clips += len(x) * shares
-        self.places += x[:, 0].numel() * shares
+        # Pixels are `b t h w c`, latents are `b c t h w`.
+        size = x.shape[1:4] if pixels else x.shape[2:]
+        encoders, words = module.encoder_flops(batch) * trainer.world_size, module.text_places * shares
+        self.window = self.window.plus(len(x) * shares, self.work(size, pixels), encoders, words)
         self.bar.update(step - self.bar.n)
         if step >= self.start + self.every or step == trainer.max_steps > self.start:
-            seconds = max(self.clock() - self.since, 1e-9)
-            clips, tokens = self.clips / seconds, self.places * self.tokens_per_place / seconds
-            log_figures(trainer, {"train/clips_per_s": clips, "train/tokens_per_s": tokens})
-            loss = module.mean_loss()
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {clips:.1f} clips/s, {tokens:,.0f} tokens/s")
-            self.measure_from(step)
+            self.tell(trainer, module)
+            self.measure_from(step, module)
+
+    def tell(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Log what was measured, and write it on the line."""
+        seconds = max(self.clock() - self.since, 1e-9)
+        waited = module.stopwatch.state()["data"] - self.waited
+        # The other ranks have clips of the same kind.
+        padding = float(module.padding) * trainer.world_size // group_size(trainer)
+        figures = utilisation(self.window._replace(padding=padding), seconds, waited, self.peak)
+        log_figures(trainer, {**figures, "train/peak_memory_gib": peak_memory_gib(module.device)})
+        told = [f"loss {module.mean_loss():.4f}", f"{figures['train/clips_per_s']:.1f} clips/s"]
+        told += [f"{figures['train/tokens_per_s']:,.0f} tokens/s"]
+        told += [f"MFU {figures['train/mfu']:.0%}"] if "train/mfu" in figures else []
+        told += [f"data {figures['train/data_wait']:.0%}"]
+        self.bar.set_postfix_str(", ".join(told))
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         # Validation and sampling are not training time.
         if not trainer.sanity_checking and self.bar is not None:
-            self.measure_from(trainer.global_step)
+            self.measure_from(trainer.global_step, module)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self.bar.close()

@@ -310,7 +310,7 @@ CLASSES: dict[str, Kind] = {
     "videodiff.training.callbacks.stop.StopGently": record(),
     "videodiff.parallel.watchdog.Watchdog": record(folder=PLACE, lost=SECONDS, still=SECONDS),
     "videodiff.training.callbacks.progress.Progress": record(
-        tokens_per_place=instead(BY_VERB), every=EVERY, clock=instead(BY_VERB)
+        work=instead(BY_VERB), every=EVERY, clock=instead(BY_VERB)
     ),
     "lightning.pytorch.loggers.CSVLogger": record(
         save_dir=PLACE,
