@@ -3,6 +3,7 @@
 import doctest
 import itertools
 import json
+import os
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,8 @@ from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, positions, 
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.order.mixture import Curriculum, Dataset, Mixture, repeats
 
+# `make soak` asks for ten times as many examples.
+RUNS = int(os.environ.get("ORDER_RUNS", "1"))
 BUCKETS = [Bucket(8, 64, 64, keep=0.5), Bucket(1, 64, 64)]
 COUNTS = np.array([[3, 1], [2, 0], [4, 2], [1, 1]])
 
@@ -55,7 +58,7 @@ def rows(batch):
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=100 * RUNS)
 @given(recipes())
 def test_every_sample_comes_exactly_once_an_epoch(recipe):
     mixture = Mixture(**recipe)
@@ -77,7 +80,7 @@ def test_every_sample_comes_exactly_once_an_epoch(recipe):
             assert {row[2:] for row in seen if row[:2] == (number, epoch)} == everything
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=80 * RUNS)
 @given(recipes(), st.integers(0, 10**9))
 def test_buckets_and_datasets_get_their_shares_after_any_number_of_steps(recipe, step):
     mixture = Mixture(**recipe)
@@ -97,7 +100,7 @@ def test_buckets_and_datasets_get_their_shares_after_any_number_of_steps(recipe,
     assert least - 2 < expected < least + stream.samples[bucket] + 2
 
 
-@settings(deadline=None, max_examples=800)
+@settings(deadline=None, max_examples=150 * RUNS)
 @given(st.data(), st.integers(1, 64), st.integers(1, 3), st.integers(1, 4), st.integers(0, 10**9))
 def test_the_ranks_of_any_world_share_out_the_same_global_batch(data, world, accumulate, sequence, step):
     recipe = data.draw(recipes(unit=world * accumulate))
@@ -128,7 +131,7 @@ def runs(draw):
     return draw(recipes(unit)), unit, draw(st.integers(0, 10**6)), draw(st.lists(stretch, min_size=1, max_size=3))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=80 * RUNS)
 @given(runs(), st.data())
 def test_a_run_that_is_stopped_and_goes_on_elsewhere_sees_what_an_uninterrupted_one_sees(run, data):
     recipe, unit, step, stretches = run
@@ -150,7 +153,7 @@ def test_a_run_that_is_stopped_and_goes_on_elsewhere_sees_what_an_uninterrupted_
         state = json.dumps({"step": start + steps, **resumed.identity()})
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60 * RUNS)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), st.integers(1, 12), st.integers(0, 99))
 def test_shards_are_read_window_by_window(sizes, window, seed):
     data = Dataset(np.array(sizes)[:, None], np.array([1]))
@@ -284,7 +287,7 @@ def test_the_example_of_the_documentation_is_what_the_code_does():
     assert result.failed == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None, max_examples=50 * RUNS)
 @given(recipes(), st.integers(0, 10**6))
 def test_what_a_step_reads_next_is_among_the_shards_that_are_upcoming(recipe, step):
     mixture = Mixture(**recipe)
