@@ -25,9 +25,18 @@ def pytest_configure(config: pytest.Config) -> None:
         warm.server()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest, as it stays in one process: at the end it would run alone."""
-    items.sort(key=lambda item: item.path.parts[-2:] != ("parallel", "test_parity.py"))
+# Files in the order of the CPU seconds that they take; each stays in one process, and at the end it would run alone.
+LONGEST = (
+    "tests/parallel/test_parity.py",
+    "tests/bench/test_gpu_check.py",
+    "tests/test_docs_commands.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    place = {config.rootpath / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +50,13 @@ def world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.add(f"{seed:04d}", *clip_sample(video, probe(video), [scene.caption], truth=scene.truth()))
     (root / "words.txt").write_text("".join(f"{word}\n" for word in world.words()))
     return root
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to an empty folder and return it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -166,15 +167,20 @@ def furnish() -> None:
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Shown, tuple[int, str]]]:
     """Run the commands of each page in a folder of its own; yield how each ended and what it said on standard error."""
-    ended = {}
+    ended, prepared = {}, {}
     with pytest.MonkeyPatch.context() as patch, chat_server() as server:
+        patch.chdir(furnished := tmp_path_factory.mktemp("furnished"))
+        furnish()
         for page in [page for page in PAGES if any(one.page == page and arguments(one) for one in COMMANDS)]:
-            patch.chdir(tmp_path_factory.mktemp("newcomer"))
-            furnish()
-            for words in before(page):
-                status, said = run(patch, words)
-                if status:
-                    pytest.exit(f"{shlex.join(words)}: {said[-2000:]}")
+            # Several pages begin alike: what they begin with is made once.
+            if (begun := str(before(page))) not in prepared:
+                prepared[begun] = tmp_path_factory.mktemp("prepared") / "begun"
+                patch.chdir(shutil.copytree(furnished, prepared[begun]))
+                for words in before(page):
+                    status, said = run(patch, words)
+                    if status:
+                        pytest.exit(f"{shlex.join(words)}: {said[-2000:]}")
+            patch.chdir(shutil.copytree(prepared[begun], tmp_path_factory.mktemp("newcomer") / "here"))
             for command in COMMANDS:
                 if command.page == page and arguments(command):
                     ended[command] = run(patch, shortened(command, server.url))

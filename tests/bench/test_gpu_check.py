@@ -16,13 +16,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests.material import warm
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_check.py"
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return warm.run([sys.executable, str(SCRIPT), *arguments])
 
 
 def test_every_stage_holds_on_a_cpu(tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ def import_all() -> None:
     """Import what a training and the like import sooner or later, and let Hydra find its plugins."""
     import hydra
     import s3fs  # noqa: F401
+    from diffusers import AutoencoderKL  # noqa: F401
+    from transformers import T5EncoderModel  # noqa: F401
 
     import videodiff.parallel.fsdp.strategy
     import videodiff.parallel.zero.muon

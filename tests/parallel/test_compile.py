@@ -77,9 +77,8 @@ def test_eight_buckets_share_a_graph_and_images_have_another() -> None:
 
 
 def test_training_with_compiled_blocks_ends_with_the_weights_of_plain_ones_and_sampling_reads_them(
-    world_dataset: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    world_dataset: Path, cwd: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     compiled = ["compile=blocks", "compile.backend=aot_eager"]
     for name, more in {"plain": [], "compiled": compiled}.items():
         status, _, err = call("train", *tiny(world_dataset), "trainer.max_steps=3", f"name={name}", *more)
@@ -104,11 +103,9 @@ def test_a_setting_that_does_not_exist_is_one_line_before_the_first_step(
     override: str,
     message: str,
     world_dataset: Path,
-    tmp_path: Path,
+    cwd: Path,
     call: Callable[..., tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     status, _, err = call("train", *tiny(world_dataset), "compile=blocks", override)
     assert status == 1
     assert message in err

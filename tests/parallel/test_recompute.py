@@ -135,9 +135,8 @@ def test_a_block_that_fails_leaves_no_hooks_behind() -> None:
 
 
 def test_training_with_recompute_ends_with_the_same_weights_and_goes_on_without(
-    world_dataset: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    world_dataset: Path, cwd: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     recipe = [*tiny(world_dataset), "schedule=constant", "~schedule.decay"]
     for name, steps, more in (("plain", 3, ()), ("again", 2, ("recompute=full", "recompute.every=2"))):
         status, _, err = call("train", *recipe, f"trainer.max_steps={steps}", f"name={name}", *more)
@@ -162,11 +161,9 @@ def test_a_setting_that_does_not_fit_is_one_line_before_the_first_step(
     override: str,
     message: str,
     world_dataset: Path,
-    tmp_path: Path,
+    cwd: Path,
     call: Callable[..., tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     status, _, err = call("train", *tiny(world_dataset), "recompute=full", *override.split())
     assert (status, err.count("\n"), Path("runs").exists()) == (1, 1, False)
     assert message in err

@@ -28,11 +28,10 @@ def test_a_remedy_is_one_that_is_not_in_use(now: tuple[int, str, str, int, int],
 
 def test_a_training_out_of_memory_is_one_line_with_remedies_that_train(
     world_dataset: Path,
-    tmp_path: Path,
+    cwd: Path,
     call: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     encode = module.encode_video
 
     def small(batch: dict[str, object], *rest: object) -> torch.Tensor:

@@ -54,12 +54,6 @@ def key(call: Call, spoil: Callable[..., None], world_dataset: Path, cwd: Path) 
     return keys[1]
 
 
-@pytest.fixture
-def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def recipe(root: Path) -> list[str]:
     often = ["callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0", "callbacks.guard.rollbacks=0"]
     return [*tiny(root), *often]

@@ -66,15 +66,13 @@ def test_a_clock_that_is_set_back_takes_no_time_away() -> None:
 
 def test_a_run_logs_where_its_time_goes_and_says_it_at_the_end(
     world_dataset: Path,
-    tmp_path: Path,
+    cwd: Path,
     call: Callable[..., tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     recipe = [*tiny(world_dataset), "name=a", "callbacks.goodput.every=1", "callbacks.checkpoints.every=1"]
     status, _, err = call("train", *recipe, "trainer.max_steps=3")
     assert status == 0, err
-    with (tmp_path / "runs/a/metrics/version_0/metrics.csv").open() as file:
+    with (cwd / "runs/a/metrics/version_0/metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["time/compute"]]
     assert [row["step"] for row in rows] == ["1", "2", "3"]
     for row in rows:
@@ -85,6 +83,6 @@ def test_a_run_logs_where_its_time_goes_and_says_it_at_the_end(
     assert "compute" in line
     status, _, err = call("train", "resume=runs/a", "trainer.max_steps=4")
     assert status == 0, err
-    with (tmp_path / "runs/a/metrics/version_1/metrics.csv").open() as file:
+    with (cwd / "runs/a/metrics/version_1/metrics.csv").open() as file:
         (row,) = [row for row in csv.DictReader(file) if row["time/compute"]]
     assert float(row["time/restart"]) > 0

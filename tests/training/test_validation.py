@@ -21,9 +21,8 @@ def table(run: Path) -> list[dict[str, float]]:
 
 
 def test_steps_are_counted_alike_and_the_loss_of_uneven_validation_is_that_of_all_clips(
-    call: Callable[..., tuple[int, str, str]], world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Callable[..., tuple[int, str, str]], world_dataset: Path, cwd: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     # Seven clips divide neither over two processes nor into batches of two.
     recipe = [
         *tiny(world_dataset),
@@ -36,7 +35,7 @@ def test_steps_are_counted_alike_and_the_loss_of_uneven_validation_is_that_of_al
         status, out, err = call("train", f"name={name}", *recipe, *cut)
         assert status == 0, err
         assert f"videodiff train: 4 steps in runs/{name}" in out
-    finish(start("train", "name=ranks", *recipe, "strategy=ddp", "trainer.devices=2", cwd=tmp_path))
+    finish(start("train", "name=ranks", *recipe, "strategy=ddp", "trainer.devices=2", cwd=cwd))
     wanted = [row for row in table(Path("runs/by_one")) if "val/loss" in row]
     assert [row["step"] for row in wanted] == [2, 4]
     for name in ("by_two", "by_four", "ranks"):

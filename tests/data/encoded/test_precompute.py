@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 import transformers
 from hydra.errors import InstantiationException
 
-from tests.material import hanging_part
+from tests.material import hanging_part, warm
 from tests.material.made_clips import moving_square, sample
 from videodiff.codec.autoencoder import Autoencoder
 from videodiff.codec.cached import read_latent, read_text
@@ -225,25 +224,26 @@ def test_each_clip_is_encoded_at_the_size_of_the_nearest_aspect_and_fits_the_buc
     assert isinstance(latent, np.ndarray), "a tensor would cost a file descriptor on its way from a worker"
 
 
+# A process that decodes imports this too: what takes seconds is for the main one.
 KILLED = """
 import os, signal, sys
-from functools import partial
-from pathlib import Path
-from tests.data.encoded.test_precompute import plan_of
-from videodiff.data.encoded import precompute as module
 
-source, models, out, name, calls = sys.argv[1:]
-real, left = getattr(module, name), int(calls)
-
-def deadly(*args):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args)
-
-setattr(module, name, deadly)
 if __name__ == "__main__":
+    from pathlib import Path
+    from tests.data.encoded.test_precompute import plan_of
+    from videodiff.data.encoded import precompute as module
+
+    source, models, out, name, calls = sys.argv[1:]
+    real, left = getattr(module, name), int(calls)
+
+    def deadly(*args):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    setattr(module, name, deadly)
     module.precompute(plan_of(Path(models), Path(source), Path(out)), workers=1)
 """
 
@@ -255,7 +255,7 @@ def test_killed_and_finished_by_two_processes_or_by_torchrun_it_has_the_same_byt
     runs = [("append", 4), ("write_whole", 4)]
     environment = {**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{Path(__file__).parents[3]}"}
     processes = [
-        subprocess.Popen(
+        warm.start(
             [sys.executable, script, source, models, tmp_path / name, name, str(calls)], env=environment, cwd=tmp_path
         )
         for name, calls in runs
@@ -272,7 +272,7 @@ def test_killed_and_finished_by_two_processes_or_by_torchrun_it_has_the_same_byt
     assert contents(tmp_path / "append") == contents(cached)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "videodiff"]
     command += ["cache", str(source), f"out={tmp_path / 'write_whole'}", *options(models)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = warm.run(command, env=environment, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "7 samples in" in done.stdout
     assert contents(tmp_path / "write_whole") == contents(cached)

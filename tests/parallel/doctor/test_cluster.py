@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +15,7 @@ import pytest
 import torch
 from torch import distributed
 
+from tests.material import warm
 from videodiff.parallel.doctor import cluster
 from videodiff.parallel.doctor.cluster import Group, clocks, meet, shared
 from videodiff.parallel.environment import Finding, Place
@@ -93,14 +92,7 @@ def test_processes_that_do_not_come_are_named() -> None:
 
 def test_two_processes_are_examined_together(tmp_path: Path) -> None:
     command = ["-m", "videodiff.parallel.torchrun", "--standalone", "--nproc-per-node=2", "-m", "videodiff", "doctor"]
-    done = subprocess.run(
-        [sys.executable, *command, "mib=1", "gib=0", "gb_per_s=0", f"folder={tmp_path}"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = warm.run([sys.executable, *command, "mib=1", "gib=0", "gb_per_s=0", f"folder={tmp_path}"], timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert any(

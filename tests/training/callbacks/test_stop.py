@@ -29,11 +29,10 @@ def test_a_signal_to_any_rank_saves_and_training_goes_on(tmp_path: Path, world_d
             saved = checkpoints(run)
         os.kill(ranks.ranks[0].pid, signal.SIGTERM)
         for rank in ranks.ranks:
-            rank.join(LIMIT)
-        assert [rank.exitcode for rank in ranks.ranks] == [AGAIN] * 2, ranks.said()
+            rank.wait(LIMIT)
+        assert [rank.returncode for rank in ranks.ranks] == [AGAIN] * 2, ranks.said()
     finally:
-        for rank in ranks.ranks:
-            rank.kill()
+        ranks.kill()
     found = checkpoints(run)
     assert step_of(found[0]) == step_of(saved[0]) < step_of(found[-1])
     for checkpoint in found:

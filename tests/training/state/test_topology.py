@@ -32,13 +32,12 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_run_on_4_then_2_then_3_then_1_processes_is_that_of_one_that_was_never_stopped(
-    tmp_path: Path, world_dataset: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    cwd: Path, world_dataset: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     recipe = [*tiny(world_dataset), *ADAMW, *EVERY, "data.global_batch=12"]
     for step, processes, strategy in PARTS:
         name = ["name=many", *recipe] if step == 2 else ["resume=runs/many"]
-        Ranks(processes, tmp_path, [*name, strategy, f"trainer.max_steps={step}"]).finish()
+        Ranks(processes, cwd, [*name, strategy, f"trainer.max_steps={step}"]).finish()
     for arguments in (["resume=runs/many", *LAST], ["name=one", *recipe]):
         status, _, err = call("train", *arguments, "trainer.max_steps=8")
         assert status == 0, err
@@ -79,20 +78,18 @@ def test_the_same_topology_goes_on_to_the_bit(
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_momenta_go_on_between_muon_of_one_process_and_that_of_deepspeed(
-    tmp_path: Path,
+    cwd: Path,
     world_dataset: Path,
     strategy: str,
     call: Callable[..., tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # At the same weights the next gradient is the same, and so is the momentum; the steps themselves part in bfloat16.
-    monkeypatch.chdir(tmp_path)
     more = [*tiny(world_dataset), *MUON, *EVERY, "callbacks.checkpoints.every=1", "trainer.gradient_clip_val=null"]
     assert call("train", "name=one", *more, "trainer.max_steps=3")[0] == 0
     shutil.copytree("runs/one", "runs/many")
     for step in (2, 3):
         shutil.rmtree(f"runs/many/checkpoints/step_{step:08d}")
-    Ranks(2, tmp_path, ["resume=runs/many", f"strategy={strategy}", "trainer.max_steps=2"]).finish()
+    Ranks(2, cwd, ["resume=runs/many", f"strategy={strategy}", "trainer.max_steps=2"]).finish()
     wanted, found = (tensors_of(Path(f"runs/{name}/checkpoints/step_00000002")) for name in ("one", "many"))
     momenta = [key for key in wanted if key.endswith(" momentum")]
     assert len(momenta) > 5

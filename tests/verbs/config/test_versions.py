@@ -25,12 +25,6 @@ from videodiff.verbs.config.schema import CLASSES
 Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a dataset of 80 shards of one clip each: more than are shuffled together by the default of today."""
