@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let all processes of tests share one server."""
     if getattr(config.option, "numprocesses", None):
         warm.server()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage what has been imported: it would look at a million objects each time."""
+    gc.freeze()
 
 
 # Files in the order of the CPU seconds that they take; each stays in one process, and at the end it would run alone.

@@ -26,6 +26,7 @@ import pytest
 from data_prep import pipeline
 from data_prep.books.plan import from_json, to_json
 from data_prep.books.request import Caption, ClipRequest, Part, Place
+from tests.material import warm
 from tests.material.made_clips import moving_square
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning, still
@@ -192,13 +193,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_shards(prepared, tmp_pat
     out, rng = tmp_path / "out", random.Random(0)
     how = {**MADE, **RULES, "workers": 2, "shard_bytes": 30_000, "reader": READER}
     table = prepared[0] / "in/list.jsonl"
-    code = f"from tests.material.preparing import prep; prep({str(out)!r}, {str(table)!r}, 'table', **{how})"
+    # Away from here: a worker starts by importing the main module, which must not be this one.
+    (script := tmp_path / "main.py").write_text(
+        "if __name__ == '__main__':\n    from tests.material.preparing import prep\n"
+        f"    prep({str(out)!r}, {str(table)!r}, 'table', **{how})\n"
+    )
 
-    def start() -> subprocess.Popen:
-        # Away from here: a worker starts by importing the main module, which must not be this one.
-        return subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-        )
+    def start() -> warm.Popen:
+        return warm.start([sys.executable, script], process_group=0)
 
     def check() -> None:
         printed, _ = (process := start()).communicate(timeout=600)
@@ -230,12 +232,12 @@ def test_the_command_goes_on_after_a_kill(prepared, tmp_path):
     command = [sys.executable, "-m", "videodiff", "prep", f"source={prepared[0]}/in/list.jsonl", f"out={out}"]
     command += ["format=table", f"reader.columns={columns}", "encode.short_side=32", "shard_bytes=30000", "workers=2"]
     command += ["prep=all", "+prep.filter={duration:{min:1.0},motion:{min:0.005}}", "prep.duplicates.near=24"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.start(command, stdout=subprocess.DEVNULL)
     while process.poll() is None and footprint(out) < 5:
         time.sleep(0.005)
     process.kill()
     process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = warm.run(command, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "5 of 14 inputs ok: 5 of 8 clips" in done.stdout
     assert dataset(out) == dataset(prepared[0] / "out")

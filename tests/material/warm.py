@@ -159,6 +159,7 @@ def import_all() -> None:
     import videodiff.parallel.zero.muon
     import videodiff.parallel.zero.strategy
     import videodiff.verbs.evaluate
+    import videodiff.verbs.prep
     import videodiff.verbs.sample
     import videodiff.verbs.train  # noqa: F401
     from videodiff.verbs.config.groups import conf_dir
@@ -226,7 +227,8 @@ def execute(words: list[str]) -> None:
         sys.stdout.reconfigure(write_through=True)
         words = words[1:]
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[1:1] = [path for path in added if path and path not in sys.path]
+    # What a test names of its own, as a callback, is found from anywhere.
+    sys.path[1:] = [*filter(None, added), *sys.path[1:], str(ROOT)]
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
