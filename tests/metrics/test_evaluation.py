@@ -15,6 +15,7 @@ from videodiff.metrics.metric import CONTINUATION, TEXT_TO_VIDEO, Case, Quantity
 from videodiff.metrics.world_motion import physics
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import Scene, render
+from videodiff.worlds.uniform import Uniform
 
 ALL = {"consistency": consistency, "captions": captions, "physics": physics, "fidelity": fidelity}
 
@@ -89,6 +90,17 @@ def test_every_figure_of_ours_says_what_it_means():
     assert numbers | columns - {"name", "kind", "clips"} == set(found["metrics"])
     lower = {name for name, record in found["metrics"].items() if record["better"] == "lower"}
     assert lower == {name for name in found["metrics"] if not name.endswith(("_accuracy", "_share", "_score"))}
+
+
+def test_predictors_stand_beside_the_model_in_phyworlds_own_metric_too():
+    made = [Uniform(split="in_distribution").scene(seed) for seed in range(6)]
+    cases = [Case(str(i), f := render(s, 128), f, s.caption, s.fps, 3, s) for i, s in enumerate(made)]
+    found = evaluate({"physics": physics}, cases, {CONTINUATION: [case.truth for case in cases]})
+    rows = {row["name"]: row["phyworld_velocity_error"] for row in found["table"]}
+    speed = np.mean([s.velocity[0, 0, 0] for s in made])
+    assert rows["last frame held"] == pytest.approx(speed, rel=1e-3)
+    for name in ("constant velocity", "law from the given frames"):
+        assert rows[name] == pytest.approx(rows["ground truth"], abs=0.02)
 
 
 def test_a_mixed_dataset_is_footage_and_says_so():

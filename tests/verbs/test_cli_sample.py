@@ -201,7 +201,18 @@ def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
         ),
         (["+metric.mine={_target_: my_metrics.sharpness, axs: 1}"], "metric.mine.axs: found no such setting"),
         (["+metric.mine._target_=my_metrics.sharpness", "+metric.b._target_=my_metrics.sharpness"], "gives too"),
-        (["metric=[physics,captoins]"], "found no metric 'captoins', expected one of captions"),
+        (["metric=[physics,captoins]"], "found no metric 'captoins', expected one of"),
+        (
+            ["metric=[fvd]", "metric.fvd.path=[a]"],
+            "metric.fvd.path: found ['a'], expected the name of a file or folder",
+        ),
+        (["metric=[fvd]", "metric.fvd.least=1"], "metric.fvd.least: found 1, expected a whole number of at least 2"),
+        (["metric=[jedi]", "metric.jedi.crop=7"], "metric.jedi.crop: found 7, expected true or false"),
+        (["metric=[subject]", "+metric.subject.batch=0"], "metric.subject.batch: found 0, expected a whole number"),
+        (
+            ["metric=[fidelity]", "metric.fidelity.clips=some"],
+            "metric.fidelity.clips: found 'some', expected one of all",
+        ),
     ):
         status, _, err = call(*how, *wrong)
         assert (status, err.count("\n")) == (1, 1), err

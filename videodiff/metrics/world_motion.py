@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from videodiff.metrics.metric import CONTINUATION, Case, Quantity, metric
-from videodiff.metrics.physics import continuation
+from videodiff.metrics.physics import continuation, phyworld_velocity_error
 from videodiff.metrics.reference import PREDICTORS, Predictor, measure
+from videodiff.worlds.scene import render
 
 UNITS, SPEED, FRACTION = (Quantity("lower", unit, 0.0) for unit in ("units", "units/s", ""))
 QUANTITIES = {
@@ -28,8 +29,13 @@ QUANTITIES |= {
 
 
 def refer(case: Case, predictor: Predictor) -> dict[str, float]:
-    """Measure a predictor on the given frames; states are compared directly."""
-    return measure(predictor, case.scene, case.given, case.truth.shape[1])
+    """Measure a predictor on the given frames: states are compared directly, by PhyWorld's parser only as pictures."""
+    size = case.truth.shape[1]
+    numbers = measure(predictor, case.scene, case.given, size)
+    if "phyworld" in case.scene.law.measures:
+        shown = render(predictor(case.scene, case.given, size), size)
+        numbers["phyworld_velocity_error"] = phyworld_velocity_error(shown, case.scene, case.given)
+    return numbers
 
 
 def floor(case: Case) -> dict[str, float]:

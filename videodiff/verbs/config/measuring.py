@@ -10,9 +10,22 @@ import yaml
 from hydra.utils import instantiate
 
 from videodiff.metrics.evaluation import AnyMetric, declared
-from videodiff.metrics.metric import Metric, Quantity
+from videodiff.metrics.metric import CLIPS, Metric, Quantity
 from videodiff.metrics.sets.set_metric import SetMetric
+from videodiff.verbs.config.checking import shown
 from videodiff.verbs.config.groups import conf_dir, options
+from videodiff.verbs.config.kinds import FLAG, PLACE, choice, optional, whole
+
+# What the settings of our own metrics are.
+SETTINGS = {
+    "path": optional(PLACE),
+    "crop": FLAG,
+    "device": choice("auto", "cpu", "cuda"),
+    "batch": whole(1),
+    "least": optional(whole(2)),
+    "resamples": whole(2),
+    "clips": choice(*CLIPS),
+}
 
 
 def known_quantities() -> dict[str, Quantity]:
@@ -30,6 +43,7 @@ def build_metrics(parts: Mapping[str, Any] | None) -> dict[str, AnyMetric]:
     """
     metrics: dict[str, AnyMetric] = {}
     for key, part in (parts or {}).items():
+        check_values(f"metric.{key}", part)
         chosen = {name: value for name, value in part.items() if name != "clips"}
         made = instantiate(chosen, _partial_=True)
         if not isinstance(made.func, (Metric, SetMetric)):
@@ -45,6 +59,15 @@ def build_metrics(parts: Mapping[str, Any] | None) -> dict[str, AnyMetric]:
             raise ValueError(f"metric.{key}: {error}") from error
     declared(metrics)
     return metrics
+
+
+def check_values(where: str, part: Mapping[str, Any]) -> None:
+    """Raise where a setting of a metric of ours has a value that it cannot have."""
+    if not str(part.get("_target_")).startswith("videodiff."):
+        return
+    for name, value in part.items():
+        for fault in SETTINGS[name].check(f"{where}.{name}", value) if name in SETTINGS else ():
+            raise ValueError(f"{fault.place}: found {shown(fault.found)}, expected {fault.expected}")
 
 
 def check_settings(where: str, metric: AnyMetric, settings: Mapping[str, Any]) -> None:
