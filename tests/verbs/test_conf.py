@@ -109,6 +109,15 @@ def test_a_recipe_composes_and_its_model_is_built(file: str, world_dataset: Path
     assert sum(p.numel() for p in denoiser.parameters()) > 0
 
 
+def test_the_policies_of_a_recipe_are_those_that_it_writes_and_no_others() -> None:
+    for file in (file for file in FILES if file.startswith("experiment/")):
+        written = OmegaConf.select(OmegaConf.load(CONF / file), "objective.levels.policies")
+        # A recipe that begins with another one adds to its policies.
+        if written is not None and "bouncing_cpu" not in OmegaConf.load(CONF / file).defaults:
+            cfg = composed("train", [f"experiment={Path(file).stem}", "data.root=x"])
+            assert cfg.objective.levels.policies == written, file
+
+
 def test_a_recipe_is_taken_apart_into_objects_by_the_train_verb(world_dataset: Path, tmp_path: Path) -> None:
     from videodiff.verbs.config.build import build_data, build_model, fill_text
     from videodiff.verbs.train import build_trainer

@@ -71,6 +71,8 @@ def lead(t: int, draw: Callable[[int], Tensor], generator: Generator, first: int
 
 
 POLICIES = {"shared": shared, "prefix": prefix, "ends": ends, "independent": independent, "lead": lead}
+# One network for text-to-video, image-to-video, continuation, interpolation and rolling generation.
+USUAL = {"shared": 0.7, "prefix": 0.2, "ends": 0.05, "independent": 0.05}
 COUNTED = {"prefix": "known", "lead": "first"}
 
 
@@ -78,7 +80,8 @@ class NoiseLevels:
     """Draw the levels of one clip: a policy by weight, a distribution, a shift.
 
     `policies` maps shared, prefix, ends, independent, lead, prefix_<k> (exactly k frames given) or lead_<k> to a
-    weight; `pure` is the share of draws put at exactly 1, where the given frames and the caption are all there is.
+    weight, None: `USUAL`; `pure` is the share of draws put at exactly 1, where the given frames and the caption are
+    all there is.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class NoiseLevels:
         base_tokens: int = 1024,
         pure: float = 0.0,
     ) -> None:
-        names = dict(policies or {"shared": 1.0})
+        names = dict(USUAL if policies is None else policies)
         self.policies = [policy(name) for name in names]
         self.weights = torch.tensor([float(weight) for weight in names.values()])
         if not all(weight >= 0 for weight in self.weights) or not self.weights.sum() > 0:
@@ -101,15 +104,22 @@ class NoiseLevels:
         self.base: Draw = uniform if distribution == "uniform" else partial(logit_normal, mean=mean, std=std)
         self.base_shift, self.base_tokens, self.pure = base_shift, base_tokens, pure
 
-    def __call__(self, t: int, tokens: int, generator: Generator) -> Tensor:
-        """Return the levels (t,) of a clip of `t` frames and `tokens` tokens."""
+    def __call__(
+        self, t: int, tokens: int, generator: Generator, move: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the levels (t,) of a clip of `t` frames and `tokens` tokens.
+
+        `move` changes each drawn level before the shift. A second call with an equal generator and another `move` gives
+        the second levels of a step: frames that a policy gives or lets wait do not move.
+        """
         choice = int(torch.multinomial(self.weights.to(generator.device), 1, generator=generator))
         shift = token_shift(tokens, self.base_tokens, self.base_shift)
 
         def draw(n: int) -> Tensor:
-            tau = shift_levels(self.base(n, generator), shift)
+            tau = self.base(n, generator)
             pure = torch.rand(n, generator=generator, device=generator.device) < self.pure
-            return torch.where(pure, 1.0, tau)
+            tau = torch.where(pure, 1.0, tau)
+            return shift_levels(tau if move is None else move(tau), shift)
 
         return self.policies[choice](t, draw, generator)
 
