@@ -39,6 +39,8 @@ class SpaceTimeTransformer(nn.Module):
     """Predict from a noised clip, the noise level of each frame and a caption; what is predicted is the objective's.
 
     `axes` is repeated over `depth` blocks; `patch` is (pt, ph, pw); `text_width` is the width of the text features.
+    With `two_levels` the network is also told to which level each frame is to go (`diffusion/flow_map.py`); as built,
+    it gives what the network without gives.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class SpaceTimeTransformer(nn.Module):
         text_width: int = 64,
         mlp_ratio: float = 4.0,
         gate: float = 0.0,
+        two_levels: bool = False,
     ) -> None:
         super().__init__()
         unit = math.lcm(4, 2 * heads)
@@ -62,6 +65,8 @@ class SpaceTimeTransformer(nn.Module):
         self.embed = nn.Linear(pixels, width)
         self.embed_tau = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_fps = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        # No part of it where it is not asked for: checkpoints keep their names.
+        self.embed_step = step_embedding(width) if two_levels else None
         self.embed_text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(width, heads, axes[i % len(axes)], mlp_ratio, gate) for i in range(depth))
@@ -72,15 +77,18 @@ class SpaceTimeTransformer(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor, rho: Tensor | None = None
+    ) -> Tensor:
         """Return the prediction, float32, with the shape of `z`.
 
         z: noised clip `b c t h w`; tau: noise level of each frame `b t`, 0 clean to 1 noise; text: `b l text_width`
-        with text_mask `b l`, True where there is a word; fps: frames per second, `b`, 0 where unknown.
+        with text_mask `b l`, True where there is a word; fps: frames per second, `b`, 0 where unknown; rho: the level
+        that each frame is to go to, `b t`, at most tau, None: nowhere.
         """
         pt, ph, pw = self.patch
         t, h, w = z.shape[2] // pt, z.shape[3] // ph, z.shape[4] // pw
-        x, level = self.tokens(z), self.level(tau, fps)
+        x, level = self.tokens(z), self.level(tau, fps, rho)
         known = self.conditions(level, text, text_mask, self.rotary(t, h, w, z.device))
         for block in self.blocks:
             x = block(x, known.modulation, known.text, known.text_mask, known.rotary[block.axes])
@@ -92,11 +100,22 @@ class SpaceTimeTransformer(nn.Module):
         dtype = self.table.dtype
         return self.embed(patchify(z, self.patch).to(dtype)) + space_sinusoid(place, self.width).to(dtype)
 
-    def level(self, tau: Tensor, fps: Tensor) -> Tensor:
-        """Return what every token of a frame is told of its noise and its rate, `b t d`."""
+    def level(self, tau: Tensor, fps: Tensor, rho: Tensor | None = None) -> Tensor:
+        """Return what every token of a frame is told of its noise, its rate and its step, `b t d`."""
         dtype = self.table.dtype
-        level = self.embed_tau(sinusoid(1000 * tau.unflatten(1, (-1, self.patch[0])).mean(-1), 256).to(dtype))
-        return level + self.embed_fps(sinusoid(fps, 256).to(dtype))[:, None]
+        level = self.embed_tau(sinusoid(1000 * self.by_patch(tau), 256).to(dtype))
+        level = level + self.embed_fps(sinusoid(fps, 256).to(dtype))[:, None]
+        if self.embed_step is not None:
+            # A tenth of the frequencies of tau: the loss takes differences of steps that are 0.005 apart.
+            step = self.by_patch(torch.zeros_like(tau) if rho is None else tau - rho)
+            return level + self.embed_step(sinusoid(100 * step, 256).to(dtype))
+        if rho is not None:
+            raise ValueError("model.two_levels: found false, expected true: the network was told a level to go to")
+        return level
+
+    def by_patch(self, level: Tensor) -> Tensor:
+        """Return the mean level of the frames of each patch: `b t` to `b t/pt`."""
+        return level.unflatten(1, (-1, self.patch[0])).mean(-1)
 
     def conditions(self, level: Tensor, text: Tensor, text_mask: Tensor, rotary: dict[str, Tensor]) -> Conditions:
         """Return what all blocks are given beside the tokens."""
@@ -118,3 +137,11 @@ class SpaceTimeTransformer(nn.Module):
         both = torch.cat([time.repeat_interleave(len(place), 0), place.repeat(t, 1)], dim=-1)
         coordinates, used = {"space": place, "time": time, "spacetime": both}, {block.axes for block in self.blocks}
         return {axes: rotary_table(coordinates[axes], self.width // self.heads) for axes in used}
+
+
+def step_embedding(width: int) -> nn.Sequential:
+    """Return the embedding of the step from one level to another; as built, it adds nothing."""
+    layers = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+    nn.init.zeros_(layers[-1].weight)
+    nn.init.zeros_(layers[-1].bias)
+    return layers

@@ -10,16 +10,20 @@ from torch import Tensor
 from videodiff.diffusion.path import Path, per_frame
 from videodiff.diffusion.prediction import convert
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Denoise = Callable[..., Tensor]
 
 
 def denoise_function(
     denoiser: Callable[..., Tensor], condition: dict[str, Tensor], path: Path, prediction: str
 ) -> Denoise:
-    """Bind a network and its condition into `denoise(z, tau) -> x`; `prediction` is what the network gives."""
+    """Bind a network and its condition into `denoise(z, tau) -> x`; `prediction` is what the network gives.
 
-    def denoise(z: Tensor, tau: Tensor) -> Tensor:
-        return convert(denoiser(z, tau, **condition), z, tau, path, prediction, floor=1e-3).x
+    A flow map is also told the level that each frame is to go to: `denoise(z, tau, rho)`.
+    """
+
+    def denoise(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
+        told = dict(zip(("rho",), rho, strict=False))
+        return convert(denoiser(z, tau, **condition, **told), z, tau, path, prediction, floor=1e-3).x
 
     return denoise
 
@@ -35,12 +39,12 @@ def classifier_free(
     if scale == 1.0:
         return conditional
 
-    def denoise(z: Tensor, tau: Tensor) -> Tensor:
-        x = conditional(z, tau)
+    def denoise(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
+        x = conditional(z, tau, *rho)
         guided = (tau >= interval[0]) & (tau <= interval[1]) & (tau > 0)
         if not bool(guided.any()):
             return x
-        x_null = unconditional(z, tau)
+        x_null = unconditional(z, tau, *rho)
         return torch.where(per_frame(guided), x_null + scale * (x - x_null), x)
 
     return denoise

@@ -34,11 +34,13 @@ def clip_seeds(seed: int, step: int, positions: Iterable[int]) -> list[int]:
 
 
 class Objective:
-    """Denoising loss of one batch, one number a clip.
+    """Denoising loss of one batch, one number a clip; `two_levels` tells whether the network has to have two.
 
     `prediction` says what the network's output is, `loss` in which form the error is measured (each x, v or eps);
     `floor` bounds the divisor of a conversion; a caption is dropped with probability `caption_dropout`.
     """
+
+    two_levels = False
 
     def __init__(
         self,
@@ -91,9 +93,13 @@ class Objective:
             convert(output, z, tau, self.path, self.prediction, self.floor)
             for output in (denoiser(z, tau, **condition), getattr(truth, self.prediction))
         )
-        error = (getattr(made, self.loss) - getattr(wanted, self.loss)).square().mean(dim=(1, 3, 4))
-        noisy = (tau > 0).to(error.dtype)
-        return (error * noisy).sum(1) / noisy.sum(1).clamp_min(1)
+        return mean_over_noisy(getattr(made, self.loss) - getattr(wanted, self.loss), tau)
+
+
+def mean_over_noisy(difference: Tensor, tau: Tensor) -> Tensor:
+    """Return the mean square (b,) of a difference `b c t h w` over the frames of each clip with tau > 0."""
+    error, noisy = difference.square().mean(dim=(1, 3, 4)), (tau > 0).to(difference.dtype)
+    return (error * noisy).sum(1) / noisy.sum(1).clamp_min(1)
 
 
 def drop(condition: Condition, null: Condition, dropped: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from videodiff.diffusion.levels import shift_levels
 from videodiff.diffusion.path import Path, per_frame
 from videodiff.diffusion.prediction import convert, divide
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+Denoise = Callable[..., Tensor]
 Sampler = Callable[[Denoise, Tensor, Tensor, Path], Tensor]
 
 
@@ -55,6 +55,14 @@ def euler(denoise: Denoise, z: Tensor, taus: Tensor, path: Path) -> Tensor:
     for tau, tau_next in pairwise(taus):
         stepped = z + per_frame(tau_next - tau) * slope(denoise, z, tau, path)
         z = hold(z, stepped, tau, tau_next)
+    return z
+
+
+def flow_map(denoise: Denoise, z: Tensor, taus: Tensor, path: Path) -> Tensor:
+    """Follow the mean slope of each step, which a network with two levels tells (`flow_map.py`): exact at any step."""
+    for tau, tau_next in pairwise(taus):
+        mean = convert(denoise(z, tau, tau_next), z, tau, path, "x").v
+        z = hold(z, z + per_frame(tau_next - tau) * mean, tau, tau_next)
     return z
 
 

@@ -63,7 +63,7 @@ from videodiff.verbs.config.build import (
 )
 from videodiff.verbs.config.checking import touches
 from videodiff.verbs.config.expand import AUTO, OVERRIDES
-from videodiff.verbs.config.origin import find_start
+from videodiff.verbs.config.origin import find_start, find_teacher
 from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
 from videodiff.verbs.config.versions import signed
 
@@ -188,6 +188,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     strategy = for_world(instantiate(cfg.strategy), world)
     with NodeCopies(processes_of_node(cfg)) as copies:
         model = build_model(cfg, birth_under(strategy))
+    find_teacher(cfg, model.objective)
     data.check_encoders(model.codec, model.text)
     parts = nn.ModuleDict({"denoiser": model.denoiser, **({"text": model.text} if model.text.trainable else {})})
     freeze(parts, cfg.freeze)

@@ -32,6 +32,7 @@ class Case(NamedTuple):
     w: int
     pt: int = 1
     recompute: str = "none"
+    two_levels: bool = False
 
 
 ALL = ("space", "time", "spacetime")
@@ -43,6 +44,7 @@ CASES = {
     "one position": Case(("spacetime", "time"), 2, 3, 4, 4),
     "patches of two frames": Case(ALL, 2, 6, 8, 8, pt=2),
     "recomputed": Case(ALL, 3, 3, 8, 8, recompute="full"),
+    "told where a step ends": Case(ALL, 3, 5, 8, 8, recompute="full", two_levels=True),
 }
 SMALL = Asked(width=16, depth=6, frames=8, side=16)
 LARGE = Asked(width=128, depth=4, frames=16, side=32)
@@ -51,7 +53,13 @@ LARGE = Asked(width=128, depth=4, frames=16, side=32)
 def built(case: Case) -> SpaceTimeTransformer:
     """Return the network of a case, the same each time."""
     made = SpaceTimeTransformer(
-        patch=(case.pt, 4, 4), width=24, depth=3, heads=case.heads, axes=case.axes, text_width=8
+        patch=(case.pt, 4, 4),
+        width=24,
+        depth=3,
+        heads=case.heads,
+        axes=case.axes,
+        text_width=8,
+        two_levels=case.two_levels,
     )
     torch.manual_seed(0)
     for p in made.parameters():
@@ -62,7 +70,8 @@ def built(case: Case) -> SpaceTimeTransformer:
 def given(case: Case) -> dict[str, Tensor]:
     """Return two clips with captions of different lengths."""
     torch.manual_seed(1)
-    return {
+    told = {"rho": torch.zeros(2, case.t)} if case.two_levels else {}
+    return told | {
         "z": torch.randn(2, 3, case.t, case.h, case.w),
         "tau": torch.rand(2, case.t),
         "text": torch.randn(2, 5, 8),

@@ -59,13 +59,20 @@ def share_with(denoiser: nn.Module, group: SequenceGroup) -> None:
 
 
 def forward(
-    denoiser: nn.Module, group: SequenceGroup, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor
+    denoiser: nn.Module,
+    group: SequenceGroup,
+    z: Tensor,
+    tau: Tensor,
+    text: Tensor,
+    text_mask: Tensor,
+    fps: Tensor,
+    rho: Tensor | None = None,
 ) -> Tensor:
     """Run the denoiser's `forward` on this process's share of the tokens."""
     pt, ph, pw = denoiser.patch
     t, h, w = z.shape[2] // pt, z.shape[3] // ph, z.shape[4] // pw
     sizes, shared = {FRAMES: t, POSITIONS: h * w}, FRAMES
-    level = denoiser.level(tau, fps)
+    level = denoiser.level(tau, fps, rho)
     known = denoiser.conditions(level, text, text_mask, denoiser.rotary(t, h, w, z.device))
     x = denoiser.tokens(own(z.unflatten(2, (t, pt)), 2, group).flatten(2, 3))
     for block in denoiser.blocks:

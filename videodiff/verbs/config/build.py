@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,13 +46,16 @@ def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Mo
     torch.manual_seed(cfg.seed)
     codec, text = instantiate(cfg.codec), instantiate(cfg.text)
     check_patch(cfg, codec)
+    objective = instantiate(cfg.objective)
+    check_two_levels(cfg, objective)
     denoiser = born(lambda: instantiate(cfg.model, channels=codec.channels, text_width=text.width))
-    return Model(denoiser, instantiate(cfg.objective), codec, text)
+    return Model(denoiser, objective, codec, text)
 
 
 def build_generation(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
     """Return the sampler of the verb, or else of the run, with the settings that the verb overrides."""
     chosen = {key: cfg[key] for key in ("steps", "scale", "shift") if cfg[key] is not None}
+    check_two_levels({"model": run_cfg.model, "sampler": cfg.get("sampler") or run_cfg.sampler})
     return instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler, **chosen)
 
 
@@ -67,6 +70,21 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
                 f"(~{name}.{key} removes it)"
             )
     return made
+
+
+def check_two_levels(cfg: Mapping[str, Any], objective: Any = None) -> None:
+    """Raise where an objective or a sampler tells the network where a step ends, and it has no input for that."""
+    if cfg["model"].get("two_levels", False):
+        return
+    told = {
+        "objective": getattr(objective, "two_levels", False),
+        "sampler": str(OmegaConf.select(cfg["sampler"], "sampler.path")).endswith(".flow_map"),
+    }
+    for name in [name for name, needed in told.items() if needed]:
+        raise ValueError(
+            f"model.two_levels: found false, expected true for {name}=flow_map; a trained network takes it up by "
+            f"train model.two_levels=true start_from=<run> 'fresh=[denoiser.embed_step.*]'"
+        )
 
 
 def check_patch(cfg: DictConfig, codec: Any) -> None:

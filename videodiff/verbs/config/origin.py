@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from videodiff.diffusion.distillation import ProgressiveDistillation
+from videodiff.diffusion.objective import Objective
 from videodiff.text.words import read_words
-from videodiff.training.start import Source, Start, find_source
-from videodiff.verbs.config.build import fill_text, read_run, shape_of
+from videodiff.training.start import Start, find_source
+from videodiff.training.state.checkpoint import RECORD
+from videodiff.verbs.config.build import fill_text, load_run, read_run, shape_of
 
 # What makes a sample beside weights and network: other values there make other samples.
 SAMPLES = ("path", "objective.prediction", "sampler", "codec", "text", "data.frames", "data.height", "data.width")
@@ -34,17 +38,35 @@ def find_start(cfg: DictConfig) -> Start | None:
     before = read_run(source.run, cfg.trust)
     if before.text._target_ == cfg.text._target_:
         fill_text(cfg, before)
-        check_words(cfg, before, source)
+        check_words(cfg, before, source.run)
     return Start(source, cfg.fresh, lambda: network_of(before), list(unlike(cfg, before)))
 
 
-def check_words(cfg: DictConfig, before: DictConfig, source: Source) -> None:
+def find_teacher(cfg: DictConfig, objective: Objective) -> None:
+    """Load the teacher of an objective that has one; a run that goes on needs it as a new one does."""
+    if not isinstance(objective, ProgressiveDistillation):
+        return
+    if objective.teacher is None:
+        raise ValueError("objective.teacher: found none, expected a run to learn from, as start_from= names it")
+    place = Path(objective.teacher)
+    run, checkpoint = (place.parent.parent, str(place)) if (place / RECORD).is_file() else (place, None)
+    before, teacher, _ = load_run(run, checkpoint, cfg.trust)
+    if teacher.objective.prediction != objective.prediction:
+        raise ValueError(
+            f"objective.prediction: found {objective.prediction}, expected {teacher.objective.prediction}, which "
+            f"{objective.teacher} predicts"
+        )
+    check_words(cfg, before, run)
+    objective.network = teacher.denoiser.requires_grad_(False)
+
+
+def check_words(cfg: DictConfig, before: DictConfig, run: Path) -> None:
     """Raise where learned words are not those of the source: each would have the meaning of another one."""
     new, old = words_of(cfg), words_of(before)
     if new != old:
         first = next((n for n, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old)))
         raise ValueError(
-            f"text.vocabulary: found {len(new)} words, expected the {len(old)} of {source.run} in their order (the "
+            f"text.vocabulary: found {len(new)} words, expected the {len(old)} of {run} in their order (the "
             f"first difference is at index {first}); text.vocabulary=null takes them"
         )
 

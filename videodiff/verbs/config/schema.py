@@ -93,6 +93,14 @@ CAPTION_MIX = optional(
 TARS = either(PLACE, many(PLACE, 1))
 DTYPE = choice("bfloat16", "float16", "float32")
 PREDICTION = choice("x", "v", "eps")
+OBJECTIVE = {
+    "path": PART,
+    "levels": PART,
+    "prediction": PREDICTION,
+    "loss": PREDICTION,
+    "floor": number(above=0, below=1),
+    "caption_dropout": SHARE,
+}
 SPLIT = choice("train", "in_distribution", "out_of_distribution")
 PHYWORLD = record(frames=COUNT, fps=number(above=0), split=SPLIT, grid=choice("30k", "300k", "3m"))
 OPTIMIZER = {
@@ -129,16 +137,21 @@ CLASSES: dict[str, Kind] = {
         axes=many(choice("space", "time", "spacetime"), 1),
         mlp_ratio=number(above=0),
         gate=number(),
+        two_levels=FLAG,
     ),
     "videodiff.diffusion.path.RectifiedFlow": record(),
     "videodiff.diffusion.path.Cosine": record(),
-    "videodiff.diffusion.objective.Objective": record(
-        path=PART,
-        levels=PART,
-        prediction=PREDICTION,
-        loss=PREDICTION,
-        floor=number(above=0, below=1),
-        caption_dropout=SHARE,
+    "videodiff.diffusion.objective.Objective": record(**OBJECTIVE),
+    "videodiff.diffusion.flow_map.FlowMap": record(
+        **OBJECTIVE,
+        still=SHARE,
+        clean=SHARE,
+        difference=number(above=0, most=1),
+    ),
+    "videodiff.diffusion.distillation.ProgressiveDistillation": record(
+        **OBJECTIVE,
+        steps=COUNT,
+        teacher=optional(PLACE),
     ),
     "videodiff.diffusion.levels.NoiseLevels": record(
         policies=optional(table(POLICY, WEIGHT, 1)),

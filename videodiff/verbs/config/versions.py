@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 5
+RECORD, VERSION = "record", 6
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -38,6 +38,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     3: {"videodiff.data.loader.datamodule.clip_data": {"decoder": "pyav"}},
     4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100, "rollbacks": 0}},
     5: {"videodiff.data.tars.datamodule.tar_data": {"decoder": "pyav"}},
+    6: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"two_levels": False}},
 }
 # Classes that have moved since folders were written.
 MOVED = {

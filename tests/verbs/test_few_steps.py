@@ -1,0 +1,100 @@
+"""Few steps from the command line: a trained run becomes a flow map, or the teacher of a run with half the steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
+
+from tests.conftest import tiny
+from videodiff import cli
+from videodiff.data.video.decode import decode
+from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
+
+Call = Callable[..., tuple[int, str, str]]
+MAP = ["objective=flow_map", "objective.prediction=x", "model.two_levels=true", "fresh=[denoiser.embed_step.*]"]
+PROMPT = 'prompts=["a large red ball moves left slowly"]'
+
+
+def train(*overrides: str) -> None:
+    """Train in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["videodiff", "train", "trainer.max_steps=2", *overrides])
+        GlobalHydra.instance().clear()
+        cli.main()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Path:
+    """Return a run of two steps."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    train(*tiny(world_dataset), f"run={run}")
+    return run
+
+
+@pytest.fixture(scope="module")
+def mapped(teacher: Path, world_dataset: Path) -> Path:
+    """Return a flow map that began with the teacher, trained in bfloat16 with recomputed blocks."""
+    run = teacher.with_name("map")
+    more = ["trainer.precision=bf16-mixed", "recompute=full", "sampler=flow_map", "sampler.steps=1"]
+    train(*tiny(world_dataset), *MAP, *more, f"start_from={teacher}", f"run={run}")
+    return run
+
+
+def test_a_flow_map_begins_as_its_teacher_and_samples_in_one_step(
+    call: Call, teacher: Path, mapped: Path, tmp_path: Path
+) -> None:
+    origin = json.loads((mapped / "origin.json").read_text())
+    assert origin["output_compared"]["largest_difference"] == 0
+    assert {name.split(".")[1] for name in origin["new"]} == {"embed_step"}
+    weights = load_file(latest_checkpoint(mapped) / AVERAGE)
+    assert any(weights["denoiser.embed_step.2.weight"].flatten().tolist())
+    status, _, err = call("sample", str(mapped), PROMPT, f"out={tmp_path}")
+    assert status == 0, err
+    assert json.loads((tmp_path / "000.json").read_text())["sampler"]["steps"] == 1
+    assert len(decode((tmp_path / "000.mp4").read_bytes(), range(8))) == 8
+    # Any sampler can take the map's own velocity.
+    status, _, err = call("sample", str(mapped), PROMPT, "sampler=euler", "steps=2", f"out={tmp_path}")
+    assert status == 0, err
+
+
+def test_a_run_of_half_the_steps_learns_from_its_teacher_and_goes_on_with_it(
+    teacher: Path, world_dataset: Path
+) -> None:
+    run = teacher.with_name("half")
+    half = ["objective=progressive", "objective.prediction=x", "objective.steps=2", "freeze=[text.*]"]
+    train(*tiny(world_dataset), *half, f"start_from={teacher}", f"run={run}", "callbacks.checkpoints.every=1")
+    assert yaml.safe_load((run / "config.yaml").read_text())["objective"]["teacher"] == str(teacher)
+    before, after = (load_file(latest_checkpoint(one) / AVERAGE) for one in (teacher, run))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved
+    assert all(name.startswith("denoiser.") for name in moved)
+    train(f"resume={run}", "trainer.max_steps=3")
+    assert latest_checkpoint(run).name == "step_00000003"
+
+
+def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
+    call: Call, teacher: Path, world_dataset: Path, tmp_path: Path
+) -> None:
+    one_level = "model.two_levels: found false, expected true for {}=flow_map"
+    mistakes = {
+        "objective=flow_map": one_level.format("objective"),
+        "sampler=flow_map": one_level.format("sampler"),
+        "objective=progressive": "objective.teacher: found none, expected a run",
+    }
+    for mistake, said in mistakes.items():
+        status, _, err = call("train", *tiny(world_dataset), mistake, f"run={tmp_path / 'run'}")
+        assert (status, err.count("\n")) == (1, 1), err
+        assert said in err
+        assert not (tmp_path / "run" / "config.yaml").exists()
+    status, _, err = call("sample", str(teacher), PROMPT, "sampler=flow_map", f"out={tmp_path / 'made'}")
+    assert (status, one_level.format("sampler") in err) == (1, True), err
+    # A network with one level cannot learn a second one without a word of the new weights.
+    status, _, err = call("train", *tiny(world_dataset), *MAP[:-1], f"start_from={teacher}", f"run={tmp_path / 'run'}")
+    assert (status, "denoiser.embed_step" in err) == (1, True), err
