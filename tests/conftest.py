@@ -31,17 +31,32 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-# Files in the order of the CPU seconds that they take; each stays in one process, and at the end it would run alone.
+# The files that take longest, from two minutes to twenty seconds: each stays in one process, and at the end it would
+# run alone.
 LONGEST = (
-    "tests/parallel/test_parity.py",
-    "tests/bench/test_gpu_check.py",
-    "tests/test_docs_commands.py",
+    "parallel/test_parity.py",
+    "bench/test_gpu_check.py",
+    "data/encoded/test_precompute.py",
+    "test_docs_commands.py",
+    "training/state/test_topology.py",
+    "parallel/test_strategy.py",
+    "test_disk_full.py",
+    "parallel/test_launcher.py",
+    "data_prep/engine/test_engine.py",
+    "data_prep/test_pipeline.py",
+    "training/test_guard.py",
+    "verbs/test_cli.py",
+    "training/test_kills.py",
+    "parallel/test_watchdog.py",
+    "verbs/test_train_webdataset.py",
+    "parallel/test_compile.py",
+    "parallel/sequence/test_switch.py",
 )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that take longest."""
-    place = {config.rootpath / name: number for number, name in enumerate(LONGEST)}
+    place = {config.rootpath / "tests" / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import videodiff
+from tests.conftest import LONGEST
 from videodiff.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -156,3 +157,8 @@ def test_every_file_that_the_page_on_architecture_names_is_there_and_every_room_
     rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "videodiff").glob("*/__init__.py")}
     rooms |= {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "videodiff/data").glob("*/__init__.py")}
     assert [room for room in sorted(rooms - {"videodiff/data"}) if room not in named] == []
+
+
+def test_the_files_that_begin_the_tests_exist() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
+    assert len(set(LONGEST)) == len(LONGEST)
