@@ -10,9 +10,9 @@ import pytest
 from videodiff.metrics.consistency import consistency
 from videodiff.metrics.evaluation import declared, evaluate
 from videodiff.metrics.fidelity import fidelity
-from videodiff.metrics.following import captions
 from videodiff.metrics.metric import CONTINUATION, TEXT_TO_VIDEO, Case, Quantity, metric
-from videodiff.metrics.world_motion import physics
+from videodiff.metrics.worlds.following import captions
+from videodiff.metrics.worlds.motion import physics
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import Scene, render
 from videodiff.worlds.uniform import Uniform

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videodiff.metrics.metric import Case
-from videodiff.metrics.parsing import Track, track
+from videodiff.metrics.worlds.parsing import Track, track
 from videodiff.worlds.scene import SIDE
 
 # A flow forward and back may miss its start by so much: 0.01 of both squared lengths, and half a square pixel.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from videodiff.metrics.metric import CONTINUATION, Case, Quantity, metric
-from videodiff.metrics.physics import continuation, phyworld_velocity_error
-from videodiff.metrics.reference import PREDICTORS, Predictor, measure
+from videodiff.metrics.worlds.physics import continuation, phyworld_velocity_error
+from videodiff.metrics.worlds.reference import PREDICTORS, Predictor, measure
 from videodiff.worlds.scene import render
 
 UNITS, SPEED, FRACTION = (Quantity("lower", unit, 0.0) for unit in ("units", "units/s", ""))

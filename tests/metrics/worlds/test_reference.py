@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videodiff.metrics.reference import (
+from videodiff.metrics.worlds.reference import (
     PREDICTORS,
     clamped,
     constant_velocity,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from videodiff.metrics.parsing import beside, seen_colours, track, track_of, track_phyworld
+from videodiff.metrics.worlds.parsing import beside, seen_colours, track, track_of, track_phyworld
 from videodiff.worlds.bouncing import LAW, Bouncing
 from videodiff.worlds.scene import PALETTE, SIDE, Scene, render
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videodiff.metrics.captions import Phrase, phrases
+from videodiff.metrics.worlds.captions import Phrase, phrases
 from videodiff.worlds.bouncing import GRAMMAR, Bouncing
 from videodiff.worlds.collision import Collision
 from videodiff.worlds.parabola import Parabola

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from videodiff.metrics.parsing import Track, track, track_phyworld
+from videodiff.metrics.worlds.parsing import Track, track, track_phyworld
 from videodiff.worlds.scene import SIDE, Scene
 
 # PhyWorld's least speed for a division, so that a ball at rest has a scale too.

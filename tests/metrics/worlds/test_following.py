@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videodiff.metrics.following import text_to_video
-from videodiff.metrics.parsing import track
+from videodiff.metrics.worlds.following import text_to_video
+from videodiff.metrics.worlds.parsing import track
 from videodiff.worlds.bouncing import GRAMMAR, LAW, Bouncing
 from videodiff.worlds.collision import Collision
 from videodiff.worlds.parabola import Parabola

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from videodiff.metrics.captions import Phrase, nearest, phrases
 from videodiff.metrics.metric import TEXT_TO_VIDEO, Case, Quantity, metric
-from videodiff.metrics.parsing import seen_colours, track
+from videodiff.metrics.worlds.captions import Phrase, nearest, phrases
+from videodiff.metrics.worlds.parsing import seen_colours, track
 from videodiff.worlds.law import Grammar
 
 FREE_FRAMES = 3

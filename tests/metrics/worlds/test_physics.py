@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from videodiff.metrics.parsing import track_of
-from videodiff.metrics.physics import continuation, motion, phyworld_velocity_error
+from videodiff.metrics.worlds.parsing import track_of
+from videodiff.metrics.worlds.physics import continuation, motion, phyworld_velocity_error
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.collision import Collision
 from videodiff.worlds.parabola import Parabola

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from videodiff.metrics.captions import phrases
-from videodiff.metrics.parsing import track, track_of
-from videodiff.metrics.physics import continuation, motion, norm
 from videodiff.metrics.summary import mean_and_error
+from videodiff.metrics.worlds.captions import phrases
+from videodiff.metrics.worlds.parsing import track, track_of
+from videodiff.metrics.worlds.physics import continuation, motion, norm
 from videodiff.worlds.flight import advance
 from videodiff.worlds.scene import Scene, render
 
