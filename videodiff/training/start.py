@@ -1,8 +1,8 @@
-"""Beginning a training with the weights of another one: strict, recorded, and with a look at what they give.
+"""Begin a training with the weights of another one: strictly checked, recorded, and compared with the source.
 
-The averaged weights of the source become weights and average of the new run. Every weight of the network has to be in
-the file, with its shape, and the file may hold no other; `fresh` names the exceptions. Weights go through the engine,
-as those of a checkpoint do, so every strategy can begin so, and no process holds more than its part.
+The averaged weights of the source become weights and average of the new run. Every weight of the network must be in the
+file with its shape, and the file may hold no other weights; `fresh` names exceptions. Weights go through the engine
+like the weights of a checkpoint, so this works under every strategy, and no process holds more than its part.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from videodiff.training.state.pieces import WEIGHT, Piece
 from videodiff.training.state.saved import Saved
 
 ORIGIN = "origin.json"
-# A network of more bytes is not built a second time, only to compare what it gives.
+# A larger network, in bytes, is not built a second time for the comparison.
 MOST_COMPARED = 4 * 2**30
 PROBE_SEED, PROBE_WORDS, PROBE_RATE = 0x5EED, 8, 8.0
 FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 class Source(NamedTuple):
-    """Weights to begin with: their file, its checksum, and, where they are known, the step and the folder of the run.
+    """Weights to begin with: their file, its checksum, and, if known, the step and the folder of the run.
 
-    `named` is what the command line names, `place` the checkpoint or file that was chosen.
+    `named` is the name on the command line, `place` the chosen checkpoint or file.
     """
 
     named: str
@@ -71,7 +71,7 @@ def find_source(named: str) -> Source:
 
 
 class Weights(Saved):
-    """Whole weights by name in one file, for who fills a network piece by piece; what the file lacks stays as it is."""
+    """Whole weights in one file, to fill a network piece by piece; weights that the file lacks do not change."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(())
@@ -94,7 +94,7 @@ class Weights(Saved):
         self.shapes = {(name, WEIGHT): shape for name, shape in self.held.items()}
 
     def check_finite(self) -> None:
-        """Raise one line where a value is no number."""
+        """Raise a one-line error if a value is not finite."""
         for name in self.held:
             finite = self.file.get_tensor(name).isfinite()
             if not finite.all():
@@ -115,8 +115,8 @@ class Weights(Saved):
 class Start:
     """The weights that a run begins with.
 
-    `network` builds the source's network where its configuration is known; `unlike` are the settings, as lines, that
-    make the samples others than the source's whatever the weights are.
+    `network` builds the source's network if its configuration is known. `unlike` lists the settings that make samples
+    differ from the source's even with equal weights.
     """
 
     def __init__(
@@ -133,15 +133,15 @@ class Start:
         self.shape: tuple[int, ...] = ()
 
     def check(self, parts: nn.Module, shape: Sequence[int]) -> None:
-        """Raise one line that names every weight that is missing, not used or of another shape."""
+        """Raise a one-line error that names every weight that is missing, unused or of another shape."""
         self.new = check_names(self.weights.held, shapes_in(parts), self.fresh, self.source.file)
         self.weights.check_finite()
         self.shape = tuple(shape)
 
     def begin(self, module: lightning.LightningModule) -> None:
-        """Fill the network, say what it gives beside the source's, and write down the origin; every rank has to call.
+        """Fill the network, compare it with the source's network, and record the origin; every rank has to call.
 
-        The processes know each other, and the optimizer has no state yet.
+        The process group exists, and the optimizer has no state yet.
         """
         trainer = module.trainer
         engine_of(trainer.strategy).load(module, self.weights)
@@ -153,7 +153,7 @@ class Start:
 
     @torch.no_grad()
     def gap(self, module: lightning.LightningModule) -> tuple[float, float] | None:
-        """Return by how much the two networks differ on one seeded clip, and the largest value; None: not compared."""
+        """Return how far the two outputs on one seeded clip differ, and the largest output; None: not compared."""
         count = sum(torch.Size(shape).numel() for shape in self.weights.held.values())
         if self.network is None or 4 * count > MOST_COMPARED:
             return None
@@ -176,7 +176,7 @@ class Start:
         return network.to(device).eval()
 
     def told(self, gap: tuple[float, float] | None) -> str:
-        """Return in one line what the run begins with, and how far its samples are from the source's."""
+        """Return one line: what the run begins with, and how its samples differ from the source's."""
         of = f"step {self.source.step}, " if self.source.step is not None else ""
         line = (
             f"begins with {self.source.place} ({of}sha256 {self.source.sha256[:12]}): {len(self.weights.held)} weights"
@@ -196,7 +196,7 @@ class Start:
         return line + (f"; samples differ further by {'; '.join(self.unlike)}" if self.unlike else "")
 
     def facts(self, gap: tuple[float, float] | None, frozen: Sequence[str]) -> dict[str, Any]:
-        """Return what the run's record tells of its origin."""
+        """Return the facts about the origin for the run's record."""
         compared = None if gap is None else {"clip": list(self.shape), "largest_difference": gap[0], "largest": gap[1]}
         return {
             "start_from": self.source.named,
@@ -225,14 +225,14 @@ def probe(shape: Sequence[int], text_width: int, device: torch.device | str) -> 
 
 
 def shapes_in(parts: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all parameters by name, also of a network without memory."""
+    """Return the shapes of all parameters by name, also for a network without memory."""
     return {name: tuple(p.shape) for name, p in parts.named_parameters()}
 
 
 def check_names(
     held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], fresh: Sequence[str], file: Path
 ) -> list[str]:
-    """Return the weights of a network that a file lacks and that may be new; raise where anything else differs."""
+    """Return the weights of a network that a file lacks and that may be new; raise if anything else differs."""
     for pattern in fresh:
         check_pattern("fresh", pattern, wanted)
     missing = [name for name in wanted if name not in held]
@@ -252,7 +252,7 @@ def check_names(
 
 
 def compact(names: Sequence[str]) -> str:
-    """Return all names; those that differ in their first number alone stand as one, with all numbers."""
+    """Return all names; names that differ only in their first number are joined, with all numbers."""
     groups: dict[tuple[str, str], list[int]] = {}
     for name in names:
         head, number, tail = re.fullmatch(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", name, re.DOTALL).groups()
@@ -276,7 +276,7 @@ def span(numbers: Sequence[int]) -> str:
 
 
 def freeze(parts: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Keep the weights whose names match from being trained, and return their names; raise where nothing matches."""
+    """Exclude the weights with matching names from training, and return their names; raise if nothing matches."""
     named, frozen = dict(parts.named_parameters()), []
     for pattern in patterns:
         check_pattern("freeze", pattern, named)
@@ -291,7 +291,7 @@ def freeze(parts: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def check_pattern(key: str, pattern: str, names: Iterable[str]) -> None:
-    """Raise where a pattern matches no name, with the nearest one."""
+    """Raise if a pattern matches no name; the error names the nearest one."""
     names = list(names)
     if not any(fnmatchcase(name, pattern) for name in names):
         bare = pattern.replace("*", "").replace("?", "")

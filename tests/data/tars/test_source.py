@@ -37,7 +37,7 @@ def everything(tars):
 def test_tars_of_tarfile_and_of_webdataset_give_their_samples_in_order(tars):
     items = everything(tars)
     assert [item.key for item in raws(items)] == [f"clip{number}" for number in range(12)]
-    assert [(item.tar, item.number) for item in raws(items)][3:5] == [(0, 3), (1, 0)]
+    assert [(item.tar, item.index) for item in raws(items)][3:5] == [(0, 3), (1, 0)]
     assert [item for item in items if isinstance(item, End)] == [End(0, 0, 4), End(0, 1, 3), End(0, 2, 5)]
     assert raws(items)[7].members == clip(7)
     assert not faults(items)

@@ -19,8 +19,8 @@ def check_texts(roots: Sequence[str], training: Sequence[Clips], mix: CaptionMix
     `roots`: the root of each dataset, by index; `text`: None if captions come encoded.
     """
     said: list[str] = []
-    for number, root in enumerate(roots):
-        own = [clips for clips in training if clips.number == number]
+    for index, root in enumerate(roots):
+        own = [clips for clips in training if clips.dataset == index]
         said += dict.fromkeys(f"{root}: {line}" for clips in own for line in clips.said)
         if own and text is not None:
             said += check_captions(own, mix, text)

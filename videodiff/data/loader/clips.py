@@ -64,7 +64,7 @@ class Task(NamedTuple):
 
 
 class Clips:
-    """The clips of the dataset at index `number`, and the frames to take from each clip for a bucket.
+    """The clips of the dataset at index `dataset`, and the frames to take from each clip for a bucket.
 
     Window and caption are drawn by (seed, epoch, row); with `fixed` the first ones are taken. A sample that fits no
     bucket is an error unless `skip`; `misfits` counts such samples by reason. `rates` counts for each bucket the frame
@@ -78,13 +78,13 @@ class Clips:
         manifest: Manifest,
         buckets: Sequence[Bucket],
         seed: int = 0,
-        number: int = 0,
+        dataset: int = 0,
         fixed: bool = False,
         skip: bool = False,
         any_size: bool = False,
         deliver: Sequence[str] = ("video",),
     ) -> None:
-        self.manifest, self.buckets, self.seed, self.number, self.fixed = manifest, list(buckets), seed, number, fixed
+        self.manifest, self.buckets, self.seed, self.dataset, self.fixed = manifest, list(buckets), seed, dataset, fixed
         self.records = {what: record_of(manifest, what) for what in ("latent", "text") if what in deliver}
         self.pixels = "video" in deliver
         self.windows = windows_of(self.records, self.buckets, str(manifest.path))
@@ -206,7 +206,7 @@ class Clips:
         draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
         numbers = first if self.fixed else draw_window(row["frames"], *key)
         key = None if self.fixed else key
-        return Task(order, self.number, row, numbers, shape.height, shape.width, key, self.pixels, self.windows)
+        return Task(order, self.dataset, row, numbers, shape.height, shape.width, key, self.pixels, self.windows)
 
 
 def record_of(manifest: Manifest, what: str) -> dict[str, Any]:

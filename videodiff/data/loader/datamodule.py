@@ -165,7 +165,7 @@ class ClipDataModule(BatchModule):
         self._batches(self.mesh(world)), self.reader
         for clips in self._all_clips:
             if not self.reading.num_workers:
-                Reader.of({clips.number: clips.manifest.root}, self.reading).alone(clips.first())
+                Reader.of({clips.dataset: clips.manifest.root}, self.reading).alone(clips.first())
 
     @property
     def _all_clips(self) -> list[Clips]:

@@ -104,7 +104,7 @@ class Loader:
     def look_ahead(self, item: Item) -> None:
         """Fetch the shards of the next shuffle window of remote datasets while the present window is read."""
         for clips, shards in zip(self.batch_sampler.clips, self.batch_sampler.mixture.upcoming(item.step), strict=True):
-            root, place = clips.manifest.root, (item.bucket, clips.number)
+            root, place = clips.manifest.root, (item.bucket, clips.dataset)
             if len(shards) and isinstance(root, CachedFolder) and self.asked.get(place) != shards.tolist():
                 self.asked[place] = shards.tolist()
                 root.prefetch([clips.manifest.shards[shard]["name"] for shard in self.asked[place]])

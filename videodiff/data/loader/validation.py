@@ -66,7 +66,7 @@ class Validation:
 
     def _read(self, asked: Sequence[Sequence[Task]], stand_in: StandIn, budget: float) -> Iterator[Read]:
         """Read a few batches; QuarantineError if more clips fail than `budget`."""
-        reader = Reader.of({self.clips.number: self.clips.manifest.root}, self.reading, cache=False)
+        reader = Reader.of({self.clips.dataset: self.clips.manifest.root}, self.reading, cache=False)
         lost = Quarantine(budget=budget)
         if not self.reading.num_workers:
             yield from read_here(reader, asked, stand_in, lost)

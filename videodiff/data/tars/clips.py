@@ -125,8 +125,8 @@ def tasks_of(
 ) -> Iterator[TarTask]:
     """Yield the first `most` samples as tasks; without a seed each takes its first window and caption."""
     for count, item in enumerate(itertools.islice((item for item in items if isinstance(item, Raw)), most)):
-        key = None if seed is None else (seed, item.epoch, item.tar, item.number)
-        sample = SampleId(shown(tars[item.tar]), item.key, item.number)
+        key = None if seed is None else (seed, item.epoch, item.tar, item.index)
+        sample = SampleId(shown(tars[item.tar]), item.key, item.index)
         yield TarTask((start, count, item.epoch, item.tar), sample, size, item.members, key)
 
 

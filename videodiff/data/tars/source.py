@@ -62,7 +62,7 @@ class Raw(NamedTuple):
 
     epoch: int
     tar: int
-    number: int
+    index: int
     key: str
     members: dict[str, bytes]
 

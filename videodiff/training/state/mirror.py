@@ -1,11 +1,11 @@
-"""Copies of a run's checkpoints in an object store, from which it goes on where its disk is gone.
+"""Copies of a run's checkpoints in an object store, from which the run can resume if its disk is gone.
 
     s3://bucket/runs/<name>/config.yaml, overrides.yaml, metrics/...       as in the run folder
     s3://bucket/runs/<name>/checkpoints/step_00000500/...                  checkpoint.json last
 
-A store has no renaming. So the record of a checkpoint, with the checksums of its files, is put there last, and removed
-first: a checkpoint without it is ignored. A thread of the first process does this; a store that fails costs a line, and
-is asked again.
+A store cannot rename. So the record of a checkpoint, with the checksums of its files, is written last and removed
+first: a checkpoint without a record is ignored. A thread of the first process does the work; if the store fails, one
+line says so, and the copy is tried again.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from videodiff.training.state.checkpoint import (
 )
 
 CHECKPOINTS, LEFT = "checkpoints", "checkpoint.left.json"
-# What of a run folder, beside checkpoints, another machine needs to go on and to show the whole curve: files of these
-# kinds in the folder itself, and all in this one.
+# What another machine needs from a run folder, beside checkpoints, to resume and to show the whole curve: files of
+# these kinds in the folder itself, and all files in this subfolder.
 KINDS, CURVES = (".yaml", ".txt", ".json", ".jsonl"), "metrics"
-# Files that are on their way at once, and seconds between two attempts at a checkpoint.
+# The number of files that are copied at once, and seconds between two attempts at a checkpoint.
 AT_ONCE, PAUSE = 4, 60.0
 
 
 class Mirror:
-    """Sends checkpoints of a run folder to a store, keeps there what is kept here; `kept` says which for good."""
+    """Copies checkpoints of a run to a store, and removes old ones there; `kept` says which stay for good."""
 
     def __init__(self, url: str, run: Path, keep: int, kept: Callable[[int], bool]) -> None:
         self.run, self.keep, self.kept = run, keep, kept
@@ -55,7 +55,7 @@ class Mirror:
     def begin(self, start: int) -> None:
         """Begin, for a training that goes on from this step (0: a new one).
 
-        A store that could never be written to is an error here, one that does not answer is a line.
+        A store that can never be written to is an error; a store that does not answer is one line.
         """
         self.start = start
         try:
@@ -73,7 +73,7 @@ class Mirror:
         self.thread.start()
 
     def send(self, checkpoint: Path) -> None:
-        """Have a checkpoint copied; older ones that wait for it, and would be removed at once, are left out."""
+        """Queue a checkpoint for copying; older queued ones that would be removed at once are left out."""
         with self.changed:
             waiting = [*self.waiting, checkpoint]
             newest = waiting[-max(self.keep, 1) :]
@@ -81,18 +81,18 @@ class Mirror:
             self.changed.notify()
 
     def needs(self, step: int) -> bool:
-        """Tell whether the checkpoint of a step is still to be copied."""
+        """Return whether the checkpoint of a step must still be copied."""
         with self.changed:
             return step in map(step_of, self.waiting)
 
     def prune(self) -> None:
-        """Have the old ones removed there."""
+        """Ask the thread to remove old checkpoints from the store."""
         with self.changed:
             self.to_prune = True
             self.changed.notify()
 
     def finish(self, seconds: float) -> None:
-        """Wait until everything is there, at most so many seconds; what is not there is told."""
+        """Wait until everything is copied, at most so many seconds; report what could not be copied."""
         with self.changed:
             self.ended = True
             self.changed.notify()
@@ -102,7 +102,7 @@ class Mirror:
             say(f"{self.store.url}: {names} could not be copied there; the run folder holds them")
 
     def work(self) -> None:
-        """Do what is to be done, until training has ended and nothing is left, or fails."""
+        """Copy and remove until training has ended and nothing is left to do."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.to_prune or self.ended)
@@ -120,13 +120,13 @@ class Mirror:
                 self.try_to(self.remove_old)
 
     def pause(self, failed: Path) -> bool:
-        """Wait before another attempt; tell whether training has ended, and no more attempts are made."""
+        """Wait before the next attempt; return whether training has ended, so that no more attempts are made."""
         with self.changed:
             self.changed.wait_for(lambda: self.ended or failed not in self.waiting, PAUSE)
             return self.ended
 
     def try_to(self, act: Callable[[], None]) -> bool:
-        """Do something with the store; tell whether it was done."""
+        """Run an operation on the store; return whether it succeeded."""
         try:
             act()
         except (OSError, ValueError) as error:
@@ -136,19 +136,19 @@ class Mirror:
         return True
 
     def tell(self, error: Exception) -> None:
-        """Say, once in a row of failures, that the store fails."""
+        """Report a failure of the store, once in a row of failures."""
         if not self.told:
             say(f"{error}; training goes on, the checkpoint is copied to the store later")
         self.told = True
 
     def copy(self, checkpoint: Path) -> None:
-        """Copy a checkpoint, and the records of its run; its own record is last."""
+        """Copy a checkpoint and the records of its run; the checkpoint's own record comes last."""
         if not checkpoint.is_dir():
-            # Training has gone back to an older one.
+            # Training has gone back to an older checkpoint.
             return
         folder = f"{CHECKPOINTS}/{checkpoint.name}"
         names = [*read_record(checkpoint)["files"], RECORD]
-        # One of this step that was there before is none while files of two lie side by side.
+        # First remove the record of an earlier checkpoint of this step: meanwhile files of both lie side by side.
         for old in (RECORD, LEFT):
             if f"{folder}/{old}" in self.store.names(folder):
                 self.store.remove(f"{folder}/{old}")
@@ -157,12 +157,12 @@ class Mirror:
         for path in sorted([*self.run.glob("*"), *self.run.glob(f"{CURVES}/**/*")]):
             name = path.relative_to(self.run).as_posix()
             if is_record(name) and path.is_file():
-                # Some of them are being written to: what is there now is enough.
+                # Some of these files are still growing: their current content is enough.
                 self.store.write(name, path.read_bytes())
         self.store.put(checkpoint / RECORD, f"{folder}/{RECORD}")
 
     def remove_old(self) -> None:
-        """Keep there what is kept in the run folder; remove what an interrupted process left there."""
+        """Keep the same checkpoints as the run folder; remove leftovers of an interrupted process."""
         there = steps_of(self.store)
         old = [step for step in there[: -self.keep if self.keep else 0] if not self.kept(step)]
         files: dict[str, list[str]] = {}
@@ -175,7 +175,7 @@ class Mirror:
                     self.store.remove(name)
 
     def leave_newer(self) -> None:
-        """Take the record of checkpoints that are newer than the one that training goes on from: of another future."""
+        """Rename the records of checkpoints newer than the one to resume from, so that no later resume takes them."""
         for step in steps_of(self.store):
             if step > self.start:
                 folder = f"{CHECKPOINTS}/{name_of(step)}"
@@ -185,7 +185,7 @@ class Mirror:
 
 
 def name_of(step: int) -> str:
-    """Return what the checkpoint of a step is called."""
+    """Return the name of the checkpoint of a step."""
     return f"step_{step:08d}"
 
 
@@ -202,9 +202,9 @@ def steps_of(store: Store) -> list[int]:
 
 
 def bring(url: str, run: Path, needed: bool = True) -> None:
-    """Bring a run from a store into a folder, with the newest checkpoint there that is whole, if none here is as new.
+    """Download a run from a store into a folder, with its newest whole checkpoint, if the folder has none as new.
 
-    Every process may call; one at a time brings it. It is an error if there is none, but where it is not `needed`.
+    Every process may call; one at a time downloads. A store without a checkpoint is an error if it is `needed`.
     """
     store = Store(url)
     with alone(run):
@@ -235,7 +235,7 @@ def bring(url: str, run: Path, needed: bool = True) -> None:
 
 
 def bring_checkpoint(store: Store, step: int, run: Path) -> None:
-    """Bring one checkpoint and the records of the run; every file has to have its checksum."""
+    """Download one checkpoint and the records of the run; every file must have its checksum."""
     final = run / CHECKPOINTS / name_of(step)
     partial = partial_of(final)
     folder = f"{CHECKPOINTS}/{final.name}"
@@ -260,7 +260,7 @@ def bring_checkpoint(store: Store, step: int, run: Path) -> None:
 
 
 def is_record(name: str) -> bool:
-    """Tell whether a file of a store is one of the records of its run."""
+    """Return whether a file of a store is one of the records of its run."""
     path = PurePosixPath(name)
     in_folder = len(path.parts) == 1 and path.suffix in KINDS
     return not path.name.startswith(".") and (in_folder or path.parts[0] == CURVES)
@@ -268,7 +268,7 @@ def is_record(name: str) -> bool:
 
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
-    """Let one process at a time bring a run; the kernel lets go for one that dies."""
+    """Let only one process at a time download a run; the kernel releases the lock of a process that dies."""
     run.parent.mkdir(parents=True, exist_ok=True)
     with (run.parent / f".{run.name}.brought").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
