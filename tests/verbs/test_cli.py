@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -322,9 +323,13 @@ def test_inspect_tells_a_dataset_a_run_and_a_checkpoint_apart(call: Call, traine
 
 def test_training_leaves_curves_samples_and_validation_by_level(trained: Path) -> None:
     run = trained / "runs/small"
-    header = next(run.glob("metrics/version_*/metrics.csv")).read_text().splitlines()[0].split(",")
+    with next(run.glob("metrics/version_*/metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
     rates = {f"train/{rate}" for rate in ("clips_per_s", "tokens_per_s", "mfu", "data_wait", "peak_memory_gib")}
-    assert {"train/loss", "val/loss", "val/loss_tau_0.5", "step", *rates} <= set(header)
+    assert {"train/loss", "val/loss", "val/loss_tau_0.5", "step", *rates} <= rows[0].keys()
+    # 8 frames of 16 x 16 pixels in patches of 4 x 4.
+    per_clip = [float(row["train/tokens_per_s"]) / float(row["train/clips_per_s"]) for row in rows if row["train/mfu"]]
+    assert per_clip == pytest.approx([8 * 4 * 4] * 4, rel=1e-3)
     assert len(list(run.glob("samples/step_00000004/*.mp4"))) == 2
     labels = json.loads((run / "samples/captions.json").read_text())
     assert labels.keys() == {"clip_0", "clip_1"}

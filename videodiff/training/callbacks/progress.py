@@ -60,10 +60,8 @@ class Progress(ProgressBar):
         step, pixels = trainer.global_step, "video" in batch
         x = batch["video" if pixels else "latent"]
         shares = trainer.world_size // group_size(trainer)
-        # Pixels are `b t h w c`, latents are `b c t h w`.
-        size = x.shape[1:4] if pixels else x.shape[2:]
         encoders, words = module.encoder_flops(batch) * trainer.world_size, module.text_places * shares
-        self.window = self.window.plus(len(x) * shares, self.work(size, pixels), encoders, words)
+        self.window = self.window.plus(len(x) * shares, self.work(x.shape[2:], pixels), encoders, words)
         self.bar.update(step - self.bar.n)
         if step >= self.start + self.every or step == trainer.max_steps > self.start:
             self.tell(trainer, module)
