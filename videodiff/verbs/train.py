@@ -37,7 +37,7 @@ from videodiff.parallel.launcher import AGAIN, die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
 from videodiff.parallel.sequence.switch import share_clips
 from videodiff.parallel.strategy import birth_under, for_world
-from videodiff.planning.remedies import remedies
+from videodiff.planning.forecast.choice import Choice
 from videodiff.planning.steps import format_plan, plan
 from videodiff.planning.work import Shapes, work_of
 from videodiff.printing import say
@@ -66,6 +66,7 @@ from videodiff.verbs.config.expand import AUTO, OVERRIDES
 from videodiff.verbs.config.origin import find_start, find_teacher
 from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
 from videodiff.verbs.config.versions import signed
+from videodiff.verbs.plan.job import remedies_of
 
 # Keys that may change at a resume: they do not change the weights, or are meant to.
 FREE = (
@@ -233,14 +234,25 @@ def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusio
 
 
 def out_of_memory(cfg: DictConfig, accumulate: int, world: int, error: Exception) -> str:
-    """Return one line that says what did not fit into memory, and which overrides need less."""
+    """Return one line that says what did not fit into memory, and which overrides need less by the planner."""
     sequence = cfg.strategy.get("sequence_parallel", 1)
     clips = cfg.data.global_batch // (accumulate * (world // sequence))
-    name = HydraConfig.get().runtime.choices.get("strategy") or "auto"
-    tried = remedies(clips, cfg.recompute.level if cfg.get("recompute") else "none", name, world, sequence)
+    strategy = HydraConfig.get().runtime.choices.get("strategy") or "auto"
+    if strategy == "auto":
+        strategy = "ddp" if world > 1 else "single"
+    now = Choice(strategy, cfg.recompute.level if cfg.get("recompute") else "none", sequence, accumulate)
+    tried = remedies_of(cfg, world, now, *card_of())
     told = " ".join(str(error).split(" See documentation")[0].split())
     what = f"try {', or '.join(tried)}" if tried else "it takes more processes, or a smaller network or clip"
     return f"out of memory with {clips} clips at once on each process: {told[:300].rstrip('.')}; {what}"
+
+
+def card_of() -> tuple[str, float]:
+    """Return the name and the bytes of the device that this process trains on."""
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return found.name, float(found.total_memory)
+    return "CPU", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -> None:

@@ -53,6 +53,9 @@ def of_passes(passes: Passes, cluster: Cluster, scale: float, compiled: bool) ->
         else:
             part = cluster.fusion if compiled else 1.0
             seconds[1] += part * np.maximum(moved, launched(traffic, cluster)).sum()
+    if cluster.cpu:
+        # The same core launches operations and computes them.
+        seconds[1] += 1e-6 * cluster.launch_us * len(passes.kinds)
     return seconds
 
 
@@ -66,8 +69,8 @@ def by_kind(passes: Passes, names: bool) -> dict[Kind, np.ndarray]:
 
 
 def launched(work: np.ndarray, cluster: Cluster) -> np.ndarray:
-    """Return what operations take at least; one without work is none of the device."""
-    return np.where(work > 0, 1e-6 * cluster.launch_us, 0.0)
+    """Return what operations take at least on a GPU; one without work is none of the device."""
+    return np.where(work > 0, 0.0 if cluster.cpu else 1e-6 * cluster.launch_us, 0.0)
 
 
 def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
@@ -80,7 +83,7 @@ def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
         # The host steps: it reads and writes 36 bytes a weight at a tenth of a card's speed or less.
         host = 36 * held / 100e9 + 2 * setting.weight * held / (1e9 * cluster.host_gb_per_s)
         return host
-    seconds = 36 * held / float(cluster.traffic_rate("add", np.array([36.0 * held]))[0])
+    seconds = 36 * held / float(cluster.traffic_rate("optimizer", np.array([36.0 * held]))[0])
     if setting.muon:
         # Five steps of three products, 2 w^3 FLOPs and more for each w^2 weights.
         width = math.sqrt(weights.matrices and weights.largest / 14)

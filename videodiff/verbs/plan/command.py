@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from videodiff.planning.forecast.choice import Choice, Job, Plan, best, evaluate, fits, least, nearest
 from videodiff.planning.forecast.hardware import Cluster
 from videodiff.planning.forecast.pages import as_json, as_text
+from videodiff.planning.remedies import overrides
 from videodiff.printing import say
 from videodiff.verbs.plan.job import job_of
 
@@ -88,29 +89,13 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | None:
     return evaluate(job, cluster, Choice(strategy, level, sequence, job.batch // (shares * micro)))
 
 
-def told(now: Plan, change: Plan | None, job: Job, cluster: Cluster) -> str:
+def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
     """Return whether the configuration fits as it stands, and what would make it fit."""
     size = f"{now.memory.total / 2**30:.1f} GiB a card, {now.seconds.total:.3g} s a step"
     if fits(now.memory, cluster):
         return f"as it stands  {size}: it fits"
-    assert change is not None
-    return (
-        f"as it stands  {size}: it does not fit; the smallest change that does: {difference(now, change, job, cluster)}"
-    )
-
-
-def difference(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
-    """Return the overrides from one plan to another."""
-    a, b, words = now.choice, change.choice, []
-    if a.strategy != b.strategy:
-        words.append(f"strategy={b.strategy}")
-    if a.recompute != b.recompute:
-        words.append(f"recompute={b.recompute}")
-    if a.sequence != b.sequence:
-        words.append(f"strategy.sequence_parallel={b.sequence}")
-    if a.accumulate != b.accumulate or a.sequence != b.sequence:
-        words.append(f"data.micro_batch={job.batch * b.sequence // (cluster.world * b.accumulate)}")
-    return " ".join(words)
+    words = overrides(job, cluster, now.choice, change.choice)
+    return f"as it stands  {size}: it does not fit; the smallest change that does: {words}"
 
 
 def refusal(job: Job, cluster: Cluster) -> str:

@@ -9,18 +9,21 @@ from typing import NamedTuple
 
 import torch
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.planning.cost import Budget, Cost
 from videodiff.planning.flops import Network, forward, network_of
-from videodiff.planning.forecast.choice import Encoding, Job, Shape
+from videodiff.planning.forecast.choice import Choice, Encoding, Job, Shape
 from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
 from videodiff.planning.forecast.grown import Grown, traced
 from videodiff.planning.forecast.trace import fuse_norms, halve
+from videodiff.planning.remedies import machine, remedies
 from videodiff.verbs.config.build import fill_text, shape_of
+from videodiff.verbs.config.groups import conf_dir
 
 # The longest caption where neither settings nor a dataset tell.
 WORDS = 64
@@ -180,13 +183,13 @@ def maker(
 
 def clip_bytes(cfg: DictConfig, bucket: Bucket, latent: Sequence[int], network: Network) -> float:
     """Return the bytes that a clip takes in storage: latents and text of 16 bits, or a file of video."""
-    if cfg.clip_mb is not None:
+    if cfg.get("clip_mb") is not None:
         return 1e6 * cfg.clip_mb
     size = 2.0 * network.words * network.text_width if "text" in delivered(cfg) else 0.0
     if "latent" in delivered(cfg):
         return size + 2.0 * math.prod(latent)
     try:
-        return size + float(Manifest.load(cfg.data.root).column("size").mean())
+        return size + float(Manifest.load(cfg.data.get("root") or ".").column("size").mean())
     except (OSError, ManifestError):
         # A tenth of a bit for each pixel of the whole span is what H.264 takes at the quality of `videodiff pack`.
         return size + 0.1 / 8 * bucket.span * bucket.height * bucket.width
@@ -202,3 +205,12 @@ def encoding(cfg: DictConfig, codec: Encoder, text: Encoder, bucket: Bucket, wor
     if "text" not in delivered(cfg) and text.millions:
         weights, flops = weights + 2e6 * text.millions, flops + 1e6 * text.mflop * words
     return Encoding(weights, flops, moment, most)
+
+
+def remedies_of(cfg: DictConfig, world: int, now: Choice, card: str, memory: float) -> list[str]:
+    """Return what takes less where a training runs out of memory on cards of so many bytes, or on a processor."""
+    if get_class(cfg.model._target_) is not SpaceTimeTransformer:
+        return []
+    cpu, nodes = card == "CPU", cfg.trainer.num_nodes
+    like = instantiate(OmegaConf.load(conf_dir() / "cluster" / ("cpux2.yaml" if cpu else "h100x8.yaml")))
+    return remedies(job_of(cfg, cpu), machine(like, card, memory, nodes, world // nodes), now)
