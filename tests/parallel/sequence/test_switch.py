@@ -20,6 +20,7 @@ from videodiff.parallel.compile import compile_blocks
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.parallel.sequence.group import SequenceGroup, shares
 from videodiff.parallel.sequence.switch import share_with
+from videodiff.planning.forecast.traffic import of_tokens
 
 
 class Case(NamedTuple):
@@ -176,6 +177,8 @@ def test_a_step_sends_what_the_formula_says_and_at_most_half_of_ulysses(found: l
         switched, by_heads = rank["sent"]
         # Once forward and once backward; Ulysses moves queries, keys and values, and what came of them.
         assert switched == 2 * switches * held + output
+        # Of what a collective is given a process keeps its own half: that is what the planner does not count.
+        assert switched == 2 * of_tokens(kinds, tokens, SMALL.width, 48, 2, 4).tokens
         assert by_heads == 2 * 4 * over_time * held + output
         assert switched - output <= (by_heads - output) / 2
 
