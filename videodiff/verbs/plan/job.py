@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.denoiser import attention
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.planning.cost import Budget, Cost
 from videodiff.planning.flops import Network, forward, network_of
 from videodiff.planning.forecast.choice import Choice, Encoding, Job, Shape
 from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
 from videodiff.planning.forecast.grown import Grown, traced
-from videodiff.planning.forecast.trace import fuse_norms, halve
+from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
 from videodiff.verbs.config.build import fill_text, shape_of
 from videodiff.verbs.config.groups import conf_dir
@@ -30,11 +32,10 @@ WORDS = 64
 
 
 class Precision(NamedTuple):
-    """How numbers are held: 16-bit products, weights of 16 bits (ZeRO), on a processor instead of a GPU."""
+    """How numbers are held: 16-bit products, and weights of 16 bits (ZeRO)."""
 
     half: bool
     halved: bool
-    cpu: bool
 
 
 def job_of(cfg: DictConfig, cpu: bool) -> Job:
@@ -56,8 +57,9 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
 
     @cache
     def trace(level: str, halved: bool) -> Grown:
-        make = maker(cfg, level, latent, network, Precision(half, halved, cpu))
-        return traced(make, cycle_of(cfg), cfg.model.depth)
+        make = maker(cfg, level, latent, network, Precision(half, halved))
+        with nullcontext() if cpu else as_on_cuda():
+            return traced(make, cycle_of(cfg), cfg.model.depth)
 
     return Job(
         network,
@@ -71,6 +73,18 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         latents="latent" in delivered(cfg),
         encoding=encoding(cfg, codec, text, largest, words),
     )
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Have the denoiser take the ways that it takes on CUDA, though the tensors of a trace are on the CPU."""
+    before = attention.plain
+    attention.plain = lambda x: True
+    try:
+        with norms_by_one_kernel():
+            yield
+    finally:
+        attention.plain = before
 
 
 def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Network:
@@ -161,8 +175,6 @@ def maker(
 
     def make(blocks: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
         made = instantiate(cfg.model, channels=c, text_width=network.text_width, depth=blocks)
-        if not precision.cpu:
-            fuse_norms(made)
         if precision.halved:
             halve(made)
         recompute(made)
