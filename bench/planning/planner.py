@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ CASES = (
 )
 TINY = Case(64, 2, 1, 1)
 # What the speeds of operations are measured on: width, blocks, frames, clips.
-MEASURED_ON = ((48, 2, 8, 1), (96, 2, 16, 2), (160, 2, 8, 2), (320, 2, 8, 2), (512, 2, 2, 2))
+MEASURED_ON = ((48, 2, 8, 1), (96, 2, 8, 2), (160, 2, 8, 2), (320, 2, 4, 2), (512, 2, 2, 2))
 
 
 class Meter(Callback):
@@ -139,8 +139,11 @@ def status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def train(case: Case, data: Path, out: Path, steps: int) -> None:
+def train(case: Case, data: Path, out: Path, steps: int, environment: dict[str, str]) -> None:
     """Train as one process, and write down what was measured."""
+    os.environ.update(environment)
+    log = out.with_suffix(".log").open("w")
+    os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     meter, build = Meter(out), verb.build_model
 
@@ -155,24 +158,35 @@ def train(case: Case, data: Path, out: Path, steps: int) -> None:
         videodiff("train", *case.overrides(data, f"{out}.run"), f"trainer.max_steps={steps + 4}")
 
 
-def measured(number: int, data: Path, folder: Path, steps: int) -> tuple[float, float]:
+def measured(case: Case, data: Path, folder: Path, steps: int) -> tuple[float, float]:
     """Return bytes of the fullest process, and seconds of the slowest one, of a case."""
-    case, port, started, outs = (*CASES, TINY)[number], meeting_port(), [], []
-    for rank in range(case.processes):
-        outs.append(folder / f"{number}_{rank}.json")
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if case.processes > 1:
-            world = {"WORLD_SIZE": case.processes, "LOCAL_WORLD_SIZE": case.processes, "RANK": rank, "LOCAL_RANK": rank}
-            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "planner"}
-            environment |= {name: str(value) for name, value in world.items()}
-        command = [sys.executable, __file__, f"--inside={number},{data},{outs[-1]},{steps}"]
-        with outs[-1].with_suffix(".log").open("w") as log:
-            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    port, started = meeting_port(), []
+    outs = [folder / f"{len(list(folder.iterdir()))}_{rank}.json" for rank in range(case.processes)]
+    for rank, out in enumerate(outs):
+        world = {"WORLD_SIZE": case.processes, "LOCAL_WORLD_SIZE": case.processes, "RANK": rank, "LOCAL_RANK": rank}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "planner"}
+        environment = {name: str(value) for name, value in world.items()} if case.processes > 1 else {}
+        started.append(apart(train, case, data, out, steps, environment))
     for process, out in zip(started, outs, strict=True):
-        if process.wait(timeout=600):
-            raise RuntimeError(out.with_suffix(".log").read_text()[-3000:])
+        process.join(600)
+        if process.exitcode or not out.exists():
+            raise RuntimeError(
+                f"{case}: found exit status {process.exitcode}; {out.with_suffix('.log').read_text()[-2000:]}"
+            )
     found = [json.loads(out.read_text()) for out in outs]
     return max(one["bytes"] for one in found), max(one["seconds"] for one in found)
+
+
+def apart(function: Callable[..., None], *arguments: Any) -> Any:
+    """Call a function in a process that has all imports already, and no memory of the cases before it."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def calibrate(out: Path) -> None:
+    """Write down this machine as the planner sees it."""
+    out.write_text(json.dumps(vars(calibrated())))
 
 
 def calibrated() -> Cluster:
@@ -271,25 +285,31 @@ def main() -> None:
     """Print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(map(str, range(len(CASES)))))
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
-    if args.inside:
-        number, data, out, steps = args.inside.split(",")
-        train((*CASES, TINY)[int(number)], Path(data), Path(out), int(steps))
-        return
-    rows, cluster = [], calibrated()
-    print(json.dumps({"launch_us": cluster.launch_us, "tflops": cluster.tflops, "products": cluster.products}))
-    print(line(["configuration", "MiB", "found", "error", "s", "found", "error"]), flush=True)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        world, folder = Bouncing(frames=FRAMES, balls={1: 1, 2: 0, 3: 0}, split="all"), Path(place)
+        folder, rows = Path(place), []
+        apart(calibrate, folder / "machine.json").join()
+        cluster = read_cluster(folder / "machine.json")
+        print(json.dumps({"launch_us": cluster.launch_us, "tflops": cluster.tflops}), flush=True)
+        world = Bouncing(frames=FRAMES, balls={1: 1, 2: 0, 3: 0}, split="all")
         data = world_dataset(folder / "data", world, 24, SIDE)
-        libraries = measured(-1, data, folder, args.steps)[0] - predicted(TINY, data, cluster)[0]
+        libraries = measured(TINY, data, folder, args.steps)[0] - predicted(TINY, data, cluster)[0]
         print(f"libraries take {libraries / 2**20:.0f} MiB", flush=True)
-        for number in map(int, args.only.split(",")):
-            found = measured(number, data, folder, args.steps)
-            rows.append(row(CASES[number], predicted(CASES[number], data, cluster), (found[0] - libraries, found[1])))
+        print(line(["configuration", "MiB", "found", "error", "s", "found", "error"]), flush=True)
+        for case in (CASES[int(number)] for number in args.only.split(",")):
+            found = measured(case, data, folder, args.steps)
+            rows.append(row(case, predicted(case, data, cluster), (found[0] - libraries, found[1])))
             write(rows)
+
+
+def read_cluster(path: Path) -> Cluster:
+    """Return what was written down of a machine; numbers are text where they name a place in JSON."""
+    found = json.loads(path.read_text())
+    found["products"] = {int(at): share for at, share in found["products"].items()}
+    found["kinds"] = {name: {int(at): v for at, v in table.items()} for name, table in found["kinds"].items()}
+    return Cluster(**found)
 
 
 def row(case: Case, wanted: tuple[float, float], found: tuple[float, float]) -> dict[str, Any]:
