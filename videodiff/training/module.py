@@ -52,8 +52,9 @@ class VideoDiffusion(lightning.LightningModule):
         else:
             object.__setattr__(self, "text", text)
         self.make_optimizer, self.schedule = optimizer, schedule
-        # The checkpoint that training goes on from.
+        # The checkpoint that training goes on from, and what is told where an older one takes its place, if one may.
         self.checkpoint: Path | None = None
+        self.fall_back: Callable[[Path], None] | None = None
         # The weights that it begins with instead of new ones, and whether its average begins with them too.
         self.start: Start | None = None
         self.continues_average = False

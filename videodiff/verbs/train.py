@@ -160,7 +160,7 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
             if first:
                 say(f"videodiff train: {line}")
         check_same(cfg, before, folder, overrides)
-        checkpoint = choose_checkpoint(folder, cfg.checkpoint)
+        checkpoint = choose_checkpoint(folder, cfg.checkpoint, hashed=world_size(cfg) == 1)
         is_before_pieces(checkpoint)
         if first and found:
             say(f"videodiff train: goes on from {checkpoint}")
@@ -211,20 +211,30 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     optimizer = engine_of(trainer.strategy).choose_optimizer(optimizer)
     config = resolved(cfg, model)
     if first:
-        leave_behind(folder, checkpoint) if checkpoint is not None else set_aside(folder)
+        if checkpoint is None:
+            set_aside(folder)
         write_record(folder, signed(config), to_keep(overrides))
         write_trained(folder, data.trained)
     module = VideoDiffusion(*model, optimizer=optimizer, schedule=schedule, seed=cfg.seed)
     module.checkpoint, module.start, module.continues_average = checkpoint, start, cfg.start_from is not None
-    if checkpoint is not None and data.ordered and (batches := batches_to_leave(folder, checkpoint)):
-        data.leave_out = batches
-        if first:
-            say(f"videodiff train: leaves out {batches} batches after {checkpoint.name}: there training had diverged")
+    if checkpoint is not None:
+        go_on_from(folder, data, checkpoint)
+        module.fall_back = partial(go_on_from, folder, data) if cfg.checkpoint is None else None
     log_configuration(trainer.loggers, config)
     try:
         fit(trainer, module, data)
     except torch.OutOfMemoryError as error:
         raise ValueError(out_of_memory(cfg, data.accumulate(world), world, error)) from error
+
+
+def go_on_from(folder: Path, data: BatchModule, checkpoint: Path) -> None:
+    """Put newer checkpoints aside, and have the data leave out what a rollback to this checkpoint says."""
+    first, batches = is_first_process(), batches_to_leave(folder, checkpoint) if data.ordered else 0
+    if first:
+        leave_behind(folder, checkpoint)
+    data.leave_out = batches
+    if first and batches:
+        say(f"videodiff train: leaves out {batches} batches after {checkpoint.name}: there training had diverged")
 
 
 def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusion) -> None:

@@ -101,7 +101,8 @@ def sent(
 ) -> None:
     """Copy checkpoints of these steps, one after the other, and remove old ones there."""
     copies = Mirror(URL, run, keep, kept)
-    copies.begin(start)
+    copies.begin(new=not start)
+    copies.start = start
     for step in steps:
         copies.send(checkpoint(run, step))
         while copies.needs(step):
@@ -191,7 +192,7 @@ def test_what_a_killed_process_left_there_is_removed_and_checkpoints_of_another_
 def test_a_store_that_is_away_costs_one_line_and_gets_the_checkpoint_when_it_is_back(server, tmp_path, capsys):
     run = tmp_path / "away"
     copies = Mirror(URL, run, 1, lambda step: False)
-    copies.begin(0)
+    copies.begin(new=True)
     server.stop()
     copies.send(checkpoint(run, 1))
     while not copies.told:
@@ -213,7 +214,7 @@ def test_a_store_that_is_away_costs_one_line_and_gets_the_checkpoint_when_it_is_
 def test_training_ends_where_the_store_never_answers(server, tmp_path, capsys):
     run = tmp_path / "never"
     copies = Mirror(URL, run, 2, lambda step: False)
-    copies.begin(0)
+    copies.begin(new=True)
     server.stop()
     copies.send(checkpoint(run, 1))
     copies.finish(60)
@@ -231,7 +232,7 @@ def test_training_ends_where_the_store_never_answers(server, tmp_path, capsys):
 )
 def test_a_store_that_can_not_be_written_to_is_an_error_before_the_first_step(tmp_path, url, line):
     with pytest.raises(ValueError, match=line):
-        Mirror(url, tmp_path / "new", 2, lambda step: False).begin(0)
+        Mirror(url, tmp_path / "new", 2, lambda step: False).begin(new=True)
 
 
 def test_a_run_goes_on_from_the_store_on_a_machine_that_has_nothing(server, call, world_dataset, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from videodiff.parallel.ranks import agree
 from videodiff.training.average import trainable
 from videodiff.training.module import VALIDATED
 from videodiff.training.run.logging import say
-from videodiff.training.state.checkpoint import check_room, prune, step_of
+from videodiff.training.state.checkpoint import check_room, prune
 from videodiff.training.state.mirror import Mirror
 from videodiff.training.state.saving import Buffers, Saving
 
@@ -68,7 +68,7 @@ class Checkpoints(Callback):
                 check_room(self.folder, module.engine.count(trainable(module).values()), kept)
                 if self.place is not None:
                     mirror = Mirror(self.place, Path(trainer.default_root_dir), self.keep, self.is_kept)
-                    mirror.begin(0 if module.checkpoint is None else step_of(module.checkpoint))
+                    mirror.begin(new=module.checkpoint is None)
                     self.mirror = mirror
             except (OSError, ValueError) as error:
                 problem = error
@@ -92,6 +92,8 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         # The checkpoint that a run resumes from exists; without this, the first micro-batch would save it again.
         self.saved, self.began = trainer.global_step, time.monotonic()
+        if self.mirror is not None:
+            self.mirror.start = trainer.global_step
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
         # Not at the end of validation: a resumed run would continue inside that validation.

@@ -75,17 +75,17 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("_")[2].partition(".")[0])
 
 
-def latest_checkpoint(run: Path, part: str | None = None) -> Path:
+def latest_checkpoint(run: Path, part: str | None = None, hashed: bool = True) -> Path:
     """Return the newest checkpoint of a run that is whole, or whose `part` is whole; report damaged newer ones.
 
-    It is an error if there is none.
+    It is an error if there is none. See `whole`.
     """
     found, damaged = checkpoints(run), []
     if not found:
         raise FileNotFoundError(f"{run}: found no checkpoint, expected {run / 'checkpoints' / 'step_*'}")
     for checkpoint in reversed(found):
         try:
-            whole(checkpoint, part)
+            whole(checkpoint, part, hashed)
         except ValueError as error:
             damaged.append((checkpoint, error))
         else:
@@ -96,10 +96,10 @@ def latest_checkpoint(run: Path, part: str | None = None) -> Path:
     raise CheckpointError(f"{damaged[0][1]}; no other checkpoint of {run} is whole")
 
 
-def whole(checkpoint: Path, part: str | None = None) -> Path:
+def whole(checkpoint: Path, part: str | None = None, hashed: bool = True) -> Path:
     """Return the checkpoint if every file agrees with the record, else raise CheckpointError.
 
-    With `part`, AVERAGE or STATE, only these files are read.
+    With `part`, AVERAGE or STATE, only these files are read; if not `hashed`, none is, and only sizes are compared.
     """
     files = read_record(checkpoint)["files"]
     for expected in (AVERAGE, STATE):
@@ -107,7 +107,7 @@ def whole(checkpoint: Path, part: str | None = None) -> Path:
             raise CheckpointError(f"{checkpoint / RECORD}: found no {expected} in the list of files, expected it")
     chosen = files if part is None else of(files, part)
     with ThreadPoolExecutor(4) as pool:
-        problems = pool.map(lambda name: problem_of(checkpoint, name, files[name]), chosen)
+        problems = pool.map(lambda name: problem_of(checkpoint, name, files[name], hashed), chosen)
     for problem in filter(None, problems):
         raise CheckpointError(problem)
     return checkpoint
@@ -139,15 +139,15 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return {"version": version, "step": step, "state": state, "processes": processes, "files": files}
 
 
-def problem_of(checkpoint: Path, name: str, expected: Written) -> str | None:
-    """Return what is wrong with a file of a checkpoint."""
+def problem_of(checkpoint: Path, name: str, expected: Written, hashed: bool = True) -> str | None:
+    """Return what is wrong with a file of a checkpoint: its size, or also its checksum."""
     try:
         path = inside(checkpoint, name)
         there = path.stat().st_size if path.is_file() else None
         if there != expected.bytes:
             found = "no file" if there is None else f"{there} bytes"
             return f"{path}: found {found}, expected {expected.bytes} bytes"
-        if expected.sha256 and (found := sha256_of(path)) != expected.sha256:
+        if hashed and expected.sha256 and (found := sha256_of(path)) != expected.sha256:
             return f"{path}: found a damaged file (sha256 {found[:12]}), expected {expected.sha256[:12]}"
     except (OSError, ValueError) as error:
         return str(error)
@@ -185,13 +185,14 @@ def read_average(checkpoint: Path) -> dict[str, Tensor]:
     return saved
 
 
-def choose_checkpoint(run: Path, chosen: str | None) -> Path:
+def choose_checkpoint(run: Path, chosen: str | None, hashed: bool = True) -> Path:
     """Return the checkpoint to resume from: the newest one with a whole state, or the chosen one.
 
-    A damaged average is reported and does not matter, because the state holds the averages too.
+    A damaged average is reported and does not matter, because the state holds the averages too. Several processes
+    do not read all files each: if not `hashed`, they compare the checksums together later; see `verifying.py`.
     """
     if chosen is None:
-        checkpoint = latest_checkpoint(run, STATE)
+        checkpoint = latest_checkpoint(run, STATE, hashed)
     else:
         checkpoint = Path(chosen)
         if not checkpoint.is_dir() and (run / "checkpoints" / chosen).is_dir():
@@ -201,9 +202,9 @@ def choose_checkpoint(run: Path, chosen: str | None) -> Path:
                 f"checkpoint: found {chosen}, expected one of {run / 'checkpoints'}: "
                 f"{', '.join(path.name for path in checkpoints(run)) or 'which has none'}"
             )
-        whole(checkpoint, STATE)
+        whole(checkpoint, STATE, hashed)
     try:
-        whole(checkpoint, AVERAGE)
+        whole(checkpoint, AVERAGE, hashed)
     except CheckpointError as error:
         print(f"{error}; training does not read it", file=sys.stderr)
     return checkpoint

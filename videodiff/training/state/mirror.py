@@ -48,18 +48,19 @@ class Mirror:
         self.run, self.keep, self.kept = run, keep, kept
         self.store = Store(f"{url.rstrip('/')}/{run.name}")
         self.waiting: list[Path] = []
-        self.start, self.left, self.to_prune, self.ended, self.told = 0, False, False, False, False
+        # The step that training goes on from; newer ones there are of another future.
+        self.start = 0
+        self.left, self.to_prune, self.ended, self.told = False, False, False, False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self.work, name="mirror", daemon=True)
 
-    def begin(self, start: int) -> None:
-        """Begin, for a training that goes on from this step (0: a new one).
+    def begin(self, new: bool) -> None:
+        """Begin, for a new training or one that goes on; `start` is set before anything is sent.
 
         A store that can never be written to is an error; a store that does not answer is one line.
         """
-        self.start = start
         try:
-            if start == 0 and steps_of(self.store):
+            if new and steps_of(self.store):
                 raise ValueError(
                     f"callbacks.checkpoints.mirror: {self.store.url} already holds a run; continue it by "
                     f"resume={self.store.url} or choose another name="

@@ -17,12 +17,16 @@ from videodiff.training.state.pieces import RANDOM, SUFFIX, shapes_of
 from videodiff.training.state.progress import read_progress, set_progress
 from videodiff.training.state.saved import Saved
 from videodiff.training.state.saving import name_of
+from videodiff.training.state.verifying import verified
 
 
 def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
     """Restore a checkpoint in a training that is set up; every rank has to call."""
-    trainer, record = module.trainer, read_record(checkpoint)
+    trainer = module.trainer
     check_same(gather(trainer.world_size, checkpoint.name), checkpoint.parent)
+    if trainer.world_size > 1:
+        checkpoint = verified(trainer, checkpoint, module.fall_back)
+    record = read_record(checkpoint)
     if is_before_pieces(checkpoint):
         saved, progress = read_before(checkpoint, module.names_in_order())
     else:
