@@ -1,4 +1,4 @@
-"""Print a JobSet that trains on several nodes of a Kubernetes cluster, from the words of `videodiff train`.
+"""Print a JobSet, or a TrainJob, that trains on several nodes of a Kubernetes cluster, from the words of a run.
 
     python launch/kubernetes/jobset.py image=registry.example.org/videodiff:0.1 claim=shared \\
         name=my_run experiment=hdvila_256 strategy=zero2 trainer.num_nodes=4 trainer.devices=8 | kubectl apply -f -
@@ -14,9 +14,10 @@ A pod is a node; torchrun in it starts a process for each GPU. These words are f
     restarts   how often a run that has lost a pod begins again from its last checkpoint (20)
     queue      a local queue of Kueue, which starts all pods or none
     namespace  where the run lives
+    kind       jobset; or trainjob: a TrainJob of Kubeflow Trainer (2.x), with a runtime of its own that holds the rest
 
-The JobSet controller has to be installed, 0.10 or newer. An error of the run itself (exit status 1) ends it at once. A
-pod that is lost restarts all; one that the cluster drains does so without being counted.
+The JobSet controller has to be installed, 0.10 or newer; Kubeflow Trainer brings it. An error of the run itself (exit
+status 1) ends it at once. A pod that is lost restarts all; one that the cluster drains does so without being counted.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from videodiff.verbs.config.groups import conf_dir
 
 DEFAULTS = {
     **{"image": "", "claim": "", "gpu": "nvidia.com/gpu", "rdma": "", "shm": "64Gi", "cpu": "64", "memory": "512Gi"},
-    **{"restarts": "20", "queue": "", "namespace": ""},
+    **{"restarts": "20", "queue": "", "namespace": "", "kind": "jobset"},
 }
+TRAINER = "trainer.kubeflow.org"
 PORT = 29500
 # Seconds from SIGTERM to SIGKILL: a step, and a checkpoint. torchrun keeps some of them for itself.
 GRACE_S = 180
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str]) -> None:
             print(__doc__)
             return
         settings, words = split(arguments)
-        print(yaml.safe_dump(jobset(settings, read(words)), sort_keys=False), end="")
+        run = read(words)
+        manifests = trainjob(settings, run) if settings["kind"] == "trainjob" else [jobset(settings, run)]
+        print(yaml.safe_dump_all(manifests, sort_keys=False), end="")
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -73,6 +77,8 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     for key in ("image", "claim"):
         if not settings[key]:
             raise ValueError(f"{key}: found nothing, expected {key}=<...>; --help says what it is")
+    if settings["kind"] not in ("jobset", "trainjob"):
+        raise ValueError(f"kind: found {settings['kind']!r}, expected jobset or trainjob")
     if not settings["restarts"].isdigit():
         raise ValueError(f"restarts: found {settings['restarts']!r}, expected a whole number")
     return settings, words
@@ -98,47 +104,98 @@ def label(name: str) -> str:
     return found if found[0].isalpha() else f"run-{found}"[:40]
 
 
+def metadata(settings: dict[str, str], name: str) -> dict[str, Any]:
+    """Return name, namespace and queue."""
+    found: dict[str, Any] = {"name": name}
+    if settings["namespace"]:
+        found["namespace"] = settings["namespace"]
+    if settings["queue"]:
+        found["labels"] = {"kueue.x-k8s.io/queue-name": settings["queue"]}
+    return found
+
+
 def jobset(settings: dict[str, str], run: Run) -> dict[str, Any]:
     """Return the JobSet of a run."""
     name = label(run.name)
-    metadata: dict[str, Any] = {"name": name}
-    if settings["namespace"]:
-        metadata["namespace"] = settings["namespace"]
-    if settings["queue"]:
-        metadata["labels"] = {"kueue.x-k8s.io/queue-name": settings["queue"]}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": metadata,
+        "metadata": metadata(settings, name),
         "spec": {
             # The pods look for the first one before it is ready.
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
-            "failurePolicy": {
-                "maxRestarts": int(settings["restarts"]),
-                # No new pod meets an old one.
-                "restartStrategy": "BlockingRecreate",
-                "rules": [
-                    {
-                        "name": "error",
-                        "action": "FailJobSet",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
-                        "onJobFailureMessagePatterns": ["exit code 1 "],
-                    },
-                    {
-                        "name": "drained",
-                        "action": "RestartJobSetAndIgnoreMaxRestarts",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
-                        "onJobFailureMessagePatterns": ["DisruptionTarget"],
-                    },
-                    {"name": "lost", "action": "RestartJobSet"},
-                ],
-            },
-            "replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job(settings, run, name)}}],
+            **jobs(settings, job(settings, run, place(run, name))),
         },
     }
 
 
-def job(settings: dict[str, str], run: Run, name: str) -> dict[str, Any]:
+def trainjob(settings: dict[str, str], run: Run) -> list[dict[str, Any]]:
+    """Return the TrainJob of a run, after the runtime that it refers to.
+
+    The controller tells torchrun by PET_* variables which node it is on, how many there are, and where they meet.
+    """
+    name, version = label(run.name), f"{TRAINER}/v1alpha1"
+    template = job(settings, run, [])
+    ancestor = {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}
+    home = {key: value for key, value in metadata(settings, name).items() if key != "labels"}
+    runtime = {
+        "apiVersion": version,
+        "kind": "TrainingRuntime",
+        "metadata": {**home, "labels": {f"{TRAINER}/framework": "torch"}},
+        "spec": {
+            "mlPolicy": {"numNodes": run.nodes, "torch": {}},
+            "template": {"spec": jobs(settings, template, ancestor)},
+        },
+    }
+    wanted = {
+        "apiVersion": version,
+        "kind": "TrainJob",
+        "metadata": metadata(settings, name),
+        "spec": {
+            "runtimeRef": {"apiGroup": TRAINER, "kind": "TrainingRuntime", "name": name},
+            "trainer": {"numNodes": run.nodes, "numProcPerNode": run.devices},
+        },
+    }
+    return [runtime, wanted]
+
+
+def jobs(settings: dict[str, str], spec: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the job of a JobSet, and what becomes of it when a pod fails; `more`: metadata of the job."""
+    template = {"metadata": more, "spec": spec} if more else {"spec": spec}
+    return {
+        "failurePolicy": {
+            "maxRestarts": int(settings["restarts"]),
+            # No new pod meets an old one.
+            "restartStrategy": "BlockingRecreate",
+            "rules": [
+                {
+                    "name": "error",
+                    "action": "FailJobSet",
+                    "onJobFailureReasons": ["PodFailurePolicy"],
+                    "onJobFailureMessagePatterns": ["exit code 1 "],
+                },
+                {
+                    "name": "drained",
+                    "action": "RestartJobSetAndIgnoreMaxRestarts",
+                    "onJobFailureReasons": ["PodFailurePolicy"],
+                    "onJobFailureMessagePatterns": ["DisruptionTarget"],
+                },
+                {"name": "lost", "action": "RestartJobSet"},
+            ],
+        },
+        "replicatedJobs": [{"name": "node", "replicas": 1, "template": template}],
+    }
+
+
+def place(run: Run, name: str) -> list[str]:
+    """Return what torchrun is told of the nodes in a JobSet."""
+    return [
+        *(f"--nnodes={run.nodes}", f"--nproc-per-node={run.devices}", f"--master-addr={name}-node-0-0.{name}"),
+        *(f"--master-port={PORT}", "--node-rank=$(POD_INDEX)"),
+    ]
+
+
+def job(settings: dict[str, str], run: Run, where: list[str]) -> dict[str, Any]:
     """Return the job whose pods are the nodes: one that is lost ends it, and the JobSet begins again."""
     return {
         "parallelism": run.nodes,
@@ -148,14 +205,14 @@ def job(settings: dict[str, str], run: Run, name: str) -> dict[str, Any]:
         "podFailurePolicy": {
             "rules": [
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [1]}},
+                {"action": "FailJob", "onExitCodes": {"containerName": "node", "operator": "In", "values": [1]}},
             ]
         },
         "template": {
             "spec": {
                 "restartPolicy": "Never",
                 "terminationGracePeriodSeconds": GRACE_S,
-                "containers": [container(settings, run, name)],
+                "containers": [container(settings, run, where)],
                 "volumes": [
                     {"name": "work", "persistentVolumeClaim": {"claimName": settings["claim"]}},
                     {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings["shm"]}},
@@ -165,22 +222,18 @@ def job(settings: dict[str, str], run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def container(settings: dict[str, str], run: Run, name: str) -> dict[str, Any]:
-    """Return the container of a node."""
+def container(settings: dict[str, str], run: Run, where: list[str]) -> dict[str, Any]:
+    """Return the container of a node; Kubeflow Trainer knows it by its name."""
     limits: dict[str, str] = {"cpu": settings["cpu"], "memory": settings["memory"]}
     if settings["gpu"] != "none":
         limits[settings["gpu"]] = str(run.devices)
     if settings["rdma"]:
         resource, _, count = settings["rdma"].partition("=")
         limits[resource] = count or "1"
-    torchrun = [
-        *("python", "-m", "videodiff.parallel.torchrun", f"--nnodes={run.nodes}", f"--nproc-per-node={run.devices}"),
-        *(f"--master-addr={name}-node-0-0.{name}", f"--master-port={PORT}", "--node-rank=$(POD_INDEX)"),
-        f"--shutdown-timeout={GRACE_S - 20}",
-    ]
+    torchrun = ["python", "-m", "videodiff.parallel.torchrun", *where, f"--shutdown-timeout={GRACE_S - 20}"]
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     return {
-        "name": "train",
+        "name": "node",
         "image": settings["image"],
         "workingDir": "/work",
         "command": torchrun,

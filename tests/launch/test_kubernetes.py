@@ -1,4 +1,4 @@
-"""The JobSet that is made for a run is one that the cluster takes, and says what the configuration says."""
+"""The manifests that are made for a run are ones that the cluster takes, and say what the configuration says."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from torch.distributed.run import parse_args
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "tests/material/jobset_schema.json").read_text())
+TRAINER = json.loads((ROOT / "tests/material/trainjob_schema.json").read_text())
 CLUSTER = ["image=registry.example.org/videodiff:0.1", "claim=shared"]
 RUN = ["experiment=hdvila_256", "data.root=datasets/mine", "trainer.num_nodes=4", "trainer.devices=8", "name=My_Run"]
 
@@ -100,12 +102,12 @@ def test_an_error_of_the_run_ends_it_and_a_lost_pod_begins_again(make: Callable[
     assert policy["maxRestarts"] == 5
     # What the controller of jobs writes when a rule of podFailurePolicy matches.
     messages = {
-        "Container train for pod n/a-node-0-1-x failed with exit code 1 matching FailJob rule at index 1": "FailJobSet",
+        "Container node for pod n/a-node-0-1-x failed with exit code 1 matching FailJob rule at index 1": "FailJobSet",
         "Pod n/a-node-0-1-x has condition DisruptionTarget matching FailJob rule at index 0": (
             "RestartJobSetAndIgnoreMaxRestarts"
         ),
         "Job has reached the specified backoff limit": "RestartJobSet",
-        "Container train for pod n/a failed with exit code 137 matching FailJob rule at index 1": "RestartJobSet",
+        "Container node for pod n/a failed with exit code 137 matching FailJob rule at index 1": "RestartJobSet",
     }
     for message, action in messages.items():
         first = next(
@@ -151,3 +153,57 @@ def test_a_mistake_is_one_line_before_anything_is_submitted(
     assert leave.value.code == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.fixture
+def make_trainjob(script: ModuleType, capfd: pytest.CaptureFixture[str]) -> Callable[..., list[dict[str, Any]]]:
+    """Return a function that prints a runtime and its TrainJob and reads them."""
+
+    def run(*words: str) -> list[dict[str, Any]]:
+        script.main([*CLUSTER, "kind=trainjob", *words, *RUN])
+        return list(yaml.safe_load_all(capfd.readouterr().out))
+
+    return run
+
+
+def refused(manifest: dict[str, Any]) -> list[str]:
+    return [error.message for error in Draft202012Validator(TRAINER[manifest["kind"]]).iter_errors(manifest)]
+
+
+def test_a_trainjob_and_its_runtime_are_as_kubeflow_trainer_wants_them(
+    make_trainjob: Callable[..., list[dict[str, Any]]],
+) -> None:
+    for more in ([], ["rdma=vpc.amazonaws.com/efa=4", "queue=night", "namespace=video"], ["gpu=none"]):
+        manifests = make_trainjob(*more)
+        assert [manifest["kind"] for manifest in manifests] == ["TrainingRuntime", "TrainJob"]
+        assert [refused(manifest) for manifest in manifests] == [[], []]
+    manifests[0]["spec"]["mlPolicy"]["numNode"] = 4
+    manifests[1]["spec"]["trainer"]["numProcPerNode"] = "8"
+    assert [len(refused(manifest)) for manifest in manifests] == [1, 1]
+
+
+def test_a_trainjob_says_what_a_jobset_says(
+    make: Callable[..., dict[str, Any]],
+    make_trainjob: Callable[..., list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, (runtime, wanted) = make(*CLUSTER, *RUN), make_trainjob()
+    assert wanted["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    assert runtime["spec"]["template"]["spec"]["failurePolicy"] == plain["spec"]["failurePolicy"]
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    # By these the controller finds the pods that train, and gives them the variables of torchrun.
+    assert job["name"] == "node"
+    assert job["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    (node,), (other,) = pod({"spec": runtime["spec"]["template"]["spec"]})["containers"], pod(plain)["containers"]
+    assert node["name"] == "node"
+    assert {**node, "command": None} == {**other, "command": None}
+    # As the controller sets them: torchrun is then told the same as in the JobSet.
+    address, policy = f"{wanted['metadata']['name']}-node-0-0.{wanted['metadata']['name']}", wanted["spec"]["trainer"]
+    variables = {"NNODES": policy["numNodes"], "NPROC_PER_NODE": policy["numProcPerNode"], "NODE_RANK": 3}
+    for name, value in (variables | {"MASTER_ADDR": address, "MASTER_PORT": 29500}).items():
+        monkeypatch.setenv(f"PET_{name}", str(value))
+    settings = [
+        vars(parse_args([word.replace("$(POD_INDEX)", "3") for word in one["command"][3:]] + one["args"]))
+        for one in (node, other)
+    ]
+    assert settings[0] == settings[1]
