@@ -35,6 +35,10 @@ FORMULAS = {
     "zero1": lambda weights, n: 4 * weights + 20 * weights / n,
     "zero2": lambda weights, n: 4 * weights + 20 * weights / n,
     "zero3": lambda weights, n: 24 * weights / n,
+    # On CPU processes the host's part and the device's lie in one memory. The device keeps its part of the gradients.
+    "zero2_offload": lambda weights, n: 4 * weights + 24 * weights / n,
+    # Gradients as they are summed, and as the step takes them.
+    "zero3_offload": lambda weights, n: 28 * weights / n,
     "fsdp2": lambda weights, n: 20 * weights / n,
 }
 SMALL = {
@@ -72,7 +76,7 @@ def living() -> dict[int, int]:
 def train(folder: Path, out: Path, strategy: str, args: argparse.Namespace) -> None:
     """Train three steps as one process of several."""
     os.chdir(folder)
-    buffers = SMALL.get(strategy, SMALL["zero"] if strategy.startswith("zero") else ())
+    buffers = SMALL.get(strategy.split("_")[0], SMALL["zero"] if strategy.startswith("zero") else ())
     with watched(Living(out)):
         videodiff(
             "train",
