@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
         return self.out(rearrange(self.attend(qkv, rotary), JOIN[self.axes], b=b, t=t, s=s))
 
     def attend(self, qkv: Tensor, rotary: Tensor) -> Tensor:
-        """Map queries, keys and values `three b m n e` to `b m n e`; nothing here depends on the number of heads."""
+        """Map queries, keys and values `three b m n e` to `b m n e`; any number of heads works."""
         q, k, v = qkv if plain(qkv) else Parts.apply(qkv)
         return attend(self.norm_q(q, rotary), self.norm_k(k, rotary), v)
 

@@ -53,13 +53,14 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def turn(pairs: Tensor, table: Tensor) -> Tensor:
-    """Turn pairs `... n e 2` in real numbers: a compiler makes one kernel of it, with what stands around it."""
+    """Turn pairs `... n e 2` in real numbers: a compiler fuses this with its surroundings into one kernel."""
     (first, second), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
     return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def turn_complex(pairs: Tensor, table: Tensor) -> Tensor:
-    """Turn pairs `... n e 2` in complex numbers: ten times as fast where no compiler is at work, which knows none."""
+    """Turn pairs `... n e 2` in complex numbers: ten times as fast without a compiler; compilers do not support
+    them."""
     return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
 
 
@@ -72,6 +73,6 @@ def sinusoid(value: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
 def space_sinusoid(coordinates: Tensor, width: int) -> Tensor:
     """Embed patch centres (s, 2) as (s, width): half the channels tell the row, half the column.
 
-    Rotary attention sees only differences; this tells where the borders of the view are.
+    Rotary attention sees only differences; this embedding shows where the borders of the view are.
     """
     return torch.cat([sinusoid(coordinates[:, axis], width // 2, longest=100.0) for axis in (0, 1)], dim=-1)

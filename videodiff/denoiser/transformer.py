@@ -2,8 +2,8 @@
 
 Each frame carries its own noise level, so the same network serves text-to-video (all frames noisy), image-to-video
 (the first frame clean), continuation, interpolation and rollout: nothing here knows which. One frame is a video.
-The file imports torch and einops only; sharding, recompute and compilation walk `blocks` from outside. `forward` is a
-few steps with names, so that what shares a clip among processes can take the same steps with a part of the tokens.
+The file imports torch and einops only; sharding, recompute and compilation walk `blocks` from outside. `forward`
+consists of a few named steps, so that sequence parallelism can run the same steps on a part of the tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from videodiff.denoiser.position import (
 
 
 class Conditions(NamedTuple):
-    """What all blocks are given beside the tokens: `b t 6 d`, `b l d`, `b l`, and a table for each kind of block."""
+    """The inputs of all blocks beside the tokens: `b t 6 d`, `b l d`, `b l`, and a table for each kind of block."""
 
     modulation: Tensor
     text: Tensor
@@ -36,7 +36,7 @@ class Conditions(NamedTuple):
 
 
 class SpaceTimeTransformer(nn.Module):
-    """Predict from a noised clip, the noise level of each frame and a caption; what is predicted is the objective's.
+    """Predict from a noised clip, the noise level of each frame and a caption; the objective decides what is predicted.
 
     `axes` is repeated over `depth` blocks; `patch` is (pt, ph, pw); `text_width` is the width of the text features.
     With `two_levels` the network is also told to which level each frame is to go (`diffusion/flow_map.py`); as built,
@@ -118,12 +118,12 @@ class SpaceTimeTransformer(nn.Module):
         return level.unflatten(1, (-1, self.patch[0])).mean(-1)
 
     def conditions(self, level: Tensor, text: Tensor, text_mask: Tensor, rotary: dict[str, Tensor]) -> Conditions:
-        """Return what all blocks are given beside the tokens."""
+        """Return the inputs of all blocks beside the tokens."""
         modulation = self.modulate(level).unflatten(-1, (6, self.width))
         return Conditions(modulation, self.embed_text(text.to(self.table.dtype)), text_mask, rotary)
 
     def predict(self, x: Tensor, level: Tensor) -> Tensor:
-        """Map the tokens that leave the last block to patches `b t s p`; `level` is of the same frames."""
+        """Map the tokens after the last block to patches `b t s p`; `level` belongs to the same frames."""
         shift, scale = (self.table + level[:, :, None])[:, :, :, None].unbind(2)
         return self.head(torch.addcmul(shift, self.norm(x), 1 + scale))
 

@@ -64,7 +64,7 @@ def independent(t: int, draw: Callable[[int], Tensor], generator: Generator) -> 
 
 
 def lead(t: int, draw: Callable[[int], Tensor], generator: Generator, first: int = 1) -> Tensor:
-    """Draw a level for the first frames and leave the others pure noise: how sampling starts that lets frames lead."""
+    """Draw a level for the first frames and leave the others pure noise: the start of sampling with `lead`."""
     tau = torch.ones(t, device=generator.device)
     tau[:first] = draw(1)
     return tau
@@ -80,8 +80,8 @@ class NoiseLevels:
     """Draw the levels of one clip: a policy by weight, a distribution, a shift.
 
     `policies` maps shared, prefix, ends, independent, lead, prefix_<k> (exactly k frames given) or lead_<k> to a
-    weight, None: `USUAL`; `pure` is the share of draws put at exactly 1, where the given frames and the caption are
-    all there is.
+    weight, None: `USUAL`; `pure` is the share of draws put at exactly 1, where only the given frames and the caption
+    carry information.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class NoiseLevels:
 
 
 def policy(name: str) -> Callable[..., Tensor]:
-    """Return the policy of this name; prefix_3 and lead_1 fix how many frames they speak of."""
+    """Return the policy of this name; prefix_3 and lead_1 fix the number of frames."""
     kind, _, count = name.partition("_")
     if kind in COUNTED and count.isdigit():
         return partial(POLICIES[kind], **{COUNTED[kind]: int(count)})

@@ -36,7 +36,7 @@ def clip_seeds(seed: int, step: int, positions: Iterable[int]) -> list[int]:
 class Objective:
     """Denoising loss of one batch, one number a clip; `two_levels` tells whether the network has to have two.
 
-    `prediction` says what the network's output is, `loss` in which form the error is measured (each x, v or eps);
+    `prediction` is the type of the network's output, `loss` the type in which the error is measured (each x, v or eps);
     `floor` bounds the divisor of a conversion; a caption is dropped with probability `caption_dropout`.
     """
 
@@ -80,7 +80,7 @@ class Objective:
         tau = self.levels(t, t * h * w, generator)
         dropped = torch.rand((), generator=generator) < self.caption_dropout
         if clip.device.type != "cpu":
-            # It is seeded without the device: the seed goes with the call of the kernel.
+            # Seeding does not wait for the device: the seed travels with the kernel call.
             generator = torch.Generator(clip.device).manual_seed(seed)
         return tau, torch.randn(clip.shape, generator=generator, device=clip.device), dropped
 
@@ -88,7 +88,7 @@ class Objective:
         """Return the mean squared error of each clip over its noisy frames (b,), at given noise."""
         z = self.path.mix(x, eps, tau)
         truth = Prediction(x, eps, self.path.velocity(x, eps, tau))
-        # The truth goes through the same floor, so that the exact output has no error at any level.
+        # The truth is converted with the same floor, so that an exact output has no error at any level.
         made, wanted = (
             convert(output, z, tau, self.path, self.prediction, self.floor)
             for output in (denoiser(z, tau, **condition), getattr(truth, self.prediction))

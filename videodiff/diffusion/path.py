@@ -1,4 +1,4 @@
-"""Paths: how a clean clip and noise mix at noise level tau, the same letters everywhere.
+"""Paths: how a clean clip and noise mix at noise level tau. The whole project uses these letters.
 
     z = alpha(tau) x + sigma(tau) eps,    tau = 0: clean, tau = 1: noise        (Kingma et al. 2021, arXiv 2107.00630)
 

@@ -27,8 +27,8 @@ class Prediction(NamedTuple):
 def convert(output: Tensor, z: Tensor, tau: Tensor, path: Path, kind: str, floor: float = 0.0) -> Prediction:
     """Return the three forms of a network output of this `kind`.
 
-    `floor` bounds the divisor below: sigma where x is given, alpha where eps is (a training loss on v with x predicted
-    needs one, JiT, arXiv 2511.13720, takes 0.05). A divisor of 0, a clean frame, gives eps = 0.
+    `floor` is the smallest divisor: sigma if x is given, alpha if eps is given. A training loss on v with predicted x
+    needs one (JiT, arXiv 2511.13720, uses 0.05). A divisor of 0, at a clean frame, gives eps = 0.
     """
     alpha, sigma = per_frame(path.alpha(tau)), per_frame(path.sigma(tau))
     d_alpha, d_sigma = (per_frame(slope) for slope in path.slopes(tau))
