@@ -15,7 +15,7 @@ import sys
 import torch
 from subjects.harness import Settings, as_trained, record
 
-SUBJECTS = ("denoiser",)
+SUBJECTS = ("denoiser", "step")
 
 
 def main() -> None:

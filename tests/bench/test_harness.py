@@ -59,3 +59,12 @@ def test_the_denoiser_is_measured_beside_latte(harness) -> None:
         f"{what}_{size}" for what in ("vs_latte", "ceiling_fraction") for size in ("wide", "wide_bf16", "small")
     }
     assert all(value > 0 for value in found.values())
+
+
+def test_what_is_not_training_has_a_share_of_the_step(harness) -> None:
+    subject = importlib.import_module("subjects.step")
+    found = {one.what: one.value for one in subject.measure(harness.Settings(1, tiny=True))}
+    parts = {what.partition(": ")[2]: value for what, value in found.items() if what.startswith("milliseconds")}
+    beside = sum(parts[name] for name in ("average", "checks", "log"))
+    whole = sum(parts.values()) - parts["average"]
+    assert found["share of average, checks and log in a step"] == pytest.approx(beside / whole)
