@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-prep test test-cluster lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan gpu-check soak clean
+.PHONY: help setup dev demo demo-rollout demo-prep test test-cluster lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan gpu-check soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,9 @@ $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 
 demo: setup  ## simulate, pack, train, evaluate and report: the whole thing on a laptop, into runs/demo
 	launch/demo.sh
+
+demo-rollout: setup  ## thirty seconds from one prompt with the model of make demo, measured by second, into runs/rollout
+	launch/demo_rollout.sh
 
 demo-prep: dev  ## fetch, cut, score, filter and pack: data preparation from a web server, into datasets/demo_prep
 	launch/demo_prep.sh

@@ -162,6 +162,7 @@ def furnish() -> None:
     clip(Path("clip.mp4"), 8, "a dog runs on the beach")
     Path("list.csv").write_text("path,from,to,text,licence\n1.mp4,0,2,a dog runs,CC0-1.0\n")
     Path("gone.txt").write_text("one\n")
+    Path("prompts.txt").write_text("a red kite\na dog runs on the beach\n")
 
 
 @pytest.fixture(scope="module")

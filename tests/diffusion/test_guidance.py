@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from videodiff.diffusion.guidance import classifier_free, denoise_function
-from videodiff.diffusion.path import Cosine, Path, RectifiedFlow
+from videodiff.diffusion.guidance import (
+    classifier_free,
+    denoise_function,
+    holding,
+    reconstructing,
+    with_history,
+)
+from videodiff.diffusion.path import Cosine, Path, RectifiedFlow, per_frame
 from videodiff.diffusion.prediction import KINDS
 
 
@@ -70,3 +76,61 @@ def test_a_network_of_any_prediction_type_becomes_a_function_that_expects_the_cl
     denoise = denoise_function(network, {"fps": torch.tensor(8.0)}, path, kind)
     torch.testing.assert_close(denoise(path.mix(x, eps, tau), tau), x, rtol=0, atol=1e-5)
     assert seen == [8.0]
+
+
+def test_a_frame_that_is_rescaled_whole_has_the_spread_that_it_had_without_guidance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, x_null = (torch.randn(2, 3, 4, 5, 5, generator=generator) for _ in range(2))
+    tau = torch.full((2, 4), 0.5)
+    plain = classifier_free(lambda z, tau: x, lambda z, tau: x_null, 5.0)(x, tau)
+    for share in (0.25, 1.0):
+        made = classifier_free(lambda z, tau: x, lambda z, tau: x_null, 5.0, rescale=share)(x, tau)
+        spread, was, wanted = (one.std(dim=(1, 3, 4)) for one in (made, plain, x))
+        torch.testing.assert_close(spread, was + share * (wanted - was))
+        # No direction changes: it is the same frame, scaled.
+        torch.testing.assert_close(made / made.norm(), plain / plain.norm(), atol=0.01, rtol=0.2)
+
+
+def test_history_is_compared_with_itself_as_noise_and_only_other_frames_are_pushed() -> None:
+    path, history = RectifiedFlow(), torch.tensor([[True, True, False]])
+    generator = torch.Generator().manual_seed(0)
+    z, eps = (torch.randn(1, 2, 3, 4, 4, generator=generator) for _ in range(2))
+    tau, seen = torch.tensor([[0.0, 0.0, 0.7]]), []
+
+    def denoise(z: Tensor, tau: Tensor) -> Tensor:
+        seen.append((z, tau))
+        return z + per_frame(tau)
+
+    for level in (1.0, 0.5):
+        seen.clear()
+        made = with_history(denoise, path, history, eps, 3.0, level)(z, tau)
+        (_, _), (blind, blind_tau) = seen
+        assert blind_tau.tolist() == [[level, level, pytest.approx(0.7)]]
+        torch.testing.assert_close(blind[:, :, :2], (1 - level) * z[:, :, :2] + level * eps[:, :, :2])
+        assert torch.equal(blind[:, :, 2], z[:, :, 2])
+        torch.testing.assert_close(made, z + per_frame(tau))
+    # A network whose expectation for the last frame follows the history: twice as far from what it is without.
+    by_history = with_history(lambda z, tau: z[:, :, :1].expand_as(z), path, history, eps, 2.0)(z, tau)
+    torch.testing.assert_close(by_history[:, :, 2], eps[:, :, 0] + 2 * (z[:, :, 0] - eps[:, :, 0]))
+    torch.testing.assert_close(by_history[:, :, :2], z[:, :, :1].expand(-1, -1, 2, -1, -1))
+    plain = Constant(1.0)
+    assert with_history(plain, path, history, eps, 1.0) is plain
+    assert with_history(plain, path, ~history & history, eps, 3.0) is plain
+
+
+def test_reconstruction_moves_along_the_gradient_of_the_error_in_what_is_kept() -> None:
+    # A linear network: x = w z, where each pixel is the sum of a row. The gradient is 2 w^T m (w z - clip).
+    path, generator = RectifiedFlow(), torch.Generator().manual_seed(0)
+    w = torch.randn(4, 4, generator=generator)
+    z, clip = (torch.randn(1, 1, 1, 1, 4, generator=generator) for _ in range(2))
+    kept = torch.tensor([True, True, False, False]).view(1, 1, 1, 1, 4)
+    tau = torch.tensor([[0.25]])
+    with torch.no_grad():
+        made = reconstructing(lambda z, tau: z @ w.T, path, clip, kept, 3.0)(z, tau)
+    x = z @ w.T
+    slope = 2 * ((x - clip) * kept) @ w
+    torch.testing.assert_close(made, x - 3.0 / 2 * 0.75 * slope)
+    assert not made.requires_grad
+    plain = Constant(1.0)
+    assert reconstructing(plain, path, clip, kept, 0.0) is plain
+    assert torch.equal(holding(plain, clip, kept)(z, tau), torch.where(kept, clip, torch.ones_like(clip)))

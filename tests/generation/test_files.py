@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from videodiff.data.video.decode import probe
 from videodiff.generation.files import add_clip, replacing_folder, write_clip
@@ -16,19 +18,36 @@ FRAMES = np.full((3, 16, 16, 3), 90, dtype=np.uint8)
 
 def test_a_clip_takes_the_next_number_and_leaves_what_is_there(tmp_path: Path) -> None:
     for number, prompt in enumerate(["one", "two <b>", "three"]):
-        path = add_clip(tmp_path / "out", FRAMES, 5.0, {"prompt": prompt})
+        path = add_clip(tmp_path / "out", FRAMES, 3, 5.0, {"prompt": prompt})
         assert path.name == f"{number:03d}.mp4"
         assert json.loads(path.with_suffix(".json").read_text())["prompt"] == prompt
     (tmp_path / "out/041.mp4").write_bytes(b"of another")
     (tmp_path / "out/notes.txt").touch()
-    assert add_clip(tmp_path / "out", FRAMES, 5.0, {}).name == "042.mp4"
+    assert add_clip(tmp_path / "out", FRAMES, 3, 5.0, {}).name == "042.mp4"
     assert (tmp_path / "out/041.mp4").read_bytes() == b"of another"
 
 
 def test_a_clip_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fps: found 0"):
-        add_clip(tmp_path, FRAMES, 0.0, {})
+        add_clip(tmp_path, FRAMES, 3, 0.0, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_poster_sheet_and_array_stand_beside_a_clip_and_its_checksum_is_that_of_the_frames(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (40, 16, 12, 3), dtype=np.uint8)
+    path = add_clip(tmp_path, iter(frames), 40, 5.0, {"known": [0]}, lossless=True)
+    assert np.array_equal(np.load(path.with_suffix(".npy")), frames)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["frames_sha256"] == hashlib.sha256(frames.tobytes()).hexdigest()
+    shown = [round(place) for place in np.linspace(0, 39, 16)]
+    with Image.open(path.with_suffix(".poster.png")) as poster:
+        assert np.array_equal(np.asarray(poster), frames[shown[8]])
+    with Image.open(path.with_suffix(".sheet.png")) as sheet:
+        picture = np.asarray(sheet)
+    # Two rows of eight, each pixel five times as large, each frame with an edge of two pixels.
+    assert picture.shape == (2 * (16 * 5 + 4), 8 * (12 * 5 + 4), 3)
+    assert picture[0, 0].tolist() == [224, 138, 0]
+    assert np.array_equal(picture[2:82:5, 64 + 2 : 128 - 2 : 5], frames[shown[1]])
 
 
 def test_odd_sizes_are_written_with_their_edge_twice(tmp_path: Path) -> None:

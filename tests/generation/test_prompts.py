@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from videodiff.generation.prompts import check_prompts
+from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.text.words import Words
 
 TEXT = Words(["a", "red", "ball"], 8, 4)
@@ -28,6 +30,57 @@ def test_a_prompt_that_is_cut_is_told() -> None:
         def tokens(self, prompts: list[str]) -> list[int]:
             return [len(prompt.split()) for prompt in prompts]
 
+        def cut(self, prompt: str) -> str:
+            return " ".join(prompt.split()[3:])
+
     assert check_prompts("prompts", ["a b c", "a b c d"], Tokens()) == [
-        "prompts[1]: found 4 tokens, cut at text.max_length = 3"
+        "prompts[1]: found 4 tokens, expected at most text.max_length = 3; the encoder does not see 'd'"
     ]
+
+
+LISTS = {
+    "lines.txt": "a red ball\n\n  a blue ball \n",
+    "list.json": '["a red ball", "a blue ball"]',
+    "records.jsonl": '{"prompt": "a red ball"}\n{"text": "a blue ball"}\n',
+    "VBench_full_info.json": '[{"prompt_en": "a red ball", "dimension": ["color"], "auxiliary_info": {"color": "red"}},'
+    ' {"prompt_en": "a blue ball", "dimension": ["scene", "color"]}]',
+    "PhyGenBench.json": '[{"caption": "a red ball", "physical_laws": "x", "sub_category": "Gravity"},'
+    ' {"caption": "a blue ball"}]',
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_prompts_are_read_from_files_and_the_lists_of_benchmarks(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(LISTS[name])
+    assert find_prompts(str(tmp_path / name)) == ["a red ball", "a blue ball"]
+
+
+def test_of_a_list_of_vbench_dimensions_are_chosen(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(LISTS["VBench_full_info.json"])
+    assert find_prompts(str(tmp_path / "a.json"), ["scene"]) == ["a blue ball"]
+    with pytest.raises(ValueError, match=r"a\.json: found none of human_action"):
+        find_prompts(str(tmp_path / "a.json"), ["human_action"])
+
+
+def test_a_prompt_of_the_command_line_is_a_prompt() -> None:
+    assert find_prompts("a red ball.") == ["a red ball."]
+    assert find_prompts(["a.txt", 3]) == ["a.txt", 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "{", "a.json: Expecting"),
+        ("a.json", '{"a": 1}', "found a dict, expected a list"),
+        ("a.json", '[{"name": "x"}]', "record 0: found no prompt"),
+        ("a.jsonl", '{"prompt": 3}', "record 0: found no prompt"),
+        ("a.txt", "\n \n", "found none, expected prompts"),
+        ("a.json", "[" * 100_000, "a.json"),
+    ],
+)
+def test_a_file_without_prompts_is_one_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"prompts: .*{message}"):
+        find_prompts(str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match="prompts: found no file"):
+        find_prompts(str(tmp_path / "none.txt"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import ddim, dpm_solver_2m, euler, heun
-from videodiff.generation.settings import Generation, clip_noise
+from videodiff.generation.settings import Generation, Given, clip_noise, nothing_given
 
 PATH = RectifiedFlow()
 each_sampler = pytest.mark.parametrize("sampler", [euler, heun, ddim, dpm_solver_2m], ids=lambda s: s.__name__)
@@ -36,6 +36,10 @@ def noise(b: int, t: int = 4) -> Tensor:
     return clip_noise((2, t, 3, 3), range(b))
 
 
+def given(clip: Tensor, known: Tensor, **more: Tensor) -> Given:
+    return nothing_given(clip)._replace(clip=clip, known=known, **more)
+
+
 @each_sampler
 def test_each_clip_becomes_what_its_caption_says(sampler: object) -> None:
     made = Generation(sampler, steps=4)(World(), condition(0.5, -0.25), NULL, PATH, "x", noise(2))
@@ -54,7 +58,9 @@ def test_guidance_pushes_from_the_null_caption_through_the_caption(sampler: obje
 def test_known_frames_are_taken_from_the_clip(sampler: object, known: list[int]) -> None:
     mask, clip = torch.zeros(2, 4, dtype=torch.bool), torch.randn(2, 2, 4, 3, 3)
     mask[0, known] = True
-    made = Generation(sampler, steps=3, scale=2.0)(World(), condition(0.5, 0.5), NULL, PATH, "x", noise(2), clip, mask)
+    made = Generation(sampler, steps=3, scale=2.0)(
+        World(), condition(0.5, 0.5), NULL, PATH, "x", noise(2), given(clip, mask)
+    )
     assert torch.equal(made[0, :, known], clip[0, :, known])
     others = [t for t in range(4) if t not in known]
     torch.testing.assert_close(made[0, :, others], torch.zeros_like(made[0, :, others]))
@@ -104,11 +110,68 @@ def test_sampling_keeps_no_graph() -> None:
     assert not made.requires_grad
 
 
-def test_known_frames_without_a_clip_are_an_error() -> None:
-    with pytest.raises(ValueError, match="found 2 marked frames, expected a clip"):
-        Generation(euler)(
-            World(), condition(0.5), NULL, PATH, "x", noise(1), known=torch.tensor([[True, True, False, False]])
-        )
+@each_sampler
+def test_kept_pixels_come_back_and_the_others_are_made(sampler: object) -> None:
+    kept, clip = torch.zeros(1, 1, 4, 3, 3, dtype=torch.bool), torch.randn(1, 2, 4, 3, 3)
+    kept[..., 0] = True
+    around = given(clip, torch.zeros(1, 4, dtype=torch.bool), kept=kept)
+    made = Generation(sampler, steps=4, scale=2.0)(World(), condition(0.5), NULL, PATH, "x", noise(1), around)
+    assert torch.equal(made[..., 0], clip[..., 0])
+    torch.testing.assert_close(made[..., 1:], torch.zeros_like(made[..., 1:]))
+
+
+def test_kept_pixels_are_at_every_step_what_they_would_be_in_a_noised_clip() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def network(z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        seen.append((z, tau))
+        return torch.zeros_like(z)
+
+    kept, clip, eps = torch.zeros(1, 1, 4, 3, 3, dtype=torch.bool), torch.randn(1, 2, 4, 3, 3), noise(1)
+    kept[..., 1] = True
+    around = given(clip, torch.zeros(1, 4, dtype=torch.bool), kept=kept)
+    Generation(dpm_solver_2m, steps=5)(network, condition(0.5), NULL, PATH, "x", eps, around)
+    for z, tau in seen:
+        torch.testing.assert_close(z[..., 1], PATH.mix(clip, eps, tau)[..., 1])
+
+
+@each_sampler
+def test_a_clip_that_begins_with_another_goes_down_from_its_strength(sampler: object) -> None:
+    world, clip, eps = World(), torch.randn(1, 2, 4, 3, 3), noise(1)
+    around = given(clip, torch.zeros(1, 4, dtype=torch.bool), begin=torch.full((1, 4), 0.6))
+    Generation(sampler, steps=3, shift=3.0, lead=1)(world, condition(0.5), NULL, PATH, "x", eps, around)
+    levels = [float(tau[0, 0]) for tau, _ in world.calls]
+    assert levels[0] == pytest.approx(0.6)
+    assert levels == sorted(levels, reverse=True)
+    # A network that expects the clip itself leaves it as it is.
+    made = Generation(sampler, steps=3)(lambda z, tau, **_: clip, condition(0.5), NULL, PATH, "x", eps, around)
+    torch.testing.assert_close(made, clip)
+
+
+def test_noise_on_known_frames_is_told_and_does_not_come_back() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def network(z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        seen.append((z, tau))
+        return torch.zeros_like(z)
+
+    known, clip, eps = torch.tensor([[True, True, False, False]]), torch.randn(1, 2, 4, 3, 3), noise(1)
+    around = given(clip, known, held=torch.tensor([0.25]))
+    made = Generation(euler, steps=3)(network, condition(0.5), NULL, PATH, "x", eps, around)
+    assert torch.equal(made[:, :, :2], clip[:, :, :2])
+    for z, tau in seen:
+        assert tau[0, :2].tolist() == [0.25, 0.25]
+        torch.testing.assert_close(z[:, :, :2], 0.75 * clip[:, :, :2] + 0.25 * eps[:, :, :2])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("shift", 0.0), ("scale", float("nan")), ("lead", -1), ("rescale", 1.5), ("history", float("inf")),
+     ("history_level", 0.0), ("reconstruction", -1.0), ("interval", (0.8, 0.2)), ("steps", True), ("steps", 1.5)],
+)  # fmt: skip
+def test_a_setting_without_a_meaning_is_an_error(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"sampler.{setting}: found"):
+        Generation(euler, **{setting: value})
 
 
 @pytest.mark.parametrize("steps", [0, -1])

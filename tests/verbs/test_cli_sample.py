@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -14,17 +15,22 @@ import numpy as np
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from torch import Tensor
 
-from tests.conftest import tiny
+from tests.conftest import finish, start, tiny
 from tests.material.made_clips import sample
 from videodiff import cli
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, read_sample
 from videodiff.data.video.decode import decode, probe, resize
 from videodiff.data.video.encode import encode
+from videodiff.generation.settings import clip_noise
+from videodiff.parallel.launcher import meeting_port
 from videodiff.training.state.checkpoint import checkpoints
 
 Call = Callable[..., tuple[int, str, str]]
+KINDS = ("json", "mp4", "poster.png", "sheet.png")
 RED, BLUE = "a large red ball moves left slowly", "a small blue ball moves up quickly"
 
 
@@ -74,7 +80,7 @@ def test_a_sample_has_the_trained_rate_and_makes_itself_again(call: Call, traine
     for _ in range(2):
         status, _, err = call("sample", str(trained), prompts, "seed=7", "scale=1.5", f"out={out}")
         assert status == 0, err
-    assert sorted(path.name for path in out.iterdir()) == [f"{n:03d}.{e}" for n in range(4) for e in ("json", "mp4")]
+    assert sorted(path.name for path in out.iterdir()) == [f"{n:03d}.{e}" for n in range(4) for e in KINDS]
     facts = [json.loads((out / f"{number:03d}.json").read_text()) for number in range(4)]
     assert [(one["prompt"], one["seed"]) for one in facts] == [(RED, 7), (BLUE, 8)] * 2
     assert (facts[0]["fps"], facts[0]["step"], facts[0]["sampler"]["scale"]) == (2.5, 4, 1.5)
@@ -103,7 +109,7 @@ def test_given_frames_are_taken_at_the_rate_of_the_clip(call: Call, trained: Pat
         assert facts["given"]["sha256"] == hashlib.sha256((tmp_path / "given.mp4").read_bytes()).hexdigest()
     for wrong, message in (
         (["fps=20"], "has 10 frames a second, expected at least 20"),
-        (["fps=0.5"], "has 24 frames, expected at least 41 for known=[0, 1, 2] of 4 frames at 0.5 a second"),
+        (["fps=0.5"], "has 24 frames, expected at least 41 for the frames [0, 1, 2] of the clip at 0.5 a second"),
         (["known=[0,1,2,3]"], "known: found all 4 frames of the clip"),
     ):
         status, _, err = call("sample", str(trained), *given, *wrong, f"out={tmp_path / 'none'}")
@@ -120,6 +126,91 @@ def test_other_shapes_are_made_and_said_or_refused(call: Call, trained: Path, tm
     assert (info.frames, info.height, info.width) == (6, 16, 24)
 
 
+def test_every_mode_keeps_what_is_given_to_the_bit(call: Call, trained: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("first", "last"):
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    first, last = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("first", "last"))
+    out, pair = tmp_path / "out", f"given=[{tmp_path}/first.png,{tmp_path}/last.png]"
+    one, prompt = f"given={tmp_path}/first.png", f'prompts=["{RED}"]'
+    modes = ([one], [pair, "known=[0,-1]"], [one, "strength=0.5"], [one, f"mask={tmp_path}/mask.png"])
+    guided = ["rescale=0.5", "history=2", "reconstruction=0.1", "interval=[0.1,0.9]", "scale=2", "steps=2"]
+    for mode in modes:
+        status, _, err = call("sample", str(trained), prompt, *mode, *guided, "lossless=true", f"out={out}")
+        assert status == 0, err
+    made = [np.load(out / f"{number:03d}.npy") for number in range(4)]
+    assert np.array_equal(made[0][0], first)
+    assert np.array_equal(made[1][[0, -1]], np.stack([first, last]))
+    assert np.array_equal(made[3][:, mask == 0], np.repeat(first[mask == 0][None], 4, 0))
+    assert not np.array_equal(made[3][:, mask > 0], np.repeat(first[mask > 0][None], 4, 0))
+    facts = [json.loads((out / f"{number:03d}.json").read_text()) for number in range(4)]
+    assert [one["known"] for one in facts] == [[0], [0, 3], [], []]
+    assert facts[2]["strength"] == 0.5
+    assert facts[3]["mask"]["sha256"] == hashlib.sha256((tmp_path / "mask.png").read_bytes()).hexdigest()
+    assert facts[0]["sampler"]["rescale"] == 0.5
+    assert facts[0]["frames_sha256"] == hashlib.sha256(made[0].tobytes()).hexdigest()
+
+
+def test_a_clip_is_the_same_whatever_is_sampled_beside_it(call: Call, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([{"prompt_en": RED}, {"prompt_en": BLUE}]))
+    status, _, err = call("sample", str(trained), f"prompts={tmp_path}/list.json", "samples=2", f"out={tmp_path}/all")
+    assert status == 0, err
+    facts = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("all/*.json"))]
+    assert [(one["prompt"], one["seed"]) for one in facts] == [(RED, 0), (RED, 1), (BLUE, 2), (BLUE, 3)]
+    status, _, err = call("sample", str(trained), f'prompts=["{BLUE}"]', "seed=2", f"out={tmp_path}/one")
+    assert status == 0, err
+    alone = json.loads((tmp_path / "one/000.json").read_text())
+    assert alone["frames_sha256"] == facts[2]["frames_sha256"]
+
+
+def test_processes_of_torchrun_share_the_clips_and_change_none(trained: Path, tmp_path: Path) -> None:
+    arguments = ["sample", str(trained), f'prompts=["{RED}","{BLUE}","{RED}"]', "steps=1"]
+    found = {}
+    # Of four processes one has nothing to do.
+    for world in (1, 4):
+        port, out = meeting_port(), tmp_path / str(world)
+        ranks = []
+        for rank in range(world):
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            ranks.append(start(*arguments, f"out={out}", cwd=tmp_path, env=env))
+        for rank in ranks:
+            finish(rank)
+        found[world] = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    assert len(found[1]) == 3
+    assert found[1] == found[4]
+
+
+def test_a_long_clip_is_made_window_by_window_and_measured(call: Call, trained: Path, tmp_path: Path) -> None:
+    how = ["sample", str(trained), f'prompts=["{RED}"]', "seconds=6", "drift=true"]
+    status, out, err = call(*how, f"out={tmp_path}/long")
+    assert status == 0, err
+    assert "15 frames are more than the 4 of a window: made by rollout=continue" in out
+    found = json.loads((tmp_path / "long/evaluation.json").read_text())
+    assert (found["frames"], found["seconds"], len(found["by_second"])) == (15, 6.0, 6)
+    assert {"count_accuracy", "colour_accuracy", "peak_memory_gib"} <= found.keys()
+    facts = json.loads((tmp_path / "long/000.json").read_text())
+    assert facts["rollout"] == {"kind": "continue", "window": 4, "total": 15, "overlap": 3, "held": 0.02}
+    assert probe((tmp_path / "long/000.mp4").read_bytes()).frames == 15
+
+
+def test_a_sample_that_is_not_finite_costs_itself_and_is_told(
+    call: Call, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noise(shape: tuple[int, ...], seeds: list[int]) -> Tensor:
+        return clip_noise(shape, seeds) * (float("nan") if seeds == [1] else 1.0)
+
+    monkeypatch.setattr("videodiff.generation.sampling.clip_noise", noise)
+    status, out, err = call("sample", str(trained), f'prompts=["{RED}"]', "samples=3", f"out={tmp_path}/out")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "1 of 3 clips were not written" in err
+    assert f"sample of seed 1 ({RED!r}): found 3,072 of 3,072 values that are not finite" in out
+    assert sorted(path.name for path in tmp_path.glob("out/*.mp4")) == ["000.mp4", "002.mp4"]
+
+
 MISTAKES = {
     "height=18": "height: found 18, expected a multiple of 4 (codec 1 x model.patch 4; nearest: 16)",
     "height=0": "'height=0': found 0, expected a whole number of at least 1",
@@ -127,6 +218,15 @@ MISTAKES = {
     "frames=-4": "'frames=-4': found -4, expected a whole number of at least 1",
     "fps=0": "'fps=0': found 0, expected a number above 0",
     "steps=0": "'steps=0': found 0, expected a whole number of at least 1",
+    "strength=0": "'strength=0': found 0, expected a number of at most 1 and above 0",
+    "strength=0.5": "strength: found 0.5 without given=, expected a video or a picture",
+    "known=[0]": "known: found [0] without given=",
+    "rescale=2": "'rescale=2': found 2",
+    "history_noise=1": "'history_noise=1': found 1",
+    "seconds=0": "'seconds=0': found 0",
+    "rollout=slide": "'rollout=slide': found 'slide', expected one of continue, rolling, keys",
+    "rollout=rolling": "rollout: found rolling without a length, expected seconds= or frames=",
+    "samples=0": "'samples=0': found 0",
     "steps=-1": "'steps=-1': found -1, expected a whole number of at least 1",
     "shift=0": "'shift=0': found 0, expected a number above 0",
     f'prompts=["{RED}","a large rad ball"]': "prompts[1]: caption 'a large rad ball': found the word 'rad'",
@@ -151,7 +251,7 @@ def test_an_evaluation_takes_what_there_is_and_does_not_depend_on_the_batch(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     status, _, err = call("evaluate", str(run))
     assert (status, err.count("\n")) == (1, 1)
-    assert "dataset: found none, and the run has no data.validation_root: expected dataset=" in err
+    assert "dataset: found none, and the run has neither data.validation_root nor" in err
     results = []
     for batch in (5, 24):
         status, out, err = call("evaluate", str(run), f"dataset={world_dataset}", f"batch={batch}", "keep=2", "given=2")

@@ -29,12 +29,17 @@ def denoise_function(
 
 
 def classifier_free(
-    conditional: Denoise, unconditional: Denoise, scale: float, interval: tuple[float, float] = (0.0, 1.0)
+    conditional: Denoise,
+    unconditional: Denoise,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+    rescale: float = 0.0,
 ) -> Denoise:
     """Push away from the prediction without a caption (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
     `scale` 1 is no guidance. Only frames whose level lies in `interval` are pushed (Kynkaanniemi et al. 2024,
-    arXiv 2404.07724); where none does, the second network call is saved.
+    arXiv 2404.07724); where none does, the second network call is saved. `rescale` from 0 to 1 gives each frame that
+    much of the spread that it had without guidance (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
     """
     if scale == 1.0:
         return conditional
@@ -45,6 +50,58 @@ def classifier_free(
         if not bool(guided.any()):
             return x
         x_null = unconditional(z, tau, *rho)
-        return torch.where(per_frame(guided), x_null + scale * (x - x_null), x)
+        pushed = x_null + scale * (x - x_null)
+        if rescale:
+            spread, now = (one.std(dim=(1, 3, 4), keepdim=True) for one in (x, pushed))
+            pushed = pushed * (1 + rescale * (spread / now.clamp_min(1e-6) - 1))
+        return torch.where(per_frame(guided), pushed, x)
 
     return denoise
+
+
+def with_history(
+    denoise: Denoise, path: Path, history: Tensor, noise: Tensor, scale: float, level: float = 1.0
+) -> Denoise:
+    """Push away from what is expected without the history (Song et al. 2025, arXiv 2502.06764, eq. 5 and 6).
+
+    history (b, t): the known frames. `scale` 1 is no guidance. Without the history means its frames at `level`, 1 pure
+    noise, below 1 only their coarse part is left (fractional history guidance).
+    """
+    if scale == 1.0 or not bool(history.any()):
+        return denoise
+
+    def guided(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
+        x = denoise(z, tau, *rho)
+        blind_tau = torch.where(history, level, tau)
+        blind = torch.where(per_frame(history), path.mix(z, noise, blind_tau), z)
+        x_blind = denoise(blind, blind_tau, *(torch.where(history, level, one) for one in rho))
+        return torch.where(per_frame(~history), x_blind + scale * (x - x_blind), x)
+
+    return guided
+
+
+def holding(denoise: Denoise, clip: Tensor, kept: Tensor) -> Denoise:
+    """Expect the pixels of `clip` where `kept` (b, 1, t, h, w) is true: the samplers then keep them on their path."""
+
+    def held(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
+        return torch.where(kept, clip, denoise(z, tau, *rho))
+
+    return held
+
+
+def reconstructing(denoise: Denoise, path: Path, clip: Tensor, kept: Tensor, weight: float) -> Denoise:
+    """Move what is made so that what is kept is expected right (Ho et al. 2022, VDM, arXiv 2204.03458, eq. 7).
+
+    The gradient of the squared error in the kept pixels goes through the network: a step costs about three times.
+    """
+    if weight == 0.0 or not bool(kept.any()):
+        return denoise
+
+    def guided(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            x = denoise(z, tau, *rho)
+            (slope,) = torch.autograd.grad(((x - clip).square() * kept).sum(), z)
+        return (x - weight / 2 * per_frame(path.alpha(tau)) * slope).detach()
+
+    return guided

@@ -21,23 +21,36 @@ Denoise = Callable[..., Tensor]
 Sampler = Callable[[Denoise, Tensor, Tensor, Path], Tensor]
 
 
-def schedule(steps: int, known: Tensor, shift: float = 1.0, lead: int = 0) -> Tensor:
-    """Return levels `n + 1, b, t` from 1 to 0, evenly spaced before `shift`; `known` (b, t) frames stay at 0.
+def schedule(
+    steps: int,
+    known: Tensor,
+    shift: float = 1.0,
+    lead: int = 0,
+    begin: Tensor | None = None,
+    held: Tensor | None = None,
+) -> Tensor:
+    """Return levels `n + 1, b, t` down to 0, evenly spaced before `shift`; `known` (b, t) frames stay at one level.
 
-    With `lead` the first frames run down alone, the others wait at 1 and follow, given the first: twice the steps. A
-    clip that knows a frame needs no leader: beside clips that do, it waits.
+    begin (b, t): the levels to begin with, 1 by default; held (b,): the level of known frames, 0 by default. With
+    `lead` the first frames run down alone, the others wait at 1 and follow, given the first: twice the steps. A clip
+    that knows a frame, or begins below 1, needs no leader: beside clips that do, it waits.
     """
-    line = shift_levels(torch.linspace(1, 0, steps + 1, device=known.device), shift)
-    taus = line[:, None, None] * (~known).to(line.dtype)
-    leads = (torch.arange(known.shape[1], device=known.device) < lead) & ~known.any(1, keepdim=True)
+    begin = torch.ones(known.shape, device=known.device) if begin is None else begin
+    held = torch.zeros(len(known), device=known.device) if held is None else held
+    line = torch.linspace(1, 0, steps + 1, device=known.device)[:, None, None]
+    taus = torch.where(known, held[:, None], shift_levels(line * shift_levels(begin, 1 / shift), shift))
+    whole = ~known.any(1, keepdim=True) & (begin == 1).all(1, keepdim=True)
+    leads = (torch.arange(known.shape[1], device=known.device) < lead) & whole
     if leads.all() or not leads.any():
         return taus
     return torch.cat([torch.where(leads, taus[:-1], taus[:1]), torch.where(leads, 0.0, taus)])
 
 
 def generate(sampler: Sampler, denoise: Denoise, path: Path, noise: Tensor, clip: Tensor, taus: Tensor) -> Tensor:
-    """Sample clips `b c t h w`: frames that start at level 0 are taken from `clip`, the others from `noise`."""
-    return sampler(denoise, torch.where(per_frame(taus[0]) > 0, noise, clip), taus, path)
+    """Sample clips `b c t h w`: frames that start at level 0 are those of `clip`, at level 1 `noise`, else mixed."""
+    begin, level = taus[0], per_frame(taus[0])
+    mixed = torch.where(level < 1, path.mix(clip, noise, begin), noise)
+    return sampler(denoise, torch.where(level > 0, mixed, clip), taus, path)
 
 
 def hold(z: Tensor, stepped: Tensor, tau: Tensor, tau_next: Tensor) -> Tensor:

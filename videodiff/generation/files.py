@@ -1,27 +1,89 @@
-"""Write sampled clips as files: an mp4, and beside it a JSON with everything that is needed to make it again."""
+"""Write sampled clips as files: an mp4, a poster, a contact sheet, and a JSON with all that makes the clip again."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from videodiff.data.storage.files import sync, write_whole
 from videodiff.data.video.encode import encode
 
+# A contact sheet has so many frames, in rows of so many, each at least so high, with an edge of so many pixels.
+TILES, COLUMNS, LEAST, EDGE = 16, 8, 80, 2
+ORANGE, GREY = (224, 138, 0), (205, 205, 205)
 
-def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> Path:
-    """Write frames uint8 `t h w c` as mp4; H.264 needs even sizes, so the last row or column may be repeated."""
-    height, width = frames.shape[1:3]
+
+def write_clip(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = 18) -> Path:
+    """Write frames uint8 `h w c` as mp4; H.264 needs even sizes, so the last row or column may be repeated."""
+    return write_whole(path, encode(map(even, frames), fps, crf=crf))
+
+
+def even(frame: np.ndarray) -> np.ndarray:
+    """Return a frame `h w c` of even size: the last row or column may be repeated."""
+    height, width = frame.shape[:2]
     if height % 2 or width % 2:
-        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return write_whole(path, encode(frames, fps, crf=crf))
+        return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return frame
+
+
+class Passing:
+    """The frames of one clip on their way into a file: their checksum, and the few that poster and sheet show.
+
+    `total` is the number of frames that come; nothing else is kept of them, so that a clip may have any length.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.shown = {round(place) for place in np.linspace(0, total - 1, min(total, TILES))}
+        self.kept: dict[int, np.ndarray] = {}
+        self.hash, self.count = hashlib.sha256(), 0
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the frames `h w c` as they come."""
+        for frame in frames:
+            if self.count in self.shown:
+                self.kept[self.count] = frame.copy()
+            self.hash.update(np.ascontiguousarray(frame))
+            self.count += 1
+            yield frame
+
+    def poster(self) -> np.ndarray:
+        """Return the frame in the middle."""
+        return self.kept[sorted(self.kept)[len(self.kept) // 2]]
+
+    def sheet(self, known: Collection[int] = ()) -> np.ndarray:
+        """Return frames of equal distance in rows of eight, small ones enlarged; known ones have an orange edge."""
+        return contact_sheet([(self.kept[number], number in known) for number in sorted(self.kept)])
+
+
+def contact_sheet(tiles: Sequence[tuple[np.ndarray, bool]]) -> np.ndarray:
+    """Return frames uint8 `h w c` as one picture, in rows of eight; of a marked one the edge is orange."""
+    height, width = tiles[0][0].shape[:2]
+    scale, rows = max(1, LEAST // height), -(-len(tiles) // COLUMNS)
+    cell = np.array([height, width]) * scale + 2 * EDGE
+    sheet = np.full((*(cell * (rows, min(len(tiles), COLUMNS))), 3), 255, np.uint8)
+    for number, (frame, marked) in enumerate(tiles):
+        top, left = cell * (number // COLUMNS, number % COLUMNS)
+        sheet[top : top + cell[0], left : left + cell[1]] = ORANGE if marked else GREY
+        image = frame.repeat(scale, 0).repeat(scale, 1)
+        sheet[top + EDGE : top + cell[0] - EDGE, left + EDGE : left + cell[1] - EDGE] = image
+    return sheet
+
+
+def write_picture(path: Path, frame: np.ndarray) -> Path:
+    """Write a frame uint8 `h w c` as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "png")
+    return write_whole(path, file.getvalue())
 
 
 def write_clips(folder: Path, clips: Mapping[str, np.ndarray], rates: Sequence[float]) -> list[Path]:
@@ -32,21 +94,62 @@ def write_clips(folder: Path, clips: Mapping[str, np.ndarray], rates: Sequence[f
     return [folder / f"{name}.mp4" for name in clips]
 
 
-def add_clip(out: Path, frames: np.ndarray, fps: float, facts: dict[str, Any]) -> Path:
-    """Write a clip and its JSON under the next free number of a folder; return the path of the mp4."""
+def add_clip(
+    out: Path,
+    frames: Iterable[np.ndarray],
+    total: int,
+    fps: float,
+    facts: dict[str, Any],
+    number: int = 0,
+    lossless: bool = False,
+) -> Path:
+    """Write a clip of `total` frames and its JSON under a free number of a folder; return the path of the mp4.
+
+    The first free number from `number` on is taken. The frames are asked for one by one and not kept. A poster and a
+    contact sheet stand beside the clip, and with `lossless` its frames as `.npy`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    path = take_number(out, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    path, passing = take_number(out, as_json(facts), number), Passing(total)
+    names = [path.with_suffix(suffix) for suffix in (".json", ".poster.png", ".sheet.png", ".npy")]
     try:
-        return write_clip(path, frames, fps)
+        frames = passing(frames)
+        write_clip(path, keeping(frames, total, names[3]) if lossless else frames, fps)
+        write_picture(names[1], passing.poster())
+        write_picture(names[2], passing.sheet(facts.get("known") or ()))
+        write_whole(names[0], as_json(facts | {"frames_sha256": passing.hash.hexdigest()}))
     except BaseException:
-        path.with_suffix(".json").unlink(missing_ok=True)
+        for name in (path, *names):
+            name.unlink(missing_ok=True)
         raise
+    return path
 
 
-def take_number(out: Path, facts: bytes) -> Path:
+def as_json(facts: dict[str, Any]) -> bytes:
+    """Return facts as text."""
+    return json.dumps(facts, indent=1, ensure_ascii=False).encode()
+
+
+def keeping(frames: Iterable[np.ndarray], total: int, path: Path) -> Iterator[np.ndarray]:
+    """Yield frames and write them, as they are, into an array `t h w c` on the disk."""
+    array = None
+    for number, frame in enumerate(frames):
+        if array is None:
+            array = np.lib.format.open_memmap(path, "w+", np.uint8, (total, *frame.shape))
+        array[number] = frame
+        yield frame
+    if array is not None:
+        array.flush()
+
+
+def next_number(out: Path) -> int:
+    """Return the number after the largest one in a folder."""
+    taken = {path.name.partition(".")[0] for path in out.iterdir()} if out.is_dir() else set()
+    return max((int(stem) + 1 for stem in taken if stem.isdecimal()), default=0)
+
+
+def take_number(out: Path, facts: bytes, number: int = 0) -> Path:
     """Write the JSON under the first free number, safely among several writers; return the path for the mp4."""
-    taken = {path.stem for path in out.iterdir()}
-    number = max((int(stem) + 1 for stem in taken if stem.isdecimal()), default=0)
+    number = number or next_number(out)
     while True:
         path = out / f"{number:03d}.json"
         try:

@@ -8,21 +8,7 @@ latent depends on all frames before it, so only the first 1 + k ft frames may be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-
-from videodiff.data.video.decode import decode, probe, resize
-
-
-class Known(NamedTuple):
-    """Known frames of a clip, from a video: their indices in the clip, and uint8 `k h w c`."""
-
-    numbers: tuple[int, ...]
-    frames: np.ndarray
-
-
-NONE = Known((), np.empty(0))
+from typing import Any
 
 
 def first_frames(codec: Any, frames: int) -> list[int]:
@@ -71,25 +57,3 @@ def fitting(codec: Any, frames: int) -> str:
         f"the first {listed} of the clip's {frames} frames: the codec {codec.name} makes one latent from the first "
         f"frame and one from every {codec.compression[0]} after it"
     )
-
-
-def read_known(
-    name: str, video: bytes, known: Sequence[int], codec: Any, shape: tuple[int, int, int], fps: float
-) -> Known:
-    """Return the known frames for a clip of this shape `t h w` and rate: what the video shows at their times.
-
-    `name` is the file, for messages.
-    """
-    numbers, info = find_known(known, codec, shape[0]), probe(video)
-    shown = [round(number * info.fps / fps) for number in numbers]
-    if len(set(shown)) < len(shown):
-        raise ValueError(
-            f"given: {name} has {info.fps:g} frames a second, expected at least {fps:g}, the rate of this clip "
-            f"(fps={info.fps:g} samples at the rate of the video)"
-        )
-    if shown[-1] >= info.frames:
-        raise ValueError(
-            f"given: {name} has {info.frames} frames, expected at least {shown[-1] + 1} for "
-            f"known={list(known)} of {shape[0]} frames at {fps:g} a second"
-        )
-    return Known(numbers, resize(decode(video, shown), *shape[1:]))

@@ -1,12 +1,74 @@
-"""Check before sampling whether the text encoder accepts the prompts."""
+"""Prompts: from the command line, a file or the list of a benchmark, and whether the text encoder takes them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from videodiff.data.loader.wording import fit_captions
 from videodiff.text.protocol import TextEncoder
+
+LISTS = (".txt", ".json", ".jsonl")
+# What the records of benchmarks call a prompt: VBench prompt_en, PhyGenBench caption.
+NAMES = ("prompt_en", "prompt", "caption", "text")
+MOST_BYTES = 64 * 2**20
+
+
+def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> list[Any]:
+    """Return the prompts of a list, of a file where its name is given, or the one prompt that is given.
+
+    dimensions: of VBench's full list only the prompts of these dimensions.
+    """
+    if not isinstance(given, str):
+        return list(given)
+    path = Path(given)
+    if path.suffix not in LISTS:
+        return [given]
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts: found no file {path}, expected prompts, one a line, or a list in JSON")
+    data = path.read_bytes()
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"prompts: {path}: found {len(data) >> 20} MiB, expected at most {MOST_BYTES >> 20}")
+    try:
+        found = parse_prompts(data.decode("utf-8-sig"), path.suffix, dimensions)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"prompts: {path}: {error}") from error
+    if not found:
+        asked = f" of {', '.join(dimensions)}" if dimensions else ""
+        raise ValueError(f"prompts: {path}: found none{asked}, expected prompts, one a line, or a list in JSON")
+    return found
+
+
+def parse_prompts(text: str, suffix: str, dimensions: Sequence[str] = ()) -> list[str]:
+    """Return the prompts in a text: lines, JSON lines, or a JSON list of texts or of records with a prompt."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if suffix == ".txt":
+        if dimensions:
+            raise ValueError("found lines of text, expected VBench's list in JSON for dimensions=")
+        return lines
+    records = [json.loads(line) for line in lines] if suffix == ".jsonl" else json.loads(text)
+    if not isinstance(records, list):
+        raise ValueError(f"found a {type(records).__name__}, expected a list")
+    chosen = [one for one in records if not dimensions or set(dimensions) & dimensions_of(one)]
+    return [prompt_of(one, number) for number, one in enumerate(chosen)]
+
+
+def dimensions_of(record: Any) -> set[str]:
+    """Return the dimensions of VBench that a record is for."""
+    found = record.get("dimension", []) if isinstance(record, dict) else []
+    return {found} if isinstance(found, str) else {one for one in found if isinstance(one, str)}
+
+
+def prompt_of(record: Any, number: int) -> str:
+    """Return the prompt of one record."""
+    found = record
+    if isinstance(record, dict):
+        found = next((record[name] for name in NAMES if name in record), None)
+    if not isinstance(found, str) or not found.strip():
+        raise ValueError(f"record {number}: found no prompt, expected a text, or one of the keys {', '.join(NAMES)}")
+    return found.strip()
 
 
 def check_prompts(name: str, prompts: Sequence[Any], text: TextEncoder) -> list[str]:
@@ -21,9 +83,13 @@ def check_prompts(name: str, prompts: Sequence[Any], text: TextEncoder) -> list[
         if text.unit == "words" and (fault := text.fault(prompt)):
             raise ValueError(f"{name}[{number}]: {fault.reason}")
         if left_out := fit_captions([prompt], text)[1]:
-            remarks.append(f"{name}[{number}]: {left_out}")
+            remarks.append(f"{name}[{number}]: {left_out}; what is left is {text.fit(prompt)!r}")
     if text.unit == "tokens":
         for number, tokens in enumerate(text.tokens(prompts)):
             if tokens > text.max_length:
-                remarks.append(f"{name}[{number}]: found {tokens} tokens, cut at text.max_length = {text.max_length}")
+                cut = text.cut(prompts[number])
+                remarks.append(
+                    f"{name}[{number}]: found {tokens} tokens, expected at most text.max_length = {text.max_length}; "
+                    f"the encoder does not see {cut!r}"
+                )
     return remarks

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import max_pool3d
 
 from videodiff.codec.pixels import scale_pixels
 from videodiff.generation.known import known_latents
-from videodiff.generation.settings import Generation, clip_noise
+from videodiff.generation.settings import Generation, Given, clip_noise, nothing_given
 
 
 class Parts(Protocol):
@@ -23,10 +24,18 @@ class Parts(Protocol):
     text: nn.Module
 
 
-class Wanted(NamedTuple):
-    """A clip to sample: its caption, its frame rate, the seed of its noise, and its known frames.
+class NotFiniteError(ValueError):
+    """A sample with values that are no numbers."""
 
-    `frames`: the known frames in order, uint8 `k h w c`. `latent`, instead: the latents `c t h w` of the whole clip.
+
+class Wanted(NamedTuple):
+    """A clip to sample: its caption, its frame rate, the seed of its noise, and what is given of it.
+
+    frames: the known frames in order, uint8 `k h w c`; latent, instead: the latents `c t h w` of the whole clip. held:
+    the noise level of the known frames, which the network is told; they come back unchanged whatever it is.
+
+    whole: all frames of another video, uint8 `t h w c`, to begin with at the level `strength`, and, with `new` (t, h,
+    w), to keep where it is false.
     """
 
     caption: str
@@ -35,6 +44,10 @@ class Wanted(NamedTuple):
     known: tuple[int, ...] = ()
     frames: np.ndarray | None = None
     latent: Tensor | None = None
+    held: float = 0.0
+    whole: np.ndarray | None = None
+    strength: float = 1.0
+    new: np.ndarray | None = None
 
 
 def going_on(
@@ -62,22 +75,73 @@ def sample_clips(
     """
     device = next(parts.denoiser.parameters()).device
     noise = clip_noise(latent_shape(parts.codec, *shape), [one.seed for one in wanted]).to(device)
-    clip = torch.zeros_like(noise)
-    known = torch.zeros(len(noise), noise.shape[2], dtype=torch.bool, device=device)
-    for place, one in enumerate(wanted):
-        if one.known:
-            where = known_latents(parts.codec, one.known)
-            clip[place, :, where] = latents_of(parts.codec, one, where, device)
-            known[place, where] = True
+    given = given_of(parts.codec, wanted, shape, noise)
+    made = generation(*network(parts, wanted, device), noise, given)
+    check_finite(made, wanted)
+    videos = parts.codec.decode(made)
+    return [keep_given(to_frames(video), one) for video, one in zip(videos, wanted, strict=True)]
+
+
+def network(parts: Parts, wanted: Sequence[Wanted], device: torch.device) -> tuple[Any, ...]:
+    """Return what a `Generation` is given first: the network, its conditions with and without captions, the path."""
     text, mask = parts.text([one.caption for one in wanted])
     null_text, null_mask = parts.text([""])
     fps = torch.tensor([one.fps for one in wanted], dtype=torch.float32, device=device)
-    made = generation(
-        parts.denoiser, {"text": text, "text_mask": mask, "fps": fps}, {"text": null_text, "text_mask": null_mask},
-        parts.objective.path, parts.objective.prediction, noise, clip, known,
-    )  # fmt: skip
-    videos = parts.codec.decode(made)
-    return [keep_known(to_frames(video), one) for video, one in zip(videos, wanted, strict=True)]
+    condition = {"text": text, "text_mask": mask, "fps": fps}
+    null = {"text": null_text, "text_mask": null_mask}
+    return parts.denoiser, condition, null, parts.objective.path, parts.objective.prediction
+
+
+def given_of(codec: Any, wanted: Sequence[Wanted], shape: tuple[int, int, int], noise: Tensor) -> Given:
+    """Return what is known of the latents of these clips."""
+    given = nothing_given(noise)
+    for place, one in enumerate(wanted):
+        check_sizes(one, shape)
+        if one.whole is not None:
+            given.clip[place] = codec.encode(as_video(one.whole, noise.device))[0]
+            given.begin[place] = one.strength
+            if one.new is not None:
+                given.kept[place, 0] = kept_latents(codec, one.new, given.kept.shape[2:]).to(noise.device)
+        if one.known:
+            where = known_latents(codec, one.known)
+            given.clip[place, :, where] = latents_of(codec, one, where, noise.device)
+            given.known[place, where] = True
+            given.held[place] = one.held
+    return given
+
+
+def check_sizes(one: Wanted, shape: tuple[int, int, int]) -> None:
+    """Raise where given frames are not of the size of the clip."""
+    for name, frames, count in (("known", one.frames, len(one.known)), ("given", one.whole, shape[0])):
+        if frames is not None and one.latent is None and frames.shape[:3] != (count, *shape[1:]):
+            raise ValueError(
+                f"{name}: found {len(frames)} frames of {frames.shape[1]} x {frames.shape[2]}, expected {count} of "
+                f"{shape[1]} x {shape[2]}, the size of the clip"
+            )
+
+
+def check_finite(made: Tensor, wanted: Sequence[Wanted]) -> None:
+    """Raise where a clip has values that are no numbers; it names the first."""
+    for values, one in zip(made, wanted, strict=True):
+        if not bool(values.isfinite().all()):
+            count = int((~values.isfinite()).sum())
+            raise NotFiniteError(
+                f"sample of seed {one.seed} ({one.caption!r}): found {count:,} of {values.numel():,} values that are "
+                "not finite, expected numbers; try a smaller scale=, more steps= or an older checkpoint="
+            )
+
+
+def kept_latents(codec: Any, new: np.ndarray, shape: Sequence[int]) -> Tensor:
+    """Return which latents (t, h, w) are kept: those whose pixels are all kept."""
+    ft, fh, fw = codec.compression
+    mask = torch.from_numpy(np.ascontiguousarray(new)).float()[None, None]
+    frames = [mask[:, :, :1], mask[:, :, 1:]] if codec.causal and ft > 1 else [mask[:, :, :0], mask]
+    sizes = ((1, fh, fw), (ft, fh, fw))
+    pooled = [max_pool3d(one, size)[0, 0] for one, size in zip(frames, sizes, strict=True) if one.shape[2]]
+    made = torch.cat(pooled) > 0
+    if made.shape != tuple(shape):
+        raise ValueError(f"mask: found {tuple(new.shape)}, expected a size that gives {tuple(shape)} latents")
+    return ~made
 
 
 def latent_shape(codec: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -92,14 +156,20 @@ def latents_of(codec: Any, one: Wanted, where: list[int], device: torch.device) 
         return one.latent.to(device, torch.float32)[:, where]
     if one.frames is None:
         raise ValueError(f"known: found {len(one.known)} frames to keep, expected frames or latents to take them from")
-    video = torch.from_numpy(one.frames).permute(3, 0, 1, 2)[None]
-    return codec.encode(scale_pixels(video.to(device)))[0]
+    return codec.encode(as_video(one.frames, device))[0]
 
 
-def keep_known(made: np.ndarray, one: Wanted) -> np.ndarray:
-    """Replace the known frames in the decoded clip by the given ones, which the codec has changed slightly."""
+def as_video(frames: np.ndarray, device: torch.device) -> Tensor:
+    """Turn uint8 `t h w c` into a video `1 c t h w` in [-1, 1]."""
+    return scale_pixels(torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(device))
+
+
+def keep_given(made: np.ndarray, one: Wanted) -> np.ndarray:
+    """Replace known frames and kept pixels in the decoded clip by the given ones, which the codec changed slightly."""
     if one.frames is not None and one.known:
         made[list(one.known)] = one.frames
+    if one.whole is not None and one.new is not None:
+        made = np.where(one.new[..., None], made, one.whole)
     return made
 
 

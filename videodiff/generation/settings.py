@@ -1,27 +1,67 @@
 """Generation: captions and known frames to clips, with the settings of a sampler.
 
 Text-to-video has no known frame, image-to-video the first one, continuation the first few, interpolation both ends.
-One function serves all of them; a mask marks the known frames.
+One function serves all of them: `Given` says which frames are known, with which level the others begin
+(video-to-video), and which pixels are kept (inpainting).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from videodiff.diffusion.guidance import classifier_free, denoise_function
-from videodiff.diffusion.path import Path
+from videodiff.diffusion.guidance import (
+    Denoise,
+    classifier_free,
+    denoise_function,
+    holding,
+    reconstructing,
+    with_history,
+)
+from videodiff.diffusion.path import Path, per_frame
 from videodiff.diffusion.sampler import Sampler, generate, schedule
+
+
+class Given(NamedTuple):
+    """What is known of clips `b c t h w` before they are sampled.
+
+    clip: the known values, anything elsewhere; known (b, t): frames that stay as they are, at the level held (b,);
+    begin (b, t): the level that the other frames begin with, 1 for pure noise; kept (b, 1, t, h, w): values within
+    frames that stay as they are.
+    """
+
+    clip: Tensor
+    known: Tensor
+    begin: Tensor
+    held: Tensor
+    kept: Tensor
+
+
+def nothing_given(noise: Tensor) -> Given:
+    """Return what is known of clips that are made from noise alone."""
+    b, _, t, h, w = noise.shape
+    mask = torch.zeros(b, 1, t, h, w, dtype=torch.bool, device=noise.device)
+    begin = torch.ones(b, t, device=noise.device)
+    return Given(torch.zeros_like(noise), mask[:, 0, :, 0, 0].clone(), begin, torch.zeros_like(begin[:, 0]), mask)
+
+
+SETTINGS = (
+    *("steps", "scale", "shift", "interval", "lead", "rescale"),
+    *("history", "history_level", "reconstruction"),
+)
 
 
 class Generation:
     """Sample clips with `steps` steps of `sampler`; `shift` moves the steps toward noise, `scale` 1 is no guidance.
 
-    With `lead`, text-to-video samples this many frames first, and then the rest around them.
+    With `lead`, text-to-video samples this many frames first, and then the rest around them. `interval`, `rescale`:
+    the levels with guidance, and how much of their spread frames keep. `history`: the scale of guidance by the known
+    frames, against those at `history_level`; `reconstruction`: the weight of guidance by the kept pixels; see
+    `diffusion/guidance.py`.
     """
 
     def __init__(
@@ -32,6 +72,10 @@ class Generation:
         scale: float = 1.0,
         interval: Sequence[float] = (0.0, 1.0),
         lead: int = 0,
+        rescale: float = 0.0,
+        history: float = 1.0,
+        history_level: float = 1.0,
+        reconstruction: float = 0.0,
     ) -> None:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"sampler.steps: found {steps}, expected at least 1")
@@ -43,13 +87,22 @@ class Generation:
             raise ValueError(f"sampler.lead: found {lead}, expected 0 or more frames")
         if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"sampler.interval: found {list(interval)}, expected two levels from 0 to 1, rising")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"sampler.rescale: found {rescale}, expected a share from 0 to 1; 0 rescales nothing")
+        if not math.isfinite(history):
+            raise ValueError(f"sampler.history: found {history}, expected a finite number; 1 is no guidance")
+        if not 0 < history_level <= 1:
+            raise ValueError(f"sampler.history_level: found {history_level}, expected a level above 0, at most 1")
+        if not 0 <= reconstruction < math.inf:
+            raise ValueError(f"sampler.reconstruction: found {reconstruction}, expected 0 or more; 0 is no guidance")
         self.sampler, self.steps, self.shift, self.scale, self.lead = sampler, steps, shift, scale, lead
         self.interval = (float(interval[0]), float(interval[1]))
+        self.rescale, self.history, self.history_level = rescale, history, history_level
+        self.reconstruction = reconstruction
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain values, with the name of the sampler."""
-        names = ("steps", "scale", "shift", "interval", "lead")
-        return {"name": self.sampler.__name__, **{name: getattr(self, name) for name in names}}
+        return {"name": self.sampler.__name__, **{name: getattr(self, name) for name in SETTINGS}}
 
     @torch.no_grad()
     def __call__(
@@ -60,26 +113,40 @@ class Generation:
         path: Path,
         prediction: str,
         noise: Tensor,
-        clip: Tensor | None = None,
-        known: Tensor | None = None,
+        given: Given | None = None,
     ) -> Tensor:
-        """Return clips of the shape of `noise` (`b c t h w`); frames marked in `known` (b, t) are taken from `clip`.
+        """Return clips of the shape of `noise` (`b c t h w`), made around what is given.
 
         `condition`: keyword arguments of the denoiser; `null`: replacements for them that stand for no caption.
         """
-        if clip is None and known is not None and bool(known.any()):
-            raise ValueError(f"known: found {int(known.sum())} marked frames, expected a clip to take them from")
-        b, _, t = noise.shape[:3]
-        known = torch.zeros(b, t, dtype=torch.bool, device=noise.device) if known is None else known
+        given = nothing_given(noise) if given is None else given
+        denoise = self.denoise(denoiser, condition, null, path, prediction, noise, given)
+        taus = schedule(self.steps, given.known, self.shift, self.lead, given.begin, given.held)
+        made = generate(self.sampler, denoise, path, noise, given.clip, taus)
+        return torch.where(per_frame(given.known) | given.kept, given.clip, made)
+
+    def denoise(
+        self,
+        denoiser: Callable[..., Tensor],
+        condition: Mapping[str, Tensor],
+        null: Mapping[str, Tensor],
+        path: Path,
+        prediction: str,
+        noise: Tensor,
+        given: Given,
+    ) -> Denoise:
+        """Return the denoise function with all guidance that is asked for."""
         without = {**condition, **{key: value.expand_as(condition[key]) for key, value in null.items()}}
         denoise = classifier_free(
             denoise_function(denoiser, dict(condition), path, prediction),
             denoise_function(denoiser, without, path, prediction),
             self.scale,
             self.interval,
+            self.rescale,
         )
-        taus = schedule(self.steps, known, self.shift, self.lead)
-        return generate(self.sampler, denoise, path, noise, noise if clip is None else clip, taus)
+        denoise = with_history(denoise, path, given.known, noise, self.history, self.history_level)
+        denoise = reconstructing(denoise, path, given.clip, given.kept, self.reconstruction)
+        return holding(denoise, given.clip, given.kept) if bool(given.kept.any()) else denoise
 
 
 def clip_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

@@ -54,3 +54,6 @@ class TokenEncoder(TextEncoder, Protocol):
 
     def tokens(self, captions: Sequence[str]) -> list[int]:
         """Return the number of tokens of each caption, before any cut."""
+
+    def cut(self, caption: str) -> str:
+        """Return the end of a caption that the encoder does not see."""

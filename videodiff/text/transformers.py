@@ -101,6 +101,12 @@ class Transformers(nn.Module):
         found = self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"] if captions else []
         return [len(ids) for ids in found]
 
+    def cut(self, caption: str) -> str:
+        """Return the end of a caption that is cut off at `max_length`."""
+        ids = self.tokenizer(caption, truncation=False, verbose=False, add_special_tokens=False)["input_ids"]
+        added = self.tokens([caption])[0] - len(ids)
+        return self.tokenizer.decode(ids[max(self.max_length - added, 0) :])
+
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features `b l width`, float32, 0 at padding, and a mask `b l`, True at tokens; l is `max_length`."""
         if list(captions) != [""]:

@@ -1,74 +1,236 @@
-"""videodiff sample: clips from captions, and from given frames."""
+"""videodiff sample: clips from captions, around given frames, from another video, and of any length."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import json
+import os
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from videodiff import __version__
 from videodiff.data.loader.trained import Trained, begun
-from videodiff.data.storage.files import owning
-from videodiff.data.video.decode import probe
-from videodiff.generation.files import add_clip
-from videodiff.generation.known import NONE, read_known
-from videodiff.generation.prompts import check_prompts
-from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.data.storage.files import owning, write_whole
+from videodiff.generation.files import add_clip, next_number
+from videodiff.generation.given import Footage, read_footage, read_known, read_mask, read_whole, remarks
+from videodiff.generation.prompts import check_prompts, find_prompts
+from videodiff.generation.rollout import KINDS, Rollout, overlap_of
+from videodiff.generation.sampling import NotFiniteError, Wanted, sample_clips
+from videodiff.generation.settings import Generation
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_of_run, unlike_training
+from videodiff.metrics.motion.drift import Drift
 from videodiff.printing import say
 from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, check_shape, load_run, read_run
 
+EVALUATION = "evaluation.json"
+
+
+class Order(NamedTuple):
+    """What is sampled with which model: everything of a call but prompts and seeds."""
+
+    model: Model
+    generation: Generation
+    shape: tuple[int, int, int]
+    fps: float
+    given: dict[str, Any]
+    roll: str | None
+    rollout: Rollout
+
+    def frames(self, prompt: str, seed: int) -> Iterator[np.ndarray]:
+        """Yield the frames of one clip."""
+        one = Wanted(prompt, self.fps, seed, **self.given)
+        if self.roll is not None:
+            return KINDS[self.roll](self.model, self.generation, one, self.shape, self.rollout)
+        # A clip alone: in a batch with others a kernel may add up its products in another order.
+        return iter(sample_clips(self.model, self.generation, [one], self.shape)[0])
+
+
+class Rank(NamedTuple):
+    """One process of several that share the clips of a call: the first writes number `base`."""
+
+    rank: int
+    world: int
+    base: int
+
 
 def run(cfg: DictConfig) -> None:
-    """Sample one clip per prompt and write it as mp4, with a JSON file that allows to repeat it."""
+    """Sample the clips and write each as mp4, with poster, contact sheet and a JSON that makes it again."""
     read_run(cfg.run, cfg.trust)
-    prompts = [cfg.prompts] if isinstance(cfg.prompts, str) else list(cfg.prompts)
-    prompts = prompts or ([""] if cfg.given is not None else [])
+    given = [read_footage("given", name) for name in names_of(cfg.given)]
+    prompts = find_prompts(plain(cfg.prompts), list(cfg.dimensions)) or ([""] if given else [])
     if not prompts:
         raise ValueError(
             'prompts: found none, expected for example prompts=["a red ball moves left"], or given=<video>'
         )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
-    for remark in check_prompts("prompts", prompts, model.text):
-        say(remark)
     step = read_record(checkpoint)["step"]
     trained = begun(shapes_of_run(Path(cfg.run), run_cfg.data), step)
-    shape = shape_of(cfg, trained, run_cfg, model)
-    generation = build_generation(cfg, run_cfg)
-    video = None if cfg.given is None else read_given(Path(cfg.given))
-    fps = choose_rate(cfg.fps, trained, shape, None if video is None else probe(video).fps)
-    known = NONE if video is None else read_known(str(cfg.given), video, list(cfg.known), model.codec, shape, fps)
-    facts = {"run": str(cfg.run), "checkpoint": str(checkpoint), "step": step}
-    facts |= {"fps": fps, "frames": shape[0], "height": shape[1], "width": shape[2]}
-    facts |= {"sampler": generation.settings(), "known": list(known.numbers), "given": None}
-    if video is not None:
-        facts["given"] = {"path": str(cfg.given), "sha256": hashlib.sha256(video).hexdigest()}
-    facts |= {"versions": {"videodiff": __version__, "torch": torch.__version__}}
+    order = order_of(cfg, run_cfg, model, trained, given)
     out = Path(cfg.out or Path(cfg.run) / "generated")
-    with owning(out, "sample"):
-        for i, prompt in enumerate(prompts):
-            wanted = Wanted(prompt, fps, cfg.seed + i, *known)
-            (frames,) = sample_clips(model, generation, [wanted], shape)
-            path = add_clip(out, frames, fps, {"prompt": prompt, "seed": wanted.seed, **facts})
-            say(f"{path}: {prompt}")
-    say(f"videodiff sample: {len(prompts)} clips from {checkpoint}")
+    with sharing(out) as rank:
+        if rank.rank == 0:
+            tell(check_prompts("prompts", prompts, model.text) + remarks(given, order.shape))
+        facts = facts_of(cfg, order, given, {"checkpoint": str(checkpoint), "step": step})
+        jobs = [(prompt, copy) for prompt in prompts for copy in range(cfg.samples)]
+        failed = [write(cfg, order, out, rank.base, number, jobs, facts)
+                  for number in range(rank.rank, len(jobs), rank.world)].count(False)  # fmt: skip
+    if failed:
+        raise ValueError(f"{failed} of {len(jobs)} clips were not written, for the reasons above")
+    if rank.rank == 0:
+        say(f"videodiff sample: {len(jobs)} clips from {checkpoint}")
+
+
+def write(
+    cfg: DictConfig, order: Order, out: Path, base: int, number: int, jobs: Sequence[Any], facts: dict[str, Any]
+) -> bool:
+    """Sample and write one clip; return False, and say why, where the sample is not one."""
+    (prompt, _), seed = jobs[number], cfg.seed + number
+    drift = Drift(prompt, order.fps) if cfg.drift else None
+    own = {"prompt": prompt, "seed": seed, **facts}
+    try:
+        frames = order.frames(prompt, seed)
+        path = add_clip(
+            out, drift(frames) if drift else frames, facts["frames"], order.fps, own, base + number, cfg.lossless
+        )
+    except NotFiniteError as error:
+        say(f"videodiff sample: {error}")
+        return False
+    say(f"{path}: {prompt}")
+    if drift:
+        found = drift.result() | {"clip": path.name, "prompt": prompt, "peak_memory_gib": peak_memory()}
+        write_whole(out / EVALUATION, json.dumps(found, indent=1).encode())
+        say("\n".join(f"{name:<24}{value:10.4f}" for name, value in found.items() if isinstance(value, float)))
+    return True
+
+
+def order_of(
+    cfg: DictConfig, run_cfg: DictConfig, model: Model, trained: Sequence[Trained], given: Sequence[Footage]
+) -> Order:
+    """Return what is to be sampled, when everything of it is checked."""
+    window = shape_of(cfg, trained, run_cfg, model)
+    rate = given[0].fps if given else None
+    fps = choose_rate(cfg.fps, trained, window, rate)
+    roll, shape, total = cfg.rollout, window, window[0]
+    if cfg.seconds is not None or roll is not None:
+        if cfg.seconds is not None and cfg.frames is not None:
+            raise ValueError(f"seconds: found {cfg.seconds:g} beside frames={cfg.frames}, expected one of them")
+        total = cfg.frames if cfg.seconds is None else max(1, round(cfg.seconds * fps))
+        usual = choose_shape(trained, {name: cfg[name] for name in SIDES[1:] if cfg[name] is not None})[0]
+        frames = cfg.window if cfg.window is not None else min(usual, total) if roll is None else usual
+        if total is None:
+            raise ValueError(f"rollout: found {roll} without a length, expected seconds= or frames=")
+        shape = frames, *window[1:]
+        check_shape("window: ", shape, run_cfg.model.patch, model.codec)
+        if roll is None and total > frames:
+            roll = "continue"
+            say(f"videodiff sample: {total} frames are more than the {frames} of a window: made by rollout=continue")
+    if roll is not None and (cfg.strength is not None or cfg.mask is not None):
+        raise ValueError(f"rollout: found {roll} with strength= or mask=, expected one window of frames=")
+    rollout = Rollout(total, overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0, cfg.history_noise)
+    if roll is not None and not rollout.overlap:
+        raise ValueError(f"rollout: found a window of {shape[0]} frame, expected more: it has none to go on from")
+    known = given_to(cfg, given, model, shape, fps)
+    return Order(model, build_generation(cfg, run_cfg), shape, fps, known, roll, rollout)
+
+
+def given_to(
+    cfg: DictConfig, given: Sequence[Footage], model: Model, shape: tuple[int, int, int], fps: float
+) -> dict[str, Any]:
+    """Return what is given of each clip, as `Wanted` takes it."""
+    around = cfg.strength is not None or cfg.mask is not None
+    if not given:
+        for name in ("known", "strength", "mask"):
+            if cfg[name] is not None:
+                raise ValueError(f"{name}: found {plain(cfg[name])} without given=, expected a video or a picture")
+        return {}
+    found: dict[str, Any] = {}
+    if around:
+        if len(given) > 1:
+            raise ValueError(f"given: found {len(given)} files, expected one for strength= and mask=")
+        found["whole"] = read_whole(given[0], shape, fps, cfg.start)
+        found["strength"] = 1.0 if cfg.strength is None else float(cfg.strength)
+        if cfg.mask is not None:
+            found["new"] = read_mask(cfg.mask, shape)
+    known = list(cfg.known) if cfg.known is not None else [] if around else [0]
+    if known:
+        found["known"], found["frames"] = read_known(given, known, model.codec, shape, fps, cfg.start)
+    return found
+
+
+def facts_of(cfg: DictConfig, order: Order, given: Sequence[Footage], origin: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that makes a clip again, but its prompt and seed."""
+    facts = {"run": str(cfg.run), **origin, "fps": order.fps, "frames": order.rollout.total}
+    facts |= {"height": order.shape[1], "width": order.shape[2], "sampler": order.generation.settings()}
+    facts |= {"known": list(order.given.get("known", ())), "given": None}
+    if given:
+        facts["given"] = given[0].facts() if len(given) == 1 else [one.facts() for one in given]
+        facts |= {"start": cfg.start, "strength": cfg.strength}
+    if cfg.mask is not None:
+        facts["mask"] = read_footage("mask", cfg.mask).facts()
+    if order.roll is not None:
+        facts["rollout"] = {"kind": order.roll, "window": order.shape[0], **order.rollout._asdict()}
+    return facts | {"versions": {"videodiff": __version__, "torch": torch.__version__}}
 
 
 def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, model: Model) -> tuple[int, int, int]:
-    """Return the shape `t h w` to sample in: a trained one, or one that the command asks for and the model allows."""
-    shape = choose_shape(trained, {name: cfg[name] for name in SIDES if cfg[name] is not None})
+    """Return the shape `t h w` to sample in: a trained one unless the command asks for another that the model takes."""
+    long = cfg.rollout is not None or cfg.seconds is not None
+    asked = {name: cfg[name] for name in SIDES if cfg[name] is not None and not (long and name == "frames")}
+    shape = choose_shape(trained, asked)
     check_shape("", shape, run_cfg.model.patch, model.codec)
     if remark := unlike_training(trained, shape):
         say(f"videodiff sample: {remark}")
     return shape
 
 
-def read_given(path: Path) -> bytes:
-    """Return a given video."""
-    if not path.is_file():
-        raise FileNotFoundError(f"given: found no file {path}, expected a video")
-    return path.read_bytes()
+@contextmanager
+def sharing(out: Path) -> Iterator[Rank]:
+    """Share the clips of a call among the processes that torchrun has started; the first one owns the folder.
+
+    Every process makes whole clips by itself, so their number changes no clip.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+    try:
+        with owning(out, "sample") if rank == 0 else nullcontext():
+            base = [next_number(out)]
+            if world > 1:
+                torch.distributed.broadcast_object_list(base)
+            yield Rank(rank, world, base[0])
+            if world > 1:
+                torch.distributed.barrier()
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, on the host or on its GPU, in GiB."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return max(host, torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0)
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        say(line)
+
+
+def names_of(given: Any) -> list[str]:
+    """Return the names of the given files."""
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a configuration as a plain one."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

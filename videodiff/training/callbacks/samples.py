@@ -17,7 +17,7 @@ from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import write_clips
 from videodiff.generation.known import check_given, usual_given
 from videodiff.generation.prompts import check_prompts
-from videodiff.generation.sampling import Wanted, going_on, sample_clips
+from videodiff.generation.sampling import NotFiniteError, Wanted, going_on, sample_clips
 from videodiff.generation.settings import Generation
 from videodiff.generation.shape import most_frequent_rate
 from videodiff.training.average import averaged
@@ -92,10 +92,19 @@ class SampleClips(Callback):
         with module.stopwatch.during("samples"):
             module.eval()
             with averaged(module, module.engine), trainer.precision_plugin.forward_context():
-                made = sample_clips(module, self.generation, self.wanted, self.shape)
+                made = self.made(trainer)
             module.train()
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and made:
                 self.write(trainer, step, made)
+
+    def made(self, trainer: lightning.Trainer) -> list[np.ndarray]:
+        """Return the clips; none, and a line that says so, where a sample is not finite: training goes on."""
+        try:
+            return sample_clips(trainer.lightning_module, self.generation, self.wanted, self.shape)
+        except NotFiniteError as error:
+            if trainer.is_global_zero:
+                say(f"callbacks.samples: step {trainer.global_step}: {error}")
+            return []
 
     def folder_of(self, step: int) -> Path:
         """Return where the clips of a step are."""

@@ -54,7 +54,7 @@ POSITIONAL = {
 }
 
 # Keys that take one text or a list of texts: a value that begins with [ is a list.
-LISTS = ("prompts", "tars", "text.vocabulary", "data.urls", "data.validation_urls")
+LISTS = ("prompts", "given", "tars", "text.vocabulary", "data.urls", "data.validation_urls")
 
 
 class Arguments(NamedTuple):

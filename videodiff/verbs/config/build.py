@@ -19,7 +19,7 @@ from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS
 from videodiff.diffusion.objective import Objective
-from videodiff.generation.settings import Generation
+from videodiff.generation.settings import SETTINGS, Generation
 from videodiff.planning.cost import Cost
 from videodiff.planning.flops import Network, forward, network_of
 from videodiff.training.run.attempts import check_links
@@ -54,7 +54,7 @@ def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Mo
 
 def build_generation(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
     """Return the sampler of the verb, or else of the run, with the settings that the verb overrides."""
-    chosen = {key: cfg[key] for key in ("steps", "scale", "shift") if cfg[key] is not None}
+    chosen = {key: cfg[key] for key in SETTINGS if cfg.get(key) is not None}
     check_two_levels({"model": run_cfg.model, "sampler": cfg.get("sampler") or run_cfg.sampler})
     return instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler, **chosen)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 6
+RECORD, VERSION = "record", 7
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -39,6 +39,14 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100, "rollbacks": 0}},
     5: {"videodiff.data.tars.datamodule.tar_data": {"decoder": "pyav"}},
     6: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"two_levels": False}},
+    7: {
+        "videodiff.generation.settings.Generation": {
+            "rescale": 0.0,
+            "history": 1.0,
+            "history_level": 1.0,
+            "reconstruction": 0.0,
+        }
+    },
 }
 # Classes that have moved since folders were written.
 MOVED = {

@@ -1,0 +1,123 @@
+"""Clips longer than a window: every way ends at the length that is asked for, and begins as a short clip does."""
+
+from __future__ import annotations
+
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from videodiff.codec.pixels import Pixels
+from videodiff.diffusion.path import RectifiedFlow
+from videodiff.diffusion.sampler import euler
+from videodiff.generation.rollout import KINDS, Rollout, overlap_of, seed_of
+from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.settings import Generation
+from videodiff.text.words import Words
+
+SHAPE, HOW = (6, 4, 4), Rollout(40, 2, 0.02)
+ONE = Wanted("a ball", 5.0, 7)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+class Brighter(nn.Module):
+    """A denoiser of a world where each frame is a step brighter than the last known one before it, a fifth a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor) -> Tensor:
+        self.calls.append((z, tau))
+        x, step = z.clone(), 0.2 / fps[0]
+        for t in range(z.shape[2]):
+            if tau[0, t] > 0.1:
+                before = x[:, :, t - 1] if t else torch.full_like(x[:, :, 0], -0.9)
+                x[:, :, t] = before + step
+        return x * self.weight
+
+
+def parts() -> SimpleNamespace:
+    objective = SimpleNamespace(path=RectifiedFlow(), prediction="x")
+    return SimpleNamespace(denoiser=Brighter(), objective=objective, codec=Pixels(), text=Words(["a", "ball"], 8, 4))
+
+
+def made(kind: str, how: Rollout = HOW, one: Wanted = ONE, model: SimpleNamespace | None = None) -> np.ndarray:
+    return np.stack(list(KINDS[kind](model or parts(), Generation(euler, steps=6), one, SHAPE, how)))
+
+
+@each_kind
+def test_a_long_clip_has_its_length_and_goes_on_as_the_world_does(kind: str) -> None:
+    clip = made(kind, HOW._replace(held=0.0))
+    assert clip.shape == (40, 4, 4, 3)
+    brightness = clip.mean(axis=(1, 2, 3)) / 127.5 - 1
+    assert brightness == pytest.approx(-0.9 + 0.04 * np.arange(1, 41), abs=0.05 if kind != "keys" else 0.25)
+
+
+@each_kind
+def test_a_longer_clip_begins_with_the_shorter_one(kind: str) -> None:
+    assert np.array_equal(made(kind)[:17], made(kind, HOW._replace(total=17)))
+    assert len(made(kind, HOW._replace(total=3))) == 3
+
+
+@pytest.mark.parametrize("kind", ["continue", "rolling"])
+def test_the_first_window_is_the_clip_that_is_made_without_a_rollout(kind: str) -> None:
+    (short,) = sample_clips(parts(), Generation(euler, steps=6), [ONE], SHAPE)
+    assert np.array_equal(made(kind)[:6], short)
+
+
+@pytest.mark.parametrize("kind", ["continue", "rolling"])
+def test_the_network_is_told_of_the_noise_on_the_history(kind: str) -> None:
+    model = parts()
+    made(kind, model=model)
+    later = [(z, tau) for z, tau in model.denoiser.calls if tau[0, 0] < 0.1]
+    assert len(later) > 20
+    for _, tau in later:
+        assert tau[0, :2].tolist() == pytest.approx([0.02, 0.02])
+        assert (tau[0, 2:] > 0.1).any()
+
+
+def test_in_a_window_that_slides_noise_grows_with_time_and_each_step_ends_a_frame() -> None:
+    model = parts()
+    made("rolling", HOW._replace(total=30), model=model)
+    ramps = [tau[0, 2:] for _, tau in model.denoiser.calls if len(set(tau[0].tolist())) > 3]
+    assert all((ramp.diff() > 0).all() for ramp in ramps)
+    assert len(ramps) == 2 * (30 - 6)
+
+
+@each_kind
+def test_frames_are_made_when_they_are_asked_for(kind: str) -> None:
+    model = parts()
+    frames = KINDS[kind](model, Generation(euler, steps=6), ONE, SHAPE, HOW._replace(total=10**9))
+    assert len(list(islice(frames, 20))) == 20
+    assert len(model.denoiser.calls) < 200
+
+
+def test_known_frames_begin_a_long_clip_unchanged() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    for kind in ("continue", "rolling"):
+        assert np.array_equal(made(kind, one=ONE._replace(known=(0, 1), frames=frames))[:2], frames)
+
+
+def test_a_codec_that_makes_no_single_frames_is_refused_where_they_are_needed() -> None:
+    model = parts()
+    model.codec = SimpleNamespace(causal=True, compression=(4, 8, 8), name="causal")
+    for kind in ("rolling", "keys"):
+        with pytest.raises(ValueError, match=f"rollout: found {kind} with the codec causal, expected continue"):
+            made(kind, model=model)
+
+
+def test_the_overlap_is_what_a_codec_can_be_given() -> None:
+    assert overlap_of(Pixels(), 8, None) == 3
+    assert overlap_of(SimpleNamespace(causal=True, compression=(4, 8, 8), name="causal"), 9, None) == 1
+    with pytest.raises(ValueError, match="overlap: found 8, expected 1 to 7"):
+        overlap_of(Pixels(), 8, 8)
+
+
+def test_parts_of_a_clip_have_seeds_of_their_own() -> None:
+    assert seed_of(7, 0) == 7
+    assert len({seed_of(seed, number) for seed in range(20) for number in range(20)}) == 400

@@ -1,0 +1,130 @@
+"""What is given to a clip, read from files: a video, pictures, and a mask of what is to be made anew."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from videodiff.data.video.decode import DecodeError, decode, probe, resize
+from videodiff.generation.known import find_known
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Footage(NamedTuple):
+    """A given video or picture: uint8 `h w c` where it is a picture, which has no rate."""
+
+    name: str
+    data: bytes
+    frames: int
+    height: int
+    width: int
+    fps: float | None = None
+    picture: np.ndarray | None = None
+
+    def at(self, numbers: Sequence[int]) -> np.ndarray:
+        """Return the frames at these indices, uint8 `k h w c`; all those of a picture are alike."""
+        if self.picture is not None:
+            return np.repeat(self.picture[None], len(numbers), axis=0)
+        return decode(self.data, numbers)
+
+    def facts(self) -> dict[str, str]:
+        """Return what tells this file from any other."""
+        return {"path": self.name, "sha256": hashlib.sha256(self.data).hexdigest()}
+
+
+def read_footage(key: str, name: str) -> Footage:
+    """Read a given file; `key` is the setting that names it."""
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: found no file {path}, expected a video or a picture")
+    data = path.read_bytes()
+    try:
+        if path.suffix.lower() in PICTURES:
+            with Image.open(path) as image:
+                picture = np.asarray(image.convert("RGB"))
+            return Footage(name, data, 1, *picture.shape[:2], None, picture)
+        info = probe(data)
+    except (DecodeError, UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{key}: {path}: found no readable video or picture ({error}), expected one") from error
+    return Footage(name, data, info.frames, info.height, info.width, info.fps)
+
+
+def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float) -> list[int]:
+    """Return which frames of a video are shown at these frames of a clip of `fps`, which begins at `start` seconds.
+
+    A negative start counts from the end: -1 begins a second before it.
+    """
+    if footage.fps is None:
+        return [0] * len(numbers)
+    first = start + footage.frames / footage.fps if start < 0 else start
+    found = [round((first + number / fps) * footage.fps) for number in numbers]
+    if len(set(found)) < len(found):
+        raise ValueError(
+            f"given: {footage.name} has {footage.fps:g} frames a second, expected at least {fps:g}, the rate of this "
+            f"clip (fps={footage.fps:g} samples at the rate of the video)"
+        )
+    if found[-1] >= footage.frames or found[0] < 0:
+        raise ValueError(
+            f"given: {footage.name} has {footage.frames} frames, expected at least {found[-1] + 1} for the frames "
+            f"{shown(numbers)} of the clip at {fps:g} a second from {first:g} s"
+        )
+    return found
+
+
+def read_known(
+    given: Sequence[Footage], known: Sequence[int], codec: Any, shape: tuple[int, int, int], fps: float, start: float
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return the indices of the known frames of a clip and these frames, in its size.
+
+    One video: what it shows at their times. Several files, or a picture: one for each known frame, in order.
+    """
+    numbers = find_known(known, codec, shape[0])
+    if len(given) == 1 and given[0].fps is not None:
+        frames = given[0].at(frames_at(given[0], numbers, fps, start))
+        return numbers, resize(frames, *shape[1:])
+    if len(given) != len(numbers):
+        raise ValueError(
+            f"given: found {len(given)} files for known={list(known)}, expected one video, or a picture for each of "
+            f"the {len(numbers)} known frames"
+        )
+    # In the order in which they were asked for: known=[-1,0] names the last frame first.
+    order = np.argsort([number % shape[0] for number in known], kind="stable")
+    return numbers, np.concatenate([resize(given[place].at([0]), *shape[1:]) for place in order])
+
+
+def read_whole(footage: Footage, shape: tuple[int, int, int], fps: float, start: float) -> np.ndarray:
+    """Return all frames of a clip from a given video, in its size; a picture stands still."""
+    return resize(footage.at(frames_at(footage, range(shape[0]), fps, start)), *shape[1:])
+
+
+def read_mask(name: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return which pixels (t, h, w) of a clip are to be made: where the mask, a picture or a video, is not black."""
+    footage = read_footage("mask", name)
+    if footage.fps is not None and footage.frames < shape[0]:
+        raise ValueError(f"mask: {name} has {footage.frames} frames, expected at least {shape[0]}, or a picture")
+    frames = resize(footage.at(range(shape[0])), *shape[1:]).max(axis=-1)
+    # The edges of a scaled or coded mask are grey.
+    new = frames > 127
+    if not new.any():
+        raise ValueError(f"mask: {name}: found black everywhere, expected white where the clip is to be made anew")
+    return new
+
+
+def remarks(given: Sequence[Footage], shape: tuple[int, int, int]) -> list[str]:
+    """Return a line for each given file of another size than the clip."""
+    return [
+        f"given: {one.name} has {one.height} x {one.width} pixels, scaled and cut to {shape[1]} x {shape[2]}"
+        for one in given
+        if (one.height, one.width) != tuple(shape[1:])
+    ]
+
+
+def shown(numbers: Sequence[int]) -> str:
+    """Return some indices for a message."""
+    return str(list(numbers)) if len(numbers) <= 8 else f"0 to {numbers[-1]}"

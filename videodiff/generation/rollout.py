@@ -1,0 +1,152 @@
+"""Clips of any length, window by window, in memory that does not grow: what is made is handed on and forgotten.
+
+`continued`: each window goes on from the last frames of the one before. `rolled`: one window slides over the clip, and
+the noise of its frames grows with their time, so that each step of the window ends the next frame (Ruhe et al. 2024,
+arXiv 2402.09470; FIFO-Diffusion, arXiv 2405.11473). `between_keys`: frames far apart first, then those between them.
+
+In all of them the frames that a window goes on from carry a little noise, `held`, and the network is told so: what was
+made differs from what was trained on, and so the difference does not add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain, islice, pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videodiff.diffusion.levels import shift_levels
+from videodiff.generation.known import check_given, usual_given
+from videodiff.generation.sampling import (
+    Parts,
+    Wanted,
+    as_video,
+    check_finite,
+    latent_shape,
+    network,
+    sample_clips,
+    to_frames,
+)
+from videodiff.generation.settings import Generation, clip_noise, nothing_given
+
+Shape = tuple[int, int, int]
+
+
+class Rollout(NamedTuple):
+    """How a long clip is made: its number of frames, those that a window is given, and their noise level."""
+
+    total: int
+    overlap: int
+    held: float = 0.02
+
+
+def overlap_of(codec: object, window: int, asked: int | None) -> int:
+    """Return how many frames a window goes on from: as asked for, else 3 or what is nearest to it."""
+    if asked is None:
+        return usual_given(codec, window)
+    check_given("overlap", asked, codec, window)
+    return asked
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return the seed of a part of a clip: the first part has the seed of the clip."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def continued(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
+    """Yield the frames `h w c` of a clip, each window around the last frames of the one before."""
+    return islice(windows(parts, generation, one, shape, how), how.total)
+
+
+def windows(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
+    """Yield frames `h w c` without an end."""
+    (made,) = sample_clips(parts, generation, [one], shape)
+    yield from made
+    number = 0
+    while True:
+        number += 1
+        history = made[-how.overlap :].copy()
+        known = tuple(range(how.overlap))
+        then = Wanted(one.caption, one.fps, seed_of(one.seed, number), known, history, held=how.held)
+        (made,) = sample_clips(parts, generation, [then], shape)
+        yield from made[how.overlap :]
+
+
+def between_keys(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
+    """Yield the frames of a clip whose every (window - 1)-th is made first, at a rate as much lower."""
+    stride = shape[0] - 1
+    if parts.codec.causal and parts.codec.compression[0] > 1:
+        raise ValueError(
+            f"rollout: found keys with the codec {parts.codec.name}, expected continue: its clips cannot be given "
+            "their last frame"
+        )
+    first = one._replace(fps=one.fps / stride)
+    keys = windows(parts, generation, first, shape, how)
+
+    def segments() -> Iterator[np.ndarray]:
+        for number, ends in enumerate(pairwise(keys)):
+            seed, frames = seed_of(one.seed, number + 2**32), np.stack(ends)
+            then = Wanted(one.caption, one.fps, seed, (0, stride), frames, held=how.held)
+            yield sample_clips(parts, generation, [then], shape)[0][:-1]
+
+    return islice(chain.from_iterable(segments()), how.total)
+
+
+@torch.no_grad()
+def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
+    """Yield the frames of a clip over which a window slides, by one frame whenever its first noisy frame is clean."""
+    if parts.codec.compression[0] > 1:
+        raise ValueError(
+            f"rollout: found rolling with the codec {parts.codec.name}, expected continue: it makes no single frames"
+        )
+    # Two windows in the usual way: history, and frames to put on the ramp.
+    begun = list(islice(windows(parts, generation, one, shape, how), 2 * shape[0] - how.overlap))
+    yield from begun[: min(shape[0], how.total)]
+    device = next(parts.denoiser.parameters()).device
+    clean = as_video(np.stack(begun[shape[0] - how.overlap :]), device)
+    clean, noisy = parts.codec.encode(clean), shape[0] - how.overlap
+    size = latent_shape(parts.codec, *shape)
+    ramp = ramp_of(noisy, generation, how, device)
+    noise = frame_noise(size, one.seed, range(shape[0]), device)
+    path, history = parts.objective.path, clean[:, :, : how.overlap]
+    z = path.mix(clean, noise, ramp[0])
+    for number in range(how.total - shape[0]):
+        given = nothing_given(noise)
+        given.known[:, : how.overlap] = True
+        z[:, :, : how.overlap] = path.mix(history, noise[:, :, : how.overlap], ramp[0, :, : how.overlap])
+        conditions = network(parts, [one], device)
+        denoise = generation.denoise(*conditions, noise, given)
+        z = generation.sampler(denoise, z, ramp, path)
+        ready = z[:, :, how.overlap : how.overlap + 1]
+        check_finite(ready, [one])
+        yield to_frames(parts.codec.decode(ready)[0])[0]
+        history = torch.cat([history[:, :, 1:], ready], dim=2)
+        fresh = frame_noise(size, one.seed, [shape[0] + number], device)
+        noise = torch.cat([noise[:, :, 1:], fresh], dim=2)
+        z = torch.cat([z[:, :, 1:], fresh], dim=2)
+
+
+def ramp_of(noisy: int, generation: Generation, how: Rollout, device: torch.device) -> Tensor:
+    """Return the levels `n + 1, 1, t` of a window in which each noisy frame takes the place of the one before it.
+
+    All levels of a frame together are about the `steps` of the sampler.
+    """
+    inner = max(1, round(generation.steps / noisy))
+    place = torch.arange(1, noisy + 1, device=device) - torch.linspace(0, 1, inner + 1, device=device)[:, None]
+    ramp = shift_levels(place / noisy, generation.shift)
+    history = torch.full((inner + 1, how.overlap), how.held, device=device)
+    return torch.cat([history, ramp], dim=1)[:, None]
+
+
+def frame_noise(size: tuple[int, int, int, int], seed: int, numbers: range | list[int], device: torch.device) -> Tensor:
+    """Return noise `1 c k h w`, that of each frame from the seed and its number."""
+    c, _, h, w = size
+    seeds = [seed_of(seed, number + 2**31) for number in numbers]
+    return torch.cat([clip_noise((c, 1, h, w), [one]) for one in seeds], dim=2).to(device)
+
+
+Roll = Callable[[Parts, Generation, Wanted, Shape, Rollout], Iterator[np.ndarray]]
+KINDS: dict[str, Roll] = {"continue": continued, "rolling": rolled, "keys": between_keys}

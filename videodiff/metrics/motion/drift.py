@@ -1,0 +1,97 @@
+"""What becomes of a long clip, second by second: number, colours and size of the balls of a world, and sharpness.
+
+The frames come one by one and are not kept, so the length of a clip costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from videodiff.metrics.parsing import track
+from videodiff.words import split_words
+from videodiff.worlds.scene import PALETTE
+
+NAMES = (
+    *("count_accuracy", "colour_accuracy", "size_ratio", "sharpness_ratio", "motion_ratio"),
+    "brightness_change",
+)
+RATIOS = ("size", "sharpness", "motion")
+
+
+class Drift:
+    """Measure frames on their way; what is asked of the balls is read in the caption of a world.
+
+    count_accuracy: share of frames with the right number of balls. colour_accuracy: share of frames in which all balls
+    have the colours of the caption. size_ratio, sharpness_ratio, motion_ratio: the mean in a second over that in the
+    first; motion is the mean difference of a frame from the one before. brightness_change: in grey levels.
+    """
+
+    def __init__(self, caption: str, fps: float) -> None:
+        words = split_words(caption)
+        self.fps, self.colours = fps, sorted(word for word in words if word in PALETTE)
+        self.balls = sum(word in ("ball", "balls") for word in words)
+        self.second: list[dict[str, float]] = []
+        self.seconds: list[dict[str, float]] = []
+        self.number = 0
+        self.before: np.ndarray | None = None
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the frames `h w c` as they come."""
+        for frame in frames:
+            if int(self.number / self.fps) > len(self.seconds):
+                self.end_second()
+            self.second.append(self.measure(frame))
+            self.number += 1
+            yield frame
+
+    def measure(self, frame: np.ndarray) -> dict[str, float]:
+        """Return the figures of one frame."""
+        grey = frame.astype(np.float32).mean(axis=-1)
+        found = {"sharpness": sharpness(grey), "brightness": float(grey.mean())}
+        found["motion"] = 0.0 if self.before is None else float(np.abs(grey - self.before).mean())
+        self.before = grey
+        if self.balls and frame.shape[0] == frame.shape[1]:
+            seen = track(frame[None])
+            there = [name for name, visible in zip(seen.colours, seen.visible[0], strict=True) if visible]
+            found["count_accuracy"] = float(seen.count()[0] == self.balls)
+            found["colour_accuracy"] = float(there == [name for name in seen.colours if name in self.colours])
+            found["size"] = float(seen.area[0][seen.visible[0]].mean()) if there else 0.0
+        return found
+
+    def end_second(self) -> None:
+        """Take the means of a second."""
+        self.seconds.append({name: mean([one[name] for one in self.second]) for name in self.second[0]})
+        self.second = []
+
+    def result(self) -> dict[str, Any]:
+        """Return the figures of the whole clip and of each second."""
+        if self.second:
+            self.end_second()
+        first, rows = self.seconds[0], []
+        for one in self.seconds:
+            row = {name: one[name] for name in NAMES if name in one}
+            row |= {f"{name}_ratio": ratio(one[name], first[name]) for name in RATIOS if name in one}
+            rows.append(row | {"brightness_change": one["brightness"] - first["brightness"]})
+        whole = {name: mean([row[name] for row in rows]) for name in NAMES if name in rows[0]}
+        last = {f"last_{name}": rows[-1][name] for name in NAMES if name in rows[-1]}
+        return {"frames": self.number, "seconds": self.number / self.fps, **whole, **last, "by_second": rows}
+
+
+def sharpness(grey: np.ndarray) -> float:
+    """Return the mean of the absolute Laplacian of an image `h w`, in grey levels."""
+    inner = grey[1:-1, 1:-1]
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float(np.abs(4 * inner - around).mean()) if inner.size else 0.0
+
+
+def mean(values: list[float]) -> float:
+    """Return the mean."""
+    return float(np.mean(values))
+
+
+def ratio(value: float, first: float) -> float:
+    """Return a value over the first one; 1 where both are 0."""
+    return value / first if first else float(value == first)
