@@ -19,6 +19,7 @@ BY_CONFIGURATION = {
     "data_prep/caption/model.py": "Model",
     "videodiff/codec/autoencoder.py": "Autoencoder",
     "videodiff/denoiser/transformer.py": "SpaceTimeTransformer",
+    "videodiff/generation/settings.py": "Generation",
 }
 
 

@@ -5,13 +5,13 @@ The frames come one by one and are not kept, so the length of a clip costs no me
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from videodiff.metrics.parsing import track
-from videodiff.words import split_words
 from videodiff.worlds.scene import PALETTE
 
 NAMES = (
@@ -30,7 +30,7 @@ class Drift:
     """
 
     def __init__(self, caption: str, fps: float) -> None:
-        words = split_words(caption)
+        words = re.findall(r"[a-z]+", caption.lower())
         self.fps, self.colours = fps, sorted(word for word in words if word in PALETTE)
         self.balls = sum(word in ("ball", "balls") for word in words)
         self.second: list[dict[str, float]] = []
