@@ -73,7 +73,7 @@ def value(override: str) -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_taken_as_it_is_typed(name: str) -> None:
-    for verb, key in (("pack", "source"), ("index", "tars"), ("train", "data.root"), ("sample", "given")):
+    for verb, key in (("pack", "source"), ("index", "tars"), ("train", "data.root"), ("sample", "mask")):
         if (key, name[:1]) != ("tars", "["):
             assert value(spell(verb, f"{key}={name}", sweeps=False)) == name
             assert value(spell(verb, f"+{key}={name}", sweeps=False)) == name

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from videodiff.metrics.parsing import track
+from videodiff.metrics.worlds.parsing import track
 from videodiff.worlds.scene import PALETTE
 
 NAMES = (
