@@ -100,7 +100,7 @@ def add_clip(
     total: int,
     fps: float,
     facts: dict[str, Any],
-    number: int = 0,
+    number: int | None = None,
     lossless: bool = False,
 ) -> Path:
     """Write a clip of `total` frames and its JSON under a free number of a folder; return the path of the mp4.
@@ -147,9 +147,9 @@ def next_number(out: Path) -> int:
     return max((int(stem) + 1 for stem in taken if stem.isdecimal()), default=0)
 
 
-def take_number(out: Path, facts: bytes, number: int = 0) -> Path:
+def take_number(out: Path, facts: bytes, number: int | None = None) -> Path:
     """Write the JSON under the first free number, safely among several writers; return the path for the mp4."""
-    number = number or next_number(out)
+    number = next_number(out) if number is None else number
     while True:
         path = out / f"{number:03d}.json"
         try:
