@@ -22,7 +22,7 @@ from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import euler, generate, schedule
-from videodiff.metrics.reference import mean_speed
+from videodiff.metrics.worlds.reference import mean_speed
 from videodiff.training.module import parameter_groups
 from videodiff.training.optimizer import Muon
 from videodiff.worlds.scene import Scene, pixel_centres, render
