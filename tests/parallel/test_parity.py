@@ -72,10 +72,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Calla
     return run
 
 
+# The ends of the names of figures that tell how a process works, not what is learned.
+WORK = ("mfu", "data_wait", "peak_memory_gib", "text_padding", "flops_recompute", "flops_encoders")
+OF_THE_WORK = ("_per_s", *(f"train/{name}" for name in WORK))
+
+
 def curves(run: Path) -> dict[str, np.ndarray]:
     """Return the curves of losses, gradients and learning rates of a run, one value a step."""
     metrics = read_run(run).metrics
-    return {name: np.asarray(values) for name, (_, values) in metrics.items() if not name.endswith("_per_s")}
+    return {name: np.asarray(values) for name, (_, values) in metrics.items() if not name.endswith(OF_THE_WORK)}
 
 
 def average(run: Path) -> dict[str, Tensor]:
