@@ -203,6 +203,8 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
         os.chdir(wanted["cwd"])
         os.environ.clear()
         os.environ.update(wanted["env"])
+        # The server's own, remembered there at first use.
+        tempfile.tempdir = None
         if os.environ.get(CHILDREN) != "no":
             subprocess.Popen = Popen
         execute(wanted["words"])

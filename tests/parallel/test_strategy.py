@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,12 @@ def members(session: int) -> list[str]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def test_zero_3_leaves_the_functions_of_torch_as_they_were(
+    call: Callable[..., tuple[int, str, str]], cwd: Path, world_dataset: Path
+) -> None:
+    before = torch.nn.functional.linear
+    status, _, err = call("train", *tiny(world_dataset), "strategy=zero3", "trainer.devices=1", "trainer.max_steps=1")
+    assert status == 0, err
+    assert torch.nn.functional.linear is before

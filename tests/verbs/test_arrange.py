@@ -24,7 +24,7 @@ def sampled(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for number, prompt in enumerate([STILL] * 5 + [MOVING] * 5 + ["a cat"]):
         frames = moving_square(12, 64, 64) if prompt == MOVING else rng.integers(90, 110 + number, (12, 64, 64, 3))
-        add_clip(tmp_path / "made", frames.astype(np.uint8), 8.0, {"prompt": prompt, "seed": number, "given": None})
+        add_clip(tmp_path / "made", frames.astype(np.uint8), 12, 8.0, {"prompt": prompt, "seed": number, "given": None})
     info = [{"prompt_en": STILL, "dimension": ["scene"]}, {"prompt_en": MOVING, "dimension": ["human_action"]}]
     (tmp_path / "info.json").write_text(json.dumps(info))
     return tmp_path
@@ -93,7 +93,7 @@ def test_physics_iq_gets_its_names_and_no_clip_of_another_length(call: Call, tmp
     table = "scenario,generated_video_name\n0007_a_take-1_b.mp4,0007_perspective-left_trimmed-duck.mp4\n"
     (tmp_path / "descriptions.csv").write_text(table)
     given = {"path": "switch-frames/0007_switch-frames_left_duck.jpg", "sha256": "0"}
-    path = add_clip(tmp_path / "made", moving_square(40, 32, 32), 8.0, {"prompt": "A duck.", "given": given})
+    path = add_clip(tmp_path / "made", moving_square(40, 32, 32), 40, 8.0, {"prompt": "A duck.", "given": given})
     how = ["arrange", str(tmp_path / "made"), "suite=physics_iq", f"info={tmp_path}/descriptions.csv"]
     status, _, err = call(*how, f"out={tmp_path}/model")
     assert status == 0, err

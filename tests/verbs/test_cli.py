@@ -46,7 +46,7 @@ def test_the_help_of_a_verb_shows_its_keys(call: Call, verb: str) -> None:
     assert status == 0
     assert f"videodiff {verb}: {VERBS[verb]}" in out
     own = {"simulate": "clips:", "pack": "source:", "train": "resume:", "sample": "prompts:", "evaluate": "given:"}
-    own |= {"inspect": "folder:", "doctor": "folder:"}
+    own |= {"inspect": "folder:", "doctor": "folder:", "plan": "clips:"}
     assert own.get(verb, ": ???") in out
     assert "hydra" not in out
 
@@ -56,7 +56,7 @@ def test_version(call: Call) -> None:
 
 
 MISTAKES = {
-    "verb": (["trian"], "found the verb 'trian', expected one of simulate, pack, prep, index, cache, train"),
+    "verb": (["trian"], "found the verb 'trian', expected one of simulate, pack, prep, index, cache, plan, train"),
     "key": (["train", "trainer.max_stepz=3"], "found no key 'trainer.max_stepz'; did you mean 'trainer.max_steps'?"),
     "group": (["train", "modle=S"], "found no key 'modle'; did you mean 'model'?"),
     "option": (["train", "model=XXL"], "found no model 'XXL', expected one of B, L, S, XL, tiny; did you mean 'XL'?"),

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from videodiff.data.video.decode import DecodeError, decode, probe, resize
 from videodiff.generation.known import find_known
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Footage(NamedTuple):
@@ -45,14 +42,12 @@ def read_footage(key: str, name: str) -> Footage:
         raise FileNotFoundError(f"{key}: found no file {path}, expected a video or a picture")
     data = path.read_bytes()
     try:
-        if path.suffix.lower() in PICTURES:
-            with Image.open(path) as image:
-                picture = np.asarray(image.convert("RGB"))
-            return Footage(name, data, 1, *picture.shape[:2], None, picture)
         info = probe(data)
-    except (DecodeError, UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        picture = decode(data, [0])[0] if info.frames == 1 else None
+    except (DecodeError, OSError) as error:
         raise ValueError(f"{key}: {path}: found no readable video or picture ({error}), expected one") from error
-    return Footage(name, data, info.frames, info.height, info.width, info.fps)
+    fps = info.fps if picture is None else None
+    return Footage(name, data, info.frames, info.height, info.width, fps, picture)
 
 
 def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
+from torch.nn import functional
 
 from videodiff.parallel.launcher import watched
 from videodiff.parallel.sequence.group import SequenceGroup
@@ -25,6 +26,8 @@ class Zero(SharesClips, DeepSpeedStrategy):
         super().__init__(config=copy.deepcopy(config))
         self.engine = ZeroEngine(self, config["zero_optimization"]["stage"])
         self.sequence = SequenceGroup(sequence_parallel)
+        # For ZeRO 3 DeepSpeed exchanges it for all that this process does, then and later.
+        self.linear = functional.linear
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
@@ -64,9 +67,10 @@ class Zero(SharesClips, DeepSpeedStrategy):
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def teardown(self) -> None:
-        """Leave the process group: gloo may wait for ever if it is left to the end of the process.
+        """Leave the process group, and torch's functions as they were.
 
-        DeepSpeed itself leaves it; otherwise it would use the old groups when this process trains again.
+        gloo may wait for ever if its group is left to the end of the process. DeepSpeed would use the old groups when
+        this process trains again.
         """
         import deepspeed
 
@@ -74,6 +78,7 @@ class Zero(SharesClips, DeepSpeedStrategy):
             # Lightning would move the network to the host; for a network without memory this would hide the real error.
             self._lightning_module = None
         super().teardown()
+        functional.linear = self.linear
         if torch.distributed.is_initialized():
             deepspeed.comm.destroy_process_group()
 
