@@ -28,8 +28,9 @@ def check(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_stage_holds_on_a_cpu(tmp_path: Path) -> None:
     done = check("--device", "cpu", "--tiny", "--minutes", "30", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     found = json.loads((tmp_path / "gpu_check.json").read_text())
+    failures = [failure for stage in found["stages"] for failure in stage["failures"]]
+    assert done.returncode == 0, "\n".join(failures) or done.stdout[-5000:] + done.stderr[-2000:]
     names = [stage["stage"] for stage in found["stages"]]
     assert names == ["parity", "demo", "zero", "encoders", "recipes", "ceilings", "speed", "step", "waits", "uniform"]
     for stage in found["stages"]:

@@ -15,7 +15,7 @@ from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.diffusion.path import Cosine, RectifiedFlow
 from videodiff.diffusion.prediction import KINDS
 from videodiff.diffusion.sampler import ddim, dpm_solver_2m, euler, heun
-from videodiff.generation.settings import Generation, clip_noise
+from videodiff.generation.settings import Generation, clip_noise, nothing_given
 from videodiff.training.module import parameter_groups
 from videodiff.training.optimizer import AdamW, Muon
 
@@ -171,10 +171,9 @@ def compare_sampler(
 
     def made(network: nn.Module, given: Any) -> Tensor:
         device = given["z"].device
-        return generation(
-            network, condition(given), null(given), RectifiedFlow(), prediction,
-            noise.to(device), given["z"], known.to(device),
-        )  # fmt: skip
+        start = noise.to(device)
+        frames = nothing_given(start)._replace(clip=given["z"], known=known.to(device))
+        return generation(network, condition(given), null(given), RectifiedFlow(), prediction, start, frames)
 
     # At pure noise, a clip that is told by its noise is divided by a thousandth: the rounding of the network grows so.
     much = 100 if prediction == "eps" else 10

@@ -17,6 +17,8 @@ from videodiff.worlds.uniform import Uniform
 
 CONF = Path(__file__).parents[3] / "conf" / "experiment"
 WORLDS = {"uniform_gpu": Uniform, "collision_gpu": Collision, "parabola_gpu": Parabola}
+# Recipes that begin with the run of another one.
+SOURCES = {"bouncing_flow_map": "bouncing_cpu", "bouncing_progressive": "bouncing_cpu"}
 SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "data.global_batch=2", "data.num_workers=0"]
 
 
@@ -40,7 +42,9 @@ def three_steps(check: Check, name: str) -> None:
             f"run=runs/recipes/{name}",
             "data.validation_root=null",
             *("trainer.max_steps=3", f"trainer.accelerator={check.device.type}"),
-            *("~callbacks.checkpoints", "~callbacks.samples"),
+            *([] if name in SOURCES.values() else ["~callbacks.checkpoints"]),
+            *([f"start_from=runs/recipes/{SOURCES[name]}"] if name in SOURCES else []),
+            "~callbacks.samples",
             *more,
             *(SMALL if check.tiny else []),
         )
@@ -55,7 +59,7 @@ def data_of(check: Check, name: str) -> list[str]:
     if name == "hdvila_256":
         return hdvila(check)
     world = WORLDS[name]() if name in WORLDS else Bouncing(frames=16)
-    size = 16 if check.tiny else {"bouncing_cpu": 20, "footage_cpu": 48}.get(name, 64)
+    size = 16 if check.tiny else {"bouncing_cpu": 20, "footage_cpu": 48}.get(SOURCES.get(name, name), 64)
     data = world_dataset(check.scratch / f"{name}_{size}", world, 8 if check.tiny else 256, size)
     small = [f"data.height={size}", f"data.width={size}", "data.frames=8"] if check.tiny else []
     return [f"data.root={data}", "text.max_words=32", *small]
