@@ -21,7 +21,15 @@ from tests.conftest import tiny
 from videodiff.data.video.encode import encode
 from videodiff.report.run import read_metrics
 from videodiff.training.run import logging
-from videodiff.training.run.logging import BEGUN, Board, log_configuration, show_clips, usable_mode, wandb_logger
+from videodiff.training.run.logging import (
+    BEGUN,
+    Board,
+    earlier_id,
+    log_configuration,
+    show_clips,
+    usable_mode,
+    wandb_logger,
+)
 
 FRAMES = np.zeros((5, 16, 16, 3), dtype=np.uint8)
 KEY = "0123456789" * 4
@@ -160,6 +168,12 @@ def test_a_resumed_run_goes_on_under_its_id_and_another_run_has_its_own(tmp_path
     assert ids[0] == ids[1] != ids[2]
     assert len(list(tmp_path.glob("one/wandb/offline-run-*"))) == 2
     assert len(list(tmp_path.glob("two/wandb/offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["run-20261128_161907-457fe7d8", "offline-run-20261128_161907-457fe7d8-1"])
+def test_the_id_of_a_run_is_found_though_it_began_twice_within_a_second(tmp_path: Path, name: str) -> None:
+    (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert earlier_id(tmp_path) == "457fe7d8"
 
 
 def test_every_logger_has_the_configuration(tmp_path: Path) -> None:

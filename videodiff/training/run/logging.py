@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 # Seconds within which a server must answer, must accept a new run, and must have received a run after training.
 ANSWER_S, START_S, UPLOAD_S = 10.0, 30.0, 300.0
-# How wandb names the folder of a run: its time of start and its id.
-BEGUN = re.compile(r"(?:offline-)?run-([0-9]{8}_[0-9]{6})-([A-Za-z0-9_]+)")
+# How wandb names the folder of a run: its time of start, its id, and a number if it began twice within a second.
+BEGUN = re.compile(r"(?:offline-)?run-([0-9]{8}_[0-9]{6})-([A-Za-z0-9_]+)(?:-[0-9]+)?")
 
 
 class RunTracker(WandbLogger):
