@@ -1,4 +1,4 @@
-"""The stages in order of worth: what each is called, how long it may take, what it needs."""
+"""The stages the most important first: what each is called, how long it may take, what it needs."""
 
 from __future__ import annotations
 
