@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -112,9 +115,12 @@ def test_a_shell_script_parses_and_may_be_executed(script: str) -> None:
 def check_demo(tmp_path: Path, evaluation: dict[str, object], targets: str) -> tuple[int, str]:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     (tmp_path / "config.yaml").write_text(targets)
-    command = [sys.executable, str(ROOT / "bench" / "check_demo.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+    main, said = runpy.run_path(str(ROOT / "bench" / "check_demo.py"))["main"], io.StringIO()
+    with redirect_stdout(said), pytest.raises(SystemExit) as left:
+        main(str(tmp_path))
+    # As Python itself does: a text is printed and is status 1.
+    code = left.value.code
+    return (1, said.getvalue() + code) if isinstance(code, str) else (code, said.getvalue())
 
 
 def test_the_demo_passes_when_every_target_is_reached(tmp_path: Path) -> None:
@@ -130,15 +136,44 @@ def test_the_demo_passes_when_every_target_is_reached(tmp_path: Path) -> None:
         FIGURES | {"velocity_error_of_static": 0.51},
         FIGURES | {"colour_accuracy": None},
         FIGURES | {"colour_accuracy": float("nan")},
+        FIGURES | {"colour_accuracy": 0.94, "colour_accuracy_stderr": 0.004},
+        FIGURES | {"velocity_error_of_static": 0.55, "velocity_error_of_static_stderr": 0.02},
+        FIGURES | {"colour_accuracy": 0.94, "colour_accuracy_stderr": float("inf")},
         {"velocity_error_of_static": 0.3},
     ],
-    ids=["too low", "too high", "not measured", "not a number", "absent"],
+    ids=["too low", "too high", "not measured", "not a number", "below", "above", "endless error", "absent"],
 )
 def test_the_demo_fails_with_one_line_for_a_missed_target(tmp_path: Path, evaluation: dict[str, object]) -> None:
     code, text = check_demo(tmp_path, evaluation, "targets: {colour_accuracy: 0.95, velocity_error_of_static: 0.5}")
     assert code == 1
     assert text.count("MISSED") == 1
     assert len(text.splitlines()) == 2
+
+
+def test_a_figure_may_lie_beyond_its_target_by_twice_its_error(tmp_path: Path) -> None:
+    evaluation = {"colour_accuracy": 0.94, "colour_accuracy_stderr": 0.006}
+    evaluation |= {"velocity_error_of_static": 0.53, "velocity_error_of_static_stderr": 0.02}
+    code, text = check_demo(tmp_path, evaluation, "targets: {colour_accuracy: 0.95, velocity_error_of_static: 0.5}")
+    assert code == 0
+    assert text.count("in error") == 2
+
+
+@pytest.mark.parametrize(("colour", "ends"), [(0.96, True), (0.90, False)])
+def test_the_whole_check_ends_where_the_demo_misses_a_target(tmp_path: Path, colour: float, ends: bool) -> None:
+    # The lines of .ci/run between training the demo and building the wheel, on a run that is planted for them.
+    part = (ROOT / ".ci" / "run").read_text().split('step "targets of the demo"')[1].split("\nstep ")[0]
+    run = tmp_path / "runs" / "demo"
+    for folder in (run, tmp_path / ".venv" / "bin"):
+        folder.mkdir(parents=True)
+    (tmp_path / "bench").symlink_to(ROOT / "bench")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (run / "config.yaml").write_text("targets: {colour_accuracy: 0.95}")
+    (run / "evaluation.json").write_text(json.dumps({"colour_accuracy": colour, "colour_accuracy_stderr": 0.01}))
+    script = f"set -euo pipefail\n{part}\necho went on"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0, "went on" in done.stdout) == (ends, ends), done.stdout + done.stderr
 
 
 def test_the_demo_fails_when_its_recipe_names_no_targets(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from videodiff.metrics.summary import mean_and_error, predictor_table, summarise
+from videodiff.metrics.summary import mean_and_error, predictor_table, ratio_and_error, summarise
 
 
 def test_mean_and_standard_error_are_those_of_the_sample():
@@ -27,6 +27,20 @@ def test_a_number_that_is_not_finite_is_an_error(bad):
 def test_no_value_is_an_error():
     with pytest.raises(ValueError, match="found none"):
         mean_and_error([])
+
+
+def test_the_error_of_a_quotient_is_the_spread_of_the_quotients_of_many_sets():
+    # Independent sets from one world of paired clips: their quotients scatter by what each set says of itself.
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        hard = draw.gamma(4.0, size=256)
+        found.append(ratio_and_error(hard * draw.uniform(0.1, 0.5, size=256), hard))
+    ratios, errors = np.transpose(found)
+    assert ratios.mean() == pytest.approx(0.3, abs=0.002)
+    assert errors.mean() == pytest.approx(ratios.std(), rel=0.1)
+    assert ratio_and_error([1.0], [4.0]) == (0.25, None)
+    assert ratio_and_error([1.0, 3.0], [2.0, 6.0]) == (0.5, 0.0)
 
 
 def test_a_number_that_only_some_clips_have_says_how_many():

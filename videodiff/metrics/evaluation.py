@@ -11,7 +11,7 @@ import numpy as np
 from videodiff.metrics.metric import CONTINUATION, Case, Metric, Numbers, Quantity
 from videodiff.metrics.sets.bootstrap import Estimate
 from videodiff.metrics.sets.set_metric import SetMetric
-from videodiff.metrics.summary import mean_curves, predictor_table, summarise
+from videodiff.metrics.summary import mean_curves, predictor_table, ratio_and_error, summarise
 
 AnyMetric = Metric | SetMetric
 Remark = Callable[[str], None]
@@ -139,9 +139,9 @@ def compare(
     measured = measurable(metric, cases, CONTINUATION, remark)
     if not measured:
         return {}
-    means = {}
+    means, clips = {}, {}
     for name, function in {"model": metric.measure, **metric.references}.items():
-        found = [numbers(key, metric, function, cases[i]) for i in measured]
+        found = clips[name] = [numbers(key, metric, function, cases[i]) for i in measured]
         means[name] = summary(key, found)
         row = rows.setdefault(name, [{} for _ in cases])
         for i, clip in zip(measured, found, strict=True):
@@ -149,9 +149,16 @@ def compare(
     result = dict(means["model"])
     for name, (row, number) in metric.beside.items():
         result[name], result[f"{name}_stderr"] = means[row][number], means[row][f"{number}_stderr"]
-    return result | {
-        name: result[above] / result[below] for name, (above, below) in metric.ratios.items() if result[below]
-    }
+    for name, (above, below) in metric.ratios.items():
+        row, number = metric.beside[below]
+        both = [
+            (made[above], reference[number])
+            for made, reference in zip(clips["model"], clips[row], strict=True)
+            if above in made and number in reference
+        ]
+        if any(under for _, under in both):
+            result[name], result[f"{name}_stderr"] = ratio_and_error(*zip(*both, strict=True))
+    return result
 
 
 def measurable(metric: Metric, cases: Sequence[Case], task: str, remark: Remark) -> list[int]:

@@ -24,6 +24,17 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return float(numbers.mean()), float(numbers.std(ddof=1) / np.sqrt(numbers.size))
 
 
+def ratio_and_error(above: Sequence[float], below: Sequence[float]) -> tuple[float, float | None]:
+    """Return the quotient of two means over the same clips, and its standard error to first order (None for one clip).
+
+    The clips are paired: a clip that is hard for both moves the quotient little.
+    """
+    over, under = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    ratio = float(over.mean() / under.mean())
+    error = mean_and_error(over - ratio * under)[1]
+    return ratio, None if error is None else error / abs(float(under.mean()))
+
+
 def summarise(clips: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     """Return for each number its mean as `name` and its standard error as `name_stderr`.
 
