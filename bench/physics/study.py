@@ -3,6 +3,7 @@
     python bench/physics/study.py                  # small, on a CPU: it shows the tables, not the published figures
     python bench/physics/study.py --published      # the size of conf/experiment/phyworld_study.yaml, on a GPU
     python bench/physics/study.py --only uniform/small --seed 0 1 2
+    python bench/physics/study.py --page docs/ablations.md   # trains nothing: writes what is measured into the page
 
 Every cell is a run in its own folder under --out. A cell that has been measured is not trained again. `table.md` and
 `table.json` are written anew after each cell.
@@ -41,6 +42,21 @@ ABLATIONS = {
     "eps": ["objective.prediction=eps", "objective.loss=eps"],
 }
 FIGURES = ("velocity_error", "phyworld_velocity_error", "momentum_error")
+# The page's tables: two figures, in and out of distribution, and what each ablation is called there.
+PAGE_FIGURES = FIGURES[:2]
+PAGE_HEAD = [
+    "| | cell | seed | commit | velocity error, in | out | PhyWorld's, in | out | s |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
+ABLATED = {
+    "base": "base: given frames without noise, factorized attention, x predicted, loss on x, Muon",
+    "independent noise": "a level of its own for every frame",
+    "shared noise": "one level for all frames",
+    "full attention": "full attention",
+    "v": "v predicted, loss on v",
+    "eps": "eps predicted, loss on eps",
+    "AdamW": "AdamW, learning rate 1e-3 instead of 3e-3",
+}
 
 
 @dataclass(frozen=True)
@@ -229,16 +245,65 @@ def text(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def write_page(page: Path, done: dict[Cell, list[dict[str, Any]]], scale: Scale) -> None:
+    """Write the tables of what is measured between the marks of a page, and name the cells that are not."""
+    ablated = [cell for cell in cells(scale) if cell.variant != "base"]
+    first = Cell(ablated[0].world, ablated[0].size, ablated[0].data)
+    parts = {"ablations": list(PAGE_HEAD), "tasks": list(PAGE_HEAD)}
+    parts["ablations"] += [page_row(ABLATED[one.variant], one, done[one]) for one in [first, *ablated] if one in done]
+    for world in WORLDS:
+        mine = [one for one in done if one.world == world and one.variant == "base"]
+        names = {one: f"{world}, {one.size}, {one.data} clips" for one in mine}
+        parts["tasks"] += [page_row(names[one], one, done[one]) for one in mine]
+        parts["tasks"] += page_references(world, done[mine[0]][0]) if mine else []
+    left = [f"`{one.name}`" for one in cells(scale) if one not in done]
+    parts["left"] = [f"Not run yet: {', '.join(left)}."] if left else ["All cells of the small size have been run."]
+    text = page.read_text(encoding="utf-8")
+    for mark, lines in parts.items():
+        head, begin, rest = text.partition(f"<!-- {mark} -->\n")
+        _, end, tail = rest.partition(f"<!-- end {mark} -->")
+        if not end:
+            raise SystemExit(f"study: found no marks <!-- {mark} --> and <!-- end {mark} --> in {page}")
+        text = head + begin + "".join(f"{line}\n" for line in lines) + end + tail
+    page.write_text(text, encoding="utf-8")
+
+
+def page_row(name: str, one: Cell, runs: Sequence[dict[str, Any]]) -> str:
+    """Return the row of a cell in a page: what makes it again, its figures and the seconds of its training."""
+    seeds, commits = (", ".join(dict.fromkeys(str(run[key])[:7] for run in runs)) for key in ("seed", "commit"))
+    seconds = sum(run["seconds"] for run in runs) / len(runs)
+    figures = page_figures([[run[split] for run in runs] for split in SPLITS])
+    return f"| {name} | `{one.name}` | {seeds} | {commits} | {figures} | {seconds:.0f} |"
+
+
+def page_references(world: str, run: dict[str, Any]) -> Iterator[str]:
+    """Yield the rows of the predictors of a world that no run trained, and of the ground truth."""
+    tables = [{each["name"]: each for each in run[split]["table"]} for split in SPLITS]
+    for name in tables[0]:
+        if name != "model":
+            yield f"| {world}: {name} | | | | {page_figures([[one[name]] for one in tables])} | |"
+
+
+def page_figures(splits: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Return the cells of a page's row: both figures, each in and out of distribution."""
+    found = [cell([one.get(name) for one in runs], runs, name) for name in PAGE_FIGURES for runs in splits]
+    return " | ".join(found)
+
+
 def main() -> None:
-    """Measure the cells that are asked for."""
+    """Measure the cells that are asked for, or write a page of what is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", action="store_true", help="the published size, on a GPU")
     parser.add_argument("--only", nargs="*", default=[], help="cells whose name begins so, as uniform/small")
     parser.add_argument("--seed", type=int, nargs="*", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/phyworld_study"))
     parser.add_argument("--list", action="store_true", help="name the cells, train nothing")
+    parser.add_argument("--page", type=Path, help="write the tables of what is measured into this file, train nothing")
     chosen = parser.parse_args()
     scale = FULL if chosen.published else SMALL
+    if chosen.page:
+        write_page(chosen.page, measured(scale, chosen.out), scale)
+        return
     wanted = [one for one in cells(scale) if not chosen.only or one.name.startswith(tuple(chosen.only))]
     if not wanted:
         parser.error(f"--only: found no cell {' '.join(chosen.only)}, expected some of {cells(scale)[0].name}, ...")
