@@ -1,7 +1,7 @@
 """The FLOPs of the denoiser, exact and by part; docs/performance.md writes the sums out.
 
-A multiply-add counts as two. Only matrix products count, as everywhere in the field: what norms, modulations and GELU
-take is memory traffic, not arithmetic.
+A multiply-add counts as two. Only matrix products count, as everywhere in the field: norms, modulations and GELU cost
+memory traffic, not arithmetic.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 
 class Network(NamedTuple):
-    """All of a denoiser that its cost follows from.
+    """The sizes of a denoiser that decide its cost.
 
     `axes`: the axis of attention of each block, space, time or spacetime. `patch`: values of a token. `words`: text
-    tokens of a clip, `text_width` wide. `trained_text`: the gradient goes on into the text encoder.
+    tokens of a clip, `text_width` wide. `trained_text`: the text encoder is trained too.
     """
 
     width: int
@@ -31,8 +31,8 @@ class Flops(NamedTuple):
     """The FLOPs of the denoiser's forward pass for one clip.
 
     projections: query, key, value and output of self-attention; space, time, spacetime: its two products by axis;
-    text: cross-attention, its projections included; mlp: the feed-forward layers; patches: embedding and head;
-    conditions: what noise levels, frame rate and words pass through before the blocks.
+    text: cross-attention with its projections; mlp: the feed-forward layers; patches: embedding and head; conditions:
+    the layers that noise levels, frame rate and words pass before the blocks.
     """
 
     projections: int
@@ -46,12 +46,12 @@ class Flops(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """What the blocks take: all that a full recompute repeats."""
+        """The FLOPs of the blocks, which full recompute repeats."""
         return self.total - self.patches - self.conditions
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The FLOPs of all parts."""
         return sum(self)
 
 
@@ -60,10 +60,10 @@ def forward(time: int, space: int, network: Network) -> Flops:
     tokens, width, blocks = time * space, network.width, len(network.axes)
     seen = {"space": space, "time": time, "spacetime": tokens}
     attention = {axis: network.axes.count(axis) * 4 * tokens * seen[axis] * width for axis in seen}
-    # Of text, query and output for each token, key and value for each word, and the two products.
+    # Cross-attention: query and output for each token, key and value for each word, and the two products.
     text = 4 * tokens * width**2 + 4 * network.words * width**2 + 4 * tokens * network.words * width
     words = 2 * network.words * (network.text_width + width) * width
-    # A level for each frame and one frame rate, each 256 numbers; six vectors of modulation for each frame.
+    # Each frame has a level and the clip one frame rate, 256 numbers each; a frame has six vectors of modulation.
     levels = (time + 1) * 2 * (256 + width) * width + time * 12 * width**2
     return Flops(
         projections=blocks * 8 * tokens * width**2,
@@ -78,8 +78,8 @@ def forward(time: int, space: int, network: Network) -> Flops:
 def forward_and_backward(time: int, space: int, network: Network) -> int:
     """Return the FLOPs that one clip takes in training, without recompute.
 
-    A backward pass takes two products for each of the forward pass, but what comes first has no gradient to hand on:
-    patches, noise levels, frame rate, and words of a frozen encoder.
+    The backward pass takes two products for each product of the forward pass. The first layers take one: patches, noise
+    levels, frame rate and the words of a frozen encoder need no gradient.
     """
     first = time * space * network.patch + (time + 1) * 256
     first += 0 if network.trained_text else network.words * network.text_width
@@ -87,9 +87,9 @@ def forward_and_backward(time: int, space: int, network: Network) -> int:
 
 
 def recomputed(time: int, space: int, network: Network, level: str = "none", every: int = 1) -> int:
-    """Return the FLOPs that one clip takes once more in the backward pass: none but under full recompute.
+    """Return the FLOPs that recompute repeats for one clip: 0 unless recompute is full.
 
-    Selective recompute keeps what products gave. `every`: only every k-th block is computed again.
+    Selective recompute keeps the results of products. `every`: only every k-th block is computed again.
     """
     if level != "full":
         return 0

@@ -1,9 +1,9 @@
-"""What a card can do at most: dense matrix products by its data sheet, in FLOPs a second."""
+"""The peak of a card: FLOPs a second of dense matrix products by its data sheet."""
 
 from __future__ import annotations
 
-# TFLOP/s without sparsity: of bfloat16, and of float32 as torch computes it by default (no TF32). The first name that
-# a card's own name contains counts, so that the special ones stand before the common ones.
+# TFLOP/s without sparsity: in bfloat16, and in float32 as torch computes it by default (no TF32). The first key found
+# in a card's name counts, so longer names stand before the names that they contain.
 SHEETS = {
     "H100 PCIe": (756, 51),
     "H100 NVL": (835, 60),
@@ -21,6 +21,6 @@ SHEETS = {
 
 
 def peak_of(card: str, half: bool) -> float | None:
-    """Return the peak of a card by its name, for 16-bit products or for float32 ones; None where it is not known."""
+    """Return the peak of a card by its name, for 16-bit or float32 products; None if the card is unknown."""
     sheet = next((sheet for name, sheet in SHEETS.items() if name in card), None)
     return sheet and sheet[0 if half else 1] * 1e12

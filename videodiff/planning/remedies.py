@@ -1,4 +1,4 @@
-"""What to change where a training runs out of memory: overrides that take less and leave its result as it is."""
+"""Overrides for a training that ran out of memory: they need less memory and do not change the result."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from videodiff.planning.forecast.choice import Choice, Job, Plan, choices, evalu
 from videodiff.planning.forecast.hardware import GIB, Cluster
 
 MOST = 3
-# It did not fit whatever the plan says, so that a remedy has to take less than that by some margin.
+# The training did not fit, whatever its plan says, so a remedy must need clearly less than that plan.
 LESS = 0.95
 
 
 def remedies(job: Job, cluster: Cluster, now: Choice) -> list[str]:
-    """Return up to three changes of one setting each that fit by the plan, the quickest first; of two where none does.
+    """Return up to three changes that fit by the plan, the fastest first: of one setting each, or else of two.
 
-    A change of the processes that share a clip, and of the micro-batch, names both.
+    A change of the processes that share a clip names the micro-batch too.
     """
     for changes in (1, 2):
         if found := sorted(changed(job, cluster, now, changes), key=lambda plan: plan.seconds.total):
@@ -24,9 +24,9 @@ def remedies(job: Job, cluster: Cluster, now: Choice) -> list[str]:
 
 
 def changed(job: Job, cluster: Cluster, now: Choice, changes: int) -> Iterator[Plan]:
-    """Yield the plans of so many changes that fit; of micro-batches the largest one that does."""
+    """Yield the plans that fit and differ in `changes` settings; of several micro-batches, only the largest."""
     limit, seen = LESS * memory_of(job, cluster, now).total, set()
-    # The same clips at once, shared by more processes, make more micro-batches.
+    # If more processes share the same clips, a step has more micro-batches.
     for choice in choices(job, cluster):
         kept = now.accumulate * choice.sequence // now.sequence
         smaller = choice.accumulate != kept
@@ -41,7 +41,7 @@ def changed(job: Job, cluster: Cluster, now: Choice, changes: int) -> Iterator[P
 
 
 def overrides(job: Job, cluster: Cluster, now: Choice, then: Choice) -> str:
-    """Return the overrides from one choice to another."""
+    """Return the overrides that change one choice into another."""
     words = [
         f"{name}={getattr(then, name)}"
         for name in ("strategy", "recompute")
@@ -55,5 +55,5 @@ def overrides(job: Job, cluster: Cluster, now: Choice, then: Choice) -> str:
 
 
 def machine(cluster: Cluster, card: str, memory: float, nodes: int, cards: int) -> Cluster:
-    """Return a cluster of other cards: those that a training runs on, by their name and bytes."""
+    """Return a copy of a cluster with other cards, of this name and these bytes of memory."""
     return Cluster(**{**vars(cluster), "card": card, "memory_gib": memory / GIB, "nodes": nodes, "cards": cards})

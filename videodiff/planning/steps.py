@@ -47,7 +47,7 @@ def plan(
 
 
 def format_plan(planned: Sequence[Planned]) -> str:
-    """Return the plan as a table; FLOPs of a step include forward and backward pass, times are relative."""
+    """Return the plan as a table; the FLOPs of a step count both passes, times are relative."""
     head = ["from step", "bucket", "samples an epoch", "clips a step", "a micro-batch", "steps an epoch"]
     rows = [
         [

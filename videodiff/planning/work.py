@@ -1,4 +1,4 @@
-"""What micro-batches take, in tokens and FLOPs, and how near a run is to the peak of its devices."""
+"""Tokens and FLOPs of micro-batches, and the share of its devices' peak that a run reaches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Shapes(NamedTuple):
 def work_of(
     size: Sequence[int], pixels: bool, shapes: Shapes, network: Network, level: str = "none", every: int = 1
 ) -> Work:
-    """Return what a clip `t h w` in pixels or latents takes; `level` and `every` are of recompute."""
+    """Return the work of a clip `t h w` in pixels or latents; `level` and `every` are settings of recompute."""
     time, space = shapes.tokens(size, pixels)
     again = recomputed(time, space, network, level, every)
     return Work(time * space, forward_and_backward(time, space, network), again)
@@ -68,7 +68,8 @@ class Window(NamedTuple):
 def utilisation(window: Window, seconds: float, waited: float, peak: float | None) -> dict[str, float]:
     """Return the figures of a window by name; `waited`: seconds of waiting for data, `peak`: FLOPs a second of all.
 
-    mfu: the denoiser's FLOPs beside the peak, without recompute and encoders, whose shares of all FLOPs stand apart.
+    mfu: the denoiser's FLOPs over the peak. FLOPs of recompute and of encoders do not count; they have figures of
+    their own.
     """
     done = window.flops + window.recomputed + window.encoders
     found = {

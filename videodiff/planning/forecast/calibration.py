@@ -1,4 +1,4 @@
-"""How fast a processor does each operation, from timed passes of some networks: what `Cluster` is to know of it."""
+"""Measure how fast a processor does each operation, in passes of some networks: the figures of a `Cluster`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from videodiff.planning.forecast.trace import FREE, Kind, Watching
 
-# Operations whose sizes lie so close to each other are one place of a table.
+# Sizes within this factor share one row of a table.
 STEP = 2.0
 
 
 class Timed(Watching):
-    """Writes down of each operation how long this process computed, with what else is known of it."""
+    """Records the seconds that this process computed each operation, beside the figures of `Watching`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,14 +39,15 @@ class Timed(Watching):
         return out
 
 
-# Kind, FLOPs, bytes and seconds of each operation, and the seconds of all without a watch.
+# Kind, FLOPs, bytes and seconds of each operation, and the seconds of both passes without a watch.
 Timing = tuple[list[tuple[Kind, float, int, float]], float]
 
 
 class Speed(NamedTuple):
-    """What was measured: shares of the peak by width for half and full precision, bytes a second, seconds a launch.
+    """Measured speeds of a processor.
 
-    peak: the FLOPs a second that the shares are of.
+    products: FLOPs a second by the width of a product, for half precision (True) and full precision; kinds: bytes a
+    second of each operation by its bytes; launch: seconds to start an operation.
     """
 
     products: Mapping[bool, Mapping[int, float]]
@@ -57,7 +58,7 @@ class Speed(NamedTuple):
 def once(network: nn.Module, loss_of: Callable[[], Tensor], rounds: int = 4) -> Timing:
     """Return kind, FLOPs, bytes and seconds of each operation of both passes, and the seconds of both without a watch.
 
-    Of some rounds the quickest counts: whatever else runs on the machine only takes time.
+    The quickest round counts, as other load on the machine only adds time.
     """
     plain, each, seen = [], [], Timed()
     for _ in range(rounds):
@@ -70,7 +71,7 @@ def once(network: nn.Module, loss_of: Callable[[], Tensor], rounds: int = 4) -> 
                 plain.append(time.thread_time() - start)
         each.append(seen.seconds)
     seconds = np.min(each[1:], axis=0)
-    # The watch takes time of its own: what it finds of operations that do nothing.
+    # The watch itself takes time: as much as it measures for operations that do nothing.
     seconds = np.maximum(seconds - np.median(seconds[[kind.name in FREE for kind in seen.kinds]]), 0.0)
     seconds = seconds * min(1.0, min(plain) / seconds.sum())
     found = [
@@ -81,7 +82,7 @@ def once(network: nn.Module, loss_of: Callable[[], Tensor], rounds: int = 4) -> 
 
 
 def fit(passes: Iterable[Timing]) -> Speed:
-    """Return the speeds of all operations of some passes: the median of those of about one size."""
+    """Return the median speed of the operations of some passes, by kind and size."""
     passes = list(passes)
     rates: dict[bool, dict[int, list[float]]] = {False: {}, True: {}}
     moved: dict[str, dict[int, list[float]]] = {}
@@ -98,10 +99,10 @@ def fit(passes: Iterable[Timing]) -> Speed:
 
 
 def place(size: float) -> int:
-    """Return the place of a size in a table."""
+    """Return the row of a table that a size belongs to."""
     return round(STEP ** round(np.log(size) / np.log(STEP)))
 
 
 def medians(table: Mapping[int, list[float]]) -> dict[int, float]:
-    """Return the median of what is at each place."""
+    """Return the median of each row."""
     return {at: float(np.median(values)) for at, values in table.items()}

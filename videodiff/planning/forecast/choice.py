@@ -1,4 +1,4 @@
-"""Which strategy, recompute, share of a clip and micro-batch a training runs best with, found by trying all of them."""
+"""Find the best strategy, recompute, sequence parallelism and micro-batch of a training by trying all of them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from videodiff.planning.forecast.memory import SPLIT, Memory, Setting, at_peak, 
 from videodiff.planning.forecast.traffic import Sent, of_state, of_tokens
 
 LEVELS = ("none", "selective", "full")
-# What a plan has to gain for each step away from the plainest choice.
+# The share of a step's time that a choice must save for each step away from the plainest choice.
 GAIN = 0.01
-# The width of the products that frozen encoders are made of.
+# The width of the products of frozen encoders.
 ENCODER_WIDTH = 2048
-# What of a host's memory the state may take that is held there.
+# The share of a host's memory that offloaded state may fill.
 HOST_SHARE = 0.8
 
 
 class Choice(NamedTuple):
-    """What is free to choose: it changes time and memory, and leaves the result as it is.
+    """The settings that change the time and memory of a training but not its result.
 
     `sequence`: processes that share a clip; `accumulate`: micro-batches of a step.
     """
@@ -54,7 +54,7 @@ class Shape(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """What frozen encoders take: bytes of weights, FLOPs of a clip, bytes for a moment of a clip, and at most."""
+    """The cost of frozen encoders: bytes of weights, FLOPs of a clip, and bytes in work: of a clip, and at most."""
 
     weights: float = 0.0
     flops: float = 0.0
@@ -67,10 +67,10 @@ NO_ENCODING = Encoding()
 
 @dataclass(frozen=True)
 class Job:
-    """A training, whatever it runs on.
+    """A training, without the cluster that it runs on.
 
-    trace: what the passes of the largest shape do, by the level of recompute and whether the weights have 16 bits.
-    latents: whether clips come encoded, of `clip_bytes` each.
+    trace: the operations of the passes of the largest shape, by the level of recompute and whether weights have 16
+    bits. latents: whether clips are stored encoded. clip_bytes: the bytes of a clip in storage.
     """
 
     network: Network
@@ -91,15 +91,15 @@ class Job:
 
     @property
     def batch(self) -> int:
-        """What the global batches of all shapes are multiples of."""
+        """The largest number that divides the global batch of every shape."""
         return math.gcd(*(shape.global_batch for shape in self.shapes))
 
 
 class Plan(NamedTuple):
-    """What a choice takes: memory of a process, seconds of a step, the share of the peak that the model's FLOPs are.
+    """The cost of a choice: the memory of a process, the seconds of a step, and the model FLOPs utilisation.
 
-    `clips`: of a micro-batch, of the largest shape; `sent`: bytes of a process in a step; `by_shape`: seconds of a step
-    of each.
+    `clips`: clips of a micro-batch of the largest shape; `sent`: bytes that a process sends in a step; `by_shape`:
+    seconds of a step of each shape.
     """
 
     choice: Choice
@@ -112,12 +112,12 @@ class Plan(NamedTuple):
 
 
 def fits(memory: Memory, cluster: Cluster) -> bool:
-    """Tell whether card and host hold it."""
+    """Tell whether the memory fits on card and host."""
     return memory.total <= cluster.room and memory.host * cluster.cards <= HOST_SHARE * GIB * cluster.host_gib
 
 
 def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
-    """Yield all ways to run a training on a cluster; the ways that divide its batch."""
+    """Yield every choice that divides the batch of a training evenly over a cluster."""
     strategies = ("single",) if cluster.world == 1 else tuple(name for name in SPLIT if name != "single")
     most = max(job.largest.time, 1)
     for sequence in (n for n in divisors(cluster.cards) if n <= most):
@@ -129,7 +129,7 @@ def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
 
 
 def setting_of(job: Job, cluster: Cluster, choice: Choice) -> Setting:
-    """Return what decides the memory of a choice."""
+    """Return the settings of a choice that decide its memory."""
     return Setting(choice.strategy, cluster.world, job.half, job.muon, choice.accumulate, resident=not cluster.cpu)
 
 
@@ -139,7 +139,7 @@ def clips_of(job: Job, cluster: Cluster, choice: Choice) -> int:
 
 
 def memory_of(job: Job, cluster: Cluster, choice: Choice) -> Memory:
-    """Return the memory that a choice takes; processes that share clips hold each a part of the tokens of all."""
+    """Return the memory of a choice; processes that share clips each hold a part of every clip's tokens."""
     setting = setting_of(job, cluster, choice)
     grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
     passes = grown.peak(clips / choice.sequence, setting.growing)
@@ -164,12 +164,12 @@ def seconds_of(job: Job, cluster: Cluster, choice: Choice, sent: Sent) -> Second
 
 @lru_cache(maxsize=4096)
 def of_both_passes(grown: Grown, cluster: Cluster, clips: float, compiled: bool) -> np.ndarray:
-    """Return the seconds of products and of the rest of both passes of a micro-batch."""
+    """Return the seconds of products, and of other operations, in both passes of a micro-batch."""
     return grown.of(lambda one: of_passes(one, cluster, clips / grown.clips, compiled))
 
 
 def evaluate(job: Job, cluster: Cluster, choice: Choice) -> Plan:
-    """Return what a choice takes."""
+    """Return the plan of a choice: its memory and its time."""
     setting, shape = setting_of(job, cluster, choice), job.largest
     weights, clips = job.trace(choice.recompute, setting.weight == 2).weights, clips_of(job, cluster, choice)
     sent = both(job, setting, weights.all, clips * choice.accumulate, choice.sequence)
@@ -184,7 +184,7 @@ def evaluate(job: Job, cluster: Cluster, choice: Choice) -> Plan:
 
 
 def both(job: Job, setting: Setting, weights: int, clips: int, sequence: int) -> Sent:
-    """Return what a process sends in a step, for the strategy and for the clips that several share."""
+    """Return what a process sends in a step: gradients and weights, and tokens of clips that processes share."""
     network, number = job.network, 2 if setting.weight == 2 else 4
     state = of_state(setting, weights, len(network.axes))
     tokens = of_tokens(network.axes, clips * job.largest.tokens, network.width, network.patch, sequence, number)
@@ -192,7 +192,7 @@ def both(job: Job, setting: Setting, weights: int, clips: int, sequence: int) ->
 
 
 def waiting(job: Job, cluster: Cluster) -> float:
-    """Return the seconds in which a node reads, and unless they are latents decodes, the clips of a step."""
+    """Return the seconds in which a node reads the clips of a step, and decodes them unless they are latents."""
     clips = job.largest.global_batch / cluster.nodes
     read = clips * job.clip_bytes / (1e9 * cluster.storage_gb_per_s)
     if job.latents:
@@ -201,7 +201,7 @@ def waiting(job: Job, cluster: Cluster) -> float:
 
 
 def plainness(choice: Choice) -> int:
-    """Return how far a choice is from the plainest one."""
+    """Return how many steps a choice is away from the plainest one."""
     offload = choice.strategy.endswith("_offload")
     return (
         list(SPLIT).index(choice.strategy) // 2 + LEVELS.index(choice.recompute) + (choice.sequence > 1) + 2 * offload
@@ -209,13 +209,13 @@ def plainness(choice: Choice) -> int:
 
 
 def fitting(job: Job, cluster: Cluster) -> list[Plan]:
-    """Return all plans that card and host hold."""
+    """Return all plans that fit on card and host."""
     held = (choice for choice in choices(job, cluster) if fits(memory_of(job, cluster, choice), cluster))
     return [evaluate(job, cluster, choice) for choice in held]
 
 
 def best(job: Job, cluster: Cluster) -> Plan | None:
-    """Return the plan that is fastest and fits, None where none fits; between equals the plainest one."""
+    """Return the fastest plan that fits, or None; of about equal plans, the plainest."""
 
     def cost(plan: Plan) -> float:
         return plan.seconds.total * (1 + GAIN * plainness(plan.choice))
@@ -224,13 +224,13 @@ def best(job: Job, cluster: Cluster) -> Plan | None:
 
 
 def least(job: Job, cluster: Cluster) -> Memory | None:
-    """Return the memory of the choice that takes least, None where the batch does not divide over the cards."""
+    """Return the smallest memory of all choices, or None if the batch does not divide over the cards."""
     found = (memory_of(job, cluster, choice) for choice in choices(job, cluster))
     return min(found, key=lambda memory: memory.total, default=None)
 
 
 def nearest(job: Job, cluster: Cluster, now: Choice) -> Plan | None:
-    """Return the fitting plan with fewest changes of the present choice, of several the fastest."""
+    """Return the plan that fits and changes fewest settings of the present choice; of several, the fastest."""
 
     def changes(plan: Plan) -> tuple[int, float]:
         return sum(a != b for a, b in zip(plan.choice, now, strict=True)), plan.seconds.total

@@ -1,7 +1,7 @@
-"""The seconds of an optimizer step, by part: products, traffic to memory, what is sent, the optimizer, and data.
+"""The seconds of an optimizer step, by part: products, memory traffic, communication, the optimizer, and data.
 
-An operation takes as long as its arithmetic or as its bytes, whichever is longer, and at least as long as its launch. A
-product's speed follows from its narrowest side.
+An operation takes as long as its arithmetic, its memory traffic or its launch, whichever is longest. The speed of a
+product depends on its narrowest side.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from videodiff.planning.forecast.traffic import Sent
 class Seconds(NamedTuple):
     """The seconds of an optimizer step of a process.
 
-    products: matrix products and attention; rest: what moves memory; sent: collectives that nothing hides; optimizer:
-    its step; encoders; data: waiting for clips.
+    products: matrix products and attention; rest: operations that only move memory; sent: collectives that run beside
+    no computation; optimizer: its step; encoders: frozen encoders; data: waiting for clips.
     """
 
     products: float
@@ -39,9 +39,9 @@ class Seconds(NamedTuple):
 
 
 def of_passes(passes: Passes, cluster: Cluster, scale: float, compiled: bool) -> np.ndarray:
-    """Return the seconds of products and of the rest of both passes.
+    """Return the seconds of products, and of other operations, in both passes.
 
-    scale: clips of a micro-batch for each clip that was traced; compiled: the operations of a block run as few kernels.
+    scale: clips of a micro-batch over traced clips; compiled: the operations of a block run as few kernels.
     """
     seconds = np.zeros(2)
     for (name, width, half), where in by_kind(passes, bool(cluster.kinds)).items():
@@ -54,14 +54,14 @@ def of_passes(passes: Passes, cluster: Cluster, scale: float, compiled: bool) ->
             part = cluster.fusion if compiled else 1.0
             seconds[1] += part * np.maximum(moved, launched(traffic, cluster)).sum()
     if cluster.cpu:
-        # The same core launches operations and computes them.
+        # One core both launches operations and computes them.
         seconds[1] += 1e-6 * cluster.launch_us * len(passes.kinds)
     return seconds
 
 
 @lru_cache(maxsize=256)
 def by_kind(passes: Passes, names: bool) -> dict[Kind, np.ndarray]:
-    """Return which operations are of each kind; `names`: those that are no products by name too."""
+    """Return the indices of the operations of each kind; `names`: tell other operations than products apart by name."""
     found: dict[Kind, list[int]] = {}
     for index, kind in enumerate(passes.kinds):
         found.setdefault(kind if names else kind._replace(name=""), []).append(index)
@@ -69,14 +69,14 @@ def by_kind(passes: Passes, names: bool) -> dict[Kind, np.ndarray]:
 
 
 def launched(work: np.ndarray, cluster: Cluster) -> np.ndarray:
-    """Return what operations take at least on a GPU; one without work is none of the device."""
+    """Return the least seconds of operations on a GPU; an operation without work launches nothing."""
     return np.where(work > 0, 0.0 if cluster.cpu else 1e-6 * cluster.launch_us, 0.0)
 
 
 def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
-    """Return the seconds of the optimizer's step with its average: each number of state is read and written once.
+    """Return the seconds of the optimizer's step and of the weight average; it reads and writes all state once.
 
-    Muon has besides 15 products of each matrix, which are as wide as the network.
+    Muon also takes 15 products of each matrix, which are as wide as the network.
     """
     held = setting.share("state") * weights.all
     if setting.strategy.endswith("_offload"):
@@ -93,15 +93,15 @@ def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
 
 
 def of_sent(sent: Sent, cluster: Cluster, setting: Setting, group: int, backward: float) -> float:
-    """Return the seconds of collectives that nothing hides.
+    """Return the seconds in which a process waits for collectives.
 
-    Sums of gradients run beside the backward pass, of `backward` seconds, and weights are gathered ahead; what comes
-    after the step, and tokens, which the next block waits for, hide behind nothing.
+    Sums of gradients run beside the backward pass, which takes `backward` seconds, and weights are gathered ahead.
+    Training waits for weights that are sent after the step, and for tokens, which the next block needs.
     """
     link = cluster.link(setting.world)
     wait = 1e-6 * cluster.latency_us * math.ceil(math.log2(max(setting.world, 2))) * sent.collectives
     ahead = sent.gradients + (sent.weights if setting.share("weights") < 1 else 0.0)
     after = sent.gradients + sent.weights - ahead
-    # The sums of the last blocks have nothing left to hide behind.
+    # No computation is left to run beside the sums of the last blocks.
     hidden = min(ahead / link, 0.0 if cluster.cpu else 0.8 * backward)
     return wait + ahead / link - hidden + after / link + sent.tokens / cluster.link(group)

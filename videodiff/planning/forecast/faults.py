@@ -26,9 +26,9 @@ class Saving(NamedTuple):
 
 
 def saving(cluster: Cluster, weights: int, asynchronous: bool = True) -> Saving:
-    """Return how a training saves best: weights, two moments and average in float32.
+    """Return the best interval of checkpoints and its cost; state: weights, two moments and average in float32.
 
-    Each process saves its share. With `asynchronous` training waits for the copy to the host alone.
+    Each process saves its share. With `asynchronous` training waits only for the copy to the host.
     """
     size = float(BYTES_OF_STATE * weights)
     written = size / (1e9 * cluster.storage_gb_per_s * cluster.nodes)
@@ -41,7 +41,7 @@ def saving(cluster: Cluster, weights: int, asynchronous: bool = True) -> Saving:
 
 
 def restart(cluster: Cluster, size: float) -> float:
-    """Return the seconds from a fault to the next step: the job starts, and reads its state."""
+    """Return the seconds from a fault to the next step: the job starts again and reads its state."""
     return 60 * cluster.restart_minutes + size / (1e9 * cluster.storage_gb_per_s * cluster.nodes)
 
 
@@ -51,10 +51,10 @@ def best_interval(blocked: float, between: float) -> float:
 
 
 def lost(interval: float, blocked: float, between: float, restart: float) -> float:
-    """Return the share of time that does not move the training on, at most 1.
+    """Return the share of time that brings no new step, at most 1.
 
-    Faults come by chance, `between` seconds apart in the mean; a fault repeats the work since the last checkpoint. The
-    closed form is exact (Daly 2006, eq. 13).
+    Faults are random, with a mean of `between` seconds from one to the next. After a fault the work since the last
+    checkpoint is done again. The closed form is exact (Daly 2006, eq. 13).
     """
     if interval + blocked + restart > 100 * between:
         return 1.0

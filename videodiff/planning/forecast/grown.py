@@ -1,4 +1,4 @@
-"""From a trace of few blocks and a trace of some more to a network of any depth: all grows evenly with blocks."""
+"""Extend two traces, of few blocks and of some more, to a network of any depth: every figure is linear in the depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from videodiff.planning.forecast.trace import Make, Passes, Weights, passes
 
 @dataclass(frozen=True, eq=False)
 class Grown:
-    """Two traces, of `few` blocks and of `more`, and the depth that is asked for; `clips` of each trace."""
+    """Two traces, of `few` blocks and of `more`, of `clips` clips each, and the wanted depth."""
 
     few: Passes
     more: Passes
@@ -34,16 +34,16 @@ class Grown:
         return Weights(*(round(float(n)) for n in found))
 
     def peak(self, clips: float, gradient: float) -> float:
-        """Return the most bytes that the passes hold with so many clips, and with this share of the gradients.
+        """Return the most bytes that the passes hold with `clips` clips and this share of the gradients.
 
-        What is alive grows evenly with clips, gradients do not.
+        Activations grow in proportion to clips, gradients do not.
         """
         scale = clips / self.clips
         return float(self.of(lambda one: one.peaks(gradient / scale)).max()) * scale
 
 
 def traced(make: Make, cycle: int, depth: int, clips: int = 2) -> Grown:
-    """Return what a network of `depth` blocks does, whose kinds of block repeat after `cycle`."""
+    """Return the operations of a network of `depth` blocks, whose kinds of block repeat after `cycle` blocks."""
     few, more = (cycle, 2 * cycle) if depth > 2 * cycle else (depth, depth)
     first = passes(make, few, clips)
     return Grown(first, first if few == more else passes(make, more, clips), (few, more), depth, clips)

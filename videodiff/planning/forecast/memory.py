@@ -1,7 +1,7 @@
 """The bytes of a process at the fullest moment of a step, by part.
 
-State follows from the number of weights and of processes (`docs/cluster.md` has the formulas and what was measured);
-what the passes keep comes from `trace`.
+State follows from the numbers of weights and processes; docs/cluster.md has the formulas and measurements. Activations
+come from `trace`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from videodiff.planning.forecast.trace import Weights
 
-# How a process holds what training needs, by the option of conf/strategy: which parts are split over the processes.
+# The parts of the training state that each option of conf/strategy splits over the processes.
 SPLIT = {
     "single": (),
     "ddp": (),
@@ -27,11 +27,11 @@ ZERO = tuple(name for name in SPLIT if name.startswith("zero"))
 
 @dataclass(frozen=True)
 class Setting:
-    """What of a training decides its memory beside network and clips.
+    """The settings that decide the memory of a training, beside its network and clips.
 
-    strategy: an option of conf/strategy; world: processes; half: the precision is bf16-mixed; muon: the optimizer;
-    accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers; resident: whether memory
-    that is reserved and never touched counts, as on a GPU.
+    strategy: an option of conf/strategy; world: processes; half: the precision is bf16-mixed; muon: the optimizer is
+    Muon; accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers; resident: whether
+    memory counts that is reserved but never touched, as on a GPU.
     """
 
     strategy: str
@@ -45,33 +45,33 @@ class Setting:
 
     @property
     def zero(self) -> bool:
-        """Whether ZeRO holds the state: with a float32 copy of the weights, which have the half precision."""
+        """Whether the strategy is ZeRO, which keeps a float32 copy of weights in half precision."""
         return self.strategy in ZERO
 
     @property
     def weight(self) -> int:
-        """The bytes of a weight that the passes use; of its gradient too."""
+        """The bytes of a weight in the passes, and of its gradient."""
         return 2 if self.zero and self.half else 4
 
     def share(self, part: str) -> float:
-        """Return how much of a part a process holds."""
+        """Return the share of a part that a process holds."""
         return 1 / self.world if part in SPLIT[self.strategy] else 1.0
 
     @property
     def growing(self) -> float:
-        """The share of the gradients that a process holds at the end of the backward pass and not before it."""
+        """The share of the gradients that appears on a process during the backward pass."""
         if self.strategy == "ddp" or self.collected:
             return 0.0
         return 1 / self.world if self.zero else self.share("gradients")
 
     @property
     def collected(self) -> bool:
-        """Whether whole gradients stay from one micro-batch to the next."""
+        """Whether a process keeps all gradients from one micro-batch to the next."""
         return self.accumulate > 1 and self.strategy in ("single", "zero1")
 
 
 class Memory(NamedTuple):
-    """Bytes of a process, by part; `host`: in the memory of its host."""
+    """Bytes of a process, by part; `host` lies in the memory of its host, the rest on the device."""
 
     weights: float
     gradients: float
@@ -89,7 +89,7 @@ class Memory(NamedTuple):
 
 
 def state(setting: Setting, weights: Weights) -> Memory:
-    """Return what stays from step to step, and the gradients at their fullest; no activations."""
+    """Return the memory without activations: what stays from step to step, and the gradients at their fullest."""
     p, held = weights.all, setting.share("state")
     moments = (2 * p - (weights.matrices if setting.muon else 0)) * 4 * held
     copy = 4 * p * held if setting.zero else 0.0
@@ -106,7 +106,7 @@ def state(setting: Setting, weights: Weights) -> Memory:
 
 
 def buffers(setting: Setting, weights: Weights) -> float:
-    """Return what communication takes: buckets of gradients, and weights that are whole while they are in use."""
+    """Return the bytes of communication: buckets of gradients, and weights gathered while they are in use."""
     if setting.strategy in ("single", "ddp"):
         return 0.0
     if setting.strategy == "fsdp2":
@@ -121,10 +121,10 @@ def buffers(setting: Setting, weights: Weights) -> float:
 
 
 def step_transient(setting: Setting, weights: Weights, fused: bool) -> float:
-    """Return what the optimizer takes on top of state and gradients while it steps."""
+    """Return the bytes that the optimizer needs during its step, beside state and gradients."""
     if setting.muon:
-        # The updates, and of the largest group of equal matrices (those of the feed-forward layers, a third) the stack,
-        # its normalised form and two products.
+        # All updates; and for the largest group of equal matrices, a third of all (a side of the feed-forward layers),
+        # their stack, its normalised form and two products.
         return setting.share("state") * (4 + 4 * 4 / 3) * weights.matrices
     return 0.0 if fused else 4.0 * weights.largest / 3
 
@@ -132,8 +132,8 @@ def step_transient(setting: Setting, weights: Weights, fused: bool) -> float:
 def at_peak(setting: Setting, weights: Weights, passes: float, step: float, encoders: float = 0.0) -> Memory:
     """Return the bytes at the fullest moment of a step.
 
-    passes: what the passes keep at their fullest, with the share of the gradients that grows; step: what the optimizer
-    takes for a moment; encoders: frozen weights.
+    passes: the most bytes that the passes hold, growing gradients included; step: the bytes that the optimizer needs
+    during its step; encoders: frozen weights.
     """
     held = state(setting, weights)
     grown = setting.weight * weights.all * setting.growing * (0 if setting.strategy.endswith("_offload") else 1)

@@ -44,7 +44,7 @@ def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, A
 
 
 def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, Any]) -> str:
-    """Return a plan to read."""
+    """Return a plan as a page for people."""
     shape, choice, saved = job.largest, plan.choice, found["checkpoint"]
     flops = forward_and_backward(shape.time, shape.space, job.network)
     head = [
@@ -87,7 +87,7 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
 
 
 def budget(cluster: Cluster, found: dict[str, Any]) -> str:
-    """Return how long a training takes, and what it costs."""
+    """Return the line that says how long a training takes and what it costs."""
     money = f", {found['cost']:,.0f} US dollars at {cluster.price:g} a card and hour" if cluster.price else ""
     return (
         f"{found['steps']:,.0f} steps: {count(found['clips'])} clips, {count(found['tokens'])} tokens: "
@@ -96,12 +96,12 @@ def budget(cluster: Cluster, found: dict[str, Any]) -> str:
 
 
 def rows(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return lines of names and what there is to tell of each."""
+    """Return a line for each pair, the names in one column."""
     return [f"{name:<14}{text}" for name, text in pairs]
 
 
 def count(number: float) -> str:
-    """Return a large number with three digits."""
+    """Return a large number with three digits and a unit."""
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= unit:
             return f"{number / unit:.3g} {name}"

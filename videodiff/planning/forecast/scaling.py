@@ -1,4 +1,4 @@
-"""A training on more and more cards, day by day: the slowest node of each step, checkpoints, and faults by chance."""
+"""Simulate a training on more and more cards: the slowest node of each step, checkpoints, and random faults."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from videodiff.planning.forecast.choice import Job, Plan, best
 from videodiff.planning.forecast.faults import restart, saving
 from videodiff.planning.forecast.hardware import Cluster
 
-# How much the time of a step of one node varies: an assumption.
+# The relative spread of one node's step time: an assumption.
 VARIES = 0.01
 
 
 class Simulated(NamedTuple):
-    """Some days of a training: steps that stayed, faults, and the seconds of saving, of repeated work and of starts."""
+    """Some days of a training: kept steps, faults, and the seconds of saving, of repeated work and of starts."""
 
     seconds: float
     steps: float
@@ -28,12 +28,12 @@ class Simulated(NamedTuple):
 
     @property
     def useful(self) -> float:
-        """The share of the time that moved the training on."""
+        """The share of the time that brought new steps."""
         return 1 - (self.saved + self.repeated + self.started) / self.seconds
 
 
 class Size(NamedTuple):
-    """A number of cards: its best plan, and what came of its days."""
+    """A number of cards, its best plan, the simulated days, and the tokens a second and card."""
 
     cards: int
     plan: Plan
@@ -42,12 +42,12 @@ class Size(NamedTuple):
 
 
 def slowest(step: float, nodes: int) -> float:
-    """Return the time of a step that ends when the slowest of some nodes has ended."""
+    """Return the expected time of a step that waits for the slowest of `nodes` nodes."""
     return step * (1 + VARIES * math.sqrt(2 * math.log(max(nodes, 1))))
 
 
 def simulate(step: float, cluster: Cluster, weights: int, days: float, seed: int = 0) -> Simulated:
-    """Return some days of steps of so many seconds, saved as often as is best; faults repeat what was not saved."""
+    """Simulate `days` days of steps of `step` seconds each, saved at the best interval; faults repeat unsaved work."""
     draw, saved = np.random.default_rng(seed), saving(cluster, weights)
     end, clock, kept, faults = 86400 * days, 0.0, 0.0, 0
     pause = repeated = started = 0.0
@@ -60,7 +60,7 @@ def simulate(step: float, cluster: Cluster, weights: int, days: float, seed: int
         repeated, clock, faults = repeated + fault - clock, fault, faults + 1
         begins = clock + restart(cluster, saved.size)
         while (fault := clock + draw.exponential(saved.between)) < begins:
-            # A start may meet a fault too, and begins again.
+            # A fault may also hit a start, which then begins again.
             started += fault - clock
             clock, faults, begins = fault, faults + 1, fault + restart(cluster, saved.size)
         started, clock = started + begins - clock, begins
@@ -68,7 +68,7 @@ def simulate(step: float, cluster: Cluster, weights: int, days: float, seed: int
 
 
 def grown(job: Job, cluster: Cluster, cards: int, each: int, days: float = 30.0) -> Size | None:
-    """Return a training whose batch grows with its cards, `each` clips a card; None where it fits in no way."""
+    """Return a training of `each` clips a card on `cards` cards, or None if no plan fits."""
     here = Cluster(**{**vars(cluster), "nodes": max(cards // cluster.cards, 1), "cards": min(cards, cluster.cards)})
     larger = replace(job, shapes=[shape._replace(global_batch=each * cards) for shape in job.shapes])
     plan = best(larger, here)

@@ -1,11 +1,10 @@
-"""What a forward and a backward pass do, operation by operation, of the very network that will run, without running it.
+"""Record every operation of a forward and a backward pass of the real network without computing it.
 
-Fake tensors have shapes and types but no numbers. Autograd treats them as it treats others, so that what it keeps, when
-it lets go of it and what recompute repeats are the real thing. Each operation is written down with its arithmetic, its
-traffic and the bytes that are alive after it.
+Fake tensors have shapes and types but no numbers. Autograd treats them like other tensors: what it keeps, when it frees
+it, and what recompute repeats are as in a real run. The record of an operation has its FLOPs, its memory traffic and
+the bytes that are alive after it.
 
-All these grow evenly with clips and with blocks: from one clip and two, and from few blocks and some more, follows any
-number of both.
+These figures are linear in clips and in blocks, so two small traces give the figures of any network and batch.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-# A network of so many blocks, and the mean loss of so many clips.
+# From a number of blocks to a network, and a function from a number of clips to their mean loss.
 Make = Callable[[int], tuple[nn.Module, Callable[[int], Tensor]]]
 aten = torch.ops.aten
-# Attention on the CPU, which torch's table of FLOPs leaves out; it repeats a product in the backward pass.
+# Products of attention on the CPU, which torch's table of FLOPs leaves out; the backward pass repeats one.
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: 2,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: 5,
 }
-# What moves no memory.
+# Operations that move no memory.
 FREE = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select"}
 FREE |= {
     "view_as_complex",
@@ -53,9 +52,9 @@ FREE |= {
 
 
 class Kind(NamedTuple):
-    """An operation of aten; `width` is the narrowest side of a product, 0 for what is no product.
+    """An operation of aten; `width` is the narrowest side of a product, 0 for other operations.
 
-    `half`: it works on 16-bit numbers.
+    `half`: its numbers have 16 bits.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Kind(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """How many weights there are: all, the matrices of the blocks, and those of the largest block."""
+    """Numbers of weights: of the network, of the matrices in its blocks, and of its largest block."""
 
     all: int
     matrices: int
@@ -73,10 +72,10 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """The operations of both passes in their order: FLOPs and bytes read and written of each.
+    """The operations of both passes in order, with the FLOPs of each and the bytes that it reads and writes.
 
-    others, gradients: bytes alive after it, besides the weights; turn: the operations until all gradients of the last
-    block are whole.
+    gradients, others: bytes of weight gradients, and of all else but weights, that are alive after each operation;
+    turn: the number of operations until the last block has all its gradients.
     """
 
     kinds: list[Kind]
@@ -88,17 +87,17 @@ class Passes:
     weights: Weights
 
     def peaks(self, gradient: float) -> np.ndarray:
-        """Return the most bytes alive until the last block's gradients are whole, and after that.
+        """Return the most bytes alive before the last block has all its gradients, and after that.
 
-        `gradient`: the share of the gradients that stays with this process. Each of the two grows evenly with blocks;
-        the larger one of them may be another one in a deeper network.
+        `gradient`: the share of the gradients that this process keeps. Each of the two is linear in the number of
+        blocks; their maximum is not, as either may be the larger one in a deeper network.
         """
         alive = self.others + gradient * self.gradients
         return np.array([alive[: self.turn].max(), alive[self.turn :].max()])
 
 
 class Watching(TorchDispatchMode):
-    """Writes down each operation and what is alive after it."""
+    """Records each operation and the bytes that are alive after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,12 +119,12 @@ class Watching(TorchDispatchMode):
         return out
 
     def write(self, kind: Kind, flops: float, traffic: int) -> None:
-        """Write an operation down."""
+        """Record an operation."""
         self.kinds.append(kind)
         self.figures.append((flops, traffic, self.alive - self.whole, self.whole))
 
     def watch(self, memory: torch.UntypedStorage) -> None:
-        """Count a memory as long as somebody holds it."""
+        """Count a storage until it is freed."""
         if memory in self.seen:
             return
         self.seen.add(memory)
@@ -133,11 +132,11 @@ class Watching(TorchDispatchMode):
         weakref.finalize(memory, self.release, memory.nbytes())
 
     def release(self, size: int) -> None:
-        """Count a memory no longer."""
+        """Stop counting a storage."""
         self.alive -= size
 
     def keep(self, last: set[Tensor], p: Tensor) -> None:
-        """Count a gradient of a weight as such, as it is whole now; those of the `last` block come first."""
+        """Count a weight's finished gradient as a gradient; weights of the `last` block finish first."""
         self.whole += p.grad.untyped_storage().nbytes()
         last.discard(p)
         if not last and not self.turn:
@@ -150,15 +149,15 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def size(tensor: Tensor) -> int:
-    """Return the bytes that a kernel touches of a tensor; what is expanded lies there once."""
+    """Return the bytes of a tensor that a kernel touches; an expanded axis counts once."""
     numbers = math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
     return numbers * tensor.element_size()
 
 
 def width_of(operation: Any, read: list[Tensor]) -> int:
-    """Return the narrowest side of a product, which decides how fast it is; 0 for what is none.
+    """Return the narrowest side of a product, which decides its speed; 0 for other operations.
 
-    Of attention it is the shorter one of queries and keys.
+    For attention it is the number of queries or of keys, whichever is smaller.
     """
     if "scaled_dot_product" in operation.overloadpacket.__name__:
         return min(t.shape[2] for t in read if t.ndim == 4 and t.shape[2] > 1)
@@ -169,7 +168,7 @@ def width_of(operation: Any, read: list[Tensor]) -> int:
 
 
 def flops_of(operation: Any, args: Any, kwargs: Any, out: Any) -> float:
-    """Return the FLOPs of an operation, a multiply-add as two; what is no product of matrices has none."""
+    """Return the FLOPs of an operation, two for a multiply-add; 0 unless it is a product of matrices."""
     packet = operation.overloadpacket
     if packet in ATTENTION:
         q, k = args[1:3] if packet.__name__.endswith("backward") else args[:2]
@@ -179,25 +178,25 @@ def flops_of(operation: Any, args: Any, kwargs: Any, out: Any) -> float:
 
 
 def passes(make: Make, blocks: int, clips: int) -> Passes:
-    """Return what both passes of a network of so many blocks do with so many clips."""
+    """Return the operations of both passes of a network of `blocks` blocks over `clips` clips."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         network, loss_of = make(blocks)
         weights = [p for p in network.parameters() if p.requires_grad]
         last = {p for p in network.blocks[-1].parameters() if p.requires_grad}
         with Watching() as seen:
             for p in weights:
-                # What is there before counts with the weights.
+                # Memory of the weights is not counted here.
                 seen.seen.add(p.untyped_storage())
                 p.register_post_accumulate_grad_hook(partial(seen.keep, last))
             loss_of(clips).backward()
-        # The last gradient is whole after the last operation.
+        # The last gradient is finished only after the last operation.
         seen.write(Kind("end"), 0.0, 0)
     flops, traffic, others, gradients = map(np.asarray, zip(*seen.figures, strict=True))
     return Passes(seen.kinds, flops, traffic, others, gradients, seen.turn, weights_of(network))
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """Return how many weights a network has, and in its parts."""
+    """Return the numbers of weights of a network."""
     blocks = [dict(block.named_parameters()) for block in network.blocks]
     matrices = [p for block in blocks for name, p in block.items() if name.endswith("weight") and p.ndim == 2]
     return Weights(
@@ -208,24 +207,24 @@ def weights_of(network: nn.Module) -> Weights:
 
 
 class OneKernel(torch.autograd.Function):
-    """An RMS norm as CUDA's kernels read and keep it, for tensors without numbers."""
+    """An RMS norm with the memory traffic and saved tensors of CUDA's kernel, for tensors without numbers."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """Keep the input and a number for each row."""
+        """Save the input and one number for each row."""
         context.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
         return torch.empty_like(x)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Give gradients of the same shapes."""
+        """Return gradients of the right shapes."""
         x, weight, _ = context.saved_tensors
         return torch.empty_like(x), torch.empty_like(weight)
 
 
 @contextmanager
 def norms_by_one_kernel() -> Iterator[None]:
-    """Let RMS norms be one operation, as they are on CUDA; elsewhere torch takes them apart, which keeps more."""
+    """Trace each RMS norm as one operation, as on CUDA; elsewhere torch splits it up, which keeps more memory."""
     before = nn.RMSNorm.forward
     nn.RMSNorm.forward = lambda norm, x: OneKernel.apply(x, norm.weight)
     try:
@@ -235,7 +234,7 @@ def norms_by_one_kernel() -> Iterator[None]:
 
 
 def halve(network: nn.Module) -> None:
-    """Give a network weights of 16 bits; its own conversion refuses fake tensors."""
+    """Replace the weights of a network by bfloat16 ones; torch's conversion refuses fake tensors."""
     for part in network.modules():
         for name, p in part.named_parameters(recurse=False):
             setattr(part, name, nn.Parameter(p.detach().bfloat16(), p.requires_grad))

@@ -1,7 +1,7 @@
 """The bytes that a process sends in an optimizer step: gradients and weights of a strategy, tokens at the axis switch.
 
-Collectives run in rings: of a sum each process sends (n - 1) / n of its bytes twice, once for the parts to be summed
-and once for the sums to be spread; what only sums parts, or only spreads them, sends half of that.
+Collectives run in rings. In an all-reduce each process sends (n - 1) / n of the bytes twice: once to sum the parts and
+once to spread the sums. A reduce-scatter or an all-gather sends them once.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from videodiff.planning.forecast.memory import Setting
 
-# Which axis of the tokens is shared while a block attends over an axis; a block over both takes any.
+# The axis that is split over the processes while a block attends along the key; a spacetime block accepts either.
 SHARED = {"space": "frames", "time": "positions"}
 
 
 class Sent(NamedTuple):
     """Bytes that a process sends in a step, and the number of collectives.
 
-    gradients, weights: of the strategy; tokens: of the processes that share a clip.
+    gradients, weights: sent by the strategy; tokens: sent between processes that share a clip.
     """
 
     gradients: float
@@ -28,12 +28,12 @@ class Sent(NamedTuple):
 
 
 def ring(size: float, processes: int) -> float:
-    """Return what a process sends of `size` bytes that all are to have, or that are summed in parts."""
+    """Return the bytes that a process sends in an all-gather or a reduce-scatter of `size` bytes."""
     return size * (processes - 1) / processes
 
 
 def of_state(setting: Setting, weights: int, blocks: int) -> Sent:
-    """Return what a strategy sends in a step."""
+    """Return what a process sends in a step of a strategy."""
     part, again = ring(setting.weight * weights, setting.world), setting.accumulate
     if setting.strategy == "single" or setting.world == 1:
         return Sent(0.0, 0.0, 0.0, 0)
@@ -48,7 +48,7 @@ def of_state(setting: Setting, weights: int, blocks: int) -> Sent:
 
 
 def switches(axes: Sequence[str]) -> int:
-    """Return how often the shared axis changes on the way through the blocks; frames are shared at first."""
+    """Return how often the split axis changes on the way through the blocks; frames are split first."""
     shared, count = "frames", 0
     for axis in axes:
         wanted = SHARED.get(axis, shared)
@@ -58,14 +58,14 @@ def switches(axes: Sequence[str]) -> int:
 
 
 def of_tokens(axes: Sequence[str], tokens: float, width: int, patch: int, group: int, number: int) -> Sent:
-    """Return what a process sends of the tokens of its clips in both passes, `number` bytes a number.
+    """Return the tokens that a process sends in both passes, at `number` bytes a number.
 
-    A block over both axes sends queries, keys and values before it attends, and what came of them after it.
+    A spacetime block sends queries, keys and values before attention, and its result after it.
     """
     if group == 1:
         return Sent(0.0, 0.0, 0.0, 0)
     both = sum(axis not in SHARED for axis in axes)
     exchanged = (switches(axes) + 4 * both) * tokens / group * width * number * (group - 1) / group
-    # At the end every process is given all patches, in float32.
+    # At the end every process receives all patches, in float32.
     last = tokens / group * patch * 4 * (group - 1)
     return Sent(0.0, 0.0, 2 * exchanged + 2 * last, 2 * (switches(axes) + 2 * both + 1))

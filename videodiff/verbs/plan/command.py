@@ -1,4 +1,4 @@
-"""The command: a plan is found, printed and written, or refused with the smallest change that would fit."""
+"""The command: print and write the best plan of a training, or refuse with the smallest change that would fit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from videodiff.planning.remedies import overrides
 from videodiff.printing import say
 from videodiff.verbs.plan.job import job_of
 
-# Keys of the command line that are this verb's own.
+# Keys of the command line that only this verb has.
 OWN = ("cluster", "clips", "tokens", "clip_mb", "json", "trust", "resume", "checkpoint")
-# Those that the plan decides.
+# Keys that the plan decides.
 DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "data.micro_batch")
 
 
 def run(cfg: DictConfig) -> None:
-    """Print the best plan, and write it as JSON where asked; refuse a training that fits in no way."""
+    """Print the best plan, and write it as JSON if asked; raise if no plan fits."""
     cluster = instantiate(cfg.cluster)
     job = job_of(cfg, cluster.cpu)
     plan = best(job, cluster)
@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def budget(cfg: DictConfig, job: Job) -> float:
-    """Return the steps of the budget."""
+    """Return the number of steps that the budget buys."""
     clips = sum(shape.global_batch for shape in job.shapes) / len(job.shapes)
     if cfg.clips is not None:
         return cfg.clips / clips
@@ -52,7 +52,7 @@ def budget(cfg: DictConfig, job: Job) -> float:
 
 
 def override_line(cfg: DictConfig, job: Job, cluster: Cluster, plan: Plan) -> list[str]:
-    """Return the overrides of videodiff train that run the plan: the user's own, and those that the plan decides."""
+    """Return the overrides of videodiff train that run the plan: those of the user, then those of the plan."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     kept = [
         o for o in given if (key := o.lstrip("+~").partition("=")[0]).partition(".")[0] not in OWN and not decided(key)
@@ -77,7 +77,7 @@ def decided(key: str) -> bool:
 
 
 def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | None:
-    """Return what the configuration takes as it stands; None where its batch does not divide over the cards."""
+    """Return the plan of the unchanged configuration, or None if its batch does not divide over the cards."""
     name = HydraConfig.get().runtime.choices.get("strategy") if HydraConfig.initialized() else None
     strategy = {"auto": "single" if cluster.world == 1 else "ddp"}.get(name, name)
     sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
@@ -90,7 +90,7 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | None:
 
 
 def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
-    """Return whether the configuration fits as it stands, and what would make it fit."""
+    """Return the line that says whether the unchanged configuration fits, or what would make it fit."""
     size = f"{now.memory.total / 2**30:.1f} GiB a card, {now.seconds.total:.3g} s a step"
     if fits(now.memory, cluster):
         return f"as it stands  {size}: it fits"
@@ -99,7 +99,7 @@ def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
 
 
 def refusal(job: Job, cluster: Cluster) -> str:
-    """Return why no plan fits, and the smallest change of cluster or data that would make one fit."""
+    """Return the message that says why no plan fits, and the smallest change of cluster or data that helps."""
     smallest, room = least(job, cluster), f"{cluster.room / 2**30:.1f} GiB of a {cluster.card}"
     if smallest is None:
         return (
@@ -111,7 +111,7 @@ def refusal(job: Job, cluster: Cluster) -> str:
 
 
 def larger(job: Job, cluster: Cluster) -> str:
-    """Return the smallest number of nodes that would do, or that none does."""
+    """Return the part of the message with the smallest number of nodes that fits, or that no number does."""
     for nodes in (cluster.nodes * 2**n for n in range(1, 7)):
         grown = Cluster(**{**vars(cluster), "nodes": nodes})
         if best(job, grown) is not None:

@@ -1,4 +1,4 @@
-"""The training that a configuration describes, for the planner: its network is traced, nothing is loaded or built."""
+"""Turn a configuration into a `Job` for the planner: trace its network, load and build nothing."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from videodiff.planning.remedies import machine, remedies
 from videodiff.verbs.config.build import fill_text, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
-# The longest caption where neither settings nor a dataset tell.
+# Words of the longest caption if neither settings nor a dataset tell.
 WORDS = 64
 
 
 class Precision(NamedTuple):
-    """How numbers are held: 16-bit products, and weights of 16 bits (ZeRO)."""
+    """The precision of numbers: `half`, products of 16 bits; `halved`, weights of 16 bits too (ZeRO)."""
 
     half: bool
     halved: bool
 
 
 def job_of(cfg: DictConfig, cpu: bool) -> Job:
-    """Return the training that a configuration describes, on GPUs or on processors."""
+    """Return the training that a configuration describes, on GPUs or on CPUs."""
     fill(cfg)
     codec, text = (encoder(name, cfg[name]) for name in ("codec", "text"))
     words = cfg.text.get("max_words") or cfg.text.get("max_length")
@@ -77,7 +77,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Have the denoiser take the ways that it takes on CUDA, though the tensors of a trace are on the CPU."""
+    """Make the denoiser take its CUDA code path, though the tensors of a trace are on the CPU."""
     before = attention.plain
     attention.plain = lambda x: True
     try:
@@ -88,7 +88,7 @@ def as_on_cuda() -> Iterator[None]:
 
 
 def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Network:
-    """Return what the cost of the denoiser follows from; `text`: words of a caption, and their width."""
+    """Return the sizes that decide the denoiser's cost; `text`: words of a caption, and their width."""
     model = cfg.model
     return network_of(
         model.width,
@@ -104,18 +104,18 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
 
 
 def cycle_of(cfg: DictConfig) -> int:
-    """Return after how many blocks the network repeats itself, recompute of some of them included."""
+    """Return the number of blocks after which the pattern of axes and of recompute repeats."""
     every = cfg.recompute.every if cfg.get("recompute") else 1
     return min(math.lcm(len(cfg.model.axes), every), cfg.model.depth)
 
 
 def delivered(cfg: DictConfig) -> set[str]:
-    """Return what the dataset holds of a clip: video, latent, text."""
+    """Return the parts of a clip that the dataset holds: video, latent, text."""
     return set(cfg.data.get("deliver") or ["video"])
 
 
 def fill(cfg: DictConfig) -> None:
-    """Fill in what the text leaves to a dataset, from the dataset where it is here, else with common values."""
+    """Fill in the text settings that come from the dataset; if it is out of reach, use common values."""
     if "vocabulary" not in cfg.text:
         return
     try:
@@ -125,7 +125,7 @@ def fill(cfg: DictConfig) -> None:
 
 
 def encoder(name: str, part: DictConfig) -> Encoder:
-    """Return what a codec or a text encoder takes; what is not in the table is asked for its shape."""
+    """Return the cost and shape of a codec or text encoder, from the table or from its own class."""
     if "path_or_name" in part and (found := known(str(part.path_or_name), part.get("subfolder"))):
         return found
     shape = shape_of(part)
@@ -135,7 +135,7 @@ def encoder(name: str, part: DictConfig) -> Encoder:
 
 
 def buckets_of(cfg: DictConfig) -> list[Bucket]:
-    """Return all shapes that a training has."""
+    """Return the buckets of all stages of a training."""
     data = cfg.data
     listed = [b for stage in data.get("stages") or [] for b in stage.get("buckets") or []]
     listed = listed or list(data.get("buckets") or []) or [data]
@@ -143,7 +143,7 @@ def buckets_of(cfg: DictConfig) -> list[Bucket]:
 
 
 def sizes_of(cfg: DictConfig, buckets: list[Bucket], unit: list[int], network: Network) -> list[int]:
-    """Return the global batch of each shape."""
+    """Return the global batch of each bucket."""
     if cfg.data.get("batch"):
 
         def cost(bucket: Bucket) -> Cost:
@@ -160,7 +160,7 @@ def sizes_of(cfg: DictConfig, buckets: list[Bucket], unit: list[int], network: N
 
 
 def latent_size(bucket: Bucket, compression: tuple[int, int, int]) -> list[int]:
-    """Return frames, rows and columns of a clip after the codec; a video codec keeps the first frame by itself."""
+    """Return frames, rows and columns of a clip's latents; a video codec encodes the first frame alone."""
     ft, fh, fw = compression
     frames = bucket.frames if ft == 1 else 1 + (bucket.frames - 1) // ft
     return [frames, bucket.height // fh, bucket.width // fw]
@@ -169,7 +169,7 @@ def latent_size(bucket: Bucket, compression: tuple[int, int, int]) -> list[int]:
 def maker(
     cfg: DictConfig, level: str, latent: Sequence[int], network: Network, precision: Precision
 ) -> Callable[[int], tuple[nn.Module, Callable[[int], Tensor]]]:
-    """Return what makes the network of a configuration with so many blocks, and the loss of its objective."""
+    """Return a function that makes the configured network with a given number of blocks, and its loss function."""
     objective, (c, t, h, w) = instantiate(cfg.objective), latent
     recompute = instantiate(cfg.recompute, level=level, offload=False)
 
@@ -183,7 +183,7 @@ def maker(
             x, eps = torch.empty(2, clips, c, t, h, w).unbind()
             text = torch.empty(clips, network.words, network.text_width, requires_grad=network.trained_text)
             mask = torch.ones(clips, network.words, dtype=torch.bool)
-            # What is asked is not the input itself: a gradient of a leaf would stay.
+            # `text + 0` is no leaf, so its gradient is freed as in a real run.
             condition = {"text": text + 0, "text_mask": mask, "fps": torch.empty(clips)}
             with torch.autocast("cpu", torch.bfloat16, enabled=precision.half and not precision.halved):
                 return objective.error(made, x, eps, torch.empty(clips, t), condition).mean()
@@ -194,7 +194,7 @@ def maker(
 
 
 def clip_bytes(cfg: DictConfig, bucket: Bucket, latent: Sequence[int], network: Network) -> float:
-    """Return the bytes that a clip takes in storage: latents and text of 16 bits, or a file of video."""
+    """Return the bytes of a clip in storage: 16-bit latents and text, or a video file."""
     if cfg.get("clip_mb") is not None:
         return 1e6 * cfg.clip_mb
     size = 2.0 * network.words * network.text_width if "text" in delivered(cfg) else 0.0
@@ -203,12 +203,12 @@ def clip_bytes(cfg: DictConfig, bucket: Bucket, latent: Sequence[int], network: 
     try:
         return size + float(Manifest.load(cfg.data.get("root") or ".").column("size").mean())
     except (OSError, ManifestError):
-        # A tenth of a bit for each pixel of the whole span is what H.264 takes at the quality of `videodiff pack`.
+        # H.264 at the quality of `videodiff pack` takes about a tenth of a bit for each pixel of the whole span.
         return size + 0.1 / 8 * bucket.span * bucket.height * bucket.width
 
 
 def encoding(cfg: DictConfig, codec: Encoder, text: Encoder, bucket: Bucket, words: int) -> Encoding:
-    """Return what the encoders that run in each step take."""
+    """Return the cost of the frozen encoders that run in each step."""
     weights = flops = moment = 0.0
     most, area = math.inf, bucket.height * bucket.width
     if "latent" not in delivered(cfg) and codec.millions:
@@ -220,7 +220,7 @@ def encoding(cfg: DictConfig, codec: Encoder, text: Encoder, bucket: Bucket, wor
 
 
 def remedies_of(cfg: DictConfig, world: int, now: Choice, card: str, memory: float) -> list[str]:
-    """Return what takes less where a training runs out of memory on cards of so many bytes, or on a processor."""
+    """Return overrides for a training that ran out of memory on cards of `memory` bytes, or on a CPU."""
     if get_class(cfg.model._target_) is not SpaceTimeTransformer:
         return []
     cpu, nodes = card == "CPU", cfg.trainer.num_nodes
