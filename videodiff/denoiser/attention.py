@@ -1,7 +1,7 @@
 """Attention over one axis of tokens, with RMS norm on queries and keys (Henry et al. 2020, arXiv 2010.04245).
 
-Tokens are `b t s d` throughout. Only queries, keys and values change their order, in one copy: over space a frame is a
-sequence, over time a position is one, over both together the clip.
+Tokens are `b t s d` throughout. Only queries, keys and values change their order, in one copy: the sequence is a frame
+over space, a position over time, and the clip over both.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ SHORT = 64
 
 
 def backend(device: str, head_width: int, length: int) -> str:
-    """Return what attends best to `length` keys: torch's `fused` kernel, or small `products`.
+    """Return the fastest kernel for `length` keys: torch's `fused` attention, or batched `products`.
 
-    On a CPU products win up to some 64 keys, and to 128 where heads are wide; on any other device nothing was measured.
+    On a CPU products win up to about 64 keys, or 128 with wide heads; other devices were not measured.
     """
     return "products" if device == "cpu" and length <= max(SHORT, head_width) else "fused"
 
 
 def plain(x: Tensor) -> bool:
-    """Tell whether only plain formulas will do: for a compiler, a forward-mode derivative, or another device."""
+    """Tell whether to use the plain formulas: under a compiler or forward-mode derivative, or off the CPU."""
     return x.device.type != "cpu" or torch.compiler.is_compiling() or forward_ad._current_level >= 0
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMS norm of queries or keys in the type of its weight, then the turn by a rotary table where there is one."""
+    """RMS norm of queries or keys in the dtype of its weight, then the rotary turn if there is a table."""
 
     def forward(self, x: Tensor, rotary: Tensor | None = None) -> Tensor:
         """Map `b m n e` to the same; on a CPU the result is float32."""
         if not plain(x):
             return Normed.apply(x, self.weight, None if rotary is None else torch.view_as_complex(rotary), self.eps)
-        # Under autocast an x of another type would miss the fused kernel.
+        # Under autocast an x of another dtype would miss the fused kernel.
         y = super().forward(x.to(self.weight.dtype))
         return y if rotary is None else rotate(y, rotary)
 
@@ -101,7 +101,7 @@ class CrossAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Map normed queries `b m n e`, keys and values `b m l e` to `b m n e`; `mask` `b l` is True for what is seen."""
+    """Map normed queries `b m n e`, keys and values `b m l e` to `b m n e`; `mask` `b l` is True for visible keys."""
     if not plain(q) and backend("cpu", q.shape[-1], k.shape[-2]) == "products":
         return by_products(q, k, v, mask).to(v.dtype)
     mask = None if mask is None else rearrange(mask, "b l -> b 1 1 l")

@@ -1,8 +1,8 @@
-"""Attention over short sequences on a CPU: the same numbers as the plain formulas, with a backward pass of our own.
+"""Attention over short sequences on a CPU: the same results as the plain formulas, with a backward pass of our own.
 
-The fused kernels of a CPU are made for long sequences: at 8 to 32 tokens most of their time is set-up. Here a batch of
-small matrix products does the work, in float32, and each backward pass is written out in few operations. `attention.py`
-has the plain formulas, for a compiler, for forward-mode derivatives, and for tests to compare with.
+Fused CPU kernels are made for long sequences: at 8 to 32 tokens most of their time is set-up. Here one batched matrix
+product does the work, in float32, and each backward pass is written out in few operations. `attention.py` has the plain
+formulas for compilers, for forward-mode derivatives, and for tests to compare with.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# torch's softmax takes rows one at a time; for rows as short as this, whole operations over all of them are faster.
+# torch's softmax works row by row; on rows shorter than this, operations over all rows at once are faster.
 FEW = 16
 
 
 class Parts(Function):
-    """Queries, keys and values of one tensor; their gradients come together again in one, in its own order of axes."""
+    """Split one tensor into queries, keys and values; join their gradients in one tensor of the same layout."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor) -> tuple[Tensor, ...]:
@@ -39,12 +39,12 @@ class Parts(Function):
 
 
 class Normed(Function):
-    """RMS norm of queries or keys, then the rotary turn where there is a table; in float32."""
+    """RMS norm of queries or keys, then the rotary turn if there is a table; in float32."""
 
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, x: Tensor, weight: Tensor, turn: Tensor | None, eps: float) -> Tensor:
-        """Map `b m n e`, a weight `e` and the complex table `n e/2`, or None, to `b m n e`."""
+        """Map `b m n e`, a weight `e` and a complex table `n e/2` or None to `b m n e`."""
         even = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         y = torch.mul(even, even)
         scale = y.mean(-1, keepdim=True).add_(eps).rsqrt_()
@@ -75,7 +75,7 @@ class ShortAttention(Function):
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-        """Map queries `a n e`, keys and values `a l e`, and `hidden` `a 1 l`, or None, to `a n e`."""
+        """Map queries `a n e`, keys and values `a l e`, and `hidden` `a 1 l` or None to `a n e`."""
         factor = q.shape[-1] ** -0.5
         if hidden is None:
             logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=factor)
@@ -107,7 +107,7 @@ def as_complex(x: Tensor) -> Tensor:
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Return the softmax over the last axis; the logits stay, as selective recompute may keep them."""
+    """Return the softmax over the last axis; do not overwrite the logits, which selective recompute may keep."""
     if logits.shape[-1] >= FEW:
         return logits.softmax(-1)
     weight = (logits - logits.amax(-1, keepdim=True)).exp_()
@@ -115,7 +115,7 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Map queries `b m n e` with keys and values `b m l e` to `b m n e`; `mask` `b l` is True for what is seen."""
+    """Map queries `b m n e` with keys and values `b m l e` to `b m n e`; `mask` `b l` is True for visible keys."""
     hidden = None
     if mask is not None:
         hidden = torch.where(mask, 0.0, -torch.inf).repeat_interleave(q.shape[1], 0)[:, None]

@@ -1,7 +1,7 @@
 """Progressive distillation: one step of the network learns what two steps of a teacher do.
 
 Salimans and Ho 2022 (arXiv 2202.00512, algorithm 2), with a level for each frame. Each training halves the number of
-steps; the next one begins with its weights and takes it as teacher. The teacher is a second network in memory.
+steps and is the teacher of the next, which also starts from its weights. The teacher is a second network in memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from videodiff.diffusion.sampler import hold
 
 
 class ProgressiveDistillation(Objective):
-    """The distance of the network from the answer that makes one step of two steps of `network`, one number a clip.
+    """The squared distance of one step of the student from two steps of the teacher, one number a clip.
 
-    `steps` is the number of steps that are learned; levels are drawn on their grid. `teacher` is where the weights of
-    the teacher are (a run, a checkpoint), which whoever builds the objective loads into `network`.
+    `steps` is the student's number of steps; levels are drawn on its grid. `teacher` is a run or a checkpoint; the
+    builder of the objective loads its weights into `network`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ProgressiveDistillation(Objective):
             raise ValueError("objective.teacher: found none, expected a run or a checkpoint to learn from")
         draws = [self.draw(clip, seed) for clip, seed in zip(x, seeds, strict=True)]
         dropped, eps = send(torch.stack([d[2] for d in draws]), x.device), torch.stack([d[1] for d in draws])
-        # On the grid: where a step begins, its middle, its end.
+        # The start, the middle and the end of a step of the grid.
         taus = [
             send(torch.stack([self.on_grid(clip, seed, back) for clip, seed in zip(x, seeds, strict=True)]), x.device)
             for back in (0.0, 0.5, 1.0)
@@ -63,7 +63,7 @@ class ProgressiveDistillation(Objective):
         return mean_over_noisy(getattr(made, self.loss) - getattr(wanted, self.loss), taus[0])
 
     def on_grid(self, clip: Tensor, seed: int, back: float) -> Tensor:
-        """Return the levels (t,) of a clip's draw on the grid, `back` steps nearer to clean; on the host."""
+        """Return the drawn levels (t,) of a clip, rounded to the grid and `back` steps nearer to clean, on the host."""
         _, t, h, w = clip.shape
 
         def move(tau: Tensor) -> Tensor:
@@ -73,19 +73,19 @@ class ProgressiveDistillation(Objective):
 
     @torch.no_grad()
     def answer(self, z: Tensor, taus: Sequence[Tensor], condition: Condition) -> Tensor:
-        """Return the clean clip that takes z in one step where two steps of the teacher take it."""
+        """Return the predicted clip with which one step from z ends where two steps of the teacher end."""
         denoise = denoise_function(self.network.to(z.device), dict(condition), self.path, self.prediction)
         start, middle, end = taus
         first = denoise(z, start)
         half = step(self.path, z, first, start, middle)
         there = step(self.path, half, denoise(half, middle), middle, end)
         shrink, scale = factors(self.path, start, end)
-        # A frame that waits goes nowhere: its answer is the teacher's.
+        # A frame whose level does not change takes the teacher's own prediction.
         return torch.where(scale.abs() > 1e-6, divide(there - shrink * z, scale, 1e-6), first)
 
 
 def factors(path: Path, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a and b of a step from one level to another, a z + b x (Song et al. 2020, arXiv 2010.02502, eq. 12)."""
+    """Return a and b of the step a z + b x between two levels (Song et al. 2020, arXiv 2010.02502, eq. 12)."""
     shrink = divide(per_frame(path.sigma(end)), per_frame(path.sigma(start)), 0.0)
     return shrink, per_frame(path.alpha(end)) - shrink * per_frame(path.alpha(start))
 

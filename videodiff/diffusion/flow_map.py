@@ -3,19 +3,20 @@
     z_rho = z - (tau - rho) u(z, tau, rho)
 
 u is the mean velocity between the levels (Geng et al. 2025, arXiv 2505.13447); at rho = tau it is the velocity v
-itself, so a trained denoiser is a valid start. Where the start of a step moves along its own path, the end stays:
+itself, so a trained denoiser is a valid start. If the start of a step moves along its own path, the end stays:
 
     d/d tau [(tau - rho) u(z, tau, rho)] = v(z, tau)
 
-The loss takes a central difference of that between tau and a level sigma between tau and rho, one number a frame each:
+The loss takes a finite difference of this identity, from tau to a level sigma between tau and rho. All levels are one
+number a frame:
 
     (tau - rho) u(z, tau, rho)  =  (tau - sigma) v(z_mid, mid)  +  (sigma - rho) u(z_sigma, sigma, rho),
     mid = (tau + sigma) / 2
 
-with z_mid and z_sigma followed along the network's own velocity. Only the left side is trained. It lies above the
-points that it learns from, so errors shrink from one look to the next; the same identity solved for u at the middle,
-v minus a derivative of u, lets them grow (docs/few_steps.md). No critic, no second network, no forward mode, and no
-division by a small number: bfloat16 will do.
+where z_mid and z_sigma follow the network's own velocity. Only the left side is trained. It learns from lower levels
+only, so errors shrink from step to step; the same identity solved for u at the middle, v minus a derivative of u, lets
+them grow (docs/few_steps.md). There is no critic, no second network, no forward mode and no division by a small number,
+so bfloat16 is enough.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from videodiff.diffusion.prediction import convert
 
 
 class FlowMap(Objective):
-    """The squared difference of both sides of the identity, one number a clip; the network is one with two levels.
+    """The squared difference of both sides of the identity, one number a clip; the network must take two levels.
 
-    `still` is the share of clips that learn v from the data (rho = tau), `clean` the share of steps down to 0; the
-    others end at a level drawn evenly between, before the shift. `difference` is the part of a step, before the shift,
-    from tau to sigma.
+    `still` is the share of clips that learn v from the data (rho = tau), `clean` the share of clips whose step ends at
+    0; the others end at a level drawn uniformly between, before the shift. `difference` is the distance from tau to
+    sigma as a share of the step, before the shift.
     """
 
     two_levels = True
@@ -78,7 +79,7 @@ class FlowMap(Objective):
         return self.map_error(denoiser, x, eps, (tau, sigma, rho), condition)
 
     def lower(self, clip: Tensor, seed: int, part: float) -> Tensor:
-        """Return the levels (t,), on the host, after this part of the step from the drawn levels of a clip."""
+        """Return the levels (t,), on the host, that a clip reaches after `part` of its step."""
         _, t, h, w = clip.shape
         own = Generator().manual_seed(second_seed(seed))
         kind = float(torch.rand((), generator=own))
@@ -96,16 +97,16 @@ class FlowMap(Objective):
     ) -> Tensor:
         """Return the mean squared error of each clip over its noisy frames (b,), at given noise.
 
-        levels: tau, sigma and rho, each `b t`, on the host: it decides which clips take a step.
+        levels: tau, sigma and rho, each `b t`, on the host, as they decide there which clips take a step.
         """
         moving = torch.nonzero((levels[0] > levels[2]).any(1))[:, 0]
-        # A rank without such a clip takes the same passes: under ZeRO 3 all ranks gather the weights together.
+        # A rank without such a clip makes the same passes, because under ZeRO 3 all ranks gather weights together.
         moving = send(moving if len(moving) else torch.zeros(1, dtype=torch.long), x.device)
         tau, sigma, rho = (send(level, x.device) for level in levels)
         z, v = self.path.mix(x, eps, tau), self.path.velocity(x, eps, tau)
         some = {name: value[moving] for name, value in condition.items()}
         mean = self.mean_velocity(denoiser, z[moving], (tau[moving], sigma[moving], rho[moving]), some)
-        # A frame that stands still in a clip that takes a step learns from the network too, a clip that does not never.
+        # In a clip that takes a step even still frames learn from the network; other clips learn from the data only.
         still = (tau[moving] <= rho[moving]).all(1).view(-1, 1, 1, 1, 1)
         v = v.index_copy(0, moving, torch.where(still, v[moving], mean))
         made = convert(denoiser(z, tau, rho=rho, **condition), z, tau, self.path, self.prediction, self.floor)
@@ -116,7 +117,7 @@ class FlowMap(Objective):
 
     @torch.no_grad()
     def mean_velocity(self, denoiser: Denoiser, z: Tensor, levels: Sequence[Tensor], condition: Condition) -> Tensor:
-        """Return the mean velocity from tau to rho as the lower points tell it, `b c t h w`."""
+        """Return the mean velocity from tau to rho, `b c t h w`, computed from the lower levels."""
         tau, sigma, rho = levels
         middle = (tau + sigma) / 2
 
@@ -127,11 +128,11 @@ class FlowMap(Objective):
         z_middle = z + per_frame(middle - tau) * slope(z, tau, tau)
         v = slope(z_middle, middle, middle)
         u = slope(z + per_frame(sigma - tau) * v, sigma, rho)
-        # The part of v; a frame that stands still has v alone.
+        # The weight of v; for a still frame it is 1.
         part = torch.where(tau > rho, (tau - sigma) / torch.where(tau > rho, tau - rho, 1.0), 1.0)
         return u + per_frame(part) * (v - u)
 
 
 def second_seed(seed: int) -> int:
-    """Return a seed for draws beside those of `Objective.draw`, which stay what they are."""
+    """Return a second seed, so that further draws leave those of `Objective.draw` unchanged."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""Guidance: functions that wrap a denoise function and give a denoise function."""
+"""Guidance: functions that wrap a denoise function and return a denoise function."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Denoise = Callable[..., Tensor]
 def denoise_function(
     denoiser: Callable[..., Tensor], condition: dict[str, Tensor], path: Path, prediction: str
 ) -> Denoise:
-    """Bind a network and its condition into `denoise(z, tau) -> x`; `prediction` is what the network gives.
+    """Bind a network and its condition into `denoise(z, tau) -> x`; `prediction` names the network's output.
 
-    A flow map is also told the level that each frame is to go to: `denoise(z, tau, rho)`.
+    A flow map also takes the level at which the step ends: `denoise(z, tau, rho)`.
     """
 
     def denoise(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def classifier_free(
     """Push away from the prediction without a caption (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
     `scale` 1 is no guidance. Only frames whose level lies in `interval` are pushed (Kynkaanniemi et al. 2024,
-    arXiv 2404.07724); where none does, the second network call is saved. `rescale` from 0 to 1 gives each frame that
-    much of the spread that it had without guidance (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
+    arXiv 2404.07724); if there are none, the second network call is saved. `rescale` from 0 to 1 moves the spread of
+    each frame back to its spread without guidance (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
     """
     if scale == 1.0:
         return conditional
@@ -62,10 +62,10 @@ def classifier_free(
 def with_history(
     denoise: Denoise, path: Path, history: Tensor, noise: Tensor, scale: float, level: float = 1.0
 ) -> Denoise:
-    """Push away from what is expected without the history (Song et al. 2025, arXiv 2502.06764, eq. 5 and 6).
+    """Push away from the prediction without the history (Song et al. 2025, arXiv 2502.06764, eq. 5 and 6).
 
-    history (b, t): the known frames. `scale` 1 is no guidance. Without the history means its frames at `level`, 1 pure
-    noise, below 1 only their coarse part is left (fractional history guidance).
+    history (b, t): the known frames. `scale` 1 is no guidance. The prediction without the history sees these frames at
+    noise level `level`: pure noise at 1; below 1 their coarse part is left (fractional history guidance).
     """
     if scale == 1.0 or not bool(history.any()):
         return denoise
@@ -81,7 +81,7 @@ def with_history(
 
 
 def holding(denoise: Denoise, clip: Tensor, kept: Tensor) -> Denoise:
-    """Expect the pixels of `clip` where `kept` (b, 1, t, h, w) is true: the samplers then keep them on their path."""
+    """Predict the pixels of `clip` where `kept` (b, 1, t, h, w) is true, so that samplers keep them on their path."""
 
     def held(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
         return torch.where(kept, clip, denoise(z, tau, *rho))
@@ -90,9 +90,10 @@ def holding(denoise: Denoise, clip: Tensor, kept: Tensor) -> Denoise:
 
 
 def reconstructing(denoise: Denoise, path: Path, clip: Tensor, kept: Tensor, weight: float) -> Denoise:
-    """Move what is made so that what is kept is expected right (Ho et al. 2022, VDM, arXiv 2204.03458, eq. 7).
+    """Push toward clips whose kept pixels are predicted correctly (Ho et al. 2022, VDM, arXiv 2204.03458, eq. 7).
 
-    The gradient of the squared error in the kept pixels goes through the network: a step costs about three times.
+    The gradient of the squared error in the kept pixels goes through the network: a step costs about three times as
+    much.
     """
     if weight == 0.0 or not bool(kept.any()):
         return denoise

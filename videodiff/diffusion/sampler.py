@@ -1,8 +1,8 @@
 """Samplers: the only place where time runs backwards, from tau = 1 to tau = 0.
 
-Each is a pure function of (denoise, z, taus, path): `denoise(z, tau)` returns the clean clip it expects, `taus` is a
-tensor `steps + 1, b, t` of decreasing noise levels. A frame whose level does not change keeps its value: a known frame
-is one whose level is 0 all along, so image-to-video, continuation and interpolation need no mode of their own.
+Each is a pure function of (denoise, z, taus, path): `denoise(z, tau)` returns the predicted clean clip, `taus` is a
+tensor `steps + 1, b, t` of decreasing noise levels. A frame whose level does not change keeps its value. A known frame
+has level 0 throughout, so image-to-video, continuation and interpolation need no mode of their own.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def schedule(
 ) -> Tensor:
     """Return levels `n + 1, b, t` down to 0, evenly spaced before `shift`; `known` (b, t) frames stay at one level.
 
-    begin (b, t): the levels to begin with, 1 by default; held (b,): the level of known frames, 0 by default. With
-    `lead` the first frames run down alone, the others wait at 1 and follow, given the first: twice the steps. A clip
-    that knows a frame, or begins below 1, needs no leader: beside clips that do, it waits.
+    begin (b, t): the first levels, 1 by default; held (b,): the level of known frames, 0 by default. With `lead` the
+    first `lead` frames are sampled alone while the others wait at 1; then the others are sampled, given the first. That
+    takes twice the steps. A clip that knows a frame, or begins below 1, does not lead: it waits for clips that do.
     """
     begin = torch.ones(known.shape, device=known.device) if begin is None else begin
     held = torch.zeros(len(known), device=known.device) if held is None else held
@@ -47,7 +47,7 @@ def schedule(
 
 
 def generate(sampler: Sampler, denoise: Denoise, path: Path, noise: Tensor, clip: Tensor, taus: Tensor) -> Tensor:
-    """Sample clips `b c t h w`: frames that start at level 0 are those of `clip`, at level 1 `noise`, else mixed."""
+    """Sample clips `b c t h w`: a frame starts from `clip` at level 0, from `noise` at level 1, else from their mix."""
     begin, level = taus[0], per_frame(taus[0])
     mixed = torch.where(level < 1, path.mix(clip, noise, begin), noise)
     return sampler(denoise, torch.where(level > 0, mixed, clip), taus, path)
@@ -72,7 +72,7 @@ def euler(denoise: Denoise, z: Tensor, taus: Tensor, path: Path) -> Tensor:
 
 
 def flow_map(denoise: Denoise, z: Tensor, taus: Tensor, path: Path) -> Tensor:
-    """Follow the mean slope of each step, which a network with two levels tells (`flow_map.py`): exact at any step."""
+    """Follow the mean slope of each step, predicted by a network with two levels (`flow_map.py`): exact at any step."""
     for tau, tau_next in pairwise(taus):
         mean = convert(denoise(z, tau, tau_next), z, tau, path, "x").v
         z = hold(z, z + per_frame(tau_next - tau) * mean, tau, tau_next)
@@ -107,7 +107,8 @@ def dpm_solver_2m(denoise: Denoise, z: Tensor, taus: Tensor, path: Path) -> Tens
         x = denoise(z, tau)
         guess = x
         if before is not None:
-            # 0 after a step from pure noise, infinite in one to a clean clip or after a wait: all first order.
+            # The ratio is 0 after a step from pure noise, and infinite in a step to a clean clip or after a wait. All
+            # of these steps are first order.
             h, h_before = log_snr(path, tau_next) - log_snr(path, tau), log_snr(path, tau) - log_snr(path, before)
             ratio = per_frame(h / h_before)
             guess = torch.where(ratio.isfinite(), x + ratio / 2 * (x - x_before), x)

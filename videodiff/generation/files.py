@@ -1,4 +1,4 @@
-"""Write sampled clips as files: an mp4, a poster, a contact sheet, and a JSON with all that makes the clip again."""
+"""Write sampled clips as files: an mp4, a poster, a contact sheet, and a JSON with all settings to remake the clip."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Passing:
 
 
 def contact_sheet(tiles: Sequence[tuple[np.ndarray, bool]]) -> np.ndarray:
-    """Return frames uint8 `h w c` as one picture, in rows of eight; of a marked one the edge is orange."""
+    """Return frames uint8 `h w c` as one picture, in rows of eight; marked frames have an orange edge."""
     height, width = tiles[0][0].shape[:2]
     scale, rows = max(1, LEAST // height), -(-len(tiles) // COLUMNS)
     cell = np.array([height, width]) * scale + 2 * EDGE

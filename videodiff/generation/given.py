@@ -1,4 +1,4 @@
-"""What is given to a clip, read from files: a video, pictures, and a mask of what is to be made anew."""
+"""Read the given parts of a clip from files: a video, pictures, and a mask of the pixels to make anew."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Footage(NamedTuple):
     picture: np.ndarray | None = None
 
     def at(self, numbers: Sequence[int]) -> np.ndarray:
-        """Return the frames at these indices, uint8 `k h w c`; all those of a picture are alike."""
+        """Return the frames at these indices, uint8 `k h w c`; a picture has the same frame at every index."""
         if self.picture is not None:
             return np.repeat(self.picture[None], len(numbers), axis=0)
         return decode(self.data, numbers)
 
     def facts(self) -> dict[str, str]:
-        """Return what tells this file from any other."""
+        """Return the facts that identify this file."""
         return {"path": self.name, "sha256": hashlib.sha256(self.data).hexdigest()}
 
 
@@ -51,9 +51,9 @@ def read_footage(key: str, name: str) -> Footage:
 
 
 def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float) -> list[int]:
-    """Return which frames of a video are shown at these frames of a clip of `fps`, which begins at `start` seconds.
+    """Return the frames of a video that a clip shows at these indices; it runs at `fps` and begins at `start` seconds.
 
-    A negative start counts from the end: -1 begins a second before it.
+    A negative start counts from the end: -1 begins one second before the end.
     """
     if footage.fps is None:
         return [0] * len(numbers)
@@ -75,9 +75,9 @@ def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float
 def read_known(
     given: Sequence[Footage], known: Sequence[int], codec: Any, shape: tuple[int, int, int], fps: float, start: float
 ) -> tuple[tuple[int, ...], np.ndarray]:
-    """Return the indices of the known frames of a clip and these frames, in its size.
+    """Return the indices of the known frames of a clip, and these frames in its size.
 
-    One video: what it shows at their times. Several files, or a picture: one for each known frame, in order.
+    One video gives its frames at their times. Several files, or a picture, give one frame each, in order.
     """
     numbers = find_known(known, codec, shape[0])
     if len(given) == 1 and given[0].fps is not None:
@@ -88,18 +88,18 @@ def read_known(
             f"given: found {len(given)} files for known={list(known)}, expected one video, or a picture for each of "
             f"the {len(numbers)} known frames"
         )
-    # In the order in which they were asked for: known=[-1,0] names the last frame first.
+    # Keep the order of the setting: known=[-1,0] names the last frame first.
     order = np.argsort([number % shape[0] for number in known], kind="stable")
     return numbers, np.concatenate([resize(given[place].at([0]), *shape[1:]) for place in order])
 
 
 def read_whole(footage: Footage, shape: tuple[int, int, int], fps: float, start: float) -> np.ndarray:
-    """Return all frames of a clip from a given video, in its size; a picture stands still."""
+    """Return all frames of a clip from a given video, in its size; a picture is repeated."""
     return resize(footage.at(frames_at(footage, range(shape[0]), fps, start)), *shape[1:])
 
 
 def read_mask(name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return which pixels (t, h, w) of a clip are to be made: where the mask, a picture or a video, is not black."""
+    """Return the pixels (t, h, w) of a clip to make: where the mask, a picture or a video, is not black."""
     footage = read_footage("mask", name)
     if footage.fps is not None and footage.frames < shape[0]:
         raise ValueError(f"mask: {name} has {footage.frames} frames, expected at least {shape[0]}, or a picture")

@@ -1,4 +1,4 @@
-"""Which frames of a clip may be given, and which latents are known then: one rule for everything that samples.
+"""Which frames of a clip may be given, and which latents are then known: one rule for all sampling.
 
 Frame indices count in the clip, before the codec. A codec that works frame by frame makes one latent per frame, so any
 frames may be given. A causal codec makes one latent from the first frame and one from each ft frames after it, and each
@@ -45,7 +45,7 @@ def known_latents(codec: Any, known: Sequence[int]) -> list[int]:
 
 
 def fitting(codec: Any, frames: int) -> str:
-    """Return a text that says how many first frames may be given, and why."""
+    """Return the text that says how many first frames may be given, and why."""
     fits = first_frames(codec, frames)
     if not fits:
         return f"none: a clip of {frames} frame has no other frame"

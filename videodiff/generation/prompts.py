@@ -1,4 +1,4 @@
-"""Prompts: from the command line, a file or the list of a benchmark, and whether the text encoder takes them."""
+"""Find prompts on the command line, in a file or in a benchmark's list, and check that the text encoder takes them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from videodiff.data.loader.wording import fit_captions
 from videodiff.text.protocol import TextEncoder
 
 LISTS = (".txt", ".json", ".jsonl")
-# What the records of benchmarks call a prompt: VBench prompt_en, PhyGenBench caption.
+# The keys of a prompt in benchmarks' records: VBench prompt_en, PhyGenBench caption.
 NAMES = ("prompt_en", "prompt", "caption", "text")
 MOST_BYTES = 64 * 2**20
 
 
 def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> list[Any]:
-    """Return the prompts of a list, of a file where its name is given, or the one prompt that is given.
+    """Return the prompts of a list or of a named file, or the one given prompt.
 
-    dimensions: of VBench's full list only the prompts of these dimensions.
+    dimensions: keep only the prompts of these dimensions of VBench's full list.
     """
     if not isinstance(given, str):
         return list(given)
@@ -56,7 +56,7 @@ def parse_prompts(text: str, suffix: str, dimensions: Sequence[str] = ()) -> lis
 
 
 def dimensions_of(record: Any) -> set[str]:
-    """Return the dimensions of VBench that a record is for."""
+    """Return the VBench dimensions that a record tests."""
     found = record.get("dimension", []) if isinstance(record, dict) else []
     return {found} if isinstance(found, str) else {one for one in found if isinstance(one, str)}
 
@@ -72,9 +72,9 @@ def prompt_of(record: Any, number: int) -> str:
 
 
 def check_prompts(name: str, prompts: Sequence[Any], text: TextEncoder) -> list[str]:
-    """Return a remark for each prompt that is cut; raise if one is not text, or has words that `text` does not know.
+    """Return a remark for each truncated prompt; raise if one is not text, or has words that `text` does not know.
 
-    `name` is the key of the prompts in the configuration.
+    `name` is the configuration key of the prompts.
     """
     remarks = []
     for number, prompt in enumerate(prompts):

@@ -1,11 +1,11 @@
-"""Clips of any length, window by window, in memory that does not grow: what is made is handed on and forgotten.
+"""Clips of any length, window by window, in constant memory: finished frames are yielded and forgotten.
 
-`continued`: each window goes on from the last frames of the one before. `rolled`: one window slides over the clip, and
-the noise of its frames grows with their time, so that each step of the window ends the next frame (Ruhe et al. 2024,
-arXiv 2402.09470; FIFO-Diffusion, arXiv 2405.11473). `between_keys`: frames far apart first, then those between them.
+`continued`: each window continues the last frames of the one before. `rolled`: one window slides over the clip, and the
+noise of its frames grows with their time, so each step of the window finishes the next frame (Ruhe et al. 2024, arXiv
+2402.09470; FIFO-Diffusion, arXiv 2405.11473). `between_keys`: frames far apart first, then the frames between them.
 
-In all of them the frames that a window goes on from carry a little noise, `held`, and the network is told so: what was
-made differs from what was trained on, and so the difference does not add up.
+In all of them the frames that a window continues carry a little noise, `held`, and the network knows this level.
+Sampled frames differ from training frames; the noise hides the difference, so that it does not add up.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Shape = tuple[int, int, int]
 
 
 class Rollout(NamedTuple):
-    """How a long clip is made: its number of frames, those that a window is given, and their noise level."""
+    """How a long clip is made: its number of frames, the given frames of a window, and their noise level."""
 
     total: int
     overlap: int
@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
 
 
 def overlap_of(codec: object, window: int, asked: int | None) -> int:
-    """Return how many frames a window goes on from: as asked for, else 3 or what is nearest to it."""
+    """Return how many of the last frames a window continues: as asked, else the allowed number nearest to 3."""
     if asked is None:
         return usual_given(codec, window)
     check_given("overlap", asked, codec, window)
@@ -57,12 +57,12 @@ def seed_of(seed: int, number: int) -> int:
 
 
 def continued(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
-    """Yield the frames `h w c` of a clip, each window around the last frames of the one before."""
+    """Yield the frames `h w c` of a clip; each window continues the last frames of the one before."""
     return islice(windows(parts, generation, one, shape, how), how.total)
 
 
 def windows(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
-    """Yield frames `h w c` without an end."""
+    """Yield frames `h w c` endlessly."""
     (made,) = sample_clips(parts, generation, [one], shape)
     yield from made
     number = 0
@@ -76,7 +76,7 @@ def windows(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how
 
 
 def between_keys(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
-    """Yield the frames of a clip whose every (window - 1)-th is made first, at a rate as much lower."""
+    """Yield the frames of a clip; every (window - 1)-th frame is made first, at that much lower a frame rate."""
     stride = shape[0] - 1
     if parts.codec.causal and parts.codec.compression[0] > 1:
         raise ValueError(
@@ -97,12 +97,12 @@ def between_keys(parts: Parts, generation: Generation, one: Wanted, shape: Shape
 
 @torch.no_grad()
 def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
-    """Yield the frames of a clip over which a window slides, by one frame whenever its first noisy frame is clean."""
+    """Yield the frames of a clip; a window slides over it by one frame whenever its first noisy frame is clean."""
     if parts.codec.compression[0] > 1:
         raise ValueError(
             f"rollout: found rolling with the codec {parts.codec.name}, expected continue: it makes no single frames"
         )
-    # Two windows in the usual way: history, and frames to put on the ramp.
+    # Sample two windows as usual: the history, and the frames that the ramp starts from.
     begun = list(islice(windows(parts, generation, one, shape, how), 2 * shape[0] - how.overlap))
     yield from begun[: min(shape[0], how.total)]
     device = next(parts.denoiser.parameters()).device
@@ -130,9 +130,9 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
 
 
 def ramp_of(noisy: int, generation: Generation, how: Rollout, device: torch.device) -> Tensor:
-    """Return the levels `n + 1, 1, t` of a window in which each noisy frame takes the place of the one before it.
+    """Return the levels `n + 1, 1, t` that move each noisy frame of a window to the level of the frame before it.
 
-    All levels of a frame together are about the `steps` of the sampler.
+    On its whole way a frame passes about the `steps` of the sampler.
     """
     inner = max(1, round(generation.steps / noisy))
     place = torch.arange(1, noisy + 1, device=device) - torch.linspace(0, 1, inner + 1, device=device)[:, None]
@@ -142,7 +142,7 @@ def ramp_of(noisy: int, generation: Generation, how: Rollout, device: torch.devi
 
 
 def frame_noise(size: tuple[int, int, int, int], seed: int, numbers: range | list[int], device: torch.device) -> Tensor:
-    """Return noise `1 c k h w`, that of each frame from the seed and its number."""
+    """Return noise `1 c k h w`; the noise of each frame depends on the seed and the frame's number."""
     c, _, h, w = size
     seeds = [seed_of(seed, number + 2**31) for number in numbers]
     return torch.cat([clip_noise((c, 1, h, w), [one]) for one in seeds], dim=2).to(device)

@@ -1,4 +1,4 @@
-"""From captions and known frames to clips, for `sample`, `evaluate` and the samples during training."""
+"""Make clips from captions and known frames, for `sample`, `evaluate` and the samples during training."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Parts(Protocol):
 
 
 class NotFiniteError(ValueError):
-    """A sample with values that are no numbers."""
+    """A sample with infinite values or NaN."""
 
 
 class Wanted(NamedTuple):
-    """A clip to sample: its caption, its frame rate, the seed of its noise, and what is given of it.
+    """A clip to sample: its caption, its frame rate, the seed of its noise, and its given parts.
 
     frames: the known frames in order, uint8 `k h w c`; latent, instead: the latents `c t h w` of the whole clip. held:
-    the noise level of the known frames, which the network is told; they come back unchanged whatever it is.
+    the noise level of the known frames for the network; they are returned unchanged at any level.
 
-    whole: all frames of another video, uint8 `t h w c`, to begin with at the level `strength`, and, with `new` (t, h,
-    w), to keep where it is false.
+    whole: all frames of another video, uint8 `t h w c`. Sampling begins from them at the level `strength`; with `new`
+    (t, h, w) it keeps them where `new` is false.
     """
 
     caption: str
@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
 def going_on(
     caption: str, fps: float, seed: int, given: int, frames: np.ndarray | None = None, latent: Tensor | None = None
 ) -> Wanted:
-    """Return a clip that continues the first `given` frames of another clip; 0: sampled from its caption alone."""
+    """Return a clip that continues the first `given` frames of another clip; with 0 it has only its caption."""
     return Wanted(caption, fps, seed, tuple(range(given)), None if frames is None else frames[:given], latent)
 
 
@@ -83,7 +83,7 @@ def sample_clips(
 
 
 def network(parts: Parts, wanted: Sequence[Wanted], device: torch.device) -> tuple[Any, ...]:
-    """Return what a `Generation` is given first: the network, its conditions with and without captions, the path."""
+    """Return the first arguments of a `Generation`: network, conditions with and without captions, path, prediction."""
     text, mask = parts.text([one.caption for one in wanted])
     null_text, null_mask = parts.text([""])
     fps = torch.tensor([one.fps for one in wanted], dtype=torch.float32, device=device)
@@ -93,7 +93,7 @@ def network(parts: Parts, wanted: Sequence[Wanted], device: torch.device) -> tup
 
 
 def given_of(codec: Any, wanted: Sequence[Wanted], shape: tuple[int, int, int], noise: Tensor) -> Given:
-    """Return what is known of the latents of these clips."""
+    """Return the known latents of these clips as a `Given`."""
     given = nothing_given(noise)
     for place, one in enumerate(wanted):
         check_sizes(one, shape)
@@ -111,7 +111,7 @@ def given_of(codec: Any, wanted: Sequence[Wanted], shape: tuple[int, int, int], 
 
 
 def check_sizes(one: Wanted, shape: tuple[int, int, int]) -> None:
-    """Raise where given frames are not of the size of the clip."""
+    """Raise if given frames do not have the size of the clip."""
     for name, frames, count in (("known", one.frames, len(one.known)), ("given", one.whole, shape[0])):
         if frames is not None and one.latent is None and frames.shape[:3] != (count, *shape[1:]):
             raise ValueError(
@@ -121,7 +121,7 @@ def check_sizes(one: Wanted, shape: tuple[int, int, int]) -> None:
 
 
 def check_finite(made: Tensor, wanted: Sequence[Wanted]) -> None:
-    """Raise where a clip has values that are no numbers; it names the first."""
+    """Raise if a clip has infinite values or NaN; name the first such clip."""
     for values, one in zip(made, wanted, strict=True):
         if not bool(values.isfinite().all()):
             count = int((~values.isfinite()).sum())
@@ -132,7 +132,7 @@ def check_finite(made: Tensor, wanted: Sequence[Wanted]) -> None:
 
 
 def kept_latents(codec: Any, new: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """Return which latents (t, h, w) are kept: those whose pixels are all kept."""
+    """Return the kept latents (t, h, w): those whose pixels are all kept."""
     ft, fh, fw = codec.compression
     mask = torch.from_numpy(np.ascontiguousarray(new)).float()[None, None]
     frames = [mask[:, :, :1], mask[:, :, 1:]] if codec.causal and ft > 1 else [mask[:, :, :0], mask]

@@ -1,8 +1,8 @@
-"""Generation: captions and known frames to clips, with the settings of a sampler.
+"""Generation: make clips from captions and known frames, with the settings of a sampler.
 
 Text-to-video has no known frame, image-to-video the first one, continuation the first few, interpolation both ends.
-One function serves all of them: `Given` says which frames are known, with which level the others begin
-(video-to-video), and which pixels are kept (inpainting).
+One function does all of them: `Given` says which frames are known, at which level the others begin (video-to-video),
+and which pixels are kept (inpainting).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from videodiff.diffusion.sampler import Sampler, generate, schedule
 
 
 class Given(NamedTuple):
-    """What is known of clips `b c t h w` before they are sampled.
+    """The known parts of clips `b c t h w` before sampling.
 
     clip: the known values, anything elsewhere; known (b, t): frames that stay as they are, at the level held (b,);
-    begin (b, t): the level that the other frames begin with, 1 for pure noise; kept (b, 1, t, h, w): values within
-    frames that stay as they are.
+    begin (b, t): the first level of the other frames, 1 for pure noise; kept (b, 1, t, h, w): values that stay as they
+    are in other frames.
     """
 
     clip: Tensor
@@ -42,7 +42,7 @@ class Given(NamedTuple):
 
 
 def nothing_given(noise: Tensor) -> Given:
-    """Return what is known of clips that are made from noise alone."""
+    """Return the `Given` of clips that are made from noise alone."""
     b, _, t, h, w = noise.shape
     mask = torch.zeros(b, 1, t, h, w, dtype=torch.bool, device=noise.device)
     begin = torch.ones(b, t, device=noise.device)
@@ -58,10 +58,10 @@ SETTINGS = (
 class Generation:
     """Sample clips with `steps` steps of `sampler`; `shift` moves the steps toward noise, `scale` 1 is no guidance.
 
-    With `lead`, text-to-video samples this many frames first, and then the rest around them. `interval`, `rescale`:
-    the levels with guidance, and how much of their spread frames keep. `history`: the scale of guidance by the known
-    frames, against those at `history_level`; `reconstruction`: the weight of guidance by the kept pixels; see
-    `diffusion/guidance.py`.
+    With `lead`, text-to-video samples this many frames first, and then the rest around them. `interval`: the levels
+    with guidance; `rescale`: how far frames return to their spread without guidance. `history`: the scale of guidance
+    by the known frames, against the same frames at `history_level`; `reconstruction`: the weight of guidance by the
+    kept pixels. `diffusion/guidance.py` has the formulas.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Generation:
         noise: Tensor,
         given: Given,
     ) -> Denoise:
-        """Return the denoise function with all guidance that is asked for."""
+        """Return the denoise function with all requested guidance."""
         without = {**condition, **{key: value.expand_as(condition[key]) for key, value in null.items()}}
         denoise = classifier_free(
             denoise_function(denoiser, dict(condition), path, prediction),
@@ -150,7 +150,7 @@ class Generation:
 
 
 def clip_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Return noise (len(seeds), *shape), each clip from its own seed, so a batch of any size gives the same clips."""
+    """Return noise (len(seeds), *shape), each clip from its own seed, so the batch size does not change any clip."""
     return torch.stack(
         [torch.randn(*shape, generator=Generator(device).manual_seed(seed), device=device) for seed in seeds]
     )

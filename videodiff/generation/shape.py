@@ -1,4 +1,4 @@
-"""In which shape and at which rate a clip is made: as training had them, unless something else is asked for."""
+"""Choose the shape and frame rate of a clip: those of the training, unless others are asked for."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SIDES = ("frames", "height", "width")
 
 
 def shapes_of_run(run: Path, data: Mapping[str, Any]) -> list[Trained]:
-    """Return the shapes and rates that a run trains on.
+    """Return the shapes and frame rates that a run trains on.
 
-    An old run keeps no list of them; then its configuration `data` and its dataset tell.
+    An old run keeps no list of them; then they come from its configuration `data` and its dataset.
     """
     found = read_trained(run)
     if found is not None:
@@ -33,8 +33,8 @@ def shapes_of_run(run: Path, data: Mapping[str, Any]) -> list[Trained]:
 
 
 def rates_at(root: str, strides: Sequence[int]) -> dict[float, float]:
-    """Return the rates of a dataset, none where it is out of reach."""
-    # The address comes from a run's folder: nothing is fetched from it.
+    """Return the frame rates of a dataset, or none if it is out of reach."""
+    # The address comes from a run's folder, which may be a stranger's: fetch nothing from it.
     if ":" in root and not Path(root).is_dir():
         return {}
     try:
@@ -46,7 +46,7 @@ def rates_at(root: str, strides: Sequence[int]) -> dict[float, float]:
 
 
 def choose_shape(trained: Sequence[Trained], asked: Mapping[str, int]) -> tuple[int, int, int]:
-    """Return the shape `t h w` to make: the usual of those that have what is asked for, changed where none has it."""
+    """Return the shape `t h w` to make: the most usual trained one that fits `asked`, else one changed to fit."""
     matching = [one for one in trained if all(getattr(one, name) == value for name, value in asked.items())]
     one = usual(matching or trained)
     frames, height, width = (asked.get(name, getattr(one, name)) for name in SIDES)
@@ -54,7 +54,7 @@ def choose_shape(trained: Sequence[Trained], asked: Mapping[str, int]) -> tuple[
 
 
 def unlike_training(trained: Sequence[Trained], shape: tuple[int, int, int]) -> str | None:
-    """Return a remark where no clip of the training had this shape."""
+    """Return a remark if no clip of the training had this shape."""
     if shape in [one.shape for one in trained]:
         return None
     known = ", ".join(dict.fromkeys(" x ".join(map(str, one.shape)) for one in trained))
@@ -64,7 +64,7 @@ def unlike_training(trained: Sequence[Trained], shape: tuple[int, int, int]) -> 
 def choose_rate(
     asked: float | None, trained: Sequence[Trained], shape: tuple[int, int, int], given: float | None = None
 ) -> float:
-    """Return the frames a second of a clip: as asked for, as trained, or the rate of a given video over the stride."""
+    """Return the frames a second of a clip: as asked, as trained, or a given video's rate over the stride."""
     if asked is not None:
         if not 0 < asked < 1000:
             raise ValueError(f"fps: found {asked}, expected a number above 0 and below 1000")
@@ -80,5 +80,5 @@ def choose_rate(
 
 
 def most_frequent_rate(one: Trained) -> float:
-    """Return the rate that all clips of a shape have, else the one that most of them have."""
+    """Return the frame rate that all clips of a shape have, else the most frequent one."""
     return one.rate or next(iter(one.rates))
