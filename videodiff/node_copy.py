@@ -1,9 +1,8 @@
-"""One copy on each node of the weights of a frozen model, whichever types they have in their files.
+"""Share one copy of a frozen model's weights among the processes of a node, in any dtype.
 
-Weights that are used in the type of their file are the pages of the file: the libraries map it, and the processes of
-a node share these pages. A cast makes values of its own, in each process. So the first process of a node that needs
-the cast ones writes them to a file, and all of them map that. It is removed when training begins: its values stay for
-whoever has mapped them.
+The libraries map a file of weights, and the processes of a node share its pages, if the weights are used in the file's
+dtype. A cast would make a copy in each process. So the first process that needs a cast writes its result to a file, and
+all processes of the node map that file. It is removed when training begins; mapped values stay valid.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from typing import Any, BinaryIO
 
 from torch import nn
 
-# In place of a copy: the weights are those of their file, or there is no room for a copy.
+# Stands in place of a copy if the file's own weights are mapped, or if there is no room for a copy.
 NONE = "none"
 
 
 class NodeCopies:
-    """The copies that so many processes of a node share, of the models that are loaded while it is entered.
+    """A context; models loaded inside it share copies among `processes` processes of a node.
 
-    One process makes no copy.
+    A single process makes no copy.
     """
 
     def __init__(self, processes: int, folder: Path | None = None) -> None:
@@ -48,7 +47,7 @@ class NodeCopies:
         ACTIVE.reset(self.token)
 
     def load(self, key: str, load: Callable[[Path | None], nn.Module]) -> nn.Module:
-        """Return a model: from its files, or from a copy in this folder; `key` says which model it is, and its type."""
+        """Load a model from its files, or from a copy in this folder; `key` identifies the model and its dtype."""
         if self.processes == 1 or sys.platform != "linux":
             return load(None)
         self.make_folder()
@@ -56,7 +55,7 @@ class NodeCopies:
         self.used.append(copy)
         with locked(copy) as file:
             if not copy.is_dir():
-                # The lock is let go for a moment: another process may have made the copy.
+                # The lock was released for a moment: another process may have made the copy.
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if not copy.is_dir():
                     make(copy, load(None))
@@ -64,7 +63,7 @@ class NodeCopies:
             return load(None if (copy / NONE).exists() else copy)
 
     def make_folder(self) -> None:
-        """Make the folder of the copies, which nobody else may write to: others could give it other weights."""
+        """Make the folder of the copies, writable by this user only: others could put other weights there."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         found = self.folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
@@ -74,7 +73,7 @@ class NodeCopies:
             )
 
     def remove(self) -> None:
-        """Remove the copies; one process of the node does, when all have loaded theirs."""
+        """Remove the copies; one process of the node calls this after all have loaded theirs."""
         for copy in self.used:
             with locked(copy) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -86,9 +85,9 @@ ACTIVE: ContextVar[NodeCopies | None] = ContextVar("node copies", default=None)
 
 
 def load_once(config: Path, what: dict[str, Any], load: Callable[[Path | None], nn.Module]) -> nn.Module:
-    """Return a model that `load` makes, by way of the node's copy where there is to be one.
+    """Return the model that `load` makes, from the node's copy inside a `NodeCopies` context.
 
-    `config` is its config.json, `what` says how it is loaded. Other files beside it make it another model.
+    `config` is its config.json, `what` are the settings of loading. A change of the files beside it makes a new copy.
     """
     copies = ACTIVE.get()
     if copies is None:
@@ -100,14 +99,14 @@ def load_once(config: Path, what: dict[str, Any], load: Callable[[Path | None], 
 
 @contextmanager
 def locked(copy: Path) -> Iterator[BinaryIO]:
-    """Keep others from making or removing a copy; the kernel lets go for a process that dies."""
+    """Lock a copy against making and removing; the kernel releases the lock of a process that dies."""
     with copy.with_suffix(".lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield file
 
 
 def make(copy: Path, model: nn.Module) -> None:
-    """Write the copy of a model, whole or not at all; where it needs none, or there is no room, write down that."""
+    """Write the copy of a model, complete or not at all; write a note instead if it needs none or has no room."""
     partial = copy.with_suffix(".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -129,7 +128,7 @@ def make(copy: Path, model: nn.Module) -> None:
 
 
 def own_bytes(model: nn.Module) -> int:
-    """Return how many bytes of the parameters of a model are not the pages of a file."""
+    """Return the bytes of a model's parameters that are not mapped from a file."""
     lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     spans = [line[0].split("-") for line in lines if len(line) > 5 and ".safetensors" in line[5]]
     mapped = [(int(first, 16), int(last, 16)) for first, last in spans]

@@ -1,4 +1,4 @@
-"""Sampled clips into the folder of a benchmark: every file a copy, the folder complete or not at all."""
+"""Copy sampled clips into the folder of a benchmark; the folder is complete or absent."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from videodiff.metrics.consistency import temporal_flickering
 
 
 def read_made(source: Path, timed: bool = False) -> tuple[list[Made], list[str]]:
-    """Return the clips of a folder of `videodiff sample`, and the names of files without a prompt in a JSON.
+    """Return the clips in a folder of `videodiff sample`, and the names of clips without a JSON that has a prompt.
 
-    timed: the length of each clip is read as well.
+    timed: also read the length of each clip.
     """
     made, strange = [], []
     for path in sorted(source.glob("*.mp4")):
@@ -40,7 +40,7 @@ def length(path: Path) -> float:
 
 
 def read_pairs(run: Path) -> list[tuple[Path, Path]]:
-    """Return sampled clip and true clip of each continuation that an evaluation of a run has kept."""
+    """Return the sampled and the true clip of each continuation that an evaluation of a run kept."""
     listed = run / "evaluation" / "clips.json"
     if not listed.is_file():
         raise FileNotFoundError(f"source: found no {listed}, expected a run that was evaluated, with keep= clips")
@@ -57,9 +57,9 @@ def read_pairs(run: Path) -> list[tuple[Path, Path]]:
 
 
 def lay_out(files: Mapping[str, Path], out: Path) -> None:
-    """Write each file under its name; the folder holds nothing else and appears when it is complete.
+    """Write each file under its name into a folder that holds nothing else and appears when it is complete.
 
-    VBench takes the ending of the first file in the folder for the ending of all.
+    VBench assumes that all files have the extension of the first one.
     """
     with replacing_folder(out) as partial:
         for name, source in files.items():
@@ -68,7 +68,7 @@ def lay_out(files: Mapping[str, Path], out: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no such names."""
+    """Make a hard link to a file, or a copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -76,10 +76,10 @@ def copy(source: Path, target: Path) -> None:
 
 
 def write_results(out: Path, name: str, videos: Sequence[Path], prompts: Mapping[str, str]) -> dict[str, Any]:
-    """Write temporal flickering as VBench writes its results, for the scripts that read these; return the results.
+    """Write temporal flickering in the format of VBench's results, for scripts that read them; return the results.
 
-    `<name>_eval_results.json` and `<name>_full_info.json` stand in `out`, beside the folder of the clips. The whole
-    clips are measured: VBench's own protocol first leaves out the clips that move.
+    `<name>_eval_results.json` and `<name>_full_info.json` are written to `out`, beside the folder of the clips. All
+    clips are measured; VBench's own protocol leaves out clips that move.
     """
     scores = [{"video_path": str(path), "video_results": flickering(path)} for path in videos]
     mean = sum(score["video_results"] for score in scores) / len(scores)

@@ -1,8 +1,8 @@
-"""Where benchmarks expect the clips that they read: the name of every file, by prompt and number or by scenario.
+"""The file names that benchmarks expect, by prompt and number or by scenario.
 
-VBench: `<prompt>-<0..4>.mp4` in one folder, 25 of a prompt of temporal_flickering. VBench-2.0: `<dimension>/<the first
-180 letters of the prompt>-<0..2>.mp4`, 20 of a prompt of Diversity. Physics-IQ: the names of its descriptions.csv,
-clips of exactly 5 seconds. FVD tools: `real/` and `fake/`, the same number of clips in each.
+VBench: `<prompt>-<0..4>.mp4` in one folder, but 25 clips for each prompt of temporal_flickering. VBench-2.0:
+`<dimension>/<the first 180 letters of the prompt>-<0..2>.mp4`, but 20 clips for each prompt of Diversity. Physics-IQ:
+the names in its descriptions.csv, clips of exactly 5 seconds. FVD tools: `real/` and `fake/` with equally many clips.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 SUITES = ("vbench", "vbench2", "physics_iq", "fvd")
-# Clips of a prompt, where a dimension asks for more than the others.
+# Clips for each prompt of dimensions that need more than the others.
 VBENCH, VBENCH_MORE = 5, {"temporal_flickering": 25}
 VBENCH2, VBENCH2_MORE = 3, {"Diversity": 20}
-# Letters of a prompt in a name of VBench-2.0, and bytes that a name may have.
+# Letters of the prompt in a file name of VBench-2.0, and the most bytes of a file name.
 LETTERS, MOST_BYTES = 180, 255
 SECONDS, OFF = 5.0, 0.001
 
@@ -38,7 +38,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Place:
-    """A file that a benchmark reads: its name, and the prompt and number of the clip that belongs there."""
+    """A file that a benchmark reads: its name, and the prompt and number of its clip."""
 
     name: str
     prompt: str
@@ -46,17 +46,17 @@ class Place:
 
 
 def vbench(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str] = ()) -> list[Place]:
-    """Return the files of VBench for its VBench_full_info.json; `dimensions`: some of them, all without."""
+    """Return the files of VBench for its VBench_full_info.json, of these dimensions, by default of all."""
     places: dict[str, Place] = {}
     for entry in chosen(info, dimensions):
         count = max(VBENCH, *(VBENCH_MORE.get(one, 0) for one in entry["dimension"]))
-        # A prompt that several dimensions share has its clips once.
+        # Dimensions that share a prompt share its clips.
         places |= {place.name: place for place in numbered("", entry["prompt_en"], entry["prompt_en"], count)}
     return list(places.values())
 
 
 def vbench2(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str] = ()) -> list[Place]:
-    """Return the files of VBench-2.0 for its VBench2_full_info.json, a folder a dimension."""
+    """Return the files of VBench-2.0 for its VBench2_full_info.json, one folder for each dimension."""
     places: dict[str, Place] = {}
     for entry in chosen(info, dimensions):
         for dimension in entry["dimension"]:
@@ -78,7 +78,7 @@ def numbered(folder: str, stem: str, prompt: str, count: int) -> Iterator[Place]
 
 
 def chosen(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Return the entries of some dimensions; one that no entry has is an error."""
+    """Return the entries of these dimensions; raise if a dimension has no entry."""
     known = sorted({one for entry in info for one in entry["dimension"]})
     if unknown := [one for one in dimensions if one not in known]:
         raise ValueError(f"dimensions: found {unknown[0]!r}, expected some of {', '.join(known)}")
@@ -86,7 +86,7 @@ def chosen(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> list
 
 
 def by_prompt(places: Sequence[Place], made: Sequence[Made]) -> tuple[dict[str, Path], list[Place]]:
-    """Return the clip of each file, and the files without one; clips of a prompt are numbered by their names."""
+    """Return the clip of each file, and the files without a clip; a prompt's clips are numbered in order of name."""
     clips: dict[str, list[Path]] = defaultdict(list)
     for clip in sorted(made, key=lambda one: one.path.name):
         clips[clip.prompt].append(clip.path)
@@ -95,11 +95,11 @@ def by_prompt(places: Sequence[Place], made: Sequence[Made]) -> tuple[dict[str, 
 
 
 def physics_iq(descriptions: str) -> dict[str, str]:
-    """Return for each scenario of Physics-IQ's descriptions.csv, by its number of four digits, the name of its file."""
+    """Return the file name of each scenario in Physics-IQ's descriptions.csv, by its number of four digits."""
     rows = list(csv.DictReader(io.StringIO(descriptions)))
     if not rows or "generated_video_name" not in rows[0]:
         raise ValueError("info: found no column generated_video_name, expected Physics-IQ's descriptions.csv")
-    # Of the two takes only the first is what models continue.
+    # Models continue only the first of the two takes.
     names = {
         row["generated_video_name"][:4]: row["generated_video_name"] for row in rows if row["generated_video_name"]
     }
@@ -110,10 +110,10 @@ def physics_iq(descriptions: str) -> dict[str, str]:
 
 
 def by_scenario(names: Mapping[str, str], made: Sequence[Made]) -> tuple[dict[str, Path], list[Place]]:
-    """Return for each file of Physics-IQ the clip that belongs there, and the files without one.
+    """Return the clip of each file of Physics-IQ, and the files without a clip.
 
-    A clip belongs to the scenario whose number begins the name of the video that it continues, or its own name. All
-    clips must be 5 seconds long: the benchmark compares frames by their number.
+    The name of the video that a clip continues, or its own name, begins with the number of its scenario. All clips must
+    be 5 seconds long, because the benchmark compares frames by their number.
     """
     found: dict[str, Path] = {}
     for clip in sorted(made, key=lambda one: one.path.name):

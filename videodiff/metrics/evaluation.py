@@ -1,4 +1,4 @@
-"""The numbers of evaluation.json: every metric over every clip, with the meaning of each figure."""
+"""Compute the numbers of evaluation.json: every metric over every clip, with the meaning of each figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def silent(line: str) -> None:
 def usable(
     metrics: Mapping[str, AnyMetric], cases: Sequence[Case] | None = None
 ) -> tuple[dict[str, AnyMetric], dict[str, str]]:
-    """Return the metrics that can run, and why each other one cannot: no weights, no package, or too few clips.
+    """Return the metrics that can run, and for each other one the reason: no weights, no package, or too few clips.
 
     Without cases no file is opened. ValueError if none can run.
     """
@@ -63,7 +63,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
 
-    `intervals` are those of distances of sets, `curves` are figures frame by frame.
+    `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame.
 
     `cases`: the true clips, with `given` as in a continuation. `sampled`: for each task, the sampled frames of each
     clip. `remark` is called with a line about clips that cannot be measured.

@@ -25,7 +25,7 @@ from videodiff.worlds.scene import Scene
 CONTINUATION, TEXT_TO_VIDEO = "continuation", "text_to_video"
 TASKS = (CONTINUATION, TEXT_TO_VIDEO)
 DIRECTIONS = ("higher", "lower")
-# Which clips of a dataset a metric measures: all, those with the truth of a world, or those without.
+# The clips of a dataset that a metric measures: all, only those with the true scene of a world, or only the others.
 CLIPS = ("all", "worlds", "footage")
 # Names in evaluation.json that are not numbers of a metric.
 TAKEN = (
@@ -168,7 +168,7 @@ class Metric:
         return list(inspect.signature(self.measure).parameters.values())[1:]
 
     def lack(self) -> str:
-        """Return why the metric cannot run at all, empty where it can."""
+        """Return why the metric cannot run at all, empty if it can."""
         return self.weights.lack(self.settings)
 
     def figures(self) -> dict[str, Quantity]:

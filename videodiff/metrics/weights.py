@@ -1,4 +1,4 @@
-"""Weights that a metric needs: files of the user's, by their path. Nothing is downloaded."""
+"""The weights that a metric needs: files that the user names by path. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videodiff.extras import extra_of
 class Weights:
     """What a metric needs: a network (`what`), where it comes from (`source`), and packages (`modules`).
 
-    script: a file of TorchScript will do. folder: a folder written by save_pretrained of transformers will do.
+    script: a TorchScript file is accepted. folder: a folder written by save_pretrained of transformers is accepted.
     """
 
     what: str = ""
@@ -25,8 +25,8 @@ class Weights:
     modules: tuple[str, ...] = ()
 
     def lack(self, settings: Mapping[str, Any]) -> str:
-        """Return why a metric with these settings cannot run, empty where it can; no file is opened."""
-        # The file decides which library reads it: a script needs torch alone.
+        """Return why a metric with these settings cannot run, empty if it can; no file is opened."""
+        # The file decides which library reads it: a script needs only torch.
         path = settings.get("path")
         scripted = self.script and path is not None and Path(path).is_file()
         absent = [name for name in self.modules if not scripted and importlib.util.find_spec(name) is None]
@@ -40,7 +40,7 @@ class Weights:
         return ""
 
     def expected(self) -> str:
-        """Return what the path must name, and where that comes from."""
+        """Return the text that says what the path must name, and where to get it."""
         forms = ["a TorchScript file"] * self.script + ["a folder of transformers with config.json"] * self.folder
         return f"{' or '.join(forms)} of {self.what}, from {self.source}"
 

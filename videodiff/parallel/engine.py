@@ -1,4 +1,4 @@
-"""The engine: the protocol of what holds the weights and takes the steps.
+"""The engine: the protocol of the part that holds the weights and takes the steps.
 
 `whole.py` implements it for strategies under which every process holds all weights (a single device, DDP),
 `zero/engine.py` for ZeRO, `fsdp/engine.py` for FSDP2. Training and the verbs know only this file; Lightning's
@@ -24,8 +24,8 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 class Engine(Protocol):
     """One process's part in the steps of a training.
 
-    `split`: whether the processes hold different weights. `limit`: the largest norm of a gradient with which a step is
-    taken; training may set it before each step.
+    `split`: whether the processes hold different weights. `limit`: a gradient with a larger norm takes no step;
+    training may set it before each step.
     """
 
     split: bool

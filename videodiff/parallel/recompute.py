@@ -3,7 +3,7 @@
 Only `forward` is replaced, so the names in checkpoints stay. The wrappers of a block are, from the inside: recompute,
 compile, the switch of sequence parallelism. The compiler must see what is recomputed. A collective between two blocks
 lies outside, so it is not repeated: it runs once in the forward and once in the backward pass. Only the input of a
-recomputed block is kept, which has the same size on either side of that collective.
+recomputed block is kept; it has the same size on both sides of that collective.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Begin a training with the weights of another one: strictly checked, recorded, and compared with the source.
+"""Begin a training with the weights of another one, after strict checks, and record and compare them with the source.
 
 The averaged weights of the source become weights and average of the new run. Every weight of the network must be in the
 file with its shape, and the file may hold no other weights; `fresh` names exceptions. Weights go through the engine
@@ -29,7 +29,7 @@ from videodiff.training.state.pieces import WEIGHT, Piece
 from videodiff.training.state.saved import Saved
 
 ORIGIN = "origin.json"
-# A larger network, in bytes, is not built a second time for the comparison.
+# A network of more bytes is not built a second time for the comparison.
 MOST_COMPARED = 4 * 2**30
 PROBE_SEED, PROBE_WORDS, PROBE_RATE = 0x5EED, 8, 8.0
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -153,7 +153,7 @@ class Start:
 
     @torch.no_grad()
     def gap(self, module: lightning.LightningModule) -> tuple[float, float] | None:
-        """Return how far the two outputs on one seeded clip differ, and the largest output; None: not compared."""
+        """Return how far the two outputs on one seeded clip differ, and the largest output; None if not compared."""
         count = sum(torch.Size(shape).numel() for shape in self.weights.held.values())
         if self.network is None or 4 * count > MOST_COMPARED:
             return None
@@ -176,7 +176,7 @@ class Start:
         return network.to(device).eval()
 
     def told(self, gap: tuple[float, float] | None) -> str:
-        """Return one line: what the run begins with, and how its samples differ from the source's."""
+        """Return the line that says which weights the run begins with, and how its samples differ from the source's."""
         of = f"step {self.source.step}, " if self.source.step is not None else ""
         line = (
             f"begins with {self.source.place} ({of}sha256 {self.source.sha256[:12]}): {len(self.weights.held)} weights"
@@ -232,7 +232,7 @@ def shapes_in(parts: nn.Module) -> dict[str, tuple[int, ...]]:
 def check_names(
     held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], fresh: Sequence[str], file: Path
 ) -> list[str]:
-    """Return the weights of a network that a file lacks and that may be new; raise if anything else differs."""
+    """Return the weights that a file lacks and that `fresh` allows to be new; raise if anything else differs."""
     for pattern in fresh:
         check_pattern("fresh", pattern, wanted)
     missing = [name for name in wanted if name not in held]
@@ -264,7 +264,7 @@ def compact(names: Sequence[str]) -> str:
 
 
 def span(numbers: Sequence[int]) -> str:
-    """Return ascending numbers, runs of them as first-last, in braces where there are several."""
+    """Return ascending numbers as text: runs as first-last, several runs in braces."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,6 +1,6 @@
-"""What becomes of a long clip, second by second: number, colours and size of the balls of a world, and sharpness.
+"""How a long clip changes, second by second: number, colours and size of the balls of a world, and sharpness.
 
-The frames come one by one and are not kept, so the length of a clip costs no memory.
+Frames come one by one and are not kept, so a longer clip needs no more memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ RATIOS = ("size", "sharpness", "motion")
 
 
 class Drift:
-    """Measure frames on their way; what is asked of the balls is read in the caption of a world.
+    """Measures frames as they pass; the caption of a world says which balls they should show.
 
     count_accuracy: share of frames with the right number of balls. colour_accuracy: share of frames in which all balls
-    have the colours of the caption. size_ratio, sharpness_ratio, motion_ratio: the mean in a second over that in the
-    first; motion is the mean difference of a frame from the one before. brightness_change: in grey levels.
+    have the colours of the caption. size_ratio, sharpness_ratio, motion_ratio: the mean in a second over the mean in
+    the first second; motion is the mean difference from the frame before. brightness_change: in grey levels.
     """
 
     def __init__(self, caption: str, fps: float) -> None:

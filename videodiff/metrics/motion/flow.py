@@ -1,4 +1,4 @@
-"""Optical flow: exact where the clip shows a world, by DIS elsewhere; with the pixels for which it can hold."""
+"""Optical flow, with the pixels for which it is valid: exact for clips of a world, by DIS for others."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from videodiff.metrics.metric import Case
 from videodiff.metrics.worlds.parsing import Track, track
 from videodiff.worlds.scene import SIDE
 
-# A flow forward and back may miss its start by so much: 0.01 of both squared lengths, and half a square pixel.
+# The squared distance by which a flow forward and back may miss its start: 0.01 of both squared lengths, plus this.
 RELATIVE, ABSOLUTE = 0.01, 0.5
 # The least side of a frame for DIS.
 LEAST_SIDE = 16
 
 
 class Flow(NamedTuple):
-    """Where each pixel of a frame lies in the next one: `step` (t - 1, h, w, 2) in pixels, x to the right, y down.
+    """The displacement of each pixel to the next frame: `step` (t - 1, h, w, 2) in pixels, x to the right, y down.
 
-    `holds` (t - 1, h, w): the pixel is in view in both frames, so the flow says something of it.
+    `holds` (t - 1, h, w): the pixel is in view in both frames, so its flow is valid.
     """
 
     step: np.ndarray
@@ -37,8 +37,9 @@ def flow_of(case: Case) -> Flow:
 def seen_discs(seen: Track) -> tuple[np.ndarray, np.ndarray]:
     """Return position (t, n, 2) and radius (n,) of the balls of a clip as if they were rigid and never vanished.
 
-    A ball that is not seen stands where it was last seen, or first; one that is never seen is left out. The radius is
-    the median over the frames. So a ball that vanishes or changes its shape differs from where its flow leads.
+    An unseen ball stays where it was last seen, or where it is first seen later; a ball that is never seen is left out.
+    The radius is the median over the frames. So the pixels of a ball that vanishes or changes shape differ from its
+    flow.
     """
     balls = np.flatnonzero(seen.visible.any(axis=0))
     position, radius = seen.position[:, balls].copy(), np.zeros(len(balls))
@@ -53,7 +54,7 @@ def seen_discs(seen: Track) -> tuple[np.ndarray, np.ndarray]:
 def disc_flow(position: np.ndarray, radius: np.ndarray, size: int) -> Flow:
     """Return the flow of discs over a background at rest; position (t, n, 2) and radius (n,) in units.
 
-    It does not hold near an edge, where discs overlap, and where what is seen is covered in the next frame.
+    It is not valid near an edge, where discs overlap, and for pixels that are covered in the next frame.
     """
     pixel = SIDE / size
     centre = (np.arange(size) + 0.5) * pixel
@@ -71,7 +72,7 @@ def disc_flow(position: np.ndarray, radius: np.ndarray, size: int) -> Flow:
     return Flow(step, holds)
 
 
-# The owner of a pixel that is no disc's alone and not background either.
+# A pixel that belongs neither to one disc alone nor to the background.
 UNCLEAR = -2
 
 
@@ -87,7 +88,7 @@ def owners(place: np.ndarray, position: np.ndarray, radius: np.ndarray, margin: 
 
 
 def dis_flow(frames: np.ndarray) -> Flow:
-    """Return the flow by DIS (arXiv 1603.03590) of frames uint8 `t h w c`; it holds where the way back agrees."""
+    """Return the flow by DIS (arXiv 1603.03590) of frames uint8 `t h w c`; it is valid where the flow back agrees."""
     import cv2
 
     if min(frames.shape[1:3]) < LEAST_SIDE:

@@ -13,7 +13,7 @@ import numpy as np
 from videodiff.metrics.metric import CONTINUATION, Case, Quantity, metric
 from videodiff.metrics.weights import Weights
 
-# The benchmark's: weight of a new frame in the average, levels that count as change, side of blur and of the clean-up.
+# As in the benchmark: weight of a new frame in the average, levels that count as change, side of blur and of clean-up.
 RATE, CHANGE, SIDE = 0.3, 10, 5
 NUMBERS = ("spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou", "mse")
 
@@ -70,9 +70,10 @@ def scenario(made: np.ndarray, first: np.ndarray, second: np.ndarray) -> Scenari
 
 
 def score(scenarios: Sequence[Scenario]) -> float:
-    """Return the benchmark's score in percent, 0 to 100: two takes of the same thing would have 100.
+    """Return the benchmark's score in percent, 0 to 100; a second real take would reach 100.
 
-    Means over all scenarios first: the three overlaps by those of the takes, averaged, less the excess of the error.
+    All numbers are first averaged over the scenarios. The score is the mean of the three overlaps, each divided by the
+    overlap of the takes, minus the error beyond that of the takes.
     """
     if not scenarios:
         raise ValueError("scenarios: found none, expected at least one")
@@ -106,5 +107,5 @@ def held(case: Case) -> dict[str, float]:
     weights=Weights(modules=("cv2",)),
 )
 def physics_iq(case: Case) -> dict[str, float]:
-    """Measure a continuation, given frames and all, against the one true take; no take is there to divide by."""
+    """Measure a continuation, given frames included, against the one true take; no second take divides it."""
     return numbered(case.frames, case.truth)

@@ -1,4 +1,4 @@
-"""What the flow of a clip says of it: whether pixels stay what they are, and whether anything moves."""
+"""Judge a clip by its flow: whether moving pixels keep their colour, and whether anything moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from videodiff.metrics.metric import Case, Quantity, metric
 from videodiff.metrics.motion.flow import Flow, flow_of, sampled
 from videodiff.metrics.weights import Weights
 
-# VBench's dynamic degree: frames a second that are looked at, the share of the fastest pixels, and the least motion.
+# VBench's dynamic degree: the frames a second that count, the share of the fastest pixels, and the least motion.
 LOOKED_AT, FASTEST, LEAST_STEP = 8.0, 0.05, 6.0 / 256
 
 
@@ -27,9 +27,10 @@ def warping_error(frames: np.ndarray, flow: Flow) -> float:
 
 
 def moves(flow: Flow, fps: float) -> bool:
-    """Return VBench's verdict whether a clip moves, with this flow in place of RAFT's.
+    """Tell whether a clip moves by VBench's rule, with this flow in place of RAFT's.
 
-    Of frames at about 8 a second, a quarter must have their fastest 5 % of pixels go 6 pixels of 256 on average.
+    Of frames at about 8 a second, at least a quarter must move: their fastest 5 % of pixels go 6 pixels of 256 on
+    average.
     """
     every = max(1, round(fps / LOOKED_AT))
     frames = len(flow.step) + 1

@@ -21,7 +21,7 @@ def choose_device(device: str) -> str:
 
 @lru_cache(maxsize=8)
 def load_script(path: str, device: str) -> torch.jit.ScriptModule:
-    """Load a TorchScript file. It is a program: whoever made it decides what it computes here (docs/trust.md)."""
+    """Load a TorchScript file. It is a program: its author decides what it computes here (docs/trust.md)."""
     try:
         return torch.jit.load(path, map_location=choose_device(device)).eval()
     except (RuntimeError, ValueError, OSError) as error:
@@ -32,7 +32,7 @@ def load_script(path: str, device: str) -> torch.jit.ScriptModule:
 def load_folder(path: str, names: tuple[str, ...], device: str) -> nn.Module:
     """Load a model from a folder of transformers, from safetensors only.
 
-    names: classes that will do; the first one in the folder's own `architectures`, else the first one.
+    names: accepted classes; the first that the folder's own `architectures` lists is used, else the first of all.
     """
     import transformers
 

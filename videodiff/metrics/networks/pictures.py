@@ -1,4 +1,4 @@
-"""Metrics of single clips by networks of pictures: does each frame show the caption, and do frames show one thing."""
+"""Metrics of single clips by image networks: does each frame show the caption, and do frames show the same thing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONSISTENCY = Quantity("higher", "", 0.0, 1.0)
 def clip_similarity(
     case: Case, path: str | None = None, crop: bool = False, device: str = "auto", batch: int = 64
 ) -> dict[str, float]:
-    """Return the mean cosine of caption and frames by CLIP, and whether CLIP reads only the caption's beginning."""
+    """Return CLIP's mean cosine of caption and frames, and whether CLIP truncates the caption."""
     words, network = tokenizer(path), load_folder(path, ("CLIPModel",), device)
     most = network.config.text_config.max_position_embeddings
     given = words(case.caption, truncation=True, max_length=most, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""From frames to what a network expects, without a change of shape that nobody asked for."""
+"""Turn frames into the pixels that a network expects; the picture is never squeezed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def squares(frames: np.ndarray, crop: bool) -> np.ndarray:
 def resized(frames: np.ndarray, side: int, mode: str = "bilinear") -> Tensor:
     """Return square frames uint8 `t h w c` as float32 `t c side side` in [0, 1].
 
-    A smaller picture is filtered before it is sampled: without that, fine structure becomes a pattern that was not
-    there (arXiv 2104.11222).
+    Shrinking filters the picture before it samples it, because fine structure would alias (arXiv 2104.11222).
     """
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
     if pixels.shape[-1] == side:

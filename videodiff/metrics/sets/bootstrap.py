@@ -1,4 +1,4 @@
-"""How sure the distance of two sets is: the bootstrap over clips."""
+"""The uncertainty of the distance of two sets, by the bootstrap over clips."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Estimate(NamedTuple):
 def estimate(distance: Distance, one: np.ndarray, other: np.ndarray, resamples: int, seed: int = 0) -> Estimate:
     """Measure the distance of features (clips, rows, width) with a 95 % interval.
 
-    Clips are drawn with replacement, all rows of a clip together, for frames of a clip are not independent. A distance
-    of few clips is too large on average, and that of a resample once more by as much: the interval is mirrored at the
-    value (the basic bootstrap), so that it lies around the distance that endless clips would have.
+    Clips are drawn with replacement, all rows of a clip together, because frames of a clip are not independent. A
+    distance of few clips is too large on average, and the distance of a resample is larger by as much again. So the
+    interval is mirrored at the value (the basic bootstrap), to lie around the distance of infinitely many clips.
     """
     rng = np.random.default_rng(seed)
     value = distance(one, other)

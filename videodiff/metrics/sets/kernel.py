@@ -19,7 +19,7 @@ def jedi_distance(one: np.ndarray, other: np.ndarray) -> float:
 def polynomial_discrepancy(one: np.ndarray, other: np.ndarray, degree: int = DEGREE) -> float:
     """Return mean k(x, x') + mean k(y, y') - 2 mean k(x, y) over all pairs, a row with itself among them.
 
-    With the pairs (x, x) it is never below 0, and above 0 by about 1 / rows where both sets are of one distribution.
+    As it counts the pairs (x, x), it is never below 0, and about 1 / rows for two sets of one distribution.
     """
     for name, rows in (("first", one), ("second", other)):
         if not np.isfinite(rows).all():

@@ -31,7 +31,7 @@ class Moments:
         return Moments(count, self.mean + apart * (other.count / count), scatter)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the moments as arrays: what `numpy.savez` takes and what ranks gather."""
+        """Return the moments as arrays, for `numpy.savez` and for gathering from ranks."""
         return {"count": np.array(self.count), "mean": self.mean, "scatter": self.scatter}
 
 

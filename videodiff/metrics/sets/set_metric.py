@@ -1,4 +1,4 @@
-"""A metric of a whole set of clips: how far its features lie from those of the true clips."""
+"""A metric of a whole set of clips: the distance of their features from the features of the true clips."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from videodiff.metrics.weights import Weights
 
 Describe = Callable[..., np.ndarray]
 TRUTH = "truth"
-# Resamples of the bootstrap where none are asked for.
+# The default number of resamples of the bootstrap.
 RESAMPLES = 100
-# What a set metric takes besides the arguments of `describe`.
+# The settings of a set metric besides the arguments of `describe`.
 OWN = ("least", "resamples")
 
 
@@ -26,11 +26,11 @@ OWN = ("least", "resamples")
 class SetMetric:
     """The distance of the clips of each task from the true clips, written as `<task>_<name>`.
 
-    `truth_<name>` is the distance of one half of the true clips from the other: what no model can be expected to beat.
+    `truth_<name>` is the distance between two halves of the true clips, which no model can be expected to beat.
 
     describe: takes clips uint8 `t h w c` and settings, returns features (clips, rows, width).
-    distance: takes two arrays of features. fewest: how many clips it needs; None: more rows than features, as the
-    covariance that a Fréchet distance compares has no full rank otherwise.
+    distance: takes two arrays of features. fewest: the least number of clips; None: more rows than features, because a
+    Fréchet distance needs covariances of full rank.
     """
 
     name: str
@@ -69,7 +69,7 @@ class SetMetric:
         return replace(self, settings={**self.settings, **settings})
 
     def lack(self) -> str:
-        """Return why the metric cannot run at all, empty where it can."""
+        """Return why the metric cannot run at all, empty if it can."""
         return self.weights.lack(self.settings)
 
     def features(self, clips: Sequence[np.ndarray]) -> np.ndarray:
@@ -78,7 +78,7 @@ class SetMetric:
         return self.describe(clips, **chosen)
 
     def unfit(self, cases: Sequence[Case]) -> str:
-        """Return why these clips cannot be measured, empty where they can; one clip goes through the network."""
+        """Return why these clips cannot be measured, empty if they can; try one clip in the network."""
         try:
             _, rows, width = self.features([cases[0].truth]).shape
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Distances of videos: FVD, content-debiased FVD and JEDi. Each network is a file or folder of the user's."""
+"""Distances of videos: FVD, content-debiased FVD and JEDi. The user gives each network as a file or folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from videodiff.metrics.sets.moments import frechet_distance
 from videodiff.metrics.sets.set_metric import SetMetric
 from videodiff.metrics.weights import Weights
 
-# I3D's pooling over time leaves nothing of fewer frames.
+# With fewer frames, I3D's pooling over time leaves nothing.
 LEAST_FRAMES = 10
 SIDE = 224
 LOWER = Quantity("lower", "", 0.0)
@@ -52,8 +52,8 @@ def videomae_features(
 ) -> np.ndarray:
     """Return VideoMAE's features (clips, 1, width): the mean over its tokens.
 
-    A TorchScript file takes `b c t 224 224` in [0, 1], as cd-fvd feeds VideoMAE v2; a folder of transformers is fed as
-    its preprocessor_config.json says.
+    A TorchScript file takes `b c t 224 224` in [0, 1], as in cd-fvd's VideoMAE v2; for a folder of transformers its
+    preprocessor_config.json says how pixels are normalised.
     """
     if is_script(path):
         return scripted(clips, path, crop, device, batch, lambda pixels: pixels)
@@ -96,7 +96,7 @@ def vjepa_features(
 
 
 def check_frames(clips: Sequence[np.ndarray], frames: int, path: str) -> None:
-    """Raise if clips have not the number of frames that a network was trained with."""
+    """Raise if clips do not have the number of frames that a network was trained with."""
     if clips[0].shape[0] != frames:
         raise ValueError(f"{path}: found clips of {clips[0].shape[0]} frames, expected {frames}")
 
@@ -138,7 +138,7 @@ def as_input(
 
 @torch.inference_mode()
 def run(features: Callable[[Tensor], Tensor], pixels: Tensor, path: str) -> np.ndarray:
-    """Return features (clips, width); ValueError, with the file's name, where the network fails on these pixels."""
+    """Return features (clips, width); ValueError, with the file's name, if the network fails on these pixels."""
     try:
         return to_features(features(pixels), len(pixels), path)
     except (RuntimeError, TypeError) as error:
@@ -146,7 +146,7 @@ def run(features: Callable[[Tensor], Tensor], pixels: Tensor, path: str) -> np.n
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of a message, which in TorchScript's is the one that says what happened."""
+    """Return the last line of a message, where TorchScript says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:160]
 

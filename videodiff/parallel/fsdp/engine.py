@@ -37,7 +37,7 @@ class FsdpEngine(Whole):
         return f"FSDP2 over {world} processes"
 
     def pieces(self, module: nn.Module) -> list[Piece]:
-        """Return the rows of this process and its share of what all hold; the holder of the first row saves numbers."""
+        """Return the rows of this process and its share of common values; the holder of the first row saves numbers."""
         state, found, alike = self.strategy.optimizers[0].state, [], []
         for name, value in kept(module).items():
             held = [piece_of(name, WEIGHT, value), *state_pieces(name, value, state.get(value, {}))]

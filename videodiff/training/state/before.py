@@ -59,7 +59,7 @@ def is_before_pieces(checkpoint: Path) -> bool:
 
 
 def read_before(checkpoint: Path, names: Sequence[str]) -> tuple[Before, dict[str, Any]]:
-    """Return what a state of version 1 or 2 holds, and its progress."""
+    """Return the values of a state of version 1 or 2, and its progress."""
     state = load_state(checkpoint / OLD_STATE)
     try:
         return Before(state, names), {key: value for key, value in state.items() if "state" not in key}

@@ -6,8 +6,8 @@
         checkpoint.json       the step, and size and sha256 of every file, written last
 
 The folder is written under a temporary name and renamed when its last byte is on the disk. Checksums are computed while
-bytes are written, and compared before a file is read. A damaged checkpoint stays, with the reason in `damaged.txt`, and
-does not count as one of those to keep.
+bytes are written, and compared before a file is read. A damaged checkpoint stays, with the reason in `damaged.txt`; it
+does not count among the checkpoints to keep.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def put_in_place(partial: Path, final: Path) -> None:
 
 
 def aside(checkpoint: Path, why: str) -> Path:
-    """Return a free name under which a checkpoint is kept that training must not resume from."""
+    """Return a free name for a checkpoint that is kept but that training must not resume from."""
     names = (checkpoint.with_name(f"{checkpoint.name}.{why}{'' if n == 0 else n}") for n in range(10**6))
     return next(name for name in names if not name.exists())
 
@@ -140,7 +140,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
 
 
 def problem_of(checkpoint: Path, name: str, expected: Written, hashed: bool = True) -> str | None:
-    """Return what is wrong with a file of a checkpoint: its size, or also its checksum."""
+    """Return the fault of a file of a checkpoint, None if it has none: a wrong size or, if `hashed`, checksum."""
     try:
         path = inside(checkpoint, name)
         there = path.stat().st_size if path.is_file() else None
@@ -188,8 +188,8 @@ def read_average(checkpoint: Path) -> dict[str, Tensor]:
 def choose_checkpoint(run: Path, chosen: str | None, hashed: bool = True) -> Path:
     """Return the checkpoint to resume from: the newest one with a whole state, or the chosen one.
 
-    A damaged average is reported and does not matter, because the state holds the averages too. Several processes
-    do not read all files each: if not `hashed`, they compare the checksums together later; see `verifying.py`.
+    A damaged average is reported and does no harm, because the state holds the averages too. If not `hashed`, checksums
+    are compared later, each file by one process; see `verifying.py`.
     """
     if chosen is None:
         checkpoint = latest_checkpoint(run, STATE, hashed)
@@ -240,14 +240,14 @@ def is_damaged(checkpoint: Path) -> bool:
 
 
 def prune(folder: Path, keep: int, is_kept: Callable[[int], bool] = lambda step: False) -> None:
-    """Remove all checkpoints of a folder except the newest `keep` (0: remove none) and the ones that `is_kept` names.
+    """Remove all checkpoints of a folder but the newest `keep` (0: remove none) and those that `is_kept` accepts.
 
     Damaged ones stay and do not count.
     """
     found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and not is_damaged(path)]
     for old in sorted(found, key=step_of)[: -keep if keep else 0]:
         if not is_kept(step_of(old)):
-            # Renamed first: a kill in between leaves no part of it under its name.
+            # Rename it first: a kill in between must not leave a part of it under its name.
             os.replace(old, going := partial_of(old))
             shutil.rmtree(going)
 
@@ -275,9 +275,8 @@ def size_of(folder: Path) -> int:
 def check_room(folder: Path, weights: int, keep: int) -> None:
     """Raise before the first step if checkpoints cannot be written, or if the disk has no room for them.
 
-    The estimate is 20 bytes per trainable parameter: in the state weights, two moments and the average, and the average
-    again in its own file. While one checkpoint is written, `keep` others exist; the room that existing ones take counts
-    as free.
+    The estimate is 20 bytes per trainable parameter: weights, two moments and the average in the state, and the average
+    again in its own file. While one checkpoint is written, `keep` others exist; room of existing ones counts as free.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / ".writable", b"")

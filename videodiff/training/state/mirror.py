@@ -42,22 +42,22 @@ AT_ONCE, PAUSE = 4, 60.0
 
 
 class Mirror:
-    """Copies checkpoints of a run to a store, and removes old ones there; `kept` says which stay for good."""
+    """Copies checkpoints of a run to a store, and removes old ones there; `kept` tells which steps stay for good."""
 
     def __init__(self, url: str, run: Path, keep: int, kept: Callable[[int], bool]) -> None:
         self.run, self.keep, self.kept = run, keep, kept
         self.store = Store(f"{url.rstrip('/')}/{run.name}")
         self.waiting: list[Path] = []
-        # The step that training goes on from; newer ones there are of another future.
+        # The step that training resumes from; newer checkpoints there belong to a training that was given up.
         self.start = 0
         self.left, self.to_prune, self.ended, self.told = False, False, False, False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self.work, name="mirror", daemon=True)
 
     def begin(self, new: bool) -> None:
-        """Begin, for a new training or one that goes on; `start` is set before anything is sent.
+        """Begin, for a new or a resumed training; `start` is set before anything is sent.
 
-        A store that can never be written to is an error; a store that does not answer is one line.
+        A store that can never be written to is an error; for a store that does not answer one line is printed.
         """
         try:
             if new and steps_of(self.store):
@@ -203,7 +203,7 @@ def steps_of(store: Store) -> list[int]:
 
 
 def bring(url: str, run: Path, needed: bool = True) -> None:
-    """Download a run from a store into a folder, with its newest whole checkpoint, if the folder has none as new.
+    """Download a run and its newest whole checkpoint from a store, unless the folder has one as new.
 
     Every process may call; one at a time downloads. A store without a checkpoint is an error if it is `needed`.
     """

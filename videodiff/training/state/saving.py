@@ -2,8 +2,8 @@
 
     .step_00000500.<token>.partial/
         state/rank_00000.safetensors   the pieces of one process, and its generators of random numbers
-        .written/rank_00000.json       size and checksum of that file, or that it could not be written
-        average.safetensors            made by the first process of the pieces, when all are there
+        .written/rank_00000.json       size and checksum of that file, or a note that writing failed
+        average.safetensors            made from all pieces by the first process
         checkpoint.json                written last, then the folder is renamed
 
 Training waits until its tensors are copied, not until they are on the disk. The processes agree on the outcome later:
@@ -50,7 +50,7 @@ from videodiff.training.state.progress import Progress, progress_of
 from videodiff.training.state.saved import Saved
 
 MARKS = ".written"
-# Seconds between two looks at the files of other ranks, and after which files that do not grow mean a dead rank.
+# Seconds between two looks at the files of other ranks, and seconds without growth that mean a dead rank.
 LOOK, STALL = 0.02, 20.0
 
 
@@ -144,7 +144,7 @@ class Saving:
             self.clean()
 
     def marks(self) -> list[Written | None]:
-        """Return what each rank wrote, when all are done or nobody waits any more; None for a rank that failed."""
+        """Wait until all ranks are done or nobody waits any more; return what each wrote, None for a failed rank."""
         found = []
         for rank in range(self.world):
             mark = self.partial / MARKS / f"{name_of(rank)}.json"
@@ -177,8 +177,8 @@ class Saving:
     def finish(self) -> Path:
         """Wait for the checkpoint and return its folder; every rank has to call.
 
-        ValueError on all ranks where weights or averages are not finite, OSError where a file of any rank could not be
-        written; then nothing of it stays.
+        On all ranks, ValueError if weights or averages are not finite, and OSError if any rank could not write a file;
+        then nothing of the checkpoint stays.
         """
         self.settle()
         self.own.wait()
@@ -196,9 +196,9 @@ class Saving:
         return self.final
 
     def settle(self) -> None:
-        """Wait for the checkpoint as long as files grow: a slow disk may take longer than a collective's time-out.
+        """Wait for the checkpoint while files grow: a slow disk may take longer than the time-out of a collective.
 
-        If nothing grows any more, another rank may be dead, and only a collective finds that out.
+        If nothing grows any more, another rank may be dead, which only a collective detects.
         """
         before, since = -1, time.monotonic()
         while self.thread.is_alive() if self.rank == 0 else self.partial.exists():
@@ -214,7 +214,7 @@ class Saving:
             time.sleep(LOOK)
 
     def clean(self) -> None:
-        """Remove what is left under the temporary name: on a full disk it would take the room that others need."""
+        """Remove what is left under the temporary name: on a full disk other files need the room."""
         if self.rank == 0:
             shutil.rmtree(self.partial, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""The checksums of a checkpoint that several processes go on from: each reads a share of its files, and all agree."""
+"""Verify the checkpoint that several processes resume from: each reads a share of its files, and all agree."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from videodiff.training.state.files import Written
 
 
 def verified(trainer: lightning.Trainer, checkpoint: Path, fall_back: Callable[[Path], None] | None) -> Path:
-    """Return the checkpoint to go on from: this one, else the newest before it whose state is whole.
+    """Return the checkpoint to resume from: this one, else the newest before it whose state is whole.
 
-    Every rank has to call. `fall_back` is told of an older one; without it a damaged checkpoint is an error.
+    Every rank has to call. `fall_back` is called with an older one; without it a damaged checkpoint is an error.
     """
     world, first = trainer.world_size, trainer.is_global_zero
     while (problem := damage(checkpoint, trainer.global_rank, world, first)) is not None:
@@ -44,7 +44,7 @@ def verified(trainer: lightning.Trainer, checkpoint: Path, fall_back: Callable[[
 
 
 def damage(checkpoint: Path, rank: int, world: int, first: bool = False) -> str | None:
-    """Return what is wrong with the state of a checkpoint, the same on all ranks; a damaged average is told of."""
+    """Return the fault of a checkpoint's state, the same on all ranks; report a damaged average."""
     files = read_record(checkpoint)["files"]
     own = share_of(files, rank, world)
     problems = {name: problem for name in own if (problem := problem_of(checkpoint, name, files[name]))}
@@ -55,7 +55,7 @@ def damage(checkpoint: Path, rank: int, world: int, first: bool = False) -> str 
 
 
 def share_of(files: Mapping[str, Written], rank: int, world: int) -> list[str]:
-    """Return the names of the files that a rank reads: each file is read by one, the bytes about even."""
+    """Return the names of the files that a rank reads: each file by one rank, about equal bytes each."""
     held, shares = [0] * world, [[] for _ in range(world)]
     for name in sorted(files, key=lambda name: (-files[name].bytes, name)):
         least = held.index(min(held))
@@ -65,7 +65,7 @@ def share_of(files: Mapping[str, Written], rank: int, world: int) -> list[str]:
 
 
 def before(checkpoint: Path) -> Path | None:
-    """Return the newest checkpoint before this one whose files have their sizes, None where there is none."""
+    """Return the newest checkpoint before this one whose files have their sizes, or None."""
     for one in reversed(checkpoints(checkpoint.parent.parent)):
         if step_of(one) < step_of(checkpoint):
             try:
