@@ -1,4 +1,4 @@
-"""Measure the speed of each subject in ratios of one run: beside peers, and beside what the machine can do.
+"""Measure the speed of each subject as ratios within one run: to peers, and to the limit of the machine.
 
 python bench/run.py [subject ...] [--rounds 5] [--threads N] [--tiny]
 

@@ -1,10 +1,10 @@
-"""Host memory of the processes of a node that all load one pretrained encoder: random weights, the real classes.
+"""Host memory of a node's processes that all load one pretrained encoder: random weights, the real classes.
 
     python bench/parallel/encoders.py [--processes 1,2,4] [--alone]
 
-Each process loads the encoder as training does and uses all its weights; then their proportional set sizes (pages that
-n processes share count 1 / n in each) are summed, less what they had before, and beside the size of the weights. The
-peak is the largest sum while they load. `--alone` has each process load for itself.
+Each process loads the encoder as training does and uses all its weights. Then the growth of their proportional set
+sizes is summed (a page that n processes share counts 1 / n in each) and compared with the size of the weights. The peak
+is the largest sum while they load. With `--alone` each process loads its own copy.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import torch  # noqa: E402
 from videodiff.node_copy import NodeCopies  # noqa: E402
 from videodiff.pretrained import load_frozen  # noqa: E402
 
-# As wide as T5 large and as the autoencoder of Stable Diffusion twice over.
+# As wide as T5 large, and twice as wide as the autoencoder of Stable Diffusion.
 T5 = {"vocab_size": 32000, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 12, "num_heads": 16}
 VAE = {"block_out_channels": (256, 512, 1024, 1024), "layers_per_block": 2}
 
 
 def make(kind: str, precision: torch.dtype, folder: Path) -> None:
-    """Write an encoder with random weights in files of this type."""
+    """Write the files of an encoder with random weights in this dtype."""
     if kind == "text":
         import transformers
 
@@ -55,30 +55,30 @@ def classes(kind: str) -> type:
 
 
 def load(kind: str, folder: Path, processes: int, copies: Path) -> None:
-    """Load the encoder in one of several processes, use its weights; wait for a line after each."""
+    """Load the encoder in one of several processes, then use its weights; wait for a line after both."""
     cls, how = classes(kind), {"low_cpu_mem_usage": False} if kind == "codec" else {}
     step("imported")
     with NodeCopies(processes, copies):
         model = load_frozen(kind, cls, str(folder), None, "main", "bfloat16", **how)
-    # A few values at a time: the sum of a weight as float32 would be counted as well.
+    # Sum a few values at a time, as a float32 copy of a weight would count as well.
     read = sum(float(part.float().sum()) for p in model.parameters() for part in p.flatten().split(2**16))
     step(f"used {sum(p.nbytes for p in model.parameters())} {read == read}")
 
 
 def step(what: str) -> None:
-    """Say what is done, and wait for the others."""
+    """Report the finished step, and wait for the others."""
     print(what, flush=True)
     sys.stdin.readline()
 
 
 def memory(process: subprocess.Popen, name: str = "Pss", file: str = "smaps_rollup") -> float:
-    """Return what the kernel counts for a process, in MiB."""
+    """Return a memory figure of a process from the kernel, in MiB."""
     text = Path(f"/proc/{process.pid}/{file}").read_text()
     return int(re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[1]) / 1024
 
 
 def measured(kind: str, folder: Path, processes: int, alone: bool) -> tuple[float, float, float, float]:
-    """Return the size of the weights, what the processes take together, its peak, and the largest process, in MiB."""
+    """Return in MiB the size of the weights, the memory of all processes and its peak, and the largest process."""
     with tempfile.TemporaryDirectory() as copies:
         started = []
         for _ in range(processes):

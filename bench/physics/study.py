@@ -5,8 +5,8 @@
     python bench/physics/study.py --only uniform/small --seed 0 1 2
     python bench/physics/study.py --page docs/ablations.md   # trains nothing: writes what is measured into the page
 
-Every cell is a run in its own folder under --out. A cell that has been measured is not trained again. `table.md` and
-`table.json` are written anew after each cell.
+Every cell is a run in its own folder under --out. A measured cell is not trained again. `table.md` and `table.json` are
+rewritten after each cell.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ABLATED = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a study is: its models and datasets by name, and what every clip and every run has."""
+    """The size of a study: its models and datasets by name, and the settings of every clip and every run."""
 
     models: dict[str, list[str]]
     data: dict[str, int]
@@ -108,7 +108,7 @@ FULL = Scale(
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the study: a world, a size, a dataset, and what is other than in the base."""
+    """One run of the study: a world, a size, a dataset, and the overrides of an ablation."""
 
     world: str
     size: str
@@ -130,7 +130,7 @@ def cells(scale: Scale) -> list[Cell]:
 
 
 def dataset(out: Path, scale: Scale, world: str, split: str, name: str, clips: int) -> Path:
-    """Return a dataset of a world, which is made where it is missing."""
+    """Return a dataset of a world; make it if it is missing."""
     packed = out / "datasets" / f"{world}_{name}"
     if (packed / "manifest.parquet").is_file():
         return packed
@@ -145,14 +145,14 @@ def dataset(out: Path, scale: Scale, world: str, split: str, name: str, clips: i
 
 
 def call(words: Sequence[str]) -> None:
-    """Run a verb in a process of its own; its last lines stand in the error where it fails."""
+    """Run a verb in a process of its own; if it fails, raise an error with its last lines."""
     done = subprocess.run([sys.executable, "-m", "videodiff", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"study: videodiff {shlex.join(words)} failed:\n{done.stderr[-2000:]}")
 
 
 def measure(cell: Cell, scale: Scale, out: Path, seed: int) -> dict[str, Any]:
-    """Train a cell and measure it in and out of distribution; what is there already is read."""
+    """Train a cell and measure it in and out of distribution; read results that exist already."""
     run = out / cell.name / f"seed_{seed}"
     found = run / "cell.json"
     if found.is_file():
@@ -178,13 +178,13 @@ def measure(cell: Cell, scale: Scale, out: Path, seed: int) -> dict[str, Any]:
 
 
 def measured(scale: Scale, out: Path) -> dict[Cell, list[dict[str, Any]]]:
-    """Return all cells of a study that have been measured, each with its seeds."""
+    """Return all measured cells of a study, each with the results of its seeds."""
     found = {one: sorted((out / one.name).glob("seed_*/cell.json")) for one in cells(scale)}
     return {one: [json.loads(path.read_text()) for path in paths] for one, paths in found.items() if paths}
 
 
 def table(done: dict[Cell, list[dict[str, Any]]], scale: Scale) -> Iterator[str]:
-    """Yield the lines of the tables: a world each, then the ablations, then what was published."""
+    """Yield the lines of the tables: one for each world, then the ablations, then the published figures."""
     yield scale.said
     for world in WORLDS:
         mine = {cell: each for cell, each in done.items() if cell.world == world and cell.variant == "base"}
@@ -209,12 +209,12 @@ def heads() -> list[str]:
 
 
 def line(name: str, runs: Sequence[dict[str, Any]]) -> str:
-    """Return the line of a cell: the mean over seeds, with the error over clips where there is one seed."""
+    """Return the line of a cell: the mean over seeds, with the error over clips if there is only one seed."""
     return row(name, str(len(runs)), [[run[split] for run in runs] for split in SPLITS])
 
 
 def references(run: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each predictor that no run trained, and for the ground truth."""
+    """Yield a line for each reference predictor, and for the ground truth."""
     tables = [{each["name"]: each for each in run[split]["table"]} for split in SPLITS]
     for name in tables[0]:
         if name != "model":
@@ -228,7 +228,7 @@ def row(name: str, seeds: str, splits: Sequence[Sequence[dict[str, Any]]]) -> st
 
 
 def cell(values: Sequence[float | None], runs: Sequence[dict[str, Any]], figure: str) -> str:
-    """Return the mean of a figure with its standard error: over seeds, or over the clips of the only one."""
+    """Return the mean of a figure with its standard error: over seeds, or over the clips of a single seed."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "–"
@@ -241,7 +241,7 @@ def cell(values: Sequence[float | None], runs: Sequence[dict[str, Any]], figure:
 
 
 def text(value: float | None) -> str:
-    """Write a number with three digits behind the point."""
+    """Format a number with three decimals."""
     return "–" if value is None else f"{value:.3f}"
 
 

@@ -1,9 +1,9 @@
-"""The tables of the planner in docs/fits.md and docs/scale.md.
+"""Write the planner's tables in docs/fits.md and docs/scale.md.
 
     python bench/planning/pages.py [fits] [scale]
 
-Each stands between two comments of its page, and is written anew; docs/fits.md: which recipe fits on which cards, and
-how; docs/scale.md: one recipe on 8 to 4,096 cards. Nothing is measured here: bench/planning/planner.py does that.
+A table replaces the text between two comments of its page. docs/fits.md: which recipe fits on which cards, and how;
+docs/scale.md: one recipe on 8 to 4,096 cards. Nothing is measured here: bench/planning/planner.py does that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SIZES = (8, 64, 512, 4096)
 
 
 def job(overrides: list[str]) -> Job:
-    """Return the training of some overrides."""
+    """Return the training that these overrides describe."""
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         return job_of(compose("plan", overrides), cpu=False)
 
@@ -60,7 +60,7 @@ def fits() -> str:
 
 
 def cell(training: Job, here: Cluster) -> str:
-    """Return how a training runs best on a cluster, or what it lacks."""
+    """Return the best plan of a training on a cluster in a few words, or why none fits."""
     plan = best(training, here)
     if plan is None:
         smallest = least(training, here)
@@ -76,7 +76,7 @@ def cell(training: Job, here: Cluster) -> str:
 
 
 def scale() -> str:
-    """Return the table of one recipe on more and more cards."""
+    """Return the table of one recipe on growing numbers of cards."""
     training, here = job(["experiment=hdvila_256", CACHED, "compile=blocks"]), cluster("h100x8")
     lines = [
         "| cards | plan | step | sent | MFU | GB a card sends | read, GB/s a node | faults in 30 days | useful time | "
@@ -102,7 +102,7 @@ def scale() -> str:
 
 
 def write(name: str, table: str) -> None:
-    """Put a table between the comments of its page."""
+    """Write a table between the comments of its page."""
     page = ROOT / "docs" / f"{name}.md"
     marks = f"<!-- made by bench/planning/pages.py {name} -->", "<!-- end -->"
     text = re.sub(f"{marks[0]}.*?{marks[1]}", f"{marks[0]}\n{table}\n{marks[1]}", page.read_text(), flags=re.S)

@@ -1,12 +1,12 @@
-"""The planner beside what it predicts: memory and time of a training step on this machine's processor.
+"""Compare the planner with measurements: memory and time of a training step on this machine's CPU.
 
     python bench/planning/planner.py [--only 0,3] [--steps 5]
 
-First the speed of each operation is measured, on networks of other sizes than those that are predicted. Then each
-configuration trains for some steps by `videodiff train`, in one process or two. Memory is what the fullest process
-holds of resident memory above what it held before there was a network, less what libraries take, by a tiny case. Time
-is the processor time of the quickest step, which other jobs of the machine change little. The table and
-bench/out/planner.json say predicted, measured and error.
+First the speed of each operation is measured, on networks of other sizes than the predicted ones. Then `videodiff
+train` trains each configuration for some steps, in one process or two. Memory is the growth of the fullest process's
+resident memory since before the network was built, minus the memory of libraries, which a tiny case measures. Time is
+the processor time of the fastest step, which other jobs on the machine change little. The table and
+bench/out/planner.json give prediction, measurement and error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SIDE, FRAMES = 64, 16
 
 
 class Case(NamedTuple):
-    """A configuration: width, blocks, frames, clips of a process at once, and how it runs."""
+    """A configuration: width, blocks, frames, clips that a process takes at once, and how it runs."""
 
     width: int
     depth: int
@@ -69,7 +69,7 @@ class Case(NamedTuple):
         return self.clips * self.processes // self.sequence
 
     def overrides(self, data: Path, run: str) -> list[str]:
-        """Return what `videodiff train` is given."""
+        """Return the overrides for `videodiff train`."""
         return [
             *("experiment=bouncing_cpu", f"run={run}", f"data.root={data}", "data.validation_root=null"),
             *(f"data.frames={self.frames}", f"data.height={SIDE}", f"data.width={SIDE}"),
@@ -101,7 +101,7 @@ CASES = (
     Case(128, 6, 8, 4, strategy="ddp", processes=2, sequence=2),
 )
 TINY = Case(64, 2, 1, 1)
-# What the speeds of operations are measured on: width, blocks, frames, clips.
+# The networks on which the speeds of operations are measured: width, blocks, frames, clips.
 MEASURED_ON = ((48, 2, 8, 1), (96, 2, 8, 2), (160, 2, 8, 2), (320, 2, 4, 2), (512, 2, 2, 2))
 
 
@@ -127,20 +127,20 @@ class Meter(Callback):
 
 
 def thresholds(mapped: int, trimmed: int) -> None:
-    """Tell glibc above what size memory is a mapping of its own, and above what rest it gives memory back."""
+    """Set glibc's thresholds: the least size of a mapping of its own, and the free memory that it keeps at most."""
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_THRESHOLD, mapped)
     libc.mallopt(TRIM_THRESHOLD, trimmed)
 
 
 def status(name: str) -> int:
-    """Return a figure of this process's memory, in bytes."""
+    """Return a memory figure of this process, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
 def train(case: Case, data: Path, out: Path, steps: int, environment: dict[str, str]) -> None:
-    """Train as one process, and write down what was measured."""
+    """Train as one process, and write the measurements to a file."""
     os.environ.update(environment)
     log = out.with_suffix(".log").open("w")
     os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
@@ -148,9 +148,9 @@ def train(case: Case, data: Path, out: Path, steps: int, environment: dict[str, 
     meter, build = Meter(out), verb.build_model
 
     def building(*arguments: Any) -> Any:
-        # Freed memory goes back at once, so that resident memory is what is in use.
+        # Freed memory is returned at once, so that resident memory is the memory in use.
         thresholds(1 << 16, 1 << 16)
-        # What the process has freed before, and would use again, is to count as new.
+        # Memory that was freed before, and would be used again, must count as new.
         ctypes.CDLL(None).malloc_trim(0)
         meter.before = status("VmRSS")
         return build(*arguments)
@@ -161,7 +161,7 @@ def train(case: Case, data: Path, out: Path, steps: int, environment: dict[str, 
 
 
 def measured(case: Case, data: Path, folder: Path, steps: int) -> tuple[float, float]:
-    """Return bytes of the fullest process, and seconds of the slowest one, of a case."""
+    """Return the bytes of the fullest process of a case, and the seconds of the slowest one."""
     port, started = meeting_port(), []
     outs = [folder / f"{len(list(folder.iterdir()))}_{rank}.json" for rank in range(case.processes)]
     for rank, out in enumerate(outs):
@@ -180,19 +180,19 @@ def measured(case: Case, data: Path, folder: Path, steps: int) -> tuple[float, f
 
 
 def apart(function: Callable[..., None], *arguments: Any) -> Any:
-    """Call a function in a process that has all imports already, and no memory of the cases before it."""
+    """Call a function in a fresh process that has all imports already, without memory of earlier cases."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
     return process
 
 
 def calibrate(out: Path) -> None:
-    """Write down this machine as the planner sees it."""
+    """Measure this machine, and write its `Cluster` record to a file."""
     out.write_text(json.dumps(vars(calibrated())))
 
 
 def calibrated() -> Cluster:
-    """Return this machine as the planner sees it."""
+    """Return the measured `Cluster` record of this machine."""
     torch.set_num_threads(1)
     thresholds(1 << 30, -1)
     found, optimizer = [], {}
@@ -221,7 +221,7 @@ def loss_of(network: SpaceTimeTransformer, frames: int, clips: int, half: bool) 
 
 
 def stepped(network: SpaceTimeTransformer) -> dict[int, float]:
-    """Return the bytes a second of the optimizer's step on these weights, by the bytes."""
+    """Return the bytes a second of the optimizer's step on these weights, by their bytes."""
     loss_of(network, 1, 1, False).backward()
     optimizer, seconds = AdamW(network.parameters(), lr=1e-6), []
     for _ in range(4):
@@ -234,7 +234,7 @@ def stepped(network: SpaceTimeTransformer) -> dict[int, float]:
 
 
 def sending(group: Any, numbers: int) -> float:
-    """Return the processor seconds of this process for each byte that it sends in a sum over two."""
+    """Return this process's processor seconds for each byte that it sends in an all-reduce of two processes."""
     values, seconds = torch.ones(numbers), []
     for _ in range(4):
         start = time.process_time()
@@ -244,7 +244,7 @@ def sending(group: Any, numbers: int) -> float:
 
 
 def cluster_of(speed: Speed, optimizer: dict[int, float], sent: float) -> Cluster:
-    """Return the record of a machine from what was measured."""
+    """Return the record of a machine from its measurements."""
     peak = {half: max(table.values()) for half, table in speed.products.items()}
     widths = sorted(set(speed.products[False]) | set(speed.products[True]))
     return Cluster(
@@ -270,7 +270,7 @@ def cluster_of(speed: Speed, optimizer: dict[int, float], sent: float) -> Cluste
 
 
 def predicted(case: Case, data: Path, cluster: Cluster) -> tuple[float, float]:
-    """Return bytes of a process and seconds of a step as the planner has them."""
+    """Return the planner's prediction: bytes of a process and seconds of a step."""
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         cfg = compose("plan", [*case.overrides(data, "run"), "clip_mb=0.001", "cluster=cpux2"])
     here = Cluster(**{**vars(cluster), "cards": case.processes})
@@ -307,7 +307,7 @@ def main() -> None:
 
 
 def read_cluster(path: Path) -> Cluster:
-    """Return what was written down of a machine; numbers are text where they name a place in JSON."""
+    """Read the record of a machine; JSON keeps numbers that are keys as text."""
     found = json.loads(path.read_text())
     found["products"] = {int(at): share for at, share in found["products"].items()}
     found["kinds"] = {name: {int(at): v for at, v in table.items()} for name, table in found["kinds"].items()}
@@ -326,7 +326,7 @@ def row(case: Case, wanted: tuple[float, float], found: tuple[float, float]) -> 
 
 
 def write(rows: Sequence[dict[str, Any]]) -> None:
-    """Write the largest errors so far, and all rows."""
+    """Write all rows so far, and their largest errors."""
     names = ("memory_error_max", "time_error_max")
     worst = {name: max(abs(one["errors"][place]) for one in rows) for place, name in enumerate(names)}
     OUT.parent.mkdir(exist_ok=True)

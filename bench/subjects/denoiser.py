@@ -1,4 +1,4 @@
-"""The denoiser forward and backward: beside diffusers' Latte of equal size, and beside plain matrix products."""
+"""The denoiser forward and backward, compared with diffusers' Latte of equal size and with plain matrix products."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
 
 
 def measure_size(size: Size, settings: Settings) -> Iterator[Figure]:
-    """Yield how many times as fast as Latte we are, and which share of the speed of plain products we reach."""
+    """Yield our speed as a multiple of Latte's, and as a share of the speed of plain products."""
     torch.manual_seed(0)
     few = 1 if settings.tiny or size.width > 64 else 8
     side = 256 if settings.tiny else 1536
@@ -76,7 +76,7 @@ def measure_size(size: Size, settings: Settings) -> Iterator[Figure]:
 
 
 def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
-    """Return work that is done several times."""
+    """Return a function that does the work several times."""
     return lambda: [work() for _ in range(times)] and None
 
 
@@ -98,7 +98,7 @@ def ours(size: Size) -> Callable[[], None]:
 
 
 def latte(size: Size) -> Callable[[], None]:
-    """Return the same of Latte, which takes one noise level for a clip, and as in its own pipeline no mask."""
+    """Return the same pass of Latte, with one noise level for a clip and, as in its own pipeline, no mask."""
     made = build_latte(
         size.width, size.heads, size.blocks, size.channels, size.side, size.patch, size.frames, size.text_width
     ).to(size.dtype)

@@ -1,4 +1,4 @@
-"""What every subject of `make bench` shares: turns in one process, ratios with their spread, a table and its record."""
+"""Common parts of all subjects of `make bench`: turns in one process, ratios with their spread, a table, a record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Settings(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """One measured number. `key`: its name in the JSON, or None; `aim`: what it is to reach, in words."""
+    """One measured number. `key`: its name in the JSON, or None; `aim`: the target in words."""
 
     what: str
     value: float
@@ -39,7 +39,7 @@ class Figure(NamedTuple):
 
 
 def as_trained() -> None:
-    """Keep glibc from returning large blocks to the kernel, as `videodiff train` does; for all that are compared."""
+    """Keep glibc from returning large blocks to the kernel, as `videodiff train` does, for all compared works."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         for threshold in (-1, -3):
@@ -47,18 +47,18 @@ def as_trained() -> None:
 
 
 def clock() -> float:
-    """Return processor seconds where one thread computes, since others may want the machine; else wall seconds."""
+    """Return processor seconds if one thread computes, because other jobs may share the machine; else wall seconds."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def turns(works: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """Return the seconds of each piece of work in each round; all take turns, so a slow minute slows all."""
+    """Return the seconds of each work in each round; all works take turns, so a slow minute slows all of them."""
     for work in works.values():
         for _ in range(warm):
             work()
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
-        # Who comes first changes, so that nobody always finds the cache of the same other.
+        # The order changes with each round, so that no work always finds the same cache contents.
         names = list(works)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             begun = clock()
@@ -73,7 +73,7 @@ def figure(what: str, values: Sequence[float], key: str | None = None, aim: str 
 
 
 def ratio(what: str, over: Sequence[float], under: Sequence[float], key: str | None = None, aim: str = "") -> Figure:
-    """Return the median of the ratios of each round: above 1 where `under` is the faster one."""
+    """Return the median over the rounds of `over` / `under`: above 1 if `under` is faster."""
     return figure(what, [a / b for a, b in zip(over, under, strict=True)], key, aim)
 
 
@@ -87,7 +87,7 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def machine() -> str:
-    """Return in words what the figures were measured on."""
+    """Return the description of the machine that measured the figures."""
     names = [line.partition(":")[2].strip() for line in lines_of("/proc/cpuinfo") if line.startswith("model name")]
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     load = f", load {lines_of('/proc/loadavg')[0].split()[0]}" if lines_of("/proc/loadavg") else ""
@@ -95,12 +95,12 @@ def machine() -> str:
 
 
 def lines_of(path: str) -> list[str]:
-    """Return the lines of a file that not every system has."""
+    """Return the lines of a file, or none on a system without it."""
     return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 
 def commit() -> str:
-    """Return the commit that is measured; a plus sign tells that files have changed since."""
+    """Return the measured commit; a plus sign means that files have changed since."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "no commit"
 

@@ -1,4 +1,4 @@
-"""The demo's training step by part, the share of it that is not training, and the time from command to first step."""
+"""The parts of the demo's training step, the share that is not training, and the time from command to first step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOGGED = 10
 
 
 def measure(settings: Settings) -> Iterator[Figure]:
-    """Yield the parts of a step, then the start."""
+    """Yield the figures of a step's parts, then of the start."""
     with tempfile.TemporaryDirectory() as folder:
         works = parts(Path(folder))
         taken = turns(works, settings.rounds, warm=2)
@@ -47,7 +47,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
 
 
 def parts(folder: Path) -> dict[str, Callable[[], object]]:
-    """Return each part of a step as a function: the order of the keys is that of a step."""
+    """Return each part of a step as a function, in the order of a step."""
     torch.manual_seed(0)
     network = SpaceTimeTransformer(3, (1, 4, 4), WIDTH, len(AXES), 2, axes=AXES, text_width=WIDTH)
     levels = NoiseLevels({"prefix_3": 0.45, "prefix_1": 0.3, "lead_1": 0.25}, base_shift=5.0, base_tokens=3200)
@@ -87,7 +87,7 @@ def parts(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def start(folder: Path, settings: Settings) -> Iterator[Figure]:
-    """Yield the seconds from the command to the end of the first step, imports included, and those of --help."""
+    """Yield the seconds from the command to the end of the first step, imports included, and the seconds of --help."""
     command = [sys.executable, "-m", "videodiff"]
     clip = ["world=bouncing", "world.balls={1:1,2:0,3:0}", "size=20", "crf=10", "clips=32", f"out={folder}/clips"]
     train = ["train", "experiment=bouncing_cpu", f"data.root={folder}/data", "data.validation_root=null"]

@@ -1,23 +1,23 @@
-"""Print a JobSet, or a TrainJob, that trains on several nodes of a Kubernetes cluster, from the words of a run.
+"""Print a JobSet or a TrainJob that trains on several nodes of a Kubernetes cluster, from the arguments of a run.
 
     python launch/kubernetes/jobset.py image=registry.example.org/videodiff:0.1 claim=shared \\
         name=my_run experiment=hdvila_256 strategy=zero2 trainer.num_nodes=4 trainer.devices=8 | kubectl apply -f -
 
-A pod is a node; torchrun in it starts a process for each GPU. These words are for the cluster, all others for the run:
+A pod is a node; torchrun in it starts a process for each GPU. These keys are for the cluster, all others for the run:
 
     image      the image of the Dockerfile
     claim      a volume claim that all pods may write to (ReadWriteMany); it is mounted at /work: datasets/ and runs/
-    gpu        the resource that a GPU is (nvidia.com/gpu); none: train on processors
+    gpu        the resource name of a GPU (nvidia.com/gpu); none: train on CPUs
     rdma       a resource of the fast network for each pod: rdma/ib=1, vpc.amazonaws.com/efa=4
     shm        shared memory for data workers and NCCL (64Gi)
-    cpu, memory  what a pod asks for (64, 512Gi)
-    restarts   how often a run that has lost a pod begins again from its last checkpoint (20)
+    cpu, memory  the requests of a pod (64, 512Gi)
+    restarts   how often a run that has lost a pod resumes from its last checkpoint (20)
     queue      a local queue of Kueue, which starts all pods or none
     namespace  where the run lives
-    kind       jobset; or trainjob: a TrainJob of Kubeflow Trainer (2.x), with a runtime of its own that holds the rest
+    kind       jobset; or trainjob: a TrainJob of Kubeflow Trainer (2.x), with a runtime for all other settings
 
-The JobSet controller has to be installed, 0.10 or newer; Kubeflow Trainer brings it. An error of the run itself (exit
-status 1) ends it at once. A pod that is lost restarts all; one that the cluster drains does so without being counted.
+The cluster needs the JobSet controller, 0.10 or newer; Kubeflow Trainer brings it. An error of the run itself (exit
+status 1) ends it at once. If a pod is lost, all pods restart; if the cluster drains a pod, the restart is not counted.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ DEFAULTS = {
 }
 TRAINER = "trainer.kubeflow.org"
 PORT = 29500
-# Seconds from SIGTERM to SIGKILL: a step, and a checkpoint. torchrun keeps some of them for itself.
+# Seconds from SIGTERM to SIGKILL: for a step and a checkpoint, and some for torchrun itself.
 GRACE_S = 180
 
 
 class Run(NamedTuple):
-    """What a manifest takes of the configuration of a run."""
+    """The settings of a run that its manifest needs."""
 
     name: str
     nodes: int
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return what is for the cluster, and the words of the run."""
+    """Return the settings of the cluster, and the arguments of the run."""
     settings, words = dict(DEFAULTS), []
     for word in arguments:
         key, equals, value = word.partition("=")
@@ -85,7 +85,7 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def read(words: Sequence[str]) -> Run:
-    """Return what the manifest needs of a run; a mistake in its words is an error here, not in the cluster."""
+    """Return the settings of a run for its manifest; a wrong argument is an error here, not later in the cluster."""
     overrides = understand("train", [*words, "--cfg", "job"]).overrides
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         cfg = compose("train", overrides=list(overrides))
@@ -97,7 +97,7 @@ def read(words: Sequence[str]) -> Run:
 
 
 def label(name: str) -> str:
-    """Return a name as Kubernetes takes it: at most 40 characters, as names of pods are made of it."""
+    """Return a name that Kubernetes accepts: at most 40 characters, because names of pods extend it."""
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
     if not found:
         raise ValueError(f"name: found {name!r}, expected letters or digits in it")
@@ -130,9 +130,9 @@ def jobset(settings: dict[str, str], run: Run) -> dict[str, Any]:
 
 
 def trainjob(settings: dict[str, str], run: Run) -> list[dict[str, Any]]:
-    """Return the TrainJob of a run, after the runtime that it refers to.
+    """Return the runtime of a TrainJob, then the TrainJob.
 
-    The controller tells torchrun by PET_* variables which node it is on, how many there are, and where they meet.
+    The controller sets PET_* variables, which tell torchrun its node, the number of nodes and their meeting point.
     """
     name, version = label(run.name), f"{TRAINER}/v1alpha1"
     template = job(settings, run, [])
@@ -160,7 +160,7 @@ def trainjob(settings: dict[str, str], run: Run) -> list[dict[str, Any]]:
 
 
 def jobs(settings: dict[str, str], spec: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the job of a JobSet, and what becomes of it when a pod fails; `more`: metadata of the job."""
+    """Return the job of a JobSet, and its rules for a failed pod; `more`: metadata of the job."""
     template = {"metadata": more, "spec": spec} if more else {"spec": spec}
     return {
         "failurePolicy": {
@@ -188,7 +188,7 @@ def jobs(settings: dict[str, str], spec: dict[str, Any], more: dict[str, Any] | 
 
 
 def place(run: Run, name: str) -> list[str]:
-    """Return what torchrun is told of the nodes in a JobSet."""
+    """Return the arguments that tell torchrun the nodes of a JobSet."""
     return [
         *(f"--nnodes={run.nodes}", f"--nproc-per-node={run.devices}", f"--master-addr={name}-node-0-0.{name}"),
         *(f"--master-port={PORT}", "--node-rank=$(POD_INDEX)"),
@@ -196,7 +196,7 @@ def place(run: Run, name: str) -> list[str]:
 
 
 def job(settings: dict[str, str], run: Run, where: list[str]) -> dict[str, Any]:
-    """Return the job whose pods are the nodes: one that is lost ends it, and the JobSet begins again."""
+    """Return the job whose pods are the nodes; a lost pod ends the job, and the JobSet restarts it."""
     return {
         "parallelism": run.nodes,
         "completions": run.nodes,
@@ -223,7 +223,7 @@ def job(settings: dict[str, str], run: Run, where: list[str]) -> dict[str, Any]:
 
 
 def container(settings: dict[str, str], run: Run, where: list[str]) -> dict[str, Any]:
-    """Return the container of a node; Kubeflow Trainer knows it by its name."""
+    """Return the container of a node; Kubeflow Trainer finds it by its name."""
     limits: dict[str, str] = {"cpu": settings["cpu"], "memory": settings["memory"]}
     if settings["gpu"] != "none":
         limits[settings["gpu"]] = str(run.devices)

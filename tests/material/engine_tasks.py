@@ -1,4 +1,4 @@
-"""Tasks that do what a decoder might do, for the processes of an engine: light to import."""
+"""Tasks that behave like decoders, for the processes of an engine; this file imports little."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def act(task, node):
-    """Do what the task says; tell first that it began, and where."""
+    """Report the beginning of a task and its node, then do what the task says."""
     kind, value = task
     yield kind, os.getpid()
     if kind == "sleep":
@@ -21,7 +21,7 @@ def act(task, node):
     elif kind == "hang":
         hang()
     elif kind == "gpu":
-        # Wait for a process with another one.
+        # Wait together with another process.
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         (Path(value) / f"gpu{gpus}").touch()
         while len(list(Path(value).glob("gpu*"))) < 2:
@@ -41,7 +41,7 @@ def hang():
 
 
 def break_some(requests, node, function, folder):
-    """Do what `function` does, but crash or hang after its first answer, or wait, if the video is called so."""
+    """Call `function`, but crash or hang after its first answer, or wait, if the name of the video says so."""
     answers, kind = function(requests, node), requests[0].source.removesuffix(".mp4")
     if kind in ("crash", "hang"):
         yield next(answers)

@@ -1,4 +1,4 @@
-"""A decoder of the cache that hangs at one clip; it imports little, so that its processes start at once."""
+"""A decoder of the cache that hangs at one clip; it imports little, so that processes start fast."""
 
 from __future__ import annotations
 

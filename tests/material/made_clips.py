@@ -1,4 +1,4 @@
-"""Small videos and datasets that the tests of the data room are made of."""
+"""Small videos and datasets for the tests of the data room."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def moving_square(frames: int = 8, height: int = 32, width: int = 32, seed: int 
 
 
 def by_decord(video: bytes, numbers) -> np.ndarray:
-    """Return frames as many other projects read them."""
+    """Return frames decoded by decord, as in many other projects."""
     return decord.VideoReader(io.BytesIO(video), num_threads=1).get_batch(list(numbers)).asnumpy()
 
 
 def write_video(
     frames: np.ndarray, codec: str = "libx264", pixels: str = "yuv420p", container: str = "mp4", times=None, **options
 ) -> bytes:
-    """Return a video as others make them; `times` are presentation times in frames of 25 a second."""
+    """Return an encoded video; `times` are presentation times in frames of 25 a second."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=25, options={"crf": "20", **options})

@@ -1,4 +1,4 @@
-"""Videos in whose frames their number is written as bits of black and white, in every kind of container and coding."""
+"""Videos whose frames show their index as black and white bits, in every kind of container and coding."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def hide(frames: int) -> Callable[[av.Packet], None]:
 
 
 def stamp_by_decoding(packet: av.Packet) -> None:
-    """Give a packet the time of its decoding, from 0: the first one is decoded two frames before it is shown."""
+    """Stamp a packet with its decoding time, from 0: the first frame is decoded two frames before it is shown."""
     packet.pts = packet.dts = packet.dts + round(2 / 25 / packet.time_base)
 
 
 def make(kind: str, seed: int = 0) -> tuple[bytes, dict[int, float]]:
-    """Return a video of this kind and when each of its frames is shown, in seconds, by number."""
+    """Return a video of this kind, and the time in seconds at which each frame is shown, by index."""
     frames, even = numbered(seed=seed), {number: number / 25 for number in range(COUNT)}
     if kind == "uneven":
         half = [round(2 * time) for time in UNEVEN]

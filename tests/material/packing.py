@@ -1,4 +1,4 @@
-"""Packing as tests call it: the keys of conf/pack.yaml as arguments."""
+"""Call `pack` with the keys of conf/pack.yaml as arguments."""
 
 from __future__ import annotations
 

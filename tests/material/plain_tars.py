@@ -1,4 +1,4 @@
-"""Tars without a manifest, as anyone writes them."""
+"""Tars without a manifest, written by common tools."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def by_library(path: Path, samples: Mapping[str, Members]) -> Path:
 
 
 def write_tars(root: Path, counts: Sequence[int] = (4, 4, 4), frames: int = 8) -> list[str]:
-    """Write `s-0.tar` ... of so many clips each, clip0, clip1, ..., by tarfile and by webdataset in turn."""
+    """Write `s-0.tar` ... with these counts of clips (clip0, clip1, ...), by tarfile and webdataset in turn."""
     root.mkdir(parents=True, exist_ok=True)
     paths, first = [], 0
     for number, count in enumerate(counts):

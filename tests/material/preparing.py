@@ -1,4 +1,4 @@
-"""Preparation as tests call it: the keys of conf/prep.yaml as arguments, the summary as `summary.json` has it."""
+"""Call preparation with the keys of conf/prep.yaml as arguments; the result is the content of `summary.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder as training and evaluation leave it, made up: discs whose sampled speed is a little wrong."""
+"""An invented run folder in the form that training and evaluation write: discs with slightly wrong sampled speed."""
 
 from __future__ import annotations
 

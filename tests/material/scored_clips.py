@@ -7,7 +7,7 @@ import numpy as np
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Return a picture with things of every size and sharp edges, as natural ones have: uint8 `h w c`."""
+    """Return a picture with things of every size and sharp edges, like a natural one: uint8 `h w c`."""
     rng = np.random.default_rng(seed)
     ground = rng.uniform(60, 200, (3, 4, 3)).astype(np.float32)
     picture = cv2.resize(ground, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
@@ -37,7 +37,7 @@ def still(frames: int = 10, **how) -> np.ndarray:
 
 
 def with_bars(video: np.ndarray, top: int = 0, left: int = 0) -> np.ndarray:
-    """Blacken so many rows and columns at both ends, with the noise of an encoder."""
+    """Blacken `top` rows and `left` columns at both ends, with the noise of an encoder."""
     video = video.copy()
     noise = np.random.default_rng(0).integers(0, 6, video.shape, dtype=np.uint8)
     for part in (

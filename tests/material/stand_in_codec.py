@@ -1,4 +1,4 @@
-"""A codec that does what its task says, as native decoders do: hang, abort, crash, take its time. Imports little."""
+"""A codec that misbehaves like native decoders, as its task says: hang, abort, crash, be slow. It imports little."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Clip(NamedTuple):
-    """A task for these functions: what it is and its number, or where a clip lies."""
+    """A task for these functions: its kind and number, or the location of a clip."""
 
     order: tuple[int, int]
     sample: Any
@@ -23,7 +23,7 @@ class Clip(NamedTuple):
 
 
 def act(task: Clip, out: np.ndarray) -> dict[str, Any]:
-    """Fill `out` with the number of the task; before that do what its kind says."""
+    """Do what the kind of the task says, then fill `out` with its number."""
     kind, number = task.what
     if kind == "hang":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGALRM})
@@ -39,7 +39,7 @@ def act(task: Clip, out: np.ndarray) -> dict[str, Any]:
         out[: len(out) // 2] = 255
         os.kill(os.getpid(), signal.SIGSEGV)
     elif kind == "greedy":
-        # As the kernel ends what takes all memory.
+        # The kernel does this to a process that takes all memory.
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "nap":
         time.sleep(0.3)
@@ -55,7 +55,7 @@ def act(task: Clip, out: np.ndarray) -> dict[str, Any]:
 
 
 def read(task: Clip, out: np.ndarray) -> str:
-    """Read a clip from (shard, key, offset, size, first frame) by PyAV alone; obey a clip that is an order."""
+    """Read a clip from (shard, key, offset, size, first frame) by PyAV alone; a key may be a command to misbehave."""
     shard, key, offset, size, first = task.what
     with open(shard, "rb") as file:
         file.seek(offset)

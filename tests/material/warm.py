@@ -1,9 +1,9 @@
 """Python processes that begin without imports: each is a fork of one process that has imported everything already.
 
-The imports take five of the six seconds of CPU time of a tiny training. `Popen` and `run` are used as those of
-`subprocess`, and so does a process of this kind start others of `sys.executable`, unless its environment has
-`WARM_CHILDREN=no`: the parent of a fork is the server, so it has neither the session of who started it nor ends with
-it. `python -m tests.material.warm SOCKET` is the server.
+The imports take five of the six seconds of CPU time of a tiny training. `Popen` and `run` work like those of
+`subprocess`. A forked process also starts its own Python children this way, unless its environment has
+`WARM_CHILDREN=no`. The parent of a fork is the server, so the fork does not share the session of the process that asked
+for it, and does not end with it. `python -m tests.material.warm SOCKET` is the server.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 # The variable with the address of the server.
 ADDRESS = "WARM_PYTHON"
-# The variable that says `no` where what a process starts has to be its child.
+# The variable that says `no` if the processes that a process starts must be its own children.
 CHILDREN = "WARM_CHILDREN"
-# What torch sets up when it is imported must not differ from what a process of its own would have.
+# Variables that torch reads at import must have the same values in a fork as in a process of its own.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
@@ -100,7 +100,7 @@ def run(command: Sequence[Any], *, timeout: float | None = None, **how: Any) -> 
 
 
 def start(command: Sequence[Any], **how: Any) -> Popen:
-    """Start a command whose output and errors are one text, by default to be read from here."""
+    """Start a command with output and errors in one text stream, by default a pipe to this process."""
     how = {"stdout": subprocess.PIPE, **how}
     return Popen(command, stderr=subprocess.STDOUT, text=True, **with_server(how))
 
@@ -111,7 +111,7 @@ def with_server(how: dict[str, Any]) -> dict[str, Any]:
 
 
 def server() -> str:
-    """Return the address of the server, which starts at first use and ends with the process that has started it."""
+    """Return the address of the server; it starts at first use and ends with the process that started it."""
     if ADDRESS not in os.environ:
         address = f"{tempfile.mkdtemp(prefix='warm-')}/socket"
         listening = socket.socket(socket.AF_UNIX)
@@ -127,7 +127,7 @@ def server() -> str:
 def serve(listening: socket.socket) -> None:
     """Fork a process for each connection, until the process that started this one is gone."""
     parent = os.pidfd_open(os.getppid())
-    # What nobody asks for costs nothing.
+    # Import only when the first request comes.
     if parent in select.select([listening, parent], [], [])[0]:
         return
     import_all()
@@ -149,7 +149,7 @@ def serve(listening: socket.socket) -> None:
 
 
 def import_all() -> None:
-    """Import what a training and the like import sooner or later, and let Hydra find its plugins."""
+    """Import the modules that the verbs import sooner or later, and let Hydra find its plugins."""
     import hydra
     import s3fs  # noqa: F401
     from diffusers import AutoencoderKL  # noqa: F401
@@ -190,7 +190,7 @@ def report(talk: socket.socket, number: int) -> None:
 
 
 def become(wanted: dict[str, Any], fds: list[int]) -> None:
-    """Be Python with these arguments, in this folder and environment."""
+    """Turn this process into Python with these arguments, in this folder and environment."""
     status = 1
     try:
         if wanted["session"]:
@@ -224,12 +224,12 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
 
 
 def execute(words: list[str]) -> None:
-    """Do what `python` with these arguments does."""
+    """Run Python's command line with these arguments."""
     if words[0] == "-u":
         sys.stdout.reconfigure(write_through=True)
         words = words[1:]
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    # What a test names of its own, as a callback, is found from anywhere.
+    # A command may name classes of the tests, such as callbacks, from any folder.
     sys.path[1:] = [*filter(None, added), *sys.path[1:], str(ROOT)]
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()

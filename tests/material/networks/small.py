@@ -1,4 +1,4 @@
-"""Small networks with random weights and the interface of those that metrics name: TorchScript files and folders."""
+"""Small networks with random weights and the interfaces of metrics' networks: TorchScript files and folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of one training, each started with the variables by which it knows its place among them."""
+"""The processes of one training, each started with the variables that tell its rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.material import warm
 from videodiff.parallel.launcher import meeting_port
 
-# Seconds in which a training of a test has to be over.
+# Seconds within which a training of a test must end.
 LIMIT = 200
 
 
@@ -33,7 +33,7 @@ def slurm(rank: int, count: int) -> dict[str, str]:
 
 
 class Ranks:
-    """So many processes of one training in a folder, with these arguments of `videodiff train`."""
+    """`count` processes of one training in a folder, with these arguments of `videodiff train`."""
 
     def __init__(
         self, count: int, cwd: Path, arguments: list[str], place: Callable[[int, int], dict[str, str]] = lightning
@@ -47,11 +47,11 @@ class Ranks:
                 self.ranks.append(warm.start(command, cwd=cwd, env=env, stdout=out))
 
     def living(self) -> bool:
-        """Tell whether all are at work."""
+        """Tell whether all processes still run."""
         return all(rank.poll() is None for rank in self.ranks)
 
     def finish(self) -> None:
-        """Wait for all, which have to succeed."""
+        """Wait for all processes; raise unless all succeed."""
         try:
             for rank in self.ranks:
                 rank.wait(LIMIT)
@@ -62,14 +62,14 @@ class Ranks:
             self.kill()
 
     def kill(self) -> None:
-        """End all."""
+        """Kill all processes."""
         for rank in self.ranks:
             rank.kill()
 
     def printed(self, rank: int) -> Path:
-        """Return the file with what one has printed."""
+        """Return the file with the output of a rank."""
         return self.cwd / f"rank_{rank}.txt"
 
     def said(self) -> str:
-        """Return what all have printed."""
+        """Return the output of all ranks."""
         return "\n".join(self.printed(rank).read_text() for rank in range(len(self.ranks)))

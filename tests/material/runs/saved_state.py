@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training, whole, whoever wrote it."""
+"""The whole state in a checkpoint, whichever topology wrote it."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 
 def progress_in(checkpoint: Path) -> dict[str, Any]:
-    """Return how far the training is."""
+    """Return the progress of the training."""
     return json.loads((checkpoint / "state/progress.json").read_text())

@@ -1,4 +1,4 @@
-"""A page in a real browser: served on loopback, watched by a script beside it that calls back when it is done."""
+"""Show a page in a real browser: serve it on loopback beside a script that watches it and reports back."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BROWSERS = [name for name in ("chromium", "google-chrome") if shutil.which(name)
 
 
 def seen_by(browser: str, page: bytes, script: str, profile: Path, seconds: float = 60) -> str:
-    """Show a page of 1280 x 9000 in a frame and return what the script beside it says by `say(text)`, empty if nothing.
+    """Show a page in a frame of 1280 x 9000; return the text that the script passes to `say`, empty if it says nothing.
 
-    The script finds the page's window as `page`, once it is loaded, and may `await`.
+    The script runs when the page is loaded; `page` is the page's window. It may `await`.
     """
     watch = f"""<iframe src="/report.html" width="1280" height="9000"></iframe><script>
 const say = text => fetch("/said", {{method: "POST", body: String(text)}});

@@ -26,12 +26,12 @@ def images_in(request: dict[str, Any]) -> list[np.ndarray]:
 
 
 def name_of(request: dict[str, Any]) -> str:
-    """Return a word that stands for the clip of a request."""
+    """Return a name for the clip of a request."""
     return hashlib.sha256(b"".join(image.tobytes() for image in images_in(request))).hexdigest()[:8]
 
 
 def well(number: int, request: dict[str, Any]) -> tuple:
-    """Answer as it should be, with a prefix."""
+    """Answer correctly, with a prefix."""
     return "say", f"The video shows clip {name_of(request)}."
 
 
@@ -77,7 +77,7 @@ class Chat(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Has noted every request: path, headers, body."""
+    """Records every request: path, headers, body."""
 
     daemon_threads, block_on_close = True, False
 

@@ -57,13 +57,13 @@ PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP OverSubsc
 
 
 class Slurm:
-    """A running cluster: `environment` is what a process needs to talk to it; `nodes` are its names."""
+    """A running cluster: `environment` has the variables that a client needs; `nodes` are the names of its nodes."""
 
     def __init__(self, root: Path, nodes: tuple[str, ...] = ("n1", "n2"), cpus: int = 4) -> None:
         self.root, self.nodes, self.cpus = root, nodes, cpus
         path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
         own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
-        # The names of these nodes stand in no table of hosts.
+        # The names of these nodes are in no hosts file.
         self.environment = {**own, "PATH": path, "SLURM_CONF": str(root / "slurm.conf"), "MASTER_ADDR": "127.0.0.1"}
 
     def write(self) -> None:
@@ -106,7 +106,7 @@ class Slurm:
         self.run("slurmd", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """Have a node vanish: its daemon and everything that it started get SIGKILL."""
+        """Make a node vanish: kill its daemon and everything that the daemon started with SIGKILL."""
         for process in [self.daemon(node), *self.steps(node)]:
             for child in [*descendants(process), process]:
                 with suppress(ProcessLookupError):
@@ -117,11 +117,11 @@ class Slurm:
         return int((self.root / "run" / f"{name}.pid").read_text())
 
     def steps(self, node: str) -> list[int]:
-        """Return the processes by which a node's daemon runs jobs; each is a session of its own."""
+        """Return the processes in which a node's daemon runs jobs; each is a session of its own."""
         return [process for process, files in step_daemons() if str(self.root / "log" / f"{node}.log") in files]
 
     def run(self, *command: str, **how: object) -> str:
-        """Run a program of Slurm that has to succeed and return what it printed."""
+        """Run a program of Slurm and return its output; raise if it fails."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, **how
         )
@@ -133,7 +133,7 @@ class Slurm:
         return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-o", "%N %t").splitlines())
 
     def state(self, job: str) -> str:
-        """Return the state of a job, of an array its first one that has not ended."""
+        """Return the state of a job; for an array, of its first job that has not ended."""
         found = self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").split()
         live = [state for state in found if state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")]
         return (live or found)[0]
@@ -150,7 +150,7 @@ class Slurm:
         self.wait(lambda: self.state(job) in states, seconds, f"job {job} {' or '.join(states)}")
 
     def told(self) -> str:
-        """Return the end of what the daemons have logged."""
+        """Return the last lines of the daemons' logs."""
         return "".join(
             f"\n-- {log.name}\n{log.read_text()[-1500:]}" for log in sorted((self.root / "log").glob("*.log"))
         )
@@ -213,7 +213,7 @@ def descendants(process: int) -> list[int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody has."""
+    """Return free ports."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

@@ -100,13 +100,13 @@ class Odd(BaseHTTPRequestHandler):
 
 
 class Site:
-    """The address of a running nginx, the folder it serves, and what it has answered."""
+    """The address of a running nginx, the folder it serves, and the log of its answers."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder, self.files, self.url = folder, folder / "files", f"http://127.0.0.1:{port}"
 
     def answered(self) -> list[str]:
-        """Return a line a request: method, path, status, range, cookies."""
+        """Return one line for each request: method, path, status, range, cookies."""
         time.sleep(0.05)  # nginx writes its log after the answer
         return (self.folder / "access.log").read_text().splitlines()
 
