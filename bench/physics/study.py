@@ -161,7 +161,7 @@ def measure(cell: Cell, scale: Scale, out: Path, seed: int) -> dict[str, Any]:
     tests = {split: dataset(out, scale, cell.world, split, split, scale.measured) for split in SPLITS}
     words = ["train", "experiment=phyworld_study", *scale.models[cell.size], *scale.training, *cell.changes]
     words += [f"data.root={root}", f"data.validation_root={tests[SPLITS[0]]}", f"seed={seed}", f"run={run}"]
-    # What was interrupted begins anew: a run folder is not trained in twice.
+    # An interrupted run begins anew: no run folder is trained in twice.
     shutil.rmtree(run, ignore_errors=True)
     began = time.monotonic()
     call(words)
@@ -291,7 +291,7 @@ def page_figures(splits: Sequence[Sequence[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Measure the cells that are asked for, or write a page of what is measured."""
+    """Measure the cells that the command line names, or write the measured cells into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", action="store_true", help="the published size, on a GPU")
     parser.add_argument("--only", nargs="*", default=[], help="cells whose name begins so, as uniform/small")

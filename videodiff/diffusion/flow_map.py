@@ -7,8 +7,8 @@ itself, so a trained denoiser is a valid start. If the start of a step moves alo
 
     d/d tau [(tau - rho) u(z, tau, rho)] = v(z, tau)
 
-The loss takes a finite difference of this identity, from tau to a level sigma between tau and rho. All levels are one
-number a frame:
+The loss is a central difference of this identity between tau and a level sigma, which lies between tau and rho. Each
+frame has its own three levels:
 
     (tau - rho) u(z, tau, rho)  =  (tau - sigma) v(z_mid, mid)  +  (sigma - rho) u(z_sigma, sigma, rho),
     mid = (tau + sigma) / 2
