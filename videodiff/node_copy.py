@@ -116,9 +116,9 @@ def make(copy: Path, model: nn.Module) -> None:
         (partial / NONE).touch()
     elif size > shutil.disk_usage(partial).free:
         warnings.warn(
-            f"{partial.parent}: found no room for the {size / 2**30:.1f} GiB of {type(model).__name__}, which the "
-            "processes of this node would share; each keeps its own. Set TMPDIR, or keep the weights on disk in the "
-            "type that they are used in",
+            f"{partial.parent}: found no room for the {size / 2**30:.1f} GiB of {type(model).__name__} that the "
+            "processes of this node would share; each process keeps its own copy. Set TMPDIR to a larger disk, or "
+            "store the weights in the dtype that is used",
             stacklevel=2,
         )
         (partial / NONE).touch()

@@ -108,7 +108,7 @@ def test_a_mixed_dataset_is_footage_and_says_so():
     cases = [*worlds(1), *worlds(1)]
     cases[1] = cases[1]._replace(scene=None)
     found = evaluate(ALL, cases, {CONTINUATION: [case.truth for case in cases]}, said.append)
-    assert said == ["1 of 2 clips have no truth of a world: their motion is not measured"]
+    assert said == ["1 of 2 clips have no true scene of a world: their motion is not measured"]
     assert "psnr" in found
     assert "velocity_error" not in found
 

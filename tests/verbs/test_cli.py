@@ -181,7 +181,7 @@ def test_a_run_is_not_overwritten(call: Call, trained: Path, world_dataset: Path
     before = latest_checkpoint(trained / "runs/small").stat().st_mtime_ns
     status, _, err = call("train", "name=small", *tiny(world_dataset))
     assert status == 1
-    assert "run: runs/small already holds a run; continue it by resume=runs/small" in err
+    assert "run: runs/small already holds a run; continue it with resume=runs/small" in err
     assert latest_checkpoint(trained / "runs/small").stat().st_mtime_ns == before
 
 

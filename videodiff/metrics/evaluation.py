@@ -71,7 +71,7 @@ def evaluate(
     meaning = declared(metrics)
     without = sum(case.scene is None for case in cases)
     if 0 < without < len(cases):
-        remark(f"{without} of {len(cases)} clips have no truth of a world: their motion is not measured")
+        remark(f"{without} of {len(cases)} clips have no true scene of a world: their motion is not measured")
     made = {task: as_made(task, cases, videos) for task, videos in sampled.items()}
     result: dict[str, Any] = {}
     rows: dict[str, list[dict[str, float]]] = {}

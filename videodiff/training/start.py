@@ -183,13 +183,13 @@ class Start:
         )
         line += f", {len(self.new)} more are new ({compact(self.new)})" if self.new else ""
         if gap is None:
-            why = "the file tells no configuration" if self.network is None else "the network is large"
+            why = "the file has no configuration" if self.network is None else "the network is large"
             return f"{line}; samples were not compared with the source's: {why}"
         shape = " x ".join(map(str, self.shape))
         if gap[0] == 0 and not self.unlike:
             return (
-                f"{line}; on a seeded clip of {shape} the network gives what the source's gives, to the bit, and all "
-                "else that makes a sample is the same: its samples equal the source's at the same seed"
+                f"{line}; on a seeded clip of {shape} the network's output equals the source's bit by bit, and so do "
+                "the settings of sampling: its samples equal the source's at the same seed"
             )
         line += f"; on a seeded clip of {shape} the network's output differs from the source's by at most {gap[0]:.3g} "
         line += f"(largest value {gap[1]:.3g})"

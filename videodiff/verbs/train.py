@@ -168,7 +168,7 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
     if cfg.checkpoint is not None:
         raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run of this checkpoint")
     if first and checkpoints(folder):
-        raise ValueError(f"run: {folder} already holds a run; continue it by resume={folder} or choose another name=")
+        raise ValueError(f"run: {folder} already holds a run; continue it with resume={folder} or choose another name=")
     return None
 
 

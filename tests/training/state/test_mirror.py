@@ -264,4 +264,4 @@ def test_a_run_goes_on_from_the_store_on_a_machine_that_has_nothing(server, call
     monkeypatch.chdir(tmp_path / "fourth")
     status, _, err = call("train", "name=a", *recipe, there)
     assert status == 1
-    assert f"{URL}/a already holds a run; continue it by resume={URL}/a" in err
+    assert f"{URL}/a already holds a run; continue it with resume={URL}/a" in err

@@ -53,7 +53,7 @@ def is_before_pieces(checkpoint: Path) -> bool:
         raise CheckpointError(
             f"{checkpoint}: found the state of {record['state']} in version {record['version']}, expected version "
             f"{FIRST_WITH_PIECES}; sample and evaluate take its average, and the videodiff that wrote it "
-            "(environment.json beside it) goes on with its training"
+            "(environment.json beside it) can continue its training"
         )
     return True
 

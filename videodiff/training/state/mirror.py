@@ -62,7 +62,7 @@ class Mirror:
         try:
             if new and steps_of(self.store):
                 raise ValueError(
-                    f"callbacks.checkpoints.mirror: {self.store.url} already holds a run; continue it by "
+                    f"callbacks.checkpoints.mirror: {self.store.url} already holds a run; continue it with "
                     f"resume={self.store.url} or choose another name="
                 )
             self.store.write(".writable", b"")

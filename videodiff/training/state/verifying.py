@@ -71,5 +71,5 @@ def before(checkpoint: Path) -> Path | None:
             try:
                 return whole(one, STATE, hashed=False)
             except CheckpointError as error:
-                say(f"{error}; not gone on from")
+                say(f"{error}; training does not resume from it")
     return None

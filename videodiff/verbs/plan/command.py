@@ -116,4 +116,4 @@ def larger(job: Job, cluster: Cluster) -> str:
         grown = Cluster(**{**vars(cluster), "nodes": nodes})
         if best(job, grown) is not None:
             return f"the smallest change that fits: cluster.nodes={nodes}"
-    return "no number of such nodes fits it: take a card of more memory, or a smaller clip or network"
+    return "no number of these nodes fits: choose cards with more memory, or a smaller clip or network"
