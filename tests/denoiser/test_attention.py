@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videodiff.denoiser import attention
-from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, backend
+from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, backend, targeting
 from videodiff.denoiser.position import rotary_table
 
 WIDTH, HEADS, TOKENS = 24, 2, 5
@@ -102,43 +102,36 @@ def near(found: list[Tensor], expected: list[Tensor], most: float = 3e-5) -> Non
 
 @pytest.mark.parametrize("axes", SPLIT)
 @pytest.mark.parametrize(("t", "s"), [(1, 1), (3, 20), (17, 2), (4, 80)])
-def test_attention_by_products_is_the_plain_one_with_its_gradients(
-    axes: str, t: int, s: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_by_products_is_the_plain_one_with_its_gradients(axes: str, t: int, s: int) -> None:
     module, x = awake(SelfAttention(WIDTH, HEADS, axes)), randn(2, t, s, WIDTH).requires_grad_()
     count = {"space": s, "time": t, "spacetime": t * s}[axes]
     rotary = rotary_table(randn(count, 2, seed=5), HEAD)
     found = derivatives(module(x, rotary), [x, *module.parameters()])
-    monkeypatch.setattr(attention, "plain", lambda x: True)
-    near(found, derivatives(module(x, rotary), [x, *module.parameters()]))
+    with targeting("cuda"):
+        near(found, derivatives(module(x, rotary), [x, *module.parameters()]))
 
 
 @pytest.mark.parametrize("words", [1, 5, 20, 70])
 @pytest.mark.parametrize("padded", [False, True])
-def test_text_by_products_is_the_plain_one_with_its_gradients(
-    words: int, padded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_by_products_is_the_plain_one_with_its_gradients(words: int, padded: bool) -> None:
     module, x = awake(CrossAttention(WIDTH, HEADS)), randn(3, 2, 5, WIDTH).requires_grad_()
     text, mask = randn(3, words, WIDTH, seed=2).requires_grad_(), torch.ones(3, words, dtype=torch.bool)
     if padded:
         mask[1, words // 2 + 1 :] = False
     found = derivatives(module(x, text, mask), [x, text, *module.parameters()])
-    monkeypatch.setattr(attention, "plain", lambda x: True)
-    near(found, derivatives(module(x, text, mask), [x, text, *module.parameters()]))
+    with targeting("cuda"):
+        near(found, derivatives(module(x, text, mask), [x, text, *module.parameters()]))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_attention_by_products_in_bfloat16_is_nearer_to_float32_than_the_fused_one(
-    autocast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_by_products_in_bfloat16_is_nearer_to_float32_than_the_fused_one(autocast: bool) -> None:
     module, x, rotary = awake(SelfAttention(WIDTH, HEADS)), randn(2, 3, 6, WIDTH), rotary_table(randn(18, 2), HEAD)
     wanted = module(x, rotary).detach()
     if not autocast:
         module, x = module.bfloat16(), x.bfloat16()
     errors = []
-    for plain in (attention.plain, lambda x: True):
-        monkeypatch.setattr(attention, "plain", plain)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    for device in ("cpu", "cuda"):
+        with targeting(device), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             made = module(x, rotary)
         made.float().square().sum().backward()
         assert all(p.grad.isfinite().all() for p in module.parameters())
@@ -170,3 +163,18 @@ def test_short_sequences_on_a_cpu_are_attended_by_products(
     device: str, head_width: int, length: int, expected: str
 ) -> None:
     assert backend(device, head_width, length) == expected
+
+
+def test_the_operations_of_another_device_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(attention, "by_products", lambda q, k, v, mask: chosen.append("products") or v)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda q, k, v, **_: chosen.append("fused") or v)
+    q = torch.ones(1, HEADS, TOKENS, HEAD)
+    attention.attend(q, q, q)
+    with targeting("cuda"):
+        attention.attend(q, q, q)
+        with targeting("cpu"):
+            attention.attend(q, q, q)
+        attention.attend(q, q, q)
+    attention.attend(q, q, q)
+    assert chosen == ["products", "fused", "products", "fused", "products"]

@@ -6,6 +6,10 @@ over space, a position over time, and the clip over both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -26,6 +30,23 @@ JOIN = {
     "spacetime": "b m (t s) e -> b t s (m e)",
 }
 SHORT = 64
+# The type of device whose operations are chosen; None: the one that the tensors are on.
+TARGET: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def targeting(device: str) -> Iterator[None]:
+    """Choose operations as on this type of device: a planner traces what a GPU would run on a machine without one."""
+    token = TARGET.set(device)
+    try:
+        yield
+    finally:
+        TARGET.reset(token)
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Tell whether the operations of a CPU are the ones to choose."""
+    return (TARGET.get() or x.device.type) == "cpu"
 
 
 def backend(device: str, head_width: int, length: int) -> str:
@@ -38,7 +59,8 @@ def backend(device: str, head_width: int, length: int) -> str:
 
 def plain(x: Tensor) -> bool:
     """Tell whether to use the plain formulas: under a compiler or forward-mode derivative, or off the CPU."""
-    return x.device.type != "cpu" or torch.compiler.is_compiling() or forward_ad._current_level >= 0
+    # A compiler looks at nothing behind the first answer.
+    return torch.compiler.is_compiling() or not on_cpu(x) or forward_ad._current_level >= 0
 
 
 class HeadNorm(nn.RMSNorm):

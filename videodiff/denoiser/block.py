@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention
+from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, on_cpu
 
 
 class Norm(nn.LayerNorm):
@@ -22,7 +22,7 @@ class Norm(nn.LayerNorm):
         super().__init__(width, eps=1e-6, elementwise_affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not on_cpu(x):
             return super().forward(x)
         return F.layer_norm(x, self.normalized_shape, x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1]), self.eps)
 

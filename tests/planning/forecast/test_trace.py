@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from videodiff.denoiser import attention
+from videodiff.denoiser.attention import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import forward_and_backward, network_of, recomputed
 from videodiff.planning.forecast.grown import traced
-from videodiff.planning.forecast.trace import Watching, halve, norms_by_one_kernel, passes
+from videodiff.planning.forecast.trace import OneKernelNorms, Passes, Watching, halve, passes
 
 WIDTH, FRAMES, SIDE, WORDS = 32, 4, 8, 5
 
@@ -96,11 +96,25 @@ def test_a_deep_network_is_as_its_first_blocks_say(level: str) -> None:
         assert grown.peak(5, share) == pytest.approx(deep.peaks(share).max(), rel=0.03)
 
 
-def test_recompute_16_bits_and_one_kernel_for_a_norm_take_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recompute_and_16_bits_take_less() -> None:
     none, selective, full = (passes(make(level), 2, 2) for level in ("none", "selective", "full"))
     assert full.peaks(0).max() < selective.peaks(0).max() < none.peaks(0).max()
     assert passes(make(half=True), 2, 2).peaks(0).max() < 0.7 * none.peaks(0).max()
-    monkeypatch.setattr(attention, "plain", lambda x: True)
-    apart = passes(make(), 2, 2)
-    with norms_by_one_kernel():
-        assert passes(make(), 2, 2).traffic.sum() < 0.95 * apart.traffic.sum()
+
+
+def test_a_trace_for_a_gpu_has_the_operations_of_a_gpu() -> None:
+    def count(found: Passes, name: str) -> int:
+        return sum(kind.name == name for kind in found.kinds)
+
+    here = passes(make(), 2, 2)
+    with targeting("cuda"):
+        apart = passes(make(), 2, 2)
+        with OneKernelNorms():
+            there = passes(make(), 2, 2)
+    # Two blocks attend to themselves and to the text by torch's kernel, where the CPU takes small products.
+    attend = "_scaled_dot_product_flash_attention_for_cpu"
+    assert [count(found, attend) for found in (here, there)] == [0, 4]
+    # Each of these attentions norms its queries and its keys, by the root of a mean.
+    assert [count(found, "rsqrt") for found in (apart, there)] == [8, 0]
+    assert there.traffic.sum() < 0.95 * apart.traffic.sum()
+    assert passes(make(), 2, 2).kinds == here.kinds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
-from videodiff.denoiser import attention
+from videodiff.denoiser.attention import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.planning.cost import Budget, Cost
 from videodiff.planning.flops import Network, forward, network_of
 from videodiff.planning.forecast.choice import Choice, Encoding, Job, Shape
 from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
 from videodiff.planning.forecast.grown import Grown, traced
-from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
+from videodiff.planning.forecast.trace import OneKernelNorms, halve
 from videodiff.planning.remedies import machine, remedies
 from videodiff.verbs.config.build import fill_text, shape_of
 from videodiff.verbs.config.groups import conf_dir
@@ -58,7 +58,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     @cache
     def trace(level: str, halved: bool) -> Grown:
         make = maker(cfg, level, latent, network, Precision(half, halved))
-        with nullcontext() if cpu else as_on_cuda():
+        with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else OneKernelNorms():
             return traced(make, cycle_of(cfg), cfg.model.depth)
 
     return Job(
@@ -73,18 +73,6 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         latents="latent" in delivered(cfg),
         encoding=encoding(cfg, codec, text, largest, words),
     )
-
-
-@contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Make the denoiser take its CUDA code path, though the tensors of a trace are on the CPU."""
-    before = attention.plain
-    attention.plain = lambda x: True
-    try:
-        with norms_by_one_kernel():
-            yield
-    finally:
-        attention.plain = before
 
 
 def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Network:
