@@ -1,10 +1,10 @@
-"""First light on a GPU: is the product right there, and how fast. docs/gpu.md tells how to read what comes.
+"""Check on a GPU whether the project computes the right results, and how fast. docs/gpu.md explains the output.
 
-python bench/gpu_check.py [--device cuda|cpu] [--minutes 9] [--stages parity,demo] [--out DIR] [--tiny]
+python bench/gpu_check.py [--device cuda|cpu] [--minutes 9] [--proofs parity,demo] [--out DIR] [--tiny]
 
-Stages run one after the other, each in a process of its own with a time limit; what one finds is in <out>/<stage>.json
-as soon as it is found, all of it in <out>/gpu_check.json. A stage that fails does not stop the next. With --tiny every
-size is shrunk, so that the same code is seen to work on a CPU in a minute or two.
+Proofs run one after the other, each in a process of its own with a time limit. A proof writes each figure to
+<out>/<proof>.json at once; <out>/gpu_check.json has all figures. A proof that fails does not stop the next. --tiny
+shrinks all sizes, so that the same code runs on a CPU in a minute or two.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT)]
 
-from gpu.stages import STAGES, Stage  # noqa: E402
+from gpu.proof_list import PROOFS, Proof  # noqa: E402
 
 WORDS = {"held": 0, "passed over": 0, "failed": 1, "out of time": 1}
 
 
 def main() -> int:
-    """Run the stages asked for; return 0 where none failed, 1 where one did, 2 where it cannot begin."""
+    """Run the requested proofs; return 0 if none failed, 1 if one failed, 2 if none can begin."""
     args = arguments()
-    if args.stage:
+    if args.proof:
         return alone(args)
     begun = time.monotonic()
-    # The threads that libraries have by now, of OpenBLAS and jemalloc, end and begin with a fork.
+    # OpenBLAS and jemalloc have threads by now; both libraries stop and restart them at a fork.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
     args.out.mkdir(parents=True, exist_ok=True)
-    lost = missing_packages(args.stages)
-    # What a stage imports is imported here, once; each stage is a copy of this process.
+    lost = missing_packages(args.proofs)
+    # Import here, once, everything that the proofs import; each proof is a fork of this process.
     where = card(args)
     if isinstance(where, str):
         print(f"gpu_check: {where}", file=sys.stderr)
         return 2
     print(f"gpu_check: {', '.join(f'{name} {value}' for name, value in where.items())}", flush=True)
-    warm([stage for stage in args.stages if stage.name not in lost])
+    warm([proof for proof in args.proofs if proof.name not in lost])
     results = []
-    for stage in args.stages:
+    for proof in args.proofs:
         left = 60 * args.minutes - (time.monotonic() - begun)
-        results.append(outcome(stage, args, left, lost.get(stage.name)))
-        # If that was the fault of a copy, the next stages shall not have it.
+        results.append(outcome(proof, args, left, lost.get(proof.name)))
+        # If the fork itself was at fault, the next proofs start in new processes.
         args.fresh |= results[-1]["state"] == "out of time" and not results[-1]["figures"]
         print(line(results[-1]), flush=True)
-        (args.out / "gpu_check.json").write_text(json.dumps({"where": where, "stages": results}, indent=1))
+        (args.out / "gpu_check.json").write_text(json.dumps({"where": where, "proofs": results}, indent=1))
     print(f"\n{table(results)}\n\ngpu_check: {time.monotonic() - begun:.0f} s, all in {args.out}")
     return max((WORDS[result["state"]] for result in results), default=0)
 
@@ -65,32 +65,33 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many (9)")
-    parser.add_argument("--stages", default="", help=f"some of {','.join(stage.name for stage in STAGES)}")
+    # `--stages` is the name of this option in earlier versions.
+    parser.add_argument("--proofs", "--stages", default="", help=f"some of {','.join(p.name for p in PROOFS)}")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out" / "gpu")
     parser.add_argument("--tiny", action="store_true", help="the same code with sizes for a CPU")
-    parser.add_argument("--fresh", action="store_true", help="start each stage anew instead of as a copy: slower")
-    parser.add_argument("--stage", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--fresh", action="store_true", help="start each proof in a new process, not a fork: slower")
+    parser.add_argument("--proof", default="", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=600.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    names = [name for name in args.stages.split(",") if name]
-    known = {stage.name: stage for stage in STAGES}
-    for name in [*names, *([args.stage] if args.stage else [])]:
+    names = [name for name in args.proofs.split(",") if name]
+    known = {proof.name: proof for proof in PROOFS}
+    for name in [*names, *([args.proof] if args.proof else [])]:
         if name not in known:
-            parser.error(f"--stages: found {name!r}, expected some of {', '.join(known)}")
+            parser.error(f"--proofs: found {name!r}, expected some of {', '.join(known)}")
     if not args.minutes > 0:
         parser.error(f"--minutes: found {args.minutes:g}, expected a number above 0")
-    args.stages = [stage for stage in STAGES if not names or stage.name in names]
+    args.proofs = [proof for proof in PROOFS if not names or proof.name in names]
     args.out = args.out.resolve()
     return args
 
 
-def missing_packages(stages: list[Stage]) -> dict[str, str]:
-    """Return which packages each stage lacks; a line a package names all the stages that it costs."""
+def missing_packages(proofs: list[Proof]) -> dict[str, str]:
+    """Return the missing packages of each proof; print one line for each package with all proofs that need it."""
     costs: dict[str, list[str]] = {}
-    for stage in stages:
-        for package in stage.packages:
+    for proof in proofs:
+        for package in proof.packages:
             if importlib.util.find_spec(package) is None:
-                costs.setdefault(package, []).append(stage.name)
+                costs.setdefault(package, []).append(proof.name)
     for package, names in costs.items():
         print(f"gpu_check: found no package {package}: passes over {', '.join(names)}", flush=True)
     lost: dict[str, str] = {}
@@ -100,18 +101,18 @@ def missing_packages(stages: list[Stage]) -> dict[str, str]:
 
 
 def card(args: argparse.Namespace) -> dict[str, Any] | str:
-    """Return what the figures are of, or why there can be none."""
+    """Return the facts about card and software for the record, or why nothing can run."""
     if importlib.util.find_spec("torch") is None:
         return "found no package torch, expected 2.11 or newer"
-    # Asked in this way, torch looks for a GPU without opening it: a copy of this process can still do that.
+    # With this variable torch finds a GPU without opening it, so a fork of this process can still open it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if args.device == "cpu":
-        # Libraries take a GPU where they see one.
+        # Libraries use a GPU if they see one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        return "found no CUDA device; --device cpu --tiny runs every stage on the CPU"
+        return "found no CUDA device; --device cpu --tiny runs every proof on the CPU"
     from videodiff.training.run.record import git_state, processor
 
     state = git_state() or {}
@@ -139,7 +140,7 @@ def describe(path: Path) -> None:
 
 
 def in_copy(work: Any, path: Path, seconds: float) -> str:
-    """Let a copy of this process write a file and return what is in it."""
+    """Let a fork of this process write a file; return the content."""
     child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
@@ -149,10 +150,10 @@ def in_copy(work: Any, path: Path, seconds: float) -> str:
     return path.read_text()
 
 
-def warm(stages: list[Stage]) -> None:
-    """Import what the stages import; one that cannot be imported is told by its stage."""
-    names = {package for stage in stages for package in stage.packages} | {
-        f"gpu.proofs.{stage.name}" for stage in stages
+def warm(proofs: list[Proof]) -> None:
+    """Import the modules of the proofs; a module that cannot be imported is reported by its proof."""
+    names = {package for proof in proofs for package in proof.packages} | {
+        f"gpu.proofs.{proof.name}" for proof in proofs
     }
     if "lightning" in names:
         names |= {f"videodiff.verbs.{verb}" for verb in ("train", "sample", "evaluate", "cache")}
@@ -161,11 +162,11 @@ def warm(stages: list[Stage]) -> None:
             importlib.import_module(name)
 
 
-def outcome(stage: Stage, args: argparse.Namespace, left: float, lacks: str | None) -> dict[str, Any]:
-    """Run one stage in a process of its own and return its record."""
-    # A machine that runs tests has other work: there the limit is only against what hangs.
-    path, seconds = args.out / f"{stage.name}.json", min(stage.seconds * (4 if args.tiny else 1), left - 5)
-    record = {"stage": stage.name, "failures": [], "notes": [], "figures": {}}
+def outcome(proof: Proof, args: argparse.Namespace, left: float, lacks: str | None) -> dict[str, Any]:
+    """Run one proof in a process of its own and return its record."""
+    # A machine that runs tests has other work, so there the limit is long and only ends a proof that hangs.
+    path, seconds = args.out / f"{proof.name}.json", min(proof.seconds * (4 if args.tiny else 1), left - 5)
+    record = {"proof": proof.name, "failures": [], "notes": [], "figures": {}}
     if lacks:
         record |= {"state": "passed over", "notes": [f"found no package {lacks}"]}
     elif seconds < 10:
@@ -173,7 +174,7 @@ def outcome(stage: Stage, args: argparse.Namespace, left: float, lacks: str | No
     else:
         path.unlink(missing_ok=True)
         start = time.monotonic()
-        code = wait_for(begin(stage, args, seconds), seconds)
+        code = wait_for(begin(proof, args, seconds), seconds)
         with contextlib.suppress(OSError, ValueError):
             record = json.loads(path.read_text())
         if code is None:
@@ -181,32 +182,32 @@ def outcome(stage: Stage, args: argparse.Namespace, left: float, lacks: str | No
             record["failures"].append(f"not done after {seconds:.0f} s")
         elif record.get("state", "running") == "running":
             record["state"] = "failed"
-            record["failures"].append(f"its process ended with {code}: {last_line(args.out / f'{stage.name}.log')}")
+            record["failures"].append(f"its process ended with {code}: {last_line(args.out / f'{proof.name}.log')}")
         record["seconds"] = round(time.monotonic() - start, 1)
     path.write_text(json.dumps(record, indent=1))
     return record
 
 
-def begin(stage: Stage, args: argparse.Namespace, seconds: float) -> int:
-    """Start the process of a stage, the leader of a group of its own; what it prints goes to a file."""
+def begin(proof: Proof, args: argparse.Namespace, seconds: float) -> int:
+    """Start the process of a proof as the leader of its own process group; its output goes to a file."""
     args.fresh |= threading.active_count() > 1
     child = os.fork()
     if child:
         return child
     os.setsid()
-    log = os.open(args.out / f"{stage.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(args.out / f"{proof.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
         os.dup2(file, number)
-    command = [sys.executable, str(Path(__file__).resolve()), "--stage", stage.name, "--seconds", str(seconds)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--proof", proof.name, "--seconds", str(seconds)]
     command += ["--device", args.device, "--out", str(args.out), *(["--tiny"] if args.tiny else [])]
     code = 1
     try:
         import torch
 
         if args.fresh or torch.cuda._is_in_bad_fork():
-            # Where something that was imported has opened the GPU, a copy cannot open it; a new process can.
+            # If an imported module has opened the GPU, a fork cannot open it; a new process can.
             os.execv(command[0], command)
-        args.stage, args.seconds = stage.name, seconds
+        args.proof, args.seconds = proof.name, seconds
         code = alone(args)
     finally:
         sys.stdout.flush()
@@ -215,18 +216,18 @@ def begin(stage: Stage, args: argparse.Namespace, seconds: float) -> int:
 
 
 def alone(args: argparse.Namespace) -> int:
-    """Be the process of one stage."""
+    """Run one proof in this process."""
     from gpu.check import Check, first_line, free_gib
 
-    stage = next(stage for stage in STAGES if stage.name == args.stage)
-    check = Check(stage.name, args.out, args.device, args.tiny, args.seconds)
-    needs = 1.0 if args.tiny else stage.gib
+    proof = next(proof for proof in PROOFS if proof.name == args.proof)
+    check = Check(proof.name, args.out, args.device, args.tiny, args.seconds)
+    needs = 1.0 if args.tiny else proof.gib
     if (free := free_gib(check.device)) < needs:
         check.record |= {"state": "passed over", "notes": [f"needs {needs:g} GiB, found {free:.1f} GiB free"]}
         check.write()
         return 0
     try:
-        importlib.import_module(f"gpu.proofs.{stage.name}").run(check)
+        importlib.import_module(f"gpu.proofs.{proof.name}").run(check)
     except BaseException as error:
         import traceback
 
@@ -237,7 +238,7 @@ def alone(args: argparse.Namespace) -> int:
 
 
 def wait_for(child: int, seconds: float) -> int | None:
-    """Return the exit status of a process, None where it had to be ended; nothing of its group is left."""
+    """Wait for a process and end its whole group; return the exit status, None if it had to be killed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -264,10 +265,10 @@ def last_line(path: Path) -> str:
 
 
 def line(record: dict[str, Any]) -> str:
-    """Return the line that ends a stage."""
+    """Return the result line of a proof."""
     why = "; ".join([*record["failures"], *(record["notes"] if record["state"] == "passed over" else [])])
     took = f"{record['seconds']:7.1f} s" if "seconds" in record else " " * 9
-    return f"{record['stage']:<10}{took}  {record['state']}{': ' + why if why else ''}"
+    return f"{record['proof']:<10}{took}  {record['state']}{': ' + why if why else ''}"
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -2,11 +2,11 @@
 
 python bench/loader.py [clips [rounds [name ...]]]
 
-The ceiling is a bare loop in as many processes, that reads and decodes and keeps nothing. The other loaders have the
-decode stage that their users write: decord's reader, its batch, as numpy. All are started and warm before anything is
-timed, and take short turns, as a machine is never the same twice. A turn begins with batches that are not timed, since
-they were read ahead while others had theirs. Writes bench/out/loader.json. With
-names (streamed, webdataset, ...) this loader is measured beside these alone.
+The ceiling is a bare loop in as many processes, which reads and decodes and keeps nothing. The other loaders have the
+decode function that their users write: decord's reader, its batch, as numpy. All are started and warm before the first
+timed turn, and take short turns, because the speed of a machine changes. The first batches of a turn are not timed;
+they were read ahead during the turns of others. Writes bench/out/loader.json. With names
+(streamed, webdataset, ...) only these loaders are measured beside ours.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def streamed(root: Path, clips: int) -> Iterator[Callable[[], float]]:
 
 @contextlib.contextmanager
 def web_dataset(root: Path, clips: int) -> Iterator[Callable[[], float]]:
-    """The webdataset library with a decode stage, over the tars."""
+    """The webdataset library with a decode function, over the tars."""
     tars = sorted(map(str, (root / "tars").glob("*.tar")))
     data = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None).map(first_window).repeat()
     yield from timed(DataLoader, data)
@@ -220,7 +220,7 @@ def web_dataset(root: Path, clips: int) -> Iterator[Callable[[], float]]:
 if streaming:
 
     class Mds(streaming.StreamingDataset):
-        """MosaicML's streaming dataset with a decode stage."""
+        """MosaicML's streaming dataset with a decode function."""
 
         def __getitem__(self, index: int) -> np.ndarray:
             sample = super().__getitem__(index)

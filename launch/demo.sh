@@ -8,7 +8,7 @@ train_clips=6000
 held_out_clips=256
 clip="world=bouncing world.balls={1:1,2:0,3:0} size=20 crf=10"   # as the experiment expects them
 
-stage() {
+videodiff() {
     local since=$SECONDS
     echo "== videodiff $*"
     .venv/bin/videodiff "$@"
@@ -19,12 +19,12 @@ rm -rf datasets/bouncing runs/demo
 # $clip is a list of overrides: it has to fall apart into words.
 # shellcheck disable=SC2086
 {
-    stage simulate $clip out=datasets/bouncing/clips clips=$train_clips
-    stage simulate $clip out=datasets/bouncing/held_out_clips clips=$held_out_clips world.split=all first_seed=1000000
-    stage pack source=datasets/bouncing/clips out=datasets/bouncing/train
-    stage pack source=datasets/bouncing/held_out_clips out=datasets/bouncing/held_out
-    stage train experiment=bouncing_cpu name=demo
+    videodiff simulate $clip out=datasets/bouncing/clips clips=$train_clips
+    videodiff simulate $clip out=datasets/bouncing/held_out_clips clips=$held_out_clips world.split=all first_seed=1000000
+    videodiff pack source=datasets/bouncing/clips out=datasets/bouncing/train
+    videodiff pack source=datasets/bouncing/held_out_clips out=datasets/bouncing/held_out
+    videodiff train experiment=bouncing_cpu name=demo
 }
-stage evaluate runs/demo
-stage report runs/demo
+videodiff evaluate runs/demo
+videodiff report runs/demo
 echo "== all: $SECONDS s. Open runs/demo/report.html; the figures are in runs/demo/evaluation.json."

@@ -202,13 +202,13 @@ def demo() -> list[list[str]]:
     """Return what launch/demo.sh runs, in short."""
     lines = (ROOT / "launch" / "demo.sh").read_text().splitlines()
     clip = next(line.split('"')[1] for line in lines if line.startswith("clip="))
-    stages = [line.split()[1:] for line in lines if line.strip().startswith("stage ")]
-    words = [[*shlex.split(" ".join(stage).replace("$clip", clip))] for stage in stages]
+    calls = [line.split()[1:] for line in lines if line.strip().startswith("videodiff ")]
+    words = [[*shlex.split(" ".join(call).replace("$clip", clip))] for call in calls]
     short = {
         "simulate": ["clips=60", "workers=1"],
         **{verb: SHORT.get(verb, []) for verb in ("train", "evaluate", "pack")},
     }
-    return [[w for w in stage if not w.startswith("clips=$")] + short.get(stage[0], []) for stage in words]
+    return [[w for w in call if not w.startswith("clips=$")] + short.get(call[0], []) for call in words]
 
 
 def run(patch: pytest.MonkeyPatch, words: list[str]) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""What a stage is given: the device, its sizes, a folder, and a record of what it found that is on disk at once."""
+"""The argument of a proof: the device, sizes, a folder, and a record of its figures that is written at once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ GIB = 2**30
 
 
 class Failed(Exception):
-    """A verb that did not do what it was asked for."""
+    """A verb of the command line failed."""
 
 
 class Check:
-    """One stage at work: what it records is written to `<out>/<name>.json` with every call."""
+    """One running proof; every call writes its record to `<out>/<name>.json`."""
 
     def __init__(self, name: str, out: Path, device: str, tiny: bool, seconds: float) -> None:
         self.name, self.out, self.tiny, self.end = name, out, tiny, time.monotonic() + seconds
@@ -35,7 +35,7 @@ class Check:
         self.scratch = out / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.record: dict[str, Any] = {
-            "stage": name,
+            "proof": name,
             "state": "running",
             "device": device,
             "tiny": tiny,
@@ -51,7 +51,7 @@ class Check:
 
     @property
     def left(self) -> float:
-        """Seconds until this stage is stopped."""
+        """Seconds until this proof is stopped."""
         return self.end - time.monotonic()
 
     def write(self) -> None:
@@ -74,7 +74,7 @@ class Check:
         self.write()
 
     def fail(self, reason: str) -> None:
-        """Record what does not hold; the stage goes on."""
+        """Record a failure; the proof continues."""
         self.record["failures"].append(reason)
         print(f"{self.name}: FAILED: {reason}", flush=True)
         self.write()
@@ -91,7 +91,7 @@ class Check:
         self.hold(f"{what}, relative error at most {most:g}", error <= most, f"{error:.3g}")
 
     def part(self, what: str, work: Callable[[], Any], gib: float = 0.0) -> Any:
-        """Do one part of a stage; what it raises is a failure of this part alone, and so is a lack of memory."""
+        """Run one part of a proof; an exception, such as a lack of memory, is a failure of this part only."""
         if gib and (free := free_gib(self.device)) < gib:
             self.note(f"{what}: passed over: needs {gib:.0f} GiB, found {free:.0f} GiB free")
             return None
@@ -108,7 +108,7 @@ class Check:
         return None
 
     def ends(self) -> None:
-        """Record that the stage has come to its end."""
+        """Record the end of the proof."""
         self.record["state"] = "failed" if self.record["failures"] else "held"
         self.write()
 

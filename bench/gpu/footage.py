@@ -15,7 +15,7 @@ from videodiff.worlds.scene import render
 
 
 def once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Make a folder unless an earlier stage has made it; return it."""
+    """Make a folder unless an earlier proof has made it; return it."""
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.partial")
         make(partial)

@@ -5,7 +5,7 @@ python bench/prep/cutting.py [rounds]
 Both make the same clips of the same sources: same spans, size, scaler, x264 preset and options, one thread. Seconds
 are those of the processor, of ours without the start of Python, which a worker pays once for all its videos, of ffmpeg
 with the start of a process for each source. The two take turns, and the ratio is that of the median round. Where
-video2dataset can be imported, the two stages of its exact path take a turn too, at x264's own preset, which it cannot
+video2dataset can be imported, the two parts of its exact path take a turn too, at x264's own preset, which it cannot
 change; only the clips that it delivers count. Writes bench/out/prep.json.
 """
 

@@ -149,7 +149,7 @@ class Ledger:
         """Note how inputs ended, all of them or, where one was never entered, none; on return this is on the disk.
 
         What has ended stays as it is: only a failure that may be retried is followed by another outcome. Those that
-        are new are returned. `spent` is what the stages of the work took since they were last told of.
+        are new are returned. `spent` are the figures of the operations since the last call.
         """
         with self._transaction():
             self._spend(spent or {})
@@ -160,16 +160,16 @@ class Ledger:
             return [outcome for outcome in outcomes if self._add(outcome)]
 
     def spend(self, spent: Mapping[str, Spent], anew: bool = False) -> None:
-        """Add to what the stages of the work took, or with `anew` replace what was known of these."""
+        """Add to the figures of operations, or replace them with `anew`."""
         with self._transaction():
             if anew:
-                self.base.executemany("DELETE FROM stages WHERE stage = ?", [(stage,) for stage in spent])
+                self.base.executemany("DELETE FROM stages WHERE stage = ?", [(operation,) for operation in spent])
             self._spend(spent)
 
     def spent(self) -> dict[str, Spent]:
-        """Return what each stage took, in all processes and calls together but for those that were killed."""
+        """Return the figures of each operation, over all processes and calls except killed ones."""
         rows = self.base.execute("SELECT stage, seconds, items, bytes FROM stages ORDER BY stage")
-        return {stage: Spent(*values) for stage, *values in rows}
+        return {operation: Spent(*values) for operation, *values in rows}
 
     def ends(self) -> Ends:
         """Return how many inputs ended in each way."""
@@ -220,7 +220,7 @@ class Ledger:
         self.base.executemany(
             "INSERT INTO stages VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds, "
             "items = items + excluded.items, bytes = bytes + excluded.bytes",
-            [(stage, *values) for stage, values in spent.items()],
+            [(operation, *values) for operation, values in spent.items()],
         )
 
     @contextmanager

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from videodiff.data.storage.files import stage, sync
+from videodiff.data.storage.files import sync, write_beside
 
 WORK = ".work"
 LEDGER, PLAN, RATINGS, REPLIES = "ledger.sqlite", "plan.sqlite", "ratings.sqlite", "replies.sqlite"
@@ -28,7 +28,7 @@ def publish(path: Path, data: bytes) -> None:
     A machine of a cluster that was given up may still write the same clip; both write the same bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(stage(path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}"), data), path)
+    os.replace(write_beside(path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}"), data), path)
     sync(path.parent)
 
 

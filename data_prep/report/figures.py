@@ -100,8 +100,8 @@ class Figures:
     """What there is to show of a prepared dataset.
 
     unmade: inputs that were filtered before a clip was made, by reason; histograms: those with limits first; wall:
-    clips by reason, kept ones under the empty reason; failures: most first; machines: most failures first; stages: what
-    each stage of the work took; settings: dotted name to value.
+    clips by reason, kept ones under the empty reason; failures: most first; machines: most failures first; operations:
+    the time of each operation; settings: dotted name to value.
     """
 
     summary: Summary
@@ -111,7 +111,7 @@ class Figures:
     wall: dict[str, list[Example]]
     failures: list[Failure]
     machines: list[Machine]
-    stages: dict[str, Spent]
+    operations: dict[str, Spent]
     settings: dict[str, Any]
 
 
@@ -132,7 +132,7 @@ def figures(out: str | Path, limits: Mapping[str, Mapping[str, float]]) -> Figur
             wall=wall(scores, plan, work),
             failures=failures(plan),
             machines=machines(plan),
-            stages=ledger.spent(),
+            operations=ledger.spent(),
             settings=flat(read_json(work / SETTINGS)),
         )
 

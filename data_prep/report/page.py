@@ -51,8 +51,8 @@ UNITS = {
     "contrast": "deviation of the luma, 0 to 1",
     "clipped": "share of pixels black or white",
 }
-# The stages of the work in their order; those of others follow, packing is last.
-STAGES = {
+# The operations in their order; other ones follow, packing is last.
+OPERATIONS = {
     "fetch": "fetch",
     "scenes": "find scenes",
     "decode": "decode and cut",
@@ -91,8 +91,8 @@ class Wall(NamedTuple):
     total: int
 
 
-class StageRow(NamedTuple):
-    """A row of the table of stages, as text but for the share of the time."""
+class OperationRow(NamedTuple):
+    """A row of the table of operations, as text but for the share of the time."""
 
     name: str
     time: str
@@ -130,8 +130,8 @@ def content(out: Path, figures: Figures) -> dict[str, Any]:
         "failures": figures.failures,
         "more_failed": sum(failed.values()) - sum(failure.count for failure in figures.failures),
         "machines": figures.machines,
-        "stages": stages(figures.stages),
-        "storage": storage(summary.shards, figures.stages),
+        "operations": operations(figures.operations),
+        "storage": storage(summary.shards, figures.operations),
         "settings": figures.settings,
     }
 
@@ -307,18 +307,18 @@ def webp(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def stages(spent: Mapping[str, Spent]) -> list[StageRow]:
-    """Return where the time of the processes went: a row a stage with what one process does of it in a second."""
-    order = [*(name for name in STAGES if name in spent), *sorted(spent.keys() - STAGES - {"pack"})]
+def operations(spent: Mapping[str, Spent]) -> list[OperationRow]:
+    """Return a row for each operation: its share of the processes' time, and what one process does in a second."""
+    order = [*(name for name in OPERATIONS if name in spent), *sorted(spent.keys() - OPERATIONS - {"pack"})]
     order += ["pack"] * ("pack" in spent)
     whole = sum(took.seconds for took in spent.values()) or 1.0
     made = spent["encode"].items if "encode" in spent else 0
     rows = []
     for name in order:
-        took, clips = spent[name], made if name in STAGES else spent[name].items
+        took, clips = spent[name], made if name in OPERATIONS else spent[name].items
         rate = rate_text(clips / took.seconds) if clips and took.seconds else "–"
         size = f"{size_text(took.bytes / took.seconds)}/s" if took.bytes and took.seconds else "–"
-        rows.append(StageRow(STAGES.get(name, name), time_text(took.seconds), took.seconds / whole, rate, size))
+        rows.append(OperationRow(OPERATIONS.get(name, name), time_text(took.seconds), took.seconds / whole, rate, size))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""First light: every stage works on a CPU, and what goes wrong in one costs nothing else."""
+"""First light: every proof works on a CPU, and what goes wrong in one costs nothing else."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     return warm.run([sys.executable, str(SCRIPT), *arguments])
 
 
-def test_every_stage_holds_on_a_cpu(tmp_path: Path) -> None:
+def test_every_proof_holds_on_a_cpu(tmp_path: Path) -> None:
     done = check("--device", "cpu", "--tiny", "--minutes", "30", "--out", str(tmp_path))
     found = json.loads((tmp_path / "gpu_check.json").read_text())
-    failures = [failure for stage in found["stages"] for failure in stage["failures"]]
+    failures = [failure for proof in found["proofs"] for failure in proof["failures"]]
     assert done.returncode == 0, "\n".join(failures) or done.stdout[-5000:] + done.stderr[-2000:]
-    names = [stage["stage"] for stage in found["stages"]]
+    names = [proof["proof"] for proof in found["proofs"]]
     assert names == ["parity", "demo", "zero", "encoders", "recipes", "ceilings", "speed", "step", "waits", "uniform"]
-    for stage in found["stages"]:
-        assert stage["state"] == "held"
-        assert stage["figures"], stage["stage"]
-        assert json.loads((tmp_path / f"{stage['stage']}.json").read_text()) == stage
+    for proof in found["proofs"]:
+        assert proof["state"] == "held"
+        assert proof["figures"], proof["proof"]
+        assert json.loads((tmp_path / f"{proof['proof']}.json").read_text()) == proof
     assert found["where"]["torch"]
-    recipes = {name.partition(":")[0] for name in found["stages"][4]["figures"]}
+    recipes = {name.partition(":")[0] for name in found["proofs"][4]["figures"]}
     assert recipes == {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
 
 
@@ -50,10 +50,10 @@ def test_a_machine_without_a_gpu_is_told_so_in_one_line(tmp_path: Path, monkeypa
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_stage_that_does_not_exist_is_an_error_that_names_those_that_do(tmp_path: Path) -> None:
-    done = check("--stages", "parity,speeed", "--out", str(tmp_path))
+def test_a_proof_that_does_not_exist_is_an_error_that_names_those_that_do(tmp_path: Path) -> None:
+    done = check("--proofs", "parity,speeed", "--out", str(tmp_path))
     assert done.returncode == 2
-    assert "--stages: found 'speeed', expected some of parity, demo," in done.stderr
+    assert "--proofs: found 'speeed', expected some of parity, demo," in done.stderr
 
 
 @pytest.fixture
@@ -101,15 +101,15 @@ def run_one(
     work: Callable[[object], None],
     **how: object,
 ) -> dict:
-    stage = entry.Stage(name, "", 10, (), how.pop("gib", 0.0))
-    monkeypatch.setattr(entry, "STAGES", (stage,))
+    proof = entry.Proof(name, "", 10, (), how.pop("gib", 0.0))
+    monkeypatch.setattr(entry, "PROOFS", (proof,))
     monkeypatch.setitem(sys.modules, f"gpu.proofs.{name}", SimpleNamespace(run=work))
-    args = argparse.Namespace(device="cpu", tiny=False, out=out, minutes=1.0, stage="", seconds=0.0, fresh=False)
-    return entry.outcome(stage, args, how.pop("left", 60.0), how.pop("lacks", None))
+    args = argparse.Namespace(device="cpu", tiny=False, out=out, minutes=1.0, proof="", seconds=0.0, fresh=False)
+    return entry.outcome(proof, args, how.pop("left", 60.0), how.pop("lacks", None))
 
 
 @pytest.mark.parametrize("name", WHAT)
-def test_whatever_a_stage_does_its_end_is_told_and_what_it_found_is_kept(
+def test_whatever_a_proof_does_its_end_is_told_and_what_it_found_is_kept(
     entry: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     work, state, reason = WHAT[name]
@@ -122,7 +122,7 @@ def test_whatever_a_stage_does_its_end_is_told_and_what_it_found_is_kept(
         assert record["figures"]
 
 
-def test_too_little_memory_or_time_or_a_missing_package_pass_a_stage_over(
+def test_too_little_memory_or_time_or_a_missing_package_pass_a_proof_over(
     entry: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for how, reason in (
@@ -135,12 +135,12 @@ def test_too_little_memory_or_time_or_a_missing_package_pass_a_stage_over(
         assert reason in entry.line(record)
 
 
-def test_a_missing_package_is_named_with_the_stages_that_it_costs(
+def test_a_missing_package_is_named_with_the_proofs_that_it_costs(
     entry: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("diffusers", "av") else find(name))
-    lost = entry.missing_packages(list(entry.STAGES))
+    lost = entry.missing_packages(list(entry.PROOFS))
     said = capsys.readouterr().out
     assert "found no package diffusers: passes over encoders, recipes, speed, step" in said
     assert "found no package av: passes over demo, zero, encoders, recipes, step, waits, uniform" in said

@@ -46,7 +46,7 @@ def run(check: Check) -> None:
         if check.tiny:
             size = size._replace(width=32, depth=2, heads=2, frames=size.frames // 8, side=size.side // 8)
         if check.left < (0 if check.tiny else 40):
-            check.note(f"{title(size)}: passed over: {check.left:.0f} s left of the stage")
+            check.note(f"{title(size)}: passed over: {check.left:.0f} s left of the proof")
             continue
         long = size.frames * size.side > 32 * 32 or (check.tiny and size.side == 8)
         # A compiled graph takes seconds even where it is tiny: one is enough to see that it is made and right.

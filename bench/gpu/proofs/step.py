@@ -25,7 +25,7 @@ def run(check: Check) -> None:
     videodiff("cache", str(data), *cache, *(["decoders=0"] if check.tiny else []))
     eager = steps(check, "eager", out, groups)
     if check.tiny:
-        check.note("compiled blocks are tried by the stage speed")
+        check.note("compiled blocks are tried in the proof `speed`")
     elif eager:
         compiled = check.part("compiled", lambda: steps(check, "compiled", out, [*groups, "compile=blocks"]))
         if compiled:

@@ -267,5 +267,5 @@ def test_a_tar_is_read_as_a_stream():
         for name, content in clip(0).items():
             add(tar, f"clip0.{name}", content)
     stream = Watched(OneWay(data.getvalue()))
-    stage = module.Members(module.Notes())
-    assert [member["fname"] for member in stage.members("a", stream)] == [f"clip0.{name}" for name in clip(0)]
+    members = module.Members(module.Notes())
+    assert [member["fname"] for member in members.members("a", stream)] == [f"clip0.{name}" for name in clip(0)]

@@ -141,13 +141,15 @@ def test_failures_are_told_by_class_and_host_without_secrets(prepared):
     assert not any("pass@" in failure.detail or "abc" in failure.detail for failure in failed.values())
 
 
-def test_every_stage_of_the_work_is_timed_once(prepared):
-    stages, summary = figures(prepared, LIMITS).stages, json.loads((prepared / "summary.json").read_bytes())
-    assert stages.keys() == {"fetch", "decode", "score", "encode", "write", "pack"}
-    assert all(spent.seconds > 0 for spent in stages.values())
-    assert stages["fetch"].items == stages["encode"].items == summary["clips"]["made"] == 4
-    assert stages["encode"].bytes == sum(path.stat().st_size for path in prepared.glob(".work/clips/*/*.mp4"))
-    assert stages["pack"].bytes == summary["shards"]["bytes"] == sum(p.stat().st_size for p in prepared.glob("*.tar"))
+def test_every_operation_of_the_work_is_timed_once(prepared):
+    operations, summary = figures(prepared, LIMITS).operations, json.loads((prepared / "summary.json").read_bytes())
+    assert operations.keys() == {"fetch", "decode", "score", "encode", "write", "pack"}
+    assert all(spent.seconds > 0 for spent in operations.values())
+    assert operations["fetch"].items == operations["encode"].items == summary["clips"]["made"] == 4
+    assert operations["encode"].bytes == sum(path.stat().st_size for path in prepared.glob(".work/clips/*/*.mp4"))
+    assert (
+        operations["pack"].bytes == summary["shards"]["bytes"] == sum(p.stat().st_size for p in prepared.glob("*.tar"))
+    )
 
 
 def test_the_wall_shows_kept_clips_first_and_never_what_was_taken_down(prepared, tmp_path):

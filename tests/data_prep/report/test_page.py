@@ -66,7 +66,7 @@ def figures(folder: Path, text: str = "a ball", clips: int = 2) -> Figures:
         wall={"": [example(0)], "motion below 0.005": [example(1)], text: [example(0)]},
         failures=[Failure(reason=text, retryable=True, host=text, count=3, detail=text, place=text)],
         machines=[Machine(text, 5, 1), Machine("b", 4, 3)],
-        stages={name: Spent(seconds=2.0, items=4, bytes=2**20) for name in ("fetch", "encode", text, "pack")},
+        operations={name: Spent(seconds=2.0, items=4, bytes=2**20) for name in ("fetch", "encode", text, "pack")},
         settings={text: text},
     )
 
@@ -169,7 +169,7 @@ def test_the_page_says_in_words_what_came_out(page):
 
 
 def test_a_preparation_without_clips_has_its_page(tmp_path):
-    found = replace(figures(tmp_path), summary=Summary(), unmade={}, histograms=[], wall={}, failures=[], stages={})
+    found = replace(figures(tmp_path), summary=Summary(), unmade={}, histograms=[], wall={}, failures=[], operations={})
     said = words(write_preparation(tmp_path, replace(found, machines=[])).read_text())
     assert "No clip was made" in said
     assert "No input failed" in said

@@ -111,7 +111,7 @@ def test_bytes_rates_and_counts_are_written_short():
     assert [count_text(count, "shard") for count in (0, 1, 1024)] == ["0 shards", "1 shard", "1,024 shards"]
 
 
-def test_the_time_of_an_inner_stage_is_not_that_of_the_outer_one():
+def test_the_time_of_an_inner_operation_is_not_that_of_the_outer_one():
     watch = Stopwatch()
     with watch("decode"):
         time.sleep(0.02)
@@ -128,14 +128,14 @@ def test_the_time_of_an_inner_stage_is_not_that_of_the_outer_one():
     assert 0.02 <= second["decode"].seconds < 0.05
 
 
-def test_an_error_in_a_stage_ends_it():
+def test_an_error_in_an_operation_ends_it():
     watch = Stopwatch()
     with pytest.raises(ValueError, match="x"), watch("fetch"):
         raise ValueError("x")
-    assert watch.stage == ""
+    assert watch.operation == ""
 
 
-def test_the_ledger_adds_up_what_the_stages_took_and_forgets_on_request(tmp_path):
+def test_the_ledger_adds_up_what_the_operations_took_and_forgets_on_request(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.record([], {"fetch": Spent(1.5, 1, 100)})
     ledger.spend({"fetch": Spent(0.5, 2, 50), "pack": Spent(3.0, 7, 9)})

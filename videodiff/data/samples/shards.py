@@ -25,7 +25,7 @@ from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, Manifes
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
 from videodiff.data.samples.sidecars import SIDECARS, Text, read_captions, read_notes, read_texts
 from videodiff.data.storage.cache import CachedFolder
-from videodiff.data.storage.files import owning, partial_of, stage, sync
+from videodiff.data.storage.files import owning, partial_of, sync, write_beside
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.info import VideoInfo
 from videodiff.words import split_words
@@ -205,7 +205,7 @@ class ShardWriter:
             raise ValueError(f"{self.root}: found no samples to write, expected at least one")
         for group in self.groups.values():
             group.close()
-        words = stage(self.root / WORDS, rank_words(self.words))
+        words = write_beside(self.root / WORDS, rank_words(self.words))
         with ManifestWriter(self.root, sorted(self.scores), origins=sorted(self.origins)) as manifest:
             rows = 0
             for _, group in sorted(self.groups.items()):

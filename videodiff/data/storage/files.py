@@ -202,8 +202,8 @@ def write_whole(path: Path, data: bytes) -> Path:
     return path
 
 
-def stage(path: Path, data: bytes) -> Path:
-    """Write the new content of `path` to a temporary file on disk and return its path; a rename needs no more room."""
+def write_beside(path: Path, data: bytes) -> Path:
+    """Write new content of `path` to a temporary file beside it and return its path; renaming needs no more room."""
     partial = partial_of(path)
     try:
         with partial.open("xb") as file:

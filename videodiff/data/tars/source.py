@@ -1,7 +1,7 @@
 """Stream samples from tars without a manifest: webdataset's pipeline, each tar read once from start to end.
 
 The library draws tars, splits them between readers, opens files and commands, groups members by key and shuffles.
-Our own stage `Members` replaces its `tar_file_expander`, which believes any size in a header (a sparse file of
+Our own filter `Members` replaces its `tar_file_expander`, which believes any size in a header (a sparse file of
 terabytes) and stops at a damaged header without an error. A problem with a tar or a sample travels in the stream as a
 `Fault`, because the process that reads is often not the process that reports.
 """
@@ -197,7 +197,7 @@ gopen_schemes.update(dict.fromkeys(CREDENTIALS, open_url))
 
 @dataclass
 class Notes:
-    """Faults that the stages of one pipeline report, and the number of tars without a sample since the last sample."""
+    """Faults that the filters of one pipeline report, and the number of tars without a sample since the last sample."""
 
     pending: list[Fault] = field(default_factory=list)
     last: Fault | None = None
@@ -241,12 +241,12 @@ class Source:
             drawn = webdataset.ResampledShards(
                 numbers, seed=self.seed, deterministic=True, worker_seed=self.reader_seed
             )
-            stages = [drawn, self.occurrences]
+            filters = [drawn, self.occurrences]
         else:
             # The library's split by node asks torch.distributed, but a reader process belongs to no process group.
-            stages = [self.epochs, self.of_rank, webdataset.split_by_worker]
-        stages += [Fertile(notes, 2 * len(self.tars) + 2), *reading(notes)]
-        return webdataset.DataPipeline(*stages, self.mixed if self.shuffle > 1 else None)
+            filters = [self.epochs, self.of_rank, webdataset.split_by_worker]
+        filters += [Fertile(notes, 2 * len(self.tars) + 2), *reading(notes)]
+        return webdataset.DataPipeline(*filters, self.mixed if self.shuffle > 1 else None)
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Yield the tars of all epochs, one epoch after the other."""
@@ -330,7 +330,7 @@ def read_tars(tars: Sequence[str], numbers: Sequence[int]) -> Iterator[Item]:
 
 
 def reading(notes: Notes) -> list[Any]:
-    """Return the stages from tars to samples; faults come between the samples."""
+    """Return the filters from tars to samples; faults come between the samples."""
     opener = webdataset.filters.pipelinefilter(url_opener)(handler=Unopened(notes))
     grouper = webdataset.filters.pipelinefilter(group_by_keys)(keys=split_name)
     return [opener, Members(notes), grouper, Numbered(notes)]
@@ -433,7 +433,7 @@ class Members:
 
 @dataclass
 class Numbered:
-    """Turn webdataset's samples into `Raw`, numbered within their tar, with the faults of all stages in between."""
+    """Turn webdataset's samples into `Raw`, numbered within their tar, with the faults of all filters in between."""
 
     notes: Notes
 

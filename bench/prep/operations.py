@@ -1,6 +1,6 @@
 """Measure what the scores add to cutting and encoding, in seconds of one core, over the same clips of the same sources.
 
-python bench/prep/stages.py FOLDER_OF_VIDEO [PRESET]
+python bench/prep/operations.py FOLDER_OF_VIDEO [PRESET]
 """
 
 from __future__ import annotations

@@ -1,0 +1,33 @@
+"""All proofs, the most important first: name, time limit, needed packages and memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+EVERY = ("numpy", "einops")
+TRAIN = (*EVERY, "lightning", "hydra", "omegaconf", "av", "pyarrow", "safetensors", "yaml", "tqdm", "requests")
+ENCODE = (*TRAIN, "diffusers", "transformers", "tokenizers")
+
+
+class Proof(NamedTuple):
+    """A proof: `bench/gpu/proofs/<name>.py` with a function `run`; seconds at most; packages; GiB of the device."""
+
+    name: str
+    proves: str
+    seconds: float
+    packages: tuple[str, ...]
+    gib: float
+
+
+PROOFS = (
+    Proof("parity", "denoiser, objective, samplers, optimizers: the device against the CPU", 60, EVERY, 2),
+    Proof("demo", "20 steps of the demo: curve, resume, sample, evaluate, workers, pinned memory", 90, TRAIN, 2),
+    Proof("zero", "ZeRO 1, 2 and 3 in one process, AdamW and Muon, save and resume", 100, (*TRAIN, "deepspeed"), 4),
+    Proof("encoders", "autoencoders and T5 in the loop; cached equals encoded online", 60, ENCODE, 2),
+    Proof("recipes", "three steps of every recipe at full size", 120, (*ENCODE, "deepspeed"), 8),
+    Proof("ceilings", "matrix products, attention and copies: what the card can do", 30, EVERY, 4),
+    Proof("speed", "XL and L forward and backward, eager and compiled, beside Latte", 170, (*EVERY, "diffusers"), 16),
+    Proof("step", "the whole training step of hdvila_256 from cached latents", 90, ENCODE, 24),
+    Proof("waits", "waits for the device in a step; graphs for eight buckets", 90, TRAIN, 4),
+    Proof("uniform", "uniform_gpu for the minutes that are left: velocity error as it falls", 6000, TRAIN, 12),
+)
