@@ -47,3 +47,13 @@ def test_no_function_is_longer_than_a_screen_or_takes_more_than_can_be_named(pat
         assert lines <= MOST_LINES, f"{path}: {owner}.{name} has {lines} lines"
         by_configuration = name == "__init__" and owner == BY_CONFIGURATION.get(path)
         assert arguments <= MOST_ARGUMENTS or by_configuration, f"{path}: {owner}.{name} takes {arguments} arguments"
+
+
+def test_comments_of_the_configuration_fit_a_line() -> None:
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / "conf").rglob("*.yaml"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "#" in line and len(line) > 120
+    ]
+    assert lines == []
