@@ -105,6 +105,42 @@ def test_the_exact_mean_velocity_has_no_error_up_to_the_square_of_the_difference
 
 
 @each_path
+def test_the_way_to_the_end_of_a_step_is_exact_up_to_the_square_of_its_pieces(path: Path) -> None:
+    tau, rho = uneven()
+    place, z, moving, errors = torch.arange(SHAPE[0]), at(path, tau), (tau > rho).any(1), []
+    told_of_steps = []
+
+    def only_slopes(z: Tensor, tau: Tensor, rho: Tensor, place: Tensor) -> Tensor:
+        told_of_steps.append(bool((tau > rho).any()))
+        return Exact(path)(z, tau, tau, place)
+
+    for pieces in (8, 16, 32):
+        objective = FlowMap(path, NoiseLevels(), difference=1.0, pieces=pieces)
+        levels = [between(tau, rho, i / pieces) for i in range(pieces + 1)]
+        told = objective.mean_velocity(only_slopes, z, [*levels, rho], {"place": place})
+        errors.append((Exact(path)(z, tau, rho, place) - told)[moving][:, :, 1:].abs().max())
+    assert len(told_of_steps) == 2 * (8 + 16 + 32)
+    assert not any(told_of_steps), "two passes a piece, none of which asks the map"
+    assert min(math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)) > 1.7
+    assert float(errors[-1]) < 2e-3
+
+
+def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> None:
+    path, place = RectifiedFlow(), torch.arange(SHAPE[0])
+    tau = torch.ones(SHAPE[0], SHAPE[2], dtype=torch.float64)
+    rho = torch.cat([torch.zeros_like(tau[:, :1]), tau[:, 1:]], 1)
+
+    def off(z: Tensor, tau: Tensor, rho: Tensor, place: Tensor) -> Tensor:
+        return Exact(path)(z, tau, rho, place) + per_frame(tau > rho)
+
+    objective = FlowMap(path, NoiseLevels(), difference=1.0, pieces=16)
+    levels = [between(tau, rho, i / 16) for i in range(17)]
+    x, eps = MEAN + SPREAD * randn(5), randn(6)
+    loss = objective.map_error(off, x, eps, [*levels, rho], {"place": place})
+    torch.testing.assert_close(loss, torch.ones_like(loss), rtol=0.02, atol=0)
+
+
+@each_path
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_the_exact_mean_velocity_is_zero_in_every_form(path: Path, kind: str) -> None:
     tau, rho = uneven()

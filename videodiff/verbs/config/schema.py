@@ -147,6 +147,7 @@ CLASSES: dict[str, Kind] = {
         still=SHARE,
         clean=SHARE,
         difference=number(above=0, most=1),
+        pieces=COUNT,
     ),
     "videodiff.diffusion.distillation.ProgressiveDistillation": record(
         **OBJECTIVE,

@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 7
+RECORD, VERSION = "record", 8
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -47,6 +47,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
             "reconstruction": 0.0,
         }
     },
+    8: {"videodiff.diffusion.flow_map.FlowMap": {"pieces": 1}},
 }
 # Classes that have moved since folders were written.
 MOVED = {
