@@ -14,7 +14,6 @@ MOST_FILES, MOST_LINES, MOST_ARGUMENTS = 12, 60, 8
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # Constructors that configuration calls: their arguments are the keys of `conf/`.
 BY_CONFIGURATION = {
-    "videodiff/diffusion/flow_map.py": "FlowMap",
     "data_prep/caption/endpoint.py": "Endpoint",
     "data_prep/caption/model.py": "Model",
     "videodiff/codec/autoencoder.py": "Autoencoder",

@@ -7,19 +7,20 @@ steps and is the teacher of the next, which also starts from its weights. The te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
 
 from videodiff.device import send
 from videodiff.diffusion.guidance import denoise_function
-from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Condition, Denoiser, Objective, drop, mean_over_noisy
 from videodiff.diffusion.path import Path, per_frame
 from videodiff.diffusion.prediction import convert, divide
 from videodiff.diffusion.sampler import hold
 
 
+@dataclass(eq=False)
 class ProgressiveDistillation(Objective):
     """The squared distance of one step of the student from two steps of the teacher, one number a clip.
 
@@ -27,20 +28,9 @@ class ProgressiveDistillation(Objective):
     builder of the objective loads its weights into `network`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        levels: NoiseLevels,
-        prediction: str = "v",
-        loss: str = "v",
-        floor: float = 0.05,
-        caption_dropout: float = 0.1,
-        steps: int = 4,
-        teacher: str | None = None,
-    ) -> None:
-        super().__init__(path, levels, prediction, loss, floor, caption_dropout)
-        self.steps, self.teacher = steps, teacher
-        self.network: nn.Module | None = None
+    steps: int = 4
+    teacher: str | None = None
+    network: nn.Module | None = field(default=None, init=False, repr=False)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

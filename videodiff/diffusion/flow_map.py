@@ -21,6 +21,7 @@ is no critic, no second network, no forward mode and no division by a small numb
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -28,12 +29,12 @@ import torch
 from torch import Generator, Tensor
 
 from videodiff.device import send
-from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Condition, Denoiser, Objective, drop, mean_over_noisy
-from videodiff.diffusion.path import Path, per_frame
+from videodiff.diffusion.path import per_frame
 from videodiff.diffusion.prediction import convert
 
 
+@dataclass(eq=False)
 class FlowMap(Objective):
     """The squared difference of both sides of the identity, one number a clip; the network must take two levels.
 
@@ -44,26 +45,18 @@ class FlowMap(Objective):
 
     two_levels = True
 
-    def __init__(
-        self,
-        path: Path,
-        levels: NoiseLevels,
-        prediction: str = "v",
-        loss: str = "v",
-        floor: float = 0.05,
-        caption_dropout: float = 0.1,
-        still: float = 0.5,
-        clean: float = 0.25,
-        difference: float = 0.25,
-        pieces: int = 1,
-    ) -> None:
-        super().__init__(path, levels, prediction, loss, floor, caption_dropout)
-        if not 0 < still <= 1 - clean:
+    still: float = 0.5
+    clean: float = 0.25
+    difference: float = 0.25
+    pieces: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.still <= 1 - self.clean:
             raise ValueError(
-                f"objective.still: found {still} beside clean = {clean}, expected above 0 (there the network learns "
-                "its velocity) and at most 1 in all"
+                f"objective.still: found {self.still} beside clean = {self.clean}, expected above 0 (there the network "
+                "learns its velocity) and at most 1 in all"
             )
-        self.still, self.clean, self.difference, self.pieces = still, clean, difference, pieces
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

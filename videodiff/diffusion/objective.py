@@ -14,6 +14,7 @@ device; the noise itself is drawn where the clip is. Nothing waits for the devic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,8 +34,9 @@ def clip_seeds(seed: int, step: int, positions: Iterable[int]) -> list[int]:
     return [int(np.random.SeedSequence([seed, step, p]).generate_state(1, np.uint64)[0] >> 1) for p in positions]
 
 
+@dataclass(eq=False)
 class Objective:
-    """Denoising loss of one batch, one number a clip; `two_levels` tells whether the network has to have two.
+    """Denoising loss of one batch, one number a clip; `two_levels` tells whether the network must take two levels.
 
     `prediction` is the type of the network's output, `loss` the type in which the error is measured (each x, v or eps);
     `floor` bounds the divisor of a conversion; a caption is dropped with probability `caption_dropout`.
@@ -42,20 +44,17 @@ class Objective:
 
     two_levels = False
 
-    def __init__(
-        self,
-        path: Path,
-        levels: NoiseLevels,
-        prediction: str = "v",
-        loss: str = "v",
-        floor: float = 0.05,
-        caption_dropout: float = 0.1,
-    ) -> None:
-        for name, kind in (("prediction", prediction), ("loss", loss)):
+    path: Path
+    levels: NoiseLevels
+    prediction: str = "v"
+    loss: str = "v"
+    floor: float = 0.05
+    caption_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, kind in (("prediction", self.prediction), ("loss", self.loss)):
             if kind not in KINDS:
                 raise ValueError(f"objective.{name}: found {kind!r}, expected one of {', '.join(KINDS)}")
-        self.path, self.levels, self.prediction, self.loss = path, levels, prediction, loss
-        self.floor, self.caption_dropout = floor, caption_dropout
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

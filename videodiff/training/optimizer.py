@@ -69,7 +69,31 @@ def choose_fused(optimizer: torch.optim.Optimizer, groups: Iterable[Group], fuse
                 optimizer.state[p]["step"] = step.to(home)
 
 
-class AdamW(torch.optim.AdamW):
+class WithAverage:
+    """A mix-in of an optimizer: a step chooses the kernels of AdamW, updates the weights, and moves the average."""
+
+    ema_decay: float
+    fused: bool | None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one step, then move the average."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        choose_fused(self, [group for group in self.param_groups if not group.get("matrix")], self.fused)
+        before = begun(self)
+        self.update()
+        average(self, self.ema_decay, before)
+        return loss
+
+    def update(self) -> None:
+        """Update the weights and the moments; the average does not change."""
+        raise NotImplementedError
+
+
+class AdamW(WithAverage, torch.optim.AdamW):
     """torch's AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) with an EMA of the weights in its state.
 
     `fused`: by one kernel for all parameters and operations; None: on CUDA.
@@ -88,21 +112,12 @@ class AdamW(torch.optim.AdamW):
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         self.ema_decay, self.fused = ema_decay, fused
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Take one step, then move the average."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        choose_fused(self, self.param_groups, self.fused)
-        before = begun(self)
-        super().step()
-        average(self, self.ema_decay, before)
-        return loss
+    def update(self) -> None:
+        """Update the weights as torch does."""
+        torch.optim.AdamW.step(self)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(WithAverage, torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for groups marked `matrix`, AdamW for the others, with an EMA of all weights.
 
     A matrix moves along the orthogonal factor of its momentum, scaled by 0.2 sqrt(max(rows, columns)) so that its
@@ -125,15 +140,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "matrix": False})
         self.ema_decay, self.fused = ema_decay, fused
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Take one step, then move the average."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        choose_fused(self, [group for group in self.param_groups if not group["matrix"]], self.fused)
-        before = begun(self)
+    def update(self) -> None:
+        """Update the matrices along their orthogonal factors, and the other weights by AdamW."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
@@ -141,8 +149,6 @@ class Muon(torch.optim.Optimizer):
                 self.state[p].setdefault("step", torch.zeros((), device=on))
             if parameters:
                 (self._matrices if group["matrix"] else self._adamw)(group, parameters)
-        average(self, self.ema_decay, before)
-        return loss
 
     def _matrices(self, group: Group, parameters: list[Tensor]) -> None:
         for p in parameters:
