@@ -3,4 +3,5 @@
 # a program sees that they are meant.
 set -euo pipefail
 export TORCHELASTIC_RUN_ID=${TORCHELASTIC_RUN_ID:-deepspeed}
-exec "${VIDEODIFF:-.venv/bin/videodiff}" train resume=auto "$@"
+videodiff=${1:?expected the command as first argument, as launch/deepspeed/train.sh gives it}
+exec "$videodiff" train resume=auto "${@:2}"

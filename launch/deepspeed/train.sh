@@ -9,19 +9,38 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+fail() { echo "train.sh: $*" >&2 && exit 1; }
 hostfile=${1:?expected a hostfile as first argument, with lines like: node0 slots=8}
 shift
-[ -r "$hostfile" ] || {
-    echo "train.sh: found no file $hostfile, expected a hostfile with lines like: node0 slots=8" >&2
-    exit 1
-}
-slots=$(sed -n 's/^[^#[:space:]][^[:space:]]*[[:space:]]*slots=\([0-9][0-9]*\).*/\1/p' "$hostfile")
-kinds=$(sort -u <<<"$slots" | wc -l)
-if [ -z "$slots" ] || [ "$kinds" -ne 1 ]; then
-    echo "train.sh: $hostfile: found slots $(tr '\n' ' ' <<<"$slots"), expected the same number in every line" >&2
-    exit 1
-fi
-first=$(sed -n 's/^\([^#[:space:]][^[:space:]]*\)[[:space:]]*slots=.*/\1/p' "$hostfile" | head -n 1)
-exec "$(dirname "${VIDEODIFF:-.venv/bin/videodiff}")/deepspeed" --hostfile="$hostfile" --launcher=pdsh --no_python --no_local_rank \
-    --master_addr="${MASTER:-$first}" --master_port="${PORT:-29500}" \
-    launch/deepspeed/process.sh trainer.num_nodes="$(wc -l <<<"$slots")" trainer.devices="$(head -n 1 <<<"$slots")" "$@"
+[ -r "$hostfile" ] || fail "found no file $hostfile, expected a hostfile with lines like: node0 slots=8"
+
+line='^([^#[:space:]]+)[[:space:]]+slots=([1-9][0-9]*)[[:space:]]*$'
+bad=$(grep -vnE "$line|^[[:space:]]*(#.*)?$" "$hostfile" | head -n 1) || true
+[ -z "$bad" ] || fail "$hostfile: line ${bad%%:*}: found '${bad#*:}', expected a name and its processes: node0 slots=8"
+mapfile -t hosts < <(sed -nE "s/$line/\1/p" "$hostfile")
+mapfile -t slots < <(sed -nE "s/$line/\2/p" "$hostfile" | sort -nu)
+[ ${#hosts[@]} -gt 0 ] || fail "$hostfile: found no line, expected lines like: node0 slots=8"
+[ ${#slots[@]} -eq 1 ] || fail "$hostfile: found slots ${slots[*]}, expected the same number in every line"
+twice=$(printf '%s\n' "${hosts[@]}" | sort | uniq -d | head -n 1)
+[ -z "$twice" ] || fail "$hostfile: found $twice twice, expected each node in one line: $twice slots=$((2 * slots[0]))"
+command -v pdsh >/dev/null || fail "found no pdsh, which DeepSpeed starts the nodes with, expected it: apt-get install pdsh"
+
+# All at once, as each may take ten seconds: DeepSpeed asks the first node only, and leaves the others to a time-out.
+answers=$(mktemp -d)
+trap 'rm -rf "$answers"' EXIT
+for host in "${hosts[@]}"; do
+    { ssh -o BatchMode=yes -o ConnectTimeout=10 "$host" true </dev/null >"$answers/$host" 2>&1 && rm "$answers/$host"; } &
+done
+wait
+for host in "${hosts[@]}"; do
+    [ ! -e "$answers/$host" ] || fail "$hostfile: found no node $host by ssh ($(tail -n 1 "$answers/$host" | tr -d '\r')), expected" \
+        "one that answers \`ssh $host true\` without a password"
+done
+rm -r "$answers"
+
+# The nodes get VIDEODIFF as an argument: of the environment DeepSpeed's launcher hands on what begins with NCCL, PYTHON,
+# MV2 and UCX, and the lines of ~/.deepspeed_env.
+videodiff=${VIDEODIFF:-.venv/bin/videodiff}
+exec "$(dirname "$videodiff")/deepspeed" --hostfile="$hostfile" --launcher=pdsh --no_python --no_local_rank \
+    --master_addr="${MASTER:-${hosts[0]}}" --master_port="${PORT:-29500}" launch/deepspeed/process.sh "$videodiff" \
+    trainer.num_nodes="${#hosts[@]}" trainer.devices="${slots[0]}" "$@"
