@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import tiny
 from tests.material.servers.local_slurm import Slurm, slurm
 from videodiff.report.run import read_run
-from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, read_record, step_of, whole
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
@@ -49,25 +49,39 @@ def jobs(cluster: Slurm, folder: Path, world_dataset: Path) -> dict[str, str]:
     words = [*tiny(world_dataset), *RECIPE, f"trainer.max_steps={STEPS}"]
     by_hydra = ["hydra/launcher=slurm", *("hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1")]
     alone = ["strategy=auto", "hydra.launcher.at_once=1", "optimizer.lr=1e-3,3e-3"]
+    # This one saves only what it is asked for.
+    rarely = [*(word for word in words if "checkpoints.every" not in word), "callbacks.checkpoints.every=100000"]
     submitted = {
         "preempted": submit(cluster, folder / "preempted", words),
-        "cancelled": submit(cluster, folder / "cancelled", words),
+        "cancelled": submit(cluster, folder / "cancelled", [*rarely, "callbacks.checkpoints.keep=0"]),
         "hydra": launch(cluster, folder / "hydra", [*words, *by_hydra, "trainer.num_nodes=2", "name=hydra"]),
         "sweep": launch(cluster, folder / "sweep", [*words, *by_hydra, *alone]),
     }
-    waiting = {
-        "preempted": ["scancel", "--signal=USR1"],
-        "hydra": ["scancel", "--signal=USR1"],
-        "cancelled": ["scancel"],
-    }
+
+    def last(name: str) -> int:
+        return max(steps_of(folder / name / "runs" / name), default=0)
+
+    def is_some_steps_after_a_checkpoint() -> bool:
+        saved = [step_of(checkpoint) for checkpoint in checkpoints(folder / "cancelled/runs/cancelled")]
+        return bool(saved) and last("cancelled") >= saved[0] + 5
+
+    # What is sent to which job, and when.
+    waiting = [
+        ("preempted", ["scancel", "--signal=USR1"], lambda: last("preempted") >= 25),
+        ("hydra", ["scancel", "--signal=USR1"], lambda: last("hydra") >= 25),
+        ("cancelled", ["scancel", "--signal=USR2"], lambda: last("cancelled") >= 25),
+        ("cancelled", ["scancel"], is_some_steps_after_a_checkpoint),
+    ]
 
     def all_sent() -> bool:
-        for name in list(waiting):
-            if max(steps_of(folder / name / "runs" / name), default=0) >= 25:
-                cluster.run(*waiting.pop(name), submitted[name])
+        for one in list(waiting):
+            name, command, is_due = one
+            if is_due():
+                cluster.run(*command, submitted[name])
+                waiting.remove(one)
         return not waiting
 
-    cluster.wait(all_sent, 180, "step 25 of all runs")
+    cluster.wait(all_sent, 180, "step 25 of all runs, and a checkpoint of the one that was asked for it")
     return submitted
 
 
@@ -147,6 +161,19 @@ def test_a_job_that_is_cancelled_ends_for_good_with_a_checkpoint(
     cluster.wait(lambda: not left_of(run), 40, "end of the processes")
     assert 20 <= int(latest_checkpoint(run).name.partition("_")[2]) < STEPS
     assert cluster.state(jobs["cancelled"]) == "CANCELLED", "it must not be queued again"
+
+
+def test_a_signal_asks_for_a_checkpoint_of_both_nodes_and_the_job_goes_on(folder: Path, jobs: dict[str, str]) -> None:
+    """The job is the one that is cancelled later."""
+    run, said = folder / "cancelled/runs/cancelled", printed(folder / "cancelled")
+    # Slurm tells one node after the other, so the second may ask again at a later step.
+    asked = [int(step) for step in re.findall(r"step (\d+): SIGUSR2: a checkpoint is saved, training goes on", said)]
+    assert len(asked) in (1, 2), said
+    saved, *_ = checkpoints(run)
+    assert 25 <= asked[0] < step_of(saved) <= asked[0] + 2
+    assert read_record(whole(saved))["processes"] == 2
+    assert max(steps_of(run)) >= step_of(saved) + 5, "it went on"
+    assert "queued again" not in said
 
 
 def left_of(run: Path) -> list[str]:
