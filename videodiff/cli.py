@@ -46,8 +46,9 @@ VERBS = {
     "doctor": "check a machine, or the machines of a job, before training there",
 }
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-# Seconds in which the first rank says what is wrong on all of them.
-TURN = 3.0
+# Seconds in which the first rank says what is wrong on all of them; the longer time is for an error that it certainly
+# has too, because it may take long to leave its training.
+TURN, LONG_TURN = 3.0, 30.0
 
 
 def main() -> None:
@@ -155,7 +156,7 @@ def one_line_a_failure(verb: str) -> Iterator[None]:
     except Exception as error:
         if "VIDEODIFF_TRACEBACK" in os.environ:
             traceback.print_exception(error)
-        let_first_rank_speak()
+        let_first_rank_speak(is_of_all_ranks(error))
         fail(name_of(verb), one_line(error), getattr(error, "status", 1))
 
 
@@ -169,11 +170,23 @@ def rank() -> int:
     return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
 
 
-def let_first_rank_speak() -> None:
-    """Wait if this is not the first rank: the first prints an error that all ranks have, and then ends the others."""
+def let_first_rank_speak(of_all: bool) -> None:
+    """Wait if this is not the first rank: the first prints an error that all ranks have, and then ends the others.
+
+    After an error `of_all` ranks this one ends without a line, if nobody has ended it.
+    """
     if rank():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(TURN)
+        time.sleep(LONG_TURN if of_all else TURN)
+        if of_all:
+            sys.exit(1)
+
+
+def is_of_all_ranks(error: BaseException | None) -> bool:
+    """Return whether all ranks have agreed on an error, or on one of its causes."""
+    while error is not None and not getattr(error, "of_all_ranks", False):
+        error = error.__cause__
+    return error is not None
 
 
 def usage() -> str:

@@ -56,6 +56,8 @@ def agree(world: int, problem: Exception | None) -> None:
     """Raise on every rank if any rank has a problem: a rank that went on alone would wait for the others for ever."""
     for found in gather(world, problem):
         if found is not None:
+            # The first rank prints it for all of them.
+            found.of_all_ranks = True
             raise found
 
 
