@@ -38,6 +38,17 @@ with owning(sys.argv[1], "hold"):
 """
 
 
+@pytest.mark.parametrize("place", ["/proc/nowhere", "file/below", "file"])
+def test_a_folder_that_cannot_be_written_is_one_line_that_names_it(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / place
+    with pytest.raises(OSError, match="found a place") as told, owning(folder, "train"):
+        pass
+    found = str(told.value)
+    assert found.startswith(f"{folder}: found a place where nothing can be written (")
+    assert found.endswith("), expected a writable folder")
+
+
 def test_the_second_writer_is_told_who_writes(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     process = script(HOLD, folder)

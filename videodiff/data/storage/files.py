@@ -60,7 +60,10 @@ def own(folder: Path, verb: str) -> FileLock:
     path = folder / LOCK
     lock = FileLock(path, is_singleton=True, fallback_to_soft=False, preserve_lock_file=True)
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_writable(folder, error) from error
         try:
             # Not zero: if the owner is just removing the lock's file, the lock is free a moment later.
             lock.acquire(timeout=0.2, poll_interval=0.02)
@@ -72,7 +75,7 @@ def own(folder: Path, verb: str) -> FileLock:
             continue
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise
+                raise not_writable(path, error) from error
             print(
                 f"{folder}: found a file system without locks: make sure that no other process writes here",
                 file=sys.stderr,
@@ -83,6 +86,11 @@ def own(folder: Path, verb: str) -> FileLock:
         path.write_text(json.dumps({"verb": verb, "pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         remove_abandoned(folder)
     return lock
+
+
+def not_writable(path: Path, error: OSError) -> OSError:
+    """Return the line of a folder, or a file in it, that cannot be made."""
+    return OSError(f"{path}: found a place where nothing can be written ({error.strerror}), expected a writable folder")
 
 
 def owner(path: Path) -> str:
