@@ -139,6 +139,11 @@ def test_sizes_and_batches_that_do_not_divide_are_named(
     assert "data.buckets[0].width: found 14, expected a multiple of 4" in err
     _, _, err = call("train", *tiny(world_dataset), "trainer.devices=3", "strategy=ddp")
     assert "global_batch: found 4, expected a multiple of micro_batch 1 x 3 processes" in err
+    shared = ["strategy=ddp", "trainer.devices=16", "strategy.sequence_parallel=16", "model.patch=[2,4,4]"]
+    status, _, err = call("train", *tiny(world_dataset), *shared)
+    assert status == 1
+    told = "strategy.sequence_parallel: found 16 for clips of 8 frames, 4 in the denoiser, expected at most 4"
+    assert f"{told} (nearest: 4)" in err
 
 
 def test_a_key_that_the_chosen_schedule_does_not_take_is_named(

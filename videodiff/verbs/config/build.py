@@ -165,7 +165,22 @@ def build_data(cfg: DictConfig) -> ClipDataModule:
     """Instantiate the data, with the cost of a clip if batches are planned by cost."""
     data = instantiate(cfg.data, cost=clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
     data.sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
+    check_sequence(cfg, data.sequence)
     return data
+
+
+def check_sequence(cfg: DictConfig, processes: int) -> None:
+    """Raise if more processes share each clip than the longest clip has frames of tokens: some would have none."""
+    frames = [shape.frames for _, shape in shapes(cfg.data) if shape.get("frames")]
+    if processes == 1 or not frames:
+        return
+    most = -(-max(frames) // token_unit(cfg)[0])
+    if processes > most:
+        nearest = max(size for size in range(1, most + 1) if processes % size == 0)
+        raise ValueError(
+            f"strategy.sequence_parallel: found {processes} for clips of {max(frames)} frames, {most} in the denoiser, "
+            f"expected at most {most} (nearest: {nearest})"
+        )
 
 
 def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
