@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -130,6 +132,43 @@ def test_the_record_goes_there_last_and_away_first(tmp_path, monkeypatch):
     gone = [name for what, name in done if what == "remove" and "/step_00000001/" in name]
     assert len(put) == len(gone) == 4
     assert put[-1] == gone[0] == "checkpoints/step_00000001/checkpoint.json"
+
+
+def test_a_checkpoint_of_the_same_step_is_sent_anew_after_the_record_of_the_earlier_one_is_gone(
+    server, tmp_path, monkeypatch
+):
+    """A run that went back comes to the same step with other weights."""
+    run = tmp_path / "anew"
+    sent(run, 1)
+    done: list[tuple[str, str]] = []
+    for name in ("put", "remove"):
+        act = getattr(Store, name)
+        monkeypatch.setattr(
+            Store, name, lambda self, *words, act=act, name=name: (done.append((name, words[-1])), act(self, *words))[1]
+        )
+    shutil.rmtree(run / "checkpoints")
+    sent(run, 1, start=1)
+    folder = "checkpoints/step_00000001"
+    removed = done.index(("remove", f"{folder}/checkpoint.json"))
+    assert removed < min(done.index(found) for found in done if found[0] == "put")
+    assert done[-1] == ("put", f"{folder}/checkpoint.json")
+    assert server.records("anew") == [1]
+
+
+def test_a_checkpoint_that_is_being_sent_is_still_needed(tmp_path, monkeypatch):
+    begun, go_on, put = threading.Event(), threading.Event(), Store.put
+    monkeypatch.setattr(Store, "put", lambda self, *words: (begun.set(), go_on.wait(30), put(self, *words))[2])
+    copies = Mirror(URL, tmp_path / "busy", 1, lambda step: False)
+    copies.begin(new=True)
+    copies.send(checkpoint(tmp_path / "busy", 1))
+    assert begun.wait(30)
+    copies.send(checkpoint(tmp_path / "busy", 2))
+    assert copies.needs(1)
+    assert copies.needs(2)
+    go_on.set()
+    copies.finish(30)
+    assert not copies.needs(1)
+    assert not copies.needs(2)
 
 
 def test_a_fresh_folder_gets_the_newest_that_verifies_and_a_line_says_which_does_not(server, tmp_path, capsys):

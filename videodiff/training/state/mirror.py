@@ -48,6 +48,7 @@ class Mirror:
         self.run, self.keep, self.kept = run, keep, kept
         self.store = Store(f"{url.rstrip('/')}/{run.name}")
         self.waiting: list[Path] = []
+        self.sending: Path | None = None
         # The step that training resumes from; newer checkpoints there belong to a training that was given up.
         self.start = 0
         self.left, self.to_prune, self.ended, self.told = False, False, False, False
@@ -82,9 +83,9 @@ class Mirror:
             self.changed.notify()
 
     def needs(self, step: int) -> bool:
-        """Return whether the checkpoint of a step must still be copied."""
+        """Return whether the checkpoint of a step must still be copied, or is being copied."""
         with self.changed:
-            return step in map(step_of, self.waiting)
+            return step in map(step_of, [*self.waiting, *filter(None, [self.sending])])
 
     def prune(self) -> None:
         """Ask the thread to remove old checkpoints from the store."""
@@ -110,12 +111,14 @@ class Mirror:
                 one, to_prune = (self.waiting[0] if self.waiting else None), self.to_prune
                 if one is None and not to_prune:
                     return
-                self.to_prune = False
+                self.to_prune, self.sending = False, one
             self.left = self.left or self.try_to(self.leave_newer)
-            if one is not None and self.left and self.try_to(lambda one=one: self.copy(one)):
-                with self.changed:
+            copied = one is not None and self.left and self.try_to(lambda one=one: self.copy(one))
+            with self.changed:
+                self.sending = None
+                if copied:
                     self.waiting = [other for other in self.waiting if other != one]
-            elif one is not None and self.pause(one):
+            if one is not None and not copied and self.pause(one):
                 return
             if to_prune:
                 self.try_to(self.remove_old)
