@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.data.loader.test_datamodule import Recorder
-from tests.material.made_clips import write_dataset, write_video
+from tests.material.made_clips import moving_square, write_dataset, write_video
 from tests.material.plain_tars import by_tarfile, clip, write_tars
 from videodiff.data.loader.datamodule import clip_data
-from videodiff.data.loader.quarantine import QuarantineError
+from videodiff.data.loader.quarantine import Quarantine, QuarantineError, SampleId
 from videodiff.data.order.arithmetic import Mesh
 from videodiff.data.samples.indexing import index_tars
-from videodiff.data.tars.clips import Decode
+from videodiff.data.tars.clips import Decode, Refusals
 from videodiff.data.tars.datamodule import Progress, tar_data
 from videodiff.text.words import Words
 
@@ -158,6 +158,43 @@ def test_bad_samples_cost_themselves_and_are_named(tmp_path, workers):
 def test_too_many_bad_samples_end_the_run(tmp_path):
     with pytest.raises(QuarantineError, match=r"found 2 samples that cannot be read .*expected at most 1"):
         batches(module(broken_tars(tmp_path), budget=1), 6)
+
+
+def test_a_stream_that_never_gives_a_clip_ends_after_some_hundred_samples(tmp_path):
+    # The samples examined at the start look usable: decord refuses this codec only when it is asked for frames.
+    samples = {
+        f"clip{number}": {"mp4": write_video(moving_square(12, seed=number), codec="mpeg4"), "txt": b"a red square"}
+        for number in range(6)
+    }
+    data = module([str(by_tarfile(tmp_path / "a.tar", samples))], decoder="decord")
+    data.check()
+    with pytest.raises(ValueError, match=r"in a row, expected some: cannot be read 300; .*codec is mpeg4"):
+        batches(data, 1)
+    assert data.passed == {"cannot be read": 300}
+
+
+def test_a_long_run_of_samples_that_fit_no_shape_is_said_once_and_ends_after_two_epochs():
+    lost, refusals = Quarantine(), Refusals(few=3, many=50)
+    lost.add(SampleId("a.tar", "clip0", 0), (0, 0), "found no video")
+    said = [refusals.refuse(kind, 0, lost) for kind in ("cannot be read", *["too few frames"] * 4)]
+    assert said == ["", "", said[2], "", ""]
+    assert said[2] == (
+        "data.urls: found no clip so far in 3 samples in a row, expected some: too few frames 2, cannot be read 1; "
+        "the first reasons: a.tar: clip0: found no video"
+    )
+    assert [refusals.refuse("too few frames", epoch, lost) for epoch in (1, 2)] == ["", ""]
+    with pytest.raises(ValueError, match="found no clip in 8 samples in a row"):
+        refusals.refuse("too few frames", 3, lost)
+
+
+def test_after_a_clip_only_a_very_long_run_ends_the_stream():
+    lost, refusals = Quarantine(), Refusals(few=3, many=50)
+    refusals.accept()
+    assert not any(refusals.refuse("cannot be read", epoch, lost) for epoch in range(49))
+    refusals.accept()
+    assert not any(refusals.refuse("cannot be read", None, lost) for _ in range(49))
+    with pytest.raises(ValueError, match="found no clip in 50 samples in a row"):
+        refusals.refuse("cannot be read", None, lost)
 
 
 class HangsAtClip3(Decode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from videodiff.data.video.decoders import decoder_named
 from videodiff.data.video.info import VideoInfo
 
 UNIT = 2**20
+# The kind of a refused sample that cannot be read; the other kinds are those of `misfits`.
+UNREADABLE = "cannot be read"
 
 
 class TarTask(NamedTuple):
@@ -93,6 +96,48 @@ class Decode:
             if key is None or draw(UNIT, *key, 3, index) < self.buckets[index].keep * UNIT:
                 return index
         return fitting[-1] if fitting else None
+
+
+class Refusals:
+    """The samples in a row that gave no clip; a stream that never gives one ends with an error.
+
+    If none of the first `few` samples can be read, the others cannot be read either: the stream ends. Samples that fit
+    no shape may come in long runs. Then a line is printed after `few`, and the stream ends after `many`, or after two
+    epochs without a clip.
+    """
+
+    def __init__(self, few: int = 300, many: int = 20_000) -> None:
+        self.few, self.many, self.count, self.accepted = few, many, 0, False
+        self.kinds: Counter[str] = Counter()
+        self.epochs: set[int] = set()
+
+    def accept(self) -> None:
+        """Count a clip."""
+        self.accepted, self.count = True, 0
+        self.kinds.clear()
+        self.epochs.clear()
+
+    def refuse(self, kind: str, epoch: int | None, lost: Quarantine) -> str:
+        """Count a sample that gave no clip; return a line to print, or raise ValueError. `epoch` None: no epochs."""
+        self.count += 1
+        self.kinds[kind] += 1
+        self.epochs |= set() if epoch is None else {epoch}
+        # Two whole epochs lie between the first and the last of four.
+        stuck = not self.accepted and (list(self.kinds) == [UNREADABLE] or len(self.epochs) > 3)
+        if self.count >= self.many or (stuck and self.count >= self.few):
+            raise ValueError(f"data.urls: found no clip in {self.counted(lost)}")
+        if self.count == self.few and not self.accepted:
+            return f"data.urls: found no clip so far in {self.counted(lost)}"
+        return ""
+
+    def counted(self, lost: Quarantine) -> str:
+        """Return the numbers of samples by kind, and the first reasons why some cannot be read."""
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common())
+        reasons: dict[str, str] = {}
+        for sample, loss in lost.losses.items():
+            reasons.setdefault(loss.reason, f"{sample.shard}: {sample.key}: {loss.reason}")
+        first = f"; the first reasons: {'; '.join(list(reasons.values())[:3])}" if reasons else ""
+        return f"{self.count:,} samples in a row, expected some: {kinds}{first}"
 
 
 def view(out: np.ndarray, bucket: Bucket) -> np.ndarray:

@@ -36,8 +36,10 @@ from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.processes.child import forkserver
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.tars.clips import (
+    UNREADABLE,
     Decode,
     Look,
+    Refusals,
     TarTask,
     first_clips,
     keep_faults,
@@ -265,12 +267,17 @@ class TarDataModule(BatchModule):
         seed = None if self.reading.fixed else self.seed
         tasks = tasks_of(self.samples(items, start), self.tars, self.decode.bytes, start=start, seed=seed)
         reads = read_tasks(tasks, self.decode, self.decode.bytes, self.reading, self.quarantine, 2 * size)
+        refusals = Refusals()
         for task, rest, memory in reads:
             if "bucket" in rest:
+                refusals.accept()
                 yield task, rest, memory
                 continue
-            self.passed[rest.get("misfit", "cannot be read")] += 1
+            kind = rest.get("misfit", UNREADABLE)
+            self.passed[kind] += 1
             self.note_taken(task)
+            if line := refusals.refuse(kind, None if self.settings.resampled else task.order[2], self.quarantine):
+                print(line, file=sys.stderr)
 
     def settle(self) -> None:
         """Count the clips of finished steps as trained on."""
