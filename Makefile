@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo demo-rollout demo-prep test test-cluster lint bench bench-order bench-loader bench-batches bench-prep bench-prep-plan gpu-check soak clean
+.PHONY: help setup dev demo demo-rollout demo-prep test test-cluster lint bench bench-order bench-batches bench-prep bench-prep-plan gpu-check soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -59,9 +59,6 @@ bench: setup  ## the speed of each part in ratios, beside peers and the limit of
 
 bench-order: setup  ## the order of 1 M to 100 M samples on 1,024 ranks, into bench/out/order.json
 	$(BIN)/python bench/order.py
-
-bench-loader: dev  ## the decode workers beside other loaders, into bench/out/loader.json
-	$(BIN)/python bench/loader.py
 
 bench-batches: setup  ## how long a step takes in each bucket, with batches of equal time and with equal batches
 	$(BIN)/python bench/batches.py

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from loader import FRAMES, LENGTH, plain_decode, scene
+from subjects.loader import FRAMES, LENGTH, plain_decode, scene
 
 from videodiff.data.order.arithmetic import draw
 from videodiff.data.video import encode as encoding

@@ -15,7 +15,7 @@ import sys
 import torch
 from subjects.harness import Settings, as_trained, record
 
-SUBJECTS = ("denoiser", "step")
+SUBJECTS = ("denoiser", "step", "sampling", "encoding", "checkpoint", "compile", "loader")
 
 
 def main() -> None:

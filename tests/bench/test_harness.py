@@ -68,3 +68,30 @@ def test_what_is_not_training_has_a_share_of_the_step(harness) -> None:
     beside = sum(parts[name] for name in ("average", "checks", "log"))
     whole = sum(parts.values()) - parts["average"]
     assert found["share of average, checks and log in a step"] == pytest.approx(beside / whole)
+
+
+def test_sampling_is_measured_beside_passes_of_latte(harness) -> None:
+    subject = importlib.import_module("subjects.sampling")
+    found = {one.key: one.value for one in subject.measure(harness.Settings(1, tiny=True)) if one.key}
+    assert list(found) == ["vs_latte_flow_map_1"]
+    assert found["vs_latte_flow_map_1"] > 0
+
+
+def test_a_step_from_the_cache_is_measured_beside_one_that_encodes(harness) -> None:
+    subject = importlib.import_module("subjects.encoding")
+    found = {one.key: one.value for one in subject.measure(harness.Settings(1, tiny=True)) if one.key}
+    assert found["cached_vs_online"] > 0
+
+
+def test_a_save_by_a_thread_is_measured_beside_one_that_is_waited_for(harness) -> None:
+    subject = importlib.import_module("subjects.checkpoint")
+    share, *seconds = subject.measure(harness.Settings(1, tiny=True))
+    assert share.key == "asynchronous_share"
+    assert all(one.value > 0 for one in seconds)
+
+
+def test_every_subject_has_a_title_and_a_measure(harness) -> None:
+    for name in importlib.import_module("run").SUBJECTS:
+        subject = importlib.import_module(f"subjects.{name}")
+        assert subject.TITLE
+        assert callable(subject.measure)

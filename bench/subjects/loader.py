@@ -1,12 +1,9 @@
-"""Measure the loader against the decode ceiling and beside other loaders: same clips, windows, decoder and processes.
-
-python bench/loader.py [clips [rounds [name ...]]]
+"""The loader beside the decode ceiling and other loaders: same clips, windows, decoder and processes.
 
 The ceiling is a bare loop in as many processes, which reads and decodes and keeps nothing. The other loaders have the
 decode function that their users write: decord's reader, its batch, as numpy. All are started and warm before the first
 timed turn, and take short turns, because the speed of a machine changes. The first batches of a turn are not timed;
-they were read ahead during the turns of others. Writes bench/out/loader.json. With names
-(streamed, webdataset, ...) only these loaders are measured beside ours.
+they were read ahead during the turns of others.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -22,7 +18,6 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch  # before decord
@@ -32,6 +27,7 @@ import decord
 import numpy as np
 import torch.nn.functional as F
 import webdataset
+from subjects.harness import Figure, Settings, figure, ratio
 from torch.utils.data import DataLoader, Dataset
 
 from videodiff.data.loader.datamodule import ClipDataModule, clip_data
@@ -49,9 +45,53 @@ try:
 except ImportError:
     streaming = None
 
+TITLE = "Loader"
 SIZE, FRAMES, LENGTH, BATCH, PROCESSES = 256, 16, 64, 16, 2
 # Batches of a turn: those that may have been read ahead, and those timed.
 AHEAD, TIMED = 8, 24
+# What it is compared with: in words, the name of the ratio, its aim.
+OTHERS = {
+    "ceiling": ("bare decoding", "ceiling_fraction", "at least 0.9"),
+    "streamed": ("data=webdataset", "vs_streamed", ""),
+    "webdataset": ("webdataset's pipeline", "vs_webdataset", "at least 1.2"),
+    "map_style": ("map-style loading of loose files", "vs_map_style", "at least 1.2"),
+    "mosaicml": ("mosaicml-streaming", "vs_mosaicml", "at least 1.2"),
+}
+
+
+def measure(settings: Settings) -> Iterator[Figure]:
+    """Yield this loader's clips a second beside the ceiling's and the other loaders', and what a resume takes."""
+    clips = 4 if settings.tiny else 48
+    kinds: dict[str, Any] = {"ours": ours, "ceiling": ceiling}
+    if not settings.tiny:
+        kinds |= {"streamed": streamed, "webdataset": web_dataset, "map_style": map_style}
+        kinds |= {"mosaicml": mosaicml} if streaming else {}
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), clips)
+        rates = in_turns(Path(folder), clips, settings.rounds, kinds)
+        for name in list(kinds)[1:]:
+            what, key, aim = OTHERS[name]
+            yield ratio(f"clips a second, divided by those of {what}", rates["ours"], rates[name], key, aim)
+        yield figure("clips a second", rates["ours"])
+        if not settings.tiny:
+            resumed = resume_ratios(Path(folder), settings.rounds)
+            what = "time to the first batch at 90 % of an epoch, divided by a fresh start's"
+            yield figure(what, resumed, "resume_ratio", "at most 1.2")
+            what = "windows a second of groups of 12 pictures, divided by those of one long group"
+            yield figure(what, [gop_ratio()], "gop_12_vs_long")
+
+
+def in_turns(folder: Path, clips: int, rounds: int, kinds: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the clips a second of each loader in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    with contextlib.ExitStack() as stack:
+        measures = {name: stack.enter_context(kind(folder, clips)) for name, kind in kinds.items()}
+        for one in measures.values():
+            one()
+        for _ in range(rounds):
+            for name, one in measures.items():
+                rates[name].append(one())
+    return rates
 
 
 def scene(seed: int) -> np.ndarray:
@@ -163,10 +203,10 @@ def first_batch(root: Path, share: float) -> float:
     return took
 
 
-def resume_ratio(root: Path, rounds: int = 5) -> float:
+def resume_ratios(root: Path, rounds: int) -> list[float]:
     """Return how many times longer than a fresh start one at 90 % of an epoch takes to its first batch."""
     first_batch(root, 0.0)
-    return median(first_batch(root, 0.9) / first_batch(root, 0.0) for _ in range(rounds))
+    return [first_batch(root, 0.9) / first_batch(root, 0.0) for _ in range(rounds)]
 
 
 def plain_decode(video: bytes, numbers: range) -> np.ndarray:
@@ -265,54 +305,3 @@ def gop_ratio() -> float:
             decode(video, window(0, turn))
         took.append(time.process_time() - start)
     return took[0] / took[1]
-
-
-def in_turns(folder: Path, clips: int, rounds: int, kinds: dict[str, Any]) -> dict[str, list[float]]:
-    """Return the clips a second of each loader in each round, and print one line for each round."""
-    rates = {name: [] for name in kinds}
-    with contextlib.ExitStack() as stack:
-        measures = {name: stack.enter_context(kind(folder, clips)) for name, kind in kinds.items()}
-        for measure in measures.values():
-            measure()
-        for _ in range(rounds):
-            for name, measure in measures.items():
-                rates[name].append(measure())
-            print(", ".join(f"{name} {rates[name][-1]:.1f}" for name in kinds), "clips/s", flush=True)
-    return rates
-
-
-def compare(clips: int, rounds: int, kinds: dict[str, Any]) -> None:
-    """Print one line for each round, then the median ratio of this loader's rate to each other loader's."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), clips)
-        rates = in_turns(Path(folder), clips, rounds, kinds)
-    for name in list(kinds)[1:]:
-        print(f"vs_{name} {median(a / b for a, b in zip(rates['ours'], rates[name], strict=True)):.3f}")
-
-
-def main() -> None:
-    """Print a line a round and the ratios, medians over rounds, and write bench/out/loader.json."""
-    given = [int(number) for number in sys.argv[1:3]]
-    clips, rounds = given + [96, 8][len(given) :]
-    kinds = {"ceiling": ceiling, "ours": ours, "streamed": streamed, "webdataset": web_dataset, "map_style": map_style}
-    if streaming:
-        kinds["mosaicml"] = mosaicml
-    if only := sys.argv[3:]:
-        compare(clips, rounds, {name: kinds[name] for name in ["ours", *only]})
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), clips)
-        rates = in_turns(Path(folder), clips, rounds, kinds)
-        found = {"ceiling_fraction": median(a / b for a, b in zip(rates["ours"], rates["ceiling"], strict=True))}
-        for name in set(kinds) - {"ceiling", "ours"}:
-            found[f"vs_{name}"] = median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
-        found["resume_ratio"] = resume_ratio(Path(folder))
-    found |= {"gop_12_vs_long": gop_ratio(), "clips_a_second": rates, "clips": clips, "processes": PROCESSES}
-    print(json.dumps({name: value for name, value in found.items() if isinstance(value, float)}, indent=2))
-    out = Path(__file__).parent / "out" / "loader.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(found, indent=2))
-
-
-if __name__ == "__main__":
-    main()
