@@ -30,9 +30,12 @@ class Brighter(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
         self.calls: list[tuple[Tensor, Tensor]] = []
+        self.words: list[int] = []
 
     def forward(self, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor) -> Tensor:
         self.calls.append((z, tau))
+        # The start token is no word.
+        self.words.append(int(text_mask.sum()) - 1)
         x, step = z.clone(), 0.2 / fps[0]
         for t in range(z.shape[2]):
             if tau[0, t] > 0.1:
@@ -95,6 +98,46 @@ def test_frames_are_made_when_they_are_asked_for(kind: str) -> None:
     frames = KINDS[kind](model, Generation(euler, steps=6), ONE, SHAPE, HOW._replace(total=10**9))
     assert len(list(islice(frames, 20))) == 20
     assert len(model.denoiser.calls) < 200
+
+
+def words_of_windows(kind: str, how: Rollout, one: Wanted = ONE) -> list[int]:
+    """Return how many words the caption of each window has; a window takes six calls."""
+    model = parts()
+    made(kind, how, one, model)
+    return model.denoiser.words[::6]
+
+
+def test_a_caption_leads_the_first_window_only_or_stands_for_all() -> None:
+    assert words_of_windows("continue", HOW) == [2] + [0] * 9
+    assert words_of_windows("continue", HOW._replace(always=True)) == [2] * 10
+
+
+def test_later_captions_begin_with_the_first_window_of_their_time() -> None:
+    # Windows of 6 frames, 2 of them given, make the frames from 0, 6, 10, 14, 18 ... on.
+    later = HOW._replace(later=((11, "ball"), (30, "a a ball")))
+    assert words_of_windows("continue", later) == [2, 0, 0, 1, 0, 0, 0, 3, 0, 0]
+    assert words_of_windows("continue", later._replace(always=True)) == [2, 2, 2, 1, 1, 1, 1, 3, 3, 3]
+
+
+def test_a_window_that_slides_is_led_until_all_its_frames_are_new() -> None:
+    model = parts()
+    made("rolling", HOW._replace(total=30, later=((12, "ball"),)), model=model)
+    # Two windows of six calls, then two calls a frame, from frame 6 on.
+    assert model.denoiser.words[:12] == [2] * 6 + [0] * 6
+    assert model.denoiser.words[12::2] == [0] * 6 + [1] * 4 + [0] * 14
+
+
+def test_frames_between_keys_are_led_where_the_caption_leads() -> None:
+    words = words_of_windows("keys", HOW._replace(total=20))
+    # The first keys, four segments between them, and only the first of these begins where the caption leads.
+    assert words == [2, 2, 0, 0, 0]
+
+
+def test_without_a_caption_no_guidance_is_computed() -> None:
+    model, guided = parts(), Generation(euler, steps=6, scale=3.0)
+    list(KINDS["continue"](model, guided, ONE, SHAPE, HOW._replace(total=14)))
+    # The first window calls the network with and without its caption, two later ones once a step.
+    assert model.denoiser.words == [2, 0] * 6 + [0] * 12
 
 
 def test_known_frames_begin_a_long_clip_unchanged() -> None:

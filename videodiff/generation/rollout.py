@@ -6,6 +6,9 @@ noise of its frames grows with their time, so each step of the window finishes t
 
 In all of them the frames that a window continues carry a little noise, `held`, and the network knows this level.
 Sampled frames differ from training frames; the noise hides the difference, so that it does not add up.
+
+A caption says how a clip begins. Later windows continue what they see: a caption that stands for all of them ("moves
+right") would contradict the history once the ball has come back from a wall.
 """
 
 from __future__ import annotations
@@ -36,11 +39,22 @@ Shape = tuple[int, int, int]
 
 
 class Rollout(NamedTuple):
-    """How a long clip is made: its number of frames, the given frames of a window, and their noise level."""
+    """How a long clip is made: its number of frames, the given frames of a window, and their noise level.
+
+    later: captions that replace the first one, each with the frame from which on it holds. always: each caption holds
+    until the next one; otherwise it leads one window, and the windows after it have no caption.
+    """
 
     total: int
     overlap: int
     held: float = 0.02
+    later: tuple[tuple[int, str], ...] = ()
+    always: bool = False
+
+    def caption(self, first: str, frame: int, lead: int) -> str:
+        """Return the caption of a window whose new frames begin at `frame`; a window is `lead` frames further on."""
+        begin, caption = max((one for one in ((0, first), *self.later) if one[0] <= frame), key=lambda one: one[0])
+        return caption if self.always or frame < begin + lead else ""
 
 
 def overlap_of(codec: object, window: int, asked: int | None) -> int:
@@ -61,16 +75,19 @@ def continued(parts: Parts, generation: Generation, one: Wanted, shape: Shape, h
     return islice(windows(parts, generation, one, shape, how), how.total)
 
 
-def windows(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout) -> Iterator[np.ndarray]:
-    """Yield frames `h w c` endlessly."""
+def windows(
+    parts: Parts, generation: Generation, one: Wanted, shape: Shape, how: Rollout, stride: int = 1
+) -> Iterator[np.ndarray]:
+    """Yield frames `h w c` endlessly; two neighbours are `stride` frames of the clip apart."""
     (made,) = sample_clips(parts, generation, [one], shape)
     yield from made
-    number = 0
+    number, step = 0, shape[0] - how.overlap
     while True:
+        caption = how.caption(one.caption, (shape[0] + number * step) * stride, step * stride)
         number += 1
         history = made[-how.overlap :].copy()
         known = tuple(range(how.overlap))
-        then = Wanted(one.caption, one.fps, seed_of(one.seed, number), known, history, held=how.held)
+        then = Wanted(caption, one.fps, seed_of(one.seed, number), known, history, held=how.held)
         (made,) = sample_clips(parts, generation, [then], shape)
         yield from made[how.overlap :]
 
@@ -84,12 +101,13 @@ def between_keys(parts: Parts, generation: Generation, one: Wanted, shape: Shape
             "their last frame"
         )
     first = one._replace(fps=one.fps / stride)
-    keys = windows(parts, generation, first, shape, how)
+    keys = windows(parts, generation, first, shape, how, stride)
 
     def segments() -> Iterator[np.ndarray]:
         for number, ends in enumerate(pairwise(keys)):
             seed, frames = seed_of(one.seed, number + 2**32), np.stack(ends)
-            then = Wanted(one.caption, one.fps, seed, (0, stride), frames, held=how.held)
+            caption = how.caption(one.caption, number * stride, stride)
+            then = Wanted(caption, one.fps, seed, (0, stride), frames, held=how.held)
             yield sample_clips(parts, generation, [then], shape)[0][:-1]
 
     return islice(chain.from_iterable(segments()), how.total)
@@ -117,8 +135,9 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
         given = nothing_given(noise)
         given.known[:, : how.overlap] = True
         z[:, :, : how.overlap] = path.mix(history, noise[:, :, : how.overlap], ramp[0, :, : how.overlap])
-        conditions = network(parts, [one], device)
-        denoise = generation.denoise(*conditions, noise, given)
+        caption = how.caption(one.caption, shape[0] + number, noisy)
+        guided = generation if caption else generation.without_caption()
+        denoise = guided.denoise(*network(parts, [one._replace(caption=caption)], device), noise, given)
         z = generation.sampler(denoise, z, ramp, path)
         ready = z[:, :, how.overlap : how.overlap + 1]
         check_finite(ready, [one])

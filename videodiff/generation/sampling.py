@@ -76,6 +76,8 @@ def sample_clips(
     device = next(parts.denoiser.parameters()).device
     noise = clip_noise(latent_shape(parts.codec, *shape), [one.seed for one in wanted]).to(device)
     given = given_of(parts.codec, wanted, shape, noise)
+    if not any(one.caption for one in wanted):
+        generation = generation.without_caption()
     made = generation(*network(parts, wanted, device), noise, given)
     check_finite(made, wanted)
     videos = parts.codec.decode(made)

@@ -7,6 +7,7 @@ and which pixels are kept (inpainting).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -103,6 +104,12 @@ class Generation:
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain values, with the name of the sampler."""
         return {"name": self.sampler.__name__, **{name: getattr(self, name) for name in SETTINGS}}
+
+    def without_caption(self) -> Generation:
+        """Return these settings for clips that have no caption: guidance by the caption would change nothing."""
+        found = copy.copy(self)
+        found.scale = 1.0
+        return found
 
     @torch.no_grad()
     def __call__(

@@ -78,7 +78,9 @@ def run(cfg: DictConfig) -> None:
     out = Path(cfg.out or Path(cfg.run) / "generated")
     with sharing(out) as rank:
         if rank.rank == 0:
-            tell(check_prompts("prompts", prompts, model.text) + remarks(given, order.shape))
+            later = [caption for _, caption in order.rollout.later]
+            tell(check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text))
+            tell(remarks(given, order.shape))
         facts = facts_of(cfg, order, given, {"checkpoint": str(checkpoint), "step": step})
         jobs = [(prompt, copy) for prompt in prompts for copy in range(cfg.samples)]
         failed = [write(cfg, order, out, rank.base, number, jobs, facts)
@@ -135,11 +137,24 @@ def order_of(
             say(f"videodiff sample: {total} frames are more than the {frames} of a window: made by rollout=continue")
     if roll is not None and (cfg.strength is not None or cfg.mask is not None):
         raise ValueError(f"rollout: found {roll} with strength= or mask=, expected one window of frames=")
-    rollout = Rollout(total, overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0, cfg.history_noise)
+    overlap = overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0
+    later, always = captions_of(cfg, total, fps, roll), cfg.rollout_caption == "always"
+    rollout = Rollout(total, overlap, cfg.history_noise, later, always)
     if roll is not None and not rollout.overlap:
         raise ValueError(f"rollout: found a window of {shape[0]} frame, expected more: it has none to go on from")
     known = given_to(cfg, given, model, shape, fps)
     return Order(model, build_generation(cfg, run_cfg), shape, fps, known, roll, rollout)
+
+
+def captions_of(cfg: DictConfig, total: int, fps: float, roll: str | None) -> tuple[tuple[int, str], ...]:
+    """Return the captions of later seconds by the frame from which on they hold."""
+    asked = {float(second): caption for second, caption in (plain(cfg.captions) or {}).items()}
+    if asked and roll is None:
+        raise ValueError(f"captions: found {plain(cfg.captions)} without a rollout, expected seconds= and a long clip")
+    found = {round(second * fps): caption for second, caption in sorted(asked.items())}
+    if found and not 0 < min(found) <= max(found) < total:
+        raise ValueError(f"captions: found the seconds {list(asked)}, expected some within the clip of {total / fps:g}")
+    return tuple(found.items())
 
 
 def given_to(

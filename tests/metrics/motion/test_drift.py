@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from videodiff.metrics.motion.drift import Drift, sharpness
-from videodiff.worlds.bouncing import Bouncing
-from videodiff.worlds.scene import PALETTE, render
+from videodiff.worlds.bouncing import LAW, Bouncing
+from videodiff.worlds.scene import PALETTE, Scene, render
 
 
 def scene_of_one_ball() -> tuple[str, np.ndarray]:
@@ -45,12 +45,69 @@ def test_each_second_tells_what_is_wrong_in_it() -> None:
     assert rows[1]["sharpness_ratio"] == 0.0
 
 
+def long_scene(balls: int, seed: int = 3, seconds: int = 10) -> tuple[str, np.ndarray]:
+    scene = Bouncing(frames=5 * seconds, balls={balls: 1.0}, split="all").scene(seed)
+    return scene.caption, render(scene, 32)
+
+
+@pytest.mark.parametrize("balls", [1, 2, 3])
+def test_balls_that_bounce_off_walls_and_each_other_fly_by_the_law(balls: int) -> None:
+    found = measured(*long_scene(balls))
+    assert found["motion_accuracy"] == 1.0
+    assert found["law_error"] < 0.02
+
+
+def seconds_that_are_right(caption: str, frames: np.ndarray) -> list[float]:
+    return [row["motion_accuracy"] for row in measured(caption, frames)["by_second"]]
+
+
+def test_a_jump_costs_the_seconds_that_see_it() -> None:
+    caption, frames = long_scene(1)
+    # Half a view to the right: no ball is at the same place afterwards.
+    jumped = np.concatenate([frames[:25], np.roll(frames[25:], 16, axis=2)])
+    right = seconds_that_are_right(caption, jumped)
+    assert right[5] == 0.0
+    assert right[:5] == [1.0] * 5
+
+
+def test_a_turn_where_nothing_is_breaks_the_law() -> None:
+    caption = "a small red ball moves right quickly"
+    # To the right at 3 units/s, and back from the middle of the view: there is no wall.
+    way = np.concatenate([np.linspace(2, 5, 6), np.linspace(5, 2, 6)[1:]])
+    frames = disc_at(np.stack([way, np.full(11, 5.0)], -1))
+    assert seconds_that_are_right(caption, frames)[:2] == [1.0, 0.0]
+    # At the wall it is a reflection.
+    frames = disc_at(np.stack([way + 4, np.full(11, 5.0)], -1))
+    assert seconds_that_are_right(caption, frames)[:2] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("speed", "right"), [(3.2, 1.0), (0.0, 0.0), (1.3, 0.0), (5.0, 0.0)])
+def test_the_speed_is_that_of_the_caption(speed: float, right: float) -> None:
+    way = 1.5 + speed * np.arange(6) / 5
+    frames = disc_at(np.stack([way, np.full(6, 5.0)], -1))
+    assert seconds_that_are_right("a small red ball moves right quickly", frames)[0] == right
+
+
+def test_a_ball_that_is_gone_does_not_fly_by_the_law() -> None:
+    caption, frames = long_scene(1, seconds=4)
+    frames[10:15] = 255
+    rows = measured(caption, frames)["by_second"]
+    assert [row["motion_accuracy"] for row in rows] == [1.0, 1.0, 0.0, 0.0]
+    assert rows[2]["law_error"] == 1.0
+
+
+def disc_at(position: np.ndarray, radius: float = 1.0) -> np.ndarray:
+    """Return frames of a red disc at these places (t, 2)."""
+    still = np.zeros_like(position)[:, None]
+    return render(Scene(position[:, None], still, np.array([radius]), ("red",), 5.0, "", LAW), 32)
+
+
 def test_any_video_has_sharpness_and_brightness() -> None:
     frames = np.zeros((10, 8, 12, 3), np.uint8)
     frames[:, ::2] = 100
     frames[5:, ::2], frames[5:, 1::2] = 80, 40
     found = measured("a dog on a beach", frames)
-    assert "count_accuracy" not in found
+    assert not {"count_accuracy", "motion_accuracy", "law_error"} & found.keys()
     # Stripes that differ by 40 instead of 100 levels, and are 10 levels brighter.
     assert found["last_sharpness_ratio"] == pytest.approx(0.4)
     assert found["last_brightness_change"] == pytest.approx(10)

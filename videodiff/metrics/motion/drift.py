@@ -1,4 +1,4 @@
-"""How a long clip changes, second by second: number, colours and size of the balls of a world, and sharpness.
+"""How a long clip changes, second by second: number, colours, size and motion of the balls of a world, and sharpness.
 
 Frames come one by one and are not kept, so a longer clip needs no more memory.
 """
@@ -11,28 +11,38 @@ from typing import Any
 
 import numpy as np
 
+from videodiff.metrics.worlds.captions import Phrase, phrases
+from videodiff.metrics.worlds.lawful import measure_flight
 from videodiff.metrics.worlds.parsing import track
+from videodiff.worlds.bouncing import LAW
 from videodiff.worlds.scene import PALETTE
 
 NAMES = (
-    *("count_accuracy", "colour_accuracy", "size_ratio", "sharpness_ratio", "motion_ratio"),
-    "brightness_change",
+    *("count_accuracy", "colour_accuracy", "motion_accuracy", "law_error"),
+    *("size_ratio", "sharpness_ratio", "motion_ratio", "brightness_change"),
 )
 RATIOS = ("size", "sharpness", "motion")
+# Frames of the second before that the flight of a second begins with, so that a turn between two seconds is seen.
+BEFORE = 2
 
 
 class Drift:
     """Measures frames as they pass; the caption of a world says which balls they should show.
 
     count_accuracy: share of frames with the right number of balls. colour_accuracy: share of frames in which all balls
-    have the colours of the caption. size_ratio, sharpness_ratio, motion_ratio: the mean in a second over the mean in
-    the first second; motion is the mean difference from the frame before. brightness_change: in grey levels.
+    have the colours of the caption. motion_accuracy: share of seconds in which the balls obey the law of the bouncing
+    world at the speed of the caption; law_error: their distance from such a flight; see `worlds/lawful.py`.
+    size_ratio, sharpness_ratio, motion_ratio: the mean in a second over the mean in the first second; motion is the
+    mean difference from the frame before. brightness_change: in grey levels.
     """
 
     def __init__(self, caption: str, fps: float) -> None:
         words = re.findall(r"[a-z]+", caption.lower())
         self.fps, self.colours = fps, sorted(word for word in words if word in PALETTE)
         self.balls = sum(word in ("ball", "balls") for word in words)
+        self.asked = asked_of(caption)
+        self.positions: list[np.ndarray] = []
+        self.radii: list[np.ndarray] = []
         self.second: list[dict[str, float]] = []
         self.seconds: list[dict[str, float]] = []
         self.number = 0
@@ -59,11 +69,20 @@ class Drift:
             found["count_accuracy"] = float(seen.count()[0] == self.balls)
             found["colour_accuracy"] = float(there == [name for name in seen.colours if name in self.colours])
             found["size"] = float(seen.area[0][seen.visible[0]].mean()) if there else 0.0
+            if self.asked:
+                balls = seen.of([phrase.colour for phrase in self.asked])
+                self.positions.append(balls.position[0])
+                self.radii.append(balls.radius()[0])
         return found
 
     def end_second(self) -> None:
-        """Take the means of a second."""
-        self.seconds.append({name: mean([one[name] for one in self.second]) for name in self.second[0]})
+        """Take the means of a second, and the flight through it."""
+        means = {name: mean([one[name] for one in self.second]) for name in self.second[0]}
+        if len(self.positions) > BEFORE:
+            radius = np.mean(self.radii, axis=0)
+            means |= measure_flight(np.stack(self.positions), radius, self.asked, self.fps, LAW)
+            del self.positions[:-BEFORE], self.radii[:-BEFORE]
+        self.seconds.append(means)
         self.second = []
 
     def result(self) -> dict[str, Any]:
@@ -75,9 +94,17 @@ class Drift:
             row = {name: one[name] for name in NAMES if name in one}
             row |= {f"{name}_ratio": ratio(one[name], first[name]) for name in RATIOS if name in one}
             rows.append(row | {"brightness_change": one["brightness"] - first["brightness"]})
-        whole = {name: mean([row[name] for row in rows]) for name in NAMES if name in rows[0]}
+        whole = {name: mean([row[name] for row in rows if name in row]) for name in NAMES if name in rows[-1]}
         last = {f"last_{name}": rows[-1][name] for name in NAMES if name in rows[-1]}
         return {"frames": self.number, "seconds": self.number / self.fps, **whole, **last, "by_second": rows}
+
+
+def asked_of(caption: str) -> list[Phrase]:
+    """Return the balls that a caption of the bouncing world asks for, none for any other caption."""
+    try:
+        return phrases(caption.lower(), LAW.grammar)
+    except ValueError:
+        return []
 
 
 def sharpness(grey: np.ndarray) -> float:

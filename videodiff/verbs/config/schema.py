@@ -499,6 +499,8 @@ VERBS: dict[str, Kind] = {
         mask=optional(PLACE),
         seconds=optional(number(above=0, most=86_400)),
         rollout=optional(choice("continue", "rolling", "keys")),
+        rollout_caption=choice("first", "always"),
+        captions=optional(table(number(above=0), TEXT, 1)),
         window=optional(whole(2)),
         overlap=optional(COUNT),
         history_noise=number(least=0, below=1),
