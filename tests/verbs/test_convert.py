@@ -65,13 +65,42 @@ def test_a_state_in_other_files_is_gone_on_from_to_the_bit(run: Path, call: Call
         assert_same_bits(latest_checkpoint(run), latest_checkpoint(Path("runs", name)))
 
 
+def test_a_run_is_shared_as_settings_and_averages_that_sample_and_start_from_take(
+    run: Path, call: Call, world_dataset: Path
+) -> None:
+    for name, more in (("whole", []), ("half", ["dtype=float16"])):
+        status, _, err = call("convert", "runs/a", "what=run", f"out=shared/{name}", *more)
+        assert status == 0, err
+    files = sorted(str(path.relative_to("shared/half")) for path in Path("shared/half").rglob("*") if path.is_file())
+    place = "checkpoints/step_00000002"
+    assert files == [f"{place}/average.safetensors", f"{place}/checkpoint.json", "config.yaml", "trained.json"]
+    kept = load_file(f"shared/half/{place}/average.safetensors")
+    for name, value in load_file(latest_checkpoint(run) / "average.safetensors").items():
+        assert torch.equal(kept[name], value.half())
+    facts = []
+    for folder in ("runs/a", "shared/whole", "shared/half"):
+        status, _, err = call("sample", folder, 'prompts=["a large red ball moves left slowly"]')
+        assert status == 0, err
+        facts.append(json.loads(Path(folder, "generated/000.json").read_text()))
+    assert facts[0]["frames_sha256"] == facts[1]["frames_sha256"] != facts[2]["frames_sha256"]
+    status, out, err = call("train", "name=b", *tiny(world_dataset), "start_from=shared/half", "trainer.max_steps=2", *CONSTANT)
+    assert status == 0, err
+    assert "59 weights" in out
+    status, _, err = call("train", "resume=shared/half", "trainer.max_steps=4")
+    assert (status, err.count("\n")) == (1, 1)
+    for wrong in (["what=weights", "out=none.safetensors", "dtype=float16"], ["what=run", "dtype=float16"]):
+        status, _, err = call("convert", "runs/a", *wrong)
+        assert status == 1
+        assert "dtype: found float16 with what=" in err
+
+
 def test_what_is_damaged_or_no_checkpoint_is_a_line(run: Path, call: Call) -> None:
     checkpoint = latest_checkpoint(run)
     record = json.loads((checkpoint / "checkpoint.json").read_text())
     for arguments, message in (
         (["nowhere"], "checkpoint: found no nowhere/checkpoint.json, expected a checkpoint, or the folder of a run"),
         (["runs/a", "out=x.bin"], "out: found x.bin, expected a name that ends with .safetensors"),
-        (["runs/a", "what=all"], "override 'what=all': found 'all', expected one of average, weights, state"),
+        (["runs/a", "what=all"], "override 'what=all': found 'all', expected one of average, weights, state, run"),
     ):
         status, _, err = call("convert", *arguments)
         assert status == 1
@@ -82,7 +111,9 @@ def test_what_is_damaged_or_no_checkpoint_is_a_line(run: Path, call: Call) -> No
     assert "found version 2, expected 3; a training that is resumed from it saves the newer one" in err
     (checkpoint / "checkpoint.json").write_text(json.dumps(record))
     (checkpoint / "state/rank_00000.safetensors").write_bytes(b"x")
-    status, _, err = call("convert", str(checkpoint), "out=y.safetensors")
+    status, _, err = call("convert", str(checkpoint), "out=y.safetensors", "what=weights")
     assert status == 1
     assert "state/rank_00000.safetensors: found 1 bytes, expected" in err
     assert not Path("y.safetensors").exists()
+    # The averaged weights are another file, and whole.
+    assert call("convert", str(checkpoint), "out=z.safetensors")[0] == 0

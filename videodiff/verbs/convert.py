@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from videodiff.data.storage.files import partial_of, sync, write_whole
+from videodiff.pretrained import DTYPES
 from videodiff.printing import say
 from videodiff.training.state.checkpoint import (
     AVERAGE,
@@ -28,7 +29,7 @@ from videodiff.training.state.checkpoint import (
     read_record,
     whole,
 )
-from videodiff.training.state.files import Entry, write_entries
+from videodiff.training.state.files import Entry, Written, not_finite, write_entries
 from videodiff.training.state.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label, notes, share
 from videodiff.training.state.restoring import files_of, random_of
 from videodiff.training.state.saved import Saved
@@ -37,12 +38,16 @@ from videodiff.training.state.saving import name_of
 
 def run(cfg: DictConfig) -> None:
     """Verify, and write if there is something to write."""
-    checkpoint = chosen(Path(cfg.checkpoint))
     out = None if cfg.out is None else Path(cfg.out)
-    if out is not None and cfg.what != "state" and out.suffix != ".safetensors":
+    if out is not None and cfg.what in ("average", "weights") and out.suffix != ".safetensors":
         raise ValueError(f"out: found {out}, expected a name that ends with .safetensors")
-    record = read_record(whole(checkpoint))
-    if record["version"] < VERSION and (cfg.what != "average" or out is None):
+    if cfg.dtype is not None and (cfg.what not in AVERAGED or out is None):
+        raise ValueError(f"dtype: found {cfg.dtype} with what={cfg.what}, expected what=average or run, and out=")
+    # A run that somebody shares may hold the averaged weights alone.
+    part = AVERAGE if cfg.what in AVERAGED and out is not None else None
+    checkpoint = chosen(Path(cfg.checkpoint), part)
+    record = read_record(whole(checkpoint, part))
+    if record["version"] < VERSION and part is None:
         raise CheckpointError(
             f"{checkpoint}: found version {record['version']}, expected {VERSION}; a training that is resumed from it "
             "saves the newer one; what=average with out= works"
@@ -54,17 +59,19 @@ def run(cfg: DictConfig) -> None:
     with making(out) as partial:
         if cfg.what == "state":
             write_state(checkpoint, partial, cfg.files)
+        elif cfg.what == "weights":
+            write_weights(checkpoint, partial)
         else:
-            {"average": write_average, "weights": write_weights}[cfg.what](checkpoint, partial)
+            AVERAGED[cfg.what](checkpoint, partial, None if cfg.dtype is None else DTYPES[cfg.dtype])
     say(f"videodiff convert: {out}")
 
 
-def chosen(path: Path) -> Path:
-    """Return a checkpoint, or the newest whole one of a run."""
+def chosen(path: Path, part: str | None = None) -> Path:
+    """Return a checkpoint, or the newest one of a run that is whole, or whose `part` is."""
     if (path / RECORD).is_file():
         return path
     if (path / "checkpoints").is_dir():
-        return latest_checkpoint(path)
+        return latest_checkpoint(path, part)
     raise FileNotFoundError(f"checkpoint: found no {path / RECORD}, expected a checkpoint, or the folder of a run")
 
 
@@ -96,9 +103,30 @@ def making(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
-def write_average(checkpoint: Path, path: Path) -> None:
-    """Write the averaged weights."""
-    write_entries([Entry.of(name, value) for name, value in read_average(checkpoint).items()], path)
+def write_average(checkpoint: Path, path: Path, dtype: torch.dtype | None = None) -> Written:
+    """Write the averaged weights, in another type if one is given."""
+    values = {name: value if dtype is None else value.to(dtype) for name, value in read_average(checkpoint).items()}
+    if (place := not_finite(values, "average")) is not None:
+        raise ValueError(f"dtype: found a value of {place} beyond the range of {dtype}, expected dtype=bfloat16")
+    return write_entries([Entry.of(name, value) for name, value in values.items()], path)
+
+
+def write_run(checkpoint: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a run folder that can be sampled, evaluated and started from: its settings and averaged weights alone."""
+    run, place = checkpoint.absolute().parent.parent, folder / "checkpoints" / checkpoint.name
+    place.mkdir(parents=True)
+    for name in SETTINGS:
+        if not (run / name).is_file():
+            raise FileNotFoundError(f"checkpoint: found no {run / name}, expected a checkpoint in the folder of a run")
+        write_whole(folder / name, (run / name).read_bytes())
+    record = json.loads((checkpoint / RECORD).read_text())
+    written = {AVERAGE: write_average(checkpoint, place / AVERAGE, dtype)._asdict()}
+    record |= {"version": VERSION, "processes": record.get("processes", 1), "files": written}
+    write_whole(place / RECORD, json.dumps(record, indent=1).encode())
+
+
+SETTINGS = ("config.yaml", "trained.json")
+AVERAGED = {"average": write_average, "run": write_run}
 
 
 def write_weights(checkpoint: Path, path: Path) -> None:

@@ -538,7 +538,11 @@ VERBS: dict[str, Kind] = {
     ),
     "report": record(run=PLACE, hero=optional(PLACE)),
     "convert": record(
-        checkpoint=PLACE, what=choice("average", "weights", "state"), out=optional(PLACE), files=whole(1, 100_000)
+        checkpoint=PLACE,
+        what=choice("average", "weights", "state", "run"),
+        out=optional(PLACE),
+        dtype=optional(DTYPE),
+        files=whole(1, 100_000),
     ),
     "doctor": record(
         folder=PLACE,
