@@ -107,37 +107,46 @@ def words_of_windows(kind: str, how: Rollout, one: Wanted = ONE) -> list[int]:
     return model.denoiser.words[::6]
 
 
-def test_a_caption_leads_the_first_window_only_or_stands_for_all() -> None:
-    assert words_of_windows("continue", HOW) == [2] + [0] * 9
-    assert words_of_windows("continue", HOW._replace(always=True)) == [2] * 10
+def test_a_caption_is_told_to_all_windows_or_to_the_first_alone() -> None:
+    for after, words in (("guide", [2] * 10), ("tell", [2] * 10), ("drop", [2] + [0] * 9)):
+        assert words_of_windows("continue", HOW._replace(after=after)) == words
 
 
 def test_later_captions_begin_with_the_first_window_of_their_time() -> None:
     # Windows of 6 frames, 2 of them given, make the frames from 0, 6, 10, 14, 18 ... on.
     later = HOW._replace(later=((11, "ball"), (30, "a a ball")))
-    assert words_of_windows("continue", later) == [2, 0, 0, 1, 0, 0, 0, 3, 0, 0]
-    assert words_of_windows("continue", later._replace(always=True)) == [2, 2, 2, 1, 1, 1, 1, 3, 3, 3]
+    assert words_of_windows("continue", later) == [2, 2, 2, 1, 1, 1, 1, 3, 3, 3]
+    assert words_of_windows("continue", later._replace(after="drop")) == [2, 0, 0, 1, 0, 0, 0, 3, 0, 0]
 
 
 def test_a_window_that_slides_is_led_until_all_its_frames_are_new() -> None:
     model = parts()
-    made("rolling", HOW._replace(total=30, later=((12, "ball"),)), model=model)
+    made("rolling", HOW._replace(total=30, later=((12, "ball"),), after="drop"), model=model)
     # Two windows of six calls, then two calls a frame, from frame 6 on.
     assert model.denoiser.words[:12] == [2] * 6 + [0] * 6
     assert model.denoiser.words[12::2] == [0] * 6 + [1] * 4 + [0] * 14
 
 
 def test_frames_between_keys_are_led_where_the_caption_leads() -> None:
-    words = words_of_windows("keys", HOW._replace(total=20))
+    words = words_of_windows("keys", HOW._replace(total=20, after="drop"))
     # The first keys, four segments between them, and only the first of these begins where the caption leads.
     assert words == [2, 2, 0, 0, 0]
 
 
-def test_without_a_caption_no_guidance_is_computed() -> None:
+@pytest.mark.parametrize(
+    ("after", "calls"),
+    [("guide", [(2, 2), (0, 2)]), ("tell", [(2, 2), (2, 0)]), ("drop", [(0, 2), (0, 0)])],
+)
+def test_the_caption_guides_its_own_window_and_the_history_those_after_it(
+    after: str, calls: list[tuple[int, int]]
+) -> None:
     model, guided = parts(), Generation(euler, steps=6, scale=3.0)
-    list(KINDS["continue"](model, guided, ONE, SHAPE, HOW._replace(total=14)))
-    # The first window calls the network with and without its caption, two later ones once a step.
-    assert model.denoiser.words == [2, 0] * 6 + [0] * 12
+    list(KINDS["continue"](model, guided, ONE, SHAPE, HOW._replace(total=14, after=after)))
+    # Each step of the first window calls the network with and without its caption.
+    assert model.denoiser.words[:12] == [2, 0] * 6
+    # In the two later ones: words of the caption, and how many frames are known.
+    known = [int((tau[0] < 0.1).sum()) for _, tau in model.denoiser.calls[12:]]
+    assert list(zip(model.denoiser.words[12:], known, strict=True)) == calls * 12
 
 
 def test_known_frames_begin_a_long_clip_unchanged() -> None:

@@ -186,15 +186,35 @@ def test_processes_of_torchrun_share_the_clips_and_change_none(trained: Path, tm
 
 def test_a_long_clip_is_made_window_by_window_and_measured(call: Call, trained: Path, tmp_path: Path) -> None:
     how = ["sample", str(trained), f'prompts=["{RED}"]', "seconds=6", "drift=true"]
-    status, out, err = call(*how, f"out={tmp_path}/long")
+    later = [f'captions={{2: "{BLUE}"}}', "rollout_caption=guide"]
+    status, out, err = call(*how, *later, f"out={tmp_path}/long")
     assert status == 0, err
     assert "15 frames are more than the 4 of a window: made by rollout=continue" in out
     found = json.loads((tmp_path / "long/evaluation.json").read_text())
     assert (found["frames"], found["seconds"], len(found["by_second"])) == (15, 6.0, 6)
     assert {"count_accuracy", "colour_accuracy", "peak_memory_gib"} <= found.keys()
     facts = json.loads((tmp_path / "long/000.json").read_text())
-    assert facts["rollout"] == {"kind": "continue", "window": 4, "total": 15, "overlap": 3, "held": 0.02}
+    how = {"kind": "continue", "window": 4, "total": 15, "overlap": 3, "held": 0.02}
+    assert facts["rollout"] == how | {"later": [[5, BLUE]], "after": "guide"}
     assert probe((tmp_path / "long/000.mp4").read_bytes()).frames == 15
+
+
+def test_a_long_clip_begins_with_given_frames_of_its_first_window(call: Call, trained: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((16, 16, 3), 77, np.uint8)).save(tmp_path / "first.png")
+    how = ["sample", str(trained), f"given={tmp_path}/first.png", "seconds=4", f"out={tmp_path}/out"]
+    status, _, err = call(*how, "lossless=true")
+    assert status == 0, err
+    made = np.load(tmp_path / "out/000.npy")
+    assert made.shape == (10, 16, 16, 3)
+    assert (made[0] == 77).all()
+    for wrong, message in (
+        (["known=[-1]"], "known: found [-1] with rollout=continue, expected frames of the first window, from 0 on"),
+        (["known=[1]", "rollout=keys"], "known: found [1] with rollout=keys, expected [0]"),
+        (["strength=0.5"], "rollout: found continue with strength= or mask=, expected one window of frames="),
+    ):
+        status, _, err = call(*how, *wrong)
+        assert (status, err.count("\n")) == (1, 1)
+        assert message in err
 
 
 def test_a_sample_that_is_not_finite_costs_itself_and_is_told(
@@ -226,6 +246,8 @@ MISTAKES = {
     "seconds=0": "'seconds=0': found 0",
     "rollout=slide": "'rollout=slide': found 'slide', expected one of continue, rolling, keys",
     "rollout=rolling": "rollout: found rolling without a length, expected seconds= or frames=",
+    "rollout_caption=never": "'rollout_caption=never': found 'never', expected one of guide, tell, drop",
+    'captions={2: "a red ball"}': "captions: found {2: 'a red ball'} without a rollout, expected seconds=",
     "samples=0": "'samples=0': found 0",
     "steps=-1": "'steps=-1': found -1, expected a whole number of at least 1",
     "shift=0": "'shift=0': found 0, expected a number above 0",

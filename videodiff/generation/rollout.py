@@ -7,8 +7,9 @@ noise of its frames grows with their time, so each step of the window finishes t
 In all of them the frames that a window continues carry a little noise, `held`, and the network knows this level.
 Sampled frames differ from training frames; the noise hides the difference, so that it does not add up.
 
-A caption says how a clip begins. Later windows continue what they see: a caption that stands for all of them ("moves
-right") would contradict the history once the ball has come back from a wall.
+A caption says how a clip begins. Later windows continue what they see, and a caption that guides them too ("moves
+right") contradicts the history once the ball has come back from a wall. So guidance by the caption leads the first
+window alone; the history guides the later ones.
 """
 
 from __future__ import annotations
@@ -41,20 +42,23 @@ Shape = tuple[int, int, int]
 class Rollout(NamedTuple):
     """How a long clip is made: its number of frames, the given frames of a window, and their noise level.
 
-    later: captions that replace the first one, each with the frame from which on it holds. always: each caption holds
-    until the next one; otherwise it leads one window, and the windows after it have no caption.
+    later: captions that replace the first one, each with the frame from which on it holds. A caption guides the window
+    in which it begins. `after` says what it does in the windows after it: `guide` them too, `tell` them what there is,
+    while the history guides, or nothing (`drop`).
     """
 
     total: int
     overlap: int
     held: float = 0.02
     later: tuple[tuple[int, str], ...] = ()
-    always: bool = False
+    after: str = "tell"
 
-    def caption(self, first: str, frame: int, lead: int) -> str:
-        """Return the caption of a window whose new frames begin at `frame`; a window is `lead` frames further on."""
+    def led(self, generation: Generation, first: str, frame: int, lead: int) -> tuple[Generation, str]:
+        """Return settings and caption of a window with new frames from `frame` on; `lead` frames later is the next."""
         begin, caption = max((one for one in ((0, first), *self.later) if one[0] <= frame), key=lambda one: one[0])
-        return caption if self.always or frame < begin + lead else ""
+        if self.after == "guide" or frame < begin + lead:
+            return generation, caption
+        return generation.by_history(), caption if self.after == "tell" else ""
 
 
 def overlap_of(codec: object, window: int, asked: int | None) -> int:
@@ -83,12 +87,13 @@ def windows(
     yield from made
     number, step = 0, shape[0] - how.overlap
     while True:
-        caption = how.caption(one.caption, (shape[0] + number * step) * stride, step * stride)
+        frame = (shape[0] + number * step) * stride
+        settings, caption = how.led(generation, one.caption, frame, step * stride)
         number += 1
         history = made[-how.overlap :].copy()
         known = tuple(range(how.overlap))
         then = Wanted(caption, one.fps, seed_of(one.seed, number), known, history, held=how.held)
-        (made,) = sample_clips(parts, generation, [then], shape)
+        (made,) = sample_clips(parts, settings, [then], shape)
         yield from made[how.overlap :]
 
 
@@ -106,9 +111,9 @@ def between_keys(parts: Parts, generation: Generation, one: Wanted, shape: Shape
     def segments() -> Iterator[np.ndarray]:
         for number, ends in enumerate(pairwise(keys)):
             seed, frames = seed_of(one.seed, number + 2**32), np.stack(ends)
-            caption = how.caption(one.caption, number * stride, stride)
+            settings, caption = how.led(generation, one.caption, number * stride, stride)
             then = Wanted(caption, one.fps, seed, (0, stride), frames, held=how.held)
-            yield sample_clips(parts, generation, [then], shape)[0][:-1]
+            yield sample_clips(parts, settings, [then], shape)[0][:-1]
 
     return islice(chain.from_iterable(segments()), how.total)
 
@@ -135,9 +140,9 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
         given = nothing_given(noise)
         given.known[:, : how.overlap] = True
         z[:, :, : how.overlap] = path.mix(history, noise[:, :, : how.overlap], ramp[0, :, : how.overlap])
-        caption = how.caption(one.caption, shape[0] + number, noisy)
-        guided = generation if caption else generation.without_caption()
-        denoise = guided.denoise(*network(parts, [one._replace(caption=caption)], device), noise, given)
+        settings, caption = how.led(generation, one.caption, shape[0] + number, noisy)
+        settings = settings if caption else settings.without_caption()
+        denoise = settings.denoise(*network(parts, [one._replace(caption=caption)], device), noise, given)
         z = generation.sampler(denoise, z, ramp, path)
         ready = z[:, :, how.overlap : how.overlap + 1]
         check_finite(ready, [one])

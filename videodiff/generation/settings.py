@@ -111,6 +111,12 @@ class Generation:
         found.scale = 1.0
         return found
 
+    def by_history(self) -> Generation:
+        """Return these settings with the known frames in the place of the caption: guidance is by them alone."""
+        found = self.without_caption()
+        found.history = self.scale if self.history == 1.0 else self.history
+        return found
+
     @torch.no_grad()
     def __call__(
         self,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from videodiff.data.storage.files import sha256_of, write_whole
 from videodiff.parallel.engine import engine_of
 from videodiff.printing import say
+from videodiff.shipped.runs import find_run
 from videodiff.training.run.attempts import check_links
 from videodiff.training.state.checkpoint import AVERAGE, RECORD, latest_checkpoint, read_record, whole
 from videodiff.training.state.pieces import WEIGHT, Piece
@@ -51,7 +52,7 @@ class Source(NamedTuple):
 
 def find_source(named: str) -> Source:
     """Return the averaged weights of a run's newest whole checkpoint, of a checkpoint, or of a file of safetensors."""
-    path = Path(named)
+    path = find_run(named)
     if (path / RECORD).is_file():
         checkpoint = whole(path, AVERAGE)
     elif (path / "checkpoints").is_dir():

@@ -17,6 +17,7 @@ from torch import Tensor
 from videodiff.data.storage.files import partial_of, sync, write_whole
 from videodiff.pretrained import DTYPES
 from videodiff.printing import say
+from videodiff.shipped.runs import find_run
 from videodiff.training.state.checkpoint import (
     AVERAGE,
     PROGRESS,
@@ -45,7 +46,7 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"dtype: found {cfg.dtype} with what={cfg.what}, expected what=average or run, and out=")
     # A run that somebody shares may hold the averaged weights alone.
     part = AVERAGE if cfg.what in AVERAGED and out is not None else None
-    checkpoint = chosen(Path(cfg.checkpoint), part)
+    checkpoint = chosen(find_run(cfg.checkpoint), part)
     record = read_record(whole(checkpoint, part))
     if record["version"] < VERSION and part is None:
         raise CheckpointError(

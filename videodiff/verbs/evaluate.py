@@ -35,6 +35,7 @@ from videodiff.metrics.metric import CONTINUATION, TASKS, Case
 from videodiff.printing import say
 from videodiff.report.leaderboard import BOARD, add_row
 from videodiff.report.markdown import write_markdown
+from videodiff.shipped.runs import find_run
 from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.measuring import build_metrics
@@ -48,6 +49,7 @@ LOST = 100
 
 def run(cfg: DictConfig) -> None:
     """Evaluate; the run may still be training, but only one evaluation may run at a time."""
+    cfg.run = str(find_run(cfg.run))
     with owning(Path(cfg.run) / "evaluation", "evaluate"):
         evaluate(cfg)
 

@@ -26,10 +26,13 @@ from videodiff.generation.settings import Generation
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_of_run, unlike_training
 from videodiff.metrics.motion.drift import Drift
 from videodiff.printing import say
+from videodiff.shipped.runs import find_run
 from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, check_shape, load_run, read_run
 
 EVALUATION = "evaluation.json"
+# The prompts of a run that is sampled without any.
+EXAMPLES = "prompts.txt"
 
 
 class Order(NamedTuple):
@@ -62,9 +65,13 @@ class Rank(NamedTuple):
 
 def run(cfg: DictConfig) -> None:
     """Sample the clips and write each as mp4, with poster, contact sheet and a JSON that makes it again."""
+    cfg.run = str(find_run(cfg.run))
     read_run(cfg.run, cfg.trust)
     given = [read_footage("given", name) for name in names_of(cfg.given)]
-    prompts = find_prompts(plain(cfg.prompts), list(cfg.dimensions)) or ([""] if given else [])
+    asked = plain(cfg.prompts)
+    if not asked and not given and (Path(cfg.run) / EXAMPLES).is_file():
+        asked = str(Path(cfg.run) / EXAMPLES)
+    prompts = find_prompts(asked, list(cfg.dimensions)) or ([""] if given else [])
     if not prompts:
         raise ValueError(
             'prompts: found none, expected for example prompts=["a red ball moves left"], or given=<video>'
@@ -138,12 +145,21 @@ def order_of(
     if roll is not None and (cfg.strength is not None or cfg.mask is not None):
         raise ValueError(f"rollout: found {roll} with strength= or mask=, expected one window of frames=")
     overlap = overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0
-    later, always = captions_of(cfg, total, fps, roll), cfg.rollout_caption == "always"
-    rollout = Rollout(total, overlap, cfg.history_noise, later, always)
+    rollout = Rollout(total, overlap, cfg.history_noise, captions_of(cfg, total, fps, roll), cfg.rollout_caption)
     if roll is not None and not rollout.overlap:
         raise ValueError(f"rollout: found a window of {shape[0]} frame, expected more: it has none to go on from")
+    check_known(cfg, roll)
     known = given_to(cfg, given, model, shape, fps)
     return Order(model, build_generation(cfg, run_cfg), shape, fps, known, roll, rollout)
+
+
+def check_known(cfg: DictConfig, roll: str | None) -> None:
+    """Raise if the known frames of a long clip do not lie in its first window."""
+    known = plain(cfg.known) or []
+    if roll is not None and any(number < 0 for number in known):
+        raise ValueError(f"known: found {known} with rollout={roll}, expected frames of the first window, from 0 on")
+    if roll == "keys" and known not in ([], [0]):
+        raise ValueError(f"known: found {known} with rollout=keys, expected [0]: frames far apart are made first")
 
 
 def captions_of(cfg: DictConfig, total: int, fps: float, roll: str | None) -> tuple[tuple[int, str], ...]:

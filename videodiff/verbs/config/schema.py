@@ -499,7 +499,7 @@ VERBS: dict[str, Kind] = {
         mask=optional(PLACE),
         seconds=optional(number(above=0, most=86_400)),
         rollout=optional(choice("continue", "rolling", "keys")),
-        rollout_caption=choice("first", "always"),
+        rollout_caption=choice("guide", "tell", "drop"),
         captions=optional(table(number(above=0), TEXT, 1)),
         window=optional(whole(2)),
         overlap=optional(COUNT),
