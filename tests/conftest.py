@@ -73,6 +73,19 @@ def world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Path:
+    """Return a run of four steps on every second frame of clips of 5 frames a second, without a validation set."""
+    run = tmp_path_factory.mktemp("trained") / "small"
+    more = ["data.stride=2", "data.frames=4", "trainer.max_steps=4", "callbacks.checkpoints.every=2"]
+    more += ["callbacks.samples.every=2", "callbacks.samples.clips=3", "sampler.steps=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["videodiff", "train", *tiny(world_dataset), *more, f"run={run}"])
+        GlobalHydra.instance().clear()
+        cli.main()
+    return run
+
+
 @pytest.fixture
 def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Go to an empty folder and return it."""

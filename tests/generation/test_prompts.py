@@ -84,3 +84,12 @@ def test_a_file_without_prompts_is_one_line(name: str, text: str, message: str, 
         find_prompts(str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match="prompts: found no file"):
         find_prompts(str(tmp_path / "none.txt"))
+
+
+def test_bytes_that_are_no_text_and_dimensions_without_a_list_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("a ball\nein Bär".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts: .*latin\.txt: found bytes that are no UTF-8 at 12, expected text"):
+        find_prompts(str(tmp_path / "latin.txt"))
+    for given in (["a ball"], "a ball"):
+        with pytest.raises(ValueError, match=r"dimensions: found \['color'\], expected none, or VBench's list"):
+            find_prompts(given, ["color"])

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.codec.pixels import Pixels
+from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import euler
-from videodiff.generation.sampling import Wanted, going_on, sample_all, sample_clips
+from videodiff.generation.sampling import NoRoomError, NotFiniteError, Wanted, going_on, sample_clips, sample_each
 from videodiff.generation.settings import Generation
 from videodiff.text.words import Words
 
@@ -100,10 +101,55 @@ def test_the_size_of_a_batch_changes_no_clip() -> None:
     video = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
     wanted = [going_on("a ball", 10.0 + seed, seed, seed % 3, video) for seed in range(5)]
     assert [one.known for one in wanted] == [(), (0,), (0, 1), (), (0,)]
-    settings = (parts(Pixels()), Generation(euler, steps=3), wanted, (5, 4, 6))
-    at_once = sample_clips(*settings)
-    batches = list(sample_all(*settings, batch=2))
+    settings = (parts(Pixels()), Generation(euler, steps=3))
+    at_once = sample_clips(*settings, wanted, (5, 4, 6))
+    batches = [sample_clips(*settings, wanted[start : start + 2], (5, 4, 6), batch=2) for start in (0, 2, 4)]
     assert [len(batch) for batch in batches] == [2, 2, 1]
     for one, other in zip(at_once, (clip for batch in batches for clip in batch), strict=True):
         assert np.array_equal(one, other)
     assert np.array_equal(at_once[2][:2], video[:2])
+
+
+def test_a_clip_is_the_same_to_the_bit_in_every_place_of_a_batch_of_one_size() -> None:
+    torch.manual_seed(0)
+    denoiser = SpaceTimeTransformer(channels=3, text_width=8, patch=(1, 2, 2), width=32, depth=2, heads=2).eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    network = SimpleNamespace(**{**vars(parts(Pixels())), "denoiser": denoiser})
+    others = [Wanted("a ball" if seed % 2 else "", 5.0 + seed, seed) for seed in range(12)]
+    shape, seen = (4, 12, 8), []
+    denoiser.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    generation = Generation(euler, steps=3, scale=2.0)
+    (alone,) = sample_clips(network, generation, others[:1], shape, batch=5)
+    assert alone.std() > 10
+    for place in range(5):
+        wanted = [others[2 + place + number] for number in range(5)]
+        wanted[place] = others[0]
+        assert np.array_equal(sample_clips(network, generation, wanted, shape, batch=5)[place], alone)
+    assert set(seen) == {5}
+
+
+def test_a_clip_that_is_not_finite_costs_itself_alone() -> None:
+    wanted = [Wanted("a ball", rate, seed) for seed, rate in enumerate((5.0, float("nan"), 20.0))]
+    made = sample_each(parts(Pixels()), Generation(euler, steps=3), wanted, (5, 4, 6), batch=4)
+    assert [isinstance(clip, NotFiniteError) for clip in made] == [False, True, False]
+    assert "sample of seed 1 ('a ball'): found 360 of 360 values" in str(made[1])
+    assert (made[2] == 51).all()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9"), MemoryError("Unable")],
+)
+def test_clips_that_need_more_memory_than_there_is_are_one_line(error: Exception) -> None:
+    def full(*given: object, **more: object) -> Tensor:
+        raise error
+
+    network = parts(Pixels())
+    network.denoiser.forward = full
+    with pytest.raises(NoRoomError, match="memory: found too little for 3 clips of 5 frames of 4 x 6 pixels, expected"):
+        sample_each(network, Generation(euler, steps=3), [Wanted("a ball", 5.0, 0)], (5, 4, 6), batch=3)
+    error.args = ("another",)
+    if type(error) is RuntimeError:
+        with pytest.raises(RuntimeError, match="another"):
+            sample_each(network, Generation(euler, steps=3), [Wanted("a ball", 5.0, 0)], (5, 4, 6))

@@ -152,7 +152,7 @@ def test_two_metrics_of_one_number_are_refused():
     [
         ({"lvel": 1.0}, r"metric\.mine: found the number 'lvel', expected one that it declares: level"),
         ({"level": 300.0}, r"metric\.mine: found level = 300, expected 0 to 255 as declared"),
-        ({"level": float("nan")}, r"metric\.mine: level: values: found nan"),
+        ({"level": float("nan")}, r"metric\.mine: clip clip10: found level = nan, expected a finite number"),
         ({"level": "high"}, r"metric\.mine: clip clip10: could not convert"),
         (None, r"metric\.mine: clip clip10: AttributeError: "),
     ],

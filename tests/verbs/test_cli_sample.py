@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import Tensor
@@ -32,19 +31,6 @@ from videodiff.training.state.checkpoint import checkpoints
 Call = Callable[..., tuple[int, str, str]]
 KINDS = ("json", "mp4", "poster.png", "sheet.png")
 RED, BLUE = "a large red ball moves left slowly", "a small blue ball moves up quickly"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Path:
-    """Return a run of four steps on every second frame of clips of 5 frames a second, without a validation set."""
-    run = tmp_path_factory.mktemp("trained") / "small"
-    more = ["data.stride=2", "data.frames=4", "trainer.max_steps=4", "callbacks.checkpoints.every=2"]
-    more += ["callbacks.samples.every=2", "callbacks.samples.clips=3", "sampler.steps=1"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["videodiff", "train", *tiny(world_dataset), *more, f"run={run}"])
-        GlobalHydra.instance().clear()
-        cli.main()
-    return run
 
 
 def test_without_validation_the_samples_are_like_training_clips(trained: Path, world_dataset: Path) -> None:
@@ -146,6 +132,14 @@ def test_every_mode_keeps_what_is_given_to_the_bit(call: Call, trained: Path, tm
     assert np.array_equal(made[1][[0, -1]], np.stack([first, last]))
     assert np.array_equal(made[3][:, mask == 0], np.repeat(first[mask == 0][None], 4, 0))
     assert not np.array_equal(made[3][:, mask > 0], np.repeat(first[mask > 0][None], 4, 0))
+    for wrong, message in (
+        ([one, "start=1"], "start: found 1 with pictures alone in given=, expected a video"),
+        ([pair, "known=[0,0]"], "known: found [0, 0] for pictures, expected each frame once"),
+        ([prompt, "seconds=6", "batch=2"], "batch: found 2 with a rollout, expected 1"),
+    ):
+        status, _, err = call("sample", str(trained), *wrong, f"out={tmp_path / 'none'}")
+        assert (status, err.count("\n")) == (1, 1), err
+        assert message in err
     facts = [json.loads((out / f"{number:03d}.json").read_text()) for number in range(4)]
     assert [one["known"] for one in facts] == [[0], [0, 3], [], []]
     assert facts[2]["strength"] == 0.5
@@ -164,6 +158,17 @@ def test_a_clip_is_the_same_whatever_is_sampled_beside_it(call: Call, trained: P
     assert status == 0, err
     alone = json.loads((tmp_path / "one/000.json").read_text())
     assert alone["frames_sha256"] == facts[2]["frames_sha256"]
+    sums = []
+    # In batches of three, the clip stands in the first batch, in the second, and beside copies of itself.
+    for more, number in (([RED, BLUE], 1), ([RED, RED, RED, BLUE], 3), ([BLUE], 0)):
+        prompts, out = ",".join(f'"{prompt}"' for prompt in more), tmp_path / f"batch{number}"
+        how = [f"prompts=[{prompts}]", f"seed={2 - number + 10}", "batch=3", f"out={out}"]
+        status, _, err = call("sample", str(trained), *how)
+        assert status == 0, err
+        made = json.loads((out / f"{number:03d}.json").read_text())
+        assert (made["prompt"], made["seed"], made["batch"]) == (BLUE, 12, 3)
+        sums.append(made["frames_sha256"])
+    assert len(set(sums)) == 1
 
 
 def test_processes_of_torchrun_share_the_clips_and_change_none(trained: Path, tmp_path: Path) -> None:
@@ -253,6 +258,8 @@ MISTAKES = {
     "shift=0": "'shift=0': found 0, expected a number above 0",
     f'prompts=["{RED}","a large rad ball"]': "prompts[1]: caption 'a large rad ball': found the word 'rad'",
     "checkpoint=nowhere": "nowhere",
+    "batch=0": "'batch=0': found 0, expected a whole number of at least 1",
+    "dimensions=[color]": "dimensions: found ['color'], expected none, or VBench's list in JSON",
 }
 
 
@@ -265,109 +272,6 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert (status, err.count("\n")) == (1, 1), err
     assert MISTAKES[mistake] in err
     assert not (tmp_path / "made").exists()
-
-
-def test_an_evaluation_takes_what_there_is_and_does_not_depend_on_the_batch(
-    call: Call, trained: Path, world_dataset: Path, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    status, _, err = call("evaluate", str(run))
-    assert (status, err.count("\n")) == (1, 1)
-    assert "dataset: found none, and the run has neither data.validation_root nor" in err
-    results = []
-    for batch in (5, 24):
-        status, out, err = call("evaluate", str(run), f"dataset={world_dataset}", f"batch={batch}", "keep=2", "given=2")
-        assert status == 0, err
-        assert f"clips: found 24 in {world_dataset}, fewer than 256: all of them are used" in out
-        results.append(json.loads((run / "evaluation.json").read_text()))
-        listed = json.loads((run / "evaluation/clips.json").read_text())
-        named = {entry[name] for entry in listed for name in ("sampled", "truth") if entry[name]}
-        assert {path.relative_to(run).as_posix() for path in run.glob("evaluation/**/*.mp4")} == named
-    assert {entry["fps"] for entry in listed} == {2.5}
-    numbers = [{name: v for name, v in one.items() if isinstance(v, float)} for one in results]
-    assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
-    # What cannot be done is said before anything is sampled, and what there was stays.
-    before = (run / "evaluation.json").read_bytes()
-    status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", "given=4")
-    assert (status, err.count("\n")) == (1, 1)
-    assert "given: found 4, expected 1 to 3 of the clip's 4 frames" in err
-    assert (run / "evaluation.json").read_bytes() == before
-
-
-MINE = """
-import numpy as np
-from videodiff.metrics.metric import Case, Quantity, metric
-
-@metric({"sharpness": Quantity("higher", "levels", 0.0)}, tasks=("continuation",))
-def sharpness(case: Case, axis: int = 2) -> dict[str, float]:
-    return {"sharpness": float(np.abs(np.diff(case.frames.astype(float), axis=axis)).mean())}
-
-def undeclared(case):
-    return {"sharpness": 0.0}
-"""
-
-
-def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
-    call: Call, trained: Path, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_metrics.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump({**config, "targets": {"sharpness": 1e4}}))
-    how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=2", "keep=1", "given=2", "metric=[physics]"]
-    for wrong, message in (
-        (
-            ["+metric.mine._target_=my_metrics.undeclared"],
-            "metric.mine._target_: found my_metrics.undeclared, expected",
-        ),
-        (["+metric.mine={_target_: my_metrics.sharpness, axs: 1}"], "metric.mine.axs: found no such setting"),
-        (["+metric.mine._target_=my_metrics.sharpness", "+metric.b._target_=my_metrics.sharpness"], "gives too"),
-        (["metric=[physics,captoins]"], "found no metric 'captoins', expected one of"),
-        (
-            ["metric=[fvd]", "metric.fvd.path=[a]"],
-            "metric.fvd.path: found ['a'], expected the name of a file or folder",
-        ),
-        (["metric=[fvd]", "metric.fvd.least=1"], "metric.fvd.least: found 1, expected a whole number of at least 2"),
-        (["metric=[jedi]", "metric.jedi.crop=7"], "metric.jedi.crop: found 7, expected true or false"),
-        (["metric=[subject]", "+metric.subject.batch=0"], "metric.subject.batch: found 0, expected a whole number"),
-        (
-            ["metric=[fidelity]", "metric.fidelity.clips=some"],
-            "metric.fidelity.clips: found 'some', expected one of all",
-        ),
-    ):
-        status, _, err = call(*how, *wrong)
-        assert (status, err.count("\n")) == (1, 1), err
-        assert message in err
-        assert not (run / "evaluation.json").exists()
-    status, _, err = call(*how, "+metric.mine._target_=my_metrics.sharpness", "+metric.mine.axis=1")
-    assert status == 0, err
-    result = json.loads((run / "evaluation.json").read_text())
-    assert result["sharpness"] > 0
-    assert result["table"][0]["sharpness"] == result["sharpness"]
-    assert result["metrics"]["sharpness"] == {"better": "higher", "unit": "levels", "range": [0.0, None]}
-    assert (result["targets"], "count_accuracy" in result) == ({"sharpness": 1e4}, False)
-    assert "| sharpness (levels) ↑ |" in (run / "evaluation.md").read_text()
-    assert call("report", str(run))[0] == 0
-    page = (run / "report.html").read_text()
-    assert "sharpness&nbsp;↑" in page
-    assert "target ≥ 10000" in page
-
-
-def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:
-    run, root = Path(shutil.copytree(trained, tmp_path / "run")), tmp_path / "footage"
-    with ShardWriter(root) as writer:
-        for number, frames in enumerate((8, 3, 8)):
-            writer.add(f"clip{number}", *sample(number, frames, captions=(f"a red zebra {number}",)))
-        members, row = sample(9)
-        writer.add("broken", {**members, "mp4": members["mp4"][:300]}, row)
-    status, out, err = call("evaluate", str(run), f"dataset={root}")
-    assert status == 0, err
-    assert "1 of 4 clips do not fit: too few frames 1" in out
-    assert "1 clips cannot be read, the first one:" in out
-    assert "words that training does not know (zebra, 0, 2), left out" in out
-    result = json.loads((run / "evaluation.json").read_text())
-    assert (result["clips"], result["table"][0]["name"]) == (2, "model")
 
 
 def test_a_caption_that_is_too_long_is_found_before_the_first_step(call: Call, tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def read_known(
     if len(given) == 1 and given[0].fps is not None:
         frames = given[0].at(frames_at(given[0], numbers, fps, start))
         return numbers, resize(frames, *shape[1:])
+    if len(numbers) < len(known):
+        raise ValueError(f"known: found {list(known)} for pictures, expected each frame once: a picture belongs to it")
     if len(given) != len(numbers):
         raise ValueError(
             f"given: found {len(given)} files for known={list(known)}, expected one video, or a picture for each of "

@@ -22,9 +22,11 @@ def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> 
     dimensions: keep only the prompts of these dimensions of VBench's full list.
     """
     if not isinstance(given, str):
+        check_dimensions(dimensions)
         return list(given)
     path = Path(given)
     if path.suffix not in LISTS:
+        check_dimensions(dimensions)
         return [given]
     if not path.is_file():
         raise FileNotFoundError(f"prompts: found no file {path}, expected prompts, one a line, or a list in JSON")
@@ -33,12 +35,22 @@ def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> 
         raise ValueError(f"prompts: {path}: found {len(data) >> 20} MiB, expected at most {MOST_BYTES >> 20}")
     try:
         found = parse_prompts(data.decode("utf-8-sig"), path.suffix, dimensions)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts: {path}: found bytes that are no UTF-8 at {error.start}, expected text") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"prompts: {path}: {error}") from error
     if not found:
         asked = f" of {', '.join(dimensions)}" if dimensions else ""
         raise ValueError(f"prompts: {path}: found none{asked}, expected prompts, one a line, or a list in JSON")
     return found
+
+
+def check_dimensions(dimensions: Sequence[str]) -> None:
+    """Raise if dimensions are asked for and there is no list to choose from."""
+    if dimensions:
+        raise ValueError(
+            f"dimensions: found {list(dimensions)}, expected none, or VBench's list in JSON as prompts=<file>"
+        )
 
 
 def parse_prompts(text: str, suffix: str, dimensions: Sequence[str] = ()) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +26,10 @@ class Parts(Protocol):
 
 class NotFiniteError(ValueError):
     """A sample with infinite values or NaN."""
+
+
+class NoRoomError(ValueError):
+    """Clips that do not fit into the memory."""
 
 
 class Wanted(NamedTuple):
@@ -57,31 +61,64 @@ def going_on(
     return Wanted(caption, fps, seed, tuple(range(given)), None if frames is None else frames[:given], latent)
 
 
-def sample_all(
-    parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int], batch: int
-) -> Iterator[list[np.ndarray]]:
-    """Yield the clips in batches; the batch size does not change any clip."""
-    for start in range(0, len(wanted), batch):
-        yield sample_clips(parts, generation, wanted[start : start + batch], shape)
-
-
-@torch.no_grad()
 def sample_clips(
-    parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int]
+    parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int], batch: int = 0
 ) -> list[np.ndarray]:
     """Return the clips, uint8 `t h w c` of this shape `t h w`; known frames are returned unchanged.
 
-    Each clip depends only on its own `Wanted`, not on the others in the batch.
+    Each clip depends only on its own `Wanted`, not on the others in the batch; NotFiniteError if one has values that
+    are not finite. For `batch` see `sample_each`.
     """
+    made = sample_each(parts, generation, wanted, shape, batch)
+    for clip in made:
+        if isinstance(clip, NotFiniteError):
+            raise clip
+    return made
+
+
+@torch.no_grad()
+def sample_each(
+    parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int], batch: int = 0
+) -> list[np.ndarray | NotFiniteError]:
+    """Return the clips, or why one is none.
+
+    batch: the network sees this many clips, the last one again where there are fewer. Products of another size are
+    rounded in another way, so a clip is the same to the bit only in batches of one size; 0: as many as there are.
+    """
+    count = len(wanted)
+    wanted = [*wanted, *[wanted[-1]] * (batch - count)]
+    try:
+        return sample_batch(parts, generation, wanted, shape)[:count]
+    except (RuntimeError, MemoryError) as error:
+        if not is_no_room(error):
+            raise
+        clips = f"{len(wanted)} clips" if len(wanted) > 1 else "a clip"
+        raise NoRoomError(
+            f"memory: found too little for {clips} of {shape[0]} frames of {shape[1]} x {shape[2]} pixels, expected "
+            "room for all of it; fewer frames=, a smaller height= and width=, or a smaller batch= need less"
+        ) from error
+
+
+def sample_batch(
+    parts: Parts, generation: Generation, wanted: Sequence[Wanted], shape: tuple[int, int, int]
+) -> list[np.ndarray | NotFiniteError]:
+    """Return the clips of one batch, or why one is none."""
     device = next(parts.denoiser.parameters()).device
     noise = clip_noise(latent_shape(parts.codec, *shape), [one.seed for one in wanted]).to(device)
     given = given_of(parts.codec, wanted, shape, noise)
     if not any(one.caption for one in wanted):
         generation = generation.without_caption()
     made = generation(*network(parts, wanted, device), noise, given)
-    check_finite(made, wanted)
+    faults = [fault_of(values, one) for values, one in zip(made, wanted, strict=True)]
     videos = parts.codec.decode(made)
-    return [keep_given(to_frames(video), one) for video, one in zip(videos, wanted, strict=True)]
+    return [
+        fault or keep_given(to_frames(video), one) for fault, video, one in zip(faults, videos, wanted, strict=True)
+    ]
+
+
+def is_no_room(error: Exception) -> bool:
+    """Return whether an error says that an allocation failed, on a GPU, in torch or in numpy."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def network(parts: Parts, wanted: Sequence[Wanted], device: torch.device) -> tuple[Any, ...]:
@@ -124,13 +161,20 @@ def check_sizes(one: Wanted, shape: tuple[int, int, int]) -> None:
 
 def check_finite(made: Tensor, wanted: Sequence[Wanted]) -> None:
     """Raise if a clip has infinite values or NaN; name the first such clip."""
-    for values, one in zip(made, wanted, strict=True):
-        if not bool(values.isfinite().all()):
-            count = int((~values.isfinite()).sum())
-            raise NotFiniteError(
-                f"sample of seed {one.seed} ({one.caption!r}): found {count:,} of {values.numel():,} values that are "
-                "not finite, expected numbers; try a smaller scale=, more steps= or an older checkpoint="
-            )
+    for fault in [fault_of(values, one) for values, one in zip(made, wanted, strict=True)]:
+        if fault is not None:
+            raise fault
+
+
+def fault_of(values: Tensor, one: Wanted) -> NotFiniteError | None:
+    """Return the error of a clip with infinite values or NaN, None for any other clip."""
+    if bool(values.isfinite().all()):
+        return None
+    count = int((~values.isfinite()).sum())
+    return NotFiniteError(
+        f"sample of seed {one.seed} ({one.caption!r}): found {count:,} of {values.numel():,} values that are not "
+        "finite, expected numbers; try a smaller scale=, more steps= or an older checkpoint="
+    )
 
 
 def kept_latents(codec: Any, new: np.ndarray, shape: Sequence[int]) -> Tensor:

@@ -1,7 +1,12 @@
-"""Compute the numbers of evaluation.json: every metric over every clip, with the meaning of each figure."""
+"""Compute the numbers of evaluation.json: every metric over every clip, with the meaning of each figure.
+
+A clip is measured by itself (`measure`, `describe`) and may be forgotten then. `figures` makes means, errors, distances
+and tables of what was measured, in the order of the clips, so it does not matter which process measured which clip.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,11 +15,17 @@ import numpy as np
 
 from videodiff.metrics.metric import CONTINUATION, Case, Metric, Numbers, Quantity
 from videodiff.metrics.sets.bootstrap import Estimate
-from videodiff.metrics.sets.set_metric import SetMetric
+from videodiff.metrics.sets.set_metric import TRUTH, SetMetric
 from videodiff.metrics.summary import mean_curves, predictor_table, ratio_and_error, summarise
 
 AnyMetric = Metric | SetMetric
 Remark = Callable[[str], None]
+# The row of the table that the samples have.
+MODEL = "model"
+# What the metrics of single clips find at one clip, by the key of the metric: values that JSON holds.
+Measured = Mapping[str, Mapping[str, Any]]
+# The features of clips (clips, rows, width), by the key of the metric of sets and by task.
+Features = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def silent(line: str) -> None:
@@ -22,16 +33,16 @@ def silent(line: str) -> None:
 
 
 def usable(
-    metrics: Mapping[str, AnyMetric], cases: Sequence[Case] | None = None
+    metrics: Mapping[str, AnyMetric], first: Case | None = None, count: int = 0
 ) -> tuple[dict[str, AnyMetric], dict[str, str]]:
     """Return the metrics that can run, and for each other one the reason: no weights, no package, or too few clips.
 
-    Without cases no file is opened. ValueError if none can run.
+    first: the first of `count` clips; without it no file is opened. ValueError if none can run.
     """
     reasons = {key: metric.lack() for key, metric in metrics.items()}
-    if cases:
+    if first is not None:
         sets = {key: metric for key, metric in metrics.items() if isinstance(metric, SetMetric) and not reasons[key]}
-        reasons |= {key: metric.unfit(cases) for key, metric in sets.items()}
+        reasons |= {key: metric.unfit(first, count) for key, metric in sets.items()}
     left_out = {key: f"metric.{key}: {reason}" for key, reason in reasons.items() if reason}
     if metrics and len(left_out) == len(metrics):
         raise ValueError(f"metric: found nothing that can be measured: {'; '.join(left_out.values())}")
@@ -55,45 +66,106 @@ def declared(metrics: Mapping[str, AnyMetric]) -> dict[str, Quantity]:
     return found
 
 
+def applying(metrics: Mapping[str, AnyMetric], scenes: Sequence[bool], remark: Remark = silent) -> dict[str, AnyMetric]:
+    """Return the metrics for these clips, of which some or all have a scene: those of worlds, or those of footage."""
+    without = len(scenes) - sum(scenes)
+    if 0 < without < len(scenes):
+        remark(f"{without} of {len(scenes)} clips have no true scene of a world: their motion is not measured")
+    clips = ("all", "footage" if without else "worlds")
+    return {key: metric for key, metric in metrics.items() if metric.clips in clips}
+
+
 def evaluate(
     metrics: Mapping[str, AnyMetric],
     cases: Sequence[Case],
     sampled: Mapping[str, Sequence[np.ndarray]],
     remark: Remark = silent,
 ) -> dict[str, Any]:
-    """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
-
-    `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame.
+    """Return the figures of clips that are all in memory; see `figures`.
 
     `cases`: the true clips, with `given` as in a continuation. `sampled`: for each task, the sampled frames of each
     clip. `remark` is called with a line about clips that cannot be measured.
     """
+    metrics = applying(metrics, [case.scene is not None for case in cases], remark)
+    made = {TRUTH: cases, **{task: as_made(task, cases, videos) for task, videos in sampled.items()}}
+    measured = {task: [measure(metrics, case, task) for case in clips] for task, clips in made.items()}
+    return figures(metrics, measured, describe(metrics, made), remark)
+
+
+def measure(metrics: Mapping[str, AnyMetric], case: Case, task: str) -> dict[str, dict[str, Any]]:
+    """Return what the metrics of single clips find at a clip of a task, or at a true clip (task `truth`)."""
+    return {
+        key: measure_by(key, metric, case, task)
+        for key, metric in of_clips(metrics).items()
+        if task in (metric.tasks if len(metric.tasks) == 1 else (*metric.tasks, TRUTH))
+    }
+
+
+def measure_by(key: str, metric: Metric, case: Case, task: str) -> dict[str, Any]:
+    """Return what one metric finds: the numbers of each row of the table and the curves, or what the clip lacks."""
+    if reason := metric.lacks(case):
+        return {"lacks": reason}
+    functions = {MODEL: metric.measure, **metric.references}
+    found: dict[str, Any] = {"rows": {name: numbers(key, metric, each, case) for name, each in functions.items()}}
+    if metric.curve is not None and task == metric.tasks[0]:
+        try:
+            found["curves"] = {name: np.asarray(curve).tolist() for name, curve in metric.curve(case).items()}
+        except ValueError as error:
+            raise ValueError(f"metric.{key}: clip {case.key}: {error}") from error
+    return found
+
+
+def describe(metrics: Mapping[str, AnyMetric], clips: Mapping[str, Sequence[Case]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the features that each metric of sets takes of the clips of each task and of the truth."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key, metric in metrics.items():
+        if isinstance(metric, SetMetric):
+            try:
+                found[key] = {
+                    task: metric.features([case.truth if task == TRUTH else case.frames for case in cases])
+                    for task, cases in clips.items()
+                    if task in (*metric.tasks, TRUTH)
+                }
+            except ValueError as error:
+                raise ValueError(f"metric.{key}: {error}") from error
+    return found
+
+
+def figures(
+    metrics: Mapping[str, AnyMetric],
+    measured: Mapping[str, Sequence[Measured]],
+    features: Features,
+    remark: Remark = silent,
+) -> dict[str, Any]:
+    """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
+
+    `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame.
+
+    `measured`: what `measure` found at each clip of each task and of the truth, in the order of the clips; `features`:
+    what `describe` gave of all of them.
+    """
     meaning = declared(metrics)
-    without = sum(case.scene is None for case in cases)
-    if 0 < without < len(cases):
-        remark(f"{without} of {len(cases)} clips have no true scene of a world: their motion is not measured")
-    made = {task: as_made(task, cases, videos) for task, videos in sampled.items()}
     result: dict[str, Any] = {}
     rows: dict[str, list[dict[str, float]]] = {}
     beside: dict[str, dict[str, Any]] = {"intervals": {}, "curves": {}}
     for key, metric in metrics.items():
-        if metric.clips != "all" and (metric.clips == "worlds") == bool(without):
-            continue
         if isinstance(metric, SetMetric):
-            found = distances(key, metric, cases, made)
+            found = distances(key, metric, features[key])
             result |= {name: one.value for name, one in found.items()}
             result |= {f"{name}_stderr": one.stderr for name, one in found.items()}
             beside["intervals"] |= {name: [one.low, one.high] for name, one in found.items()}
             continue
+        by_task = {task: [clip[key] for clip in clips if key in clip] for task, clips in measured.items()}
+        first = by_task.get(metric.tasks[0], [])
         if metric.curve is not None:
-            beside["curves"] |= curves(key, metric, made.get(metric.tasks[0], []))
+            beside["curves"] |= curves(key, [clip["curves"] for clip in first if "curves" in clip])
         if metric.in_table:
-            result |= compare(key, metric, made.get(CONTINUATION, []), rows, remark)
+            result |= compare(key, metric, first, rows, remark)
         elif len(metric.tasks) == 1:
-            result |= flat(key, metric, made.get(metric.tasks[0], []), metric.tasks[0], remark)
+            result |= flat(key, first, metric.tasks[0], remark)
         else:
-            for task, clips in {**made, "truth": cases}.items():
-                found = flat(key, metric, clips, task, silent if task == "truth" else remark)
+            for task in [*(task for task in by_task if task != TRUTH), TRUTH]:
+                found = flat(key, by_task[task], task, silent if task == TRUTH else remark)
                 result |= {f"{task}_{name}": value for name, value in found.items()}
     table = predictor_table(rows)
     present = result.keys() | {name for row in table for name in row}
@@ -102,20 +174,18 @@ def evaluate(
     return result | {"metrics": {name: each.record() for name, each in meaning.items() if name in present}}
 
 
-def distances(
-    key: str, metric: SetMetric, cases: Sequence[Case], made: Mapping[str, Sequence[Case]]
-) -> dict[str, Estimate]:
+def distances(key: str, metric: SetMetric, features: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
     """Return the distance of each task's clips from the truth; ValueError, with the metric's name, if it raises."""
     try:
-        return metric.compare(cases, made)
+        return metric.compare(features)
     except ValueError as error:
         raise ValueError(f"metric.{key}: {error}") from error
 
 
-def curves(key: str, metric: Metric, cases: Sequence[Case]) -> dict[str, dict[str, list[float | None]]]:
-    """Return the mean of each number in each frame over the cases, with its standard error."""
+def curves(key: str, clips: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, dict[str, list[float | None]]]:
+    """Return the mean of each number in each frame over the clips, with its standard error."""
     try:
-        return mean_curves([metric.curve(case) for case in cases if not metric.lacks(case)])
+        return mean_curves(clips)
     except ValueError as error:
         raise ValueError(f"metric.{key}: {error}") from error
 
@@ -126,34 +196,37 @@ def as_made(task: str, cases: Sequence[Case], videos: Sequence[np.ndarray]) -> l
     return [case._replace(frames=frames, given=case.given * given) for case, frames in zip(cases, videos, strict=True)]
 
 
-def flat(key: str, metric: Metric, cases: Sequence[Case], task: str, remark: Remark) -> dict[str, float | None]:
-    """Return the mean of each number over the cases that can be measured, with its standard error."""
-    measured = measurable(metric, cases, task, remark)
-    return summary(key, [numbers(key, metric, metric.measure, cases[i]) for i in measured]) if measured else {}
+def flat(key: str, clips: Sequence[Mapping[str, Any]], task: str, remark: Remark) -> dict[str, float | None]:
+    """Return the mean of each number over the clips that could be measured, with its standard error."""
+    found = [clips[i]["rows"][MODEL] for i in measurable(clips, task, remark)]
+    return summary(key, found) if found else {}
 
 
 def compare(
-    key: str, metric: Metric, cases: Sequence[Case], rows: dict[str, list[dict[str, float]]], remark: Remark
+    key: str,
+    metric: Metric,
+    clips: Sequence[Mapping[str, Any]],
+    rows: dict[str, list[dict[str, float]]],
+    remark: Remark,
 ) -> dict[str, float | None]:
     """Add the numbers of model and references to `rows`, a list of clips for each row; return the flat numbers."""
-    measured = measurable(metric, cases, CONTINUATION, remark)
+    measured = measurable(clips, CONTINUATION, remark)
     if not measured:
         return {}
-    means, clips = {}, {}
-    for name, function in {"model": metric.measure, **metric.references}.items():
-        found = clips[name] = [numbers(key, metric, function, cases[i]) for i in measured]
-        means[name] = summary(key, found)
-        row = rows.setdefault(name, [{} for _ in cases])
-        for i, clip in zip(measured, found, strict=True):
-            row[i] |= clip
-    result = dict(means["model"])
+    found = {name: [clips[i]["rows"][name] for i in measured] for name in (MODEL, *metric.references)}
+    means = {name: summary(key, each) for name, each in found.items()}
+    for name, each in found.items():
+        row = rows.setdefault(name, [{} for _ in clips])
+        for i, one in zip(measured, each, strict=True):
+            row[i] |= one
+    result = dict(means[MODEL])
     for name, (row, number) in metric.beside.items():
         result[name], result[f"{name}_stderr"] = means[row][number], means[row][f"{number}_stderr"]
     for name, (above, below) in metric.ratios.items():
         row, number = metric.beside[below]
         both = [
             (made[above], reference[number])
-            for made, reference in zip(clips["model"], clips[row], strict=True)
+            for made, reference in zip(found[MODEL], found[row], strict=True)
             if above in made and number in reference
         ]
         if any(under for _, under in both):
@@ -161,11 +234,11 @@ def compare(
     return result
 
 
-def measurable(metric: Metric, cases: Sequence[Case], task: str, remark: Remark) -> list[int]:
-    """Return the cases that a metric can measure, and remark why others are left out."""
-    reasons = [metric.lacks(case) for case in cases]
+def measurable(clips: Sequence[Mapping[str, Any]], task: str, remark: Remark) -> list[int]:
+    """Return the indices of the clips that a metric could measure, and remark why others are left out."""
+    reasons = [clip.get("lacks", "") for clip in clips]
     for reason, count in Counter(filter(None, reasons)).items():
-        remark(f"{task}: {count} of {len(cases)} {reason}, left out")
+        remark(f"{task}: {count} of {len(clips)} {reason}, left out")
     return [i for i, reason in enumerate(reasons) if not reason]
 
 
@@ -181,6 +254,8 @@ def numbers(key: str, metric: Metric, function: Callable[[Case], Numbers], case:
         if name not in metric.quantities:
             expected = ", ".join(metric.quantities)
             raise ValueError(f"metric.{key}: found the number {name!r}, expected one that it declares: {expected}")
+        if not math.isfinite(value):
+            raise ValueError(f"metric.{key}: clip {case.key}: found {name} = {value}, expected a finite number")
         quantity = metric.quantities[name]
         if not quantity.holds(value):
             raise ValueError(

@@ -29,7 +29,7 @@ DIRECTIONS = ("higher", "lower")
 CLIPS = ("all", "worlds", "footage")
 # Names in evaluation.json that are not numbers of a metric.
 TAKEN = (
-    *("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed"),
+    *("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed", "batch"),
     *("intervals", "curves", "left_out"),
 )
 Numbers = Mapping[str, float]

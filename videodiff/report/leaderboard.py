@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from videodiff import __version__
-from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.files import not_writable, write_whole
 from videodiff.metrics.metric import Quantity, read_quantity
 from videodiff.report.markdown import frame, line
 from videodiff.report.table import rounded
@@ -38,6 +38,17 @@ def add_row(board: Path, run: Path, evaluation: Mapping[str, Any], facts: Mappin
     rows, damaged = read_rows(board)
     write_whole(board.with_suffix(".md"), ("\n".join(tables(rows, damaged)) + "\n").encode())
     return board
+
+
+def check_board(board: Path) -> None:
+    """Raise if no row can be appended to a file; its folder is made where it is missing."""
+    try:
+        board.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(board.parent, error) from error
+    if board.is_dir() or not os.access(board if board.exists() else board.parent, os.W_OK):
+        found = "a folder" if board.is_dir() else "no permission to write"
+        raise ValueError(f"leaderboard: {board}: found {found}, expected a file that this user may write")
 
 
 def ends_a_line(board: Path) -> bool:

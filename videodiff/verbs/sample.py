@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from videodiff import __version__
 from videodiff.data.loader.trained import Trained, begun
-from videodiff.data.storage.files import owning, write_whole
+from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import add_clip, next_number
 from videodiff.generation.given import Footage, read_footage, read_known, read_mask, read_whole, remarks
 from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of
-from videodiff.generation.sampling import NotFiniteError, Wanted, sample_clips
+from videodiff.generation.sampling import NotFiniteError, Wanted, sample_each
 from videodiff.generation.settings import Generation
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_of_run, unlike_training
+from videodiff.generation.sharing import choose_gpu, sharing
 from videodiff.metrics.motion.drift import Drift
 from videodiff.printing import say
 from videodiff.shipped.runs import find_run
@@ -46,21 +45,12 @@ class Order(NamedTuple):
     roll: str | None
     rollout: Rollout
 
-    def frames(self, prompt: str, seed: int) -> Iterator[np.ndarray]:
-        """Yield the frames of one clip."""
-        one = Wanted(prompt, self.fps, seed, **self.given)
+    def clips(self, jobs: Sequence[tuple[str, int]], batch: int) -> list[Iterable[np.ndarray] | NotFiniteError]:
+        """Return the frames of each clip, given as prompt and seed."""
+        wanted = [Wanted(prompt, self.fps, seed, **self.given) for prompt, seed in jobs]
         if self.roll is not None:
-            return KINDS[self.roll](self.model, self.generation, one, self.shape, self.rollout)
-        # A clip alone: in a batch with others a kernel may add up its products in another order.
-        return iter(sample_clips(self.model, self.generation, [one], self.shape)[0])
-
-
-class Rank(NamedTuple):
-    """One process of several that share the clips of a call: the first writes number `base`."""
-
-    rank: int
-    world: int
-    base: int
+            return [KINDS[self.roll](self.model, self.generation, one, self.shape, self.rollout) for one in wanted]
+        return sample_each(self.model, self.generation, wanted, self.shape, batch)
 
 
 def run(cfg: DictConfig) -> None:
@@ -76,40 +66,64 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(
             'prompts: found none, expected for example prompts=["a red ball moves left"], or given=<video>'
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    choose_gpu()
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     step = read_record(checkpoint)["step"]
     trained = begun(shapes_of_run(Path(cfg.run), run_cfg.data), step)
     order = order_of(cfg, run_cfg, model, trained, given)
     out = Path(cfg.out or Path(cfg.run) / "generated")
-    with sharing(out) as rank:
-        if rank.rank == 0:
+    with sharing(out, "sample") as ranks:
+        base = ranks.gather(next_number(out) if ranks.first else 0)[0]
+        if ranks.first:
             later = [caption for _, caption in order.rollout.later]
             tell(check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text))
             tell(remarks(given, order.shape))
         facts = facts_of(cfg, order, given, {"checkpoint": str(checkpoint), "step": step})
-        jobs = [(prompt, copy) for prompt in prompts for copy in range(cfg.samples)]
-        failed = [write(cfg, order, out, rank.base, number, jobs, facts)
-                  for number in range(rank.rank, len(jobs), rank.world)].count(False)  # fmt: skip
+        repeated = [prompt for prompt in prompts for _ in range(cfg.samples)]
+        jobs = [(prompt, cfg.seed + number) for number, prompt in enumerate(repeated)]
+        batches = [range(len(jobs))[start : start + cfg.batch] for start in range(0, len(jobs), cfg.batch)]
+        mine = [batches[place] for place in ranks.share(len(batches))]
+        made = [one for numbers in mine for one in make(cfg, order, out, base, numbers, jobs, facts)]
+        failed = sum(ranks.gather(made.count(False)))
     if failed:
         raise ValueError(f"{failed} of {len(jobs)} clips were not written, for the reasons above")
-    if rank.rank == 0:
+    if ranks.first:
         say(f"videodiff sample: {len(jobs)} clips from {checkpoint}")
 
 
+def make(
+    cfg: DictConfig,
+    order: Order,
+    out: Path,
+    base: int,
+    numbers: range,
+    jobs: Sequence[tuple[str, int]],
+    facts: dict[str, Any],
+) -> list[bool]:
+    """Sample the clips of a batch and write each; return which were written."""
+    clips = order.clips([jobs[number] for number in numbers], cfg.batch)
+    return [
+        write(cfg, order, out, base + number, {"prompt": jobs[number][0], "seed": jobs[number][1], **facts}, frames)
+        for number, frames in zip(numbers, clips, strict=True)
+    ]
+
+
 def write(
-    cfg: DictConfig, order: Order, out: Path, base: int, number: int, jobs: Sequence[Any], facts: dict[str, Any]
+    cfg: DictConfig,
+    order: Order,
+    out: Path,
+    number: int,
+    facts: dict[str, Any],
+    frames: Iterable[np.ndarray] | NotFiniteError,
 ) -> bool:
-    """Sample and write one clip; return False, and say why, where the sample is not one."""
-    (prompt, _), seed = jobs[number], cfg.seed + number
+    """Write one clip; return False, and say why, where the sample is not one."""
+    prompt = facts["prompt"]
     drift = Drift(prompt, order.fps) if cfg.drift else None
-    own = {"prompt": prompt, "seed": seed, **facts}
     try:
-        frames = order.frames(prompt, seed)
-        path = add_clip(
-            out, drift(frames) if drift else frames, facts["frames"], order.fps, own, base + number, cfg.lossless
-        )
+        if isinstance(frames, NotFiniteError):
+            raise frames
+        shown = drift(frames) if drift else frames
+        path = add_clip(out, shown, facts["frames"], order.fps, facts, number, cfg.lossless)
     except NotFiniteError as error:
         say(f"videodiff sample: {error}")
         return False
@@ -144,6 +158,8 @@ def order_of(
             say(f"videodiff sample: {total} frames are more than the {frames} of a window: made by rollout=continue")
     if roll is not None and (cfg.strength is not None or cfg.mask is not None):
         raise ValueError(f"rollout: found {roll} with strength= or mask=, expected one window of frames=")
+    if roll is not None and cfg.batch > 1:
+        raise ValueError(f"batch: found {cfg.batch} with a rollout, expected 1: a long clip is made by itself")
     overlap = overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0
     rollout = Rollout(total, overlap, cfg.history_noise, captions_of(cfg, total, fps, roll), cfg.rollout_caption)
     if roll is not None and not rollout.overlap:
@@ -183,6 +199,8 @@ def given_to(
             if cfg[name] is not None:
                 raise ValueError(f"{name}: found {plain(cfg[name])} without given=, expected a video or a picture")
         return {}
+    if cfg.start and all(one.fps is None for one in given):
+        raise ValueError(f"start: found {cfg.start:g} with pictures alone in given=, expected a video")
     found: dict[str, Any] = {}
     if around:
         if len(given) > 1:
@@ -200,7 +218,12 @@ def given_to(
 def facts_of(cfg: DictConfig, order: Order, given: Sequence[Footage], origin: dict[str, Any]) -> dict[str, Any]:
     """Return everything that makes a clip again, but its prompt and seed."""
     facts = {"run": str(cfg.run), **origin, "fps": order.fps, "frames": order.rollout.total}
-    facts |= {"height": order.shape[1], "width": order.shape[2], "sampler": order.generation.settings()}
+    facts |= {
+        "height": order.shape[1],
+        "width": order.shape[2],
+        "sampler": order.generation.settings(),
+        "batch": cfg.batch,
+    }
     facts |= {"known": list(order.given.get("known", ())), "given": None}
     if given:
         facts["given"] = given[0].facts() if len(given) == 1 else [one.facts() for one in given]
@@ -221,28 +244,6 @@ def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, m
     if remark := unlike_training(trained, shape):
         say(f"videodiff sample: {remark}")
     return shape
-
-
-@contextmanager
-def sharing(out: Path) -> Iterator[Rank]:
-    """Share the clips of a call among the processes that torchrun has started; the first one owns the folder.
-
-    Every process makes whole clips by itself, so their number changes no clip.
-    """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        torch.distributed.init_process_group("gloo")
-    try:
-        with owning(out, "sample") if rank == 0 else nullcontext():
-            base = [next_number(out)]
-            if world > 1:
-                torch.distributed.broadcast_object_list(base)
-            yield Rank(rank, world, base[0])
-            if world > 1:
-                torch.distributed.barrier()
-    finally:
-        if world > 1:
-            torch.distributed.destroy_process_group()
 
 
 def peak_memory() -> float:

@@ -63,19 +63,19 @@ def test_too_few_clips_are_refused_with_the_number_needed(tmp_path: Path) -> Non
     torch.manual_seed(0)
     path = str(save_script(SmallI3D(), tmp_path / "i3d.pt"))
     metrics = {"consistency": consistency, "fvd": fvd.with_settings(path=path)}
-    left, reasons = usable(metrics, cases(6, frames=10, side=16))
+    left, reasons = usable(metrics, cases(6, frames=10, side=16)[0], 6)
     assert list(left) == ["consistency"]
     assert reasons["fvd"] == (
         "metric.fvd: found 6 clips, expected at least 7, more rows than its 6 features; clips=7, or least=6 to measure "
         "fewer, which makes it larger"
     )
-    assert usable({"fvd": fvd.with_settings(path=path)}, cases(7, frames=10, side=16))[1] == {}
-    assert usable({"fvd": fvd.with_settings(path=path, least=6)}, cases(6, frames=10, side=16))[1] == {}
+    assert usable({"fvd": fvd.with_settings(path=path)}, cases(7, frames=10, side=16)[0], 7)[1] == {}
+    assert usable({"fvd": fvd.with_settings(path=path, least=6)}, cases(6, frames=10, side=16)[0], 6)[1] == {}
 
 
 def test_clips_that_a_network_cannot_take_cost_their_metric_before_anything_is_sampled(tmp_path: Path) -> None:
     path = str(save_script(SmallI3D(), tmp_path / "i3d.pt"))
-    left, reasons = usable({"consistency": consistency, "fvd": fvd.with_settings(path=path)}, cases(8, frames=4))
+    left, reasons = usable({"consistency": consistency, "fvd": fvd.with_settings(path=path)}, cases(8)[0], 8)
     assert list(left) == ["consistency"]
     assert reasons["fvd"] == "metric.fvd: found clips of 4 frames, expected at least 10 for I3D"
 

@@ -19,7 +19,7 @@ from tests.conftest import tiny
 from videodiff.verbs.config.build import read_run
 from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.stored import check_built, read_overrides, read_yaml
-from videodiff.verbs.evaluate import held_out_of
+from videodiff.verbs.evaluate.held_out import held_out_of
 
 Call = Callable[..., tuple[int, str, str]]
 # Importing it is enough to be caught.

@@ -77,33 +77,32 @@ class SetMetric:
         chosen = {name: value for name, value in self.settings.items() if name not in OWN}
         return self.describe(clips, **chosen)
 
-    def unfit(self, cases: Sequence[Case]) -> str:
-        """Return why these clips cannot be measured, empty if they can; try one clip in the network."""
+    def unfit(self, first: Case, count: int) -> str:
+        """Return why `count` clips cannot be measured, empty if they can; try the first one in the network."""
         try:
-            _, rows, width = self.features([cases[0].truth]).shape
+            _, rows, width = self.features([first.truth]).shape
         except ValueError as error:
             return str(error)
         least = self.settings.get("least") or self.fewest or math.ceil((width + 1) / rows)
-        if len(cases) >= least:
+        if count >= least:
             return ""
         why = "" if self.settings.get("least") or self.fewest else f", more rows than its {width} features"
         return (
-            f"found {len(cases)} clips, expected at least {least}{why}; "
-            f"clips={least}, or least={len(cases)} to measure fewer, which makes it larger"
+            f"found {count} clips, expected at least {least}{why}; "
+            f"clips={least}, or least={count} to measure fewer, which makes it larger"
         )
 
     def measure(self, truth: np.ndarray, made: np.ndarray) -> Estimate:
         """Return the distance of two sets of features, with its interval."""
         return estimate(self.distance, truth, made, self.settings.get("resamples") or RESAMPLES)
 
-    def compare(self, cases: Sequence[Case], made: Mapping[str, Sequence[Case]]) -> dict[str, Estimate]:
-        """Return the estimate of each figure: every task against the truth, and the truth in two halves."""
-        truth = self.features([case.truth for case in cases])
-        found = {
-            f"{task}_{self.name}": self.measure(truth, self.features([case.frames for case in clips]))
-            for task, clips in made.items()
-            if task in self.tasks
-        }
-        if len(cases) >= 4:
+    def compare(self, features: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+        """Return the estimate of each figure: every task against the truth, and the truth in two halves.
+
+        features: those of the clips of each task and of the truth, in the same order.
+        """
+        truth = features[TRUTH]
+        found = {f"{task}_{self.name}": self.measure(truth, each) for task, each in features.items() if task != TRUTH}
+        if len(truth) >= 4:
             found[f"{TRUTH}_{self.name}"] = self.measure(truth[::2], truth[1::2])
         return found

@@ -505,6 +505,7 @@ VERBS: dict[str, Kind] = {
         overlap=optional(COUNT),
         history_noise=number(least=0, below=1),
         drift=FLAG,
+        batch=COUNT,
         lossless=FLAG,
         interval=optional(many(SHARE, 2, 2)),
         rescale=optional(SHARE),

@@ -1,0 +1,319 @@
+"""Evaluation from the command line: any number of processes, one batch in memory, and interrupted at any time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import finish, start
+from tests.material.made_clips import sample
+from tests.material.networks.small import MeanColour, save_script
+from videodiff.data.samples.shards import ShardWriter, clip_sample
+from videodiff.data.video.decode import probe
+from videodiff.data.video.encode import encode
+from videodiff.parallel.launcher import meeting_port
+from videodiff.verbs.evaluate import command, held_out
+from videodiff.verbs.evaluate.unfinished import Batch, Unfinished
+from videodiff.worlds.bouncing import Bouncing
+from videodiff.worlds.scene import render
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of a run."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the overrides of a distance of sets whose network is the mean of each colour."""
+    path = save_script(MeanColour(), tmp_path_factory.mktemp("network") / "colour.pt")
+    return ["metric=[consistency,captions,physics,cdfvd]", f"metric.cdfvd.path={path}", "metric.cdfvd.resamples=5"]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of 16 clips of the bouncing world, of which one cannot be read and one is too short."""
+    root = tmp_path_factory.mktemp("held") / "dataset"
+    with ShardWriter(root) as writer:
+        for seed in range(16):
+            scene = Bouncing(balls={1: 1.0}, split="all").scene(seed)
+            video = encode(render(scene, 16)[: 4 if seed == 9 else 8], scene.fps, crf=8)
+            truth = scene.truth()
+            members, row = clip_sample(video, probe(video), [scene.caption], truth=None if seed == 9 else truth)
+            writer.add(f"{seed:04d}", {**members, "mp4": video[:400] if seed == 3 else video}, row)
+    return root
+
+
+def made(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, bytes]]:
+    """Return the figures of an evaluation, the list of its clips and the clips, without the number of its folder."""
+    result = json.loads((run / "evaluation.json").read_text())
+    listed = json.loads((run / "evaluation/clips.json").read_text())
+    clips = {path.name: path.read_bytes() for path in run.glob("evaluation/*/*.mp4")}
+    entries = [one | {name: one[name] and Path(one[name]).name for name in ("sampled", "truth")} for one in listed]
+    return {**result, "checkpoint": Path(result["checkpoint"]).name}, entries, clips
+
+
+def test_several_processes_give_the_figures_and_the_clips_of_one(
+    run: Path, held: Path, tmp_path: Path, colour: list[str], call: Call
+) -> None:
+    how = [f"dataset={held}", "clips=14", "batch=4", "keep=6", "given=2", *colour]
+    status, out, err = call("evaluate", str(run), *how)
+    assert status == 0, err
+    assert "1 of 16 clips do not fit: too few frames 1" in out
+    assert f"{held}: 1 clips cannot be read, the first one: 0003: " in out
+    alone = made(run)
+    assert [one["key"] for one in alone[1][:6]] == ["0000", "0001", "0002", "0004", "0005", "0006"]
+    assert alone[0]["clips"] == 14
+    assert alone[0]["continuation_cdfvd"] > 0
+    assert len(alone[2]) == 3 * 6
+    # Of four batches the third process of three has one, and the last batch is smaller than the others.
+    for world in (2, 3):
+        port, ranks = meeting_port(), []
+        for rank in range(world):
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+            ranks.append(start("evaluate", str(run), *how, cwd=tmp_path, env=env))
+        said = [finish(rank) for rank in ranks]
+        assert made(run) == alone
+        assert "leaderboard" in said[0]
+        assert "leaderboard" not in said[1]
+    assert len((run.parent / "leaderboard.jsonl").read_text().splitlines()) == 3
+
+
+def test_no_more_than_a_batch_is_in_memory(
+    run: Path, world_dataset: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"now": 0, "most": 0}
+
+    def forget(size: int) -> None:
+        held["now"] -= size
+
+    def count(frames: np.ndarray) -> np.ndarray:
+        held["now"] += frames.nbytes
+        held["most"] = max(held["most"], held["now"])
+        weakref.finalize(frames, forget, frames.nbytes)
+        return frames
+
+    def as_case(sample: dict[str, Any]) -> Any:
+        count(sample["video"])
+        return original(sample)
+
+    original, sample_clips = held_out.as_case, command.sample_clips
+    monkeypatch.setattr(held_out, "as_case", as_case)
+    monkeypatch.setattr(command, "sample_clips", lambda *given: [count(frames) for frames in sample_clips(*given)])
+    most = []
+    for clips in (4, 8, 24):
+        held["most"] = 0
+        how = [f"dataset={world_dataset}", f"clips={clips}", "batch=2", "keep=24", "given=2", "metric=[consistency]"]
+        status, _, err = call("evaluate", str(run), *how)
+        assert status == 0, err
+        most.append(held["most"])
+    clip = 4 * 16 * 16 * 3
+    # Two true clips, two of each of two tasks, and one that is being read.
+    assert most[0] == most[1] == most[2] <= 7 * clip
+    assert held["now"] <= clip
+
+
+def test_an_interrupted_evaluation_goes_on_and_leaves_the_former_one_whole(
+    run: Path, world_dataset: Path, colour: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=10", "batch=2", "keep=5", "given=2", *colour]
+    assert call(*how, "seed=1")[0] == 0
+    expected = made(run)
+    assert call(*how, "seed=9")[0] == 0
+    former = made(run)
+    write, batches = Unfinished.write, []
+
+    def dying(self: Unfinished, number: int, batch: Batch) -> None:
+        if number == 3:
+            raise KeyboardInterrupt
+        batches.append(number)
+        write(self, number, batch)
+
+    monkeypatch.setattr(Unfinished, "write", dying)
+    status, _, err = call(*how, "seed=1")
+    assert (status, err.strip().splitlines()[-1]) == (130, "videodiff evaluate: error: interrupted")
+    assert batches == [0, 1, 2]
+    assert made(run) == former
+    monkeypatch.setattr(Unfinished, "write", lambda self, *given: (batches.append(given[0]), write(self, *given)))
+    status, out, err = call(*how, "seed=1")
+    assert status == 0, err
+    assert "goes on from 3 of 5 batches of an evaluation that was interrupted" in out
+    assert batches == [0, 1, 2, 3, 4]
+    assert made(run) == expected
+    assert not list(run.glob("evaluation/.*"))
+    # Another evaluation takes nothing over.
+    monkeypatch.setattr(Unfinished, "write", dying)
+    assert call(*how, "seed=1")[0] == 130
+    monkeypatch.setattr(Unfinished, "write", write)
+    status, out, err = call(*how, "seed=9")
+    assert status == 0, err
+    assert "goes on" not in out
+    assert made(run) == former
+
+
+@pytest.mark.parametrize(
+    ("board", "message"),
+    [("{}", "leaderboard: {}: found a folder, expected a file"), ("{}/config.yaml/a/b.jsonl", "config.yaml/a: found a place where nothing can be written")],
+)
+def test_a_leaderboard_that_cannot_be_is_refused_before_the_first_sample(
+    run: Path, world_dataset: Path, call: Call, board: str, message: str
+) -> None:
+    status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", f"leaderboard={board.format(run)}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert message.format(run) in err
+
+
+def test_a_dataset_that_changes_meanwhile_is_refused(
+    run: Path, world_dataset: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = held_out.as_case
+    times: dict[str, int] = {}
+
+    def renamed(sample: dict[str, Any]) -> Any:
+        times[sample["key"]] = times.get(sample["key"], 0) + 1
+        found = read(sample)
+        return found._replace(caption="another") if times[found.key] > 1 and found.key == "0002" else found
+
+    monkeypatch.setattr(held_out, "as_case", renamed)
+    status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", "clips=4", "metric=[consistency]")
+    assert (status, err.strip().count("\n")) == (1, 0) or "\r" in err
+    assert "found another clip than 0002 at its place: it has changed" in err
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_weight_that_is_nan_is_one_line_and_no_figures(run: Path, world_dataset: Path, call: Call) -> None:
+    (checkpoint,) = sorted(run.glob("checkpoints/step_*"))[-1:]
+    path = checkpoint / "average.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.startswith("denoiser"))
+    weights[name] = torch.full_like(weights[name], float("nan"))
+    save_file(weights, path)
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    record["files"]["average.safetensors"] = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", "clips=2", f"checkpoint={checkpoint}")
+    assert status == 1
+    assert "values that are not finite, expected numbers" in err.strip().splitlines()[-1]
+    assert not (run / "evaluation.json").exists()
+
+
+def test_an_evaluation_takes_what_there_is_and_does_not_depend_on_the_batch(
+    call: Call, trained: Path, world_dataset: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    status, _, err = call("evaluate", str(run))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "dataset: found none, and the run has neither data.validation_root nor" in err
+    results = []
+    for batch in (5, 24):
+        status, out, err = call("evaluate", str(run), f"dataset={world_dataset}", f"batch={batch}", "keep=2", "given=2")
+        assert status == 0, err
+        assert f"clips: found 24 in {world_dataset}, fewer than 256: all of them are used" in out
+        results.append(json.loads((run / "evaluation.json").read_text()))
+        listed = json.loads((run / "evaluation/clips.json").read_text())
+        named = {entry[name] for entry in listed for name in ("sampled", "truth") if entry[name]}
+        assert {path.relative_to(run).as_posix() for path in run.glob("evaluation/**/*.mp4")} == named
+    assert {entry["fps"] for entry in listed} == {2.5}
+    numbers = [{name: v for name, v in one.items() if isinstance(v, float)} for one in results]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-3)
+    # What cannot be done is said before anything is sampled, and what there was stays.
+    before = (run / "evaluation.json").read_bytes()
+    status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", "given=4")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "given: found 4, expected 1 to 3 of the clip's 4 frames" in err
+    assert (run / "evaluation.json").read_bytes() == before
+
+
+MINE = """
+import numpy as np
+from videodiff.metrics.metric import Case, Quantity, metric
+
+@metric({"sharpness": Quantity("higher", "levels", 0.0)}, tasks=("continuation",))
+def sharpness(case: Case, axis: int = 2) -> dict[str, float]:
+    return {"sharpness": float(np.abs(np.diff(case.frames.astype(float), axis=axis)).mean())}
+
+def undeclared(case):
+    return {"sharpness": 0.0}
+"""
+
+
+def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
+    call: Call, trained: Path, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_metrics.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "targets": {"sharpness": 1e4}}))
+    how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=2", "keep=1", "given=2", "metric=[physics]"]
+    for wrong, message in (
+        (
+            ["+metric.mine._target_=my_metrics.undeclared"],
+            "metric.mine._target_: found my_metrics.undeclared, expected",
+        ),
+        (["+metric.mine={_target_: my_metrics.sharpness, axs: 1}"], "metric.mine.axs: found no such setting"),
+        (["+metric.mine._target_=my_metrics.sharpness", "+metric.b._target_=my_metrics.sharpness"], "gives too"),
+        (["metric=[physics,captoins]"], "found no metric 'captoins', expected one of"),
+        (
+            ["metric=[fvd]", "metric.fvd.path=[a]"],
+            "metric.fvd.path: found ['a'], expected the name of a file or folder",
+        ),
+        (["metric=[fvd]", "metric.fvd.least=1"], "metric.fvd.least: found 1, expected a whole number of at least 2"),
+        (["metric=[jedi]", "metric.jedi.crop=7"], "metric.jedi.crop: found 7, expected true or false"),
+        (["metric=[subject]", "+metric.subject.batch=0"], "metric.subject.batch: found 0, expected a whole number"),
+        (
+            ["metric=[fidelity]", "metric.fidelity.clips=some"],
+            "metric.fidelity.clips: found 'some', expected one of all",
+        ),
+    ):
+        status, _, err = call(*how, *wrong)
+        assert (status, err.count("\n")) == (1, 1), err
+        assert message in err
+        assert not (run / "evaluation.json").exists()
+    status, _, err = call(*how, "+metric.mine._target_=my_metrics.sharpness", "+metric.mine.axis=1")
+    assert status == 0, err
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["sharpness"] > 0
+    assert result["table"][0]["sharpness"] == result["sharpness"]
+    assert result["metrics"]["sharpness"] == {"better": "higher", "unit": "levels", "range": [0.0, None]}
+    assert (result["targets"], "count_accuracy" in result) == ({"sharpness": 1e4}, False)
+    assert "| sharpness (levels) ↑ |" in (run / "evaluation.md").read_text()
+    assert call("report", str(run))[0] == 0
+    page = (run / "report.html").read_text()
+    assert "sharpness&nbsp;↑" in page
+    assert "target ≥ 10000" in page
+
+
+def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:
+    run, root = Path(shutil.copytree(trained, tmp_path / "run")), tmp_path / "footage"
+    with ShardWriter(root) as writer:
+        for number, frames in enumerate((8, 3, 8)):
+            writer.add(f"clip{number}", *sample(number, frames, captions=(f"a red zebra {number}",)))
+        members, row = sample(9)
+        writer.add("broken", {**members, "mp4": members["mp4"][:300]}, row)
+    status, out, err = call("evaluate", str(run), f"dataset={root}")
+    assert status == 0, err
+    assert "1 of 4 clips do not fit: too few frames 1" in out
+    assert "1 clips cannot be read, the first one:" in out
+    assert "words that training does not know (zebra, 0, 2), left out" in out
+    result = json.loads((run / "evaluation.json").read_text())
+    assert (result["clips"], result["table"][0]["name"]) == (2, "model")

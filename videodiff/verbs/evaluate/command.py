@@ -1,0 +1,273 @@
+"""videodiff evaluate: sample a run on the clips of a dataset and measure the samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from videodiff import __version__
+from videodiff.data.loader.trained import Trained, begun, usual
+from videodiff.data.loader.wording import fit_captions
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.storage.files import write_whole
+from videodiff.generation.known import check_given, first_frames, usual_given
+from videodiff.generation.sampling import going_on, sample_clips
+from videodiff.generation.settings import Generation
+from videodiff.generation.shape import shapes_of_run
+from videodiff.generation.sharing import Ranks, choose_gpu, sharing
+from videodiff.metrics.evaluation import (
+    AnyMetric,
+    Remark,
+    applying,
+    as_made,
+    describe,
+    figures,
+    measure,
+    of_clips,
+    silent,
+    usable,
+)
+from videodiff.metrics.metric import CONTINUATION, TASKS, Case
+from videodiff.metrics.sets.set_metric import TRUTH
+from videodiff.printing import say
+from videodiff.report.leaderboard import BOARD, add_row, check_board
+from videodiff.report.markdown import write_markdown
+from videodiff.shipped.runs import find_run
+from videodiff.training.state.checkpoint import AVERAGE, of, read_record
+from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
+from videodiff.verbs.config.measuring import build_metrics
+from videodiff.verbs.evaluate.held_out import Chosen, Dataset, HeldOut, Tars, choose, held_out_of, read_again
+from videodiff.verbs.evaluate.unfinished import Batch, Unfinished, file_of, fingerprint
+
+# The default number of given frames of a continuation.
+GIVEN = 3
+
+
+class Job(NamedTuple):
+    """All that a process needs to sample and measure a batch of clips."""
+
+    model: Model
+    generation: Generation
+    shape: Trained
+    held_out: HeldOut
+    chosen: Sequence[Chosen]
+    captions: Sequence[str]
+    tasks: Sequence[str]
+    given: int
+    metrics: Mapping[str, AnyMetric]
+    seed: int
+    batch: int
+    keep: int
+
+    @property
+    def batches(self) -> list[range]:
+        """The indices of the clips of each batch: the same whatever number of processes shares them."""
+        clips = range(len(self.chosen))
+        return [clips[start : start + self.batch] for start in range(0, len(clips), self.batch)]
+
+
+def run(cfg: DictConfig) -> None:
+    """Evaluate; the run may still be training, but only one evaluation may run at a time."""
+    cfg.run = str(find_run(cfg.run))
+    choose_gpu()
+    with sharing(Path(cfg.run) / "evaluation", "evaluate") as ranks:
+        evaluate(cfg, ranks)
+
+
+def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
+    """Check all that can be checked, sample and measure batch by batch, write the figures."""
+    remark = remark_aloud if ranks.first else silent
+    check(cfg)
+    metrics, left_out = usable(build_metrics(cfg.get("metric")))
+    folder, run_cfg = Path(cfg.run), read_run(cfg.run, cfg.trust)
+    check_board(board_of(cfg))
+    found = held_out_of(cfg, run_cfg)
+    run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
+    generation = build_generation(cfg, run_cfg)
+    shape = usual(begun(shapes_of_run(folder, run_cfg.data), read_record(checkpoint)["step"]))
+    given = given_of(cfg, model, shape)
+    tasks = tasks_of(cfg, given, shape, remark)
+    held_out = Dataset(found, shape) if isinstance(found, Manifest) else Tars(found, shape)
+
+    def check_case(case: Case) -> None:
+        # Measure the truth first: a figure that fails here would fail for the samples too, after hours of sampling.
+        fitting = applying(of_clips(metrics), [case.scene is not None])
+        for task in tasks:
+            measure(fitting, case._replace(given=given * (task == CONTINUATION)), task)
+
+    chosen = choose(held_out, cfg.clips, ranks, check_case, remark)
+    captions, cut = fit_captions([one.caption for one in chosen], model.text)
+    if cut:
+        remark(f"{held_out.name}: {cut}")
+    metrics, unfit = usable(metrics, next(read_again(held_out, chosen[:1])), len(chosen))
+    left_out |= unfit
+    for reason in left_out.values():
+        remark(f"left out: {reason}")
+    metrics = applying(metrics, [one.scene for one in chosen], remark)
+    generation = build_generation(cfg, run_cfg)
+    job = Job(
+        model, generation, shape, held_out, chosen, captions, tasks, given, metrics, cfg.seed, cfg.batch, cfg.keep
+    )
+    unfinished = Unfinished(folder)
+    with ranks.together():
+        if ranks.first and (there := unfinished.begin(identity(job, checkpoint))):
+            remark(f"goes on from {there} of {len(job.batches)} batches of an evaluation that was interrupted")
+    make(job, unfinished, ranks)
+    ranks.wait()
+    if ranks.first:
+        finish(cfg, job, unfinished, {"checkpoint": str(checkpoint)}, run_cfg.get("targets") or {}, left_out)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise if a setting cannot be."""
+    unknown = [task for task in cfg.tasks if task not in TASKS]
+    if unknown or not cfg.tasks:
+        raise ValueError(f"tasks: found {list(cfg.tasks)}, expected some of {', '.join(TASKS)}")
+    for name, least in (("clips", 1), ("batch", 1), ("keep", 0)):
+        if cfg[name] < least:
+            raise ValueError(f"{name}: found {cfg[name]}, expected at least {least}")
+
+
+def tasks_of(cfg: DictConfig, given: int, shape: Trained, remark: Remark) -> list[str]:
+    """Return the tasks that the run can do."""
+    tasks = list(dict.fromkeys(cfg.tasks))
+    if not given and CONTINUATION in tasks:
+        tasks.remove(CONTINUATION)
+        remark(f"continuation: left out, as a clip of {shape.frames} frames has none to continue")
+    if not tasks:
+        raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, the only task of this run")
+    return tasks
+
+
+def identity(job: Job, checkpoint: Path) -> dict[str, Any]:
+    """Return what the measurements of a clip follow from: an evaluation with another identity does not go on."""
+    files = read_record(checkpoint)["files"]
+    chosen = json.dumps([job.chosen, job.captions]).encode()
+    return {
+        "checkpoint": {str(checkpoint / name): files[name].sha256 for name in of(files, AVERAGE)},
+        "clips": [job.held_out.name, len(job.chosen), hashlib.sha256(chosen).hexdigest()],
+        "tasks": job.tasks,
+        "given": job.given,
+        "shape": job.shape.shape,
+        "sampler": job.generation.settings(),
+        "metrics": fingerprint(job.metrics),
+        **{name: getattr(job, name) for name in ("seed", "batch", "keep")},
+        "versions": {"videodiff": __version__, "torch": torch.__version__},
+    }
+
+
+def make(job: Job, unfinished: Unfinished, ranks: Ranks) -> None:
+    """Sample and measure this process's batches; no more than one of them is in memory."""
+    batches = job.batches
+    mine = [number for number in ranks.share(len(batches)) if not unfinished.has(number)]
+    cases = read_again(job.held_out, [job.chosen[i] for number in mine for i in batches[number]])
+    for number in tqdm(mine, desc="evaluate", unit="batch", disable=not ranks.first):
+        clips = [next(cases)._replace(given=job.given) for _ in batches[number]]
+        unfinished.write(number, make_batch(job, batches[number], clips, unfinished))
+
+
+def make_batch(job: Job, indices: range, clips: Sequence[Case], unfinished: Unfinished) -> Batch:
+    """Sample clips in every task and measure them: the clip at index i of the evaluation from seed + i."""
+    made = {TRUTH: list(clips)}
+    for task in job.tasks:
+        given = job.given if task == CONTINUATION else 0
+        wanted = [
+            going_on(job.captions[i], clip.fps, job.seed + i, given, clip.truth)
+            for i, clip in zip(indices, clips, strict=True)
+        ]
+        made[task] = as_made(task, clips, sample_clips(job.model, job.generation, wanted, job.shape.shape, job.batch))
+        for i, case in zip(indices, made[task], strict=True):
+            if i < job.keep:
+                unfinished.keep(task, i, case, truth=task == CONTINUATION)
+    measured = {task: [measure(job.metrics, case, task) for case in cases] for task, cases in made.items()}
+    return Batch(measured, describe(job.metrics, made))
+
+
+def finish(
+    cfg: DictConfig,
+    job: Job,
+    unfinished: Unfinished,
+    origin: dict[str, Any],
+    targets: Mapping[str, float],
+    left_out: Mapping[str, str],
+) -> None:
+    """Make the figures of all batches, and publish them with the kept clips."""
+    folder, batch = Path(cfg.run), unfinished.read(len(job.batches))
+    result: dict[str, Any] = {**origin, "clips": len(job.chosen), "given_frames": job.given}
+    result |= {"seed": job.seed, "batch": job.batch}
+    result |= figures(job.metrics, batch.measured, batch.features, remark_aloud)
+    result["targets"] = reachable(targets, result)
+    result |= {"left_out": dict(left_out)} if left_out else {}
+    unfinished.publish(list(kept(job)))
+    write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
+    write_markdown(folder / "evaluation.md", result)
+    facts = {"dataset": job.held_out.name, "sampler": job.generation.settings()}
+    board = add_row(board_of(cfg), folder, result, facts)
+    unfinished.remove()
+    say(format_result(result))
+    say(f"{'leaderboard':<44}{board.with_suffix('.md')}")
+
+
+def kept(job: Job) -> list[dict[str, Any]]:
+    """Return the records of the kept clips."""
+    return [
+        {
+            "task": task,
+            "key": one.key,
+            "caption": one.caption,
+            "fps": one.fps,
+            "given_frames": job.given if task == CONTINUATION else 0,
+            "sampled": file_of(task, i, "sampled"),
+            "truth": file_of(task, i, "truth") if task == CONTINUATION else None,
+        }
+        for task in job.tasks
+        for i, one in enumerate(job.chosen[: job.keep])
+    ]
+
+
+def board_of(cfg: DictConfig) -> Path:
+    """Return the leaderboard that gets a row: `leaderboard=`, or the one beside the run folder."""
+    return Path(cfg.leaderboard) if cfg.leaderboard is not None else Path(cfg.run).resolve().parent / BOARD
+
+
+def reachable(targets: Mapping[str, float], result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the targets of figures that were measured; name each target whose figure was not."""
+    for name in targets.keys() - result["metrics"].keys():
+        remark_aloud(f"targets.{name}: found no measured figure of this name")
+    return {name: value for name, value in targets.items() if name in result["metrics"]}
+
+
+def remark_aloud(line: str) -> None:
+    """Print a line about something that differs from what was asked for."""
+    say(f"videodiff evaluate: {line}")
+
+
+def given_of(cfg: DictConfig, model: Model, shape: Trained) -> int:
+    """Return the number of given frames of a continuation; 0 if there can be none and none are asked for."""
+    if cfg.given is None:
+        return usual_given(model.codec, shape.frames, GIVEN)
+    if CONTINUATION in cfg.tasks:
+        check_given("given", cfg.given, model.codec, shape.frames)
+    return cfg.given if cfg.given in first_frames(model.codec, shape.frames) else 0
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """Return the numbers as lines, each with its standard error."""
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, float) and not name.endswith("_stderr"):
+            error, ends = result.get(f"{name}_stderr"), result.get("intervals", {}).get(name)
+            target = result["targets"].get(name)
+            lines.append(
+                f"{name:<44}{value:10.4f}{f' ± {error:.4f}' if error is not None else ''}"
+                f"{f' [{ends[0]:.4f}, {ends[1]:.4f}]' if ends is not None else ''}"
+                f"{f'   target {target}' if target is not None else ''}"
+            )
+    return "\n".join(lines)

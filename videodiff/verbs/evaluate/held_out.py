@@ -1,0 +1,238 @@
+"""What a run is measured on: the first clips of a dataset, or of tars without a manifest, that fit and can be read.
+
+Clips are read one by one, and a second time for their samples: they are never all in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from omegaconf import DictConfig
+
+from videodiff.data.loader.clips import Clips, Reader, Task
+from videodiff.data.loader.trained import Trained
+from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.data.tars.clips import Decode, TarTask, keep_faults, tasks_of, view
+from videodiff.data.tars.source import TARS, Fault, find_tars, read_tars, shown
+from videodiff.data.video.decode import DecodeError
+from videodiff.generation.sharing import Ranks
+from videodiff.metrics.metric import Case
+from videodiff.worlds.truth import TruthError, read_scene
+
+# The dataset counts as unreadable if more clips fail than this number plus the clips that could be read.
+LOST = 100
+# Each process looks at so many clips, and then says what it found.
+ROUND = 32
+# Errors of a clip, which is left out.
+UNREADABLE = (DecodeError, ManifestError, TruthError)
+Remark = Callable[[str], None]
+
+
+class Candidate(NamedTuple):
+    """A clip that may be measured: its name, and a function that reads it, None if it does not fit."""
+
+    key: str
+    read: Callable[[], Case | None]
+
+
+class HeldOut(Protocol):
+    """The candidates, in the same order each time; `faults`: lines about what is no candidate."""
+
+    name: str
+
+    @property
+    def faults(self) -> list[str]: ...
+
+    def __iter__(self) -> Iterator[Candidate]: ...
+
+
+class Chosen(NamedTuple):
+    """A clip that is measured: its index among the candidates, and what is known of it without its frames."""
+
+    index: int
+    key: str
+    caption: str
+    fps: float
+    scene: bool
+
+
+class Seen(NamedTuple):
+    """What a process found at a candidate: the clip, or why it is left out; neither if it does not fit."""
+
+    chosen: Chosen | None = None
+    lost: tuple[str, str] | None = None
+
+
+class Dataset:
+    """The clips of a dataset that fit a shape."""
+
+    def __init__(self, manifest: Manifest, shape: Trained) -> None:
+        self.name = str(manifest.root)
+        self.clips = Clips(manifest, [shape.bucket], fixed=True, skip=True, any_size=True)
+        self.faults, self.reader = list(self.clips.said), Reader([manifest.root])
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for index in self.clips.fitting():
+            task = self.clips.task(index)
+            yield Candidate(task.row["key"], partial(self.read, task))
+
+    def read(self, task: Task) -> Case:
+        """Return the clip of a task."""
+        return as_case(self.reader.alone(task))
+
+
+class Tars:
+    """The samples of tars, which are read from their beginning each time."""
+
+    def __init__(self, tars: list[str], shape: Trained) -> None:
+        self.name = shown(tars[0]) + (f" and {len(tars) - 1} more" if len(tars) > 1 else "")
+        self.tars, self.shape, self.noted = tars, shape, []
+
+    @property
+    def faults(self) -> list[str]:
+        """Lines about what is wrong with the tars, as far as they were read the last time."""
+        return [describe(fault) for fault in self.noted]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        decode, self.noted = Decode([self.shape.bucket]), []
+        samples = keep_faults(read_tars(self.tars, range(len(self.tars))), self.noted)
+        for task in tasks_of(samples, self.tars, decode.bytes):
+            yield Candidate(f"{task.sample.shard}: {task.sample.key}", partial(self.read, decode, task))
+
+    def read(self, decode: Decode, task: TarTask) -> Case | None:
+        """Return the clip of a sample."""
+        memory = np.empty(task.shape, dtype=np.uint8)
+        try:
+            found = decode(task, memory)
+        except (OSError, *UNREADABLE):
+            raise
+        except Exception as error:
+            raise ManifestError(f"{type(error).__name__}: {error}") from error
+        clip = {**found, "key": task.sample.key, "video": view(memory, self.shape.bucket)}
+        return as_case(clip) if "bucket" in found else None
+
+
+def describe(fault: Fault) -> str:
+    """Return what is wrong with a tar or a sample in it."""
+    return f"{fault.tar}: {fault.key} {fault.reason}" if fault.key else f"{fault.tar}: {fault.reason}"
+
+
+def held_out_of(cfg: DictConfig, run_cfg: DictConfig) -> Manifest | list[str]:
+    """Return what to measure on: a dataset, or tars without a manifest; `dataset=` may name either."""
+    root, urls = cfg.dataset, None
+    if root is None:
+        root, urls = run_cfg.data.validation_root, run_cfg.data.get("validation_urls")
+        for name in [root] if root is not None else listed(urls):
+            refuse_address(name, cfg.run)
+    elif root.partition("?")[0].endswith(TARS):
+        root, urls = None, root
+    if root is None and urls is None:
+        raise ValueError(
+            "dataset: found none, and the run has neither data.validation_root nor data.validation_urls: expected "
+            "dataset=<a dataset folder, or tars>"
+        )
+    if root is not None:
+        return Manifest.load(root)
+    return find_tars(listed(urls), where="data.validation_urls" if cfg.dataset is None else "dataset")
+
+
+def listed(urls: str | Sequence[str] | None) -> list[str]:
+    """Return the addresses of tars as a list."""
+    return [urls] if isinstance(urls, str) else list(urls or [])
+
+
+def refuse_address(name: str, run: str) -> None:
+    """Raise if a name in the configuration of a run is an address: nobody allowed it on this command line."""
+    if ":" in name and not os.path.exists(name):
+        raise ValueError(
+            f"dataset: found none, and {run}/config.yaml names {name}, an address that only this folder gives, so it "
+            f"is not contacted; expected dataset={name} on this command line to allow it"
+        )
+
+
+def choose(held_out: HeldOut, count: int, ranks: Ranks, check: Callable[[Case], None], remark: Remark) -> list[Chosen]:
+    """Return the first `count` clips that can be measured; each is read once, by one of the processes.
+
+    check: raises if a metric cannot measure the clip.
+    """
+    found, lost, unfit, candidates = [], [], 0, enumerate(held_out)
+    while len(found) < count and len(lost) <= LOST + len(found):
+        some = list(itertools.islice(candidates, min(count - len(found), ROUND * ranks.world)))
+        if not some:
+            break
+        seen: dict[int, Seen] = {}
+        with ranks.together():
+            seen = {place: look(*some[place], check) for place in ranks.share(len(some))}
+        for _, one in sorted(itertools.chain.from_iterable(each.items() for each in ranks.gather(seen))):
+            found += [one.chosen] if one.chosen else []
+            lost += [one.lost] if one.lost else []
+            unfit += one == Seen()
+    tell(held_out, count, found, lost, unfit, remark)
+    return found
+
+
+def look(index: int, candidate: Candidate, check: Callable[[Case], None]) -> Seen:
+    """Read a candidate and check it."""
+    try:
+        case = candidate.read()
+    except UNREADABLE as error:
+        return Seen(lost=(candidate.key, str(error)))
+    if case is None:
+        return Seen()
+    check(case)
+    return Seen(Chosen(index, case.key, case.caption, case.fps, case.scene is not None))
+
+
+def tell(
+    held_out: HeldOut,
+    count: int,
+    found: Sequence[Chosen],
+    lost: Sequence[tuple[str, str]],
+    unfit: int,
+    remark: Remark,
+) -> None:
+    """Remark what is left out; ValueError if too little is left."""
+    first = [*lost[:1], *(("", fault) for fault in held_out.faults[:1])][:1]
+    why = "".join(f"; the first one: {f'{key}: ' * bool(key)}{reason}" for key, reason in first)
+    if not found or len(lost) > LOST + len(found):
+        raise ValueError(
+            f"{held_out.name}: found {len(lost)} clips that cannot be read and {len(found)} that can, expected a "
+            f"dataset of videos{why}"
+        )
+    for fault in held_out.faults:
+        remark(f"{held_out.name}: {fault}")
+    if unfit:
+        remark(f"{held_out.name}: {unfit} clips do not fit the shape of the run, left out")
+    if lost:
+        remark(f"{held_out.name}: {len(lost)} clips cannot be read, the first one: {': '.join(lost[0])}")
+    if len(found) < count:
+        remark(f"clips: found {len(found)} in {held_out.name}, fewer than {count}: all of them are used")
+
+
+def read_again(held_out: HeldOut, chosen: Sequence[Chosen]) -> Iterator[Case]:
+    """Yield clips that were chosen, in order; ValueError if one is not what it was."""
+    wanted = iter(chosen)
+    one = next(wanted, None)
+    for index, candidate in enumerate(held_out):
+        if one is None:
+            return
+        if index == one.index:
+            case = candidate.read()
+            if case is None or (case.key, case.caption, case.scene is not None) != (one.key, one.caption, one.scene):
+                raise ValueError(f"{held_out.name}: found another clip than {one.key} at its place: it has changed")
+            yield case
+            one = next(wanted, None)
+    if one is not None:
+        raise ValueError(f"{held_out.name}: found no {one.key} any more, expected it: the clips have changed")
+
+
+def as_case(sample: dict[str, Any]) -> Case:
+    """Return a sample with its scene if the truth of all its frames is known; no frame is given yet."""
+    scene, frames = read_scene(sample["truth"], sample["caption"]) if sample["truth"] else None, sample["video"]
+    scene = scene if scene is not None and len(scene.position) == len(frames) else None
+    return Case(sample["key"], frames, frames, sample["caption"], float(sample["fps"]), 0, scene)
