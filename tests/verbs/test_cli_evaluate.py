@@ -169,7 +169,10 @@ def test_an_interrupted_evaluation_goes_on_and_leaves_the_former_one_whole(
 
 @pytest.mark.parametrize(
     ("board", "message"),
-    [("{}", "leaderboard: {}: found a folder, expected a file"), ("{}/config.yaml/a/b.jsonl", "config.yaml/a: found a place where nothing can be written")],
+    [
+        ("{}", "leaderboard: {}: found a folder, expected a file"),
+        ("{}/config.yaml/a/b.jsonl", "config.yaml/a: found a place where nothing can be written"),
+    ],
 )
 def test_a_leaderboard_that_cannot_be_is_refused_before_the_first_sample(
     run: Path, world_dataset: Path, call: Call, board: str, message: str
