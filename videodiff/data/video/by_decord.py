@@ -3,7 +3,8 @@
 decord 0.6.0 finds a frame by counting pictures from the last keyframe. It misses frames where pictures are shown before
 the keyframe that they follow (open groups), where an edit list hides some, where times are those of decoding, and in
 containers without an index; it reads no AV1, and knows no rotation, square pixels, transparency or high dynamic range.
-All of this shows in the headers and in the first picture, so a video is judged before decord opens it.
+Headers and the first picture show all of this but one thing, so a video is judged before decord opens it. If the header
+allows pictures out of order and the times show none, a full decode tells whether these are the times of decoding.
 """
 
 from __future__ import annotations
@@ -87,8 +88,6 @@ def why_not(
         return "some of its pictures are not shown, by an edit list or for want of a keyframe"
     if has_open_groups(pictures):
         return "pictures are shown before the keyframe that they follow (open groups)"
-    if stream.codec_context.has_b_frames and all(a.pts < b.pts for a, b in itertools.pairwise(pictures)):
-        return "its times are those of decoding"
     if first is None or first.interlaced_frame:
         return "its frames are woven of two fields"
     if first.format.name not in PIXELS or not is_plain(first):
@@ -96,7 +95,20 @@ def why_not(
     display = screen.display_of(first)
     if display.orientation != UPRIGHT or display.size(first.width, first.height) != (first.width, first.height):
         return "it is shown turned, or its pixels are not square"
+    ascending = all(a.pts < b.pts for a, b in itertools.pairwise(pictures))
+    if ascending and stream.codec_context.has_b_frames and reorders(container, stream):
+        return "its times are those of decoding"
     return ""
+
+
+def reorders(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Return whether pictures come out of the decoder in another order than that of their times.
+
+    The header may allow pictures to be shown out of order where none is; only a full decode tells.
+    """
+    container.seek(0)
+    times = [frame.pts for frame in decoded(container.demux(stream), stream)]
+    return any(a >= b for a, b in itertools.pairwise(times))
 
 
 def has_open_groups(pictures: Sequence[Picture]) -> bool:
