@@ -9,7 +9,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -209,7 +209,7 @@ def encoding(cfg: DictConfig, codec: Encoder, text: Encoder, bucket: Bucket, wor
 
 def remedies_of(cfg: DictConfig, world: int, now: Choice, card: str, memory: float) -> list[str]:
     """Return overrides for a training that ran out of memory on cards of `memory` bytes, or on a CPU."""
-    if get_class(cfg.model._target_) is not SpaceTimeTransformer:
+    if get_object(cfg.model._target_) is not SpaceTimeTransformer:
         return []
     cpu, nodes = card == "CPU", cfg.trainer.num_nodes
     like = instantiate(OmegaConf.load(conf_dir() / "cluster" / ("cpux2.yaml" if cpu else "h100x8.yaml")))
