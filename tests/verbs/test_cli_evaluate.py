@@ -150,6 +150,12 @@ def test_an_interrupted_evaluation_goes_on_and_leaves_the_former_one_whole(
     assert (status, err.strip().splitlines()[-1]) == (130, "videodiff evaluate: error: interrupted")
     assert batches == [0, 1, 2]
     assert made(run) == former
+    # A copy of the folder does not go on: it may come from somebody else.
+    copy = Unfinished(Path(shutil.copytree(run, run.parent / "copy")))
+    identity = json.loads(copy.identity.read_text())
+    del identity["folder"]
+    assert Unfinished(run).begin(identity) == 3
+    assert copy.begin(identity) == 0
     monkeypatch.setattr(Unfinished, "write", lambda self, *given: (batches.append(given[0]), write(self, *given)))
     status, out, err = call(*how, "seed=1")
     assert status == 0, err

@@ -44,12 +44,18 @@ class Unfinished:
 
     def begin(self, identity: Mapping[str, Any]) -> int:
         """Return how many batches of the same evaluation are there; those of another one are removed."""
-        own = json.dumps(identity, indent=1, default=str).encode()
-        if not (self.identity.is_file() and self.identity.read_bytes() == own):
+        if not (self.identity.is_file() and self.identity.read_bytes() == self.record(identity)):
             self.remove()
             self.clips.mkdir(parents=True)
-            write_whole(self.identity, own)
+            write_whole(self.identity, self.record(identity))
         return len(list(self.path.glob("batch_*.json")))
+
+    def record(self, identity: Mapping[str, Any]) -> bytes:
+        """Return an identity as text, with the number of this very folder: what came with a copied run does not go on.
+
+        Nobody can know the number before the folder is made, so a run of a stranger cannot bring figures with it.
+        """
+        return json.dumps({**identity, "folder": self.path.stat().st_ino}, indent=1, default=str).encode()
 
     def name(self, number: int, suffix: str) -> Path:
         """Return the path of a file of a batch."""
