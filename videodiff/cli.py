@@ -75,13 +75,14 @@ def main() -> None:
 
 def understand(verb: str, words: list[str]) -> Arguments:
     """Return the flags and overrides of a command line in Hydra's form; ValueError for a mistake in them."""
-    from videodiff.verbs.config.arguments import Arguments, positional, spell, split
+    from videodiff.verbs.config.arguments import Arguments, positional, replacing, spell, split
     from videodiff.verbs.config.expand import expand
 
     flags, overrides = split(words)
     sweeps = "--multirun" in flags
     spelled = [spell(verb, override, sweeps) for override in positional(verb, overrides)]
-    arguments = Arguments(flags, expand(verb, spelled))
+    whole = [line for override in spelled for line in replacing(verb, override)]
+    arguments = Arguments(flags, expand(verb, whole))
     from videodiff.verbs.config.checking import check
 
     check(verb, arguments)

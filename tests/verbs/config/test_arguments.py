@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from videodiff.printing import in_line, printable
-from videodiff.verbs.config.arguments import parse, positional, quoted, spell, split
+from videodiff.verbs.config.arguments import parse, positional, quoted, replacing, spell, split
+from videodiff.verbs.config.checking import composed
 from videodiff.verbs.config.expand import expand
+from videodiff.verbs.config.groups import conf_dir
 
+POLICIES = "objective.levels.policies"
 # As people name folders and files; none of these exists here.
 NAMES = [
     *(
@@ -159,3 +163,22 @@ def test_a_terminal_is_not_steered() -> None:
     assert printable(hostile) == r"a\x1b[2J\x1b]0;owned\x07\x9b31m\u202eb\r\x00\udcff"
     assert in_line("one\ntwo\x1b[0m") == r"one two\x1b[0m"
     assert printable("日本語 a\tb\nc é") == "日本語 a\tb\nc é"
+
+
+@pytest.mark.parametrize(
+    ("verb", "typed", "key", "found"),
+    [
+        ("train", [f"{POLICIES}={{prefix_3: 1}}"], POLICIES, {"prefix_3": 1}),
+        ("train", [f"{POLICIES}.shared=0.3"], f"{POLICIES}.shared", 0.3),
+        ("simulate", ["world=bouncing", "out=x", "world.balls={2: 1}"], "world.balls", {2: 1}),
+        # Other mappings keep the keys that are not typed.
+        ("train", ["data={frames: 4}"], "data.frames", 4),
+    ],
+)
+def test_typed_shares_replace_those_of_the_recipe(verb: str, typed: list[str], key: str, found: object) -> None:
+    recipe = ["experiment=bouncing_cpu", "data.root=."] * (verb == "train")
+    lines = [line for override in [*recipe, *typed] for line in replacing(verb, override)]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = composed(verb, lines)
+    assert OmegaConf.select(cfg, key) == found
+    assert verb != "train" or cfg.data.height == 20

@@ -134,6 +134,19 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
     return f"{head}={quoted(value)}"
 
 
+def replacing(verb: str, override: str) -> list[str]:
+    """Return an override, after one that clears its key where the typed mapping replaces the one in `conf/`.
+
+    Hydra merges two mappings: `policies={shared: 1}` would keep the policies of the recipe beside the new one.
+    """
+    key, parsed = key_of(override), parsed_or_none(override)
+    whole = any(kind.whole for kind in kinds_of(verb, key))
+    mappings = whole and parsed is not None and "{" in override.partition("=")[2]
+    if not mappings or parsed.is_add() or parsed.is_delete():
+        return [override]
+    return [f"{key}=null", override]
+
+
 def is_meant(override: Override, value: str, sweeps: bool) -> bool:
     """Return whether a value that looks like a reference or a sweep is meant as one."""
     return (

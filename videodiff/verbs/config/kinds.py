@@ -34,7 +34,8 @@ class Kind:
     """A kind of value: `expected` in words, and a function that yields the faults of a value.
 
     `literal`: on a command line the value is text, even if it looks like something else; `names`: it is the name of a
-    file or folder, or a URL. `keys`: the keys that a mapping may have; `rest`: the kind of any other key.
+    file or folder, or a URL. `keys`: the keys that a mapping may have; `rest`: the kind of any other key; `whole`: a
+    mapping on a command line replaces the one of the configuration instead of changing some of its keys.
     """
 
     expected: str
@@ -45,6 +46,7 @@ class Kind:
     rest: Kind | None = None
     optional: bool = False
     advice: str = ""
+    whole: bool = False
 
 
 def kind(expected: str, accepts: Callable[[Any], bool], **how: Any) -> Kind:
@@ -130,7 +132,7 @@ def optional(inner: Kind) -> Kind:
             for fault in inner.check(place, value):
                 yield fault._replace(expected=expected) if fault.place == place else fault
 
-    return Kind(expected, check, inner.literal, inner.names, inner.keys, inner.rest, optional=True)
+    return Kind(expected, check, inner.literal, inner.names, inner.keys, inner.rest, optional=True, whole=inner.whole)
 
 
 def many(inner: Kind, least: int = 0, most: int | None = None) -> Kind:
@@ -164,7 +166,7 @@ def either(*kinds: Kind) -> Kind:
     return Kind(expected, check, any(each.literal for each in kinds), any(each.names for each in kinds))
 
 
-def table(key: Kind, inner: Kind, least: int = 0) -> Kind:
+def table(key: Kind, inner: Kind, least: int = 0, whole: bool = False) -> Kind:
     """Return the kind of mappings with keys and values of these kinds."""
 
     def check(place: str, value: Any) -> Iterator[Fault]:
@@ -177,7 +179,7 @@ def table(key: Kind, inner: Kind, least: int = 0) -> Kind:
             yield from key.check(f"{place}.{name}", name)
             yield from inner.check(f"{place}.{name}", item)
 
-    return Kind(f"{{key: {inner.expected}}}", check, rest=inner, keys={})
+    return Kind(f"{{key: {inner.expected}}}", check, rest=inner, keys={}, whole=whole)
 
 
 def record(needed: Sequence[str] = (), rest: Kind | None = None, **keys: Kind) -> Kind:

@@ -82,12 +82,19 @@ POLICY = kind(
     lambda name: re.fullmatch(r"shared|prefix|ends|independent|lead|(prefix|lead)_\d+", str(name)) is not None,
 )
 WEIGHT = number(0)
+
+
+def shares(key: Kind, least: int = 0) -> Kind:
+    """Return the kind of shares by name, which belong together: new ones replace all."""
+    return table(key, WEIGHT, least, whole=True)
+
+
 EVERY = whole(1)
 CAPTION_MIX = optional(
     record(
-        weights=optional(table(ANYTHING, WEIGHT)),
+        weights=optional(shares(ANYTHING)),
         other=WEIGHT,
-        lengths=optional(table(whole(0), WEIGHT)),
+        lengths=optional(shares(whole(0))),
     )
 )
 TARS = either(PLACE, many(PLACE, 1))
@@ -155,7 +162,7 @@ CLASSES: dict[str, Kind] = {
         teacher=optional(PLACE),
     ),
     "videodiff.diffusion.levels.NoiseLevels": record(
-        policies=optional(table(POLICY, WEIGHT, 1)),
+        policies=optional(shares(POLICY, 1)),
         distribution=choice("logit_normal", "uniform"),
         mean=number(),
         std=number(above=0),
@@ -385,7 +392,7 @@ CLASSES: dict[str, Kind] = {
     "videodiff.worlds.bouncing.Bouncing": record(
         frames=COUNT,
         fps=number(above=0),
-        balls=optional(table(whole(1), WEIGHT, 1)),
+        balls=optional(shares(whole(1), 1)),
         held_out=many(many(NAME, 2, 2)),
         split=choice("train", "held_out", "all"),
         free_frames=whole(0),
