@@ -33,7 +33,7 @@ $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 demo: setup  ## simulate, pack, train, evaluate and report: the whole thing on a laptop, into runs/demo
 	launch/demo.sh
 
-demo-rollout: setup  ## thirty seconds from one prompt with the model of make demo, measured by second, into runs/rollout
+demo-rollout: setup  ## thirty seconds from one prompt, of make demo or of the run that comes along, measured by second, into runs/rollout
 	launch/demo_rollout.sh
 
 demo-prep: dev  ## fetch, cut, score, filter and pack: data preparation from a web server, into datasets/demo_prep

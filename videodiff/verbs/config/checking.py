@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
+from videodiff.shipped.runs import find_run
 from videodiff.verbs.config.arguments import Arguments, escape_hint, kinds_of, option_exists, parse, swept
 from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.kinds import MISSING, Fault
@@ -203,7 +204,7 @@ def shown(value: Any) -> str:
 def check_folders(verb: str, cfg: DictConfig, elsewhere: bool) -> None:
     """Raise if a folder that a verb reads is missing, unless `elsewhere`: the jobs run on other machines."""
     if verb in ("sample", "evaluate", "report"):
-        path = Path(cfg.run) / "config.yaml"
+        path = find_run(cfg.run) / "config.yaml"
         if not path.is_file():
             raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
         if verb != "report":
