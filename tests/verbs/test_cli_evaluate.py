@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
 
 from tests.conftest import finish, start
 from tests.material.made_clips import sample
@@ -23,6 +21,7 @@ from tests.material.networks.small import MeanColour, save_script
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
+from videodiff.generation.settings import clip_noise
 from videodiff.parallel.launcher import meeting_port
 from videodiff.verbs.evaluate import command, held_out
 from videodiff.verbs.evaluate.unfinished import Batch, Unfinished
@@ -206,22 +205,20 @@ def test_a_dataset_that_changes_meanwhile_is_refused(
     assert not (run / "evaluation.json").exists()
 
 
-def test_a_weight_that_is_nan_is_one_line_and_no_figures(run: Path, world_dataset: Path, call: Call) -> None:
-    (checkpoint,) = sorted(run.glob("checkpoints/step_*"))[-1:]
-    path = checkpoint / "average.safetensors"
-    weights = load_file(path)
-    name = next(name for name in weights if name.startswith("denoiser"))
-    weights[name] = torch.full_like(weights[name], float("nan"))
-    save_file(weights, path)
-    record = json.loads((checkpoint / "checkpoint.json").read_text())
-    record["files"]["average.safetensors"] = {
-        "bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
-    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
-    status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", "clips=2", f"checkpoint={checkpoint}")
+def test_a_sample_that_is_not_finite_is_one_line_and_no_figures(
+    run: Path, world_dataset: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noise(shape: tuple[int, ...], seeds: list[int]) -> torch.Tensor:
+        return torch.stack([clip_noise(shape, [one])[0] * (float("nan") if one == 2 else 1.0) for one in seeds])
+
+    monkeypatch.setattr("videodiff.generation.sampling.clip_noise", noise)
+    status, _, err = call(
+        "evaluate", str(run), f"dataset={world_dataset}", "clips=4", "batch=2", "metric=[consistency]"
+    )
     assert status == 1
-    assert "values that are not finite, expected numbers" in err.strip().splitlines()[-1]
+    said = err.strip().splitlines()[-1]
+    assert "sample of seed 2" in said
+    assert "found 768 of 3,072 values that are not finite, expected numbers" in said
     assert not (run / "evaluation.json").exists()
 
 
