@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -24,6 +25,8 @@ LOOK = 0.2
 SET_PARENT_DEATH_SIGNAL = 1
 # Below the ports of outgoing connections, on Linux and elsewhere.
 PORTS = range(20000, 32768)
+# The variable by which the processes of a node know the one that has started them.
+PARENT = "VIDEODIFF_PARENT"
 # The exit status of a process that has printed its own error.
 SAID = 1
 # The exit status of a training that a signal ended early, with a checkpoint: start it again to go on.
@@ -48,6 +51,7 @@ class Launcher(_SubprocessScriptLauncher):
         if not self.cluster_environment.creates_processes_externally:
             if type(self.cluster_environment) is LightningEnvironment and "MASTER_PORT" not in os.environ:
                 self.cluster_environment._main_port = meeting_port()
+            os.environ[PARENT] = str(os.getpid())
             self._call_children_scripts()
             threading.Thread(target=watch, args=(self.procs,), daemon=True, name="watch over ranks").start()
         return function(*args, **kwargs)
@@ -117,6 +121,18 @@ def end_now(processes: Sequence[subprocess.Popen[Any]], status: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, however that ends."""
+    """Ask the kernel to end this process when its parent ends, however that ends; exit if it has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if (parent := os.environ.get(PARENT)) is not None and is_gone(int(parent)):
+            # It has said why; this process would wait for it for minutes.
+            os._exit(SAID)
+
+
+def is_gone(process: int) -> bool:
+    """Return whether a process of this machine has ended, waited for or not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "ZX"
