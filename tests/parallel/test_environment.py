@@ -107,6 +107,17 @@ def test_a_port_that_is_taken_is_named_on_the_first_rank_alone() -> None:
         check(SLURM | {"MASTER_PORT": port}, 8, 2)
         with pytest.raises(ValueError, match=rf"^MASTER_PORT: found {port} \(Address already in use\)"):
             check(SLURM | {"MASTER_PORT": port, "SLURM_PROCID": "0"}, 8, 2)
+        # By hand, or by Lightning, which starts the others.
+        for environment in ({}, {"LOCAL_RANK": "0"}):
+            with pytest.raises(ValueError, match=rf"^MASTER_PORT: found {port} .*; export MASTER_PORT=<another one>$"):
+                check(environment | {"MASTER_PORT": port}, 2, 1)
+        check({"MASTER_PORT": port}, 1, 1)
+        check({"MASTER_PORT": port, "LOCAL_RANK": "1"}, 2, 1)
+        first = without(TORCHRUN, "LOCAL_RANK") | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port}
+        with pytest.raises(ValueError, match=rf"^MASTER_PORT: found {port} "):
+            check(first, 2, 2)
+        # The agent of torchrun listens there for its processes.
+        check(first | {"TORCHELASTIC_USE_AGENT_STORE": "True"}, 2, 2)
     check(SLURM | {"MASTER_PORT": port, "SLURM_PROCID": "0"}, 8, 2)
 
 

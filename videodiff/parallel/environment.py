@@ -158,7 +158,7 @@ def fits(environment: Mapping[str, str], devices: int, nodes: int) -> Iterator[F
 
 
 def unresolved(place: Place) -> Finding | None:
-    """Return the problem of the address where the processes meet: an unknown name, or a port in use."""
+    """Return the problem of the address where the processes meet: an unknown name."""
     if place.world == 1:
         return None
     variable = "MASTER_ADDR" if place.by != SLURM else "MASTER_ADDR (SLURM_NODELIST)"
@@ -174,7 +174,18 @@ def unresolved(place: Place) -> Finding | None:
         return Finding(
             variable, f"{place.address!r} ({what})", wanted, "export MASTER_ADDR=<address of the first node>", True
         )
-    if place.by == SLURM and place.rank == 0 and (taken := port_taken(place.port)):
+    return None
+
+
+def occupied(environment: Mapping[str, str], place: Place, processes: int) -> Finding | None:
+    """Return the problem of the port where the first of several processes waits for the others, if it is in use.
+
+    Lightning and the agent of torchrun choose free ports by themselves.
+    """
+    chosen = place.by == SLURM or "MASTER_PORT" in environment
+    first = place.rank == 0 and not any(int(environment.get(name, 0)) for name in ("LOCAL_RANK", "NODE_RANK"))
+    agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if processes > 1 and chosen and first and not agent and (taken := port_taken(place.port)):
         return Finding(
             "MASTER_PORT", f"{place.port} ({taken})", "a free port", "export MASTER_PORT=<another one>", True
         )
@@ -195,7 +206,9 @@ def port_taken(port: int) -> str | None:
 def check(environment: Mapping[str, str], devices: int, nodes: int) -> None:
     """Raise if the processes of a run can never meet: one line with the first reason, which names the variable."""
     finding = next(problems(environment), None) or next(fits(environment, devices, nodes), None)
-    finding = finding or unresolved(place_of(environment))
+    if finding is None:
+        place = place_of(environment)
+        finding = unresolved(place) or occupied(environment, place, max(place.world, devices * nodes))
     if finding is not None:
         raise ValueError(finding.line())
 
