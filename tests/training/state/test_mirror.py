@@ -205,6 +205,16 @@ def test_a_newer_checkpoint_here_stays_the_one_to_go_on_from(tmp_path):
     assert [step_of(path) for path in checkpoints(run)] == [3]
 
 
+def test_a_checkpoint_that_is_here_is_not_brought_again(tmp_path, capsys):
+    sent(tmp_path / "here" / "same", 1, 2)
+    run = tmp_path / "there" / "same"
+    there = checkpoint(run, 2).stat().st_ino
+    capsys.readouterr()
+    bring(f"{URL}/same", run)
+    assert checkpoints(run)[-1].stat().st_ino == there
+    assert "brought" not in capsys.readouterr().out
+
+
 def test_a_record_that_names_a_file_outside_is_not_followed(server, tmp_path):
     sent(tmp_path / "here" / "outside", 1)
     key = "runs/outside/checkpoints/step_00000001/checkpoint.json"
