@@ -24,7 +24,8 @@ RUN python3.12 -m venv /opt/venv \
 
 # Against the torch that is installed, not one of its own; one kernel after the other fits the memory of a small machine.
 ARG ARCHITECTURES="8.0 9.0 10.0"
-RUN TORCH_CUDA_ARCH_LIST="$ARCHITECTURES" DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 DS_BUILD_AIO=1 MAX_JOBS=4 \
+RUN TORCH_CUDA_ARCH_LIST="$ARCHITECTURES" DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 DS_BUILD_AIO=1 \
+    DS_BUILD_PIN_MEMORY=1 MAX_JOBS=4 \
     pip install -c constraints.txt --no-build-isolation deepspeed
 
 COPY pyproject.toml README.md LICENSE ./

@@ -50,6 +50,7 @@ test: lint  ## lint, then all tests, a process a core
 
 test-cluster: dev  ## training on a real Slurm of two nodes, which the tests start on this machine: needs Debian's packages
 	@command -v sbatch >/dev/null || { echo "make: found no Slurm: apt-get install slurmctld slurmd slurm-client munge" >&2; exit 1; }
+	@command -v pdsh >/dev/null && [ -x /usr/sbin/sshd ] || { echo "make: found no ssh: apt-get install openssh-server pdsh" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/cluster
 
 # The peer of the denoiser comes with an extra of its own.

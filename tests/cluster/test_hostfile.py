@@ -31,7 +31,7 @@ def launch(reached: Ssh, hostfile: Path, *words: str) -> subprocess.CompletedPro
     own |= {"PORT": str(free_port()), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [str(ROOT / "launch/deepspeed/train.sh"), str(hostfile), *words]
     return subprocess.run(
-        command, env=reached.environment | own, capture_output=True, text=True, timeout=200, check=False
+        command, env=reached.environment | own, capture_output=True, text=True, timeout=400, check=False
     )
 
 

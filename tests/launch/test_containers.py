@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+
+from videodiff.parallel.zero.nvme import KERNELS
 
 ROOT = Path(__file__).parents[2]
 DOCKER, APPTAINER = (ROOT / "Dockerfile").read_text(), (ROOT / "launch/apptainer/videodiff.def").read_text()
@@ -80,6 +83,22 @@ def test_both_recipes_stand_on_the_same_image_and_install_the_same_libraries() -
     libraries = {"ibverbs-providers", "libibverbs1", "librdmacm1t64", "libaio1t64"}
     final = DOCKER.partition(f"FROM {runtime}")[2]
     assert libraries <= set(re.findall(r"[\w.+-]+", final)) & set(re.findall(r"[\w.+-]+", APPTAINER))
+
+
+def test_the_kernels_that_a_disk_needs_are_compiled_where_there_is_a_compiler() -> None:
+    build, _, final = DOCKER.partition("-runtime-")
+    assert "g++" in build
+    assert "g++" not in final
+    for name in KERNELS:
+        builder = builder_of(name)
+        assert f"{builder.BUILD_VAR}=1" in build, name
+
+
+def builder_of(name: str) -> Any:
+    """Return what builds a kernel of DeepSpeed."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder, PinMemoryBuilder
+
+    return next(builder for builder in (AsyncIOBuilder, PinMemoryBuilder) if name == builder.NAME)
 
 
 def test_the_image_runs_the_command_of_the_package_and_not_as_root() -> None:

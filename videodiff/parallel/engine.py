@@ -24,11 +24,12 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 class Engine(Protocol):
     """One process's part in the steps of a training.
 
-    `split`: whether the processes hold different weights. `limit`: a gradient with a larger norm takes no step;
-    training may set it before each step.
+    `split`: whether the processes hold different weights. `copied`: whether `pieces` are copies. `limit`: a gradient
+    with a larger norm takes no step; training may set it before each step.
     """
 
     split: bool
+    copied: bool
     limit: float
 
     def layout(self, world: int) -> str:

@@ -77,8 +77,8 @@ def zero(
     """Return DeepSpeed ZeRO: stage 1 shards the optimizer's state, 2 the gradients too, 3 the weights too.
 
     It shards over all processes, also if `sequence_parallel` of them share each clip. `offload` "state" keeps the
-    optimizer's state on the host and takes steps there, "all" keeps the weights there too; in pinned memory, or in the
-    folder `nvme`. `options` are DeepSpeed's own.
+    optimizer's state on the host and takes steps there, "all" keeps the weights there too, in pinned memory; the state
+    is in the folder `nvme` instead, if there is one. `options` are DeepSpeed's own.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -18,7 +18,7 @@ from videodiff.training.state.saved import Saved
 class Whole:
     """Implements `parallel.engine.Engine` for Lightning's plain strategies; each process saves its share."""
 
-    split = False
+    split, copied = False, False
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy

@@ -40,6 +40,9 @@ def test_adamw_is_split_as_it_is_and_muon_is_not_clipped_by_deepspeed() -> None:
     assert config == {"zero_optimization": {"reduce_scatter": False}, "gradient_clipping": 0.0}
     with pytest.raises(ValueError, match=r"optimizer\.fused: found true"):
         splittable(partial(Muon, fused=True), config)
+    on_disk = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}
+    with pytest.raises(ValueError, match=r"optimizer: found muon with strategy\.nvme, expected adamw"):
+        splittable(partial(Muon, lr=1e-3), on_disk)
 
 
 def test_matrices_of_a_width_share_a_learning_rate_that_gives_our_step() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from videodiff.parallel.zero.nvme import check_disk, check_memory, load_kernels
+
 STAGES = (1, 2, 3)
+# What DeepSpeed brings in from a disk at a time: weights, gradients, two moments, and the average of our optimizers.
+BUFFERS = 5
 # Under stage 3 DeepSpeed has other names for them.
 STAGE_3 = ("prefetch_bucket_size", "param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
 
@@ -32,12 +34,12 @@ def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, 
         "zero_force_ds_cpu_optimizer": False,
     }
     if offload is not None:
-        to: dict[str, Any] = {"device": "cpu" if nvme is None else "nvme", "pin_memory": pin}
-        if nvme is not None:
-            to["nvme_path"] = nvme
-        config["zero_optimization"]["offload_optimizer"] = to
+        host: dict[str, Any] = {"device": "cpu", "pin_memory": pin}
+        disk = host | {"device": "nvme", "nvme_path": nvme, "buffer_count": BUFFERS}
+        config["zero_optimization"]["offload_optimizer"] = host if nvme is None else disk
         if offload == "all":
-            config["zero_optimization"]["offload_param"] = dict(to)
+            # On the host even with `nvme`: they are a fifth of the state, and every step reads them twice.
+            config["zero_optimization"]["offload_param"] = dict(host)
     return config
 
 
@@ -86,19 +88,6 @@ def check_nvme(stage: int, offload: str | None, nvme: str) -> None:
         raise ValueError(
             f"strategy.nvme: found {nvme} with stage {stage} and offload {offload}, expected strategy=zero3_offload"
         )
-    if not Path(nvme).is_dir():
-        raise FileNotFoundError(f"strategy.nvme: found no folder {nvme}, expected one on a local NVMe disk; make it")
-    try:
-        with tempfile.TemporaryFile(dir=nvme):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"strategy.nvme: found {nvme}, where no file can be made ({error.strerror}), expected a writable folder"
-        ) from error
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ValueError(
-            "strategy.nvme: found no libaio, which DeepSpeed uses an NVMe disk with; install libaio-dev, or leave "
-            "strategy.nvme out: the host's memory takes it"
-        )
+    check_disk(nvme)
+    check_memory()
+    load_kernels()

@@ -12,9 +12,12 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from videodiff.parallel.birth import fill, is_unborn
+from videodiff.parallel.ranks import agree
 from videodiff.parallel.whole import write
-from videodiff.parallel.zero.fragments import fragments_of
-from videodiff.training.state.pieces import Piece, kept
+from videodiff.parallel.zero.fragments import Fragments, Partitions
+from videodiff.parallel.zero.nvme import Folder
+from videodiff.parallel.zero.swapped import Swapped
+from videodiff.training.state.pieces import AVERAGE, Piece, kept
 from videodiff.training.state.saved import Saved
 
 
@@ -29,6 +32,19 @@ class ZeroEngine:
         self.split = stage == 3
         # The norm of the last gradient, if there is a limit.
         self.limit, self.norm = math.inf, math.inf
+        # Where this process keeps the optimizer's state, if that is a disk.
+        self.folder: Folder | None = None
+
+    @property
+    def fragments(self) -> Fragments:
+        """Return where the values of the parameters lie on this process."""
+        kind = Fragments if self.stage < 3 else Partitions if self.folder is None else Swapped
+        return kind(self.strategy.optimizers[0])
+
+    @property
+    def copied(self) -> bool:
+        """Return whether pieces are copies: what lies on a disk has to be read for them."""
+        return self.folder is not None
 
     def layout(self, world: int) -> str:
         """Return the stage and the number of processes."""
@@ -36,11 +52,11 @@ class ZeroEngine:
 
     def pieces(self, module: nn.Module) -> list[Piece]:
         """Return the pieces of weights and state that ZeRO assigned to this process, and its share of what all hold."""
-        return fragments_of(self.strategy.optimizers[0], self.stage).pieces(kept(module))
+        return self.fragments.pieces(kept(module))
 
     def load(self, module: nn.Module, saved: Saved) -> None:
         """Fill the pieces of this process; the other pieces of the weights come from the other processes."""
-        fragments_of(self.strategy.optimizers[0], self.stage).load(kept(module), saved)
+        self.fragments.load(kept(module), saved)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
         """Return an optimizer that can be split: for Muon, one that DeepSpeed knows."""
@@ -65,7 +81,9 @@ class ZeroEngine:
     def weights(self) -> list[Tensor]:
         """Return all trainable weights, under ZeRO 3 the shard of this process."""
         if self.split:
-            return list(self.strategy.optimizers[0].fp32_partitioned_groups_flat)
+            # On a disk are the optimizer's copies; the weights themselves are in memory.
+            optimizer, on_disk = self.strategy.optimizers[0], self.folder is not None
+            return list(optimizer.fp16_partitioned_groups_flat if on_disk else optimizer.fp32_partitioned_groups_flat)
         return [p for p in self.strategy.lightning_module.parameters() if p.requires_grad]
 
     def count(self, parameters: Iterable[nn.Parameter]) -> int:
@@ -74,19 +92,25 @@ class ZeroEngine:
 
     def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Gather the averages from all ranks, by name; before the first step the parameters themselves."""
+        found = self.found_averages(parameters)
+        return {
+            name: p.detach().float().clone() if found[name] is None else found[name].reshape(self.shape(p))
+            for name, p in parameters.items()
+        }
+
+    def found_averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
+        """Gather the averages from all ranks, by name; None before the first step."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if isinstance(fragments := self.fragments, Swapped):
+            return fragments.averages(parameters)
         optimizer = self.strategy.optimizers[0]
         if hasattr(optimizer, "_hp_optimizer_states_linked"):
             # ZeRO 1 and 2 link the states of all groups when the first group has taken its first step and the others
             # have no state yet, and they link the states of a checkpoint only at the next step.
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
-        found = {}
-        for name, p in parameters.items():
-            ema = safe_get_full_optimizer_state(p, "ema")
-            found[name] = p.detach().float().clone() if ema is None else ema.reshape(self.shape(p))
-        return found
+        return {name: safe_get_full_optimizer_state(p, AVERAGE) for name, p in parameters.items()}
 
     def shape(self, p: nn.Parameter) -> torch.Size:
         """Return the shape of a parameter when it is whole; ZeRO 3 empties it and keeps the shape in `ds_shape`."""
@@ -116,6 +140,10 @@ class ZeroEngine:
 
     def adopt(self, module: nn.Module) -> None:
         """Under ZeRO 3, give a network without memory its weights one at a time: each process keeps its part."""
+        if self.folder is not None:
+            world = self.strategy.world_size
+            weights = self.count(p for p in module.parameters() if p.requires_grad) // world
+            agree(world, self.folder.lack_of_room(weights, self.strategy.num_processes))
         if not is_unborn(module.denoiser):
             return
         import deepspeed

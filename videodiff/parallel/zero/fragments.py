@@ -173,11 +173,6 @@ class Partitions(Fragments):
         self.zero.checkpoint_event_epilogue()
 
 
-def fragments_of(optimizer: Any, stage: int) -> Fragments:
-    """Return the fragments of one of DeepSpeed's optimizers."""
-    return Partitions(optimizer) if stage == 3 else Fragments(optimizer)
-
-
 def shape_of(p: Tensor) -> torch.Size:
     """Return the shape of a whole parameter; ZeRO 3 empties a parameter and keeps its shape in `ds_shape`."""
     return getattr(p, "ds_shape", p.shape)

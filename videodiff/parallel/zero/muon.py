@@ -79,6 +79,11 @@ def splittable(optimizer: Callable[..., Any], config: dict[str, Any]) -> Callabl
     """Return the optimizer to use under ZeRO instead of this one; for Muon, DeepSpeed's `config` is changed too."""
     if not (isinstance(optimizer, partial) and optimizer.func is Muon):
         return optimizer
+    if config["zero_optimization"].get("offload_optimizer", {}).get("device") == "nvme":
+        raise ValueError(
+            "optimizer: found muon with strategy.nvme, expected adamw: Muon's momenta are of whole matrices; "
+            "optimizer=adamw, or leave strategy.nvme out"
+        )
     # Muon needs whole gradients, not pieces of a summed one.
     config["zero_optimization"]["reduce_scatter"] = False
     # DeepSpeed would clip the orthogonalised update instead of the gradient, which would shrink every step.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from videodiff.parallel.launcher import watched
 from videodiff.parallel.sequence.group import SequenceGroup
 from videodiff.parallel.sequence.strategy import SharesClips
 from videodiff.parallel.zero.engine import ZeroEngine, examine
+from videodiff.parallel.zero.nvme import Folder
 
 
 class Zero(SharesClips, DeepSpeedStrategy):
@@ -43,6 +45,10 @@ class Zero(SharesClips, DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Set up devices and processes; on a CPU without the checks that only CUDA can pass."""
+        state = self.config["zero_optimization"].get("offload_optimizer", {})
+        if "nvme_path" in state and self.engine.folder is None:
+            self.engine.folder = Folder(Path(state["nvme_path"]))
+            state["nvme_path"] = str(self.engine.folder.path)
         if isinstance(self.accelerator, CUDAAccelerator):
             super().setup_environment()
             return
@@ -81,6 +87,8 @@ class Zero(SharesClips, DeepSpeedStrategy):
         functional.linear = self.linear
         if torch.distributed.is_initialized():
             deepspeed.comm.destroy_process_group()
+        if self.engine.folder is not None:
+            self.engine.folder.remove()
 
     @property
     def root_device(self) -> torch.device:

@@ -94,7 +94,9 @@ class Saving:
         self.own, self.stop = threading.Event(), threading.Event()
         try:
             agree(self.world, self.make_folder())
-            pieces = (buffers or Buffers()).copies(engine.pieces(trainer.lightning_module))
+            pieces = engine.pieces(trainer.lightning_module)
+            if not engine.copied:
+                pieces = (buffers or Buffers()).copies(pieces)
             self.event = torch.cuda.Event() if torch.cuda.is_available() else None
             if self.event is not None:
                 self.event.record()
