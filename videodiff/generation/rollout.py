@@ -8,8 +8,8 @@ In all of them the frames that a window continues carry a little noise, `held`, 
 Sampled frames differ from training frames; the noise hides the difference, so that it does not add up.
 
 A caption says how a clip begins. Later windows continue what they see, and a caption that guides them too ("moves
-right") contradicts the history once the ball has come back from a wall. So guidance by the caption leads the first
-window alone; the history guides the later ones.
+right") contradicts the history once the ball has come back from a wall. So the history may guide them instead; but a
+network that has not learned enough of continuations forgets objects then.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Rollout(NamedTuple):
     overlap: int
     held: float = 0.02
     later: tuple[tuple[int, str], ...] = ()
-    after: str = "tell"
+    after: str = "guide"
 
     def led(self, generation: Generation, first: str, frame: int, lead: int) -> tuple[Generation, str]:
         """Return settings and caption of a window with new frames from `frame` on; `lead` frames later is the next."""
