@@ -110,7 +110,8 @@ class Watching(TorchDispatchMode):
         out = operation(*args, **(kwargs or {}))
         if operation.namespace != "aten":
             return out
-        read, written = (list(tensors(part)) for part in ((args, kwargs), out))
+        # What lies on meta has a shape and no memory, though a fake one says that it has some.
+        read, written = ([t for t in tensors(part) if t.device.type != "meta"] for part in ((args, kwargs), out))
         for tensor in written:
             self.watch(tensor.untyped_storage())
         name = operation.overloadpacket.__name__
