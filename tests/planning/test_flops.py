@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 
@@ -11,6 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.diffusion.distillation import ProgressiveDistillation
+from videodiff.diffusion.flow_map import FlowMap
+from videodiff.diffusion.levels import NoiseLevels
+from videodiff.diffusion.objective import Objective
+from videodiff.diffusion.path import RectifiedFlow
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import Flops, Network, forward, forward_and_backward, network_of, recomputed
 
@@ -74,6 +80,47 @@ def test_the_parts_are_those_that_torch_counts_in_the_modules(axes: tuple[str, .
 def test_a_training_step_takes_what_torch_counts_forward_and_backward(axes, shape):
     plain = counted(axes, shape, backward=True).get_total_flops()
     assert forward_and_backward(*tokens(shape), shape_of(axes)) == plain
+
+
+@pytest.mark.parametrize("name", ["denoising", "flow map", "distillation"])
+def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
+    frames, side, clips = 4, 8, 3
+    network = SpaceTimeTransformer(
+        patch=(1, 4, 4), width=WIDTH, depth=2, heads=4, text_width=TEXT_WIDTH, two_levels=name == "flow map"
+    )
+    # Of the flow map every clip takes a step here, so that each takes all three passes.
+    path, levels = RectifiedFlow(), NoiseLevels()
+    objective = {
+        "denoising": lambda: Objective(path, levels),
+        "flow map": lambda: FlowMap(path, levels, still=1e-9),
+        "distillation": lambda: ProgressiveDistillation(path, levels),
+    }[name]()
+    if name == "distillation":
+        objective.network = copy.deepcopy(network).requires_grad_(False)
+    condition = {
+        "text": torch.zeros(clips, WORDS, TEXT_WIDTH),
+        "text_mask": torch.ones(clips, WORDS, dtype=torch.bool),
+        "fps": torch.full((clips,), 8.0),
+    }
+    x = torch.randn(clips, 3, frames, side, side)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        objective(network, x, condition, {}, seeds=[1, 2, 3]).mean().backward()
+    shape = network_of(
+        WIDTH,
+        ("space", "time"),
+        2,
+        patch=48,
+        words=WORDS,
+        text_width=TEXT_WIDTH,
+        levels=1 + (name == "flow map"),
+        forwards=objective.forwards,
+    )
+    assert objective.forwards == pytest.approx({"denoising": 0, "flow map": 3, "distillation": 2}[name])
+    assert counter.get_total_flops() == clips * forward_and_backward(frames, side * side // 16, shape)
+
+
+def test_clips_of_a_flow_map_that_stay_take_one_pass() -> None:
+    assert FlowMap(RectifiedFlow(), NoiseLevels(), still=0.75).forwards == 0.75
 
 
 @pytest.mark.parametrize("how", [{"level": "full"}, {"level": "full", "every": 2}, {"level": "none"}])

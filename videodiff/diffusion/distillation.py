@@ -31,6 +31,8 @@ class ProgressiveDistillation(Objective):
     steps: int = 4
     teacher: str | None = None
     network: nn.Module | None = field(default=None, init=False, repr=False)
+    # Two steps of the teacher.
+    forwards = 2.0
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

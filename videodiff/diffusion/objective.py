@@ -43,6 +43,8 @@ class Objective:
     """
 
     two_levels = False
+    # How many forward passes without a gradient a clip takes in a step on average, beside the pass that learns.
+    forwards = 0.0
 
     path: Path
     levels: NoiseLevels

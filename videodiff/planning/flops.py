@@ -14,7 +14,8 @@ class Network(NamedTuple):
     """The sizes of a denoiser that decide its cost.
 
     `axes`: the axis of attention of each block, space, time or spacetime. `patch`: values of a token. `words`: text
-    tokens of a clip, `text_width` wide. `trained_text`: the text encoder is trained too.
+    tokens of a clip, `text_width` wide. `trained_text`: the text encoder is trained too. `levels`: noise levels of a
+    frame. `forwards`: passes without a gradient in a training step, beside the one that learns.
     """
 
     width: int
@@ -25,6 +26,8 @@ class Network(NamedTuple):
     heads: int = 1
     mlp_ratio: float = 4.0
     trained_text: bool = False
+    levels: int = 1
+    forwards: float = 0.0
 
 
 class Flops(NamedTuple):
@@ -64,7 +67,7 @@ def forward(time: int, space: int, network: Network) -> Flops:
     text = 4 * tokens * width**2 + 4 * network.words * width**2 + 4 * tokens * network.words * width
     words = 2 * network.words * (network.text_width + width) * width
     # Each frame has a level and the clip one frame rate, 256 numbers each; a frame has six vectors of modulation.
-    levels = (time + 1) * 2 * (256 + width) * width + time * 12 * width**2
+    levels = (network.levels * time + 1) * 2 * (256 + width) * width + time * 12 * width**2
     return Flops(
         projections=blocks * 8 * tokens * width**2,
         **attention,
@@ -76,14 +79,15 @@ def forward(time: int, space: int, network: Network) -> Flops:
 
 
 def forward_and_backward(time: int, space: int, network: Network) -> int:
-    """Return the FLOPs that one clip takes in training, without recompute.
+    """Return the FLOPs that one clip takes in training, on average and without recompute.
 
     The backward pass takes two products for each product of the forward pass. The first layers take one: patches, noise
     levels, frame rate and the words of a frozen encoder need no gradient.
     """
-    first = time * space * network.patch + (time + 1) * 256
+    first = time * space * network.patch + (network.levels * time + 1) * 256
     first += 0 if network.trained_text else network.words * network.text_width
-    return 3 * forward(time, space, network).total - 2 * first * network.width
+    once = forward(time, space, network).total
+    return 3 * once - 2 * first * network.width + round(network.forwards * once)
 
 
 def recomputed(time: int, space: int, network: Network, level: str = "none", every: int = 1) -> int:

@@ -338,7 +338,8 @@ def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
     """Build the callbacks; the progress line needs to know what a clip takes."""
     again = {key: cfg.recompute[key] for key in ("level", "every")} if cfg.get("recompute") else {}
     shapes = Shapes(model.codec.latent_frames, model.codec.compression, tuple(cfg.model.patch))
-    work = partial(work_of, shapes=shapes, network=network_of_run(cfg), **again)
+    network = network_of_run(cfg)._replace(forwards=model.objective.forwards)
+    work = partial(work_of, shapes=shapes, network=network, **again)
     more = {"progress": {"work": work}}
     return [instantiate(callback, **more.get(name, {})) for name, callback in (cfg.callbacks or {}).items()]
 

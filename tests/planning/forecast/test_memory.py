@@ -49,6 +49,9 @@ def test_whole_gradients_stay_where_micro_batches_accumulate() -> None:
 
 
 def test_the_fullest_moment_is_of_the_passes_or_of_the_optimizer() -> None:
-    setting = Setting("single", 1)
-    assert at_peak(setting, WEIGHTS, 10 * P, 0).total == 16 * P + 10 * P
-    assert at_peak(setting, WEIGHTS, 4 * P, 3 * P).total == 20 * P + 3 * P
+    # Gradients of the step before are there until the backward pass begins.
+    assert at_peak(Setting("single", 1), WEIGHTS, 10 * P, 0).total == 20 * P + 10 * P
+    assert at_peak(Setting("single", 1), WEIGHTS, 2 * P, 3 * P).total == 20 * P + 3 * P
+    # Under ZeRO they come as the activations go: the passes are told with this process's share of them.
+    shared = state(Setting("zero2", N), WEIGHTS).total
+    assert at_peak(Setting("zero2", N), WEIGHTS, 10 * P, 0).total == shared - 4 * P / N + 10 * P

@@ -28,6 +28,12 @@ def test_a_strategy_sends_what_its_collectives_need(strategy: str, accumulate: i
     assert sent.gradients + sent.weights == wanted
 
 
+def test_more_passes_gather_weights_that_are_split_once_more_each() -> None:
+    plain, more = (of_state(Setting(s, 4), P, BLOCKS, 2.0) for s in ("zero2", "zero3"))
+    assert plain == of_state(Setting("zero2", 4), P, BLOCKS)
+    assert more.weights == 2 * of_state(Setting("zero3", 4), P, BLOCKS).weights
+
+
 def test_one_process_sends_nothing() -> None:
     assert of_state(Setting("single", 1), P, BLOCKS).gradients == 0
     assert of_tokens(("space", "time"), 100, 64, 12, 1, 4).tokens == 0

@@ -1,4 +1,4 @@
-"""Measure how fast a processor does each operation, in passes of some networks: the figures of a `Cluster`."""
+"""How fast a processor does each operation, from timed passes of some networks: what `Cluster` is to know of it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from videodiff.planning.forecast.hardware import table_of
 from videodiff.planning.forecast.trace import FREE, Kind, Watching
 
-# Sizes within this factor share one row of a table.
+# Operations whose sizes lie so close to each other are one place of a table.
 STEP = 2.0
+# Smaller products take as long as their call, and tell nothing of the speed of products.
+SMALLEST = 4e6
 
 
 class Timed(Watching):
-    """Records the seconds that this process computed each operation, beside the figures of `Watching`."""
+    """Writes down of each operation how long this process computed, with what else is known of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,70 +43,77 @@ class Timed(Watching):
         return out
 
 
-# Kind, FLOPs, bytes and seconds of each operation, and the seconds of both passes without a watch.
+# Kind, FLOPs, bytes and seconds of each operation, and the seconds of all without a watch.
 Timing = tuple[list[tuple[Kind, float, int, float]], float]
 
 
 class Speed(NamedTuple):
-    """Measured speeds of a processor.
+    """What was measured: FLOPs a second of products by width, bytes a second of others by size, seconds a launch."""
 
-    products: FLOPs a second by the width of a product, for half precision (True) and full precision; kinds: bytes a
-    second of each operation by its bytes; launch: seconds to start an operation.
-    """
-
-    products: Mapping[bool, Mapping[int, float]]
-    kinds: Mapping[str, Mapping[int, float]]
+    tables: Mapping[str, Mapping[int, float]]
     launch: float
 
 
-def once(network: nn.Module, loss_of: Callable[[], Tensor], rounds: int = 4) -> Timing:
+class Pace:
+    """A fixed work whose time says how fast the machine is at this moment: other jobs slow all work of one moment."""
+
+    def __init__(self) -> None:
+        self.a, self.b, self.x = torch.ones(256, 256), torch.ones(256, 1024), torch.ones(1 << 20)
+
+    def __call__(self) -> float:
+        """Return the processor seconds of some products and some sums."""
+        start = time.thread_time()
+        for _ in range(8):
+            self.a @ self.b
+            self.x + self.x
+        return time.thread_time() - start
+
+
+def once(network: nn.Module, loss_of: Callable[[], Tensor], pace: Callable[[], float], rounds: int = 4) -> Timing:
     """Return kind, FLOPs, bytes and seconds of each operation of both passes, and the seconds of both without a watch.
 
-    The quickest round counts, as other load on the machine only adds time.
+    Seconds are of a machine whose pace takes a second. Of the rounds the median counts, without the first.
     """
     plain, each, seen = [], [], Timed()
     for _ in range(rounds):
         for watch in (nullcontext(), seen := Timed()):
             network.zero_grad()
-            start = time.thread_time()
+            before, start = pace(), time.thread_time()
             with watch:
                 loss_of().backward()
-            if watch is not seen:
-                plain.append(time.thread_time() - start)
-        each.append(seen.seconds)
-    seconds = np.min(each[1:], axis=0)
-    # The watch itself takes time: as much as it measures for operations that do nothing.
+            spent = time.thread_time() - start
+            slow = (before + pace()) / 2
+            if watch is seen:
+                each.append(np.array(seen.seconds) / slow)
+            else:
+                plain.append(spent / slow)
+    seconds, whole = np.median(each[1:], axis=0), float(np.median(plain[1:]))
+    # The watch takes time of its own: what it finds of operations that do nothing.
     seconds = np.maximum(seconds - np.median(seconds[[kind.name in FREE for kind in seen.kinds]]), 0.0)
-    seconds = seconds * min(1.0, min(plain) / seconds.sum())
+    seconds = seconds * min(1.0, whole / seconds.sum())
     found = [
         (kind, flops, traffic, float(second))
         for kind, (flops, traffic, _, _), second in zip(seen.kinds, seen.figures, seconds, strict=True)
     ]
-    return found, min(plain)
+    return found, whole
 
 
 def fit(passes: Iterable[Timing]) -> Speed:
-    """Return the median speed of the operations of some passes, by kind and size."""
+    """Return the speeds of all operations of some passes: the work of those of about one size by their time."""
     passes = list(passes)
-    rates: dict[bool, dict[int, list[float]]] = {False: {}, True: {}}
-    moved: dict[str, dict[int, list[float]]] = {}
+    done: dict[str, dict[int, list[float]]] = {}
     for found, _ in passes:
         for kind, flops, traffic, seconds in found:
-            if kind.width and flops and seconds > 0:
-                rates[kind.half].setdefault(kind.width, []).append(flops / seconds)
-            elif traffic and seconds > 0:
-                moved.setdefault(kind.name, {}).setdefault(place(traffic), []).append(traffic / seconds)
-    left = [plain - sum(seconds for *_, seconds in found) for found, plain in passes]
+            work, at = (flops, kind.width) if kind.width else (float(traffic), place(traffic) if traffic else 0)
+            if seconds > 0 and work >= (SMALLEST if kind.width else 1):
+                sums = done.setdefault(table_of(*kind), {}).setdefault(at, [0.0, 0.0])
+                sums[0], sums[1] = sums[0] + work, sums[1] + seconds
+    left = [whole - sum(seconds for *_, seconds in found) for found, whole in passes]
     launch = max(0.0, sum(left) / sum(len(found) for found, _ in passes))
-    products = {half: medians(table) for half, table in rates.items()}
-    return Speed(products, {name: medians(table) for name, table in moved.items()}, launch)
+    tables = {name: {at: work / spent for at, (work, spent) in sizes.items()} for name, sizes in done.items()}
+    return Speed(tables, launch)
 
 
 def place(size: float) -> int:
-    """Return the row of a table that a size belongs to."""
+    """Return the place of a size in a table."""
     return round(STEP ** round(np.log(size) / np.log(STEP)))
-
-
-def medians(table: Mapping[int, list[float]]) -> dict[int, float]:
-    """Return the median of each row."""
-    return {at: float(np.median(values)) for at, values in table.items()}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videodiff.planning.flops import Network, forward, forward_and_backward
+from videodiff.planning.flops import Network, forward, forward_and_backward, recomputed
 from videodiff.planning.forecast.duration import Seconds, of_optimizer, of_passes, of_sent
 from videodiff.planning.forecast.grown import Grown
 from videodiff.planning.forecast.hardware import GIB, Cluster
@@ -71,6 +71,7 @@ class Job:
 
     trace: the operations of the passes of the largest shape, by the level of recompute and whether weights have 16
     bits. latents: whether clips are stored encoded. clip_bytes: the bytes of a clip in storage.
+    teacher: whether a second network of the same size teaches this one.
     """
 
     network: Network
@@ -83,6 +84,7 @@ class Job:
     clip_bytes: float
     latents: bool = False
     encoding: Encoding = NO_ENCODING
+    teacher: bool = False
 
     @property
     def largest(self) -> Shape:
@@ -130,7 +132,7 @@ def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
 
 def setting_of(job: Job, cluster: Cluster, choice: Choice) -> Setting:
     """Return the settings of a choice that decide its memory."""
-    return Setting(choice.strategy, cluster.world, job.half, job.muon, choice.accumulate, resident=not cluster.cpu)
+    return Setting(choice.strategy, cluster.world, job.half, job.muon, choice.accumulate)
 
 
 def clips_of(job: Job, cluster: Cluster, choice: Choice) -> int:
@@ -145,21 +147,31 @@ def memory_of(job: Job, cluster: Cluster, choice: Choice) -> Memory:
     passes = grown.peak(clips / choice.sequence, setting.growing)
     encoding = min(job.encoding.moment * clips, job.encoding.most)
     moment = max(encoding, step_transient(setting, grown.weights, not cluster.cpu))
-    return at_peak(setting, grown.weights, passes, moment, job.encoding.weights)
+    frozen = job.encoding.weights + (4.0 * grown.weights.all if job.teacher else 0.0)
+    return at_peak(setting, grown.weights, passes, moment, frozen)
 
 
 def seconds_of(job: Job, cluster: Cluster, choice: Choice, sent: Sent) -> Seconds:
     """Return the seconds of a step of the largest shape."""
     setting = setting_of(job, cluster, choice)
     grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
-    products, rest = choice.accumulate * of_both_passes(grown, cluster, clips / choice.sequence, job.compiled)
+    passes = of_both_passes(grown, cluster, clips / choice.sequence, job.compiled)
+    products, rest = choice.accumulate * passes * (1 + further(job, choice.recompute))
     hidden = of_sent(sent, cluster, setting, choice.sequence, (products + rest) * 2 / 3)
-    optimizer = of_optimizer(setting, grown.weights, cluster)
+    engine = cluster.engine_ms.get(choice.strategy, 0.0) * len(job.network.axes)
+    optimizer = of_optimizer(setting, grown.weights, cluster) + 1e-3 * (cluster.trainer_ms + engine)
     encoders = (
         job.encoding.flops * clips * choice.accumulate / float(cluster.product_rate(np.array([2048]), job.half)[0])
     )
     data = max(0.0, waiting(job, cluster) - products - rest - hidden - optimizer - encoders)
     return Seconds(products, rest, hidden, optimizer, encoders, data)
+
+
+def further(job: Job, level: str) -> float:
+    """Return the time of passes without a gradient, as a share of the time of the passes that learn."""
+    time, space, alone = job.largest.time, job.largest.space, job.network._replace(forwards=0.0)
+    learning = forward_and_backward(time, space, alone) + recomputed(time, space, alone, level)
+    return job.network.forwards * forward(time, space, alone).total / learning
 
 
 @lru_cache(maxsize=4096)
@@ -186,9 +198,12 @@ def evaluate(job: Job, cluster: Cluster, choice: Choice) -> Plan:
 def both(job: Job, setting: Setting, weights: int, clips: int, sequence: int) -> Sent:
     """Return what a process sends in a step: gradients and weights, and tokens of clips that processes share."""
     network, number = job.network, 2 if setting.weight == 2 else 4
-    state = of_state(setting, weights, len(network.axes))
+    # A teacher is whole on each process: its passes gather no weights.
+    state = of_state(setting, weights, len(network.axes), 0.0 if job.teacher else network.forwards)
     tokens = of_tokens(network.axes, clips * job.largest.tokens, network.width, network.patch, sequence, number)
-    return Sent(state.gradients, state.weights, tokens.tokens, state.collectives + tokens.collectives)
+    passes = 1 + network.forwards / 2
+    count = state.collectives + round(passes * tokens.collectives)
+    return Sent(state.gradients, state.weights, passes * tokens.tokens, count)
 
 
 def waiting(job: Job, cluster: Cluster) -> float:

@@ -46,11 +46,13 @@ def of_passes(passes: Passes, cluster: Cluster, scale: float, compiled: bool) ->
     seconds = np.zeros(2)
     for (name, width, half), where in by_kind(passes, bool(cluster.kinds)).items():
         flops, traffic = passes.flops[where] * scale, passes.traffic[where] * scale
-        moved = traffic / cluster.traffic_rate(name, traffic)
         if width:
-            rate = cluster.product_rate(np.array([width]), half)
+            # Of a product that was measured, the time to move its numbers is in its speed.
+            moved = 0.0 * traffic if cluster.kinds else traffic / cluster.traffic_rate(name, traffic)
+            rate = cluster.product_rate(np.array([width]), half, name)
             seconds[0] += np.maximum.reduce([flops / rate, moved, launched(flops, cluster)]).sum()
         else:
+            moved = traffic / cluster.traffic_rate(name, traffic)
             part = cluster.fusion if compiled else 1.0
             seconds[1] += part * np.maximum(moved, launched(traffic, cluster)).sum()
     if cluster.cpu:

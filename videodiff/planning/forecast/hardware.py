@@ -49,7 +49,12 @@ class Cluster:
     # US dollars for a card and hour; faults a year for each card, faults of its node included.
     price: float = 0.0
     faults: float = 0.2
-    # Measured bytes a second of each operation, by the bytes that it moves; empty where nothing was measured.
+    # What the trainer takes of each step besides: logs, checks, callbacks.
+    trainer_ms: float = 0.0
+    # What the engine of a strategy takes of each step for each block, beside what it sends.
+    engine_ms: Mapping[str, float] = field(default_factory=dict)
+    # Measured, by `table_of`: FLOPs a second of products by their narrowest side, bytes a second of other operations by
+    # the bytes that it moves; empty where nothing was measured.
     kinds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
@@ -62,8 +67,11 @@ class Cluster:
         """The bytes of a card that training may fill, after driver and fragmentation."""
         return (self.memory_gib - self.context_gib) * GIB * (1 - self.slack)
 
-    def product_rate(self, width: np.ndarray, half: bool) -> np.ndarray:
+    def product_rate(self, width: np.ndarray, half: bool, name: str = "mm") -> np.ndarray:
         """Return the FLOPs a second of products with these narrowest sides."""
+        if self.kinds:
+            tables = (table_of(name, 1, half), table_of("mm", 1, half), table_of("mm", 1, False))
+            return between(next(self.kinds[table] for table in tables if table in self.kinds), width)
         return 1e12 * self.tflops["half" if half else "full"] * between(self.products, width)
 
     def traffic_rate(self, kind: str, size: np.ndarray) -> np.ndarray:
@@ -75,6 +83,17 @@ class Cluster:
     def link(self, processes: int) -> float:
         """Return the bytes a second that a process sends in a collective of `processes` neighbours."""
         return 1e9 * (self.node_gb_per_s if processes <= self.cards else self.network_gb_per_s)
+
+
+def table_of(name: str, width: int, half: bool) -> str:
+    """Return the table that an operation of this name is found in; `width` is 0 for what is no product.
+
+    Attention and other batches of small products run at speeds of their own.
+    """
+    if not width:
+        return name
+    products = "products" if name in ("mm", "addmm") else "small products"
+    return f"{products} of 16 bits" if half else products
 
 
 def between(table: Mapping[int, float], at: np.ndarray) -> np.ndarray:

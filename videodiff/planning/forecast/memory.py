@@ -30,8 +30,7 @@ class Setting:
     """The settings that decide the memory of a training, beside its network and clips.
 
     strategy: an option of conf/strategy; world: processes; half: the precision is bf16-mixed; muon: the optimizer is
-    Muon; accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers; resident: whether
-    memory counts that is reserved but never touched, as on a GPU.
+    Muon; accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers.
     """
 
     strategy: str
@@ -41,7 +40,6 @@ class Setting:
     accumulate: int = 1
     bucket: int = 50_000_000
     prefetch: int = 50_000_000
-    resident: bool = True
 
     @property
     def zero(self) -> bool:
@@ -59,10 +57,11 @@ class Setting:
 
     @property
     def growing(self) -> float:
-        """The share of the gradients that appears on a process during the backward pass."""
-        if self.strategy == "ddp" or self.collected:
-            return 0.0
-        return 1 / self.world if self.zero else self.share("gradients")
+        """The share of the gradients that a process has after the backward pass and not before it.
+
+        Lightning frees the gradients of a step between the next forward and backward pass; DeepSpeed with the step.
+        """
+        return 1 / self.world if self.zero and not self.collected else 0.0
 
     @property
     def collected(self) -> bool:
@@ -95,7 +94,7 @@ def state(setting: Setting, weights: Weights) -> Memory:
     copy = 4 * p * held if setting.zero else 0.0
     average = 4 * p * held
     kept = setting.weight * p * setting.share("weights")
-    gradients = setting.weight * p * (1.0 if setting.strategy == "ddp" or setting.collected else setting.growing)
+    gradients = setting.weight * p * (setting.growing or setting.share("gradients"))
     host = 0.0
     if setting.strategy.endswith("_offload"):
         host = moments + copy + average + (gradients if setting.growing < 1 else 0)
@@ -112,12 +111,11 @@ def buffers(setting: Setting, weights: Weights) -> float:
     if setting.strategy == "fsdp2":
         # Two blocks are whole at a time, one of them with its gradient.
         return 3 * 4.0 * weights.largest
-    bucket = setting.bucket if setting.resident else min(setting.bucket, weights.all)
-    summed = 2.0 * setting.weight * bucket
+    bucket = 1.0 * setting.weight * setting.bucket
     if setting.strategy.startswith("zero3"):
-        return summed + setting.weight * (min(setting.prefetch, weights.all) + 2 * weights.largest)
-    # The gradients of this process go to float32 before the step.
-    return summed + (4.0 * weights.all / setting.world if setting.half else 0.0)
+        return bucket + setting.weight * (min(setting.prefetch, weights.all) + 2 * weights.largest)
+    # One bucket fills while the other is summed; the gradients of this process go to float32 before the step.
+    return 2 * bucket + (4.0 * weights.all / setting.world if setting.half else 0.0)
 
 
 def step_transient(setting: Setting, weights: Weights, fused: bool) -> float:
@@ -133,7 +131,7 @@ def at_peak(setting: Setting, weights: Weights, passes: float, step: float, enco
     """Return the bytes at the fullest moment of a step.
 
     passes: the most bytes that the passes hold, growing gradients included; step: the bytes that the optimizer needs
-    during its step; encoders: frozen weights.
+    during its step; encoders: frozen weights, a teacher's among them.
     """
     held = state(setting, weights)
     grown = setting.weight * weights.all * setting.growing * (0 if setting.strategy.endswith("_offload") else 1)

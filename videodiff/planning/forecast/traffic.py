@@ -32,8 +32,8 @@ def ring(size: float, processes: int) -> float:
     return size * (processes - 1) / processes
 
 
-def of_state(setting: Setting, weights: int, blocks: int) -> Sent:
-    """Return what a process sends in a step of a strategy."""
+def of_state(setting: Setting, weights: int, blocks: int, forwards: float = 0.0) -> Sent:
+    """Return what a process sends in a step of a strategy, with `forwards` more passes that have no gradient."""
     part, again = ring(setting.weight * weights, setting.world), setting.accumulate
     if setting.strategy == "single" or setting.world == 1:
         return Sent(0.0, 0.0, 0.0, 0)
@@ -44,7 +44,7 @@ def of_state(setting: Setting, weights: int, blocks: int) -> Sent:
     if setting.strategy.startswith("zero2"):
         return Sent(again * part, part, 0.0, (again + 1) * blocks)
     # Weights are gathered for the forward pass and again for the backward pass.
-    return Sent(again * part, 2 * again * part, 0.0, 3 * again * blocks)
+    return Sent(again * part, (2 + forwards) * again * part, 0.0, round((3 + forwards) * again * blocks))
 
 
 def switches(axes: Sequence[str]) -> int:

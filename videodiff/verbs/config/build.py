@@ -207,6 +207,7 @@ def network_of_run(cfg: DictConfig) -> Network:
         heads=model.heads,
         mlp_ratio=model.mlp_ratio,
         trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
+        levels=1 + bool(model.get("two_levels")),
     )
 
 

@@ -409,6 +409,7 @@ CLASSES: dict[str, Kind] = {
         tflops=record(needed=("half", "full"), half=number(above=0), full=number(above=0)),
         products=table(whole(1), number(above=0, most=1), 1),
         kinds=table(NAME, table(whole(1), number(above=0), 1)),
+        engine_ms=table(NAME, number(0), 0),
         cores=COUNT,
         traffic=number(above=0, most=1),
         fusion=number(above=0, most=1),
@@ -419,7 +420,8 @@ CLASSES: dict[str, Kind] = {
         ),
         **dict.fromkeys(("decode_mpixel_per_s", "storage_gb_per_s"), number(above=0)),
         **dict.fromkeys(
-            ("latency_us", "launch_us", "context_gib", "stall_s", "restart_minutes", "price", "faults"), number(0)
+            ("latency_us", "launch_us", "trainer_ms", "context_gib", "stall_s", "restart_minutes", "price", "faults"),
+            number(0),
         ),
     ),
     "data_prep.engine.local.Local": record(),
@@ -480,6 +482,7 @@ VERBS: dict[str, Kind] = {
         clips=optional(number(above=0)),
         tokens=optional(number(above=0)),
         clip_mb=optional(number(above=0)),
+        calibrate=optional(PLACE),
         json=optional(PLACE),
     ),
     "inspect": record(

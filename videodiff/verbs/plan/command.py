@@ -6,6 +6,8 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -16,9 +18,10 @@ from videodiff.planning.forecast.pages import as_json, as_text
 from videodiff.planning.remedies import overrides
 from videodiff.printing import say
 from videodiff.verbs.plan.job import job_of
+from videodiff.verbs.plan.measure import measure
 
 # Keys of the command line that only this verb has.
-OWN = ("cluster", "clips", "tokens", "clip_mb", "json", "trust", "resume", "checkpoint")
+OWN = ("cluster", "calibrate", "clips", "tokens", "clip_mb", "json", "trust", "resume", "checkpoint")
 # Keys that the plan decides.
 DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "data.micro_batch")
 
@@ -26,6 +29,8 @@ DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "dat
 def run(cfg: DictConfig) -> None:
     """Print the best plan, and write it as JSON if asked; raise if no plan fits."""
     cluster = instantiate(cfg.cluster)
+    if cfg.calibrate:
+        return calibrate(cluster, Path(cfg.calibrate))
     job = job_of(cfg, cluster.cpu)
     plan = best(job, cluster)
     if plan is None:
@@ -39,6 +44,19 @@ def run(cfg: DictConfig) -> None:
     if now is not None:
         say(told(now, nearest(job, cluster, now.choice), job, cluster))
     say(f"\nvideodiff train {shlex.join(line)}")
+
+
+def calibrate(like: Cluster, path: Path) -> None:
+    """Measure this machine, write it down, and say how it differs from the profile that was named."""
+    if not like.cpu and not torch.cuda.is_available():
+        raise ValueError(f"calibrate: found no GPU here, expected a {like.card}; set cluster=cpux2 for the processor")
+    found = measure(like, path)
+    for name in ("memory_gb_per_s", "node_gb_per_s", "launch_us"):
+        say(f"{name:<18}{getattr(found, name):10.3g}, was {getattr(like, name):.3g}")
+    for half, name in ((False, "full"), (True, "half")):
+        rates = [float(one.product_rate(np.array([512]), half)[0]) / 1e12 for one in (found, like)]
+        say(f"{f'TFLOP/s, {name}':<18}{rates[0]:10.3g}, was {rates[1]:.3g}, products 512 wide")
+    say(f"wrote {path}; in conf/cluster it is cluster={path.stem}")
 
 
 def budget(cfg: DictConfig, job: Job) -> float:

@@ -72,6 +72,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         clip_bytes=clip_bytes(cfg, largest, latent, network),
         latents="latent" in delivered(cfg),
         encoding=encoding(cfg, codec, text, largest, words),
+        teacher="teacher" in cfg.objective,
     )
 
 
@@ -88,6 +89,8 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
         heads=model.heads,
         mlp_ratio=model.mlp_ratio,
         trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
+        levels=1 + bool(model.get("two_levels")),
+        forwards=instantiate(cfg.objective).forwards,
     )
 
 
