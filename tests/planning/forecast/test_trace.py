@@ -13,7 +13,7 @@ from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import forward_and_backward, network_of, recomputed
 from videodiff.planning.forecast.grown import traced
-from videodiff.planning.forecast.trace import OneKernelNorms, Passes, Watching, halve, passes
+from videodiff.planning.forecast.trace import Passes, Watching, halve, norms_by_one_kernel, passes
 
 WIDTH, FRAMES, SIDE, WORDS = 32, 4, 8, 5
 
@@ -120,7 +120,7 @@ def test_a_trace_for_a_gpu_has_the_operations_of_a_gpu() -> None:
     here = passes(make(), 2, 2)
     with targeting("cuda"):
         apart = passes(make(), 2, 2)
-        with OneKernelNorms():
+        with norms_by_one_kernel():
             there = passes(make(), 2, 2)
     # Two blocks attend to themselves and to the text by torch's kernel, where the CPU takes small products.
     attend = "_scaled_dot_product_flash_attention_for_cpu"
@@ -129,3 +129,10 @@ def test_a_trace_for_a_gpu_has_the_operations_of_a_gpu() -> None:
     assert [count(found, "rsqrt") for found in (apart, there)] == [8, 0]
     assert there.traffic.sum() < 0.95 * apart.traffic.sum()
     assert passes(make(), 2, 2).kinds == here.kinds
+
+
+@pytest.mark.parametrize("level", ["selective", "full"])
+def test_recompute_for_a_gpu_repeats_the_operations_of_a_gpu(level: str) -> None:
+    with targeting("cuda"), norms_by_one_kernel():
+        found = passes(make(level), 2, 2)
+    assert all(kind.name != "rsqrt" for kind in found.kinds)

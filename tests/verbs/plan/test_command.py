@@ -61,7 +61,7 @@ def test_what_fits_in_no_way_is_refused_with_what_would_fit(call: Call) -> None:
 
 
 def test_a_batch_that_does_not_divide_is_told_with_one_that_does(call: Call) -> None:
-    status, _, err = call("plan", "experiment=bouncing_cpu", *SMALL, "cluster=h100x64", "data.global_batch=1")
+    status, _, err = call("plan", "experiment=hdvila_256", *SMALL, "cluster=h100x64", "data.global_batch=1")
     assert status == 1
     assert "data.global_batch=" in err
 
@@ -79,7 +79,7 @@ def test_a_training_that_does_not_fit_as_it_stands_is_told_the_smallest_change(c
 
 def test_buckets_and_latents_are_planned(call: Call, tmp_path: Path) -> None:
     buckets = (
-        "data.buckets=[{frames: 16, height: 64, width: 64}, {frames: 1, height: 128, width: 128, global_batch: 64}]"
+        "data.buckets=[{frames: 16, height: 256, width: 256}, {frames: 1, height: 128, width: 128, global_batch: 64}]"
     )
     status, _, err = call(
         *("plan", "experiment=hdvila_256", "cluster=h100x8", *SMALL, buckets, "data.deliver=[latent,text]"),
@@ -87,6 +87,6 @@ def test_buckets_and_latents_are_planned(call: Call, tmp_path: Path) -> None:
     )
     assert status == 0, err
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert [shape["name"] for shape in found["shapes"]] == ["16 x 64 x 64", "1 x 128 x 128"]
+    assert [shape["name"] for shape in found["shapes"]] == ["16 x 256 x 256", "1 x 128 x 128"]
     assert found["tokens"] == pytest.approx(1e9)
     assert found["memory"]["encoders"] == 0

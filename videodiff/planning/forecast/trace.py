@@ -12,16 +12,15 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -224,12 +223,18 @@ class OneKernel(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(weight)
 
 
-class OneKernelNorms(TorchFunctionMode):
-    """Lets RMS norms be one operation, as they are on CUDA; elsewhere torch takes them apart, which keeps more."""
+@contextmanager
+def norms_by_one_kernel() -> Iterator[None]:
+    """Let RMS norms be one operation, as they are on CUDA; elsewhere torch takes them apart, which keeps more.
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return OneKernel.apply(args[0], kwargs["weight"]) if function is F.rms_norm else function(*args, **kwargs)
+    A mode of torch's function calls would miss the norms that recompute repeats: it is off in the backward pass.
+    """
+    before = nn.RMSNorm.forward
+    nn.RMSNorm.forward = lambda norm, x: OneKernel.apply(x, norm.weight)
+    try:
+        yield
+    finally:
+        nn.RMSNorm.forward = before
 
 
 def halve(network: nn.Module) -> None:

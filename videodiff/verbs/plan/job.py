@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import get_class, get_object, instantiate
@@ -22,13 +22,15 @@ from videodiff.planning.flops import Network, forward, network_of
 from videodiff.planning.forecast.choice import Choice, Encoding, Job, Shape
 from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
 from videodiff.planning.forecast.grown import Grown, traced
-from videodiff.planning.forecast.trace import OneKernelNorms, halve
+from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
 from videodiff.verbs.config.build import fill_text, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
 # Words of the longest caption if neither settings nor a dataset tell.
 WORDS = 64
+# What was traced in this process: another batch, cluster or data set has the same operations.
+TRACED: dict[tuple[Any, ...], Grown] = {}
 
 
 class Precision(NamedTuple):
@@ -58,8 +60,12 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     @cache
     def trace(level: str, halved: bool) -> Grown:
         make = maker(cfg, level, latent, network, Precision(half, halved))
-        with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else OneKernelNorms():
-            return traced(make, cycle_of(cfg), cfg.model.depth)
+        parts = [OmegaConf.to_yaml(cfg[part], resolve=False) for part in ("model", "objective") if cfg.get(part)]
+        key = (*parts, network, cycle_of(cfg), latent, level, half, halved, cpu)
+        if key not in TRACED:
+            with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else norms_by_one_kernel():
+                TRACED[key] = traced(make, cycle_of(cfg), cfg.model.depth)
+        return TRACED[key]
 
     return Job(
         network,
