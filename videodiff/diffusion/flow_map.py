@@ -60,8 +60,8 @@ class FlowMap(Objective):
 
     @property
     def forwards(self) -> float:
-        """The forward passes without a gradient of a clip: three where it takes a step."""
-        return 3 * (1 - self.still)
+        """The forward passes without a gradient of a clip: those of the pieces and of the rest, where it takes a step."""
+        return (2 * self.pieces + (self.difference < 1)) * (1 - self.still)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]
