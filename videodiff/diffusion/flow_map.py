@@ -60,7 +60,7 @@ class FlowMap(Objective):
 
     @property
     def forwards(self) -> float:
-        """The forward passes without a gradient of a clip: those of the pieces and of the rest, where it takes a step."""
+        """The passes without a gradient of a clip: where it takes a step, two a piece and one for the rest."""
         return (2 * self.pieces + (self.difference < 1)) * (1 - self.still)
 
     def __call__(
