@@ -59,7 +59,7 @@ class Setting:
     def growing(self) -> float:
         """The share of the gradients that a process has after the backward pass and not before it.
 
-        Lightning frees the gradients of a step between the next forward and backward pass; DeepSpeed with the step.
+        Lightning frees the gradients of a step between the next forward and backward pass; ZeRO with the step.
         """
         return 1 / self.world if self.zero and not self.collected else 0.0
 
