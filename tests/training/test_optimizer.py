@@ -261,7 +261,7 @@ def test_the_fused_step_is_the_plain_one_to_rounding_and_counts_without_reading_
         torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(optimizer.state[q]["ema"], reference.state[p]["ema"], rtol=1e-6, atol=1e-7)
     assert all(group.get("fused") is None for group in reference.param_groups)
-    assert any(group["fused"] for group in optimizer.param_groups if not group.get("matrix"))
+    assert all(group["fused"] for group in optimizer.adamw_groups())
 
 
 class Reads(TorchDispatchMode):
@@ -272,3 +272,11 @@ class Reads(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += function is torch.ops.aten._local_scalar_dense.default
         return function(*args, **(kwargs or {}))
+
+
+def test_adamw_updates_matrices_by_its_one_kernel_too() -> None:
+    parameters = weights()
+    optimizer = AdamW([{"params": parameters, "matrix": True}], fused=True)
+    sum(p.square().sum() for p in parameters).backward()
+    optimizer.step()
+    assert optimizer.param_groups[0]["fused"]

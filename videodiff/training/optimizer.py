@@ -82,11 +82,15 @@ class WithAverage:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        choose_fused(self, [group for group in self.param_groups if not group.get("matrix")], self.fused)
+        choose_fused(self, self.adamw_groups(), self.fused)
         before = begun(self)
         self.update()
         average(self, self.ema_decay, before)
         return loss
+
+    def adamw_groups(self) -> list[Group]:
+        """Return the groups that AdamW updates."""
+        return self.param_groups
 
     def update(self) -> None:
         """Update the weights and the moments; the average does not change."""
@@ -139,6 +143,10 @@ class Muon(WithAverage, torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "matrix": False})
         self.ema_decay, self.fused = ema_decay, fused
+
+    def adamw_groups(self) -> list[Group]:
+        """Return the groups of what is no matrix."""
+        return [group for group in self.param_groups if not group["matrix"]]
 
     def update(self) -> None:
         """Update the matrices along their orthogonal factors, and the other weights by AdamW."""
