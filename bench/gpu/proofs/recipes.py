@@ -59,7 +59,9 @@ def data_of(check: Check, name: str) -> list[str]:
     if name == "hdvila_256":
         return hdvila(check)
     world = WORLDS[name]() if name in WORLDS else Bouncing(frames=16)
-    size = 16 if check.tiny else {"bouncing_cpu": 20, "footage_cpu": 48}.get(SOURCES.get(name, name), 64)
+    # Patches of the longer recipe have 6 pixels.
+    sizes = {"bouncing_cpu": (16, 20), "bouncing_cpu_long": (18, 36), "footage_cpu": (16, 48)}
+    size = sizes.get(SOURCES.get(name, name), (16, 64))[0 if check.tiny else 1]
     data = world_dataset(check.scratch / f"{name}_{size}", world, 8 if check.tiny else 256, size)
     small = [f"data.height={size}", f"data.width={size}", "data.frames=8"] if check.tiny else []
     return [f"data.root={data}", "text.max_words=32", *small]
