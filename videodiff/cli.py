@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from videodiff import __version__
 from videodiff.extras import missing
-from videodiff.printing import in_line, say
+from videodiff.printing import chain, in_line, say
 from videodiff.verbs.config.groups import conf_dir, groups, options
 
 if TYPE_CHECKING:
@@ -183,11 +183,9 @@ def let_first_rank_speak(of_all: bool) -> None:
             sys.exit(1)
 
 
-def is_of_all_ranks(error: BaseException | None) -> bool:
+def is_of_all_ranks(error: BaseException) -> bool:
     """Return whether all ranks have agreed on an error, or on one of its causes."""
-    while error is not None and not getattr(error, "of_all_ranks", False):
-        error = error.__cause__
-    return error is not None
+    return any(getattr(one, "of_all_ranks", False) for one in chain(error))
 
 
 def usage() -> str:

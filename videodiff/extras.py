@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+
+from videodiff.printing import chain
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 # Modules that have another name than the distribution that brings them, of those that are optional.
@@ -29,16 +30,6 @@ def missing(error: BaseException) -> str | None:
         if extra:
             return f"found no package {name.partition('.')[0]}, expected it: pip install 'videodiff[{extra}]'"
     return None
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__
 
 
 def extra_of(module: str) -> str | None:

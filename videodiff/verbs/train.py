@@ -271,7 +271,9 @@ def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -
     try:
         trainer.fit(module, datamodule=data)
     except RuntimeError as error:
-        raise lost_rank(trainer, error) or error from error
+        if (lost := lost_rank(trainer, error)) is None:
+            raise
+        raise lost from error
     except OSError as error:
         if error.filename is None and error.errno == errno.ENOSPC:
             raise OSError(error.errno, error.strerror, folder) from error

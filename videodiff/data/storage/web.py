@@ -349,9 +349,11 @@ def check_name(url: str, reach: Reach) -> None:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and the chain of its causes."""
+    """Yield an error and the chain of its causes, each once."""
+    seen: set[int] = set()
     found: BaseException | None = error
-    while found is not None:
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
         yield found
         found = found.__cause__ or found.__context__
 
