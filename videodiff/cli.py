@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videodiff import __version__
+from videodiff.data.storage.causes import chain
 from videodiff.extras import missing
-from videodiff.printing import chain, in_line, say
+from videodiff.printing import in_line, say
 from videodiff.verbs.config.groups import conf_dir, groups, options
 
 if TYPE_CHECKING:

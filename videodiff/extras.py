@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-from videodiff.printing import chain
+from videodiff.data.storage.causes import chain
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 # Modules that have another name than the distribution that brings them, of those that are optional.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from typing import TextIO
 
 # Control characters but the line end and the tab, half pairs, and what turns the direction of text.
@@ -26,13 +25,3 @@ def say(text: object, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
     print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from, each once: a chain may be a circle (`raise error from error`)."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__

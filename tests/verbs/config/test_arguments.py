@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from videodiff.printing import chain, in_line, printable
+from videodiff.data.storage.causes import chain
+from videodiff.printing import in_line, printable
 from videodiff.verbs.config.arguments import parse, positional, quoted, replacing, spell, split
 from videodiff.verbs.config.checking import composed
 from videodiff.verbs.config.expand import expand

@@ -31,6 +31,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from videodiff.data.storage.address import without_secrets
+from videodiff.data.storage.causes import chain
 
 BLOCK = 2**18
 HOPS = 10
@@ -328,7 +329,7 @@ def send(
     except requests.Timeout as error:
         raise LateError(innermost(error)) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        late = next((cause for cause in chain_of(error) if isinstance(cause, LateError)), None)
+        late = next((cause for cause in chain(error) if isinstance(cause, LateError)), None)
         raise late or LostError(innermost(error)) from error
 
 
@@ -348,17 +349,7 @@ def check_name(url: str, reach: Reach) -> None:
             raise PrivateHostError(f"found the address {address} of {host}, expected a public one")
 
 
-def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and the chain of its causes, each once."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__
-
-
 def innermost(error: BaseException) -> str:
     """Return the message of the innermost cause of an error, without secrets."""
-    *_, last = chain_of(error)
+    *_, last = chain(error)
     return without_secrets(str(last)) or type(last).__name__
