@@ -111,7 +111,6 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     for reason in left_out.values():
         remark(f"left out: {reason}")
     metrics = applying(metrics, [one.scene for one in chosen], remark)
-    generation = build_generation(cfg, run_cfg)
     job = Job(
         model, generation, shape, held_out, chosen, captions, tasks, given, metrics, cfg.seed, cfg.batch, cfg.keep
     )
