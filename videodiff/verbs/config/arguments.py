@@ -135,16 +135,15 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
 
 
 def replacing(verb: str, override: str) -> list[str]:
-    """Return an override, after one that clears its key where the typed mapping replaces the one in `conf/`.
+    """Return an override, preceded by one that clears its key if the typed mapping replaces the one of `conf/`.
 
     Hydra merges two mappings: `policies={shared: 1}` would keep the policies of the recipe beside the new one.
     """
-    key, parsed = key_of(override), parsed_or_none(override)
-    whole = any(kind.whole for kind in kinds_of(verb, key))
-    mappings = whole and parsed is not None and "{" in override.partition("=")[2]
-    if not mappings or parsed.is_add() or parsed.is_delete():
-        return [override]
-    return [f"{key}=null", override]
+    head, _, value = override.partition("=")
+    sets_mapping = "{" in value and not head.startswith(("+", "~"))
+    if sets_mapping and any(kind.whole for kind in kinds_of(verb, key_of(override))):
+        return [f"{key_of(override)}=null", override]
+    return [override]
 
 
 def is_meant(override: Override, value: str, sweeps: bool) -> bool:
