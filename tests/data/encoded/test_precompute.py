@@ -19,8 +19,9 @@ import torch
 import transformers
 from hydra.errors import InstantiationException
 
-from tests.material import hanging_part, warm
+from tests.material import warm
 from tests.material.made_clips import moving_square, sample
+from tests.material.tasks import hanging_part
 from videodiff.codec.autoencoder import Autoencoder
 from videodiff.codec.cached import read_latent, read_text
 from videodiff.codec.pixels import scale_pixels

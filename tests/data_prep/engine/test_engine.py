@@ -20,7 +20,7 @@ from data_prep.engine.on_ray import WORKERS, OnRay, Share, make_scratch, shares
 from data_prep.engine.pool import Lost
 from data_prep.fetch.hosts import FarHosts, Keeper
 from tests.data_prep.test_pipeline import ENDS, dataset, fill, run, temporaries
-from tests.material.engine_tasks import act, break_some
+from tests.material.tasks.engine import act, break_some
 from tests.verbs.test_conf import composed
 
 ROOT = Path(__file__).parents[3]

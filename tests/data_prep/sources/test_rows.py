@@ -8,7 +8,6 @@ import io
 import json
 import lzma
 import resource
-import tracemalloc
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +28,7 @@ from data_prep.sources.metadata.times import parse_time
 from data_prep.sources.panda import read_panda
 from data_prep.sources.table import read_table
 from data_prep.sources.webvid import read_webvid
+from tests.material.peaks import peak_of
 from videodiff.data.samples import parquet
 
 COLUMNS = {"video": "path", "start": "s", "end": "e"}
@@ -239,13 +239,10 @@ def test_a_bomb_is_one_rejection_and_costs_little(tmp_path, monkeypatch, ending)
     pack = gzip.compress if ending.endswith("gz") else lzma.compress
     head = b"path,text\n" if "csv" in ending else b'{"path": "a.mp4"}\n'
     (tmp_path / f"list{ending}").write_bytes(pack(head + (b"x" * 2**20 + b"\n") * 100))
-    tracemalloc.start()
     items = list(read_table(tmp_path / f"list{ending}", {"video": "path"}))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
     assert bad(items)[f"list{ending}"] == "unreadable-file"
     assert len(items) < 100
-    assert peak < 2**26
+    assert peak_of(lambda: list(read_table(tmp_path / f"list{ending}", {"video": "path"}))) < 2**26
 
 
 def test_lists_in_lists_cost_no_clip(tmp_path) -> None:
