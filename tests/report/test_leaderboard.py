@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from videodiff.report import leaderboard
 from videodiff.report.leaderboard import add_row, read_rows
 
 METRICS = {
@@ -88,6 +89,24 @@ def test_rows_that_are_written_at_the_same_time_are_all_there(tmp_path: Path) ->
     assert {row["run"] for row in rows} == {f"run{i}" for i in range(24)}
     assert damaged == 0
     assert "The last 12 of 24 evaluations." in board.with_suffix(".md").read_text()
+
+
+def test_a_table_that_was_written_by_another_before_ours_gets_its_row_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    whole = leaderboard.write_whole
+
+    def late(path: Path, data: bytes) -> Path:
+        monkeypatch.setattr(leaderboard, "write_whole", whole)
+        add(board, "other", velocity_error=0.25)
+        return whole(path, data)
+
+    monkeypatch.setattr(leaderboard, "write_whole", late)
+    add(board, "ours", velocity_error=0.5)
+    text = board.with_suffix(".md").read_text()
+    assert "ours" in text
+    assert "other" in text
 
 
 def test_the_commit_is_that_of_the_run(tmp_path: Path) -> None:

@@ -35,8 +35,12 @@ def add_row(board: Path, run: Path, evaluation: Mapping[str, Any], facts: Mappin
     with board.open("ab", buffering=0) as file:
         file.write(f"{'' if ends_a_line(board) else chr(10)}{row}\n".encode())
         os.fsync(file.fileno())
-    rows, damaged = read_rows(board)
-    write_whole(board.with_suffix(".md"), ("\n".join(tables(rows, damaged)) + "\n").encode())
+    size = None
+    # Another evaluation may have appended its row after ours was read and written the table before us; the table that
+    # we wrote last then lacks that row.
+    while size != (size := board.stat().st_size):
+        rows, damaged = read_rows(board)
+        write_whole(board.with_suffix(".md"), ("\n".join(tables(rows, damaged)) + "\n").encode())
     return board
 
 
