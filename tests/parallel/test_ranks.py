@@ -8,8 +8,9 @@ import time
 import pytest
 
 from videodiff import cli
+from videodiff.generation.sharing import Ranks
 from videodiff.parallel import ranks
-from videodiff.parallel.ranks import agree
+from videodiff.parallel.ranks import agree, agreed
 
 
 @pytest.fixture
@@ -60,3 +61,18 @@ def test_the_first_rank_prints_what_all_have_agreed_on_at_once(
         agree(2, ValueError("strategy.nvme: found nothing"))
     assert second == []
     assert capsys.readouterr().err == "videodiff train: error: strategy.nvme: found nothing\n"
+
+
+def test_what_a_block_of_one_rank_raises_is_of_all_ranks(
+    second: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), cli.one_line_a_failure("evaluate"), Ranks(1, 2).together():
+        raise ValueError("sampler.lead: found 9")
+    assert second == [cli.LONG_TURN]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_block_that_no_rank_fails_in_goes_on(second: list[float]) -> None:
+    with agreed(2):
+        second.append(1.5)
+    assert second == [1.5]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from videodiff.data.storage.files import owning
-from videodiff.parallel.ranks import LostRank, gather
+from videodiff.parallel.ranks import LostRank, agreed, gather, is_lost
 
 T = TypeVar("T")
 # A process waits for the slowest: the last clips of a call may take hours. One that ends is noticed at once.
@@ -36,26 +36,15 @@ class Ranks(NamedTuple):
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes in order; each has to call."""
-        try:
-            return gather(self.world, value)
-        except RuntimeError as error:
-            raise LostRank(f"rank {self.rank} lost another one; the one that failed says why") from error
+        return gather(self.world, value)
 
     def wait(self) -> None:
         """Wait until all processes have come here."""
         self.gather(None)
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run the block on every rank; if it fails on one, its error is raised on all, and none waits for ever."""
-        problem: Exception | None = None
-        try:
-            yield
-        except Exception as error:
-            problem = error
-        for found in self.gather(problem):
-            if found is not None:
-                raise problem or found
+    def together(self) -> AbstractContextManager[None]:
+        """Run a block on every rank; if it fails on one, its error is raised on all, and none waits for ever."""
+        return agreed(self.world)
 
 
 @contextmanager
@@ -71,6 +60,10 @@ def sharing(folder: Path, verb: str) -> Iterator[Ranks]:
         with owning(folder, verb) if ranks.first else nullcontext():
             yield ranks
             ranks.wait()
+    except RuntimeError as error:
+        if ranks.world == 1 or not is_lost(error):
+            raise
+        raise LostRank(f"rank {ranks.rank} lost another one; the one that failed says why") from error
     finally:
         if ranks.world > 1:
             torch.distributed.destroy_process_group()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import lightning
@@ -61,14 +62,30 @@ def agree(world: int, problem: Exception | None) -> None:
             raise found
 
 
+@contextmanager
+def agreed(world: int) -> Iterator[None]:
+    """Run the block on every rank; if it fails on one, its error is raised on all."""
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    agree(world, problem)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error says that the process at the other end of a message is gone."""
+    words = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(sign in words for sign in SIGNS)
+
+
 def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException | None:
     """Return the dead process that a failure of communication means, None for any other failure.
 
     If the failed rank or torchrun has reported it already, this rank ends without a message.
     """
-    launcher, words = trainer.strategy.launcher, str(error).lower()
-    lost = isinstance(error, torch.distributed.DistError) or any(sign in words for sign in SIGNS)
-    if trainer.world_size == 1 or not lost:
+    launcher = trainer.strategy.launcher
+    if trainer.world_size == 1 or not is_lost(error):
         return None
     if under_torchrun():
         return SystemExit(LOST)

@@ -11,7 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from videodiff.data.storage.files import write_whole
-from videodiff.parallel.ranks import agree
+from videodiff.parallel.ranks import agreed
 from videodiff.training.average import trainable
 from videodiff.training.module import VALIDATED
 from videodiff.training.run.logging import say
@@ -61,33 +61,27 @@ class Checkpoints(Callback):
         self.place, self.mirror = mirror, None
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        problem = self.wrong_best(trainer)
-        if trainer.is_global_zero and problem is None:
-            try:
+        with agreed(trainer.world_size):
+            self.check_best(trainer)
+            if trainer.is_global_zero:
                 kept = self.keep and self.keep + (self.best is not None)
                 check_room(self.folder, module.engine.count(trainable(module).values()), kept)
                 if self.place is not None:
                     mirror = Mirror(self.place, Path(trainer.default_root_dir), self.keep, self.is_kept)
                     mirror.begin(new=module.checkpoint is None)
                     self.mirror = mirror
-            except (OSError, ValueError) as error:
-                problem = error
-        agree(trainer.world_size, problem)
 
-    def wrong_best(self, trainer: lightning.Trainer) -> ValueError | None:
-        """Return what is wrong with the name of the loss that says which checkpoint is best."""
+    def check_best(self, trainer: lightning.Trainer) -> None:
+        """Raise if there is no loss of the name that says which checkpoint is best."""
         if self.best is None:
-            return None
+            return
         if self.best not in VALIDATED:
-            return ValueError(
-                f"callbacks.checkpoints.best: found {self.best!r}, expected one of {', '.join(VALIDATED)}"
-            )
+            raise ValueError(f"callbacks.checkpoints.best: found {self.best!r}, expected one of {', '.join(VALIDATED)}")
         if not trainer.limit_val_batches:
-            return ValueError(
+            raise ValueError(
                 f"callbacks.checkpoints.best: found {self.best!r} without clips to validate with; set "
                 "data.validation_root, or leave it out"
             )
-        return None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         # The checkpoint that a run resumes from exists; without this, the first micro-batch would save it again.
