@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from videodiff.shipped import runs
-from videodiff.shipped.runs import find_run, shipped
+from videodiff.shipped.runs import find_run, shipped, take_run
 
 
 @pytest.fixture
@@ -27,11 +30,14 @@ def test_a_run_that_comes_with_videodiff_is_copied_when_it_is_first_used(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shipped() == ["small"]
-    assert find_run("small") == Path("runs/small")
+    assert find_run("small") == home
+    assert not any(Path().iterdir()), "looking for a run writes nothing"
+    assert take_run("small") == Path("runs/small")
     assert "the run small comes with videodiff; it is copied to runs/small" in capsys.readouterr().out
     assert (Path("runs/small/checkpoints/weights")).read_bytes() == b"weights"
-    (Path("runs/small/generated")).mkdir()
     assert find_run("small") == Path("runs/small")
+    (Path("runs/small/generated")).mkdir()
+    assert take_run("small") == Path("runs/small")
     assert capsys.readouterr().out == ""
     assert Path("runs/small/generated").is_dir()
     assert sorted(path.name for path in Path("runs").iterdir()) == ["small"]
@@ -47,5 +53,28 @@ def test_a_run_of_the_users_own_is_not_taken_for_the_one_that_comes_with_videodi
     Path("runs/small").mkdir(parents=True)
     Path("runs/small/config.yaml").write_text("name: mine\n")
     with pytest.raises(ValueError, match="run: found another run in runs/small than the small that comes with"):
-        find_run("small")
+        take_run("small")
     assert Path("runs/small/config.yaml").read_text() == "name: mine\n"
+
+
+def test_a_copy_that_fails_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError, match="No space left"):
+        take_run("small")
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_processes_that_copy_at_once_take_the_first_copy(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def slower(partial: Path, copy: Path) -> None:
+        shutil.copytree(partial, copy)
+        rename(partial, copy)
+
+    monkeypatch.setattr(os, "rename", slower)
+    assert take_run("small") == Path("runs/small")
+    assert [path.name for path in Path("runs").iterdir()] == ["small"]

@@ -8,14 +8,14 @@ from omegaconf import DictConfig
 
 from videodiff.printing import say
 from videodiff.report.page import write_hero, write_report
-from videodiff.shipped.runs import find_run
+from videodiff.shipped.runs import take_run
 from videodiff.verbs.config.measuring import known_quantities
 from videodiff.verbs.config.stored import read_yaml
 
 
 def run(cfg: DictConfig) -> None:
     """Write the page; it says so if the configuration cannot be read."""
-    cfg.run = str(find_run(cfg.run))
+    cfg.run = str(take_run(cfg.run))
     config = Path(cfg.run) / "config.yaml"
     if config.is_file():
         read_yaml(config)

@@ -25,7 +25,7 @@ from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_
 from videodiff.generation.sharing import choose_gpu, sharing
 from videodiff.metrics.motion.drift import Drift
 from videodiff.printing import say
-from videodiff.shipped.runs import find_run
+from videodiff.shipped.runs import take_run
 from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, check_shape, load_run, read_run
 
@@ -55,7 +55,7 @@ class Order(NamedTuple):
 
 def run(cfg: DictConfig) -> None:
     """Sample the clips and write each as mp4, with poster, contact sheet and a JSON that makes it again."""
-    cfg.run = str(find_run(cfg.run))
+    cfg.run = str(take_run(cfg.run))
     read_run(cfg.run, cfg.trust)
     given = [read_footage("given", name) for name in names_of(cfg.given)]
     asked = plain(cfg.prompts)

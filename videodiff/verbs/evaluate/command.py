@@ -39,7 +39,7 @@ from videodiff.metrics.sets.set_metric import TRUTH
 from videodiff.printing import say
 from videodiff.report.leaderboard import BOARD, add_row, check_board
 from videodiff.report.markdown import write_markdown
-from videodiff.shipped.runs import find_run
+from videodiff.shipped.runs import take_run
 from videodiff.training.state.checkpoint import AVERAGE, of, read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.measuring import build_metrics
@@ -75,7 +75,7 @@ class Job(NamedTuple):
 
 def run(cfg: DictConfig) -> None:
     """Evaluate; the run may still be training, but only one evaluation may run at a time."""
-    cfg.run = str(find_run(cfg.run))
+    cfg.run = str(take_run(cfg.run))
     choose_gpu()
     with sharing(Path(cfg.run) / "evaluation", "evaluate") as ranks:
         evaluate(cfg, ranks)
