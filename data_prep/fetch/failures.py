@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 from videodiff.data.storage.address import printable, without_secrets
+from videodiff.data.storage.causes import chain
 
 # When to try again: at once (after a pause), in a later run (`retry=failed`), or never.
 NOW, LATER, NEVER = "now", "later", "never"
@@ -75,7 +76,7 @@ class AcquireError(Exception):
 
 def classify(error: Exception) -> AcquireError:
     """Return an error of any of the libraries as a typed failure; an error for a full disk is raised again."""
-    errors = list(causes(error))
+    errors = list(chain(error, handled=False))
     for cause in errors:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise cause
@@ -101,21 +102,6 @@ def status_error(status: int, headers: Mapping[str, str], detail: str) -> Acquir
     """Return the failure that a status of HTTP means."""
     again = NOW if status in BUSY else LATER if status in (401, 403, 407) else NEVER
     return AcquireError(f"http-{status}", again, detail, retry_after(headers.get("Retry-After")))
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes, each once; Python and yt-dlp record causes in different attributes."""
-    waiting, seen = [error], set()
-    while waiting:
-        error = waiting.pop(0)
-        if isinstance(error, BaseException) and id(error) not in seen:
-            seen.add(id(error))
-            yield error
-            waiting += [
-                error.__cause__,
-                getattr(error, "cause", None),
-                (getattr(error, "exc_info", None) or (None,) * 2)[1],
-            ]
 
 
 def status_of(error: BaseException) -> tuple[int, Mapping[str, str]]:

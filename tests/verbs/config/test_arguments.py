@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from videodiff.data.storage.causes import chain
 from videodiff.printing import in_line, printable
 from videodiff.verbs.config.arguments import parse, positional, quoted, replacing, spell, split
 from videodiff.verbs.config.checking import composed
@@ -183,12 +182,3 @@ def test_typed_shares_replace_those_of_the_recipe(verb: str, typed: list[str], k
         cfg = composed(verb, lines)
     assert OmegaConf.select(cfg, key) == found
     assert verb != "train" or cfg.data.height == 20
-
-
-def test_the_chain_of_an_error_ends_where_it_is_a_circle() -> None:
-    error = RuntimeError("lost")
-    error.__cause__ = error
-    assert list(chain(error)) == [error]
-    cause, other = ValueError("cause"), OSError("other")
-    cause.__cause__, other.__cause__ = other, cause
-    assert list(chain(cause)) == [cause, other]
