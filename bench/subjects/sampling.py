@@ -11,7 +11,7 @@ from subjects.harness import Figure, Settings, figure, ratio, turns
 
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import Sampler, dpm_solver_2m, euler, flow_map, heun
-from videodiff.generation.settings import Generation, clip_noise
+from videodiff.generation.settings import Generation, Network, clip_noise
 
 TITLE = "Sampling"
 # How each is used: steps, the scale of guidance, and how often a step asks the network about each clip.
@@ -56,4 +56,4 @@ def sampling(size: Size, sampler: Sampler, steps: int, scale: float, asked: int)
     noise = clip_noise((size.channels, size.frames, size.side, size.side), range(size.clips))
     null = {"text": condition["text"][:1], "text_mask": condition["text_mask"][:1]}
     generation = Generation(sampler, steps=steps, shift=5.0, scale=scale)
-    return partial(generation, network.eval(), condition, null, RectifiedFlow(), "x", noise)
+    return partial(generation, Network(network.eval(), condition, null, RectifiedFlow(), "x"), noise)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import ddim, dpm_solver_2m, euler, heun
-from videodiff.generation.settings import Generation, Given, clip_noise, nothing_given
+from videodiff.generation.settings import Generation, Given, Network, clip_noise, nothing_given
 
 PATH = RectifiedFlow()
 each_sampler = pytest.mark.parametrize("sampler", [euler, heun, ddim, dpm_solver_2m], ids=lambda s: s.__name__)
@@ -32,6 +34,11 @@ def condition(*captions: float) -> dict[str, Tensor]:
 NULL = {"text": torch.tensor([1.0])}
 
 
+def asked(denoiser: Callable[..., Tensor], *text: float) -> Network:
+    """Return a network with one caption for each clip."""
+    return Network(denoiser, condition(*text), NULL, PATH, "x")
+
+
 def noise(b: int, t: int = 4) -> Tensor:
     return clip_noise((2, t, 3, 3), range(b))
 
@@ -42,14 +49,14 @@ def given(clip: Tensor, known: Tensor, **more: Tensor) -> Given:
 
 @each_sampler
 def test_each_clip_becomes_what_its_caption_says(sampler: object) -> None:
-    made = Generation(sampler, steps=4)(World(), condition(0.5, -0.25), NULL, PATH, "x", noise(2))
+    made = Generation(sampler, steps=4)(asked(World(), 0.5, -0.25), noise(2))
     wanted = torch.tensor([0.5, -0.25]).view(2, 1, 1, 1, 1).expand_as(made)
     torch.testing.assert_close(made, wanted)
 
 
 @each_sampler
 def test_guidance_pushes_from_the_null_caption_through_the_caption(sampler: object) -> None:
-    made = Generation(sampler, steps=4, scale=3.0)(World(), condition(2.0), NULL, PATH, "x", noise(1))
+    made = Generation(sampler, steps=4, scale=3.0)(asked(World(), 2.0), noise(1))
     torch.testing.assert_close(made, torch.full_like(made, 1 + 3.0 * (2 - 1)))
 
 
@@ -58,9 +65,7 @@ def test_guidance_pushes_from_the_null_caption_through_the_caption(sampler: obje
 def test_known_frames_are_taken_from_the_clip(sampler: object, known: list[int]) -> None:
     mask, clip = torch.zeros(2, 4, dtype=torch.bool), torch.randn(2, 2, 4, 3, 3)
     mask[0, known] = True
-    made = Generation(sampler, steps=3, scale=2.0)(
-        World(), condition(0.5, 0.5), NULL, PATH, "x", noise(2), given(clip, mask)
-    )
+    made = Generation(sampler, steps=3, scale=2.0)(asked(World(), 0.5, 0.5), noise(2), given(clip, mask))
     assert torch.equal(made[0, :, known], clip[0, :, known])
     others = [t for t in range(4) if t not in known]
     torch.testing.assert_close(made[0, :, others], torch.zeros_like(made[0, :, others]))
@@ -70,31 +75,31 @@ def test_known_frames_are_taken_from_the_clip(sampler: object, known: list[int])
 @pytest.mark.parametrize(("sampler", "scale", "calls"), [(euler, 1.0, 5), (euler, 2.0, 10), (heun, 1.0, 9)])
 def test_a_step_costs_one_network_call_and_guidance_doubles_it(sampler: object, scale: float, calls: int) -> None:
     world = World()
-    Generation(sampler, steps=5, scale=scale)(world, condition(0.5), NULL, PATH, "x", noise(1))
+    Generation(sampler, steps=5, scale=scale)(asked(world, 0.5), noise(1))
     assert len(world.calls) == calls
 
 
 def test_guidance_is_limited_to_its_interval() -> None:
     world = World()
-    Generation(euler, steps=4, scale=2.0, interval=(0.4, 0.8))(world, condition(0.5), NULL, PATH, "x", noise(1))
+    Generation(euler, steps=4, scale=2.0, interval=(0.4, 0.8))(asked(world, 0.5), noise(1))
     without_caption = [float(tau[0, 0]) for tau, text in world.calls if text == 1]
     assert without_caption == [0.75, 0.5]
 
 
 def test_the_shift_moves_the_steps_toward_noise() -> None:
     world = World()
-    Generation(euler, steps=2, shift=3.0)(world, condition(0.5), NULL, PATH, "x", noise(1))
+    Generation(euler, steps=2, shift=3.0)(asked(world, 0.5), noise(1))
     assert [float(tau[0, 0]) for tau, _ in world.calls] == pytest.approx([1.0, 3 * 0.5 / (1 + 2 * 0.5)])
 
 
 def test_a_leading_frame_is_clean_before_the_others_begin() -> None:
     world = World()
-    Generation(euler, steps=2, lead=1)(world, condition(0.5), NULL, PATH, "x", noise(1, t=3))
+    Generation(euler, steps=2, lead=1)(asked(world, 0.5), noise(1, t=3))
     assert [tau[0].tolist() for tau, _ in world.calls] == [[1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0.5, 0.5]]
 
 
 def test_one_frame_is_a_clip() -> None:
-    made = Generation(heun, steps=3)(World(), condition(0.5), NULL, PATH, "x", noise(1, t=1))
+    made = Generation(heun, steps=3)(asked(World(), 0.5), noise(1, t=1))
     torch.testing.assert_close(made, torch.full((1, 2, 1, 3, 3), 0.5))
 
 
@@ -106,7 +111,7 @@ def test_noise_of_a_clip_depends_on_its_own_seed_alone() -> None:
 
 def test_sampling_keeps_no_graph() -> None:
     weight = torch.ones((), requires_grad=True)
-    made = Generation(euler, steps=2)(lambda z, tau, **_: weight * z, condition(0.5), NULL, PATH, "x", noise(1))
+    made = Generation(euler, steps=2)(asked(lambda z, tau, **_: weight * z, 0.5), noise(1))
     assert not made.requires_grad
 
 
@@ -115,7 +120,7 @@ def test_kept_pixels_come_back_and_the_others_are_made(sampler: object) -> None:
     kept, clip = torch.zeros(1, 1, 4, 3, 3, dtype=torch.bool), torch.randn(1, 2, 4, 3, 3)
     kept[..., 0] = True
     around = given(clip, torch.zeros(1, 4, dtype=torch.bool), kept=kept)
-    made = Generation(sampler, steps=4, scale=2.0)(World(), condition(0.5), NULL, PATH, "x", noise(1), around)
+    made = Generation(sampler, steps=4, scale=2.0)(asked(World(), 0.5), noise(1), around)
     assert torch.equal(made[..., 0], clip[..., 0])
     torch.testing.assert_close(made[..., 1:], torch.zeros_like(made[..., 1:]))
 
@@ -130,7 +135,7 @@ def test_kept_pixels_are_at_every_step_what_they_would_be_in_a_noised_clip() -> 
     kept, clip, eps = torch.zeros(1, 1, 4, 3, 3, dtype=torch.bool), torch.randn(1, 2, 4, 3, 3), noise(1)
     kept[..., 1] = True
     around = given(clip, torch.zeros(1, 4, dtype=torch.bool), kept=kept)
-    Generation(dpm_solver_2m, steps=5)(network, condition(0.5), NULL, PATH, "x", eps, around)
+    Generation(dpm_solver_2m, steps=5)(asked(network, 0.5), eps, around)
     for z, tau in seen:
         torch.testing.assert_close(z[..., 1], PATH.mix(clip, eps, tau)[..., 1])
 
@@ -139,12 +144,12 @@ def test_kept_pixels_are_at_every_step_what_they_would_be_in_a_noised_clip() -> 
 def test_a_clip_that_begins_with_another_goes_down_from_its_strength(sampler: object) -> None:
     world, clip, eps = World(), torch.randn(1, 2, 4, 3, 3), noise(1)
     around = given(clip, torch.zeros(1, 4, dtype=torch.bool), begin=torch.full((1, 4), 0.6))
-    Generation(sampler, steps=3, shift=3.0, lead=1)(world, condition(0.5), NULL, PATH, "x", eps, around)
+    Generation(sampler, steps=3, shift=3.0, lead=1)(asked(world, 0.5), eps, around)
     levels = [float(tau[0, 0]) for tau, _ in world.calls]
     assert levels[0] == pytest.approx(0.6)
     assert levels == sorted(levels, reverse=True)
     # A network that expects the clip itself leaves it as it is.
-    made = Generation(sampler, steps=3)(lambda z, tau, **_: clip, condition(0.5), NULL, PATH, "x", eps, around)
+    made = Generation(sampler, steps=3)(asked(lambda z, tau, **_: clip, 0.5), eps, around)
     torch.testing.assert_close(made, clip)
 
 
@@ -157,7 +162,7 @@ def test_noise_on_known_frames_is_told_and_does_not_come_back() -> None:
 
     known, clip, eps = torch.tensor([[True, True, False, False]]), torch.randn(1, 2, 4, 3, 3), noise(1)
     around = given(clip, known, held=torch.tensor([0.25]))
-    made = Generation(euler, steps=3)(network, condition(0.5), NULL, PATH, "x", eps, around)
+    made = Generation(euler, steps=3)(asked(network, 0.5), eps, around)
     assert torch.equal(made[:, :, :2], clip[:, :, :2])
     for z, tau in seen:
         assert tau[0, :2].tolist() == [0.25, 0.25]

@@ -142,7 +142,7 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
         z[:, :, : how.overlap] = path.mix(history, noise[:, :, : how.overlap], ramp[0, :, : how.overlap])
         settings, caption = how.led(generation, one.caption, shape[0] + number, noisy)
         settings = settings if caption else settings.without_caption()
-        denoise = settings.denoise(*network(parts, [one._replace(caption=caption)], device), noise, given)
+        denoise = settings.denoise(network(parts, [one._replace(caption=caption)], device), noise, given)
         z = generation.sampler(denoise, z, ramp, path)
         ready = z[:, :, how.overlap : how.overlap + 1]
         check_finite(ready, [one])

@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool3d
 
 from videodiff.codec.pixels import scale_pixels
 from videodiff.generation.known import known_latents
-from videodiff.generation.settings import Generation, Given, clip_noise, nothing_given
+from videodiff.generation.settings import Generation, Given, Network, clip_noise, nothing_given
 
 
 class Parts(Protocol):
@@ -108,7 +108,7 @@ def sample_batch(
     given = given_of(parts.codec, wanted, shape, noise)
     if not any(one.caption for one in wanted):
         generation = generation.without_caption()
-    made = generation(*network(parts, wanted, device), noise, given)
+    made = generation(network(parts, wanted, device), noise, given)
     faults = [fault_of(values, one) for values, one in zip(made, wanted, strict=True)]
     videos = parts.codec.decode(made)
     return [
@@ -121,14 +121,14 @@ def is_no_room(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def network(parts: Parts, wanted: Sequence[Wanted], device: torch.device) -> tuple[Any, ...]:
-    """Return the first arguments of a `Generation`: network, conditions with and without captions, path, prediction."""
+def network(parts: Parts, wanted: Sequence[Wanted], device: torch.device) -> Network:
+    """Return the network of a model with the captions and frame rates of these clips."""
     text, mask = parts.text([one.caption for one in wanted])
     null_text, null_mask = parts.text([""])
     fps = torch.tensor([one.fps for one in wanted], dtype=torch.float32, device=device)
     condition = {"text": text, "text_mask": mask, "fps": fps}
     null = {"text": null_text, "text_mask": null_mask}
-    return parts.denoiser, condition, null, parts.objective.path, parts.objective.prediction
+    return Network(parts.denoiser, condition, null, parts.objective.path, parts.objective.prediction)
 
 
 def given_of(codec: Any, wanted: Sequence[Wanted], shape: tuple[int, int, int], noise: Tensor) -> Given:

@@ -50,6 +50,28 @@ def nothing_given(noise: Tensor) -> Given:
     return Given(torch.zeros_like(noise), mask[:, 0, :, 0, 0].clone(), begin, torch.zeros_like(begin[:, 0]), mask)
 
 
+class Network(NamedTuple):
+    """A denoiser with the captions of a batch.
+
+    `condition`: keyword arguments of the denoiser; `null`: replacements for them that stand for no caption.
+    """
+
+    denoiser: Callable[..., Tensor]
+    condition: Mapping[str, Tensor]
+    null: Mapping[str, Tensor]
+    path: Path
+    prediction: str
+
+    def denoise(self) -> Denoise:
+        """Return its denoise function with the captions."""
+        return denoise_function(self.denoiser, dict(self.condition), self.path, self.prediction)
+
+    def without_captions(self) -> Network:
+        """Return the same network with no caption for any clip."""
+        null = {key: value.expand_as(self.condition[key]) for key, value in self.null.items()}
+        return self._replace(condition={**self.condition, **null})
+
+
 SETTINGS = (
     *("steps", "scale", "shift", "interval", "lead", "rescale"),
     *("history", "history_level", "reconstruction"),
@@ -118,45 +140,18 @@ class Generation:
         return found
 
     @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Callable[..., Tensor],
-        condition: Mapping[str, Tensor],
-        null: Mapping[str, Tensor],
-        path: Path,
-        prediction: str,
-        noise: Tensor,
-        given: Given | None = None,
-    ) -> Tensor:
-        """Return clips of the shape of `noise` (`b c t h w`), made around what is given.
-
-        `condition`: keyword arguments of the denoiser; `null`: replacements for them that stand for no caption.
-        """
+    def __call__(self, network: Network, noise: Tensor, given: Given | None = None) -> Tensor:
+        """Return clips of the shape of `noise` (`b c t h w`), made around what is given."""
         given = nothing_given(noise) if given is None else given
-        denoise = self.denoise(denoiser, condition, null, path, prediction, noise, given)
         taus = schedule(self.steps, given.known, self.shift, self.lead, given.begin, given.held)
-        made = generate(self.sampler, denoise, path, noise, given.clip, taus)
+        denoise = self.denoise(network, noise, given)
+        made = generate(self.sampler, denoise, network.path, noise, given.clip, taus)
         return torch.where(per_frame(given.known) | given.kept, given.clip, made)
 
-    def denoise(
-        self,
-        denoiser: Callable[..., Tensor],
-        condition: Mapping[str, Tensor],
-        null: Mapping[str, Tensor],
-        path: Path,
-        prediction: str,
-        noise: Tensor,
-        given: Given,
-    ) -> Denoise:
+    def denoise(self, network: Network, noise: Tensor, given: Given) -> Denoise:
         """Return the denoise function with all requested guidance."""
-        without = {**condition, **{key: value.expand_as(condition[key]) for key, value in null.items()}}
-        denoise = classifier_free(
-            denoise_function(denoiser, dict(condition), path, prediction),
-            denoise_function(denoiser, without, path, prediction),
-            self.scale,
-            self.interval,
-            self.rescale,
-        )
+        path, without = network.path, network.without_captions().denoise()
+        denoise = classifier_free(network.denoise(), without, self.scale, self.interval, self.rescale)
         denoise = with_history(denoise, path, given.known, noise, self.history, self.history_level)
         denoise = reconstructing(denoise, path, given.clip, given.kept, self.reconstruction)
         return holding(denoise, given.clip, given.kept) if bool(given.kept.any()) else denoise

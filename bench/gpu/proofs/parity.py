@@ -15,7 +15,7 @@ from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.diffusion.path import Cosine, RectifiedFlow
 from videodiff.diffusion.prediction import KINDS
 from videodiff.diffusion.sampler import ddim, dpm_solver_2m, euler, heun
-from videodiff.generation.settings import Generation, clip_noise, nothing_given
+from videodiff.generation.settings import Generation, Network, clip_noise, nothing_given
 from videodiff.training.module import parameter_groups
 from videodiff.training.optimizer import AdamW, Muon
 
@@ -173,7 +173,8 @@ def compare_sampler(
         device = given["z"].device
         start = noise.to(device)
         frames = nothing_given(start)._replace(clip=given["z"], known=known.to(device))
-        return generation(network, condition(given), null(given), RectifiedFlow(), prediction, start, frames)
+        asked = Network(network, condition(given), null(given), RectifiedFlow(), prediction)
+        return generation(asked, start, frames)
 
     # At pure noise, a clip that is told by its noise is divided by a thousandth: the rounding of the network grows so.
     much = 100 if prediction == "eps" else 10
