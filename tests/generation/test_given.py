@@ -65,8 +65,9 @@ def test_a_video_is_taken_from_a_second_of_it(video: str, start: float, fps: flo
 
 def test_frames_that_a_video_does_not_have_are_an_error(video: str) -> None:
     one = read_footage("given", video)
-    for start, message in ((2.3, "expected at least 26 for the frames"), (-9.0, "has 24 frames")):
-        with pytest.raises(ValueError, match=message):
+    for start, message in ((2.3, "expected at least 26 for the frames"), (-1e300, "start"), (2.4, "start")):
+        message = message.replace("start", rf"start: found {start:g}, expected -2.4 to 2.4: .* has so many seconds")
+        with pytest.raises(ValueError, match=message.replace("+", r"\+")):
             read_known([one], [0, 1, 2], CODEC, (6, 16, 24), 10.0, start)
 
 
@@ -90,3 +91,13 @@ def test_a_file_that_is_no_picture_and_no_video_is_named(tmp_path: Path, name: s
         read_footage("given", str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match="mask: found no file"):
         read_footage("mask", str(tmp_path / "none.png"))
+
+
+def test_a_file_that_is_cut_off_is_not_told_that_it_is_too_large(tmp_path: Path) -> None:
+    whole = Path(picture(tmp_path / "a.png", 9)).read_bytes()
+    moving = [Image.fromarray(np.full((16, 16, 3), grey, np.uint8)) for grey in (9, 99)]
+    moving[0].save(tmp_path / "moving.webp", save_all=True, append_images=moving[1:])
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("cut.png", "moving.webp"):
+        with pytest.raises(ValueError, match="damaged or cut off, of a kind that is not read"):
+            read_footage("given", str(tmp_path / name))

@@ -149,6 +149,8 @@ def test_clips_that_need_more_memory_than_there_is_are_one_line(error: Exception
     network.denoiser.forward = full
     with pytest.raises(NoRoomError, match="memory: found too little for 3 clips of 5 frames of 4 x 6 pixels, expected"):
         sample_each(network, Generation(euler, steps=3), [Wanted("a ball", 5.0, 0)], (5, 4, 6), batch=3)
+    with pytest.raises(NoRoomError, match="memory: found too little for 1000000000000 clips"):
+        sample_each(network, Generation(euler, steps=3), [Wanted("a ball", 5.0, 0)], (5, 4, 6), batch=10**12)
     error.args = ("another",)
     if type(error) is RuntimeError:
         with pytest.raises(RuntimeError, match="another"):

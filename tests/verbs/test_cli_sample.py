@@ -242,7 +242,7 @@ MISTAKES = {
     "frames=0": "'frames=0': found 0, expected a whole number of at least 1",
     "frames=-4": "'frames=-4': found -4, expected a whole number of at least 1",
     "fps=0": "'fps=0': found 0, expected a number above 0",
-    "steps=0": "'steps=0': found 0, expected a whole number of at least 1",
+    "steps=0": "'steps=0': found 0, expected a whole number from 1 to 100000",
     "strength=0": "'strength=0': found 0, expected a number of at most 1 and above 0",
     "strength=0.5": "strength: found 0.5 without given=, expected a video or a picture",
     "known=[0]": "known: found [0] without given=",
@@ -254,7 +254,12 @@ MISTAKES = {
     "rollout_caption=never": "'rollout_caption=never': found 'never', expected one of guide, tell, drop",
     'captions={2: "a red ball"}': "captions: found {2: 'a red ball'} without a rollout, expected seconds=",
     "samples=0": "'samples=0': found 0",
-    "steps=-1": "'steps=-1': found -1, expected a whole number of at least 1",
+    "steps=10000000000": "'steps=10000000000': found 10000000000, expected a whole number from 1 to 100000",
+    "start=2": "start: found 2 without given=, expected a video or a picture",
+    "window=8": "window: found 8 without a rollout, expected rollout= or seconds=",
+    "overlap=2": "overlap: found 2 without a rollout, expected rollout= or seconds=",
+    f"seed={2**63 - 1} samples=2": f"seed: found {2**63 - 1} for 2 clips, expected at most {2**63 - 2}",
+    "samples=100000000000000000000": "seed: found 0 for 100000000000000000000 clips, expected at most",
     "shift=0": "'shift=0': found 0, expected a number above 0",
     f'prompts=["{RED}","a large rad ball"]': "prompts[1]: caption 'a large rad ball': found the word 'rad'",
     "checkpoint=nowhere": "nowhere",
@@ -268,7 +273,8 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     call: Call, trained: Path, tmp_path: Path, mistake: str
 ) -> None:
     prompts = [] if mistake.startswith("prompts") else [f'prompts=["{RED}"]']
-    status, _, err = call("sample", str(trained), *prompts, mistake, f"out={tmp_path / 'made'}")
+    words = mistake.split() if mistake.startswith("seed") else [mistake]
+    status, _, err = call("sample", str(trained), *prompts, *words, f"out={tmp_path / 'made'}")
     assert (status, err.count("\n")) == (1, 1), err
     assert MISTAKES[mistake] in err
     assert not (tmp_path / "made").exists()

@@ -57,14 +57,19 @@ def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float
     """
     if footage.fps is None:
         return [0] * len(numbers)
-    first = start + footage.frames / footage.fps if start < 0 else start
+    seconds = footage.frames / footage.fps
+    if not -seconds <= start < seconds:
+        raise ValueError(
+            f"start: found {start:g}, expected -{seconds:g} to {seconds:g}: {footage.name} has so many seconds"
+        )
+    first = start + seconds if start < 0 else start
     found = [round((first + number / fps) * footage.fps) for number in numbers]
     if len(set(found)) < len(found):
         raise ValueError(
             f"given: {footage.name} has {footage.fps:g} frames a second, expected at least {fps:g}, the rate of this "
             f"clip (fps={footage.fps:g} samples at the rate of the video)"
         )
-    if found[-1] >= footage.frames or found[0] < 0:
+    if found[-1] >= footage.frames:
         raise ValueError(
             f"given: {footage.name} has {footage.frames} frames, expected at least {found[-1] + 1} for the frames "
             f"{shown(numbers)} of the clip at {fps:g} a second from {first:g} s"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -85,14 +87,14 @@ def sample_each(
     batch: the network sees this many clips, the last one again where there are fewer. Products of another size are
     rounded in another way, so a clip is the same to the bit only in batches of one size; 0: as many as there are.
     """
-    count = len(wanted)
-    wanted = [*wanted, *[wanted[-1]] * (batch - count)]
+    count, size = len(wanted), max(len(wanted), batch)
     try:
-        return sample_batch(parts, generation, wanted, shape)[:count]
+        check_memory(size * math.prod(latent_shape(parts.codec, *shape)))
+        return sample_batch(parts, generation, [*wanted, *[wanted[-1]] * (size - count)], shape)[:count]
     except (RuntimeError, MemoryError) as error:
         if not is_no_room(error):
             raise
-        clips = f"{len(wanted)} clips" if len(wanted) > 1 else "a clip"
+        clips = f"{size} clips" if size > 1 else "a clip"
         raise NoRoomError(
             f"memory: found too little for {clips} of {shape[0]} frames of {shape[1]} x {shape[2]} pixels, expected "
             "room for all of it; fewer frames=, a smaller height= and width=, or a smaller batch= need less"
@@ -114,6 +116,12 @@ def sample_batch(
     return [
         fault or keep_given(to_frames(video), one) for fault, video, one in zip(faults, videos, wanted, strict=True)
     ]
+
+
+def check_memory(values: int) -> None:
+    """Raise if the noise of a batch alone, which the host makes, takes more memory than there is."""
+    if 4 * values > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise MemoryError
 
 
 def is_no_room(error: Exception) -> bool:

@@ -72,6 +72,8 @@ class Network(NamedTuple):
         return self._replace(condition={**self.condition, **null})
 
 
+# Far more than any sampler needs: a mistyped number ends in one line, not in days.
+MOST_STEPS = 100_000
 SETTINGS = (
     *("steps", "scale", "shift", "interval", "lead", "rescale"),
     *("history", "history_level", "reconstruction"),
@@ -100,8 +102,8 @@ class Generation:
         history_level: float = 1.0,
         reconstruction: float = 0.0,
     ) -> None:
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"sampler.steps: found {steps}, expected at least 1")
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"sampler.steps: found {steps}, expected a whole number from 1 to {MOST_STEPS}")
         if not 0 < shift < math.inf:
             raise ValueError(f"sampler.shift: found {shift}, expected a number above 0; 1 shifts nothing")
         if not math.isfinite(scale):

@@ -32,6 +32,8 @@ from videodiff.verbs.config.build import Model, build_generation, check_shape, l
 EVALUATION = "evaluation.json"
 # The prompts of a run that is sampled without any.
 EXAMPLES = "prompts.txt"
+# The largest seed that the command line takes, so that any clip can be made again by itself.
+MOST_SEED = 2**63 - 1
 
 
 class Order(NamedTuple):
@@ -66,29 +68,35 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(
             'prompts: found none, expected for example prompts=["a red ball moves left"], or given=<video>'
         )
+    count = len(prompts) * cfg.samples
+    if cfg.seed + count - 1 > MOST_SEED:
+        raise ValueError(
+            f"seed: found {cfg.seed} for {count} clips, expected at most {MOST_SEED - count + 1}: each has its own"
+        )
     choose_gpu()
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     step = read_record(checkpoint)["step"]
     trained = begun(shapes_of_run(Path(cfg.run), run_cfg.data), step)
     order = order_of(cfg, run_cfg, model, trained, given)
+    later = [caption for _, caption in order.rollout.later]
+    notes = check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
+    notes += remarks(given, order.shape)
     out = Path(cfg.out or Path(cfg.run) / "generated")
     with sharing(out, "sample") as ranks:
         base = ranks.gather(next_number(out) if ranks.first else 0)[0]
         if ranks.first:
-            later = [caption for _, caption in order.rollout.later]
-            tell(check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text))
-            tell(remarks(given, order.shape))
+            tell(notes)
         facts = facts_of(cfg, order, given, {"checkpoint": str(checkpoint), "step": step})
-        repeated = [prompt for prompt in prompts for _ in range(cfg.samples)]
-        jobs = [(prompt, cfg.seed + number) for number, prompt in enumerate(repeated)]
-        batches = [range(len(jobs))[start : start + cfg.batch] for start in range(0, len(jobs), cfg.batch)]
-        mine = [batches[place] for place in ranks.share(len(batches))]
-        made = [one for numbers in mine for one in make(cfg, order, out, base, numbers, jobs, facts)]
-        failed = sum(ranks.gather(made.count(False)))
+        batches, failed = range(0, count, cfg.batch), 0
+        for place in ranks.share(len(batches)):
+            numbers = range(batches[place], min(batches[place] + cfg.batch, count))
+            jobs = [(prompts[number // cfg.samples], cfg.seed + number) for number in numbers]
+            failed += make(cfg, order, out, base, numbers, jobs, facts).count(False)
+        failed = sum(ranks.gather(failed))
     if failed:
-        raise ValueError(f"{failed} of {len(jobs)} clips were not written, for the reasons above")
+        raise ValueError(f"{failed} of {count} clips were not written, for the reasons above")
     if ranks.first:
-        say(f"videodiff sample: {len(jobs)} clips from {checkpoint}")
+        say(f"videodiff sample: {count} clips from {checkpoint}")
 
 
 def make(
@@ -101,10 +109,9 @@ def make(
     facts: dict[str, Any],
 ) -> list[bool]:
     """Sample the clips of a batch and write each; return which were written."""
-    clips = order.clips([jobs[number] for number in numbers], cfg.batch)
     return [
-        write(cfg, order, out, base + number, {"prompt": jobs[number][0], "seed": jobs[number][1], **facts}, frames)
-        for number, frames in zip(numbers, clips, strict=True)
+        write(cfg, order, out, base + number, {"prompt": prompt, "seed": seed, **facts}, frames)
+        for number, (prompt, seed), frames in zip(numbers, jobs, order.clips(jobs, cfg.batch), strict=True)
     ]
 
 
@@ -156,6 +163,9 @@ def order_of(
         if roll is None and total > frames:
             roll = "continue"
             say(f"videodiff sample: {total} frames are more than the {frames} of a window: made by rollout=continue")
+    for name in ("window", "overlap"):
+        if cfg[name] is not None and cfg.seconds is None and roll is None:
+            raise ValueError(f"{name}: found {cfg[name]} without a rollout, expected rollout= or seconds=")
     if roll is not None and (cfg.strength is not None or cfg.mask is not None):
         raise ValueError(f"rollout: found {roll} with strength= or mask=, expected one window of frames=")
     if roll is not None and cfg.batch > 1:
@@ -195,8 +205,9 @@ def given_to(
     """Return what is given of each clip, as `Wanted` takes it."""
     around = cfg.strength is not None or cfg.mask is not None
     if not given:
-        for name in ("known", "strength", "mask"):
-            if cfg[name] is not None:
+        for name in ("known", "strength", "mask", "start"):
+            # A start of 0 is the usual one.
+            if cfg[name] not in (None, 0):
                 raise ValueError(f"{name}: found {plain(cfg[name])} without given=, expected a video or a picture")
         return {}
     if cfg.start and all(one.fps is None for one in given):

@@ -102,8 +102,10 @@ def open_video(source: bytes | str | Path, **options: str) -> Iterator[av.contai
             except av.FFmpegError as error:
                 if not forgotten:
                     raise
-                limit = f"expected at most {MAX_PIXELS:,} pixels"
-                raise DecodeError(f"found pictures of an impossible size, {limit}: {error.strerror}") from error
+                raise DecodeError(
+                    f"found no size of its pictures ({error.strerror}): the file is damaged or cut off, of a kind that "
+                    f"is not read (animated webp), or its pictures have over {MAX_PIXELS:,} pixels"
+                ) from error
 
 
 def sizes(container: av.container.InputContainer) -> list[tuple[int, int]]:

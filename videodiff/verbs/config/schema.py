@@ -35,7 +35,7 @@ from videodiff.verbs.config.kinds import (
 )
 
 COUNT, SHARE, SECONDS = whole(1), number(0, 1), number(above=0)
-SIZE = COUNT
+STEPS = whole(1, 100_000)
 TRUST = many(NAME)
 
 
@@ -172,7 +172,7 @@ CLASSES: dict[str, Kind] = {
     ),
     "videodiff.generation.settings.Generation": record(
         sampler=PART,
-        steps=COUNT,
+        steps=STEPS,
         shift=number(above=0),
         scale=number(),
         interval=many(SHARE, 2, 2),
@@ -453,7 +453,7 @@ SAMPLING = {
     "run": PLACE,
     "checkpoint": optional(PLACE),
     "seed": whole(0, 2**63 - 1),
-    "steps": optional(COUNT),
+    "steps": optional(STEPS),
     "scale": optional(number()),
     "shift": optional(number(above=0)),
     "trust": TRUST,
