@@ -34,7 +34,13 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
-    """`subprocess.Popen` whose Python processes are forks of the server."""
+    """`subprocess.Popen` whose Python processes are forks of the server.
+
+    `subprocess` has no public place for another way to begin a process and to learn how it ended. Its three private
+    methods are the only place below pipes, `communicate`, time-outs and signals, which the library keeps doing: a class
+    with public methods alone would write all of them again, and the code under test asks for a real `Popen`. They have
+    had these arguments since Python 3.11; where they have others, every test that starts a process is red.
+    """
 
     talk: socket.socket | None = None
 

@@ -17,7 +17,7 @@ from videodiff.cli import VERBS as CLI
 from videodiff.verbs.config.arguments import parse
 from videodiff.verbs.config.checking import check_composed, plain
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import MISSING
+from videodiff.verbs.config.kinds import FLAG, MISSING
 from videodiff.verbs.config.schema import CLASSES, VERBS, faults
 from videodiff.verbs.config.stored import mappings
 
@@ -64,6 +64,11 @@ def test_the_entries_of_a_class_are_its_arguments(name: str) -> None:
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     assert set(CLASSES[name].keys) == named
     assert (CLASSES[name].rest is not None) == any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if name.startswith(("videodiff.", "data_prep.")):
+        typed = {p.name: str(p.annotation) for p in parameters if p.name in named and p.annotation is not p.empty}
+        keys = {key: kind for key, kind in CLASSES[name].keys.items() if key in typed and not kind.advice}
+        assert {key for key, kind in keys.items() if kind.optional} == {key for key in keys if "None" in typed[key]}
+        assert {key for key in keys if typed[key] == "bool"} == {key for key, kind in keys.items() if kind is FLAG}
 
 
 def test_the_entries_of_prep_are_the_fields_of_its_settings() -> None:
