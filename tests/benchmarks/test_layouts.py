@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from videodiff.benchmarks.layouts import Made, by_prompt, by_scenario, physics_iq, vbench, vbench2
+from videodiff.benchmarks.layouts import Made, by_prompt, by_scenario, physics_iq, read_info, vbench, vbench2
 
 INFO = [
     {"prompt_en": "a toilet, frozen in time", "dimension": ["temporal_flickering"]},
@@ -41,10 +42,27 @@ def test_clips_of_a_prompt_are_numbered_by_their_names_and_missing_ones_are_told
     assert [place.name for place in missing] == ["a dog running happily-3.mp4", "a dog running happily-4.mp4"]
 
 
-@pytest.mark.parametrize("prompt", ["a/b", "x" * 260, "a\0b"])
+@pytest.mark.parametrize("prompt", ["a/b", "x" * 260, "a\0b", "a\ud800b"])
 def test_a_prompt_that_can_be_no_name_of_a_file_is_refused(prompt: str) -> None:
     with pytest.raises(ValueError, match=r"info: found the prompt .*, expected one that can be the name of a file"):
         vbench([{"prompt_en": prompt, "dimension": ["scene"]}])
+
+
+@pytest.mark.parametrize("dimension", [[], [5], [{}], ["../../elsewhere"], ["/etc"], [".."], [""], "scene"])
+def test_a_dimension_that_can_be_no_name_of_a_folder_is_refused(tmp_path: Path, dimension: object) -> None:
+    path = tmp_path / "info.json"
+    path.write_text(json.dumps([INFO[0], {"prompt_en": "a kite", "dimension": dimension}]))
+    with pytest.raises(ValueError, match=r"info: .*info.json: entry 1: found .*, expected prompt_en and dimension"):
+        read_info(path)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark_and_may_not_be_nested_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    path.write_text(json.dumps(INFO), encoding="utf-8-sig")
+    assert read_info(path) == INFO
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"info: .*info.json is not JSON"):
+        read_info(path)
 
 
 def test_a_dimension_that_no_prompt_has_is_refused() -> None:

@@ -72,9 +72,19 @@ def numbered(folder: str, stem: str, prompt: str, count: int) -> Iterator[Place]
     """Yield the files of one prompt."""
     for number in range(count):
         name = f"{stem}-{number}.mp4"
-        if "/" in name or "\0" in name or len(name.encode()) > MOST_BYTES:
+        if not can_be_name(name):
             raise ValueError(f"info: found the prompt {prompt[:60]!r}, expected one that can be the name of a file")
         yield Place(f"{folder}{name}", prompt, number)
+
+
+def can_be_name(text: str) -> bool:
+    """Return whether a text can be the name of a file or folder within another one."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        # JSON can hold half a character.
+        return False
+    return size <= MOST_BYTES and not {"/", "\0"} & set(text) and text not in ("", ".", "..")
 
 
 def chosen(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> list[Mapping[str, Any]]:
@@ -136,12 +146,19 @@ def by_scenario(names: Mapping[str, str], made: Sequence[Made]) -> tuple[dict[st
 def read_info(path: Path) -> list[dict[str, Any]]:
     """Return the list of prompts of a suite: objects with prompt_en and dimension."""
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        info = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"info: {path} is not JSON: {error}") from error
     for number, entry in enumerate(info if isinstance(info, list) else [None]):
         known = isinstance(entry, dict) and isinstance(entry.get("prompt_en"), str)
-        if not known or not isinstance(entry.get("dimension"), list):
+        dimensions = entry.get("dimension") if known else None
+        # A dimension may become the name of a folder.
+        if not (isinstance(dimensions, list) and dimensions and all(map(is_dimension, dimensions))):
             found = str(entry)[:60]
             raise ValueError(f"info: {path}: entry {number}: found {found!r}, expected prompt_en and dimension")
     return info
+
+
+def is_dimension(found: object) -> bool:
+    """Return whether a value can be a dimension of a suite."""
+    return isinstance(found, str) and can_be_name(found)
