@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ def test_prompts_of_known_words_pass_without_a_remark() -> None:
 
 
 @pytest.mark.parametrize(("prompts", "match"), [(["a ball", 3], r"here\[1\]: found 3, expected text"),
+                                                (["a\ud800 ball"], r"here\[0\]: found half a character, '.ud800'"),
                                                 (["a green ball"], r"here\[0\]: .*green")])  # fmt: skip
 def test_a_prompt_that_is_not_taken_is_named_by_setting_and_number(prompts: list[object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
@@ -53,6 +55,18 @@ LISTS = {
 def test_prompts_are_read_from_files_and_the_lists_of_benchmarks(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(LISTS[name])
     assert find_prompts(str(tmp_path / name)) == ["a red ball", "a blue ball"]
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_only_ends_of_lines_part_prompts(sign: str, tmp_path: Path) -> None:
+    text, prompt = tmp_path / "a.txt", f"a red{sign}ball"
+    text.write_bytes(f"{prompt}\r\na kite\ra moon\n\n".encode())
+    assert find_prompts(str(text)) == [prompt, "a kite", "a moon"]
+    lines = tmp_path / "a.jsonl"
+    # JSON text may hold these two as they are.
+    if sign in "\u2028\x85":
+        lines.write_text(json.dumps({"prompt": prompt}, ensure_ascii=False))
+        assert find_prompts(str(lines)) == [prompt]
 
 
 def test_of_a_list_of_vbench_dimensions_are_chosen(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def check_dimensions(dimensions: Sequence[str]) -> None:
 
 def parse_prompts(text: str, suffix: str, dimensions: Sequence[str] = ()) -> list[str]:
     """Return the prompts in a text: lines, JSON lines, or a JSON list of texts or of records with a prompt."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # `str.splitlines` would also end lines at signs that a prompt, or a text in JSON, may hold.
+    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
     if suffix == ".txt":
         if dimensions:
             raise ValueError("found lines of text, expected VBench's list in JSON for dimensions=")
@@ -92,6 +94,8 @@ def check_prompts(name: str, prompts: Sequence[Any], text: TextEncoder) -> list[
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise ValueError(f"{name}[{number}]: found {prompt!r}, expected text")
+        if half := re.search(r"[\ud800-\udfff]", prompt):
+            raise ValueError(f"{name}[{number}]: found half a character, {half[0]!r}, expected text: {prompt!r:.120}")
         if text.unit == "words" and (fault := text.fault(prompt)):
             raise ValueError(f"{name}[{number}]: {fault.reason}")
         if left_out := fit_captions([prompt], text)[1]:
