@@ -216,6 +216,12 @@ def test_a_long_clip_begins_with_given_frames_of_its_first_window(call: Call, tr
         (["known=[-1]"], "known: found [-1] with rollout=continue, expected frames of the first window, from 0 on"),
         (["known=[1]", "rollout=keys"], "known: found [1] with rollout=keys, expected [0]"),
         (["strength=0.5"], "rollout: found continue with strength= or mask=, expected one window of frames="),
+        # At 2.5 frames a second, these three are of frames 3, 3 and 10 of 0 to 9.
+        (
+            ['captions={1.1: "a", 1.3: "b"}'],
+            "captions: found the seconds 1.1, 1.3, expected each in a frame of its own",
+        ),
+        (['captions={3.9: "a"}'], "captions: found the seconds 3.9, expected some from 0.4 to 3.6, the last frame"),
     ):
         status, _, err = call(*how, *wrong)
         assert (status, err.count("\n")) == (1, 1)

@@ -194,8 +194,16 @@ def captions_of(cfg: DictConfig, total: int, fps: float, roll: str | None) -> tu
     if asked and roll is None:
         raise ValueError(f"captions: found {plain(cfg.captions)} without a rollout, expected seconds= and a long clip")
     found = {round(second * fps): caption for second, caption in sorted(asked.items())}
+    seconds = ", ".join(f"{second:g}" for second in sorted(asked))
     if found and not 0 < min(found) <= max(found) < total:
-        raise ValueError(f"captions: found the seconds {list(asked)}, expected some within the clip of {total / fps:g}")
+        last = (total - 1) / fps
+        raise ValueError(
+            f"captions: found the seconds {seconds}, expected some from {1 / fps:g} to {last:g}, the last frame"
+        )
+    if len(found) < len(asked):
+        raise ValueError(
+            f"captions: found the seconds {seconds}, expected each in a frame of its own, {fps:g} a second"
+        )
     return tuple(found.items())
 
 

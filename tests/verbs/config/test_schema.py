@@ -163,6 +163,10 @@ WRONG_ELSEWHERE = [
         for each in ("encode.fps=0", "prep.duplicates.near=300", "+prep.filter.motion.mix=1", "format=csv")
     ),
     *(("inspect", each) for each in ("world_size=0", "batches=0", "seconds=0", "throughput=1")),
+    *(("sample", each) for each in ("out=s3://bucket/clips", "run=s3://bucket/run", "out=''")),
+    *(("train", each) for each in ("run=s3://bucket/run", "run=http://example.org/run")),
+    *((verb, "out=s3://bucket/set") for verb in ("simulate", "pack", "cache", "prep", "convert", "arrange", "index")),
+    ("evaluate", "leaderboard=https://example.org/board.jsonl"),
     *(("index", each) for each in ("tars=3", "tars=[]", "workers=0")),
 ]
 

@@ -113,6 +113,12 @@ PLACE = kind(
     literal=True,
     names=True,
 )
+HERE = kind(
+    "the name of a file or folder on this machine",
+    lambda value: not list(PLACE.check("", value)) and "://" not in value,
+    literal=True,
+    names=True,
+)
 ANYTHING = kind("anything", lambda value: True)
 
 
