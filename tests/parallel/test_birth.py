@@ -63,6 +63,15 @@ def test_the_weights_are_those_of_a_network_that_is_built_whole(make: Callable[[
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_a_module_that_took_the_place_of_another_gets_the_weights() -> None:
+    network = unborn(Odd)
+    old = network.b
+    network.b = nn.Linear(5, 7, device="meta")
+    owners = [owner for owner, _, _ in fill(network)]
+    assert sum(owner is network.b for owner in owners) == 2
+    assert not any(owner is old for owner in owners)
+
+
 def test_one_weight_at_a_time_has_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
 

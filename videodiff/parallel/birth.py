@@ -48,9 +48,12 @@ class Act(NamedTuple):
 
 
 class Home(NamedTuple):
-    """A weight or a buffer of a network: its module, its name there, and where its values lie."""
+    """A weight or a buffer of a network: the path of its module, its name there, and where its values lie.
 
-    module: nn.Module
+    A path, because another module may take the place of this one before the weights get their values.
+    """
+
+    path: str
     name: str
     place: int
     view: tuple[tuple[int, ...], tuple[int, ...], int]
@@ -140,11 +143,11 @@ def unborn(make: Callable[[], nn.Module]) -> nn.Module:
     with FakeTensorMode(), Birth() as birth:
         network = make()
     bare: dict[int, Tensor] = {}
-    for module in network.modules():
+    for path, module in network.named_modules():
         for own in (module._parameters, module._buffers):
             for name, t in own.items():
                 if t is not None:
-                    birth.homes.append(Home(module, name, place(t), view_of(t)))
+                    birth.homes.append(Home(path, name, place(t), view_of(t)))
                     own[name] = bare.setdefault(id(t), without_memory(t))
     object.__setattr__(network, RECORD, birth)
     return network
@@ -166,7 +169,7 @@ def fill(network: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
         homes.setdefault(home.place, []).append(home)
     for key, memory in birth.tensors():
         for home in homes.get(key, ()):
-            yield home.module, home.name, memory.as_strided(*home.view)
+            yield network.get_submodule(home.path), home.name, memory.as_strided(*home.view)
 
 
 def is_unborn(network: nn.Module) -> bool:
