@@ -14,12 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
+from videodiff.printing import no_warnings_logged
+
+# It imports torchao where that is installed, which warns of kernels that no codec uses.
+with no_warnings_logged():
+    import diffusers
 
 
 class Autoencoder(nn.Module):
