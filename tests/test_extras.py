@@ -35,6 +35,7 @@ ROOMS = {
     "data_prep/caption/model.py": {"latent"},
     "data_prep/rate/models.py": {"latent"},
     "data_prep/engine/on_ray.py": {"ray"},
+    "videodiff/parallel/fp8.py": {"fp8"},
 }
 # What is needed without an import of ours.
 UNSEEN = {
@@ -52,6 +53,7 @@ EXTRAS = {
     "track": ["tensorboard"],
     "launch": ["submitit", "hydra_plugins.hydra_submitit_launcher"],
     "ray": ["ray"],
+    "fp8": ["torchao"],
 }
 
 
@@ -133,7 +135,7 @@ for blocked, command in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("tried", [["prep"], ["launch", "track", "latent", "s3", "ray"]], ids="-".join)
+@pytest.mark.parametrize("tried", [["prep"], ["launch", "track", "latent", "s3", "ray", "fp8"]], ids="-".join)
 def test_a_missing_extra_is_one_line_that_names_it(tried: list[str], world_dataset: Path, tmp_path: Path) -> None:
     train = ["train", *tiny(world_dataset), f"run={tmp_path}/run", "trainer.max_steps=1"]
     (tmp_path / "in").mkdir()
@@ -145,6 +147,7 @@ def test_a_missing_extra_is_one_line_that_names_it(tried: list[str], world_datas
         "track": [*train, "logger=[csv,tensorboard]"],
         "launch": [*train, "hydra/launcher=local", "--multirun"],
         "ray": [*prep, "engine=ray"],
+        "fp8": [*train, "fp8=rowwise"],
     }
     assert set(commands) == set(EXTRAS)
     done = subprocess.run(

@@ -119,6 +119,7 @@ RULES = [
             "videodiff.training.state.pieces",
             "videodiff.training.state.saved",
             "videodiff.training.optimizer",
+            "videodiff.printing",
         ),
     ),
     Rule(

@@ -15,6 +15,7 @@ RECIPE = ["schedule=constant", "~schedule.decay", "trainer.max_steps=4", "traine
 # The settings, the optimizer, and how far the losses may be from those of one process (relative).
 CASES = {
     "fsdp2_compiled": (["strategy=fsdp2", "compile=blocks", "compile.backend=aot_eager"], "adamw", 1e-5),
+    "fsdp2_fp8": (["strategy=fsdp2", "fp8=rowwise", "fp8.emulate=true", "fp8.least_width=16"], "adamw", 1e-5),
     "fsdp2_bfloat16": (["strategy=fsdp2", "strategy.gather=bfloat16", "strategy.reduce=bfloat16"], "adamw", 1e-3),
     # DeepSpeed orthogonalises in bfloat16.
     "muon_offload": (["strategy=zero2_offload"], "muon", 1e-4),
@@ -41,12 +42,13 @@ def test_losses_are_those_of_one_process(
 ) -> None:
     monkeypatch.chdir(folder)
     words, optimizer, near = CASES[case]
-    recipe = [*tiny(world_dataset), *RECIPE, f"optimizer={optimizer}"]
-    if not (folder / "runs" / optimizer).exists():
-        status, _, err = call("train", f"name={optimizer}", *recipe, "strategy=single")
+    numbers = [word for word in words if word.startswith("fp8")]
+    recipe, alone = [*tiny(world_dataset), *RECIPE, f"optimizer={optimizer}"], f"{optimizer}{'_fp8' * bool(numbers)}"
+    if not (folder / "runs" / alone).exists():
+        status, _, err = call("train", f"name={alone}", *recipe, *numbers, "strategy=single")
         assert status == 0, err
     Ranks(2, folder, [f"name={case}", *recipe, *words]).finish()
-    wanted, found = losses(folder, optimizer), losses(folder, case)
+    wanted, found = losses(folder, alone), losses(folder, case)
     assert len(found) == 4
     assert found == pytest.approx(wanted, rel=near)
     # What is computed in bfloat16 is not what is computed in float32.

@@ -28,6 +28,8 @@ aten, collectives = torch.ops.aten, torch.ops._c10d_functional
 # What selective recompute keeps: the results of matrix products, which take most of the time, and of collectives.
 KEPT = {
     aten.mm.default,
+    # A product in FP8.
+    aten._scaled_mm.default,
     aten.addmm.default,
     aten.bmm.default,
     aten.baddbmm.default,

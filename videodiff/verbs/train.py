@@ -33,6 +33,7 @@ from videodiff.generation.sampling import latent_shape
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
 from videodiff.parallel.engine import engine_of
+from videodiff.parallel.fp8 import check_training
 from videodiff.parallel.launcher import AGAIN, die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
 from videodiff.parallel.sequence.switch import share_clips
@@ -70,8 +71,8 @@ from videodiff.verbs.plan.job import remedies_of
 
 # Keys that may change at a resume: they do not change the weights, or are meant to.
 FREE = (
-    *("trainer", "strategy", "recompute", "compile", "callbacks", "logger", "resume", "checkpoint", "trust", "run"),
-    *("name", "hydra", "sampler", "data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
+    *("trainer", "strategy", "recompute", "compile", "fp8", "callbacks", "logger", "resume", "checkpoint", "trust"),
+    *("run", "name", "hydra", "sampler", "data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
 )
 FREE_DATA = tuple(
     f"data.{name}"
@@ -187,6 +188,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     data, world = build_data(cfg), world_size(cfg)
     data.check(world)
     strategy = for_world(instantiate(cfg.strategy), world)
+    check_fp8(cfg, strategy)
     with NodeCopies(processes_of_node(cfg)) as copies:
         model = build_model(cfg, birth_under(strategy))
     find_teacher(cfg, model.objective)
@@ -202,10 +204,12 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if first and planned and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
         shares = data.mesh(world).data_world
         say(format_plan(plan(data.stages, data.order, data.accumulate(world), shares, clip_cost(cfg))))
-    # The compiler has to see what is recomputed.
-    for group in ("recompute", "compile"):
+    # The compiler has to see what is recomputed, and both what is computed in FP8.
+    for group in ("fp8", "recompute", "compile"):
         if cfg.get(group):
-            instantiate_partial(group, cfg[group])(model.denoiser)
+            line = instantiate_partial(group, cfg[group])(model.denoiser)
+            if first and line:
+                say(f"videodiff train: {group}: {line}")
     trainer = build_trainer(cfg, model, data.accumulate(world), strategy)
     trainer.callbacks.append(LambdaCallback(on_train_start=partial(forget, copies)))
     optimizer = engine_of(trainer.strategy).choose_optimizer(optimizer)
@@ -293,6 +297,15 @@ def to_keep(overrides: Sequence[str]) -> list[str]:
         and without_secrets(override) == override
         and not names_command(override)
     ]
+
+
+def check_fp8(cfg: DictConfig, strategy: Strategy | str) -> None:
+    """Raise if products in FP8 are asked for and cannot work here, or gain nothing."""
+    if cfg.fp8.recipe == "none":
+        return
+    stage = getattr(engine_of(strategy), "stage", None) if isinstance(strategy, Strategy) else None
+    gpu, precision = cfg.trainer.accelerator not in ("cpu", "mps", "tpu"), str(cfg.trainer.precision)
+    check_training(cfg.fp8.emulate, bool(cfg.get("compile")), precision, stage, gpu)
 
 
 def check_kept(cfg: DictConfig) -> None:

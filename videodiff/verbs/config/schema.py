@@ -303,6 +303,13 @@ CLASSES: dict[str, Kind] = {
         dynamic=optional(FLAG),
         graphs=COUNT,
     ),
+    "videodiff.parallel.fp8.multiply_in_fp8": record(
+        denoiser=instead("it is that of model="),
+        recipe=choice("none", "rowwise", "tensorwise"),
+        least_width=COUNT,
+        keep=many(NAME),
+        emulate=FLAG,
+    ),
     "videodiff.training.callbacks.checkpoints.Checkpoints": record(
         folder=PLACE,
         every=EVERY,
@@ -459,6 +466,7 @@ VERBS: dict[str, Kind] = {
         freeze=many(NAME),
         recompute=PART,
         compile=part(none=True),
+        fp8=PART,
     ),
     "plan": record(
         **TRAINING,
@@ -466,6 +474,7 @@ VERBS: dict[str, Kind] = {
         checkpoint=optional(PLACE),
         recompute=PART,
         compile=part(none=True),
+        fp8=PART,
         cluster=PART,
         clips=optional(number(above=0)),
         tokens=optional(number(above=0)),

@@ -29,6 +29,11 @@ DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "dat
 def run(cfg: DictConfig) -> None:
     """Print the best plan, and write it as JSON if asked; raise if no plan fits."""
     cluster = instantiate(cfg.cluster)
+    if cfg.fp8.recipe != "none":
+        raise ValueError(
+            f"fp8: found {cfg.fp8.recipe}, expected none: no profile has a speed of products in FP8; plan without "
+            "fp8=, which takes about the same memory"
+        )
     if cfg.calibrate:
         return calibrate(cluster, Path(cfg.calibrate))
     job = job_of(cfg, cluster.cpu)
