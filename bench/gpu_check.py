@@ -157,9 +157,13 @@ def warm(proofs: list[Proof]) -> None:
     }
     if "lightning" in names:
         names |= {f"videodiff.verbs.{verb}" for verb in ("train", "sample", "evaluate", "cache")}
-    for name in sorted(names):
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+    from videodiff.printing import no_warnings_logged
+
+    # torchao warns of kernels for other cards.
+    with no_warnings_logged():
+        for name in sorted(names):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def outcome(proof: Proof, args: argparse.Namespace, left: float, lacks: str | None) -> dict[str, Any]:

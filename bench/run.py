@@ -15,7 +15,7 @@ import sys
 import torch
 from subjects.harness import Settings, as_trained, record
 
-SUBJECTS = ("denoiser", "step", "sampling", "encoding", "checkpoint", "compile", "loader")
+SUBJECTS = ("denoiser", "step", "sampling", "encoding", "checkpoint", "compile", "loader", "fp8")
 
 
 def main() -> None:

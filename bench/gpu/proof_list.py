@@ -29,5 +29,6 @@ PROOFS = (
     Proof("speed", "XL and L forward and backward, eager and compiled, beside Latte", 170, (*EVERY, "diffusers"), 16),
     Proof("step", "the whole training step of hdvila_256 from cached latents", 90, ENCODE, 24),
     Proof("waits", "waits for the device in a step; graphs for eight buckets", 90, TRAIN, 4),
+    Proof("fp8", "products in FP8 beside emulated ones; loss and speed at width 2048", 240, (*EVERY, "torchao"), 8),
     Proof("uniform", "uniform_gpu for the minutes that are left: velocity error as it falls", 6000, TRAIN, 12),
 )

@@ -32,7 +32,9 @@ def test_every_proof_holds_on_a_cpu(tmp_path: Path) -> None:
     failures = [failure for proof in found["proofs"] for failure in proof["failures"]]
     assert done.returncode == 0, "\n".join(failures) or done.stdout[-5000:] + done.stderr[-2000:]
     names = [proof["proof"] for proof in found["proofs"]]
-    assert names == ["parity", "demo", "zero", "encoders", "recipes", "ceilings", "speed", "step", "waits", "uniform"]
+    assert names == [
+        *("parity", "demo", "zero", "encoders", "recipes", "ceilings", "speed", "step", "waits", "fp8", "uniform")
+    ]
     for proof in found["proofs"]:
         assert proof["state"] == "held"
         assert proof["figures"], proof["proof"]

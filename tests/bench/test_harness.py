@@ -90,6 +90,13 @@ def test_a_save_by_a_thread_is_measured_beside_one_that_is_waited_for(harness) -
     assert all(one.value > 0 for one in seconds)
 
 
+def test_losses_with_products_in_fp8_stay_near_those_without(harness) -> None:
+    subject = importlib.import_module("subjects.fp8")
+    found = {one.key: one.value for one in subject.measure(harness.Settings(1, tiny=True))}
+    assert list(found) == ["bfloat16", "rowwise", "tensorwise"]
+    assert all(0 < abs(percent) < 2 for percent in found.values())
+
+
 def test_every_subject_has_a_title_and_a_measure(harness) -> None:
     for name in importlib.import_module("run").SUBJECTS:
         subject = importlib.import_module(f"subjects.{name}")
