@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,13 +147,7 @@ class ZeroEngine:
             agree(world, self.folder.lack_of_room(weights, self.strategy.num_processes))
         if not is_unborn(module.denoiser):
             return
-        import deepspeed
-
-        def split(p: nn.Parameter) -> nn.Parameter:
-            deepspeed.zero.Init(module=nn.ParameterList([p]), config_dict_or_path=self.strategy.config)
-            return p
-
-        dtype = self.weight_type()
+        dtype, split = self.weight_type(), partial(split_weight, config=self.strategy.config)
         for owner, name, values in fill(module.denoiser):
             if name in owner._parameters:
                 owner._parameters[name] = split(nn.Parameter(values.to(dtype), owner._parameters[name].requires_grad))
@@ -166,6 +161,19 @@ class ZeroEngine:
         """Return the type of weights under DeepSpeed; the optimizer's copies are float32."""
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return next((types[key] for key in types if self.strategy.config.get(key, {}).get("enabled")), torch.float32)
+
+
+def split_weight(p: nn.Parameter, config: dict[str, Any]) -> nn.Parameter:
+    """Split a weight over all processes as ZeRO 3 does, and return it; what fills the last part up is zero.
+
+    DeepSpeed leaves unset memory there, which would look like a weight that is not finite.
+    """
+    import deepspeed
+
+    deepspeed.zero.Init(module=nn.ParameterList([p]), config_dict_or_path=config)
+    part, rank = p.ds_tensor, torch.distributed.get_rank(p.ds_process_group)
+    part[max(0, p.ds_numel - rank * part.numel()) :].zero_()
+    return p
 
 
 def is_muon(optimizer: Any) -> bool:
