@@ -2,8 +2,9 @@
 
     python bench/planning/planner.py [--only 0,3] [--steps 3]
 
-First this machine is measured as `videodiff plan calibrate=...` does it, on networks of other sizes than those that are
-predicted. Then each configuration trains for some steps by `videodiff train`, in one process or two.
+This machine is measured as `videodiff plan calibrate=...` does it, on networks of other sizes than those that are
+predicted, before and after all others. In between each configuration trains for some steps by `videodiff train`, in one
+process or two.
 
 Memory is the most bytes that torch's allocator has given out at once, by its own records, from before the network is
 built to the end of the second step; of several processes that of the fullest one. Time is the processor time of a step.
@@ -16,87 +17,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "bench"), str(ROOT)]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import deepspeed  # noqa: E402, F401  here, not in each process
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from gpu.check import videodiff, watched  # noqa: E402
-from gpu.footage import world_dataset  # noqa: E402
-from hydra import compose, initialize_config_dir  # noqa: E402
-from hydra.utils import instantiate  # noqa: E402
-from lightning.pytorch.callbacks import Callback  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.profiler import ProfilerActivity, profile
+from trainings import ROOT, Case, Observer, apart, begin, clips, end, planned
 
-from videodiff.parallel.launcher import meeting_port  # noqa: E402
-from videodiff.planning.forecast.calibration import Pace  # noqa: E402
-from videodiff.planning.forecast.choice import Choice, Plan, evaluate  # noqa: E402
-from videodiff.planning.forecast.hardware import Cluster  # noqa: E402
-from videodiff.verbs import train as verb  # noqa: E402
-from videodiff.verbs.config.groups import conf_dir  # noqa: E402
-from videodiff.verbs.plan.job import job_of  # noqa: E402
-from videodiff.verbs.plan.measure import of_processor  # noqa: E402
-from videodiff.worlds.bouncing import Bouncing  # noqa: E402
+from videodiff.planning.forecast.calibration import QUANTILE, Pace
+from videodiff.planning.forecast.choice import Plan
+from videodiff.planning.forecast.hardware import Cluster
+from videodiff.planning.forecast.memory import SPLIT
+from videodiff.verbs.config.groups import conf_dir
+from videodiff.verbs.plan.measure import of_processor
 
 OUT, PAGE = ROOT / "bench" / "out" / "planner.json", ROOT / "docs" / "fits.md"
 MARKS = "<!-- made by bench/planning/planner.py -->", "<!-- end -->"
-SIDE, FRAMES, PROFILED = 64, 16, 2
-
-
-class Case(NamedTuple):
-    """A configuration: width, blocks, frames, rows of pixels, clips of a process at once, and how it runs."""
-
-    width: int
-    depth: int
-    frames: int
-    side: int
-    clips: int
-    recompute: str = "none"
-    strategy: str = "single"
-    processes: int = 1
-    sequence: int = 1
-    optimizer: str = "adamw"
-    precision: str = "32-true"
-
-    @property
-    def batch(self) -> int:
-        """The clips of a step."""
-        return self.clips * self.processes // self.sequence
-
-    def overrides(self, data: Path, run: str) -> list[str]:
-        """Return what `videodiff train` is given."""
-        return [
-            *("experiment=bouncing_cpu", f"run={run}", f"data.root={data}", "data.validation_root=null"),
-            *(f"data.frames={self.frames}", f"data.height={self.side}", f"data.width={self.side}"),
-            *(f"data.global_batch={self.batch}", "data.cache_gib=0", "text.width=64", "text.max_words=25"),
-            *(f"model.width={self.width}", f"model.depth={self.depth}", f"model.heads={max(self.width // 64, 1)}"),
-            *("model.axes=[space,time]", f"optimizer={self.optimizer}", f"recompute={self.recompute}"),
-            *(f"trainer.precision={self.precision}", f"trainer.devices={self.processes}", f"strategy={self.strategy}"),
-            *([f"strategy.sequence_parallel={self.sequence}"] if self.processes > 1 else []),
-            *("~callbacks.checkpoints", "~callbacks.samples", "logger=[]"),
-        ]
-
-    def told(self) -> str:
-        """Return what is special about it."""
-        plain = Case(*self[:5])
-        words = [str(a) for a, b in zip(self[5:], plain[5:], strict=True) if a != b and not isinstance(a, int)]
-        words += [f"{self.processes} processes"] * (self.processes > 1) + ["a clip together"] * (self.sequence > 1)
-        return ", ".join(words) or "plain"
-
+PROFILED = 2
 
 CASES = (
     Case(64, 6, 16, 32, 4),
@@ -120,12 +69,16 @@ CASES = (
 TINY = Case(64, 2, 2, 32, 1)
 
 
-class Meter(Callback):
+class Meter(Observer):
     """Record what the allocator gives out, then the time of steps in turns with a fixed work."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.pace, self.steps, self.bytes = out, Pace(), [], 0
+        super().__init__(out)
+        self.pace, self.steps, self.bytes, self.spent = Pace(), [], 0, 0.0
         self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def before_building(self) -> None:
+        self.profile.start()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         self.before, self.start = self.pace(), time.process_time()
@@ -139,136 +92,108 @@ class Meter(Callback):
             sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
             self.bytes = int(np.cumsum(sizes).max())
         if trainer.global_step == trainer.max_steps:
-            found = {"bytes": self.bytes, "paces": statistics.median(self.steps[PROFILED + 1 :])}
-            self.out.write_text(json.dumps(found))
+            # The step after the profiler's end still pays for it.
+            paces = float(np.quantile(self.steps[PROFILED + 1 :], QUANTILE))
+            self.out.write_text(json.dumps({"bytes": self.bytes, "paces": paces}))
 
 
-def train(case: Case, data: Path, out: Path, steps: int, environment: dict[str, str]) -> None:
-    """Train as one process, and write down what was measured."""
-    os.environ.update(environment)
-    log = out.with_suffix(".log").open("w")
-    os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
-    torch.set_num_threads(1)
-    meter, build = Meter(out), verb.build_model
-
-    def building(*arguments: Any) -> Any:
-        meter.profile.start()
-        return build(*arguments)
-
-    verb.build_model = building
-    with watched(meter):
-        videodiff("train", *case.overrides(data, f"{out}.run"), f"trainer.max_steps={PROFILED + 1 + steps}")
-
-
-def begin(case: Case, data: Path, folder: Path, steps: int) -> list[tuple[Any, Path]]:
-    """Start the processes of a case, and return each with its file."""
-    port, started, name = meeting_port(), [], "_".join(map(str, case))
-    for rank in range(case.processes):
-        out = folder / f"{name}_{rank}.json"
-        world = {"WORLD_SIZE": case.processes, "LOCAL_WORLD_SIZE": case.processes, "RANK": rank, "LOCAL_RANK": rank}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "planner"}
-        environment = {name: str(value) for name, value in world.items()} if case.processes > 1 else {}
-        started.append((apart(train, case, data, out, steps, environment), out))
-    return started
-
-
-def end(case: Case, started: Sequence[tuple[Any, Path]]) -> tuple[float, float]:
-    """Return bytes of the fullest process, and the paces of a step of the slowest one, of a case that was started."""
-    for process, out in started:
-        process.join(600)
-        if process.exitcode or not out.exists():
-            raise RuntimeError(
-                f"{case}: found exit status {process.exitcode}; {out.with_suffix('.log').read_text()[-2000:]}"
-            )
-    found = [json.loads(out.read_text()) for _, out in started]
+def trained(case: Case, data: Path, folder: Path, steps: int) -> tuple[float, float]:
+    """Return bytes of the fullest process, and the paces of a step of the slowest one."""
+    found = end(case, begin(case, data, folder, PROFILED + 1 + steps, Meter))
     return max(one["bytes"] for one in found), max(one["paces"] for one in found)
-
-
-def apart(function: Callable[..., None], *arguments: Any) -> Any:
-    """Call a function in a process that has all imports already, and no memory of the cases before it."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    return process
 
 
 def calibrate(out: Path) -> None:
     """Write down this machine as the planner sees it, and the seconds of its pace."""
     like = instantiate(OmegaConf.load(conf_dir() / "cluster" / "cpux2.yaml"))
-    found, pace = of_processor(like)
+    found, pace = of_processor(like, rounds=4)
     out.write_text(json.dumps(asdict(found) | {"pace": pace}))
 
 
-def read_machine(path: Path) -> tuple[Cluster, float]:
-    """Return what was written down of a machine; numbers are text where they name a place in JSON."""
-    found = json.loads(path.read_text())
+class Machine(NamedTuple):
+    """This machine as the planner sees it, and the seconds of its pace."""
+
+    cluster: Cluster
+    pace: float
+
+
+def calibrated(out: Path) -> Machine:
+    """Measure this machine in a process of its own; numbers are text where they name a place in JSON."""
+    apart(calibrate, out).join()
+    found = json.loads(out.read_text())
     pace, found["products"] = found.pop("pace"), {int(at): share for at, share in found["products"].items()}
     found["kinds"] = {name: {int(at): v for at, v in table.items()} for name, table in found["kinds"].items()}
     # Clips are there at once: they are small, and one process reads them as it trains.
-    return Cluster(**found | {"decode_mpixel_per_s": 1e9, "storage_gb_per_s": 1e9}), pace
+    return Machine(Cluster(**found | {"decode_mpixel_per_s": 1e9, "storage_gb_per_s": 1e9}), pace)
 
 
-def predicted(case: Case, data: Path, cluster: Cluster) -> Plan:
-    """Return what the planner says of a case."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        cfg = compose("plan", [*case.overrides(data, "run"), "clip_mb=0.001", "cluster=cpux2"])
-    here = replace(cluster, cards=case.processes)
-    return evaluate(job_of(cfg, cpu=True), here, Choice(case.strategy, case.recompute, case.sequence, 1))
+def mean(machines: Sequence[Machine]) -> Machine:
+    """Return the mean of what was measured at several times, at equal paces.
+
+    A time may be found to be nothing, so a table need not have each place.
+    """
+    pace = statistics.mean(one.pace for one in machines)
+    shares = [one.pace / pace for one in machines]
+    first = machines[0].cluster
+
+    def rate(of: Callable[[Cluster], float]) -> float:
+        return statistics.mean(of(one.cluster) * share for one, share in zip(machines, shares, strict=True))
+
+    kinds = {}
+    for name in set.intersection(*(set(one.cluster.kinds) for one in machines)):
+        places = set.intersection(*(set(one.cluster.kinds[name]) for one in machines))
+        kinds[name] = {at: rate(lambda c, name=name, at=at: c.kinds[name][at]) for at in sorted(places)}
+    kinds = {name: table for name, table in kinds.items() if table}
+    launch = 1 / rate(lambda c: 1 / max(c.launch_us, 1e-9))
+    dispatch = 1 / rate(lambda c: 1 / max(c.dispatch_us, 1e-9))
+    link = rate(lambda c: c.node_gb_per_s)
+    here = replace(first, kinds=kinds, launch_us=launch, dispatch_us=dispatch, node_gb_per_s=link)
+    return Machine(here, pace)
 
 
-def with_engines(cluster: Cluster, pace: float, data: Path, folder: Path) -> Cluster:
-    """Return the machine with what trainer and engines take beside their operations, from tiny trainings."""
-    engines = {case.strategy: case for case in CASES if case.processes > 1 and case.strategy != "ddp"}
-    tiny = [TINY, *(TINY._replace(strategy=name, processes=2) for name in engines)]
-    for case in tiny:
-        started = begin(case, data, folder, 6)
-        wanted = predicted(case, data, cluster).seconds.total
-        beside = max(0.0, 1e3 * (pace * end(case, started)[1] - wanted))
+def with_engines(machine: Machine, data: Path, tiny: Mapping[Case, float]) -> Machine:
+    """Return the machine with what trainer and engines take beside their operations, from paces of tiny trainings."""
+    cluster = machine.cluster
+    for case, paces in tiny.items():
+        wanted = planned(case, data, cluster).seconds.total
+        beside = max(0.0, 1e3 * (machine.pace * paces - wanted))
         if case.processes == 1:
             cluster = replace(cluster, trainer_ms=beside)
         else:
             cluster = replace(cluster, engine_ms=cluster.engine_ms | {case.strategy: beside / case.depth})
     print(f"a step of the trainer {cluster.trainer_ms:.1f} ms, a block of an engine {cluster.engine_ms}", flush=True)
-    return cluster
-
-
-def in_turns(cases: Sequence[Case]) -> list[list[Case]]:
-    """Return the cases in groups of at most two processes."""
-    groups: list[list[Case]] = []
-    for case in cases:
-        if not groups or sum(one.processes for one in groups[-1]) + case.processes > 2:
-            groups.append([])
-        groups[-1].append(case)
-    return groups
+    return machine._replace(cluster=cluster)
 
 
 def main() -> None:
     """Print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(map(str, range(len(CASES)))))
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    began, cases = time.monotonic(), [CASES[int(number)] for number in args.only.split(",")]
+    engines = {case.strategy for case in cases if case.processes > 1 and case.strategy != "ddp"}
+    tiny = [TINY, *(TINY._replace(strategy=name, processes=2) for name in SPLIT if name in engines)]
     with tempfile.TemporaryDirectory() as place:
-        folder, rows = Path(place), []
-        apart(calibrate, folder / "machine.json").join()
-        cluster, pace = read_machine(folder / "machine.json")
-        world = Bouncing(frames=FRAMES, balls={1: 1, 2: 0, 3: 0}, split="all")
-        data = world_dataset(folder / "data", world, 24, SIDE)
-        print(f"launch {cluster.launch_us:.1f} us, pace {1e3 * pace:.1f} ms", flush=True)
-        cluster = with_engines(cluster, pace, data, folder)
-        for cases in in_turns([CASES[int(number)] for number in args.only.split(",")]):
-            started = [begin(case, data, folder, args.steps) for case in cases]
-            plans = [predicted(case, data, cluster) for case in cases]
-            for case, plan, processes in zip(cases, plans, started, strict=True):
-                size, paces = end(case, processes)
-                rows.append(row(case, plan, size, pace * paces))
-                write(rows)
+        folder, found = Path(place), {}
+        data, machines = clips(folder / "data"), [calibrated(folder / "before.json")]
+        for case in [*tiny, *cases]:
+            found[case] = trained(case, data, folder, args.steps)
+            told = f"{found[case][0] / 2**20:.1f} MiB, {1e3 * machines[0].pace * found[case][1]:.0f} ms"
+            print(f"{time.monotonic() - began:4.0f} s  {case[:5]} {case.told()}: {told}", flush=True)
+        machines.append(calibrated(folder / "after.json"))
+        machine = with_engines(mean(machines), data, {case: found[case][1] for case in tiny})
+        rows = [row(case, planned(case, data, machine.cluster), found[case], machine.pace) for case in cases]
+    write(rows)
     if len(rows) == len(CASES):
         page(rows)
+    print(f"took {time.monotonic() - began:.0f} s", flush=True)
 
 
-def row(case: Case, plan: Plan, size: float, seconds: float) -> dict[str, Any]:
+def row(case: Case, plan: Plan, measured: tuple[float, float], pace: float) -> dict[str, Any]:
     """Print a line of the table, and return it."""
+    size, seconds = measured[0], pace * measured[1]
     found = {
         "case": case._asdict(),
         "name": case.told(),
@@ -293,7 +218,7 @@ def line(one: dict[str, Any]) -> str:
 
 
 def write(rows: Sequence[dict[str, Any]]) -> None:
-    """Write the largest errors so far, and all rows."""
+    """Write the largest errors, and all rows."""
     worst = {
         name: max(abs(one["errors"][part]) for one in rows)
         for name, part in (("memory_error_max", "bytes"), ("time_error_max", "seconds"))

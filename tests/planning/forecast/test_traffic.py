@@ -5,37 +5,53 @@ from __future__ import annotations
 import pytest
 
 from videodiff.planning.forecast.memory import Setting
+from videodiff.planning.forecast.trace import Weights
 from videodiff.planning.forecast.traffic import of_state, of_tokens, ring, switches
 
 P, BLOCKS = 1_000_000, 4
+WEIGHTS = Weights(P, 900_000, 100_000)
 
 
 @pytest.mark.parametrize(
     ("strategy", "accumulate", "wanted"),
     [
-        # Sums of gradients, twice 3/4; or their parts once, and the new weights.
+        # Sums of gradients, twice 3/4, and the new weights.
         ("ddp", 1, 2 * 3e6),
         ("ddp", 4, 2 * 3e6),
-        ("zero1", 4, 2 * 3e6),
-        ("zero2", 4, (4 + 1) * 3e6),
-        # Weights for both passes of each micro-batch, and the parts of its gradients.
-        ("zero3", 2, 2 * 3 * 3e6),
-        ("fsdp2", 1, 3 * 3e6),
+        ("zero1", 4, 3 * 3e6),
+        ("zero2", 4, (2 * 4 + 1) * 3e6),
+        # Weights for both passes of each micro-batch, and the parts of its gradients; a small network stays whole from
+        # one pass to the other.
+        ("fsdp2", 2, 2 * 3 * 3e6),
+        ("zero3", 2, 2 * 2 * 3e6),
     ],
 )
 def test_a_strategy_sends_what_its_collectives_need(strategy: str, accumulate: int, wanted: float) -> None:
-    sent = of_state(Setting(strategy, 4, accumulate=accumulate), P, BLOCKS)
+    sent = of_state(Setting(strategy, 4, accumulate=accumulate), WEIGHTS, BLOCKS)
     assert sent.gradients + sent.weights == wanted
 
 
 def test_more_passes_gather_weights_that_are_split_once_more_each() -> None:
-    plain, more = (of_state(Setting(s, 4), P, BLOCKS, 2.0) for s in ("zero2", "zero3"))
-    assert plain == of_state(Setting("zero2", 4), P, BLOCKS)
-    assert more.weights == 2 * of_state(Setting("zero3", 4), P, BLOCKS).weights
+    plain, more = (of_state(Setting(s, 4), WEIGHTS, BLOCKS, 2.0) for s in ("zero2", "fsdp2"))
+    assert plain == of_state(Setting("zero2", 4), WEIGHTS, BLOCKS)
+    assert more.weights == 2 * of_state(Setting("fsdp2", 4), WEIGHTS, BLOCKS).weights
+
+
+def test_zero_3_gathers_again_what_is_used_again_much_later() -> None:
+    large = Weights(10**9, 9 * 10**8, 10**7, small=10**6)
+    split = ring(4 * (10**9 - 10**6), 4)
+    for reuse, twice in ((0, 1.0), (10**9, 499 / 999), (2 * 10**9, 0.0)):
+        found = of_state(Setting("zero3", 4, reuse=reuse), large, BLOCKS).weights
+        assert found == pytest.approx(ring(4 * 10**6, 4) + (1 + twice) * split)
+
+
+def test_muon_gathers_whole_matrices_under_fsdp2() -> None:
+    adamw, muon = (of_state(Setting("fsdp2", 4, muon=muon), WEIGHTS, BLOCKS).weights for muon in (False, True))
+    assert muon - adamw == ring(4 * WEIGHTS.matrices, 4)
 
 
 def test_one_process_sends_nothing() -> None:
-    assert of_state(Setting("single", 1), P, BLOCKS).gradients == 0
+    assert of_state(Setting("single", 1), WEIGHTS, BLOCKS).gradients == 0
     assert of_tokens(("space", "time"), 100, 64, 12, 1, 4).tokens == 0
     assert ring(8.0, 1) == 0
 

@@ -20,7 +20,7 @@ Call = Callable[..., tuple[int, str, str]]
 def test_a_measured_processor_is_written_as_an_option_of_cluster(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "NETWORKS", ((64, 2, 4, 32, 2, False),))
+    monkeypatch.setattr(measure, "NETWORKS", (measure.Network(64, 2, 4, 32, 2),))
     monkeypatch.setattr(measure, "together", lambda processes, numbers: [2e-9] * processes)
     status, out, err = call("plan", "cluster=cpux2", f"calibrate={tmp_path / 'here.yaml'}")
     assert status == 0, err

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,8 @@ class Timed(Watching):
 
 # Kind, FLOPs, bytes and seconds of each operation, and the seconds of all without a watch.
 Timing = tuple[list[tuple[Kind, float, int, float]], float]
+# Other work on the machine only ever adds to a time, so a low quantile of the rounds counts.
+QUANTILE = 0.25
 
 
 class Speed(NamedTuple):
@@ -69,25 +72,48 @@ class Pace:
         return time.thread_time() - start
 
 
-def once(network: nn.Module, loss_of: Callable[[], Tensor], pace: Callable[[], float], rounds: int = 4) -> Timing:
+class Round(NamedTuple):
+    """A round of both passes: the watched operations, the seconds of each, and the seconds of all without a watch.
+
+    Seconds are of a machine whose pace takes a second.
+    """
+
+    seen: Timed
+    each: np.ndarray
+    plain: float
+
+
+def paced(work: Callable[[], Any], pace: Callable[[], float]) -> tuple[float, float]:
+    """Return the processor seconds of some work, and the mean pace before and after it."""
+    before, start = pace(), time.thread_time()
+    work()
+    spent = time.thread_time() - start
+    return spent, (before + pace()) / 2
+
+
+def once(network: nn.Module, loss_of: Callable[[], Tensor], pace: Callable[[], float], watched: bool = True) -> Round:
+    """Take both passes of a network without a watch, then with one, if it is to be `watched`."""
+
+    def both(watch: AbstractContextManager[Any]) -> None:
+        with watch:
+            loss_of().backward()
+
+    seen, spent = Timed(), [(0.0, 1.0), (0.0, 1.0)]
+    for number, watch in enumerate([nullcontext(), seen][: 1 + watched]):
+        network.zero_grad()
+        spent[number] = paced(partial(both, watch), pace)
+    (plain, slow), (_, then) = spent
+    return Round(seen, np.array(seen.seconds) / then, plain / slow)
+
+
+def settled(rounds: Sequence[Round]) -> Timing:
     """Return kind, FLOPs, bytes and seconds of each operation of both passes, and the seconds of both without a watch.
 
-    Seconds are of a machine whose pace takes a second. Of the rounds the median counts, without the first.
+    The first round does not count.
     """
-    plain, each, seen = [], [], Timed()
-    for _ in range(rounds):
-        for watch in (nullcontext(), seen := Timed()):
-            network.zero_grad()
-            before, start = pace(), time.thread_time()
-            with watch:
-                loss_of().backward()
-            spent = time.thread_time() - start
-            slow = (before + pace()) / 2
-            if watch is seen:
-                each.append(np.array(seen.seconds) / slow)
-            else:
-                plain.append(spent / slow)
-    seconds, whole = np.median(each[1:], axis=0), float(np.median(plain[1:]))
+    seen = rounds[0].seen
+    seconds = np.quantile([one.each for one in rounds[1:]], QUANTILE, axis=0)
+    whole = float(np.quantile([one.plain for one in rounds[1:]], QUANTILE))
     # The watch takes time of its own: what it finds of operations that do nothing.
     seconds = np.maximum(seconds - np.median(seconds[[kind.name in FREE for kind in seen.kinds]]), 0.0)
     seconds = seconds * min(1.0, whole / seconds.sum())

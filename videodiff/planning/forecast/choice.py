@@ -15,6 +15,7 @@ from videodiff.planning.forecast.duration import Seconds, of_optimizer, of_passe
 from videodiff.planning.forecast.grown import Grown
 from videodiff.planning.forecast.hardware import GIB, Cluster
 from videodiff.planning.forecast.memory import SPLIT, Memory, Setting, at_peak, step_transient
+from videodiff.planning.forecast.trace import Weights
 from videodiff.planning.forecast.traffic import Sent, of_state, of_tokens
 
 LEVELS = ("none", "selective", "full")
@@ -157,6 +158,7 @@ def seconds_of(job: Job, cluster: Cluster, choice: Choice, sent: Sent) -> Second
     grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
     passes = of_both_passes(grown, cluster, clips / choice.sequence, job.compiled)
     products, rest = choice.accumulate * passes * (1 + further(job, choice.recompute))
+    rest += choice.accumulate * seen_by_python(job, cluster, choice.recompute, setting.weight == 2)
     hidden = of_sent(sent, cluster, setting, choice.sequence, (products + rest) * 2 / 3)
     engine = cluster.engine_ms.get(choice.strategy, 0.0) * len(job.network.axes)
     optimizer = of_optimizer(setting, grown.weights, cluster) + 1e-3 * (cluster.trainer_ms + engine)
@@ -165,6 +167,17 @@ def seconds_of(job: Job, cluster: Cluster, choice: Choice, sent: Sent) -> Second
     )
     data = max(0.0, waiting(job, cluster) - products - rest - hidden - optimizer - encoders)
     return Seconds(products, rest, hidden, optimizer, encoders, data)
+
+
+def seen_by_python(job: Job, cluster: Cluster, level: str, halved: bool) -> float:
+    """Return the seconds in which Python decides of each operation of a micro-batch whether its result is kept."""
+    if level != "selective" or not cluster.dispatch_us:
+        return 0.0
+    repeated, once = (
+        float(job.trace(each, halved).of(lambda one: np.array(len(one.kinds)))) for each in (level, "none")
+    )
+    # Once as a block computes, and once as it computes again.
+    return 2e-6 * cluster.dispatch_us * (repeated - once)
 
 
 def further(job: Job, level: str) -> float:
@@ -184,7 +197,7 @@ def evaluate(job: Job, cluster: Cluster, choice: Choice) -> Plan:
     """Return the plan of a choice: its memory and its time."""
     setting, shape = setting_of(job, cluster, choice), job.largest
     weights, clips = job.trace(choice.recompute, setting.weight == 2).weights, clips_of(job, cluster, choice)
-    sent = both(job, setting, weights.all, clips * choice.accumulate, choice.sequence)
+    sent = both(job, setting, weights, clips * choice.accumulate, choice.sequence)
     seconds = seconds_of(job, cluster, choice, sent)
     flops = forward_and_backward(shape.time, shape.space, job.network) * shape.global_batch / cluster.world
     mfu = flops / seconds.total / (1e12 * cluster.tflops["half" if job.half else "full"])
@@ -195,7 +208,7 @@ def evaluate(job: Job, cluster: Cluster, choice: Choice) -> Plan:
     return Plan(choice, memory_of(job, cluster, choice), seconds, mfu, clips, sent, by_shape)
 
 
-def both(job: Job, setting: Setting, weights: int, clips: int, sequence: int) -> Sent:
+def both(job: Job, setting: Setting, weights: Weights, clips: int, sequence: int) -> Sent:
     """Return what a process sends in a step: gradients and weights, and tokens of clips that processes share."""
     network, number = job.network, 2 if setting.weight == 2 else 4
     # A teacher is whole on each process: its passes gather no weights.

@@ -48,11 +48,11 @@ def of_passes(passes: Passes, cluster: Cluster, scale: float, compiled: bool) ->
         flops, traffic = passes.flops[where] * scale, passes.traffic[where] * scale
         if width:
             # Of a product that was measured, the time to move its numbers is in its speed.
-            moved = 0.0 * traffic if cluster.kinds else traffic / cluster.traffic_rate(name, traffic)
+            moved = 0.0 * traffic if cluster.kinds else cluster.moving(name, traffic)
             rate = cluster.product_rate(np.array([width]), half, name)
             seconds[0] += np.maximum.reduce([flops / rate, moved, launched(flops, cluster)]).sum()
         else:
-            moved = traffic / cluster.traffic_rate(name, traffic)
+            moved = cluster.moving(name, traffic, half)
             part = cluster.fusion if compiled else 1.0
             seconds[1] += part * np.maximum(moved, launched(traffic, cluster)).sum()
     if cluster.cpu:
@@ -78,19 +78,19 @@ def launched(work: np.ndarray, cluster: Cluster) -> np.ndarray:
 def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
     """Return the seconds of the optimizer's step and of the weight average; it reads and writes all state once.
 
-    Muon also takes 15 products of each matrix, which are as wide as the network.
+    ZeRO puts the weights of a process into one tensor. Muon also takes products that are as wide as the network.
     """
     held = setting.share("state") * weights.all
     if setting.strategy.endswith("_offload"):
         # The host steps: it reads and writes 36 bytes a weight at a tenth of a card's speed or less.
         host = 36 * held / 100e9 + 2 * setting.weight * held / (1e9 * cluster.host_gb_per_s)
         return host
-    seconds = 36 * held / float(cluster.traffic_rate("optimizer", np.array([36.0 * held]))[0])
-    if setting.muon:
-        # Five steps of three products, 2 w^3 FLOPs and more for each w^2 weights.
-        width = math.sqrt(weights.matrices and weights.largest / 14)
-        flops = 5 * 3 * 2 * width * weights.matrices * setting.share("state")
-        seconds += flops / float(cluster.product_rate(np.array([width]), setting.half)[0])
+    tensors = 1 if setting.zero else weights.tensors
+    seconds = tensors * float(cluster.moving("optimizer", np.array([36.0 * held / tensors]))[0])
+    if setting.muon and weights.orthogonal:
+        # Under FSDP2 each process takes the steps of whole matrices.
+        flops = (1.0 if setting.strategy == "fsdp2" else setting.share("state")) * weights.orthogonal
+        seconds += flops / float(cluster.product_rate(np.array([weights.width]), setting.half, "muon")[0])
     return seconds
 
 

@@ -35,6 +35,8 @@ class Cluster:
     # The least time of a collective and of an operation.
     latency_us: float = 20.0
     launch_us: float = 5.0
+    # What an operation takes besides while Python sees each one, as in a block of selective recompute.
+    dispatch_us: float = 0.0
     # Memory of driver and libraries, and the share of memory lost to fragmentation.
     context_gib: float = 1.5
     slack: float = 0.05
@@ -54,7 +56,7 @@ class Cluster:
     # What the engine of a strategy takes of each step for each block, beside what it sends.
     engine_ms: Mapping[str, float] = field(default_factory=dict)
     # Measured, by `table_of`: FLOPs a second of products by their narrowest side, bytes a second of other operations by
-    # the bytes that it moves; empty where nothing was measured.
+    # the bytes that they move; empty where nothing was measured.
     kinds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
@@ -74,11 +76,12 @@ class Cluster:
             return between(next(self.kinds[table] for table in tables if table in self.kinds), width)
         return 1e12 * self.tflops["half" if half else "full"] * between(self.products, width)
 
-    def traffic_rate(self, kind: str, size: np.ndarray) -> np.ndarray:
-        """Return the bytes a second of operations of a kind that move `size` bytes."""
+    def moving(self, name: str, size: np.ndarray, half: bool = False) -> np.ndarray:
+        """Return the seconds of operations of this name that move `size` bytes each."""
         if not self.kinds:
-            return np.full(len(size), 1e9 * self.memory_gb_per_s * self.traffic)
-        return between(self.kinds.get(kind) or self.kinds["add"], size)
+            return size / (1e9 * self.memory_gb_per_s * self.traffic)
+        tables = (table_of(name, 0, half), name, "add")
+        return waited(next(self.kinds[table] for table in tables if table in self.kinds), size, self.kinds["add"])
 
     def link(self, processes: int) -> float:
         """Return the bytes a second that a process sends in a collective of `processes` neighbours."""
@@ -88,15 +91,28 @@ class Cluster:
 def table_of(name: str, width: int, half: bool) -> str:
     """Return the table that an operation of this name is found in; `width` is 0 for what is no product.
 
-    Attention and other batches of small products run at speeds of their own.
+    Attention and other batches of small products run at speeds of their own, and so does Muon's iteration.
     """
-    if not width:
-        return name
-    products = "products" if name in ("mm", "addmm") else "small products"
-    return f"{products} of 16 bits" if half else products
+    if width and name != "muon":
+        name = "products" if name in ("mm", "addmm") else "small products"
+    return f"{name} of 16 bits" if half else name
 
 
 def between(table: Mapping[int, float], at: np.ndarray) -> np.ndarray:
     """Interpolate a table at these keys, linearly in the logarithm of the key."""
     places = sorted(table)
     return np.interp(np.log(np.maximum(at, 1)), np.log(places), [table[place] for place in places])
+
+
+def waited(table: Mapping[int, float], size: np.ndarray, usual: Mapping[int, float]) -> np.ndarray:
+    """Return the seconds of operations by the bytes that they move, from a table of rates.
+
+    An operation below the sizes of the table takes as long as the smallest one, which is mostly its call. Above them,
+    the largest one and the time to move the bytes that are more: at the rate at which the table ends, or at that of
+    `usual` operations if it is higher, as the table of an operation that was only measured small tells of calls alone.
+    """
+    places = np.array(sorted(table), float)
+    seconds = places / np.array([table[place] for place in sorted(table)])
+    known = np.exp(np.interp(np.log(np.maximum(size, 1)), np.log(places), np.log(seconds)))
+    rate = np.maximum(places[-1] / seconds[-1], between(usual, size))
+    return np.where(size > 0, known + np.maximum(size - places[-1], 0.0) / rate, 0.0)

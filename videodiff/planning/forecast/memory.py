@@ -30,7 +30,8 @@ class Setting:
     """The settings that decide the memory of a training, beside its network and clips.
 
     strategy: an option of conf/strategy; world: processes; half: the precision is bf16-mixed; muon: the optimizer is
-    Muon; accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers.
+    Muon; accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers; reuse: the elements
+    between two uses of a weight that ZeRO 3 keeps whole from one to the other.
     """
 
     strategy: str
@@ -40,6 +41,7 @@ class Setting:
     accumulate: int = 1
     bucket: int = 50_000_000
     prefetch: int = 50_000_000
+    reuse: int = 300_000_000
 
     @property
     def zero(self) -> bool:
@@ -94,6 +96,8 @@ def state(setting: Setting, weights: Weights) -> Memory:
     copy = 4 * p * held if setting.zero else 0.0
     average = 4 * p * held
     kept = setting.weight * p * setting.share("weights")
+    if setting.strategy == "zero3":
+        kept += setting.weight * weights.small
     gradients = setting.weight * p * (setting.growing or setting.share("gradients"))
     host = 0.0
     if setting.strategy.endswith("_offload"):
@@ -113,7 +117,9 @@ def buffers(setting: Setting, weights: Weights) -> float:
         return 3 * 4.0 * weights.largest
     bucket = 1.0 * setting.weight * setting.bucket
     if setting.strategy.startswith("zero3"):
-        return bucket + setting.weight * (min(setting.prefetch, weights.all) + 2 * weights.largest)
+        # At the turn of the passes the last weights are whole, and those that are fetched ahead.
+        whole = min(setting.reuse // 2 + setting.prefetch, weights.all - weights.small)
+        return bucket + setting.weight * (whole + 2 * weights.largest)
     # One bucket fills while the other is summed; the gradients of this process go to float32 before the step.
     return 2 * bucket + (4.0 * weights.all / setting.world if setting.half else 0.0)
 

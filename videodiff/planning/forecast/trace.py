@@ -49,6 +49,8 @@ FREE |= {
     "lift_fresh",
     "empty",
 }
+# Numbers of a weight that ZeRO 3 does not split: `param_persistence_threshold` of conf/strategy.
+SMALL = 100_000
 
 
 class Kind(NamedTuple):
@@ -63,11 +65,19 @@ class Kind(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Numbers of weights: of the network, of the matrices in its blocks, and of its largest block."""
+    """Numbers of weights: of the network, of the matrices in its blocks, and of its largest block.
+
+    tensors: how many tensors they are; small: of those, the ones that ZeRO 3 keeps whole; orthogonal: the FLOPs of the
+    products in a step of Muon; width: the shorter side of those matrices.
+    """
 
     all: int
     matrices: int
     largest: int
+    tensors: int = 1
+    small: int = 0
+    orthogonal: int = 0
+    width: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +214,16 @@ def weights_of(network: nn.Module) -> Weights:
         sum(p.numel() for p in network.parameters() if p.requires_grad),
         sum(p.numel() for p in matrices),
         max(sum(p.numel() for p in block.values()) for block in blocks),
+        sum(p.requires_grad for p in network.parameters()),
+        sum(p.numel() for p in network.parameters() if p.requires_grad and p.numel() <= SMALL),
+        sum(orthogonalised(min(p.shape), max(p.shape)) for p in matrices),
+        max((min(p.shape) for p in matrices), default=1),
     )
+
+
+def orthogonalised(low: int, high: int, steps: int = 5) -> int:
+    """Return the FLOPs of Muon's iteration on a matrix: three products a step, on its shorter side."""
+    return steps * 2 * (2 * low**2 * high + low**3)
 
 
 class OneKernel(torch.autograd.Function):
@@ -225,16 +244,13 @@ class OneKernel(torch.autograd.Function):
 
 @contextmanager
 def norms_by_one_kernel() -> Iterator[None]:
-    """Let RMS norms be one operation, as they are on CUDA; elsewhere torch takes them apart, which keeps more.
+    """Let torch compute RMS norms by one operation, as on CUDA; elsewhere it takes them apart, which keeps more.
 
     A mode of torch's function calls would miss the norms that recompute repeats: it is off in the backward pass.
     """
-    before = nn.RMSNorm.forward
-    nn.RMSNorm.forward = lambda norm, x: OneKernel.apply(x, norm.weight)
-    try:
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("rms_norm", lambda x, shape, weight, eps=None: OneKernel.apply(x, weight), "AutogradCPU")
         yield
-    finally:
-        nn.RMSNorm.forward = before
 
 
 def halve(network: nn.Module) -> None:

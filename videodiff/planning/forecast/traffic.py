@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from videodiff.planning.forecast.memory import Setting
+from videodiff.planning.forecast.trace import Weights
 
 # The axis that is split over the processes while a block attends along the key; a spacetime block accepts either.
 SHARED = {"space": "frames", "time": "positions"}
@@ -32,19 +33,40 @@ def ring(size: float, processes: int) -> float:
     return size * (processes - 1) / processes
 
 
-def of_state(setting: Setting, weights: int, blocks: int, forwards: float = 0.0) -> Sent:
-    """Return what a process sends in a step of a strategy, with `forwards` more passes that have no gradient."""
-    part, again = ring(setting.weight * weights, setting.world), setting.accumulate
+def of_state(setting: Setting, weights: Weights, blocks: int, forwards: float = 0.0) -> Sent:
+    """Return what a process sends in a step of a strategy, with `forwards` more passes that have no gradient.
+
+    DeepSpeed sums gradients under ZeRO 1 and 2 over all processes, though a process keeps a part only; ZeRO 1 sums once
+    a step.
+    """
+    part, again = ring(setting.weight * weights.all, setting.world), setting.accumulate
     if setting.strategy == "single" or setting.world == 1:
         return Sent(0.0, 0.0, 0.0, 0)
     if setting.strategy == "ddp":
         return Sent(2 * part, 0.0, 0.0, blocks)
     if setting.strategy == "zero1":
-        return Sent(part, part, 0.0, 2 * blocks)
+        return Sent(2 * part, part, 0.0, 2 * blocks)
     if setting.strategy.startswith("zero2"):
-        return Sent(again * part, part, 0.0, (again + 1) * blocks)
-    # Weights are gathered for the forward pass and again for the backward pass.
-    return Sent(again * part, (2 + forwards) * again * part, 0.0, round((3 + forwards) * again * blocks))
+        return Sent(2 * again * part, part, 0.0, (again + 1) * blocks)
+    gathered = ring(setting.weight * gathers(setting, weights, forwards), setting.world)
+    if setting.muon and setting.strategy == "fsdp2":
+        gathered += ring(4 * weights.matrices, setting.world)
+    return Sent(again * part, gathered, 0.0, round((3 + forwards) * again * blocks))
+
+
+def gathers(setting: Setting, weights: Weights, forwards: float) -> float:
+    """Return how many weights become whole in a step where they are split.
+
+    They are gathered for the forward pass and again for the backward pass. ZeRO 3 keeps the last ones in between, whose
+    next use is near; small ones are always whole, and are gathered once, after the step.
+    """
+    again = setting.accumulate
+    if not setting.zero:
+        return (2 + forwards) * again * weights.all
+    split = weights.all - weights.small
+    # On the way to its next use, each weight after it is met twice.
+    twice = max(0.0, split - setting.reuse / 2)
+    return weights.small + again * ((1 + forwards) * split + twice)
 
 
 def switches(axes: Sequence[str]) -> int:

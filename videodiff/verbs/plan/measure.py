@@ -5,31 +5,49 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
 
+from videodiff.denoiser.attention import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.launcher import meeting_port
-from videodiff.planning.forecast.calibration import Pace, Speed, fit, once
+from videodiff.parallel.recompute import recompute_blocks
+from videodiff.planning.forecast.calibration import QUANTILE, Pace, Speed, fit, once, paced, settled
+from videodiff.planning.forecast.duration import of_passes
 from videodiff.planning.forecast.hardware import Cluster
-from videodiff.training.optimizer import AdamW
+from videodiff.planning.forecast.trace import Make, passes, weights_of
+from videodiff.training.module import parameter_groups
+from videodiff.training.optimizer import AdamW, Muon
 
-# The networks that a processor is timed on: width, blocks, frames, rows of pixels, clips, 16 bits.
+
+class Network(NamedTuple):
+    """A network that a processor is timed on, with the clips that it is given; `half`: in 16 bits."""
+
+    width: int
+    depth: int
+    frames: int
+    side: int
+    clips: int
+    half: bool = False
+
+
 NETWORKS = (
-    (64, 2, 12, 32, 2, False),
-    (96, 2, 8, 48, 2, False),
-    (160, 2, 6, 32, 3, False),
-    (320, 2, 12, 32, 1, False),
-    (448, 2, 5, 32, 1, False),
-    (160, 2, 6, 32, 3, True),
-    (320, 2, 12, 32, 1, True),
+    Network(64, 2, 12, 32, 2),
+    Network(96, 2, 8, 48, 2),
+    Network(160, 2, 6, 32, 3),
+    Network(320, 2, 12, 32, 1),
+    Network(448, 2, 5, 32, 1),
+    Network(160, 2, 6, 32, 3, half=True),
+    Network(320, 2, 12, 32, 1, half=True),
 )
 WORDS, TEXT_WIDTH, PATCH = 25, 64, 4
 WIDTHS = (16, 64, 128, 256, 512, 1152, 2048, 4096)
@@ -45,41 +63,116 @@ def measure(like: Cluster, path: Path) -> Cluster:
     return found
 
 
-def of_processor(like: Cluster, rounds: int = 4, linked: bool = True) -> tuple[Cluster, float]:
+class Sample(NamedTuple):
+    """A network as it is timed, with its loss, and an optimizer of each kind by name."""
+
+    network: SpaceTimeTransformer
+    loss: Callable[[], torch.Tensor]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+
+def of_processor(like: Cluster, rounds: int = 6, linked: bool = True) -> tuple[Cluster, float]:
     """Return this machine's processor, and the seconds of its pace; all times are processor seconds of one thread.
 
-    linked: whether to measure what two processes send to each other.
+    All networks take part in each round, as other work may slow the machine for some seconds. linked: whether to
+    measure what two processes send to each other.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pace, passes, optimizer = Pace(), [], {}
-    usual = statistics.median(pace() for _ in range(20))
-    for width, depth, frames, side, clips, half in NETWORKS:
+    pace, samples = Pace(), [sample(network) for network in NETWORKS]
+    repeating = sample(NETWORKS[0], "selective")
+    timed, steps, repeated, paces = [], [], [], []
+    for _ in range(rounds):
+        timed.append([once(one.network, one.loss, pace) for one in samples])
+        steps.append([stepped(one, pace) for one in samples])
+        repeated.append(once(repeating.network, repeating.loss, pace, watched=False).plain)
+        paces.append(pace())
+    sent = max(together(2, NUMBERS)) if linked else 1e-9 / like.node_gb_per_s
+    torch.set_num_threads(threads)
+    timings = [settled(one) for one in zip(*timed, strict=True)]
+    tables = of_steps(samples, [quickest(one) for one in zip(*steps, strict=True)])
+    usual, speed = statistics.median(paces), fit(timings)
+    found = processor(like, speed._replace(tables=speed.tables | tables), usual, sent)
+    more = usual * (float(np.quantile(repeated[1:], QUANTILE)) - timings[0][1])
+    return replace(found, dispatch_us=dispatching(found, NETWORKS[0], more)), usual
+
+
+def dispatching(cluster: Cluster, network: Network, more: float) -> float:
+    """Return what an operation takes besides in a block of selective recompute, whose passes took `more` seconds."""
+    with targeting("cpu"):
+        levels = [passes(maker(network, level), network.depth, network.clips) for level in ("none", "selective")]
+    once, again = (float(of_passes(one, cluster, 1.0, compiled=False).sum()) for one in levels)
+    return 1e6 * max(0.0, more - (again - once)) / (2 * (len(levels[1].kinds) - len(levels[0].kinds)))
+
+
+def maker(given: Network, level: str = "none") -> Make:
+    """Return what makes one of the networks, with so many blocks."""
+
+    def make(blocks: int) -> tuple[SpaceTimeTransformer, Callable[[int], torch.Tensor]]:
         network = SpaceTimeTransformer(
             patch=(1, PATCH, PATCH),
-            width=width,
-            depth=depth,
-            heads=max(width // 64, 1),
+            width=given.width,
+            depth=blocks,
+            heads=max(given.width // 64, 1),
             text_width=TEXT_WIDTH,
             gate=1.0,
         )
-        given = clips_of(frames, side, clips)
+        recompute_blocks(network, level)
+        random = cache(partial(clips_of, given.frames, given.side))
 
-        def loss(network: SpaceTimeTransformer = network, given: dict = given, half: bool = half) -> torch.Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                return network(**given).square().mean()
+        def loss(clips: int) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=given.half):
+                return network(**random(clips)).square().mean()
 
-        passes.append(once(network, loss, pace, rounds))
-        optimizer |= stepped(network, pace) if not half else {}
-    sent = max(together(2, NUMBERS)) if linked else 1e-9 / like.node_gb_per_s
-    torch.set_num_threads(threads)
-    return processor(like, fit(passes), optimizer, usual, sent), usual
+        return network, loss
+
+    return make
 
 
-def processor(like: Cluster, speed: Speed, optimizer: dict[int, float], usual: float, sent: float) -> Cluster:
+def sample(given: Network, level: str = "none") -> Sample:
+    """Return one of the networks, with clips; of those in 32 bits the optimizers are timed too."""
+    network, loss = maker(given, level)(given.depth)
+    optimizers = {}
+    if not given.half and level == "none":
+        groups = parameter_groups((f".{name}", p) for name, p in network.named_parameters())
+        optimizers = {"optimizer": AdamW(network.parameters(), lr=1e-6), "muon": Muon(groups, lr=1e-6)}
+    return Sample(network, partial(loss, given.clips), optimizers)
+
+
+def stepped(one: Sample, pace: Callable[[], float]) -> dict[str, float]:
+    """Return the paces of a step of each optimizer, with the norm of the gradient."""
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        torch.nn.utils.clip_grad_norm_(one.network.parameters(), 1.0)
+        optimizer.step()
+
+    found = {
+        name: paced(lambda optimizer=optimizer: step(optimizer), pace) for name, optimizer in one.optimizers.items()
+    }
+    return {name: spent / slow for name, (spent, slow) in found.items()}
+
+
+def quickest(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the paces of a step of each optimizer over the rounds; the first makes its state."""
+    return {name: float(np.quantile([step[name] for step in steps[1:]], QUANTILE)) for name in steps[0]}
+
+
+def of_steps(samples: Sequence[Sample], steps: Sequence[dict[str, float]]) -> dict[str, dict[int, float]]:
+    """Return the tables of the optimizers: bytes by the bytes of a weight, and FLOPs of Muon's products by width."""
+    tables: dict[str, dict[int, float]] = {"optimizer": {}, "muon": {}}
+    for one, spent in zip(samples, steps, strict=True):
+        if spent:
+            weights = weights_of(one.network)
+            tables["optimizer"][36 * weights.all // weights.tensors] = 36 * weights.all / spent["optimizer"]
+            # Muon has fewer moments than AdamW, and its products take what it takes longer.
+            more = max(spent["muon"] - spent["optimizer"], 0.1 * spent["muon"])
+            tables["muon"][weights.width] = weights.orthogonal / more
+    return tables
+
+
+def processor(like: Cluster, speed: Speed, usual: float, sent: float) -> Cluster:
     """Return the record of a processor from what was measured at a pace of `usual` seconds."""
     kinds = {name: {at: rate / usual for at, rate in table.items()} for name, table in speed.tables.items()}
-    kinds["optimizer"] = {at: rate / usual for at, rate in optimizer.items()}
     full = max(kinds["products"].values())
     half = max(kinds.get("products of 16 bits", kinds["products"]).values())
     return replace(
@@ -104,18 +197,6 @@ def clips_of(frames: int, side: int, clips: int) -> dict[str, torch.Tensor]:
         "text_mask": torch.ones(clips, WORDS, dtype=torch.bool),
         "fps": torch.full((clips,), 8.0),
     }
-
-
-def stepped(network: SpaceTimeTransformer, pace: Callable[[], float]) -> dict[int, float]:
-    """Return the bytes of each pace in which the optimizer's step moves them, by the bytes."""
-    optimizer, spent = AdamW(network.parameters(), lr=1e-6), []
-    for _ in range(4):
-        before, start = pace(), time.thread_time()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        spent.append((time.thread_time() - start) / ((before + pace()) / 2))
-    size = 36 * sum(p.numel() for p in network.parameters())
-    return {size: size / statistics.median(spent[1:])}
 
 
 def together(processes: int, numbers: int) -> list[float]:

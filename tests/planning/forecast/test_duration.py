@@ -1,0 +1,68 @@
+"""The parts of a step's time that are no operation of the passes: the optimizer, and what Python looks at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from videodiff.planning.flops import network_of
+from videodiff.planning.forecast.choice import Choice, Job, Shape, evaluate
+from videodiff.planning.forecast.duration import of_optimizer
+from videodiff.planning.forecast.grown import Grown
+from videodiff.planning.forecast.hardware import Cluster
+from videodiff.planning.forecast.memory import Setting
+from videodiff.planning.forecast.trace import Kind, Passes, Weights
+
+# Ten tensors of 100,000 numbers; a step of Muon takes a GFLOP at 64 wide.
+WEIGHTS = Weights(10**6, 900_000, 500_000, tensors=10, orthogonal=10**9, width=64)
+
+
+def processor() -> Cluster:
+    """Return a processor whose optimizer takes a millisecond for 36 * 100,000 bytes, and two for ten times as many."""
+    return Cluster(
+        *("CPU", 1, 2, 8, {"half": 0.1, "full": 0.1}, {64: 1.0}, 10, 1, 1),
+        cpu=True,
+        launch_us=0.0,
+        kinds={
+            "add": {1000: 1e9, 10**8: 1e9},
+            "products": {64: 1e11},
+            "muon": {64: 1e11},
+            "optimizer": {3_600_000: 3.6e6 / 1e-3, 36_000_000: 36e6 / 2e-3},
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        (Setting("single", 1), 10e-3),
+        (Setting("single", 1, muon=True), 20e-3),
+        # ZeRO has one tensor, of half of the state in each process.
+        (Setting("zero1", 1), 2e-3),
+        # FSDP2 has halves of all tensors; each process orthogonalises whole matrices.
+        (Setting("fsdp2", 2), 10e-3),
+        (Setting("fsdp2", 2, muon=True), 20e-3),
+    ],
+)
+def test_an_optimizer_takes_its_time_for_each_tensor(setting: Setting, wanted: float) -> None:
+    assert of_optimizer(setting, WEIGHTS, processor()) == pytest.approx(wanted)
+
+
+def test_python_looks_twice_at_what_is_repeated() -> None:
+    def trace(level: str, halved: bool) -> Grown:
+        kinds = [Kind("view")] * {"none": 100, "selective": 150, "full": 190}[level]
+        nothing = np.zeros(len(kinds))
+        made = Passes(kinds, nothing, nothing, nothing, nothing, 1, WEIGHTS)
+        return Grown(made, made, (2, 2), 2, 1)
+
+    network = network_of(64, ("space", "time"), 2, patch=12, words=8, text_width=16)
+    job = Job(network, [Shape("clip", 8, 16, 2048, 8)], trace, 100, False, False, False, 1.0)
+    for level, wanted in {"none": 0, "selective": 2 * 50, "full": 0}.items():
+        plain, seen = (
+            evaluate(job, replace(processor(), cards=1, dispatch_us=each), Choice("single", level, 1, 2)).seconds.rest
+            for each in (0.0, 30.0)
+        )
+        # Two micro-batches.
+        assert seen - plain == pytest.approx(2 * wanted * 30e-6), level
