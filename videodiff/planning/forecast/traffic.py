@@ -36,8 +36,7 @@ def ring(size: float, processes: int) -> float:
 def of_state(setting: Setting, weights: Weights, blocks: int, forwards: float = 0.0) -> Sent:
     """Return what a process sends in a step of a strategy, with `forwards` more passes that have no gradient.
 
-    DeepSpeed sums gradients under ZeRO 1 and 2 over all processes, though a process keeps a part only; ZeRO 1 sums once
-    a step.
+    ZeRO 1 and 2 sum whole gradients in every process, though each keeps a part only; ZeRO 1 sums once a step.
     """
     part, again = ring(setting.weight * weights.all, setting.world), setting.accumulate
     if setting.strategy == "single" or setting.world == 1:
