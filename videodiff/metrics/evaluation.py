@@ -33,16 +33,16 @@ def silent(line: str) -> None:
 
 
 def usable(
-    metrics: Mapping[str, AnyMetric], first: Case | None = None, count: int = 0
+    metrics: Mapping[str, AnyMetric], first: Case | None = None, count: int | None = None
 ) -> tuple[dict[str, AnyMetric], dict[str, str]]:
-    """Return the metrics that can run, and for each other one the reason: no weights, no package, or too few clips.
+    """Return the metrics that can run, and for each other one the reason: its weights, a package, or too few clips.
 
-    first: the first of `count` clips; without it no file is opened. ValueError if none can run.
+    first: a clip to try the networks on; without it no file is opened. count: how many clips there are, None if that is
+    not known yet. ValueError if none can run.
     """
     reasons = {key: metric.lack() for key, metric in metrics.items()}
     if first is not None:
-        sets = {key: metric for key, metric in metrics.items() if isinstance(metric, SetMetric) and not reasons[key]}
-        reasons |= {key: metric.unfit(first, count) for key, metric in sets.items()}
+        reasons |= {key: metric.unfit(first, count) for key, metric in metrics.items() if not reasons[key]}
     left_out = {key: f"metric.{key}: {reason}" for key, reason in reasons.items() if reason}
     if metrics and len(left_out) == len(metrics):
         raise ValueError(f"metric: found nothing that can be measured: {'; '.join(left_out.values())}")

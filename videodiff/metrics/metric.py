@@ -171,6 +171,12 @@ class Metric:
         """Return why the metric cannot run at all, empty if it can."""
         return self.weights.lack(self.settings)
 
+    def unfit(self, first: Case, count: int | None) -> str:
+        """Return why clips cannot be measured, empty if they can; try the first one if the metric has a network."""
+        if not self.weights.what or self.lacks(first):
+            return ""
+        return self.weights.fault(self.settings, lambda: self.measure(first))
+
     def figures(self) -> dict[str, Quantity]:
         """Return the quantity of each figure that this metric may write into evaluation.json, by its name there."""
         several = [*self.tasks, "truth"] if len(self.tasks) > 1 else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,21 @@ class Weights:
             return f"path: found {found} at {path}, expected {self.expected()}"
         if absent:
             return f"found no package {absent[0]}, expected it: pip install 'videodiff[{extra_of(absent[0])}]'"
+        return ""
+
+    def fault(self, settings: Mapping[str, Any], attempt: Callable[[], object]) -> str:
+        """Return in one line why an attempt to use the network failed, empty if it works.
+
+        The libraries raise errors of any class for a damaged file, even bare `Exception`.
+        """
+        try:
+            attempt()
+        except ValueError as error:
+            return str(error).splitlines()[0]
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0][:200]
+            found = f"{settings.get('path')}, which fails ({type(error).__name__}: {said})"
+            return f"path: found {found}, expected {self.expected()}"
         return ""
 
     def expected(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 import transformers
 
 from tests.material.networks.small import DEVIATION, MEAN, save_folder
+from videodiff.metrics.consistency import consistency
+from videodiff.metrics.evaluation import usable
 from videodiff.metrics.metric import Case
 from videodiff.metrics.networks.pictures import alike, background, clip_similarity, subject
 
@@ -99,3 +102,25 @@ def test_another_model_and_missing_weights_are_named(folder: Path, tmp_path: Pat
         f"path: found a folder without config.json at {tmp_path}, expected a folder of transformers with config.json "
         f"of DINO (facebook/dino-vitb16 or facebook/dinov2-base), from the Hugging Face hub"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"]
+)
+@pytest.mark.parametrize("how", ["empty", "cut", "list", "garbage", "gone"])
+def test_broken_weights_cost_their_metric_and_no_other(folder: Path, tmp_path: Path, name: str, how: str) -> None:
+    broken = shutil.copytree(folder / "clip", tmp_path / "clip")
+    whole = (broken / name).read_bytes()
+    if how == "gone":
+        (broken / name).unlink()
+    else:
+        damaged = {"empty": b"", "cut": whole[: len(whole) // 2], "list": b"[]", "garbage": b"\x00\xff"}
+        (broken / name).write_bytes(damaged[how])
+    metrics = {"words": clip_similarity.with_settings(path=str(broken)), "whole": consistency}
+    left, out = usable(metrics, case())
+    # The tokenizer and the model work without the file of its settings, where it is gone.
+    if out or (name, how) != ("tokenizer_config.json", "gone"):
+        assert list(left) == ["whole"]
+        assert out["words"].startswith("metric.words: ")
+        assert str(broken) in out["words"]
+        assert "\n" not in out["words"]

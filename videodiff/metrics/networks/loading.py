@@ -36,7 +36,7 @@ def load_folder(path: str, names: tuple[str, ...], device: str) -> nn.Module:
     """
     import transformers
 
-    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    config = read_object(Path(path) / "config.json")
     own = [name for name in config.get("architectures") or [] if name in names]
     family = getattr(transformers, (own or names)[0])
     if config.get("model_type") != family.config_class.model_type:
@@ -46,12 +46,23 @@ def load_folder(path: str, names: tuple[str, ...], device: str) -> nn.Module:
     return load_frozen("metric", family, path, None, "main", "float32", local_files_only=True).to(choose_device(device))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError if the file holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: found no JSON ({str(error)[:120]}), expected an object") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: found JSON {type(found).__name__}, expected an object")
+    return found
+
+
 def read_normalisation(path: str) -> dict[str, list[float]]:
     """Return mean and deviation of the pictures that a folder's model expects, from its preprocessor_config.json."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         file = Path(path) / name
         if file.is_file():
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = read_object(file)
             if "image_mean" in config and "image_std" in config:
                 return {"mean": config["image_mean"], "deviation": config["image_std"]}
     raise ValueError(f"{path}: found no preprocessor_config.json with image_mean and image_std, expected it")

@@ -98,7 +98,11 @@ def tokenizer(path: str) -> Any:
     """Load the tokenizer of a folder."""
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the libraries raise errors of any class for a damaged file
+        said = (str(error).strip().splitlines() or [""])[0][:120]
+        raise ValueError(f"{path}: found no tokenizer that works ({type(error).__name__}: {said})") from error
 
 
 def tensor_of(features: Any) -> Tensor:

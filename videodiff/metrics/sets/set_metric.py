@@ -77,14 +77,17 @@ class SetMetric:
         chosen = {name: value for name, value in self.settings.items() if name not in OWN}
         return self.describe(clips, **chosen)
 
-    def unfit(self, first: Case, count: int) -> str:
-        """Return why `count` clips cannot be measured, empty if they can; try the first one in the network."""
-        try:
-            _, rows, width = self.features([first.truth]).shape
-        except ValueError as error:
-            return str(error)
+    def unfit(self, first: Case, count: int | None) -> str:
+        """Return why `count` clips cannot be measured, empty if they can; try the first one in the network.
+
+        count None: it is not known yet.
+        """
+        features = []
+        if fault := self.weights.fault(self.settings, lambda: features.append(self.features([first.truth]))):
+            return fault
+        _, rows, width = features[0].shape
         least = self.settings.get("least") or self.fewest or math.ceil((width + 1) / rows)
-        if count >= least:
+        if count is None or count >= least:
             return ""
         why = "" if self.settings.get("least") or self.fewest else f", more rows than its {width} features"
         return (

@@ -95,6 +95,9 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     given = given_of(cfg, model, shape)
     tasks = tasks_of(cfg, given, shape, remark)
     held_out = Dataset(found, shape) if isinstance(found, Manifest) else Tars(found, shape)
+    # A network that cannot be loaded costs its metric, not the evaluation.
+    one = choose(held_out, 1, ranks, lambda case: None, silent)
+    metrics, broken = usable(metrics, next(read_again(held_out, one)))
 
     def check_case(case: Case) -> None:
         # Measure the truth first: a figure that fails here would fail for the samples too, after hours of sampling.
@@ -107,7 +110,7 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     if cut:
         remark(f"{held_out.name}: {cut}")
     metrics, unfit = usable(metrics, next(read_again(held_out, chosen[:1])), len(chosen))
-    left_out |= unfit
+    left_out |= broken | unfit
     for reason in left_out.values():
         remark(f"left out: {reason}")
     metrics = applying(metrics, [one.scene for one in chosen], remark)
