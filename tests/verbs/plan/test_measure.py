@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
+from videodiff.verbs.config.checking import check_composed
 from videodiff.verbs.config.groups import conf_dir
 from videodiff.verbs.plan import measure
 
@@ -26,7 +29,15 @@ def test_a_measured_processor_is_written_as_an_option_of_cluster(
     assert status == 0, err
     assert "cluster=here" in out
     like = instantiate(OmegaConf.load(conf_dir() / "cluster" / "cpux2.yaml"))
-    found = instantiate(OmegaConf.load(tmp_path / "here.yaml"))
+    written = OmegaConf.load(tmp_path / "here.yaml")
+    found = instantiate(written)
+    # A plan takes each of its keys.
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose("plan", ["cluster=cpux2"])
+    with open_dict(cfg):
+        cfg.cluster = written
+    check_composed("plan", cfg, [])
     # Half a gigabyte a second, as it was sent.
     assert found.node_gb_per_s == pytest.approx(0.5)
     assert {"products", "small products", "optimizer", "add", "gelu"} <= set(found.kinds)

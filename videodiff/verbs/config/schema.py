@@ -415,9 +415,10 @@ CLASSES: dict[str, Kind] = {
         ),
         **dict.fromkeys(("decode_mpixel_per_s", "storage_gb_per_s"), number(above=0)),
         **dict.fromkeys(
-            ("latency_us", "launch_us", "trainer_ms", "context_gib", "stall_s", "restart_minutes", "price", "faults"),
+            ("latency_us", "launch_us", "dispatch_us", "trainer_ms", "context_gib", "stall_s", "restart_minutes"),
             number(0),
         ),
+        **dict.fromkeys(("price", "faults"), number(0)),
     ),
     "data_prep.engine.local.Local": record(),
     "data_prep.engine.on_ray.OnRay": record(address=optional(NAME), scratch=optional(PLACE)),
