@@ -41,6 +41,8 @@ def processor() -> Cluster:
         (Setting("single", 1, muon=True), 20e-3),
         # ZeRO has one tensor, of half of the state in each process.
         (Setting("zero1", 1), 2e-3),
+        # A processor is its own host.
+        (Setting("zero2_offload", 1, muon=True), 12e-3),
         # FSDP2 has halves of all tensors; each process orthogonalises whole matrices.
         (Setting("fsdp2", 2), 10e-3),
         (Setting("fsdp2", 2, muon=True), 20e-3),
