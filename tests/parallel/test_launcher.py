@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 
 from tests.conftest import start, tiny
 from tests.material import warm
 from tests.material.warm import CHILDREN
 from videodiff.data.storage.files import sha256_of
 from videodiff.parallel import launcher
-from videodiff.parallel.launcher import PARENT, die_with_parent, first_failure, meeting_port, watch
+from videodiff.parallel.launcher import PARENT, Launcher, die_with_parent, first_failure, meeting_port, watch
 from videodiff.training.state.checkpoint import latest_checkpoint
 
 TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant", "~schedule.decay"]
@@ -113,6 +114,32 @@ def test_the_port_of_a_run_is_free_and_none_that_an_outgoing_connection_gets() -
     ports = {meeting_port() for _ in range(50)}
     assert len(ports) > 40, "two runs that begin together would meet"
     assert max(ports) < lowest
+
+
+@pytest.mark.parametrize(("said", "cores", "threads"), [(None, 8, 4), (None, 1, 1), ("3", 8, 3)])
+def test_the_processes_of_a_node_share_its_cores_unless_a_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, cores: int, threads: int
+) -> None:
+    begun = []
+
+    class Launch(Launcher):
+        def _call_children_scripts(self) -> None:
+            begun.append(os.environ["OMP_NUM_THREADS"])
+            self.procs = []
+
+    before = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", PARENT):
+        # Set first, so that the patch takes back what the launcher sets.
+        monkeypatch.setenv(name, said or "")
+    if said is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(launcher, "cores", lambda: cores)
+    torch.set_num_threads(3)
+    try:
+        assert Launch(LightningEnvironment(), 2, 1).launch(torch.get_num_threads) == threads
+    finally:
+        torch.set_num_threads(before)
+    assert begun == [str(threads)]
 
 
 def test_a_port_that_is_taken_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
