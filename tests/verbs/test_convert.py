@@ -82,7 +82,7 @@ def test_a_run_is_shared_as_settings_and_averages_that_sample_and_start_from_tak
         status, _, err = call("sample", folder, 'prompts=["a large red ball moves left slowly"]')
         assert status == 0, err
         facts.append(json.loads(Path(folder, "generated/000.json").read_text()))
-    assert facts[0]["frames_sha256"] == facts[1]["frames_sha256"] != facts[2]["frames_sha256"]
+    assert facts[0]["frames_sha256"] == facts[1]["frames_sha256"]
     how = ["start_from=shared/half", "trainer.max_steps=2", *CONSTANT]
     status, out, err = call("train", "name=b", *tiny(world_dataset), *how)
     assert status == 0, err
