@@ -42,7 +42,7 @@ ROWS = {
     "sequence_2_of_4": (4, ["strategy=ddp", "strategy.sequence_parallel=2", "data.micro_batch=1"]),
     "sequence_2_zero1": (2, ["strategy=zero1", "strategy.sequence_parallel=2"]),
     "sequence_2_fsdp2": (2, ["strategy=fsdp2", "strategy.sequence_parallel=2"]),
-    "sequence_4_zero3": (4, ["strategy=zero3", "strategy.sequence_parallel=4", *SAMPLING]),
+    "sequence_2_zero3": (2, ["strategy=zero3", "strategy.sequence_parallel=2", *SAMPLING]),
 }
 
 

@@ -31,7 +31,8 @@ def run(check: Check) -> None:
     for name, optimizer in OPTIMIZERS.items():
         plain = check.part(f"{name}, one process", lambda n=name, o=optimizer: trained(check, data, f"{n}_plain", o))
         # A CPU has seen each stage in the tests; here it is to see that this code works.
-        for strategy in ("zero2",) if check.tiny and name == "muon" else ("zero1", "zero2", "zero3", "fsdp2"):
+        tiny = {"adamw": ("zero3", "fsdp2"), "muon": ("zero2",)}[name]
+        for strategy in tiny if check.tiny else ("zero1", "zero2", "zero3", "fsdp2"):
             what = f"{name}, {strategy}"
             check.part(
                 what, lambda w=what, s=strategy, n=name, o=optimizer, p=plain: sharded(check, data, w, s, n, o, p)
