@@ -47,11 +47,9 @@ class Weights:
         try:
             attempt()
         except ValueError as error:
-            return str(error).splitlines()[0]
+            return str(error).partition("\n")[0] or said(error)
         except Exception as error:
-            said = (str(error).strip().splitlines() or [""])[0][:200]
-            found = f"{settings.get('path')}, which fails ({type(error).__name__}: {said})"
-            return f"path: found {found}, expected {self.expected()}"
+            return f"path: found {settings.get('path')}, which fails ({said(error)}), expected {self.expected()}"
         return ""
 
     def expected(self) -> str:
@@ -61,3 +59,8 @@ class Weights:
 
 
 NOTHING = Weights()
+
+
+def said(error: Exception) -> str:
+    """Return the class of an error of a library, and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

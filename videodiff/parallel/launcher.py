@@ -20,6 +20,8 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from videodiff.parallel.environment import cores
+
 # Seconds that the other processes have to end by themselves, with their own messages, after one has failed.
 GRACE = 20.0
 LOOK = 0.2
@@ -73,11 +75,6 @@ def share_cores(processes: int) -> None:
         threads = max(cores() // processes, 1)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def meeting_port() -> int:

@@ -1,8 +1,13 @@
-"""An error and what it came from."""
+"""What an error says, and what it came from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def chain(error: BaseException, handled: bool = True) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from videodiff.metrics.metric import Case, Quantity, metric
 from videodiff.metrics.networks.loading import choose_device, load_folder, read_normalisation
 from videodiff.metrics.networks.pixels import normalised, resized, squares
-from videodiff.metrics.weights import Weights
+from videodiff.metrics.weights import Weights, said
 
 HUB = "the Hugging Face hub"
 CLIP = Weights("CLIP (openai/clip-vit-base-patch32)", HUB, folder=True, modules=("transformers",))
@@ -101,8 +101,7 @@ def tokenizer(path: str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the libraries raise errors of any class for a damaged file
-        said = (str(error).strip().splitlines() or [""])[0][:120]
-        raise ValueError(f"{path}: found no tokenizer that works ({type(error).__name__}: {said})") from error
+        raise ValueError(f"{path}: found no tokenizer that works ({said(error)})") from error
 
 
 def tensor_of(features: Any) -> Tensor:

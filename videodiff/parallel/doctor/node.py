@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from videodiff.parallel.environment import Finding, Place, limited, problems
+from videodiff.parallel.environment import Finding, Place, cores, limited, problems
 
 GIB = 2**30
 # A data worker has a segment of shared memory for each batch that it prepares.
@@ -105,13 +105,13 @@ def variables(place: Place, environment: Mapping[str, str]) -> Iterator[Finding]
     """Yield the variables that contradict each other, or slow a run down."""
     found = list(problems(environment))
     yield from found
-    threads, cores = environment.get("OMP_NUM_THREADS"), len(os.sched_getaffinity(0))
+    threads, there = environment.get("OMP_NUM_THREADS"), cores()
     if threads is None and place.local_world > 1:
-        do = f"export OMP_NUM_THREADS={max(cores // place.local_world, 1)}"
-        yield Finding("OMP_NUM_THREADS", f"nothing, with {place.local_world} processes on {cores} cores", "a share", do)
-    elif threads is not None and threads.isdigit() and int(threads) * place.local_world > cores:
-        do = f"export OMP_NUM_THREADS={max(cores // place.local_world, 1)}"
-        yield Finding("OMP_NUM_THREADS", f"{threads} for each of {place.local_world} processes", f"{cores} in all", do)
+        do = f"export OMP_NUM_THREADS={max(there // place.local_world, 1)}"
+        yield Finding("OMP_NUM_THREADS", f"nothing, with {place.local_world} processes on {there} cores", "a share", do)
+    elif threads is not None and threads.isdigit() and int(threads) * place.local_world > there:
+        do = f"export OMP_NUM_THREADS={max(there // place.local_world, 1)}"
+        yield Finding("OMP_NUM_THREADS", f"{threads} for each of {place.local_world} processes", f"{there} in all", do)
     for name in FOR_DEBUGGING:
         if environment.get(name, "") not in ("", "0", "OFF"):
             yield Finding(name, environment[name], "nothing, in a long run", f"unset {name}")

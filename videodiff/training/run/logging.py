@@ -20,6 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from tqdm import tqdm
 
+from videodiff.data.storage.causes import first_line
+
 # Seconds within which a server must answer, must accept a new run, and must have received a run after training.
 ANSWER_S, START_S, UPLOAD_S = 10.0, 30.0, 300.0
 # How wandb names the folder of a run: its time of start, its id, and a number if it began twice within a second.
@@ -51,7 +53,7 @@ class RunTracker(WandbLogger):
             except (wandb.errors.Error, TimeoutError) as error:
                 # Otherwise the refused run would occupy the id.
                 wandb.teardown()
-                reason, self._wandb_init["mode"] = one_line(error), "offline"
+                reason, self._wandb_init["mode"] = first_line(error), "offline"
                 run = super().experiment
             if reason:
                 print(f"wandb: {reason}; the run is kept offline, `wandb sync {run.settings.sync_dir}` uploads it")
@@ -65,7 +67,7 @@ class RunTracker(WandbLogger):
             call()
         except Exception as error:
             self.failed = True
-            print(f"wandb: {type(error).__name__}: {one_line(error)}; training goes on without it")
+            print(f"wandb: {type(error).__name__}: {first_line(error)}; training goes on without it")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log figures of a step."""
@@ -126,7 +128,7 @@ def usable_mode() -> tuple[str, str]:
     except requests.RequestException as error:
         return "offline", f"{settings.base_url} does not answer ({type(error).__name__})"
     except (wandb.errors.Error, TimeoutError, ValueError) as error:
-        return "offline", one_line(error)
+        return "offline", first_line(error)
     return "online", ""
 
 
@@ -134,11 +136,6 @@ def earlier_id(folder: Path) -> str | None:
     """Return wandb's id of the run in this folder, None if it has none yet."""
     begun = [found.groups() for path in (folder / "wandb").glob("*") if (found := BEGUN.fullmatch(path.name))]
     return max(begun)[1] if begun else None
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of the message of an error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def log_configuration(loggers: Sequence[Logger], config: dict[str, Any]) -> None:

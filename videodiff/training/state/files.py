@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from videodiff.data.storage.causes import first_line
 from videodiff.data.storage.files import Hashed
 
 # The names of types in the safetensors format.
@@ -85,7 +86,7 @@ def load_state(path: Path, map_location: Any = "cpu", classes: Sequence[type] = 
             return torch.load(path, map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
-        reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason or first_line(error)
         raise ValueError(
             f"{path}: found something else than the state of a training ({reason[:200]}), expected plain values and "
             "tensors; nothing of it was run"
