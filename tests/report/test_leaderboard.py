@@ -91,6 +91,28 @@ def test_rows_that_are_written_at_the_same_time_are_all_there(tmp_path: Path) ->
     assert "The last 12 of 24 evaluations." in board.with_suffix(".md").read_text()
 
 
+def test_a_row_that_was_seen_half_written_leaves_an_empty_line_and_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "first", velocity_error=0.5)
+    monkeypatch.setattr(leaderboard, "ends_a_line", lambda path: False)
+    add(board, "second", velocity_error=0.25)
+    assert "\n\n" in board.read_text()
+    rows, damaged = read_rows(board)
+    assert [row["run"] for row in rows] == ["first", "second"]
+    assert damaged == 0
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x1c", "\r"], ids=ascii)
+def test_a_name_may_hold_what_elsewhere_ends_a_line(tmp_path: Path, end: str) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, f"one{end}two", velocity_error=0.5)
+    rows, damaged = read_rows(board)
+    assert [row["run"] for row in rows] == [f"one{end}two"]
+    assert damaged == 0
+
+
 def test_a_table_that_was_written_by_another_before_ours_gets_its_row_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,9 @@ def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the last row of each identity, oldest first, and how many lines are no rows."""
     rows: dict[str, dict[str, Any]] = {}
     damaged = 0
-    for text in board.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines: the name of a run may hold a character that it takes for the end of a line. An empty line is
+    # nothing lost: `add_row` begins a line of its own where it saw the row of another process half written.
+    for text in filter(None, board.read_text(encoding="utf-8", errors="replace").split("\n")):
         try:
             row = json.loads(text)
             quantities = {name: read_quantity(row["metrics"][name], name) for name in row["figures"]}
