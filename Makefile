@@ -73,12 +73,13 @@ bench-prep-plan: dev  ## entering metadata and finding near duplicates at 1 M an
 gpu-check: setup  ## first light on a GPU: is all of it right there, and how fast; ten minutes, docs/gpu.md
 	$(BIN)/python bench/gpu_check.py
 
-soak: dev  ## the long campaigns: damaged tars and videos, killed processes, orders, memory over 20,000 clips
+soak: dev  ## the long campaigns: damaged tars and videos, killed processes, orders, drawn examples, memory over 20,000 clips
 	FAULT_RUNS=300 $(BIN)/python -m pytest tests/data/loader/test_workers.py
 	PREP_RUNS=500 $(BIN)/python -m pytest tests/data_prep/test_campaign.py tests/data_prep/cut/test_exact.py \
 	    tests/data_prep/test_pipeline.py
 	ORDER_RUNS=10 $(BIN)/python -m pytest tests/data/order/test_mixture.py
 	KILL_RUNS=100 $(BIN)/python -m pytest tests/training/test_kills.py
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=new tests
 	$(BIN)/python bench/soak_loader.py
 
 clean:  ## remove .venv and what tools leave behind; datasets and runs stay

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
@@ -18,6 +19,11 @@ from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import render
+
+# The same examples each time: a run that fails fails again. `make soak` draws new ones, and more.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("new", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:

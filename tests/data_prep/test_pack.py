@@ -1,6 +1,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -497,3 +499,9 @@ def test_images_are_packed_as_videos_of_one_frame_and_trained_on(tmp_path):
         left, right = clip["video"][0, :, :8].mean((0, 1)), clip["video"][0, :, -8:].mean((0, 1))
         assert left[0] > 200 > 60 > left[2]
         assert right[2] > 200 > 60 > right[0]
+
+
+@pytest.mark.parametrize("module", ["data_prep.pack", "data_prep.produce"])
+def test_a_process_that_makes_clips_does_not_wait_for_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

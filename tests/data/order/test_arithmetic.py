@@ -19,9 +19,6 @@ from videodiff.data.order.arithmetic import (
 )
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
-# A busy machine is no error.
-settings.register_profile("order", deadline=None)
-settings.load_profile("order")
 
 
 def shuffled(place, samples, *key):

@@ -17,9 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from webdataset import TarWriter
+from typing import TYPE_CHECKING, Any
 
 from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, ManifestWriter
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
@@ -29,6 +27,9 @@ from videodiff.data.storage.files import owning, partial_of, sync, write_beside
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.info import VideoInfo
 from videodiff.words import split_words
+
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
 __all__ = [
     "SIDECARS",
@@ -268,6 +269,9 @@ def remove_shards(root: Path, name: str = "shard") -> None:
 
 def open_tar(file: Any) -> TarWriter:
     """Return a writer of samples to an open file; the tar has no owner and time, so equal input gives equal bytes."""
+    # Here, because it imports torch, which takes seconds, and a process that only decodes needs neither.
+    from webdataset import TarWriter
+
     tar = TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
     # webdataset 1.0.2 has an argument for the format but ignores it. pax would store long names in another way.
     tar.tarstream.format = tarfile.GNU_FORMAT

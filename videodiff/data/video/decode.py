@@ -20,8 +20,6 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
 from videodiff.data.video.screen import Screen
@@ -274,9 +272,12 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
         return frames
     scale = max(height / h, width / w)
     size = max(height, round(h * scale)), max(width, round(w * scale))
+    # Here, because torch takes seconds to import, and most of what reads video does not scale it.
+    import torch
+
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if size != (h, w):
-        video = F.interpolate(video, size, mode="bilinear", antialias=True)
+        video = torch.nn.functional.interpolate(video, size, mode="bilinear", antialias=True)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     video = video[:, :, top : top + height, left : left + width]
     return video.permute(0, 2, 3, 1).contiguous().numpy()
