@@ -31,6 +31,10 @@ ADDRESS = "WARM_PYTHON"
 CHILDREN = "WARM_CHILDREN"
 # Variables that torch reads at import must have the same values in a fork as in a process of its own.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+# Command lines without their overrides of keys; most processes of the tests have one of these.
+TRAIN = ("train", "experiment=bouncing_cpu")
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+COMPOSED = (TRAIN, *((*TRAIN, f"strategy={name}") for name in STRATEGIES), ("evaluate",), ("sample",), ("prep",))
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
@@ -159,6 +163,8 @@ def import_all() -> None:
     import hydra
     import s3fs  # noqa: F401
     from diffusers import AutoencoderKL  # noqa: F401
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
     from transformers import T5EncoderModel  # noqa: F401
 
     import videodiff.parallel.fsdp.strategy
@@ -168,10 +174,14 @@ def import_all() -> None:
     import videodiff.verbs.prep
     import videodiff.verbs.sample
     import videodiff.verbs.train  # noqa: F401
+    from tests.material import composing
     from videodiff.verbs.config.groups import conf_dir
 
+    composing.remember()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        hydra.compose("train", overrides=["experiment=bouncing_cpu"])
+        for verb, *options in COMPOSED:
+            for mode in (RunMode.MULTIRUN, RunMode.RUN):
+                GlobalHydra.instance().hydra.compose_config(verb, options, mode)
 
 
 def forked(talk: socket.socket) -> int:

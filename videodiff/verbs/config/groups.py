@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,13 @@ def conf_dir() -> Path:
 
 def groups(verb: str) -> list[str]:
     """Return the configuration groups that a verb chooses from."""
-    defaults = yaml.safe_load((conf_dir() / f"{verb}.yaml").read_text())["defaults"]
+    return groups_of(conf_dir() / f"{verb}.yaml")
+
+
+@cache
+def groups_of(path: Path) -> list[str]:
+    """Return the configuration groups that the file of a verb names; a command asks a dozen times."""
+    defaults = yaml.safe_load(path.read_text())["defaults"]
     return [group for entry in defaults if isinstance(entry, dict) for group in entry if " " not in group]
 
 
