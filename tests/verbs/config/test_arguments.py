@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,25 @@ def test_what_cannot_be_read_is_answered_with_how_to_write_it(verb: str, overrid
         parse(spell(verb, override, sweeps=False))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "keys"),
+    [
+        ("captions={1: a, 1.0: b}", "1 and 1.0"),
+        ("captions={10: a, 2: b, 1_0: c}", "10 and 1_0"),
+        ("+a=[{b: 1, c: 2, b: 3}]", "b and b"),
+        ("a={b: {c: 1, c: 1}}", "c and c"),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_mapping_is_refused(override: str, keys: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"override {override!r}: found the key {keys}, expected each key")):
+        parse(override)
+
+
+def test_a_key_may_stand_in_two_mappings_and_in_text() -> None:
+    assert parse("a={b: {c: 1}, c: {c: '{d: 1, d: 2}'}}").value()["b"] == {"c": 1}
+    assert [one.get("b") for one in parse("a=[{b: 1}, {b: 2}]").value()] == [1, 2]
 
 
 def test_a_dataset_may_be_named_as_data() -> None:

@@ -8,9 +8,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
+from hydra.core.override_parser.overrides_visitor import HydraOverrideVisitor
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from videodiff.verbs.config.groups import conf_dir, options
 from videodiff.verbs.config.kinds import Kind
@@ -184,7 +187,7 @@ def is_quoted(value: str) -> bool:
 def parse(override: str) -> Override:
     """Parse one override; the error names an override that has not the form key=value."""
     try:
-        return OverridesParser.create().parse_override(override)
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
         key, equals, value = override.partition("=")
         if not equals:
@@ -196,6 +199,22 @@ def parse(override: str) -> Override:
             f"override {override!r}: found a value that cannot be read ({where}), expected text with such signs in "
             f"quotes: {key}={quoted(value)!s}, in a shell {shell(f'{key}={quoted(value)}')}"
         ) from error
+    if "{" in override:
+        tree = OverrideParser(CommonTokenStream(OverrideLexer(InputStream(override)))).override()
+        KeysOnce(create_functions()).visit(tree)
+    return parsed
+
+
+class KeysOnce(HydraOverrideVisitor):
+    """Hydra's reader of an override, which refuses a mapping with one key twice: Hydra keeps the last value alone."""
+
+    def visitDictContainer(self, ctx: OverrideParser.DictContainerContext) -> dict[Any, Any]:
+        pairs = [ctx.getChild(i) for i in range(1, ctx.getChildCount() - 1, 2)]
+        keys = [self.visitDictKey(pair.dictKey()) for pair in pairs]
+        if twice := [pair.dictKey().getText() for pair, key in zip(pairs, keys, strict=True) if keys.count(key) > 1]:
+            override = str(ctx.start.getInputStream())
+            raise ValueError(f"override {override!r}: found the key {' and '.join(twice)}, expected each key once")
+        return super().visitDictContainer(ctx)
 
 
 def shell(text: str) -> str:
