@@ -96,8 +96,19 @@ def test_a_file_without_prompts_is_one_line(name: str, text: str, message: str, 
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f"prompts: .*{message}"):
         find_prompts(str(tmp_path / name))
-    with pytest.raises(FileNotFoundError, match="prompts: found no file"):
-        find_prompts(str(tmp_path / "none.txt"))
+
+
+def test_a_text_that_may_be_a_file_is_told_how_it_is_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "list.TXT").write_text("a red ball")
+    (tmp_path / "list.csv").write_text("a red ball")
+    assert find_prompts(str(tmp_path / "list.TXT")) == ["a red ball"]
+    # The second one is longer than the name of a file can be.
+    for name in ("a ball.txt", f"{'a ball ' * 50}.json"):
+        with pytest.raises(FileNotFoundError, match=rf"found no file {name}, .* as prompts=\[\"{name}\"\]"):
+            find_prompts(name)
+    with pytest.raises(FileNotFoundError, match=r"prompts: found the file .*list\.csv, expected .* ends in \.txt, "):
+        find_prompts(str(tmp_path / "list.csv"))
+    assert find_prompts(" ") == []
 
 
 def test_bytes_that_are_no_text_and_dimensions_without_a_list_are_one_line(tmp_path: Path) -> None:

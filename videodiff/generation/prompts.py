@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +26,22 @@ def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> 
     if not isinstance(given, str):
         check_dimensions(dimensions)
         return list(given)
-    path = Path(given)
-    if path.suffix not in LISTS:
+    path, there = Path(given), os.path.isfile(given)
+    listed = path.suffix.lower() in LISTS
+    if not listed and not there:
         check_dimensions(dimensions)
-        return [given]
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts: found no file {path}, expected prompts, one a line, or a list in JSON")
+        return [given] if given.strip() else []
+    if not (listed and there):
+        found = f"no file {path}" if listed else f"the file {path}"
+        raise FileNotFoundError(
+            f"prompts: found {found}, expected a file that ends in {', '.join(LISTS)}; this text is a prompt as "
+            f"prompts=[{json.dumps(given, ensure_ascii=False)}]"
+        )
     data = path.read_bytes()
     if len(data) > MOST_BYTES:
         raise ValueError(f"prompts: {path}: found {len(data) >> 20} MiB, expected at most {MOST_BYTES >> 20}")
     try:
-        found = parse_prompts(data.decode("utf-8-sig"), path.suffix, dimensions)
+        found = parse_prompts(data.decode("utf-8-sig"), path.suffix.lower(), dimensions)
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path}: found bytes that are no UTF-8 at {error.start}, expected text") from error
     except (ValueError, RecursionError) as error:
