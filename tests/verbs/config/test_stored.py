@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from tests.conftest import tiny
-from videodiff.verbs.config.build import read_run
+from videodiff.verbs.config.build import build_model, read_run
 from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.stored import check_built, read_overrides, read_yaml
 from videodiff.verbs.evaluate.held_out import held_out_of
@@ -327,6 +327,10 @@ def test_a_class_of_ones_own_is_built_when_this_command_line_trusts_it(call: Cal
     assert "codec._target_" in call("sample", str(run), "prompts=[a]")[2]
     assert not spy.exists()
     assert "codec._target_" not in call("sample", str(run), "prompts=[a]", "trust=[hostile]")[2]
+    # This run has no checkpoint, so the command stops before it builds anything.
+    assert not spy.exists()
+    with pytest.raises(AttributeError):
+        build_model(read_run(run, ["hostile"]))
     assert spy.exists()
 
 

@@ -210,6 +210,17 @@ def choose_checkpoint(run: Path, chosen: str | None, hashed: bool = True) -> Pat
     return checkpoint
 
 
+def find_checkpoint(run: Path, chosen: str) -> Path:
+    """Return a chosen checkpoint: a folder, or the name of one of the run."""
+    for place in (Path(chosen), run / "checkpoints" / chosen):
+        if (place / RECORD).is_file():
+            return place
+    raise FileNotFoundError(
+        f"checkpoint: found no {RECORD} in {chosen}, expected one of {run / 'checkpoints'}: "
+        f"{', '.join(path.name for path in checkpoints(run)) or 'which has none'}"
+    )
+
+
 def leave_behind(run: Path, checkpoint: Path) -> None:
     """Mark damaged checkpoints that are newer than the one to resume from, and put whole newer ones aside.
 

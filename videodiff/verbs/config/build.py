@@ -23,7 +23,7 @@ from videodiff.generation.settings import SETTINGS, Generation
 from videodiff.planning.cost import Cost
 from videodiff.planning.flops import Network, forward, network_of
 from videodiff.training.run.attempts import check_links
-from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint, load_average, whole
+from videodiff.training.state.checkpoint import AVERAGE, find_checkpoint, latest_checkpoint, load_average, whole
 from videodiff.verbs.config.checking import shown
 from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import read_config
@@ -249,9 +249,10 @@ def load_run(
 ) -> tuple[DictConfig, Model, Path]:
     """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used."""
     cfg = read_run(run, trust)
-    model = build_model(cfg)
     check_links(Path(run))
-    found = whole(Path(checkpoint), AVERAGE) if checkpoint else latest_checkpoint(Path(run), AVERAGE)
+    folder = Path(run)
+    found = whole(find_checkpoint(folder, checkpoint), AVERAGE) if checkpoint else latest_checkpoint(folder, AVERAGE)
+    model = build_model(cfg)
     parts = nn.ModuleDict({"denoiser": model.denoiser})
     if model.text.trainable:
         parts["text"] = model.text
