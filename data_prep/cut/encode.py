@@ -57,10 +57,10 @@ class EncodePolicy:
     deinterlace: str = "off"
 
     def __post_init__(self) -> None:
-        if self.short_side < 2 or not 0 <= self.crf <= 51 or not (self.fps is None or 0 < self.fps < 1000):
+        if self.short_side < 2 or not 0 <= self.crf <= 51 or not (self.fps is None or 0.001 <= self.fps < 1000):
             raise ValueError(
                 f"encode: found short_side={self.short_side} crf={self.crf} fps={self.fps}, expected at least 2, 0 to "
-                "51, above 0 and below 1000 or null"
+                "51, at least 0.001 and below 1000 or null"
             )
         if self.codec not in (*CODECS, "auto"):
             raise ValueError(f"encode.codec: found {self.codec!r}, expected one of {', '.join(CODECS)}, auto")

@@ -175,16 +175,52 @@ def test_an_interrupted_evaluation_goes_on_and_leaves_the_former_one_whole(
 @pytest.mark.parametrize(
     ("board", "message"),
     [
-        ("{}", "leaderboard: {}: found a folder, expected a file"),
-        ("{}/config.yaml/a/b.jsonl", "config.yaml/a: found a place where nothing can be written"),
+        (
+            "{}/folder.jsonl",
+            "leaderboard: {}/folder.jsonl: found a place where nothing can be written (Is a directory)",
+        ),
+        ("{}/config.yaml/a/b.jsonl", "b.jsonl: found a place where nothing can be written (Not a directory)"),
+        # No permission stands in the way of root here.
+        ("/proc/board.jsonl", "leaderboard: /proc/board.jsonl: found a place where nothing can be written"),
+        ("{}/board.md", "leaderboard: found {}/board.md, expected a name that ends with .jsonl"),
     ],
 )
 def test_a_leaderboard_that_cannot_be_is_refused_before_the_first_sample(
     run: Path, world_dataset: Path, call: Call, board: str, message: str
 ) -> None:
+    (run / "folder.jsonl").mkdir()
     status, _, err = call("evaluate", str(run), f"dataset={world_dataset}", f"leaderboard={board.format(run)}")
     assert (status, err.count("\n")) == (1, 1)
     assert message.format(run) in err
+
+
+MISTAKES = {
+    "dataset={run}": "dataset: {run}: found no manifest.parquet, expected a dataset",
+    "dataset=nowhere": "dataset: nowhere: found no such folder, expected a dataset",
+    "checkpoint=nowhere": "checkpoint: found no checkpoint.json in nowhere, expected one of {run}/checkpoints: step_",
+    "metric=[]": "metric: found none, expected some of background, captions",
+    f"seed={2**63 - 256} clips=257": f"seed: found {2**63 - 256} for 257 clips, expected at most {2**63 - 257}",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_key(run: Path, world_dataset: Path, call: Call, mistake: str) -> None:
+    words = [f"dataset={world_dataset}", *mistake.format(run=run).split()]
+    status, out, err = call("evaluate", str(run), *words)
+    assert (status, err.count("\n"), out) == (1, 1, "")
+    assert MISTAKES[mistake].format(run=run) in err
+
+
+def test_the_largest_seeds_and_batches_that_can_be_are_taken(run: Path, world_dataset: Path, call: Call) -> None:
+    # Three frames of four are given: the fourth has no velocity, which costs the metric of motion alone.
+    how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=2", f"seed={2**63 - 2}", "batch=1000000000"]
+    status, out, err = call(*how, "metric=[consistency,physics]")
+    assert status == 0, err
+    assert "continuation: 2 of 2 clips show all balls in fewer than 2 predicted frames, left out" in out
+    result = json.loads((run / "evaluation.json").read_text())
+    assert (result["batch"], result["seed"]) == (2, 2**63 - 2)
+    assert "continuation_temporal_flickering_score" in result
+    assert "velocity_error" not in result
 
 
 def test_a_dataset_that_changes_meanwhile_is_refused(

@@ -89,16 +89,12 @@ def sample_each(
     """
     count, size = len(wanted), max(len(wanted), batch)
     try:
-        check_memory(size * math.prod(latent_shape(parts.codec, *shape)))
+        check_memory(parts.codec, shape, size)
         return sample_batch(parts, generation, [*wanted, *[wanted[-1]] * (size - count)], shape)[:count]
     except (RuntimeError, MemoryError) as error:
         if not is_no_room(error):
             raise
-        clips = f"{size} clips" if size > 1 else "a clip"
-        raise NoRoomError(
-            f"memory: found too little for {clips} of {shape[0]} frames of {shape[1]} x {shape[2]} pixels, expected "
-            "room for all of it; fewer frames=, a smaller height= and width=, or a smaller batch= need less"
-        ) from error
+        raise no_room(shape, size) from error
 
 
 def sample_batch(
@@ -118,10 +114,20 @@ def sample_batch(
     ]
 
 
-def check_memory(values: int) -> None:
+def check_memory(codec: Any, shape: tuple[int, int, int], clips: int) -> None:
     """Raise if the noise of a batch alone, which the host makes, takes more memory than there is."""
+    values = clips * math.prod(latent_shape(codec, *shape))
     if 4 * values > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise MemoryError
+        raise no_room(shape, clips)
+
+
+def no_room(shape: tuple[int, int, int], clips: int) -> NoRoomError:
+    """Return the error of a batch that does not fit into the memory."""
+    return NoRoomError(
+        f"memory: found too little for {f'{clips} clips' if clips > 1 else 'a clip'} of {shape[0]} frames of "
+        f"{shape[1]} x {shape[2]} pixels, expected room for all of it; fewer frames=, a smaller height= and width=, or "
+        "a smaller batch= need less"
+    )
 
 
 def is_no_room(error: Exception) -> bool:

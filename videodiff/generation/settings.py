@@ -159,6 +159,17 @@ class Generation:
         return holding(denoise, given.clip, given.kept) if bool(given.kept.any()) else denoise
 
 
+# The largest seed of a clip: torch takes one of 64 bits, and configuration holds none larger.
+MOST_SEED = 2**63 - 1
+
+
+def check_seeds(seed: int, clips: int) -> None:
+    """Raise if one of these clips would have a seed that is too large: the clip at index i has the seed `seed` + i."""
+    if seed + clips - 1 > MOST_SEED:
+        most = f"at most {MOST_SEED - clips + 1}" if clips <= MOST_SEED else "fewer clips"
+        raise ValueError(f"seed: found {seed} for {clips} clips, expected {most}: each has its own")
+
+
 def clip_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Return noise (len(seeds), *shape), each clip from its own seed, so the batch size does not change any clip."""
     return torch.stack(

@@ -66,8 +66,8 @@ def choose_rate(
 ) -> float:
     """Return the frames a second of a clip: as asked, as trained, or a given video's rate over the stride."""
     if asked is not None:
-        if not 0 < asked < 1000:
-            raise ValueError(f"fps: found {asked}, expected a number above 0 and below 1000")
+        if not 0.001 <= asked < 1000:
+            raise ValueError(f"fps: found {asked}, expected a number of at least 0.001 and below 1000")
         return float(asked)
     one = next((one for one in reversed(trained) if one.shape == shape), usual(trained))
     if one.rate is not None:

@@ -12,10 +12,11 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from videodiff import __version__
-from videodiff.data.storage.files import not_writable, write_whole
+from videodiff.data.storage.files import write_whole
 from videodiff.metrics.metric import Quantity, read_quantity
 from videodiff.report.markdown import frame, line
 from videodiff.report.table import rounded
@@ -46,13 +47,19 @@ def add_row(board: Path, run: Path, evaluation: Mapping[str, Any], facts: Mappin
 
 def check_board(board: Path) -> None:
     """Raise if no row can be appended to a file; its folder is made where it is missing."""
+    if board.suffix != Path(BOARD).suffix:
+        # The table takes the same name with .md.
+        raise ValueError(f"leaderboard: found {board}, expected a name that ends with .jsonl")
     try:
         board.parent.mkdir(parents=True, exist_ok=True)
+        # A file of the same folder tells whether a new one can be made: the board itself is made with its first row.
+        with board.open("ab") if board.exists() else TemporaryFile(dir=board.parent):
+            pass
     except OSError as error:
-        raise not_writable(board.parent, error) from error
-    if board.is_dir() or not os.access(board if board.exists() else board.parent, os.W_OK):
-        found = "a folder" if board.is_dir() else "no permission to write"
-        raise ValueError(f"leaderboard: {board}: found {found}, expected a file that this user may write")
+        raise ValueError(
+            f"leaderboard: {board}: found a place where nothing can be written ({error.strerror}), expected a file "
+            "that this user may write"
+        ) from error
 
 
 def ends_a_line(board: Path) -> bool:

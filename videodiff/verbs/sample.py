@@ -20,7 +20,7 @@ from videodiff.generation.given import Footage, read_footage, read_known, read_m
 from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of
 from videodiff.generation.sampling import NotFiniteError, Wanted, sample_each
-from videodiff.generation.settings import Generation
+from videodiff.generation.settings import Generation, check_seeds
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_of_run, unlike_training
 from videodiff.generation.sharing import choose_gpu, sharing
 from videodiff.metrics.motion.drift import Drift
@@ -32,8 +32,6 @@ from videodiff.verbs.config.build import Model, build_generation, check_shape, l
 EVALUATION = "evaluation.json"
 # The prompts of a run that is sampled without any.
 EXAMPLES = "prompts.txt"
-# The largest seed that the command line takes, so that any clip can be made again by itself.
-MOST_SEED = 2**63 - 1
 
 
 class Order(NamedTuple):
@@ -69,10 +67,7 @@ def run(cfg: DictConfig) -> None:
             'prompts: found none, expected for example prompts=["a red ball moves left"], or given=<video>'
         )
     count = len(prompts) * cfg.samples
-    if cfg.seed + count - 1 > MOST_SEED:
-        raise ValueError(
-            f"seed: found {cfg.seed} for {count} clips, expected at most {MOST_SEED - count + 1}: each has its own"
-        )
+    check_seeds(cfg.seed, count)
     choose_gpu()
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     step = read_record(checkpoint)["step"]

@@ -11,6 +11,8 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 GOP = 12
+# Frames a second of a file: at least so many, and fewer than so many.
+LEAST_FPS, MOST_FPS = 0.001, 1000
 
 
 def encode(frames: Iterable[np.ndarray], fps: float, crf: int = 18, preset: str = "veryfast") -> bytes:
@@ -19,8 +21,8 @@ def encode(frames: Iterable[np.ndarray], fps: float, crf: int = 18, preset: str 
     frames: uint8 `h w c` each (an array `t h w c` or any iterable), even height and width; fps: frames a second.
     crf: 0 (lossless) to 51; 18 is visually near lossless. One thread, so the same frames give the same bytes.
     """
-    if not 0 < fps < 1000:
-        raise ValueError(f"fps: found {fps}, expected a number above 0 and below 1000")
+    if not LEAST_FPS <= fps < MOST_FPS:
+        raise ValueError(f"fps: found {fps}, expected a number of at least {LEAST_FPS} and below {MOST_FPS}")
     encoder, reformatter = None, VideoReformatter()
     for number, pixels in enumerate(frames):
         check(pixels, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from videodiff.metrics.metric import CONTINUATION, Case, Quantity, metric
-from videodiff.metrics.worlds.physics import continuation, phyworld_velocity_error
+from videodiff.metrics.worlds.physics import continuation, in_view, phyworld_velocity_error
 from videodiff.metrics.worlds.reference import PREDICTORS, Predictor, measure
 from videodiff.worlds.scene import render
 
@@ -43,10 +43,16 @@ def floor(case: Case) -> dict[str, float]:
     return continuation(case.truth, case.scene, case.given)
 
 
+def too_short(case: Case) -> str:
+    """Return why a clip has no velocity to measure, empty if it has."""
+    return "" if len(in_view(case.scene, case.given)) > 1 else "clips show all balls in fewer than 2 predicted frames"
+
+
 @metric(
     QUANTITIES,
     tasks=(CONTINUATION,),
     clips="worlds",
+    lacks=too_short,
     references={name: partial(refer, predictor=each) for name, each in PREDICTORS.items()} | {"ground truth": floor},
     beside={
         "velocity_error_static": ("last frame held", "velocity_error"),

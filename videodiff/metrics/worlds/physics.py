@@ -98,19 +98,24 @@ def norm(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.norm(vectors, axis=-1)
 
 
-def scored_frames(scene: Scene, given: int) -> np.ndarray:
+def in_view(scene: Scene, given: int) -> np.ndarray:
     """Return the indices of the predicted frames up to the first in which a ball is not completely in view."""
     # A ball that touches a wall may stand a rounding error outside.
     reach = scene.radius[:, None] - 1e-4
     inside = ((scene.position >= reach) & (scene.position <= SIDE - reach)).all(axis=(1, 2))
     out = np.flatnonzero(~inside[given:])
-    last = given + out[0] if len(out) else len(scene.position)
-    if last < given + 2:
+    return np.arange(given, given + out[0] if len(out) else len(scene.position))
+
+
+def scored_frames(scene: Scene, given: int) -> np.ndarray:
+    """Return the indices of the frames that are measured: at least two."""
+    found = in_view(scene, given)
+    if len(found) < 2:
         raise ValueError(
-            f"scene: found {max(last - given, 0)} predicted frames with every ball in view after {given} given ones, "
+            f"scene: found {len(found)} predicted frames with every ball in view after {given} given ones, "
             f"expected at least 2 to measure a velocity"
         )
-    return np.arange(given, last)
+    return found
 
 
 def held(mine: Track, scene: Scene, given: int) -> np.ndarray:

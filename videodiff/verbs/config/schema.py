@@ -37,6 +37,8 @@ from videodiff.verbs.config.kinds import (
 
 COUNT, SHARE, SECONDS = whole(1), number(0, 1), number(above=0)
 STEPS = whole(1, 100_000)
+# Frames a second that an mp4 can have.
+RATE = number(least=0.001, below=1000)
 TRUST = many(NAME)
 
 
@@ -129,7 +131,7 @@ OBJECTIVE = {
     "caption_dropout": SHARE,
 }
 SPLIT = choice("train", "in_distribution", "out_of_distribution")
-PHYWORLD = record(frames=COUNT, fps=number(above=0), split=SPLIT, grid=choice("30k", "300k", "3m"))
+PHYWORLD = record(frames=COUNT, fps=RATE, split=SPLIT, grid=choice("30k", "300k", "3m"))
 OPTIMIZER = {
     "params": instead("the parameters are those of the model"),
     "lr": number(above=0),
@@ -386,7 +388,7 @@ CLASSES: dict[str, Kind] = {
     ),
     "videodiff.worlds.bouncing.Bouncing": record(
         frames=COUNT,
-        fps=number(above=0),
+        fps=RATE,
         balls=optional(shares(whole(1), 1)),
         held_out=many(many(NAME, 2, 2)),
         split=choice("train", "held_out", "all"),
@@ -523,7 +525,7 @@ VERBS: dict[str, Kind] = {
         frames=optional(COUNT),
         height=optional(COUNT),
         width=optional(COUNT),
-        fps=optional(number(above=0, below=1000)),
+        fps=optional(RATE),
         out=optional(HERE),
     ),
     "evaluate": record(
@@ -642,7 +644,7 @@ VERBS: dict[str, Kind] = {
         ),
         encode=record(
             short_side=whole(2),
-            fps=optional(number(above=0, below=1000)),
+            fps=optional(RATE),
             crf=whole(0, 51),
             preset=NAME,
             codec=NAME,

@@ -18,8 +18,8 @@ from videodiff.data.loader.wording import fit_captions
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.storage.files import write_whole
 from videodiff.generation.known import check_given, first_frames, usual_given
-from videodiff.generation.sampling import going_on, sample_clips
-from videodiff.generation.settings import Generation
+from videodiff.generation.sampling import check_memory, going_on, sample_clips
+from videodiff.generation.settings import Generation, check_seeds
 from videodiff.generation.shape import shapes_of_run
 from videodiff.generation.sharing import Ranks, choose_gpu, sharing
 from videodiff.metrics.evaluation import (
@@ -42,6 +42,7 @@ from videodiff.report.markdown import write_markdown
 from videodiff.shipped.runs import take_run
 from videodiff.training.state.checkpoint import AVERAGE, of, read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
+from videodiff.verbs.config.groups import options
 from videodiff.verbs.config.measuring import build_metrics
 from videodiff.verbs.evaluate.held_out import Chosen, Dataset, HeldOut, Tars, choose, held_out_of, read_again
 from videodiff.verbs.evaluate.unfinished import Batch, Unfinished, file_of, fingerprint
@@ -96,8 +97,8 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     tasks = tasks_of(cfg, given, shape, remark)
     held_out = Dataset(found, shape) if isinstance(found, Manifest) else Tars(found, shape)
     # A network that cannot be loaded costs its metric, not the evaluation.
-    one = choose(held_out, 1, ranks, lambda case: None, silent)
-    metrics, broken = usable(metrics, next(read_again(held_out, one)))
+    first = next(read_again(held_out, choose(held_out, 1, ranks, lambda case: None, silent)))
+    metrics, broken = usable(metrics, first)
 
     def check_case(case: Case) -> None:
         # Measure the truth first: a figure that fails here would fail for the samples too, after hours of sampling.
@@ -109,14 +110,14 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     captions, cut = fit_captions([one.caption for one in chosen], model.text)
     if cut:
         remark(f"{held_out.name}: {cut}")
-    metrics, unfit = usable(metrics, next(read_again(held_out, chosen[:1])), len(chosen))
+    metrics, unfit = usable(metrics, first, len(chosen))
     left_out |= broken | unfit
     for reason in left_out.values():
         remark(f"left out: {reason}")
     metrics = applying(metrics, [one.scene for one in chosen], remark)
-    job = Job(
-        model, generation, shape, held_out, chosen, captions, tasks, given, metrics, cfg.seed, cfg.batch, cfg.keep
-    )
+    batch = min(cfg.batch, len(chosen))
+    check_memory(model.codec, shape.shape, batch)
+    job = Job(model, generation, shape, held_out, chosen, captions, tasks, given, metrics, cfg.seed, batch, cfg.keep)
     unfinished = Unfinished(folder)
     with ranks.together():
         if ranks.first and (there := unfinished.begin(identity(job, checkpoint))):
@@ -135,6 +136,9 @@ def check(cfg: DictConfig) -> None:
     for name, least in (("clips", 1), ("batch", 1), ("keep", 0)):
         if cfg[name] < least:
             raise ValueError(f"{name}: found {cfg[name]}, expected at least {least}")
+    check_seeds(cfg.seed, cfg.clips)
+    if not cfg.get("metric"):
+        raise ValueError(f"metric: found none, expected some of {', '.join(options('metric'))}")
 
 
 def tasks_of(cfg: DictConfig, given: int, shape: Trained, remark: Remark) -> list[str]:

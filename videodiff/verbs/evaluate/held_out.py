@@ -136,9 +136,13 @@ def held_out_of(cfg: DictConfig, run_cfg: DictConfig) -> Manifest | list[str]:
             "dataset: found none, and the run has neither data.validation_root nor data.validation_urls: expected "
             "dataset=<a dataset folder, or tars>"
         )
-    if root is not None:
+    if root is None:
+        return find_tars(listed(urls), where="data.validation_urls" if cfg.dataset is None else "dataset")
+    try:
         return Manifest.load(root)
-    return find_tars(listed(urls), where="data.validation_urls" if cfg.dataset is None else "dataset")
+    except OSError as error:
+        where = "dataset" if cfg.dataset is not None else f"dataset: found none, and data.validation_root of {cfg.run}"
+        raise FileNotFoundError(f"{where}: {error}") from error
 
 
 def listed(urls: str | Sequence[str] | None) -> list[str]:
