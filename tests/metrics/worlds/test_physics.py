@@ -187,6 +187,16 @@ def test_phyworlds_error_of_a_collision_is_the_mean_of_before_and_after():
     assert phyworld_velocity_error(render(ghost, 256), scene) == pytest.approx(change / 2, abs=0.1)
 
 
+@pytest.mark.parametrize("last", [5, 6, 8])
+def test_phyworlds_error_of_discs_that_do_not_meet_is_that_of_all_frames(last: int):
+    scene = next(one for one in map(Collision().scene, range(100)) if (one.velocity[:10] == one.velocity[0]).all())
+    scene = replace(scene, position=scene.position[:last], velocity=scene.velocity[:last])
+    slower = scene.position[0] + np.arange(last)[:, None, None] / 10 * 0.75 * scene.velocity[0]
+    expected = 0.25 * np.abs(scene.velocity[0, :, 0]).mean()
+    found = phyworld_velocity_error(render(replace(scene, position=slower), 256), scene)
+    assert found == pytest.approx(expected, abs=0.06)
+
+
 def test_our_pixel_centres_have_no_such_floor():
     world = Uniform()
     errors = [continuation(render(scene, 64), scene)["velocity_error"] for scene in map(world.scene, range(20))]

@@ -129,7 +129,8 @@ def held(mine: Track, scene: Scene, given: int) -> np.ndarray:
 def phyworld_velocity_error(frames: np.ndarray, scene: Scene, given: int = 3) -> float:
     """Return PhyWorld's velocity error as its evaluate.py computes it, in its coordinates and with its parser.
 
-    One disc: |mean vx - v0|. Two discs: |mean vx - true mean vx|, averaged over both, before and after the contact.
+    One disc: |mean vx - v0|. Two discs: |mean vx - true mean vx|, averaged over both, before and after the contact; in
+    all frames if they do not meet in those that are measured.
     """
     where = scored_frames(scene, given)
     x = track_phyworld(frames[where], scene.colour)[0][..., 0]
@@ -137,6 +138,6 @@ def phyworld_velocity_error(frames: np.ndarray, scene: Scene, given: int = 3) ->
     if len(scene.colour) == 1:
         return float(abs(vx.mean() - scene.velocity[0, 0, 0]))
     jumps = np.flatnonzero((np.abs(np.diff(true_vx, axis=0)) > 0.1).any(axis=1))
-    contact = int(jumps[0]) + 1 if len(jumps) else len(true_vx) - 1
+    contact = int(jumps[0]) + 1 if len(jumps) else len(true_vx)
     parts = [part for part in (slice(0, contact), slice(contact + 1, None)) if len(true_vx[part])]
     return float(np.mean([np.abs(vx[part].mean(axis=0) - true_vx[part].mean(axis=0)).mean() for part in parts]))
