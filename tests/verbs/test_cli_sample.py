@@ -204,6 +204,17 @@ def test_a_long_clip_is_made_window_by_window_and_measured(call: Call, trained: 
     assert probe((tmp_path / "long/000.mp4").read_bytes()).frames == 15
 
 
+def test_the_drift_of_several_clips_is_that_of_each_and_their_mean(call: Call, trained: Path, tmp_path: Path) -> None:
+    prompts = f'prompts=["{RED}","{BLUE}"]'
+    status, _, err = call("sample", str(trained), prompts, "drift=true", f"out={tmp_path}/out")
+    assert status == 0, err
+    found = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert [(one["clip"], one["prompt"]) for one in found["clips"]] == [("000.mp4", RED), ("001.mp4", BLUE)]
+    sharpness = [one["last_sharpness_ratio"] for one in found["clips"]]
+    assert found["last_sharpness_ratio"] == pytest.approx(sum(sharpness) / 2)
+    assert sharpness[0] != sharpness[1]
+
+
 def test_a_long_clip_begins_with_given_frames_of_its_first_window(call: Call, trained: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((16, 16, 3), 77, np.uint8)).save(tmp_path / "first.png")
     how = ["sample", str(trained), f"given={tmp_path}/first.png", "seconds=4", f"out={tmp_path}/out"]

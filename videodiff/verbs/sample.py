@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,13 +83,16 @@ def run(cfg: DictConfig) -> None:
         if ranks.first:
             tell(notes)
         facts = facts_of(cfg, order, given, {"checkpoint": str(checkpoint), "step": step})
-        batches, failed = range(0, count, cfg.batch), 0
+        batches, mine = range(0, count, cfg.batch), {}
         for place in ranks.share(len(batches)):
             numbers = range(batches[place], min(batches[place] + cfg.batch, count))
             jobs = [(prompts[number // cfg.samples], cfg.seed + number) for number in numbers]
-            failed += make(cfg, order, out, base, numbers, jobs, facts).count(False)
-        failed = sum(ranks.gather(failed))
-    if failed:
+            mine |= dict(zip(numbers, make(cfg, order, out, base, numbers, jobs, facts), strict=True))
+        made = [one for _, one in sorted(chain.from_iterable(each.items() for each in ranks.gather(mine)))]
+        drifts = [one for one in made if one]
+        if ranks.first and drifts:
+            write_whole(out / EVALUATION, json.dumps(together(drifts), indent=1).encode())
+    if failed := made.count(None):
         raise ValueError(f"{failed} of {count} clips were not written, for the reasons above")
     if ranks.first:
         say(f"videodiff sample: {count} clips from {checkpoint}")
@@ -102,8 +106,8 @@ def make(
     numbers: range,
     jobs: Sequence[tuple[str, int]],
     facts: dict[str, Any],
-) -> list[bool]:
-    """Sample the clips of a batch and write each; return which were written."""
+) -> list[dict[str, Any] | None]:
+    """Sample the clips of a batch and write each; return how each drifts, None for one that was not written."""
     return [
         write(cfg, order, out, base + number, {"prompt": prompt, "seed": seed, **facts}, frames)
         for number, (prompt, seed), frames in zip(numbers, jobs, order.clips(jobs, cfg.batch), strict=True)
@@ -117,10 +121,10 @@ def write(
     number: int,
     facts: dict[str, Any],
     frames: Iterable[np.ndarray] | NotFiniteError,
-) -> bool:
-    """Write one clip; return False, and say why, where the sample is not one."""
+) -> dict[str, Any] | None:
+    """Write one clip and return how it drifts, empty if that is not measured; say why, where the sample is not one."""
     prompt = facts["prompt"]
-    drift = Drift(prompt, order.fps) if cfg.drift else None
+    drift = Drift(prompt, order.fps, order.rollout.later) if cfg.drift else None
     try:
         if isinstance(frames, NotFiniteError):
             raise frames
@@ -128,13 +132,22 @@ def write(
         path = add_clip(out, shown, facts["frames"], order.fps, facts, number, cfg.lossless)
     except NotFiniteError as error:
         say(f"videodiff sample: {error}")
-        return False
+        return None
     say(f"{path}: {prompt}")
-    if drift:
-        found = drift.result() | {"clip": path.name, "prompt": prompt, "peak_memory_gib": peak_memory()}
-        write_whole(out / EVALUATION, json.dumps(found, indent=1).encode())
-        say("\n".join(f"{name:<24}{value:10.4f}" for name, value in found.items() if isinstance(value, float)))
-    return True
+    if not drift:
+        return {}
+    found = drift.result() | {"clip": path.name, "prompt": prompt, "peak_memory_gib": peak_memory()}
+    say("\n".join(f"{name:<24}{value:10.4f}" for name, value in found.items() if isinstance(value, float)))
+    return found
+
+
+def together(drifts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the drift of the clips of a call: of one clip alone its figures, of several their means and each."""
+    if len(drifts) == 1:
+        return drifts[0]
+    names = [name for name, value in drifts[0].items() if isinstance(value, float)]
+    shared = [name for name in names if all(name in one for one in drifts)]
+    return {name: float(np.mean([one[name] for one in drifts])) for name in shared} | {"clips": list(drifts)}
 
 
 def order_of(

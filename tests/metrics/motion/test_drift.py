@@ -102,6 +102,21 @@ def disc_at(position: np.ndarray, radius: float = 1.0) -> np.ndarray:
     return render(Scene(position[:, None], still, np.array([radius]), ("red",), 5.0, "", LAW), 32)
 
 
+def test_a_caption_of_a_later_second_says_what_is_expected_from_there_on() -> None:
+    caption, frames = scene_of_one_ball()
+    # From the third second on the ball has another colour; in the last one it is of no world.
+    now = next(word for word in caption.split() if word in PALETTE)
+    other = "red" if now != "red" else "blue"
+    changed = frames.copy()
+    changed[10:][(frames[10:].astype(int) - frames.max()).min(-1) < -20] = PALETTE[other]
+    drift = Drift(caption, 5.0, ((10, caption.replace(now, other)), (17, "a kite")))
+    list(drift(changed))
+    found = drift.result()
+    assert [row["colour_accuracy"] for row in found["by_second"]] == pytest.approx([1, 1, 1, 1], abs=0.01)
+    assert found["colour_accuracy"] == pytest.approx(1.0, abs=0.01)
+    assert measured(caption, changed)["colour_accuracy"] == pytest.approx(0.5, abs=0.01)
+
+
 def test_any_video_has_sharpness_and_brightness() -> None:
     frames = np.zeros((10, 8, 12, 3), np.uint8)
     frames[:, ::2] = 100

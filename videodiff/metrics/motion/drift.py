@@ -6,7 +6,7 @@ Frames come one by one and are not kept, so a longer clip needs no more memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ BEFORE = 2
 class Drift:
     """Measures frames as they pass; the caption of a world says which balls they should show.
 
+    `later`: captions that replace the first one, each with the frame from which on it holds.
+
     count_accuracy: share of frames with the right number of balls. colour_accuracy: share of frames in which all balls
     have the colours of the caption. motion_accuracy: share of seconds in which the balls obey the law of the bouncing
     world at the speed of the caption; law_error: their distance from such a flight; see `worlds/lawful.py`.
@@ -36,23 +38,30 @@ class Drift:
     mean difference from the frame before. brightness_change: in grey levels.
     """
 
-    def __init__(self, caption: str, fps: float) -> None:
-        words = re.findall(r"[a-z]+", caption.lower())
-        self.fps, self.colours = fps, sorted(word for word in words if word in PALETTE)
-        self.balls = sum(word in ("ball", "balls") for word in words)
-        self.asked = asked_of(caption)
-        self.positions: list[np.ndarray] = []
-        self.radii: list[np.ndarray] = []
+    def __init__(self, caption: str, fps: float, later: Sequence[tuple[int, str]] = ()) -> None:
+        self.fps, self.later = fps, dict(later)
+        self.follow(caption)
         self.second: list[dict[str, float]] = []
         self.seconds: list[dict[str, float]] = []
         self.number = 0
         self.before: np.ndarray | None = None
+
+    def follow(self, caption: str) -> None:
+        """Expect the balls of a caption from now on."""
+        words = re.findall(r"[a-z]+", caption.lower())
+        self.colours = sorted(word for word in words if word in PALETTE)
+        self.balls = sum(word in ("ball", "balls") for word in words)
+        self.asked = asked_of(caption)
+        self.positions: list[np.ndarray] = []
+        self.radii: list[np.ndarray] = []
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the frames `h w c` as they come."""
         for frame in frames:
             if int(self.number / self.fps) > len(self.seconds):
                 self.end_second()
+            if self.number in self.later:
+                self.follow(self.later[self.number])
             self.second.append(self.measure(frame))
             self.number += 1
             yield frame
@@ -77,7 +86,8 @@ class Drift:
 
     def end_second(self) -> None:
         """Take the means of a second, and the flight through it."""
-        means = {name: mean([one[name] for one in self.second]) for name in self.second[0]}
+        names = dict.fromkeys(name for one in self.second for name in one)
+        means = {name: mean([one[name] for one in self.second if name in one]) for name in names}
         if len(self.positions) > BEFORE:
             radius = np.mean(self.radii, axis=0)
             means |= measure_flight(np.stack(self.positions), radius, self.asked, self.fps, LAW)
@@ -92,9 +102,11 @@ class Drift:
         first, rows = self.seconds[0], []
         for one in self.seconds:
             row = {name: one[name] for name in NAMES if name in one}
-            row |= {f"{name}_ratio": ratio(one[name], first[name]) for name in RATIOS if name in one}
+            row |= {f"{name}_ratio": ratio(one[name], first[name]) for name in RATIOS if name in one and name in first}
             rows.append(row | {"brightness_change": one["brightness"] - first["brightness"]})
-        whole = {name: mean([row[name] for row in rows if name in row]) for name in NAMES if name in rows[-1]}
+        whole = {
+            name: mean([row[name] for row in rows if name in row]) for name in NAMES if any(name in row for row in rows)
+        }
         last = {f"last_{name}": rows[-1][name] for name in NAMES if name in rows[-1]}
         return {"frames": self.number, "seconds": self.number / self.fps, **whole, **last, "by_second": rows}
 
