@@ -105,3 +105,17 @@ def test_two_clips_of_one_scenario_and_a_strange_table_are_refused() -> None:
         physics_iq("scenario,description\na,b\n")
     with pytest.raises(ValueError, match=r"found the name '\.\./0001\.mp4'"):
         physics_iq("scenario,generated_video_name\na,../0001.mp4\n")
+
+
+def test_two_prompts_of_one_file_name_are_refused() -> None:
+    long = "x" * 180
+    with pytest.raises(ValueError, match="found two prompts of Material that begin with the same 180 letters"):
+        vbench2([{"prompt_en": f"{long}{end}", "dimension": ["Material"]} for end in "ab"])
+    # The same prompt twice has the same clips.
+    assert len(vbench2([{"prompt_en": long, "dimension": ["Material"]}] * 2)) == 3
+
+
+def test_the_clip_after_number_999_is_number_1000() -> None:
+    made = [Made(Path(f"{number:03d}.mp4"), "x" * 9) for number in (1000, 998, 1001, 999)]
+    files, _ = by_prompt(vbench([{"prompt_en": "x" * 9, "dimension": ["color"]}]), made)
+    assert [path.name for path in files.values()] == ["998.mp4", "999.mp4", "1000.mp4", "1001.mp4"]

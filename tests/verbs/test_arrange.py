@@ -62,6 +62,16 @@ def test_clips_get_the_names_of_vbench_and_the_figure_of_its_own_code(call: Call
     assert "expected a name that is free" in err
 
 
+def test_a_clip_that_is_a_symbolic_link_is_arranged_itself(call: Call, sampled: Path) -> None:
+    (sampled / "made/000.mp4").rename(sampled / "elsewhere.mp4")
+    (sampled / "made/000.mp4").symlink_to("../elsewhere.mp4")
+    how = ["arrange", str(sampled / "made"), "suite=vbench", f"info={sampled}/info.json", f"out={sampled}/a/vbench"]
+    status, _, err = call(*how)
+    assert status == 0, err
+    assert (sampled / f"a/vbench/{STILL}-0.mp4").read_bytes() == (sampled / "elsewhere.mp4").read_bytes()
+    assert not (sampled / f"a/vbench/{STILL}-0.mp4").is_symlink()
+
+
 def test_missing_clips_are_refused_with_their_names_or_counted(call: Call, sampled: Path) -> None:
     for number in (6, 9):
         (sampled / f"made/{number:03d}.json").unlink()
@@ -90,8 +100,9 @@ def test_vbench_2_gets_a_folder_a_dimension(call: Call, sampled: Path) -> None:
 
 
 def test_physics_iq_gets_its_names_and_no_clip_of_another_length(call: Call, tmp_path: Path) -> None:
-    table = "scenario,generated_video_name\n0007_a_take-1_b.mp4,0007_perspective-left_trimmed-duck.mp4\n"
-    (tmp_path / "descriptions.csv").write_text(table)
+    table = "generated_video_name,scenario\n0007_perspective-left_trimmed-duck.mp4,0007_a_take-1_b.mp4\n"
+    # As tables of Windows begin.
+    (tmp_path / "descriptions.csv").write_text(table, encoding="utf-8-sig")
     given = {"path": "switch-frames/0007_switch-frames_left_duck.jpg", "sha256": "0"}
     path = add_clip(tmp_path / "made", moving_square(40, 32, 32), 40, 8.0, {"prompt": "A duck.", "given": given})
     how = ["arrange", str(tmp_path / "made"), "suite=physics_iq", f"info={tmp_path}/descriptions.csv"]
@@ -139,10 +150,16 @@ def test_tools_for_fvd_get_sampled_and_true_clips_side_by_side(call: Call, tmp_p
             ["suite=vbench", "info={sampled}/bad.json"],
             "entry 0: found \"{{'prompt': 1}}\", expected prompt_en",
         ),
+        (["suite=vbench", "info={sampled}/empty.json"], "empty.json: found an empty list, expected the prompts"),
+        (["suite=physics_iq", "info={sampled}/latin.csv"], "latin.csv: found bytes that are no UTF-8 at 25, expected"),
+        (["suite=physics_iq", "info=x", "dimensions=[a]"], "dimensions: found ['a'] with suite=physics_iq"),
+        (["suite=fvd", "info=x"], "info: found x with suite=fvd, which has none"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(call: Call, sampled: Path, more: list, message: str) -> None:
     (sampled / "bad.json").write_text(json.dumps([{"prompt": 1}]))
+    (sampled / "empty.json").write_text("[]")
+    (sampled / "latin.csv").write_bytes("generated_video_name\n0007ä.mp4".encode("latin-1"))
     words = [word.format(sampled=sampled) for word in more]
     status, _, err = call("arrange", str(sampled / "made"), *words, f"out={sampled}/out")
     assert (status, err.count("\n")) == (1, 1), err

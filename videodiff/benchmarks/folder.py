@@ -70,7 +70,8 @@ def lay_out(files: Mapping[str, Path], out: Path) -> None:
 def copy(source: Path, target: Path) -> None:
     """Make a hard link to a file, or a copy if the file system has no hard links."""
     try:
-        os.link(source, target)
+        # A link to a symbolic link would point from another folder to nowhere.
+        os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
 

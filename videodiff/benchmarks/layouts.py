@@ -64,7 +64,12 @@ def vbench2(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str] = ()) -
                 continue
             count = max(VBENCH2, VBENCH2_MORE.get(dimension, 0))
             stem = entry["prompt_en"][:LETTERS]
-            places |= {place.name: place for place in numbered(f"{dimension}/", stem, entry["prompt_en"], count)}
+            for place in numbered(f"{dimension}/", stem, entry["prompt_en"], count):
+                if places.setdefault(place.name, place) != place:
+                    raise ValueError(
+                        f"info: found two prompts of {dimension} that begin with the same {LETTERS} letters, "
+                        f"{stem[:40]!r}..., expected a file name of its own for each"
+                    )
     return list(places.values())
 
 
@@ -98,7 +103,8 @@ def chosen(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> list
 def by_prompt(places: Sequence[Place], made: Sequence[Made]) -> tuple[dict[str, Path], list[Place]]:
     """Return the clip of each file, and the files without a clip; a prompt's clips are numbered in order of name."""
     clips: dict[str, list[Path]] = defaultdict(list)
-    for clip in sorted(made, key=lambda one: one.path.name):
+    # After 999.mp4 comes 1000.mp4.
+    for clip in sorted(made, key=lambda one: (len(one.path.name), one.path.name)):
         clips[clip.prompt].append(clip.path)
     found = {p.name: clips[p.prompt][p.number] for p in places if p.number < len(clips.get(p.prompt, ()))}
     return found, [place for place in places if place.name not in found]
@@ -156,6 +162,8 @@ def read_info(path: Path) -> list[dict[str, Any]]:
         if not (isinstance(dimensions, list) and dimensions and all(map(is_dimension, dimensions))):
             found = str(entry)[:60]
             raise ValueError(f"info: {path}: entry {number}: found {found!r}, expected prompt_en and dimension")
+    if not info:
+        raise ValueError(f"info: {path}: found an empty list, expected the prompts of the suite")
     return info
 
 

@@ -22,6 +22,9 @@ def run(cfg: DictConfig) -> None:
         raise FileNotFoundError(f"source: found no folder {source}, expected clips of `videodiff sample`, or a run")
     if out.exists():
         raise FileExistsError(f"out: found {out}, expected a name that is free")
+    for name in ("info", "dimensions") if cfg.suite == "fvd" else ("dimensions",) * (cfg.suite == "physics_iq"):
+        if cfg[name]:
+            raise ValueError(f"{name}: found {cfg[name]} with suite={cfg.suite}, which has none, expected no such key")
     if cfg.suite == "fvd":
         pairs = read_pairs(source)
         files = {f"fake/{i:05d}.mp4": sampled for i, (sampled, _) in enumerate(pairs)}
@@ -46,7 +49,7 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
     if strange:
         say(f"{source}: {len(strange)} files are no clips of `videodiff sample`, the first one: {strange[0]}")
     if cfg.suite == "physics_iq":
-        names = layouts.physics_iq(Path(cfg.info).read_text(encoding="utf-8"))
+        names = layouts.physics_iq(read_text(Path(cfg.info)))
         files, missing = layouts.by_scenario(names, made)
     else:
         places_of = {"vbench": layouts.vbench, "vbench2": layouts.vbench2}[cfg.suite]
@@ -60,6 +63,14 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
     if missing:
         say(f"{len(missing)} of {len(files) + len(missing)} clips are missing, the first one: {missing[0].name}")
     return files
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, without the mark that some tables begin with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"info: {path}: found bytes that are no UTF-8 at {error.start}, expected text") from error
 
 
 def prompt_of(name: str) -> str:
