@@ -235,7 +235,7 @@ def is_foreseen(error: BaseException) -> bool:
     """Return whether the message of an error is written for the user."""
     names = {kind.__name__ for kind in type(error).__mro__}
     ours = type(error).__module__.startswith(("videodiff", "data_prep"))
-    return ours or bool(names & {"ValueError", "OSError", "HydraException", "OmegaConfBaseException"})
+    return ours or bool(names & {"ValueError", "OSError", "HydraException", "OmegaConfBaseException", "YAMLError"})
 
 
 def way(error: BaseException) -> str:

@@ -89,6 +89,10 @@ def test_a_run_is_shared_as_settings_and_averages_that_sample_and_start_from_tak
     assert "59 weights" in out
     status, _, err = call("train", "resume=shared/half", "trainer.max_steps=4")
     assert (status, err.count("\n")) == (1, 1)
+    status, out, err = call("convert", "shared/half")
+    assert status == 0, err
+    assert "step 2, 59 averaged weights of " in out
+    assert "no state to resume from" in out
     for wrong in (["what=weights", "out=none.safetensors", "dtype=float16"], ["what=run", "dtype=float16"]):
         status, _, err = call("convert", "runs/a", *wrong)
         assert status == 1
@@ -100,6 +104,9 @@ def test_what_is_damaged_or_no_checkpoint_is_a_line(run: Path, call: Call) -> No
     record = json.loads((checkpoint / "checkpoint.json").read_text())
     for arguments, message in (
         (["nowhere"], "checkpoint: found no nowhere/checkpoint.json, expected a checkpoint, or the folder of a run"),
+        # No permission stands in the way of root at the first one.
+        (["runs/a", "out=/proc/x.safetensors"], "out: /proc/x.safetensors: found a place where nothing can be written"),
+        (["runs/a", "out=runs/a/config.yaml/x", "what=run"], "out: runs/a/config.yaml/x: found a place where nothing"),
         (["runs/a", "out=x.bin"], "out: found x.bin, expected a name that ends with .safetensors"),
         (["runs/a", "what=all"], "override 'what=all': found 'all', expected one of average, weights, state, run"),
     ):

@@ -12,11 +12,10 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from videodiff import __version__
-from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.files import check_writable, write_whole
 from videodiff.metrics.metric import Quantity, read_quantity
 from videodiff.report.markdown import frame, line
 from videodiff.report.table import rounded
@@ -50,16 +49,7 @@ def check_board(board: Path) -> None:
     if board.suffix != Path(BOARD).suffix:
         # The table takes the same name with .md.
         raise ValueError(f"leaderboard: found {board}, expected a name that ends with .jsonl")
-    try:
-        board.parent.mkdir(parents=True, exist_ok=True)
-        # A file of the same folder tells whether a new one can be made: the board itself is made with its first row.
-        with board.open("ab") if board.exists() else TemporaryFile(dir=board.parent):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"leaderboard: {board}: found a place where nothing can be written ({error.strerror}), expected a file "
-            "that this user may write"
-        ) from error
+    check_writable("leaderboard", board)
 
 
 def ends_a_line(board: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from videodiff.data.storage.files import partial_of, sync, write_whole
+from videodiff.data.storage.files import check_writable, partial_of, sync, write_whole
 from videodiff.pretrained import DTYPES
 from videodiff.printing import say
 from videodiff.shipped.runs import find_run
@@ -26,6 +26,7 @@ from videodiff.training.state.checkpoint import (
     VERSION,
     CheckpointError,
     latest_checkpoint,
+    of,
     read_average,
     read_record,
     whole,
@@ -45,9 +46,12 @@ def run(cfg: DictConfig) -> None:
     if cfg.dtype is not None and (cfg.what not in AVERAGED or out is None):
         raise ValueError(f"dtype: found {cfg.dtype} with what={cfg.what}, expected what=average or run, and out=")
     # A run that somebody shares may hold the averaged weights alone.
-    part = AVERAGE if cfg.what in AVERAGED and out is not None else None
+    part = AVERAGE if cfg.what in AVERAGED else None
     checkpoint = chosen(find_run(cfg.checkpoint), part)
-    record = read_record(whole(checkpoint, part))
+    record = read_record(checkpoint)
+    if out is None and of(record["files"], STATE):
+        part = None
+    whole(checkpoint, part)
     if record["version"] < VERSION and part is None:
         raise CheckpointError(
             f"{checkpoint}: found version {record['version']}, expected {VERSION}; a training that is resumed from it "
@@ -78,9 +82,15 @@ def chosen(path: Path, part: str | None = None) -> Path:
 
 def verified(checkpoint: Path) -> str:
     """Return the contents of a checkpoint; a missing value, one that is not finite, or a changed file is an error."""
-    record, saved = read_record(checkpoint), Saved(files_of(checkpoint))
+    record, average = read_record(checkpoint), read_average(checkpoint)
+    if not of(record["files"], STATE):
+        count = sum(value.numel() for value in average.values())
+        return (
+            f"{checkpoint}: step {record['step']:,}, {len(average):,} averaged weights of {count:,} values; whole, to "
+            "sample and to start from; no state to resume from"
+        )
+    saved = Saved(files_of(checkpoint))
     saved.check_complete()
-    read_average(checkpoint)
     weights = saved.weights()
     count = sum(torch.Size(shape).numel() for shape in weights.values())
     kept = sorted({key for _, key in saved.shapes} - {WEIGHT})
@@ -95,7 +105,7 @@ def making(out: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `out` if the block succeeds; `out` must not exist."""
     if out.exists():
         raise ValueError(f"out: found {out}, expected a name that is free")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable("out", out)
     partial = partial_of(out)
     try:
         yield partial

@@ -90,3 +90,79 @@ def test_buckets_and_latents_are_planned(call: Call, tmp_path: Path) -> None:
     assert [shape["name"] for shape in found["shapes"]] == ["16 x 256 x 256", "1 x 128 x 128"]
     assert found["tokens"] == pytest.approx(1e9)
     assert found["memory"]["encoders"] == 0
+
+
+PROFILES = {
+    "memory_gib: -80": "cluster.memory_gib: found -80, expected a number above 0",
+    "~memory_gib": "cluster.memory_gib: found nothing, expected a number above 0",
+    "~network_gb_per_s": "cluster.network_gb_per_s: found nothing, expected a number above 0",
+    "~tflops": "cluster.tflops: found nothing, expected a mapping with half, full",
+    "~_target_": "cluster._target_: found nothing, expected the class of this part",
+    "nodes: many": "cluster.nodes: found 'many', expected a whole number of at least 1",
+    "[": "4090.yaml",
+    "faults: 1.0e+12": "cluster.faults: found 1e+12 for a card and year, one in ",
+}
+
+
+@pytest.mark.parametrize("change", PROFILES)
+def test_a_mistake_in_a_profile_of_ones_own_is_a_line_that_names_the_key(
+    tmp_path: Path, call: Call, change: str
+) -> None:
+    # An option of a group may have a number for its name.
+    profile = tmp_path / "mine/cluster/4090.yaml"
+    profile.parent.mkdir(parents=True)
+    lines = (conf_dir() / "cluster/h100x8.yaml").read_text().splitlines()
+    key = change.lstrip("~").partition(":")[0]
+    kept = [line for line in lines if not line.startswith(f"{key}:")]
+    profile.write_text("\n".join(kept + [change] * (not change.startswith("~"))))
+    how = ["experiment=bouncing_cpu", *SMALL, "--config-dir", str(tmp_path / "mine"), "cluster=4090"]
+    status, _, err = call("plan", *how)
+    assert (status, err.count("\n")) == (1, 1)
+    assert PROFILES[change] in err
+    assert "Error:" not in err
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (["clips=1e9", "tokens=1e9"], "clips: found 1e+09 beside tokens=1e+09, expected one budget"),
+        (["json={file}/plan.json"], "json: {file}/plan.json: found a place where nothing can be written"),
+        (["cluster=cpux2", "calibrate={file}/c.yaml"], "calibrate: {file}/c.yaml: found a place where nothing can be"),
+        (["--config-dir", "{file}"], "--config-dir: found no folder {file}, expected one"),
+    ],
+)
+def test_a_mistake_of_the_command_is_told_before_anything_is_traced(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, mistake: list[str], message: str
+) -> None:
+    def traced(*given: object) -> None:
+        raise AssertionError
+
+    for name in ("job_of", "measure"):
+        monkeypatch.setattr(f"videodiff.verbs.plan.command.{name}", traced)
+    (tmp_path / "file").write_text("")
+    file = str(tmp_path / "file")
+    status, _, err = call("plan", "experiment=bouncing_cpu", *(word.format(file=file) for word in mistake))
+    assert (status, err.count("\n")) == (1, 1)
+    assert message.format(file=file) in err
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (
+            ["strategy=zero2", "strategy.sequence_parallel=3"],
+            "strategy.sequence_parallel=3 processes share a clip of 8",
+        ),
+        (["strategy=zero2", "strategy.sequence_parallel=64"], "on nodes of 8 cards"),
+        (["data.micro_batch=7"], "batches of 16 clips do not divide over 8 processes with 7 clips each"),
+        (["strategy=single"], "strategy=single has one process, and the cluster 8 cards"),
+        # A dataset without a name is none that the planner needs, and a cluster without faults saves when it likes.
+        (["~data.root", "+data.root=???", "cluster.faults=0"], None),
+    ],
+)
+def test_a_training_that_cannot_run_as_it_stands_is_told_why(call: Call, how: list[str], told: str | None) -> None:
+    status, out, err = call("plan", "experiment=bouncing_cpu", *SMALL, "cluster=h100x8", *how)
+    assert status == 0, err
+    stands = next(line for line in out.splitlines() if line.startswith("as it stands"))
+    assert (f"it cannot run: {told}" in stands or told in stands) if told else stands.endswith("it fits")
+    assert ("no faults: save when you like" in out) == (told is None)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
@@ -91,6 +92,22 @@ def own(folder: Path, verb: str) -> FileLock:
 def not_writable(path: Path, error: OSError) -> OSError:
     """Return the line of a folder, or a file in it, that cannot be made."""
     return OSError(f"{path}: found a place where nothing can be written ({error.strerror}), expected a writable folder")
+
+
+def check_writable(key: str, path: Path) -> None:
+    """Raise if a file cannot be written at a place, whose folder is made if needed; `key` is the setting that names it.
+
+    A file that is there is not changed. Permissions alone do not tell: root has all of them on a disk for reading only.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") if path.exists() else TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{key}: {path}: found a place where nothing can be written ({error.strerror}), expected a file that this "
+            "user may write"
+        ) from error
 
 
 def owner(path: Path) -> str:

@@ -17,6 +17,11 @@ def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, A
     """Return all figures of a plan; memory in bytes, times in seconds."""
     weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights.all
     saved = saving(cluster, weights)
+    if saved.lost >= 1:
+        raise ValueError(
+            f"cluster.faults: found {cluster.faults:g} for a card and year, one in {saved.between:.3g} s, expected so "
+            "few that a job starts and saves between two of them"
+        )
     step = sum(plan.by_shape) / len(plan.by_shape)
     clips = sum(shape.global_batch for shape in job.shapes) / len(job.shapes)
     tokens = sum(shape.global_batch * shape.tokens for shape in job.shapes) / len(job.shapes)
@@ -76,10 +81,15 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
         ),
         (
             "checkpoint",
-            f"{saved['size'] / 1e9:.1f} GB, written in {saved['written']:.0f} s; a fault every "
-            f"{saved['between'] / DAY:.1f} days",
+            f"{saved['size'] / 1e9:.1f} GB, written in {saved['written']:.0f} s; "
+            + (
+                f"a fault every {saved['between'] / DAY:.1f} days"
+                if cluster.faults
+                else "no faults: save when you like"
+            ),
         ),
-        ("", f"best every {saved['steps']:,} steps, {saved['interval'] / 60:.0f} min; {saved['lost']:.2%} is lost"),
+        *[("", f"best every {saved['steps']:,} steps, {saved['interval'] / 60:.0f} min; {saved['lost']:.2%} is lost")]
+        * (cluster.faults > 0),
     ]
     memory = [*parts, ("together", f"{plan.memory.total / GIB:8.2f} GiB of {cluster.room / GIB:.1f}")]
     step = [*times, ("together", f"{1e3 * plan.seconds.total:8.1f} ms")]

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
-from videodiff.verbs.config.groups import conf_dir, options
+from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.kinds import Kind
 from videodiff.verbs.config.schema import CLASSES, VERBS
 from videodiff.verbs.config.stored import built_by_conf, key_of, original
@@ -126,6 +126,9 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
     """
     head, equals, value = override.partition("=")
     kinds = kinds_of(verb, key_of(override))
+    if head.lstrip("+") in groups(verb) and (found := parsed_or_none(override)) and is_number(found._value):
+        # The file of an option may be called 4090.yaml.
+        return f"{head}={quoted(value)}"
     if not equals or not any(kind.literal for kind in kinds):
         return override
     if not (any(kind.names for kind in kinds) and value and os.path.lexists(value)):
@@ -135,6 +138,11 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
         if parsed is None and ("${" in value or (value.startswith("[") and key_of(override) in LISTS)):
             parse(override)
     return f"{head}={quoted(value)}"
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, not true or false."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def replacing(verb: str, override: str) -> list[str]:

@@ -47,6 +47,11 @@ def check(verb: str, arguments: Arguments) -> None:
             )
         if key in groups(verb) and override.value() is None and not override.is_delete():
             raise ValueError(f"override {override.input_line!r}: found null, expected one of {', '.join(options(key))}")
+    for folder in config_dirs(arguments):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(
+                f"--config-dir: found no folder {folder}, expected one with files like those of conf/"
+            )
     search = [f"hydra.searchpath=[file://{Path(folder).absolute()}]" for folder in config_dirs(arguments)]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         for lines in combinations([list(swept(override)) for override in overrides]):

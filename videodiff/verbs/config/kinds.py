@@ -34,8 +34,9 @@ class Kind:
     """A kind of value: `expected` in words, and a function that yields the faults of a value.
 
     `literal`: on a command line the value is text, even if it looks like something else; `names`: it is the name of a
-    file or folder, or a URL. `keys`: the keys that a mapping may have; `rest`: the kind of any other key; `whole`: a
-    mapping on a command line replaces the one of the configuration instead of changing some of its keys.
+    file or folder, or a URL. `keys`: the keys that a mapping may have, `needed`: those that it must have, `rest`: the
+    kind of any other key; `whole`: a mapping on a command line replaces the one of the configuration instead of
+    changing some of its keys.
     """
 
     expected: str
@@ -47,6 +48,7 @@ class Kind:
     optional: bool = False
     advice: str = ""
     whole: bool = False
+    needed: Sequence[str] = ()
 
 
 def kind(expected: str, accepts: Callable[[Any], bool], **how: Any) -> Kind:
@@ -206,7 +208,7 @@ def record(needed: Sequence[str] = (), rest: Kind | None = None, **keys: Kind) -
             else:
                 yield unknown(f"{where}{name}", str(name), item, keys)
 
-    return Kind(expected, check, keys=keys, rest=rest)
+    return Kind(expected, check, keys=keys, rest=rest, needed=needed)
 
 
 def unknown(place: str, name: str, value: Any, known: Mapping[str, Kind]) -> Fault:

@@ -51,9 +51,15 @@ def part(none: bool = False) -> Kind:
         if not isinstance(value, Mapping):
             yield Fault(place, value, "an option of the group")
             return
-        known = CLASSES.get(str(value.get("_target_")))
+        if "_target_" not in value:
+            yield Fault(f"{place}._target_", MISSING, "the class of this part, as the files of conf/ name it")
+            return
+        known = CLASSES.get(str(value["_target_"]))
         if known is None:
             return
+        yield from (
+            Fault(f"{place}.{key}", MISSING, known.keys[key].expected) for key in known.needed if key not in value
+        )
         for name, item in value.items():
             where = f"{place}.{name}"
             if str(name).startswith("_") and str(name).endswith("_"):
@@ -399,6 +405,10 @@ CLASSES: dict[str, Kind] = {
     "videodiff.worlds.collision.Collision": PHYWORLD,
     "videodiff.worlds.parabola.Parabola": PHYWORLD,
     "videodiff.planning.forecast.hardware.Cluster": record(
+        needed=(
+            *("card", "nodes", "cards", "memory_gib", "tflops", "products"),
+            *("memory_gb_per_s", "node_gb_per_s", "network_gb_per_s"),
+        ),
         card=NAME,
         nodes=COUNT,
         cards=COUNT,

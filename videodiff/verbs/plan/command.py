@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from videodiff.data.storage.files import check_writable, write_whole
 from videodiff.planning.forecast.choice import Choice, Job, Plan, best, evaluate, fits, least, nearest
 from videodiff.planning.forecast.hardware import Cluster
 from videodiff.planning.forecast.pages import as_json, as_text
@@ -28,6 +29,10 @@ DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "dat
 
 def run(cfg: DictConfig) -> None:
     """Print the best plan, and write it as JSON if asked; raise if no plan fits."""
+    if cfg.clips is not None and cfg.tokens is not None:
+        raise ValueError(f"clips: found {cfg.clips:g} beside tokens={cfg.tokens:g}, expected one budget")
+    for name in [name for name in ("json", "calibrate") if cfg[name] is not None]:
+        check_writable(name, Path(cfg[name]))
     cluster = instantiate(cfg.cluster)
     if cfg.fp8.recipe != "none":
         raise ValueError(
@@ -44,9 +49,11 @@ def run(cfg: DictConfig) -> None:
     now = present(cfg, job, cluster)
     found = as_json(job, cluster, plan, budget(cfg, job)) | {"overrides": line}
     if cfg.json:
-        Path(cfg.json).write_text(json.dumps(found, indent=2) + "\n")
+        write_whole(Path(cfg.json), f"{json.dumps(found, indent=2)}\n".encode())
     say(as_text(str(cfg.name), job, cluster, plan, found))
-    if now is not None:
+    if isinstance(now, str):
+        say(f"as it stands  it cannot run: {now}")
+    elif now is not None:
         say(told(now, nearest(job, cluster, now.choice), job, cluster))
     say(f"\nvideodiff train {shlex.join(line)}")
 
@@ -99,15 +106,24 @@ def decided(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in DECIDED)
 
 
-def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | None:
-    """Return the plan of the unchanged configuration, or None if its batch does not divide over the cards."""
+def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
+    """Return the plan of the unchanged configuration, or why it cannot run; None for a strategy of the user's own."""
     name = HydraConfig.get().runtime.choices.get("strategy") if HydraConfig.initialized() else None
     strategy = {"auto": "single" if cluster.world == 1 else "ddp"}.get(name, name)
     sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
-    shares = cluster.world // sequence
-    micro = cfg.data.get("micro_batch") or job.batch // max(shares, 1)
-    if strategy is None or not micro or job.batch % (shares * micro) or (strategy == "single" and cluster.world > 1):
+    if strategy is None:
         return None
+    if strategy == "single" and cluster.world > 1:
+        return f"strategy=single has one process, and the cluster {cluster.world} cards"
+    if cluster.cards % sequence or sequence > job.largest.time:
+        return (
+            f"strategy.sequence_parallel={sequence} processes share a clip of {job.largest.time} frames in the "
+            f"denoiser, on nodes of {cluster.cards} cards"
+        )
+    shares = cluster.world // sequence
+    micro = cfg.data.get("micro_batch") or job.batch // shares
+    if not micro or job.batch % (shares * micro):
+        return f"batches of {job.batch} clips do not divide over {shares} processes with {micro or 1} clips each"
     level = cfg.recompute.level if cfg.get("recompute") else "none"
     return evaluate(job, cluster, Choice(strategy, level, sequence, job.batch // (shares * micro)))
 

@@ -42,6 +42,9 @@ class Precision(NamedTuple):
 
 def job_of(cfg: DictConfig, cpu: bool) -> Job:
     """Return the training that a configuration describes, on GPUs or on CPUs."""
+    for name in [name for name in ("root", "urls") if OmegaConf.is_missing(cfg.data, name)]:
+        # A dataset without a name is out of reach like one that is not here.
+        cfg.data[name] = "no dataset"
     fill(cfg)
     codec, text = (encoder(name, cfg[name]) for name in ("codec", "text"))
     words = cfg.text.get("max_words") or cfg.text.get("max_length")
