@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.material import composing, warm
+from tests.material import composing, spawned, warm
 from videodiff import cli
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
@@ -29,6 +29,7 @@ hypothesis.settings.load_profile("same")
 def pytest_configure(config: pytest.Config) -> None:
     """Let all processes of tests share one server, and let Hydra remember what it composed."""
     composing.remember()
+    spawned.from_server()
     if getattr(config.option, "numprocesses", None):
         warm.server()
 

@@ -1,6 +1,6 @@
 """A full disk ends every verb that writes with one line, and what was there before stays as it was.
 
-The disk is a real one: a file system of a few hundred KiB in memory, in a mount namespace of its own.
+The disk is a real one: a file system of a few MiB in memory, in a mount namespace of its own.
 """
 
 from __future__ import annotations
@@ -14,29 +14,20 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import finish, start, tiny
+from tests.material import warm
 from tests.material.preparing import prep
 from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, whole
 
-ROOT = str(Path(__file__).parents[1])
-WITHIN = "mount -t tmpfs -o size=4m none {disk} && cp -a {before}/. {disk} && {fill} && {run}; s=$?; {keep}; exit $s"
-FILL = "head -c $(( ($(df -k --output=avail {disk} | tail -1) - {left}) * 1024 )) /dev/zero > {disk}/filling"
+SCRIPT = Path(__file__).parent / "material" / "small_disk.py"
 
 
-def on_a_full_disk(before: Path, after: Path, left: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def on_a_full_disk(
+    before: Path, after: Path, left: int, *arguments: str, children: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run a verb in a copy of `before` on a disk with `left` KiB to spare; `after` gets what is there then."""
-    disk = after.with_name("disk")
-    disk.mkdir(), after.mkdir()
-    places = {"disk": disk, "before": before, "left": left, "keep": f"rm {disk}/filling; cp -a {disk}/. {after}"}
-    command = " ".join([sys.executable, "-m", "videodiff", *(f"'{argument}'" for argument in arguments)])
-    script = WITHIN.format(**places, fill=FILL.format(**places), run=f"cd {disk} && {command}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
-    return subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    after.with_name("disk").mkdir(), after.mkdir()
+    command = [sys.executable, SCRIPT, before, f"{left}", after, *arguments]
+    return warm.run(command, env={**os.environ, warm.CHILDREN: children})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,7 +79,8 @@ def test_a_disk_that_fills_under_zero_is_one_line_and_the_checkpoint_before_goes
     before: Path, tmp_path: Path
 ) -> None:
     """Two processes; a few checkpoints fit. A rank that is left over would keep the pipe open, and this waiting."""
-    done = on_a_full_disk(before, after := tmp_path / "after", 2800, *ZERO, "trainer.max_steps=20")
+    # The second process has to be a child of the first, with which it ends.
+    done = on_a_full_disk(before, after := tmp_path / "after", 2800, *ZERO, "trainer.max_steps=20", children="no")
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert done.returncode == 1, done.stderr
     assert len(errors) == 1, done.stderr

@@ -9,8 +9,10 @@ for it, and does not end with it. `python -m tests.material.warm SOCKET` is the 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import json
+import multiprocessing.spawn
 import os
 import runpy
 import select
@@ -29,12 +31,46 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "WARM_PYTHON"
 # The variable that says `no` if the processes that a process starts must be its own children.
 CHILDREN = "WARM_CHILDREN"
+# What `multiprocessing` calls a process that it spawns.
+SPAWNED = "--multiprocessing-fork"
 # Variables that torch reads at import must have the same values in a fork as in a process of its own.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+# The number of files that a fork is given, and their numbers, are below these.
+MOST_FILES, MOST_NUMBER = 100, 4096
 # Command lines without their overrides of keys; most processes of the tests have one of these.
 TRAIN = ("train", "experiment=bouncing_cpu")
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 COMPOSED = (TRAIN, *((*TRAIN, f"strategy={name}") for name in STRATEGIES), ("evaluate",), ("sample",), ("prep",))
+
+
+class Fork:
+    """A process that the server forks: Python with these words, and with files that get the given numbers."""
+
+    def __init__(
+        self,
+        address: str,
+        words: list[str],
+        files: dict[int, int],
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        session: bool = False,
+        group: int = -1,
+    ) -> None:
+        wanted = {"words": words, "cwd": cwd or os.getcwd(), "env": env or {**os.environ}, "numbers": list(files)}
+        self.talk = socket.socket(socket.AF_UNIX)
+        self.talk.connect(address)
+        message = json.dumps({**wanted, "session": session, "group": group}).encode()
+        socket.send_fds(self.talk, [message + b"\n"], list(files.values()))
+        self.lines, self.lock = self.talk.makefile(), threading.Lock()
+        self.pid, self.ended = int(self.lines.readline()), None
+
+    def status(self, wait: bool) -> int | None:
+        """Return the wait status of the process, None if it has not ended; several threads may ask."""
+        if self.ended is None and select.select([self.talk], [], [], None if wait else 0)[0]:
+            with self.lock:
+                if self.ended is None:
+                    self.ended = int(self.lines.readline())
+        return self.ended
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
@@ -46,7 +82,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     had these arguments since Python 3.11; where they have others, every test that starts a process is red.
     """
 
-    talk: socket.socket | None = None
+    fork: Fork | None = None
 
     # By name, as `subprocess` hands them over.
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, *rest: Any):
@@ -56,13 +92,10 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, *rest)
             return
         words = [os.fspath(word) for word in args[1:]]
-        wanted = {"words": words, "cwd": os.fspath(cwd or os.getcwd()), "env": env, "session": session, "group": group}
         nothing = os.open(os.devnull, os.O_RDWR)
-        fds = [own if own != -1 else ours for own, ours in ((p2cread, nothing), (c2pwrite, 1), (errwrite, 2))]
-        self.talk = socket.socket(socket.AF_UNIX)
-        self.talk.connect(env[ADDRESS])
-        socket.send_fds(self.talk, [json.dumps(wanted).encode() + b"\n"], fds)
-        self.lines = self.talk.makefile()
+        given = zip((p2cread, c2pwrite, errwrite), (nothing, 1, 2), strict=True)
+        files = dict(enumerate(own if own != -1 else ours for own, ours in given))
+        self.fork = Fork(env[ADDRESS], words, files, os.fspath(cwd) if cwd else None, env, session, group)
         os.close(nothing)
         for own, other in ((p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread)):
             if own != -1 and other != -1:
@@ -70,18 +103,17 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         if hasattr(self, "_devnull"):
             os.close(self._devnull)
         self._closed_child_pipe_fds = True
-        self.pid = int(self.lines.readline())
+        self.pid = self.fork.pid
         self._child_created = True
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        if self.talk is None:
+        if self.fork is None:
             return super()._try_wait(wait_flags)
-        if not select.select([self.talk], [], [], 0 if wait_flags & os.WNOHANG else None)[0]:
-            return 0, 0
-        return self.pid, int(self.lines.readline())
+        status = self.fork.status(wait=not wait_flags & os.WNOHANG)
+        return (0, 0) if status is None else (self.pid, status)
 
     def _internal_poll(self, *args: Any, **kwargs: Any) -> int | None:
-        if self.talk is None:
+        if self.fork is None:
             return super()._internal_poll(*args, **kwargs)
         if self.returncode is None and self._waitpid_lock.acquire(False):
             try:
@@ -142,6 +174,11 @@ def serve(listening: socket.socket) -> None:
         return
     import_all()
     gc.freeze()
+    fork_for_each(listening, parent)
+
+
+def fork_for_each(listening: socket.socket, parent: int) -> None:
+    """Fork this process for each connection, until its parent, a pidfd, is gone."""
     assert threading.active_count() == 1, "a fork of a process with several threads may hang"
     children: dict[int, tuple[int, socket.socket]] = {}
     while parent not in (ready := select.select([listening, parent, *children], [], [])[0]):
@@ -186,7 +223,7 @@ def import_all() -> None:
 
 def forked(talk: socket.socket) -> int:
     """Fork the process that a connection asks for; return its number."""
-    message, fds, _, _ = socket.recv_fds(talk, 1 << 20, 3)
+    message, fds, _, _ = socket.recv_fds(talk, 1 << 20, MOST_FILES)
     while not message.endswith(b"\n"):
         message += talk.recv(1 << 20)
     pid = os.fork()
@@ -213,16 +250,17 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
             os.setsid()
         if wanted["group"] >= 0:
             os.setpgid(0, wanted["group"])
-        for target, fd in enumerate(fds):
-            os.dup2(fd, target)
-        os.closerange(3, 1024)
+        number_files(dict(zip(wanted["numbers"], fds, strict=True)))
         os.chdir(wanted["cwd"])
         os.environ.clear()
         os.environ.update(wanted["env"])
         # The server's own, remembered there at first use.
         tempfile.tempdir = None
         if os.environ.get(CHILDREN) != "no":
+            from tests.material import spawned
+
             subprocess.Popen = Popen
+            spawned.from_server()
         execute(wanted["words"])
         status = 0
     except SystemExit as leave:
@@ -239,6 +277,16 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
         os._exit(status)
 
 
+def number_files(files: dict[int, int]) -> None:
+    """Give files these numbers, and close all others."""
+    free = max(files) + 1
+    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD, free) for number, fd in files.items()}
+    os.closerange(0, free)
+    for number, fd in moved.items():
+        os.dup2(fd, number)
+    os.closerange(free, MOST_NUMBER)
+
+
 def execute(words: list[str]) -> None:
     """Run Python's command line with these arguments."""
     if words[0] == "-u":
@@ -247,7 +295,10 @@ def execute(words: list[str]) -> None:
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     # A command may name classes of the tests, such as callbacks, from any folder.
     sys.path[1:] = [*filter(None, added), *sys.path[1:], str(ROOT)]
-    if words[0] == "-m":
+    if words[0] == SPAWNED:
+        sys.argv = ["-c", *words]
+        multiprocessing.spawn.spawn_main(tracker_fd=int(words[1]), pipe_handle=int(words[2]))
+    elif words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
