@@ -23,9 +23,9 @@ from videodiff.training.state.restoring import files_of
 from videodiff.training.state.saved import Saved
 
 # Enough to warm up, to hold and to decay, and for averages to lag behind.
-STEPS = 20
+STEPS = 12
 # Sampling in between changes nothing.
-SAMPLING = ["callbacks.samples.every=12", "sampler.steps=1", "callbacks.samples.clips=2"]
+SAMPLING = ["callbacks.samples.every=8", "sampler.steps=1", "callbacks.samples.clips=2"]
 # By name: how many processes there are, and what is asked for.
 ROWS = {
     "accumulated": (1, ["data.micro_batch=1"]),
