@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import finish, start, tiny
+from tests.material import warm
 from tests.material.networks.small import MeanColour, save_script
 from videodiff import __version__, cli
 from videodiff.cli import VERBS
@@ -363,8 +364,6 @@ def test_simulated_clips_pack_into_a_dataset(call: Call, tmp_path: Path, monkeyp
 def test_torchrun_starts_every_process(tmp_path: Path, world_dataset: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
     recipe = [*tiny(world_dataset), "trainer.max_steps=2", "trainer.devices=2", "strategy=ddp", "name=two"]
-    done = subprocess.run(
-        [*command, "-m", "videodiff", "train", *recipe], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = warm.run([*command, "-m", "videodiff", "train", *recipe], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert latest_checkpoint(tmp_path / "runs/two").name == "step_00000002"

@@ -213,9 +213,10 @@ def test_a_decoder_that_hangs_is_killed_with_its_process(tmp_path):
     tars = [str(by_tarfile(tmp_path / "a.tar", samples))]
     data = module(tars, num_workers=2, timeout=2.0)
     data.decode = HangsAtClip3(data.buckets)
-    found = keys(batches(data, 6))
+    # The tar is read three times: each time the clip costs its seconds anew.
+    found = keys(batches(data, 4))
     assert "clip3" not in found
-    assert len(found) == 24
+    assert len(found) == 16
     ((sample, loss),) = data.quarantine.losses.items()
     assert (sample.shard, sample.key, loss.reason) == (tars[0], "clip3", "timeout: took longer than 2 s")
 
