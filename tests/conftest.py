@@ -12,7 +12,8 @@ import hypothesis
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.material import composing, spawned, warm
+from tests.material import composing, warm
+from tests.material.processes import spawned
 from videodiff import cli
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe

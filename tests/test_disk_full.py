@@ -18,7 +18,7 @@ from tests.material import warm
 from tests.material.preparing import prep
 from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, whole
 
-SCRIPT = Path(__file__).parent / "material" / "small_disk.py"
+SCRIPT = Path(__file__).parent / "material" / "processes" / "small_disk.py"
 
 
 def on_a_full_disk(

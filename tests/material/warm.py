@@ -257,7 +257,7 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
         # The server's own, remembered there at first use.
         tempfile.tempdir = None
         if os.environ.get(CHILDREN) != "no":
-            from tests.material import spawned
+            from tests.material.processes import spawned
 
             subprocess.Popen = Popen
             spawned.from_server()
