@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from videodiff.codec.pixels import Pixels
 from videodiff.data.loader.trained import Trained
 from videodiff.data.samples.manifest import Manifest
 from videodiff.generation.shape import (
     choose_rate,
     choose_shape,
+    least_frames,
     most_frequent_rate,
     shapes_of_run,
     unlike_training,
@@ -54,3 +56,8 @@ def test_a_run_without_a_list_of_shapes_is_read_from_its_configuration(tmp_path:
         ((1, 8, 8), (1,), 0.5, {}),
         ((9, 8, 8), (2,), 0.5, {}),
     ]
+
+
+@pytest.mark.parametrize(("total", "frames"), [(1, 2), (3, 4), (4, 4), (7, 8), (8, 8), (20, 8)])
+def test_a_short_clip_is_cut_from_the_least_window_that_the_patch_takes(total: int, frames: int) -> None:
+    assert least_frames(total, 8, 2, Pixels()) == frames

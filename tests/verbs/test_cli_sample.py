@@ -204,6 +204,21 @@ def test_a_long_clip_is_made_window_by_window_and_measured(call: Call, trained: 
     assert probe((tmp_path / "long/000.mp4").read_bytes()).frames == 15
 
 
+def test_settings_that_change_nothing_are_told(call: Call, trained: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "first.png")
+    asked = ["history=2", "history_level=0.5", "reconstruction=1", "rescale=0.5", "interval=[0.1,0.9]", "scale=1"]
+    asked += ["history_noise=0.1", "rollout_caption=tell"]
+    told = {}
+    for name, more in (("alone", []), ("long", ["seconds=3", "scale=2"]), ("given", [f"given={tmp_path}/first.png"])):
+        status, out, err = call("sample", str(trained), f'prompts=["{RED}"]', *asked, *more, f"out={tmp_path}/{name}")
+        assert status == 0, err
+        told[name] = [line.partition(":")[0] for line in out.splitlines() if "which changes nothing" in line]
+    single = ["rollout_caption", "history_noise"]
+    assert told["alone"] == ["interval", "rescale", "history", "history_level", "reconstruction", *single]
+    assert told["long"] == ["reconstruction"]
+    assert told["given"] == ["interval", "rescale", "reconstruction", *single]
+
+
 def test_the_drift_of_several_clips_is_that_of_each_and_their_mean(call: Call, trained: Path, tmp_path: Path) -> None:
     prompts = f'prompts=["{RED}","{BLUE}"]'
     status, _, err = call("sample", str(trained), prompts, "drift=true", f"out={tmp_path}/out")
@@ -266,6 +281,7 @@ MISTAKES = {
     "rescale=2": "'rescale=2': found 2",
     "history_noise=1": "'history_noise=1': found 1",
     "seconds=0": "'seconds=0': found 0",
+    "seconds=0.001": "seconds: found 0.001, expected at least 0.4, one frame at 2.5 a second",
     "rollout=slide": "'rollout=slide': found 'slide', expected one of continue, rolling, keys",
     "rollout=rolling": "rollout: found rolling without a length, expected seconds= or frames=",
     "rollout_caption=never": "'rollout_caption=never': found 'never', expected one of guide, tell, drop",
@@ -405,6 +421,12 @@ def test_a_causal_codec_is_given_the_frames_that_it_can_hold_everywhere(call: Ca
         status, _, err = call("sample", str(run), f"given={causal / 'given.mp4'}", f"known={wrong}")
         assert (status, err.count("\n")) == (1, 1)
         assert fits in err
+    # Of 1 + 4 k frames, six are cut from nine.
+    how = ['prompts=["a square"]', "fps=6", "seconds=1"]
+    status, out, err = call("sample", str(run), *how, f"out={causal / 'short'}")
+    assert status == 0, err
+    assert "6 frames are fewer than the 9 of a window: made by rollout=continue" in out
+    assert probe((causal / "short/000.mp4").read_bytes()).frames == 6
     status, _, err = call("evaluate", str(run), f"dataset={data}", "clips=2")
     assert status == 0, err
     assert json.loads((run / "evaluation.json").read_text())["given_frames"] == 1

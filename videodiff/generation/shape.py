@@ -53,6 +53,18 @@ def choose_shape(trained: Sequence[Trained], asked: Mapping[str, int]) -> tuple[
     return frames, height, width
 
 
+def least_frames(total: int, most: int, patch: int, codec: Any) -> int:
+    """Return the least number of frames from `total` up to `most` that codec and patch take, else `most`."""
+
+    def fits(frames: int) -> bool:
+        try:
+            return codec.latent_frames(frames) % patch == 0
+        except ValueError:
+            return False
+
+    return next((frames for frames in range(total, most) if fits(frames)), most)
+
+
 def unlike_training(trained: Sequence[Trained], shape: tuple[int, int, int]) -> str | None:
     """Return a remark if no clip of the training had this shape."""
     if shape in [one.shape for one in trained]:

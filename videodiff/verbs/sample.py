@@ -22,7 +22,7 @@ from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of
 from videodiff.generation.sampling import NotFiniteError, Wanted, sample_each
 from videodiff.generation.settings import Generation, check_seeds
-from videodiff.generation.shape import SIDES, choose_rate, choose_shape, shapes_of_run, unlike_training
+from videodiff.generation.shape import SIDES, choose_rate, choose_shape, least_frames, shapes_of_run, unlike_training
 from videodiff.generation.sharing import choose_gpu, sharing
 from videodiff.metrics.motion.drift import Drift
 from videodiff.printing import say
@@ -76,7 +76,7 @@ def run(cfg: DictConfig) -> None:
     order = order_of(cfg, run_cfg, model, trained, given)
     later = [caption for _, caption in order.rollout.later]
     notes = check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
-    notes += remarks(given, order.shape)
+    notes += remarks(given, order.shape) + idle(cfg, order)
     out = Path(cfg.out or Path(cfg.run) / "generated")
     with sharing(out, "sample") as ranks:
         base = ranks.gather(next_number(out) if ranks.first else 0)[0]
@@ -161,16 +161,23 @@ def order_of(
     if cfg.seconds is not None or roll is not None:
         if cfg.seconds is not None and cfg.frames is not None:
             raise ValueError(f"seconds: found {cfg.seconds:g} beside frames={cfg.frames}, expected one of them")
-        total = cfg.frames if cfg.seconds is None else max(1, round(cfg.seconds * fps))
+        total = cfg.frames if cfg.seconds is None else round(cfg.seconds * fps)
+        if total == 0:
+            raise ValueError(
+                f"seconds: found {cfg.seconds:g}, expected at least {1 / fps:g}, one frame at {fps:g} a second"
+            )
         usual = choose_shape(trained, {name: cfg[name] for name in SIDES[1:] if cfg[name] is not None})[0]
-        frames = cfg.window if cfg.window is not None else min(usual, total) if roll is None else usual
         if total is None:
             raise ValueError(f"rollout: found {roll} without a length, expected seconds= or frames=")
+        patch = run_cfg.model.patch
+        frames = cfg.window or (usual if roll else least_frames(total, usual, patch[0], model.codec))
         shape = frames, *window[1:]
-        check_shape("window: ", shape, run_cfg.model.patch, model.codec)
-        if roll is None and total > frames:
-            roll = "continue"
-            say(f"videodiff sample: {total} frames are more than the {frames} of a window: made by rollout=continue")
+        check_shape("window: ", shape, patch, model.codec)
+        if roll is None and total != frames:
+            roll, more = "continue", "more" if total > frames else "fewer"
+            say(f"videodiff sample: {total} frames are {more} than the {frames} of a window: made by rollout=continue")
+        if frames != window[0] and (remark := unlike_training(trained, shape)):
+            say(f"videodiff sample: {remark}")
     for name in ("window", "overlap"):
         if cfg[name] is not None and cfg.seconds is None and roll is None:
             raise ValueError(f"{name}: found {cfg[name]} without a rollout, expected rollout= or seconds=")
@@ -185,6 +192,25 @@ def order_of(
     check_known(cfg, roll)
     known = given_to(cfg, given, model, shape, fps)
     return Order(model, build_generation(cfg, run_cfg), shape, fps, known, roll, rollout)
+
+
+def idle(cfg: DictConfig, order: Order) -> list[str]:
+    """Return a line for each setting of this call that changes nothing."""
+    unguided = "" if order.generation.scale != 1 else "scale=1 is no guidance"
+    unknown = "" if order.roll or order.given.get("known") else "no frame is known"
+    single = "" if order.roll else "the clip is made at once"
+    why = {
+        "interval": unguided,
+        "rescale": unguided,
+        "history": unknown,
+        "history_level": unknown or ("" if order.generation.history != 1 else "history=1 is no guidance"),
+        "reconstruction": "" if "new" in order.given else "there is no mask=",
+        "rollout_caption": single,
+        "history_noise": single,
+    }
+    usual = {"rollout_caption": "guide", "history_noise": 0.02}
+    asked = [name for name in why if cfg[name] not in (None, usual.get(name))]
+    return [f"{name}: found {plain(cfg[name])}, which changes nothing: {why[name]}" for name in asked if why[name]]
 
 
 def check_known(cfg: DictConfig, roll: str | None) -> None:
