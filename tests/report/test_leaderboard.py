@@ -137,3 +137,11 @@ def test_the_commit_is_that_of_the_run(tmp_path: Path) -> None:
     (run / "environment.json").write_text(json.dumps({"git": {"commit": "0123456789abcdef"}}))
     add_row(tmp_path / "b.jsonl", run, evaluation(velocity_error=0.5), {"dataset": "d", "sampler": {}})
     assert json.loads((tmp_path / "b.jsonl").read_text())["commit"] == "0123456789ab"
+
+
+def test_names_stay_in_their_cells_and_are_no_html(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "a\n| b | <i>x<i>", dataset="set\n# <b>", velocity_error=0.5)
+    table = board.with_suffix(".md").read_text().splitlines()
+    assert table[:3] == ["## set # &lt;b>", "", "| figure | a \\| b \\| &lt;i>x&lt;i> 000100, 8 clips |"]
+    assert [line.count(" | ") for line in table[2:]] == [1, 1, 1]

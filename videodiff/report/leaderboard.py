@@ -17,7 +17,7 @@ from typing import Any
 from videodiff import __version__
 from videodiff.data.storage.files import check_writable, write_whole
 from videodiff.metrics.metric import Quantity, read_quantity
-from videodiff.report.markdown import frame, line
+from videodiff.report.markdown import escaped, frame, line
 from videodiff.report.table import rounded
 
 BOARD = "leaderboard.jsonl"
@@ -113,7 +113,7 @@ def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
     lines = [f"{damaged} lines of the file are no rows and are left out."] if damaged else []
     for dataset in dict.fromkeys(str(row["dataset"]) for row in rows):
         mine = [row for row in rows if str(row["dataset"]) == dataset]
-        lines += [*[""] * bool(lines), f"## {dataset}", ""]
+        lines += [*[""] * bool(lines), f"## {escaped(dataset)}", ""]
         if len(mine) > MOST_COLUMNS:
             lines += [f"The last {MOST_COLUMNS} of {len(mine)} evaluations.", ""]
         mine = mine[-MOST_COLUMNS:]

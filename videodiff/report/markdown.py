@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from videodiff.data.storage.files import write_whole
+from videodiff.printing import in_line
 from videodiff.report.table import Measured, best, columns, figures, meanings, plain, rounded, rows
 
 
@@ -37,7 +38,7 @@ def lines(evaluation: dict[str, Any], where: Path) -> Iterator[str]:
         yield f"{plain(name)} by predicted frame: {', '.join(means)}"
     for reason in (evaluation.get("left_out") or {}).values():
         yield ""
-        yield f"not measured: {reason}"
+        yield f"not measured: {escaped(reason)}"
 
 
 def head(figure: Measured) -> str:
@@ -65,5 +66,10 @@ def frame(names: list[str]) -> list[str]:
 
 
 def line(cells: list[str]) -> str:
-    """Return a row of a table; a bar in a cell would end it."""
-    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
+    """Return a row of a table."""
+    return f"| {' | '.join(map(escaped, cells))} |"
+
+
+def escaped(text: str) -> str:
+    """Return text for a line of Markdown: a bar would end its cell, an end of a line the table, < begins HTML."""
+    return in_line(text).replace("<", "&lt;").replace("|", "\\|")
