@@ -204,6 +204,15 @@ def test_a_long_clip_is_made_window_by_window_and_measured(call: Call, trained: 
     assert probe((tmp_path / "long/000.mp4").read_bytes()).frames == 15
 
 
+def test_pictures_have_no_frame_to_go_on_from(call: Call, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shapes = json.loads((run / "trained.json").read_text())
+    (run / "trained.json").write_text(json.dumps([{**one, "frames": 1} for one in shapes]))
+    status, _, err = call("sample", str(run), f'prompts=["{RED}"]', "seconds=2")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "rollout: found a window of 1 frame, expected more: it has none to go on from" in err
+
+
 def test_settings_that_change_nothing_are_told(call: Call, trained: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "first.png")
     asked = ["history=2", "history_level=0.5", "reconstruction=1", "rescale=0.5", "interval=[0.1,0.9]", "scale=1"]
