@@ -199,6 +199,7 @@ def import_all() -> None:
     """Import the modules that the verbs import sooner or later, and let Hydra find its plugins."""
     import hydra
     import s3fs  # noqa: F401
+    import torch.distributed.run  # noqa: F401
     from diffusers import AutoencoderKL  # noqa: F401
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
@@ -257,9 +258,12 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
         # The server's own, remembered there at first use.
         tempfile.tempdir = None
         if os.environ.get(CHILDREN) != "no":
+            from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
             from tests.material.processes import spawned
 
-            subprocess.Popen = Popen
+            # The agent of torchrun took the name when the server imported it.
+            subprocess.Popen = subprocess_handler.Popen = Popen
             spawned.from_server()
         execute(wanted["words"])
         status = 0
