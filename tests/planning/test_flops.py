@@ -88,11 +88,11 @@ def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
     network = SpaceTimeTransformer(
         patch=(1, 4, 4), width=WIDTH, depth=2, heads=4, text_width=TEXT_WIDTH, two_levels=name == "flow map"
     )
-    # Of the flow map every clip takes a step here, so that each takes all three passes.
+    # Of the flow map every clip takes a step here, so that each takes all six passes.
     path, levels = RectifiedFlow(), NoiseLevels()
     objective = {
         "denoising": lambda: Objective(path, levels),
-        "flow map": lambda: FlowMap(path, levels, still=1e-9),
+        "flow map": lambda: FlowMap(path, levels, still=0.0),
         "distillation": lambda: ProgressiveDistillation(path, levels),
     }[name]()
     if name == "distillation":
@@ -115,12 +115,12 @@ def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
         levels=1 + (name == "flow map"),
         forwards=objective.forwards,
     )
-    assert objective.forwards == pytest.approx({"denoising": 0, "flow map": 3, "distillation": 2}[name])
+    assert objective.forwards == pytest.approx({"denoising": 0, "flow map": 6, "distillation": 2}[name])
     assert counter.get_total_flops() == clips * forward_and_backward(frames, side * side // 16, shape)
 
 
 def test_clips_of_a_flow_map_that_stay_take_one_pass() -> None:
-    assert FlowMap(RectifiedFlow(), NoiseLevels(), still=0.75).forwards == 0.75
+    assert FlowMap(RectifiedFlow(), NoiseLevels(), pieces=4, still=0.75).forwards == 1.0
 
 
 @pytest.mark.parametrize("how", [{"level": "full"}, {"level": "full", "every": 2}, {"level": "none"}])

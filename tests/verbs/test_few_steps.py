@@ -64,6 +64,22 @@ def test_a_flow_map_begins_as_its_teacher_and_samples_in_one_step(
     assert status == 0, err
 
 
+def test_a_flow_map_can_follow_its_start_and_goes_on_with_it(teacher: Path, world_dataset: Path) -> None:
+    run = teacher.with_name("taught")
+    taught = [
+        "objective.teacher=${start_from}",
+        "objective.still=0",
+        "freeze=[text.*]",
+        "callbacks.checkpoints.every=1",
+    ]
+    train(*tiny(world_dataset), *MAP, *taught, f"start_from={teacher}", f"run={run}")
+    assert yaml.safe_load((run / "config.yaml").read_text())["objective"]["teacher"] == str(teacher)
+    # The teacher is no part of the run.
+    assert not any("network" in name for name in load_file(latest_checkpoint(run) / AVERAGE))
+    train(f"resume={run}", "trainer.max_steps=3")
+    assert latest_checkpoint(run).name == "step_00000003"
+
+
 def test_a_run_of_half_the_steps_learns_from_its_teacher_and_goes_on_with_it(
     teacher: Path, world_dataset: Path
 ) -> None:
@@ -93,6 +109,10 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
         assert (status, err.count("\n")) == (1, 1), err
         assert said in err
         assert not (tmp_path / "run" / "config.yaml").exists()
+    for mistake in ("objective.steps=[]", "objective.still=0"):
+        status, _, err = call("train", *tiny(world_dataset), *MAP[:-1], mistake, f"run={tmp_path / 'run'}")
+        assert (status, err.count("\n")) == (1, 1), err
+        assert f"{mistake.split('=')[0]}: found " in err
     status, _, err = call("sample", str(teacher), PROMPT, "sampler=flow_map", f"out={tmp_path / 'made'}")
     assert (status, one_level.format("sampler") in err) == (1, True), err
     # A network with one level cannot learn a second one without a word of the new weights.

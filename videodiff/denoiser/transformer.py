@@ -106,7 +106,7 @@ class SpaceTimeTransformer(nn.Module):
         level = self.embed_tau(sinusoid(1000 * self.by_patch(tau), 256).to(dtype))
         level = level + self.embed_fps(sinusoid(fps, 256).to(dtype))[:, None]
         if self.embed_step is not None:
-            # A tenth of the frequencies of tau: the loss takes differences of steps that are 0.005 apart.
+            # A tenth of the frequencies of tau: few lengths of steps are learned, those between them have to follow.
             step = self.by_patch(torch.zeros_like(tau) if rho is None else tau - rho)
             return level + self.embed_step(sinusoid(100 * step, 256).to(dtype))
         if rho is not None:

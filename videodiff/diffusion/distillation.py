@@ -33,6 +33,7 @@ class ProgressiveDistillation(Objective):
     network: nn.Module | None = field(default=None, init=False, repr=False)
     # Two steps of the teacher.
     forwards = 2.0
+    taught = True
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

@@ -45,6 +45,8 @@ class Objective:
     two_levels = False
     # How many forward passes without a gradient a clip takes in a step on average, beside the pass that learns.
     forwards = 0.0
+    # Whether a second network teaches, which does not change.
+    taught = False
 
     path: Path
     levels: NoiseLevels
@@ -99,8 +101,13 @@ class Objective:
 
 def mean_over_noisy(difference: Tensor, tau: Tensor) -> Tensor:
     """Return the mean square (b,) of a difference `b c t h w` over the frames of each clip with tau > 0."""
-    error, noisy = difference.square().mean(dim=(1, 3, 4)), (tau > 0).to(difference.dtype)
-    return (error * noisy).sum(1) / noisy.sum(1).clamp_min(1)
+    return mean_where(difference.square(), tau > 0)
+
+
+def mean_where(error: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean (b,) of an error `b c t h w` over the frames of each clip that are counted (b, t)."""
+    weight = counted.to(error.dtype)
+    return (error.mean(dim=(1, 3, 4)) * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 def drop(condition: Condition, null: Condition, dropped: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from videodiff.diffusion.distillation import ProgressiveDistillation
+from videodiff.diffusion.flow_map import FlowMap
 from videodiff.diffusion.objective import Objective
 from videodiff.text.words import read_words
 from videodiff.training.start import Start, find_source
@@ -44,7 +44,9 @@ def find_start(cfg: DictConfig) -> Start | None:
 
 def find_teacher(cfg: DictConfig, objective: Objective) -> None:
     """Load the teacher of an objective that has one; a run that goes on needs it as a new one does."""
-    if not isinstance(objective, ProgressiveDistillation):
+    if isinstance(objective, FlowMap):
+        check_learns(objective)
+    if not objective.taught:
         return
     if objective.teacher is None:
         raise ValueError("objective.teacher: found none, expected a run to learn from, as start_from= names it")
@@ -58,6 +60,20 @@ def find_teacher(cfg: DictConfig, objective: Objective) -> None:
         )
     check_words(cfg, before, run)
     objective.network = teacher.denoiser.requires_grad_(False)
+
+
+def check_learns(objective: FlowMap) -> None:
+    """Raise if nothing would tell a flow map where its steps end."""
+    if not objective.steps:
+        raise ValueError(
+            "objective.steps: found none, expected the numbers of steps of the samplers that the network is to serve; "
+            "a flow map of before learned in another way, start_from= begins a new one with its weights"
+        )
+    if objective.teacher is None and objective.still == 0:
+        raise ValueError(
+            "objective.still: found 0 without objective.teacher, expected more: the network follows its own velocity, "
+            "and has to learn it (start_from= names a teacher)"
+        )
 
 
 def check_words(cfg: DictConfig, before: DictConfig, run: Path) -> None:

@@ -179,10 +179,11 @@ CLASSES: dict[str, Kind] = {
     "videodiff.diffusion.objective.Objective": record(**OBJECTIVE),
     "videodiff.diffusion.flow_map.FlowMap": record(
         **OBJECTIVE,
-        still=SHARE,
-        clean=SHARE,
-        difference=number(above=0, most=1),
+        steps=many(COUNT),
         pieces=COUNT,
+        width=number(above=0),
+        still=SHARE,
+        teacher=optional(PLACE),
     ),
     "videodiff.diffusion.distillation.ProgressiveDistillation": record(
         **OBJECTIVE,

@@ -9,13 +9,13 @@ When a class that `conf/` names takes a new key: raise `VERSION`, and give in `M
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 8
+RECORD, VERSION = "record", 9
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -47,8 +47,11 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
             "reconstruction": 0.0,
         }
     },
-    8: {"videodiff.diffusion.flow_map.FlowMap": {"pieces": 1}},
+    # No steps: maps of before learned in another way, which is no longer there. They can be sampled, not trained on.
+    9: {"videodiff.diffusion.flow_map.FlowMap": {"steps": [], "pieces": 6, "width": 0.1, "teacher": None}},
 }
+# For each version the keys that went with it, by class.
+GONE: dict[int, dict[str, tuple[str, ...]]] = {9: {"videodiff.diffusion.flow_map.FlowMap": ("clean", "difference")}}
 # Classes that have moved since folders were written.
 MOVED = {
     "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",
@@ -76,10 +79,13 @@ def modern(tree: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
     """Return the configuration in a record of any known version, with today's names and all keys."""
     version = version_of(tree, where)
     lacking: dict[str, dict[str, Any]] = {}
+    gone: dict[str, set[str]] = {}
     for number in range(VERSION, version, -1):
         for name, keys in MEANT.get(number, {}).items():
             lacking[name] = {**lacking.get(name, {}), **keys}
-    return completed(moved({key: value for key, value in tree.items() if key != RECORD}), lacking)
+        for name, names in GONE.get(number, {}).items():
+            gone.setdefault(name, set()).update(names)
+    return completed(moved({key: value for key, value in tree.items() if key != RECORD}), lacking, gone)
 
 
 def version_of(tree: Mapping[str, Any], where: str | Path) -> int:
@@ -105,12 +111,13 @@ def moved(node: Any) -> Any:
     return [moved(value) for value in node] if isinstance(node, list) else node
 
 
-def completed(node: Any, lacking: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return a tree in which each class has also the keys that it lacked, with their meaning at the time."""
+def completed(node: Any, lacking: Mapping[str, Mapping[str, Any]], gone: Mapping[str, Container[str]]) -> Any:
+    """Return a tree in which each class has also the keys that it lacked, with their meaning then; some are gone."""
     if isinstance(node, dict):
-        meant = lacking.get(str(node.get("_target_")), {})
+        name = str(node.get("_target_"))
+        kept = {key: value for key, value in node.items() if key not in gone.get(name, ())}
         return {
-            **{key: completed(value, lacking) for key, value in node.items()},
-            **{key: copy.deepcopy(value) for key, value in meant.items() if key not in node},
+            **{key: completed(value, lacking, gone) for key, value in kept.items()},
+            **{key: copy.deepcopy(value) for key, value in lacking.get(name, {}).items() if key not in kept},
         }
-    return [completed(value, lacking) for value in node] if isinstance(node, list) else node
+    return [completed(value, lacking, gone) for value in node] if isinstance(node, list) else node

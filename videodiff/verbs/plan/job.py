@@ -81,7 +81,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         clip_bytes=clip_bytes(cfg, largest, latent, network),
         latents="latent" in delivered(cfg),
         encoding=encoding(cfg, codec, text, largest, words),
-        teacher="teacher" in cfg.objective,
+        teacher=instantiate(cfg.objective).taught,
     )
 
 
