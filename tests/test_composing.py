@@ -35,34 +35,43 @@ def remembering() -> Iterator[None]:
     composing.remember()
 
 
-def both(verb: str, overrides: list[str], folder: Path = CONF) -> tuple[str, str, str]:
-    """Return what Hydra composes or says: from the files, when it first remembers, from memory."""
+Command = tuple[str, list[str]]
+
+
+def three_times(commands: list[Command], folder: Path = CONF) -> tuple[list[str], ...]:
+    """Return what Hydra composes or says for each command: from the files, when it first remembers, from memory."""
     found = []
     with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         for prepare in (composing.forget, composing.remember, lambda: None):
             prepare()
-            sweeps = any("," in override and "[" not in override for override in overrides)
-            how = {"run_mode": RunMode.MULTIRUN if sweeps else RunMode.RUN, "validate_sweep_overrides": sweeps}
-            try:
-                cfg = GlobalHydra.instance().hydra.compose_config(verb, overrides, **how)
-                found.append(OmegaConf.to_yaml(cfg) + str(OmegaConf.is_struct(cfg)))
-            except Exception as error:
-                found.append(f"{type(error).__name__}: {error}")
+            found.append([composed(*command) for command in commands])
     return tuple(found)
 
 
-@pytest.mark.parametrize(("verb", "overrides"), COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
-def test_memory_gives_what_the_files_give(verb: str, overrides: list[str]) -> None:
-    plain, first, again = both(verb, overrides)
-    assert "hydra:" in plain
-    assert plain == first == again
+def composed(verb: str, overrides: list[str]) -> str:
+    """Return the configuration of a command, or the error."""
+    sweeps = any("," in override and "[" not in override for override in overrides)
+    how = {"run_mode": RunMode.MULTIRUN if sweeps else RunMode.RUN, "validate_sweep_overrides": sweeps}
+    try:
+        cfg = GlobalHydra.instance().hydra.compose_config(verb, overrides, **how)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return OmegaConf.to_yaml(cfg) + str(OmegaConf.is_struct(cfg))
 
 
-@pytest.mark.parametrize("wrong", ["optimizer=none_such", "+optimizer=adamw", "~optimizer=muon_twice", "lrr=1"])
-def test_an_error_is_the_same(wrong: str) -> None:
-    plain, first, again = both("train", ["experiment=bouncing_cpu", wrong])
-    assert "hydra:" not in plain
-    assert plain == first == again
+def test_memory_gives_what_the_files_give_and_takes_no_command_for_another() -> None:
+    for plain, first, again in zip(*three_times(COMMANDS), strict=True):
+        assert "hydra:" in plain
+        assert plain == first == again
+
+
+def test_an_error_is_the_same() -> None:
+    wrong = ["optimizer=none_such", "+optimizer=adamw", "~optimizer=muon_twice", "lrr=1"]
+    for plain, first, again in zip(
+        *three_times([("train", ["experiment=bouncing_cpu", w]) for w in wrong]), strict=True
+    ):
+        assert "hydra:" not in plain
+        assert plain == first == again
 
 
 def test_what_one_command_changes_the_next_one_does_not_see() -> None:
@@ -76,9 +85,10 @@ def test_what_one_command_changes_the_next_one_does_not_see() -> None:
 
 def test_files_of_another_folder_are_read_each_time(tmp_path: Path) -> None:
     folder = shutil.copytree(CONF, tmp_path / "conf")
-    both("train", ["optimizer=adamw"], folder)
+    command = ("train", ["optimizer=adamw"])
+    three_times([command], folder)
     path = folder / "optimizer" / "adamw.yaml"
     path.write_text(path.read_text() + "\nmore: 1\n")
-    plain, first, again = both("train", ["optimizer=adamw"], folder)
-    assert "more: 1" in plain
+    plain, first, again = three_times([command], folder)
+    assert "more: 1" in plain[0]
     assert plain == first == again

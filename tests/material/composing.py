@@ -35,7 +35,6 @@ def remember() -> None:
 
 def forget() -> None:
     """Let Hydra compose from files again."""
-    MEMORY.clear()
     config_loader_impl.create_defaults_list = LIST
     ConfigLoaderImpl._compose_config_from_defaults_list = MERGE
     FileConfigSource.load_config = LOAD
