@@ -79,6 +79,10 @@ def test_white_of_a_mask_is_made_and_black_is_kept(tmp_path: Path) -> None:
     assert new.shape == (3, 16, 16)
     assert not new[..., :8].any()
     assert new[..., 8:].all()
+    frames = np.repeat(mask[None, ..., None], 3, -1)
+    (tmp_path / "mask.mp4").write_bytes(encode(np.repeat(frames, 2, 0), 8.0))
+    with pytest.raises(ValueError, match=r"mask: .*mask\.mp4 has 2 frames, expected at least 3, or a picture"):
+        read_mask(str(tmp_path / "mask.mp4"), (3, 16, 16))
     Image.fromarray(mask * 0).save(tmp_path / "black.png")
     with pytest.raises(ValueError, match="found black everywhere"):
         read_mask(str(tmp_path / "black.png"), (3, 16, 16))

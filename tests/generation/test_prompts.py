@@ -111,10 +111,21 @@ def test_a_text_that_may_be_a_file_is_told_how_it_is_a_prompt(tmp_path: Path) ->
     assert find_prompts(" ") == []
 
 
+def test_a_list_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.txt").open("wb") as file:
+        # A file with a hole, which takes no room.
+        file.truncate(65 * 2**20)
+    with pytest.raises(ValueError, match=r"prompts: .*large\.txt: found 65 MiB, expected at most 64"):
+        find_prompts(str(tmp_path / "large.txt"))
+
+
 def test_bytes_that_are_no_text_and_dimensions_without_a_list_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("a ball\nein Bär".encode("latin-1"))
     with pytest.raises(ValueError, match=r"prompts: .*latin\.txt: found bytes that are no UTF-8 at 12, expected text"):
         find_prompts(str(tmp_path / "latin.txt"))
+    (tmp_path / "lines.txt").write_text("a ball")
+    with pytest.raises(ValueError, match=r"lines\.txt: found lines of text, expected VBench's list in JSON"):
+        find_prompts(str(tmp_path / "lines.txt"), ["color"])
     for given in (["a ball"], "a ball"):
         with pytest.raises(ValueError, match=r"dimensions: found \['color'\], expected none, or VBench's list"):
             find_prompts(given, ["color"])

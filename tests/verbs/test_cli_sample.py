@@ -135,6 +135,7 @@ def test_every_mode_keeps_what_is_given_to_the_bit(call: Call, trained: Path, tm
     for wrong, message in (
         ([one, "start=1"], "start: found 1 with pictures alone in given=, expected a video"),
         ([pair, "known=[0,0]"], "known: found [0, 0] for pictures, expected each frame once"),
+        ([pair, "strength=0.5"], "given: found 2 files, expected one for strength= and mask="),
         ([prompt, "seconds=6", "batch=2"], "batch: found 2 with a rollout, expected 1"),
     ):
         status, _, err = call("sample", str(trained), *wrong, f"out={tmp_path / 'none'}")

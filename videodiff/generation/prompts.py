@@ -37,11 +37,10 @@ def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> 
             f"prompts: found {found}, expected a file that ends in {', '.join(LISTS)}; this text is a prompt as "
             f"prompts=[{json.dumps(given, ensure_ascii=False)}]"
         )
-    data = path.read_bytes()
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"prompts: {path}: found {len(data) >> 20} MiB, expected at most {MOST_BYTES >> 20}")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"prompts: {path}: found {size >> 20} MiB, expected at most {MOST_BYTES >> 20}")
     try:
-        found = parse_prompts(data.decode("utf-8-sig"), path.suffix.lower(), dimensions)
+        found = parse_prompts(path.read_bytes().decode("utf-8-sig"), path.suffix.lower(), dimensions)
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path}: found bytes that are no UTF-8 at {error.start}, expected text") from error
     except (ValueError, RecursionError) as error:
