@@ -153,6 +153,7 @@ def test_tools_for_fvd_get_sampled_and_true_clips_side_by_side(call: Call, tmp_p
         (["suite=vbench", "info={sampled}/empty.json"], "empty.json: found an empty list, expected the prompts"),
         (["suite=physics_iq", "info={sampled}/latin.csv"], "latin.csv: found bytes that are no UTF-8 at 25, expected"),
         (["suite=physics_iq", "info=x", "dimensions=[a]"], "dimensions: found ['a'] with suite=physics_iq"),
+        (["suite=fvd", "source=nowhere"], "source: found no folder nowhere, expected clips of `videodiff sample`"),
         (["suite=fvd", "info=x"], "info: found x with suite=fvd, which has none"),
     ],
 )
@@ -161,7 +162,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(call: Call, sampled: Path,
     (sampled / "empty.json").write_text("[]")
     (sampled / "latin.csv").write_bytes("generated_video_name\n0007ä.mp4".encode("latin-1"))
     words = [word.format(sampled=sampled) for word in more]
-    status, _, err = call("arrange", str(sampled / "made"), *words, f"out={sampled}/out")
+    source = next((word for word in words if word.startswith("source=")), f"source={sampled}/made")
+    status, _, err = call("arrange", source, *words, f"out={sampled}/out")
     assert (status, err.count("\n")) == (1, 1), err
     assert message.replace("{{", "{").replace("}}", "}") in err
     assert not (sampled / "out").exists()

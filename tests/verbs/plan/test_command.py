@@ -128,6 +128,8 @@ def test_a_mistake_in_a_profile_of_ones_own_is_a_line_that_names_the_key(
         (["clips=1e9", "tokens=1e9"], "clips: found 1e+09 beside tokens=1e+09, expected one budget"),
         (["json={file}/plan.json"], "json: {file}/plan.json: found a place where nothing can be written"),
         (["cluster=cpux2", "calibrate={file}/c.yaml"], "calibrate: {file}/c.yaml: found a place where nothing can be"),
+        (["fp8=rowwise"], "fp8: found rowwise, expected none: no profile has a speed of products in FP8"),
+        (["cluster=h100x8", "calibrate={file}.yaml"], "calibrate: found no GPU here, expected a H100"),
         (["--config-dir", "{file}"], "--config-dir: found no folder {file}, expected one"),
     ],
 )
@@ -137,6 +139,7 @@ def test_a_mistake_of_the_command_is_told_before_anything_is_traced(
     def traced(*given: object) -> None:
         raise AssertionError
 
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for name in ("job_of", "measure"):
         monkeypatch.setattr(f"videodiff.verbs.plan.command.{name}", traced)
     (tmp_path / "file").write_text("")
