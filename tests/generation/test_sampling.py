@@ -137,6 +137,18 @@ def test_a_clip_that_is_not_finite_costs_itself_alone() -> None:
     assert (made[2] == 51).all()
 
 
+def test_clips_whose_noise_fits_but_no_layer_of_the_network_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine of 50,000 bytes: 5 frames of 4 x 6 pixels are 1,440 bytes of noise. In patches of 2 x 2 they are 30
+    # tokens, and a feed-forward layer of 256 values reads and makes 2 x 30,720 bytes; one of 4 frames, 2 x 24,576.
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 50_000}.__getitem__)
+    network = parts(Pixels())
+    network.denoiser = SpaceTimeTransformer(3, (1, 2, 2), 64, 1, 4, text_width=8)
+    generation, wanted = Generation(euler, steps=3), [Wanted("a ball", 5.0, 0)]
+    with pytest.raises(NoRoomError, match="memory: found too little for a clip of 5 frames of 4 x 6 pixels"):
+        sample_each(network, generation, wanted, (5, 4, 6))
+    assert len(sample_each(network, generation, wanted, (4, 4, 6))) == 1
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9"), MemoryError("Unable")],

@@ -94,6 +94,10 @@ class SpaceTimeTransformer(nn.Module):
             x = block(x, known.modulation, known.text, known.text_mask, known.rotary[block.axes])
         return self.clip(self.predict(x, level), h)
 
+    def widest(self, t: int, h: int, w: int) -> int:
+        """Return how many values the widest layer makes for a clip of `t h w`, which the patch divides."""
+        return t * h * w // math.prod(self.patch) * self.blocks[0].mlp[0].out_features
+
     def tokens(self, z: Tensor) -> Tensor:
         """Return the tokens `b t s d` of a clip, or of some of its frames."""
         place = patch_coordinates(z.shape[3] // self.patch[1], z.shape[4] // self.patch[2], z.device)

@@ -89,7 +89,7 @@ def sample_each(
     """
     count, size = len(wanted), max(len(wanted), batch)
     try:
-        check_memory(parts.codec, shape, size)
+        check_memory(parts, shape, size)
         return sample_batch(parts, generation, [*wanted, *[wanted[-1]] * (size - count)], shape)[:count]
     except (RuntimeError, MemoryError) as error:
         if not is_no_room(error):
@@ -114,10 +114,18 @@ def sample_batch(
     ]
 
 
-def check_memory(codec: Any, shape: tuple[int, int, int], clips: int) -> None:
-    """Raise if the noise of a batch alone, which the host makes, takes more memory than there is."""
-    values = clips * math.prod(latent_shape(codec, *shape))
-    if 4 * values > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+def check_memory(parts: Parts, shape: tuple[int, int, int], clips: int) -> None:
+    """Raise if the noise of a batch, or what one layer of the network reads and makes, takes more memory than there is.
+
+    Linux promises memory that it does not have, and kills the process that uses it.
+    """
+    latent = latent_shape(parts.codec, *shape)
+    weight = next(parts.denoiser.parameters())
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    device = torch.cuda.get_device_properties(weight.device).total_memory if weight.is_cuda else host
+    # A network of the user's own may not say how wide it is.
+    widest = parts.denoiser.widest(*latent[1:]) if hasattr(parts.denoiser, "widest") else 0
+    if 4 * clips * math.prod(latent) > host or 2 * weight.element_size() * clips * widest > device:
         raise no_room(shape, clips)
 
 

@@ -116,7 +116,7 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
         remark(f"left out: {reason}")
     metrics = applying(metrics, [one.scene for one in chosen], remark)
     batch = min(cfg.batch, len(chosen))
-    check_memory(model.codec, shape.shape, batch)
+    check_memory(model, shape.shape, batch)
     job = Job(model, generation, shape, held_out, chosen, captions, tasks, given, metrics, cfg.seed, batch, cfg.keep)
     unfinished = Unfinished(folder)
     with ranks.together():
