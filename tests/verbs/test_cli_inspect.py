@@ -169,12 +169,16 @@ def test_a_run_in_stages_ends_with_the_same_bits_wherever_it_stopped(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_a_run_is_not_resumed_on_another_manifest(
+def test_a_run_is_not_resumed_in_another_folder_or_on_another_manifest(
     call: Call, world_dataset: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     one = [*tiny(world_dataset), f"data.buckets=[{IMAGE}]", f"text.vocabulary={world_dataset}/words.txt"]
     assert call("train", "name=one", *one, "trainer.max_steps=1")[0] == 0
+    status, _, err = call("train", "resume=runs/one", "run=runs/two", "trainer.max_steps=2")
+    assert status == 1
+    assert "run: found runs/two beside resume=runs/one, expected no other folder" in err.splitlines()[-1]
+    assert not (tmp_path / "runs/two").exists()
     status, _, err = call("train", "resume=runs/one", f"data.root={images}", "trainer.max_steps=2")
     assert status == 1
     assert re.search(r"manifest.parquet: found the manifest \w{12}, expected \w{12} as in the checkpoint", err)

@@ -155,6 +155,11 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
             bring(f"{mirror.rstrip('/')}/{folder.name}", folder, needed=False)
         cfg.resume = str(folder) if checkpoints(folder) else None
     if cfg.resume is not None:
+        if Path(cfg.resume).resolve() != folder.resolve():
+            raise ValueError(
+                f"run: found {folder} beside resume={cfg.resume}, expected no other folder, as a run goes on in its "
+                f"own; start_from={cfg.resume} begins a new run with its weights"
+            )
         before = read_run(folder, cfg.trust)
         fill_text(cfg, before)
         for line in keep_defaults(cfg, before, folder, overrides):
