@@ -5,9 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-run=bouncing_long
-[ -d runs/demo/checkpoints ] && run=runs/demo
+# Guided by its caption at every window, the demo's ball slows down; docs/sampling.md has the figures of both ways.
+run=bouncing_long how=guide
+[ -d runs/demo/checkpoints ] && run=runs/demo how=tell
 rm -rf runs/rollout
 .venv/bin/videodiff sample "$run" 'prompts=["a large red ball moves right slowly"]' \
-    seconds=30 rollout=continue drift=true out=runs/rollout
+    seconds=30 rollout=continue rollout_caption="$how" drift=true out=runs/rollout
 echo "== The clip is runs/rollout/000.mp4; the figures are in runs/rollout/evaluation.json."
