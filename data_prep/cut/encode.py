@@ -13,7 +13,7 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import ColorRange
 
-from videodiff.data.video.encode import CODECS, Encoder
+from videodiff.data.video.encode import CODECS, LEAST_FPS, MOST_FPS, Encoder
 from videodiff.data.video.geometry import Display, Orientation, even_size
 from videodiff.data.video.screen import is_clear, is_plain, rgb_format, to_standard
 from videodiff.data.video.timing import (
@@ -57,10 +57,11 @@ class EncodePolicy:
     deinterlace: str = "off"
 
     def __post_init__(self) -> None:
-        if self.short_side < 2 or not 0 <= self.crf <= 51 or not (self.fps is None or 0.001 <= self.fps < 1000):
+        rate = self.fps is None or LEAST_FPS <= self.fps < MOST_FPS
+        if self.short_side < 2 or not 0 <= self.crf <= 51 or not rate:
             raise ValueError(
                 f"encode: found short_side={self.short_side} crf={self.crf} fps={self.fps}, expected at least 2, 0 to "
-                "51, at least 0.001 and below 1000 or null"
+                f"51, at least {LEAST_FPS} and below {MOST_FPS} or null"
             )
         if self.codec not in (*CODECS, "auto"):
             raise ValueError(f"encode.codec: found {self.codec!r}, expected one of {', '.join(CODECS)}, auto")

@@ -10,6 +10,7 @@ import numpy as np
 
 from videodiff.data.loader.trained import Trained, read_trained, usual
 from videodiff.data.samples.manifest import Manifest
+from videodiff.data.video.encode import check_rate
 
 SIDES = ("frames", "height", "width")
 
@@ -78,8 +79,7 @@ def choose_rate(
 ) -> float:
     """Return the frames a second of a clip: as asked, as trained, or a given video's rate over the stride."""
     if asked is not None:
-        if not 0.001 <= asked < 1000:
-            raise ValueError(f"fps: found {asked}, expected a number of at least 0.001 and below 1000")
+        check_rate(asked)
         return float(asked)
     one = next((one for one in reversed(trained) if one.shape == shape), usual(trained))
     if one.rate is not None:

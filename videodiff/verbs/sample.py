@@ -29,6 +29,7 @@ from videodiff.printing import say
 from videodiff.shipped.runs import take_run
 from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, check_shape, load_run, read_run
+from videodiff.verbs.config.groups import conf_dir
 
 EVALUATION = "evaluation.json"
 # The prompts of a run that is sampled without any.
@@ -208,8 +209,8 @@ def idle(cfg: DictConfig, order: Order) -> list[str]:
         "rollout_caption": single,
         "history_noise": single,
     }
-    usual = {"rollout_caption": "guide", "history_noise": 0.02}
-    asked = [name for name in why if cfg[name] not in (None, usual.get(name))]
+    usual = OmegaConf.load(conf_dir() / "sample.yaml")
+    asked = [name for name in why if cfg[name] != usual[name]]
     return [f"{name}: found {plain(cfg[name])}, which changes nothing: {why[name]}" for name in asked if why[name]]
 
 

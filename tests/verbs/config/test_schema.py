@@ -14,11 +14,12 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from videodiff.cli import VERBS as CLI
+from videodiff.data.video.encode import LEAST_FPS, MOST_FPS
 from videodiff.verbs.config.arguments import parse
 from videodiff.verbs.config.checking import check_composed, plain
 from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.kinds import FLAG, MISSING
-from videodiff.verbs.config.schema import CLASSES, VERBS, faults
+from videodiff.verbs.config.schema import CLASSES, RATE, VERBS, faults
 from videodiff.verbs.config.stored import mappings
 
 # The groups that a file of anybody's may join: what is built checks its own settings.
@@ -221,3 +222,8 @@ def test_what_is_not_given_is_missing() -> None:
     with pytest.raises(ValueError, match=r"out: found nothing, expected out=<"):
         check_composed("simulate", composed("simulate"))
     check_composed("inspect", composed("inspect"))
+
+
+def test_the_rates_that_configuration_takes_are_those_of_a_file() -> None:
+    taken = [not list(RATE.check("fps", fps)) for fps in (0.9 * LEAST_FPS, LEAST_FPS, 0.999 * MOST_FPS, MOST_FPS)]
+    assert taken == [False, True, True, False]

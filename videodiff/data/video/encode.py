@@ -15,14 +15,19 @@ GOP = 12
 LEAST_FPS, MOST_FPS = 0.001, 1000
 
 
+def check_rate(fps: float) -> None:
+    """Raise if a file cannot have so many frames a second."""
+    if not LEAST_FPS <= fps < MOST_FPS:
+        raise ValueError(f"fps: found {fps}, expected a number of at least {LEAST_FPS} and below {MOST_FPS}")
+
+
 def encode(frames: Iterable[np.ndarray], fps: float, crf: int = 18, preset: str = "veryfast") -> bytes:
     """Return an mp4 with one H.264 stream: yuv420p, closed GOP of 12, index in front.
 
     frames: uint8 `h w c` each (an array `t h w c` or any iterable), even height and width; fps: frames a second.
     crf: 0 (lossless) to 51; 18 is visually near lossless. One thread, so the same frames give the same bytes.
     """
-    if not LEAST_FPS <= fps < MOST_FPS:
-        raise ValueError(f"fps: found {fps}, expected a number of at least {LEAST_FPS} and below {MOST_FPS}")
+    check_rate(fps)
     encoder, reformatter = None, VideoReformatter()
     for number, pixels in enumerate(frames):
         check(pixels, number)

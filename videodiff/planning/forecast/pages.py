@@ -79,21 +79,20 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
             f"{found['read_gb_per_s_per_node']:.3g} GB/s a node; a million clips take "
             f"{found['storage_tb_of_1m_clips']:.2g} TB",
         ),
-        (
-            "checkpoint",
-            f"{saved['size'] / 1e9:.1f} GB, written in {saved['written']:.0f} s; "
-            + (
-                f"a fault every {saved['between'] / DAY:.1f} days"
-                if cluster.faults
-                else "no faults: save when you like"
-            ),
-        ),
-        *[("", f"best every {saved['steps']:,} steps, {saved['interval'] / 60:.0f} min; {saved['lost']:.2%} is lost")]
-        * (cluster.faults > 0),
+        *checkpoints(cluster, saved),
     ]
     memory = [*parts, ("together", f"{plan.memory.total / GIB:8.2f} GiB of {cluster.room / GIB:.1f}")]
     step = [*times, ("together", f"{1e3 * plan.seconds.total:8.1f} ms")]
     return "\n".join([*rows(head), "\nmemory of a process", *rows(memory), "\na step", *rows(step), "", *rows(tail)])
+
+
+def checkpoints(cluster: Cluster, saved: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines that say how large a checkpoint is, and how often to save one if cards fail."""
+    size = f"{saved['size'] / 1e9:.1f} GB, written in {saved['written']:.0f} s"
+    if not cluster.faults:
+        return [("checkpoint", f"{size}; no faults: save when you like")]
+    often = f"best every {saved['steps']:,} steps, {saved['interval'] / 60:.0f} min; {saved['lost']:.2%} is lost"
+    return [("checkpoint", f"{size}; a fault every {saved['between'] / DAY:.1f} days"), ("", often)]
 
 
 def budget(cluster: Cluster, found: dict[str, Any]) -> str:

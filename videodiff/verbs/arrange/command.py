@@ -13,6 +13,8 @@ from videodiff.printing import say
 
 SHOWN = 3
 LISTS = {"vbench": "VBench_full_info.json", "vbench2": "VBench2_full_info.json", "physics_iq": "descriptions.csv"}
+# The keys that mean nothing to a suite.
+WITHOUT = {"fvd": ("info", "dimensions"), "physics_iq": ("dimensions",)}
 
 
 def run(cfg: DictConfig) -> None:
@@ -22,7 +24,7 @@ def run(cfg: DictConfig) -> None:
         raise FileNotFoundError(f"source: found no folder {source}, expected clips of `videodiff sample`, or a run")
     if out.exists():
         raise FileExistsError(f"out: found {out}, expected a name that is free")
-    for name in ("info", "dimensions") if cfg.suite == "fvd" else ("dimensions",) * (cfg.suite == "physics_iq"):
+    for name in WITHOUT.get(cfg.suite, ()):
         if cfg[name]:
             raise ValueError(f"{name}: found {cfg[name]} with suite={cfg.suite}, which has none, expected no such key")
     if cfg.suite == "fvd":

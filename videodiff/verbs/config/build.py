@@ -248,9 +248,8 @@ def load_run(
     run: str | Path, checkpoint: str | None = None, trust: Sequence[str] = ()
 ) -> tuple[DictConfig, Model, Path]:
     """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used."""
-    cfg = read_run(run, trust)
-    check_links(Path(run))
-    folder = Path(run)
+    cfg, folder = read_run(run, trust), Path(run)
+    check_links(folder)
     found = whole(find_checkpoint(folder, checkpoint), AVERAGE) if checkpoint else latest_checkpoint(folder, AVERAGE)
     model = build_model(cfg)
     parts = nn.ModuleDict({"denoiser": model.denoiser})

@@ -37,7 +37,7 @@ from videodiff.verbs.config.kinds import (
 
 COUNT, SHARE, SECONDS = whole(1), number(0, 1), number(above=0)
 STEPS = whole(1, 100_000)
-# Frames a second that an mp4 can have.
+# Frames a second that a file can have: the limits of `data/video/encode.py`, which would import ffmpeg here.
 RATE = number(least=0.001, below=1000)
 TRUST = many(NAME)
 
