@@ -18,7 +18,10 @@ TITLE = "Denoiser, forward and backward"
 
 
 class Size(NamedTuple):
-    """A network and a batch: clips of `frames` x `side` x `side` values in `channels`, captions of `words`."""
+    """A network and a batch: clips of `frames` x `side` x `side` values in `channels`, captions of `words`.
+
+    Latte looks at the caption in its blocks over space alone, so `captioned` says the same of ours.
+    """
 
     key: str
     width: int
@@ -32,6 +35,7 @@ class Size(NamedTuple):
     words: int
     text_width: int
     dtype: torch.dtype = torch.float32
+    captioned: tuple[bool, ...] = (True, False)
 
 
 WIDE = Size("wide", 1152, 16, 2, 4, 2, 8, 32, 1, 120, 4096)
@@ -55,11 +59,13 @@ def measure_size(size: Size, settings: Settings) -> Iterator[Figure]:
     side = 256 if settings.tiny else 1536
     a, b = (torch.randn(side, side, dtype=size.dtype) for _ in range(2))
     works = {"ours": repeated(ours(size), few), "Latte": repeated(latte(size), few), "product": lambda: a @ b}
+    works["every"] = repeated(ours(size._replace(captioned=(True,))), few)
     taken = turns(works, settings.rounds)
     shape = network_of(
         size.width,
         ("space", "time"),
         size.blocks,
+        size.captioned,
         patch=size.channels * size.patch**2,
         words=size.words,
         text_width=size.text_width,
@@ -69,6 +75,8 @@ def measure_size(size: Size, settings: Settings) -> Iterator[Figure]:
     yield ratio(
         f"{name}: times as fast as Latte", taken["Latte"], taken["ours"], f"vs_latte_{size.key}", AIMS[size.key]
     )
+    key = f"vs_latte_{size.key}_every_block"
+    yield ratio(f"{name}: the same, with the caption in every block", taken["Latte"], taken["every"], key)
     ideal = [seconds * flops / (2 * side**3) for seconds in taken["product"]]
     yield ratio(f"{name}: share of the speed of plain products", ideal, taken["ours"], f"ceiling_fraction_{size.key}")
     yield figure(f"{name}: milliseconds a step of {size.clips} clips", [1000 * t / few for t in taken["ours"]])
@@ -99,6 +107,7 @@ def build_ours(size: Size, two_levels: bool = False) -> tuple[nn.Module, torch.T
         text_width=size.text_width,
         gate=0.1,
         two_levels=two_levels,
+        captioned=size.captioned,
     )
     text, mask = words(size)
     condition = {"text": text, "text_mask": mask, "fps": torch.full((size.clips,), 8.0)}

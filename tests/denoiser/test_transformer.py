@@ -109,6 +109,30 @@ def test_the_noise_level_of_a_frame_reaches_others_through_time_attention_alone(
     assert changed_frames(net, clips, other) == reached
 
 
+def test_blocks_look_at_the_caption_in_turn() -> None:
+    # The seventh block begins the pattern anew; what is not there has no weights either.
+    net, clips = model(depth=7, captioned=(True, False, False)), inputs()
+    own = [any(name.startswith(f"blocks.{i}.cross_attention") for name in net.state_dict()) for i in range(7)]
+    assert own == [True, False, False, True, False, False, True]
+    known = net.conditions(
+        net.level(clips["tau"], clips["fps"]), clips["text"], clips["text_mask"], net.rotary(4, 3, 2, clips["z"].device)
+    )
+    x = net.tokens(clips["z"])
+    for block, reads in zip(net.blocks, own, strict=True):
+        seen = [
+            block(x, known.modulation, text, known.text_mask, known.rotary[block.axes])
+            for text in (known.text, known.text + 1)
+        ]
+        assert torch.equal(*seen) != reads
+
+
+def test_a_caption_that_no_block_would_see_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"model\.captioned: found \[False, True\], expected true for at least one of 1 blocks"
+    ):
+        SpaceTimeTransformer(**{**SMALL, "depth": 1}, captioned=(False, True))
+
+
 def test_a_token_is_told_its_frame_row_and_column() -> None:
     net, place = model(["spacetime"]), patch_coordinates(3, 2)
     table = net.rotary(4, 3, 2, place.device)["spacetime"]

@@ -49,7 +49,15 @@ class Halving:
 
 
 def test_a_codec_and_an_encoder_state_their_shape_themselves():
-    model = {"width": 32, "axes": ["space", "time"], "depth": 4, "heads": 2, "mlp_ratio": 4.0, "patch": [1, 2, 2]}
+    model = {
+        "width": 32,
+        "axes": ["space", "time"],
+        "captioned": [True],
+        "depth": 4,
+        "heads": 2,
+        "mlp_ratio": 4.0,
+        "patch": [1, 2, 2],
+    }
     text = {"_target_": "videodiff.text.words.Words", "max_words": 6, "width": 8, "vocabulary": ["a"], "long": "cut"}
     codec = {"_target_": f"{__name__}.Halving", "depth": 5}
     found = clip_cost(OmegaConf.create({"model": model, "codec": codec, "text": text}))(Bucket(8, 32, 48))

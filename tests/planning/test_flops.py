@@ -21,6 +21,7 @@ from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import Flops, Network, forward, forward_and_backward, network_of, recomputed
 
 AXES = [("space", "time"), ("spacetime", "space", "time")]
+CAPTIONED = (False, True)
 SHAPES = [(5, 12, 16), (1, 32, 32), (16, 8, 8), (9, 4, 28)]
 WORDS, WIDTH, TEXT_WIDTH, DEPTH = 7, 32, 8, 3
 # The part that each module of the network belongs to; products of attention are found in no module of their own.
@@ -37,7 +38,14 @@ def counted(axes: tuple[str, ...], shape: tuple[int, int, int], backward: bool, 
     """Return what torch counts in one clip; the fused kernel of a CPU is not counted, plain products are."""
     frames, height, width = shape
     network = SpaceTimeTransformer(
-        patch=(1, 4, 4), width=WIDTH, depth=DEPTH, heads=4, axes=axes, text_width=TEXT_WIDTH, mlp_ratio=2.6
+        patch=(1, 4, 4),
+        width=WIDTH,
+        depth=DEPTH,
+        heads=4,
+        axes=axes,
+        text_width=TEXT_WIDTH,
+        mlp_ratio=2.6,
+        captioned=CAPTIONED,
     )
     if recompute:
         recompute_blocks(network, **recompute)
@@ -51,7 +59,7 @@ def counted(axes: tuple[str, ...], shape: tuple[int, int, int], backward: bool, 
 
 
 def shape_of(axes: tuple[str, ...]) -> Network:
-    return network_of(WIDTH, axes, DEPTH, patch=48, words=WORDS, text_width=TEXT_WIDTH, mlp_ratio=2.6)
+    return network_of(WIDTH, axes, DEPTH, CAPTIONED, patch=48, words=WORDS, text_width=TEXT_WIDTH, mlp_ratio=2.6)
 
 
 def tokens(shape: tuple[int, int, int]) -> tuple[int, int]:

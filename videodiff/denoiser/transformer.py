@@ -38,9 +38,10 @@ class Conditions(NamedTuple):
 class SpaceTimeTransformer(nn.Module):
     """Predict from a noised clip, the noise level of each frame and a caption; the objective decides what is predicted.
 
-    `axes` is repeated over `depth` blocks; `patch` is (pt, ph, pw); `text_width` is the width of the text features.
-    With `two_levels` the network is also told to which level each frame is to go (`diffusion/flow_map.py`); as built,
-    it gives what the network without gives.
+    `axes` is repeated over `depth` blocks, and so is `captioned`, which says whether a block looks at the caption:
+    (True, False) is every second one, as in Latte. `patch` is (pt, ph, pw); `text_width` is the width of the text
+    features. With `two_levels` the network is also told to which level each frame is to go (`diffusion/flow_map.py`);
+    as built, it gives what the network without gives.
     """
 
     def __init__(
@@ -55,11 +56,16 @@ class SpaceTimeTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         gate: float = 0.0,
         two_levels: bool = False,
+        captioned: Sequence[bool] = (True,),
     ) -> None:
         super().__init__()
         unit = math.lcm(4, 2 * heads)
         if width % unit:
             raise ValueError(f"model.width: found {width}, expected a multiple of {unit} for {heads} heads")
+        if not any(captioned[:depth]):
+            raise ValueError(
+                f"model.captioned: found {list(captioned)}, expected true for at least one of {depth} blocks"
+            )
         self.patch, self.width, self.heads = tuple(patch), width, heads
         pixels = channels * self.patch[0] * self.patch[1] * self.patch[2]
         self.embed = nn.Linear(pixels, width)
@@ -69,7 +75,10 @@ class SpaceTimeTransformer(nn.Module):
         self.embed_step = step_embedding(width) if two_levels else None
         self.embed_text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.blocks = nn.ModuleList(Block(width, heads, axes[i % len(axes)], mlp_ratio, gate) for i in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, axes[i % len(axes)], mlp_ratio, gate, captioned[i % len(captioned)])
+            for i in range(depth)
+        )
         self.norm = Norm(width)
         self.table = nn.Parameter(torch.zeros(2, width))
         self.head = nn.Linear(width, pixels)

@@ -7,19 +7,23 @@ memory traffic, not arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class Network(NamedTuple):
     """The sizes of a denoiser that decide its cost.
 
-    `axes`: the axis of attention of each block, space, time or spacetime. `patch`: values of a token. `words`: text
-    tokens of a clip, `text_width` wide. `trained_text`: the text encoder is trained too. `levels`: noise levels of a
-    frame. `forwards`: passes without a gradient in a training step, beside the one that learns.
+    `axes`: the axis of attention of each block, space, time or spacetime. `captioned`: whether each block looks at the
+    caption. `patch`: values of a token. `words`: text tokens of a clip, `text_width` wide. `trained_text`: the text
+    encoder is trained too. `levels`: noise levels of a frame. `forwards`: passes without a gradient in a training step,
+    beside the one that learns.
     """
 
     width: int
     axes: tuple[str, ...]
+    captioned: tuple[bool, ...]
     patch: int
     words: int
     text_width: int
@@ -71,7 +75,7 @@ def forward(time: int, space: int, network: Network) -> Flops:
     return Flops(
         projections=blocks * 8 * tokens * width**2,
         **attention,
-        text=blocks * text,
+        text=sum(network.captioned) * text,
         mlp=blocks * 4 * tokens * width * int(width * network.mlp_ratio),
         patches=4 * tokens * network.patch * width,
         conditions=words + levels,
@@ -97,9 +101,17 @@ def recomputed(time: int, space: int, network: Network, level: str = "none", eve
     """
     if level != "full":
         return 0
-    return forward(time, space, network._replace(axes=network.axes[::every])).blocks
+    some = network._replace(axes=network.axes[::every], captioned=network.captioned[::every])
+    return forward(time, space, some).blocks
 
 
-def network_of(width: int, axes: Sequence[str], depth: int, **rest: int | float | bool) -> Network:
-    """Return the record of a network whose `axes` are repeated over `depth` blocks."""
-    return Network(width, tuple(axes[i % len(axes)] for i in range(depth)), **rest)
+def network_of(
+    width: int, axes: Sequence[str], depth: int, captioned: Sequence[bool] = (True,), **rest: int | float | bool
+) -> Network:
+    """Return the record of a network whose `axes` and `captioned` are repeated over `depth` blocks."""
+    return Network(width, repeated(axes, depth), repeated(captioned, depth), **rest)
+
+
+def repeated(pattern: Sequence[T], depth: int) -> tuple[T, ...]:
+    """Return a pattern repeated to this length."""
+    return tuple(pattern[i % len(pattern)] for i in range(depth))

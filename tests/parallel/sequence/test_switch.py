@@ -34,6 +34,7 @@ class Case(NamedTuple):
     pt: int = 1
     recompute: str = "none"
     two_levels: bool = False
+    captioned: tuple[bool, ...] = (True,)
 
 
 ALL = ("space", "time", "spacetime")
@@ -46,6 +47,7 @@ CASES = {
     "patches of two frames": Case(ALL, 2, 6, 8, 8, pt=2),
     "recomputed": Case(ALL, 3, 3, 8, 8, recompute="full"),
     "told where a step ends": Case(ALL, 3, 5, 8, 8, recompute="full", two_levels=True),
+    "a block without the caption": Case(ALL, 3, 5, 8, 8, captioned=(True, False)),
 }
 SMALL = Asked(width=16, depth=6, frames=8, side=16)
 LARGE = Asked(width=128, depth=4, frames=16, side=32)
@@ -61,6 +63,7 @@ def built(case: Case) -> SpaceTimeTransformer:
         axes=case.axes,
         text_width=8,
         two_levels=case.two_levels,
+        captioned=case.captioned,
     )
     torch.manual_seed(0)
     for p in made.parameters():

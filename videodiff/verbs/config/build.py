@@ -201,6 +201,7 @@ def network_of_run(cfg: DictConfig) -> Network:
         model.width,
         model.axes,
         model.depth,
+        model.captioned,
         patch=shape_of(cfg.codec)[0] * math.prod(model.patch),
         words=words,
         text_width=width,

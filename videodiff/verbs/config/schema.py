@@ -173,6 +173,7 @@ CLASSES: dict[str, Kind] = {
         mlp_ratio=number(above=0),
         gate=number(),
         two_levels=FLAG,
+        captioned=many(FLAG, 1),
     ),
     "videodiff.diffusion.path.RectifiedFlow": record(),
     "videodiff.diffusion.path.Cosine": record(),

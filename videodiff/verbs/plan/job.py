@@ -92,6 +92,7 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
         model.width,
         model.axes,
         model.depth,
+        model.captioned,
         patch=codec.shape[0] * math.prod(model.patch),
         words=text[0],
         text_width=text[1],
@@ -104,9 +105,9 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
 
 
 def cycle_of(cfg: DictConfig) -> int:
-    """Return the number of blocks after which the pattern of axes and of recompute repeats."""
+    """Return the number of blocks after which the pattern of axes, of captions and of recompute repeats."""
     every = cfg.recompute.every if cfg.get("recompute") else 1
-    return min(math.lcm(len(cfg.model.axes), every), cfg.model.depth)
+    return min(math.lcm(len(cfg.model.axes), len(cfg.model.captioned), every), cfg.model.depth)
 
 
 def delivered(cfg: DictConfig) -> set[str]:
