@@ -149,6 +149,19 @@ def test_the_caption_guides_its_own_window_and_the_history_those_after_it(
     assert list(zip(model.denoiser.words[12:], known, strict=True)) == calls * 12
 
 
+def test_a_caption_that_is_to_guide_a_long_clip_guides_it_whatever_guides_a_single_one() -> None:
+    seen = []
+    for guide in ("caption", "history"):
+        model = parts()
+        list(
+            KINDS["continue"](
+                model, Generation(euler, steps=3, scale=3.0, guide=guide), ONE, SHAPE, HOW._replace(total=14)
+            )
+        )
+        seen.append(model.denoiser.words)
+    assert seen[0] == seen[1] == [2, 0] * 9
+
+
 def test_known_frames_begin_a_long_clip_unchanged() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     for kind in ("continue", "rolling"):

@@ -79,6 +79,31 @@ def test_a_step_costs_one_network_call_and_guidance_doubles_it(sampler: object, 
     assert len(world.calls) == calls
 
 
+@pytest.mark.parametrize(
+    ("guide", "own", "scale"), [("caption", 1.0, 3.0), ("history", 1.0, 3.0), ("history", 2.0, 2.0)]
+)
+def test_a_clip_with_known_frames_is_guided_by_its_caption_or_by_the_frames(
+    guide: str, own: float, scale: float
+) -> None:
+    calls: list[tuple[bool, bool]] = []
+
+    def network(z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        # It expects 10 with the caption, and 1 more if it sees the known frame, whose level is 0 then.
+        told, seen = bool(text[0] == 2), bool(tau[0, 0] == 0)
+        calls.append((told, seen))
+        return torch.full_like(z, 10.0 * told + 1.0 * seen)
+
+    known, clip = torch.tensor([[True, False, False, False]]), torch.zeros(1, 2, 4, 3, 3)
+    how = Generation(euler, steps=1, scale=3.0, history=own, guide=guide)
+    made = how(asked(network, 2.0), noise(1), given(clip, known))
+    without = {"caption": 1.0, "history": 10.0}[guide]
+    torch.testing.assert_close(made[:, :, 1:], torch.full_like(made[:, :, 1:], without + scale * (11 - without)))
+    assert calls == [(True, True), {"caption": (False, True), "history": (True, False)}[guide]]
+    # Where nothing is known, the caption guides either way.
+    made = how(asked(network, 2.0), noise(1))
+    torch.testing.assert_close(made, torch.full_like(made, 30.0))
+
+
 def test_guidance_is_limited_to_its_interval() -> None:
     world = World()
     Generation(euler, steps=4, scale=2.0, interval=(0.4, 0.8))(asked(world, 0.5), noise(1))

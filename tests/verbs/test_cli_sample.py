@@ -227,6 +227,12 @@ def test_settings_that_change_nothing_are_told(call: Call, trained: Path, tmp_pa
     assert told["alone"] == ["interval", "rescale", "history", "history_level", "reconstruction", *single]
     assert told["long"] == ["reconstruction"]
     assert told["given"] == ["interval", "rescale", "reconstruction", *single]
+    alone = call("sample", str(trained), f'prompts=["{RED}"]', "guide=history", f"out={tmp_path}/alone")[1]
+    assert "guide: found history, which changes nothing: no frame is known" in alone
+    asked = [f"given={tmp_path}/first.png", "guide=history", "scale=2", "history_level=0.5", "rescale=0.5"]
+    guided = call("sample", str(trained), f'prompts=["{RED}"]', *asked, f"out={tmp_path}/given")[1]
+    lines = [line for line in guided.splitlines() if "changes nothing" in line]
+    assert lines == ["rescale: found 0.5, which changes nothing: guide=history: no caption guides"]
 
 
 def test_the_drift_of_several_clips_is_that_of_each_and_their_mean(call: Call, trained: Path, tmp_path: Path) -> None:

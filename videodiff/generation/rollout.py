@@ -57,7 +57,7 @@ class Rollout(NamedTuple):
         """Return settings and caption of a window with new frames from `frame` on; `lead` frames later is the next."""
         begin, caption = max((one for one in ((0, first), *self.later) if one[0] <= frame), key=lambda one: one[0])
         if self.after == "guide" or frame < begin + lead:
-            return generation, caption
+            return generation.by_caption(), caption
         return generation.by_history(), caption if self.after == "tell" else ""
 
 

@@ -74,9 +74,10 @@ class Network(NamedTuple):
 
 # Far more than any sampler needs: a mistyped number ends in one line, not in days.
 MOST_STEPS = 100_000
+GUIDES = ("caption", "history")
 SETTINGS = (
     *("steps", "scale", "shift", "interval", "lead", "rescale"),
-    *("history", "history_level", "reconstruction"),
+    *("history", "history_level", "reconstruction", "guide"),
 )
 
 
@@ -86,7 +87,8 @@ class Generation:
     With `lead`, text-to-video samples this many frames first, and then the rest around them. `interval`: the levels
     with guidance; `rescale`: how far frames return to their spread without guidance. `history`: the scale of guidance
     by the known frames, against the same frames at `history_level`; `reconstruction`: the weight of guidance by the
-    kept pixels. `diffusion/guidance.py` has the formulas.
+    kept pixels. `diffusion/guidance.py` has the formulas. `guide`: what guides a clip with known frames, its `caption`
+    or the frames alone (`history`), which take the scale of the caption if they have none of their own.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Generation:
         history: float = 1.0,
         history_level: float = 1.0,
         reconstruction: float = 0.0,
+        guide: str = "caption",
     ) -> None:
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
             raise ValueError(f"sampler.steps: found {steps}, expected a whole number from 1 to {MOST_STEPS}")
@@ -120,10 +123,12 @@ class Generation:
             raise ValueError(f"sampler.history_level: found {history_level}, expected a level above 0, at most 1")
         if not 0 <= reconstruction < math.inf:
             raise ValueError(f"sampler.reconstruction: found {reconstruction}, expected 0 or more; 0 is no guidance")
+        if guide not in GUIDES:
+            raise ValueError(f"sampler.guide: found {guide!r}, expected {' or '.join(GUIDES)}")
         self.sampler, self.steps, self.shift, self.scale, self.lead = sampler, steps, shift, scale, lead
         self.interval = (float(interval[0]), float(interval[1]))
         self.rescale, self.history, self.history_level = rescale, history, history_level
-        self.reconstruction = reconstruction
+        self.reconstruction, self.guide = reconstruction, guide
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain values, with the name of the sampler."""
@@ -135,11 +140,21 @@ class Generation:
         found.scale = 1.0
         return found
 
+    def by_caption(self) -> Generation:
+        """Return these settings with guidance by the caption where frames are known, too."""
+        found = copy.copy(self)
+        found.guide = "caption"
+        return found
+
     def by_history(self) -> Generation:
         """Return these settings with the known frames in the place of the caption: guidance is by them alone."""
         found = self.without_caption()
         found.history = self.scale if self.history == 1.0 else self.history
         return found
+
+    def where_known(self) -> Generation:
+        """Return the settings that hold where frames are known."""
+        return self.by_history() if self.guide == "history" else self
 
     @torch.no_grad()
     def __call__(self, network: Network, noise: Tensor, given: Given | None = None) -> Tensor:
@@ -153,8 +168,9 @@ class Generation:
     def denoise(self, network: Network, noise: Tensor, given: Given) -> Denoise:
         """Return the denoise function with all requested guidance."""
         path, without = network.path, network.without_captions().denoise()
-        denoise = classifier_free(network.denoise(), without, self.scale, self.interval, self.rescale)
-        denoise = with_history(denoise, path, given.known, noise, self.history, self.history_level)
+        how = self.where_known() if bool(given.known.any()) else self
+        denoise = classifier_free(network.denoise(), without, how.scale, self.interval, self.rescale)
+        denoise = with_history(denoise, path, given.known, noise, how.history, self.history_level)
         denoise = reconstructing(denoise, path, given.clip, given.kept, self.reconstruction)
         return holding(denoise, given.clip, given.kept) if bool(given.kept.any()) else denoise
 

@@ -197,14 +197,17 @@ def order_of(
 
 def idle(cfg: DictConfig, order: Order) -> list[str]:
     """Return a line for each setting of this call that changes nothing."""
-    unguided = "" if order.generation.scale != 1 else "scale=1 is no guidance"
+    told = order.generation.guide == "history" and order.given.get("known") and not order.roll
+    unguided = "guide=history: no caption guides" if told else ""
+    unguided = unguided or ("" if order.generation.scale != 1 else "scale=1 is no guidance")
     unknown = "" if order.roll or order.given.get("known") else "no frame is known"
     single = "" if order.roll else "the clip is made at once"
     why = {
         "interval": unguided,
         "rescale": unguided,
+        "guide": unknown,
         "history": unknown,
-        "history_level": unknown or ("" if order.generation.history != 1 else "history=1 is no guidance"),
+        "history_level": unknown or ("" if order.generation.where_known().history != 1 else "history=1 is no guidance"),
         "reconstruction": "" if "new" in order.given else "there is no mask=",
         "rollout_caption": single,
         "history_noise": single,

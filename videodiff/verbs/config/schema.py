@@ -211,6 +211,7 @@ CLASSES: dict[str, Kind] = {
         history=number(),
         history_level=number(above=0, most=1),
         reconstruction=number(0),
+        guide=choice("caption", "history"),
     ),
     "videodiff.codec.pixels.Pixels": record(channels=COUNT),
     "videodiff.codec.autoencoder.Autoencoder": record(
@@ -466,6 +467,7 @@ SAMPLING = {
     "steps": optional(STEPS),
     "scale": optional(number()),
     "shift": optional(number(above=0)),
+    "guide": optional(choice("caption", "history")),
     "trust": TRUST,
 }
 LIMITS = record(min=optional(number()), max=optional(number()))

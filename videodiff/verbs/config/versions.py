@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 10
+RECORD, VERSION = "record", 11
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -50,6 +50,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     # No steps: maps of before learned in another way, which is no longer there. They can be sampled, not trained on.
     9: {"videodiff.diffusion.flow_map.FlowMap": {"steps": [], "pieces": 6, "width": 0.1, "teacher": None}},
     10: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"captioned": [True]}},
+    11: {"videodiff.generation.settings.Generation": {"guide": "caption"}},
 }
 # For each version the keys that went with it, by class.
 GONE: dict[int, dict[str, tuple[str, ...]]] = {9: {"videodiff.diffusion.flow_map.FlowMap": ("clean", "difference")}}
