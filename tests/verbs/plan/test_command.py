@@ -66,6 +66,20 @@ def test_a_batch_that_does_not_divide_is_told_with_one_that_does(call: Call) -> 
     assert "data.global_batch=" in err
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["data.height=17"], "data.height: found 17, expected a multiple of 4 (codec 1 x model.patch 4; nearest: 16)"),
+        (["data.frames=7", "model.patch=[2,4,4]"], "data.frames: found 7, 7 after the codec, expected a multiple of"),
+        (["codec=wan_vae", "data.height=64", "data.width=64", "data.frames=16"], "found 16 frames, expected 1 + 4 k"),
+    ],
+)
+def test_a_shape_that_training_would_refuse_is_refused(call: Call, asked: list[str], told: str) -> None:
+    status, _, err = call("plan", "experiment=bouncing_cpu", "cluster=cpux2", *asked)
+    assert (status, err.count("\n")) == (1, 1)
+    assert told in err
+
+
 def test_a_training_that_does_not_fit_as_it_stands_is_told_the_smallest_change(call: Call) -> None:
     status, out, err = call(
         "plan",

@@ -24,13 +24,29 @@ from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
 from videodiff.planning.forecast.grown import Grown, traced
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
-from videodiff.verbs.config.build import fill_text, shape_of
+from videodiff.verbs.config.build import check_patch, fill_text, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
 # Words of the longest caption if neither settings nor a dataset tell.
 WORDS = 64
 # What was traced in this process: another batch, cluster or data set has the same operations.
 TRACED: dict[tuple[Any, ...], Grown] = {}
+
+
+class Compression(NamedTuple):
+    """How many times fewer frames, rows and columns latents have; a codec of video encodes the first frame alone."""
+
+    compression: tuple[int, int, int]
+
+    def latent_frames(self, t: int) -> int:
+        """Return the number of latent frames of a clip of t frames; ValueError if t does not fit."""
+        ft = self.compression[0]
+        k, rest = divmod(t - 1, ft)
+        if rest:
+            raise ValueError(
+                f"codec: found {t} frames, expected 1 + {ft} k (nearest: {k * ft + 1} or {k * ft + ft + 1})"
+            )
+        return k + 1
 
 
 class Precision(NamedTuple):
@@ -47,6 +63,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         cfg.data[name] = "no dataset"
     fill(cfg)
     codec, text = (encoder(name, cfg[name]) for name in ("codec", "text"))
+    check_patch(cfg, Compression(codec.shape[1]))
     words = cfg.text.get("max_words") or cfg.text.get("max_length")
     network = network_of_job(cfg, codec, (words, text.shape))
     unit = [size * patch for size, patch in zip(codec.shape[1], cfg.model.patch, strict=True)]
@@ -161,10 +178,9 @@ def sizes_of(cfg: DictConfig, buckets: list[Bucket], unit: list[int], network: N
 
 
 def latent_size(bucket: Bucket, compression: tuple[int, int, int]) -> list[int]:
-    """Return frames, rows and columns of a clip's latents; a video codec encodes the first frame alone."""
-    ft, fh, fw = compression
-    frames = bucket.frames if ft == 1 else 1 + (bucket.frames - 1) // ft
-    return [frames, bucket.height // fh, bucket.width // fw]
+    """Return frames, rows and columns of a clip's latents."""
+    frames = Compression(compression).latent_frames(bucket.frames)
+    return [frames, bucket.height // compression[1], bucket.width // compression[2]]
 
 
 def maker(
