@@ -99,13 +99,17 @@ def run(verb: str, arguments: Arguments) -> None:
     def call(cfg: DictConfig) -> object:
         # Lightning starts the other processes of a node by this very command.
         sys.argv = command
-        from videodiff.cli import one_line_a_failure, quiet
+        from videodiff.cli import one_line_a_failure, quiet, ranks_of_node
+        from videodiff.parallel.node.forks import fork_ranks
         from videodiff.verbs.config.checking import check_composed
 
         quiet()
         with one_line_a_failure(verb):
             check_composed(verb, cfg)
-            return importlib.import_module(f"videodiff.verbs.{verb}").run(cfg)
+            module = f"videodiff.verbs.{verb}"
+            if verb == "train":
+                fork_ranks(ranks_of_node(cfg), module)
+            return importlib.import_module(module).run(cfg)
 
     if arguments.has("--multirun"):
         tell_jobs(verb, arguments.overrides)
@@ -113,6 +117,18 @@ def run(verb: str, arguments: Arguments) -> None:
     call.__module__ = "videodiff.cli"
     with one_line_a_failure(verb):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(call)()
+
+
+def ranks_of_node(cfg: DictConfig) -> int:
+    """Return how many ranks of a training run on this node, as far as that is known without torch; else 1."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    # A job of a sweep would go on with the next job in each rank.
+    alone = HydraConfig.get().mode != RunMode.RUN or cfg.strategy._target_ == "videodiff.parallel.strategy.single"
+    devices = cfg.trainer.devices
+    count = devices if isinstance(devices, (int, str)) else len(devices)
+    return int(count) if not alone and str(count).isdigit() else 1
 
 
 def tell_jobs(verb: str, overrides: list[str]) -> None:

@@ -94,15 +94,18 @@ def start(folder: Path, settings: Settings) -> Iterator[Figure]:
     train += ["trainer.max_steps=1", "~callbacks.samples", "~callbacks.checkpoints", "logger=[]"]
     for prepare in (["simulate", *clip], ["pack", f"source={folder}/clips", f"out={folder}/data"]):
         subprocess.run([*command, *prepare], check=True, cwd=ROOT, capture_output=True)
-    found: dict[str, list[float]] = {"help": [], "first": [], "processor": []}
+    found: dict[str, list[float]] = {"help": [], "first": [], "processor": [], "two": []}
     for number in range(min(settings.rounds, 3)):
         seconds, _ = timed([*command, "--help"])
         found["help"].append(seconds)
         seconds, processor = timed([*command, *train, f"run={folder}/run{number}"])
         found["first"].append(seconds)
         found["processor"].append(processor)
+        two = ["trainer.accelerator=cpu", "trainer.devices=2", "strategy=ddp"]
+        found["two"].append(timed([*command, *train, *two, f"run={folder}/two{number}"])[0])
     yield figure("seconds to the end of the first step of the demo", found["first"], "first_step_s", "below 15")
     yield figure("processor seconds to the end of the first step", found["processor"])
+    yield figure("seconds to it in two processes", found["two"], "first_step_two_s", "below 15")
     yield figure("seconds of videodiff --help", found["help"], "help_s", "below 1")
 
 

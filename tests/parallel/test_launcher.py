@@ -20,7 +20,9 @@ from tests.material import warm
 from tests.material.warm import CHILDREN
 from videodiff.data.storage.files import sha256_of
 from videodiff.parallel import launcher
-from videodiff.parallel.launcher import PARENT, Launcher, die_with_parent, first_failure, meeting_port, watch
+from videodiff.parallel.launcher import Launcher, first_failure, meeting_port, watch
+from videodiff.parallel.node import forks
+from videodiff.parallel.node.parent import PARENT, die_with_parent
 from videodiff.training.state.checkpoint import latest_checkpoint
 
 TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant", "~schedule.decay"]
@@ -133,7 +135,7 @@ def test_the_processes_of_a_node_share_its_cores_unless_a_user_says_how(
         monkeypatch.setenv(name, said or "")
     if said is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(launcher, "cores", lambda: cores)
+    monkeypatch.setattr(forks, "cores", lambda: cores)
     torch.set_num_threads(3)
     try:
         assert Launch(LightningEnvironment(), 2, 1).launch(torch.get_num_threads) == threads

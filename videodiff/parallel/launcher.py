@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import signal
@@ -13,29 +12,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from videodiff.parallel.environment import cores
+from videodiff.parallel.node.forks import THREADS, Fork, share_of_cores, take
+from videodiff.parallel.node.parent import PARENT
 
 # Seconds that the other processes have to end by themselves, with their own messages, after one has failed.
 GRACE = 20.0
 LOOK = 0.2
-SET_PARENT_DEATH_SIGNAL = 1
 # Below the ports of outgoing connections, on Linux and elsewhere.
 PORTS = range(20000, 32768)
-# The variable by which the processes of a node know the one that has started them.
-PARENT = "VIDEODIFF_PARENT"
 # The exit status of a process that has printed its own error.
 SAID = 1
 # The exit status of a training that a signal ended early, with a checkpoint: start it again to go on.
 AGAIN = 75
 # The exit status of a process that lost another one: start all of them again.
 LOST = 76
+
+Process = subprocess.Popen[Any] | Fork
 
 
 class Ended(NamedTuple):
@@ -46,7 +44,10 @@ class Ended(NamedTuple):
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher of the other processes of a node; it watches them and says which one ended and how."""
+    """Lightning's launcher of the other processes of a node; it watches them and says which one ended and how.
+
+    They are the ranks that were forked before the imports, where there are any, and else new processes.
+    """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Start the other processes, and train in this one."""
@@ -58,7 +59,28 @@ class Launcher(_SubprocessScriptLauncher):
             share_cores(self.num_processes)
             self._call_children_scripts()
             threading.Thread(target=watch, args=(self.procs,), daemon=True, name="watch over ranks").start()
+        else:
+            take(0)
         return function(*args, **kwargs)
+
+    def _call_children_scripts(self) -> None:
+        forks = take(self.num_processes - 1)
+        if not forks:
+            super()._call_children_scripts()
+            return
+        self._check_can_spawn_children()
+        cluster = self.cluster_environment
+        # The variables that Lightning gives to new processes.
+        os.environ.update(
+            MASTER_ADDR=cluster.main_address,
+            MASTER_PORT=str(cluster.main_port),
+            NODE_RANK=str(cluster.node_rank()),
+            LOCAL_RANK=str(cluster.local_rank()),
+            WORLD_SIZE=str(self.num_processes * self.num_nodes),
+        )
+        for rank, fork in enumerate(forks, 1):
+            fork.go_on({**os.environ, "LOCAL_RANK": str(rank)})
+        self.procs = forks
 
     def lost(self) -> Ended | None:
         """Return the process that failed first."""
@@ -71,10 +93,10 @@ def share_cores(processes: int) -> None:
     torch takes a thread for each core. Threads of several processes that wait for each other on the same cores make a
     step of the demo twenty times as long.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        threads = max(cores() // processes, 1)
+    if THREADS not in os.environ:
+        threads = share_of_cores(processes)
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ[THREADS] = str(threads)
 
 
 def meeting_port() -> int:
@@ -98,7 +120,7 @@ def watched(launcher: Any) -> Any:
     return Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
 
 
-def watch(processes: Sequence[subprocess.Popen[Any]]) -> None:
+def watch(processes: Sequence[Process]) -> None:
     """End this process and the others some seconds after one has failed."""
     while (failure := first_failure(processes)) is None:
         if all(process.poll() in (0, AGAIN) for process in processes):
@@ -110,7 +132,7 @@ def watch(processes: Sequence[subprocess.Popen[Any]]) -> None:
     end_now(processes, 1)
 
 
-def first_failure(processes: Sequence[subprocess.Popen[Any]]) -> Ended | None:
+def first_failure(processes: Sequence[Process]) -> Ended | None:
     """Return the first rank that failed, None if none has."""
     for rank, process in enumerate(processes, 1):
         if (status := process.poll()) not in (None, 0, AGAIN):
@@ -129,26 +151,8 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def end_now(processes: Sequence[subprocess.Popen[Any]], status: int) -> None:
+def end_now(processes: Sequence[Process], status: int) -> None:
     """End these processes and this one at once."""
     for process in processes:
         process.kill()
     os._exit(status)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, however that ends; exit if it has ended already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if (parent := os.environ.get(PARENT)) is not None and is_gone(int(parent)):
-            # It has said why; this process would wait for it for minutes.
-            os._exit(SAID)
-
-
-def is_gone(process: int) -> bool:
-    """Return whether a process of this machine has ended, waited for or not."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"

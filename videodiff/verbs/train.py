@@ -34,7 +34,8 @@ from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
 from videodiff.parallel.engine import engine_of
 from videodiff.parallel.fp8 import check_training
-from videodiff.parallel.launcher import AGAIN, die_with_parent
+from videodiff.parallel.launcher import AGAIN
+from videodiff.parallel.node.parent import die_with_parent
 from videodiff.parallel.ranks import count_processes, is_first_process, lost_rank
 from videodiff.parallel.sequence.switch import share_clips
 from videodiff.parallel.strategy import birth_under, for_world
