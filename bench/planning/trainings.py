@@ -61,7 +61,7 @@ class Case(NamedTuple):
             *("experiment=bouncing_cpu", f"run={run}", f"data.root={data}", "data.validation_root=null"),
             *(f"data.frames={self.frames}", f"data.height={self.side}", f"data.width={self.side}"),
             *(f"data.global_batch={self.batch}", f"data.micro_batch={self.clips}", "data.cache_gib=0"),
-            *("text.width=64", "text.max_words=25", f"model.axes=[{self.axes}]"),
+            *("text.width=64", "text.max_words=25", f"model.axes=[{self.axes}]", "model.captioned=[true]"),
             *(f"model.width={self.width}", f"model.depth={self.depth}", f"model.heads={max(self.width // 64, 1)}"),
             *(f"optimizer={self.optimizer}", f"recompute={self.recompute}", f"strategy={self.strategy}"),
             *(f"trainer.precision={self.precision}", f"trainer.devices={self.processes}", *self.more),
