@@ -55,8 +55,9 @@ def test_what_was_found_is_recorded_with_its_spread_and_its_command(harness, tmp
 def test_the_denoiser_is_measured_beside_latte(harness) -> None:
     subject = importlib.import_module("subjects.denoiser")
     found = {one.key: one.value for one in subject.measure(harness.Settings(1, tiny=True)) if one.key}
+    sizes = ("wide", "wide_bf16", "small")
     assert set(found) == {
-        f"{what}_{size}" for what in ("vs_latte", "ceiling_fraction") for size in ("wide", "wide_bf16", "small")
+        name for s in sizes for name in (f"vs_latte_{s}", f"vs_latte_{s}_every_block", f"ceiling_fraction_{s}")
     }
     assert all(value > 0 for value in found.values())
 

@@ -41,7 +41,7 @@ def test_steps_are_counted_alike_and_the_loss_of_uneven_validation_is_that_of_al
     for name in ("by_two", "by_four", "ranks"):
         found = [row for row in table(Path("runs") / name) if "val/loss" in row]
         for one, other in zip(wanted, found, strict=True):
-            assert other == pytest.approx(one, abs=1e-6), name
+            assert other == pytest.approx(one, rel=1e-6, abs=1e-6), name
     # The same numbers everywhere: curves, checkpoints, samples, the page.
     rows = table(Path("runs/ranks"))
     assert {row["step"] for row in rows if "train/loss" in row} == {1, 4}
