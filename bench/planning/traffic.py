@@ -75,7 +75,7 @@ CASES = (
     Case(256, 4, 2, 32, 1, strategy="zero2", processes=2, precision="bf16-mixed"),
     Case(256, 4, 2, 32, 1, strategy="zero3", processes=2, precision="bf16-mixed"),
     Case(256, 4, 2, 32, 1, strategy="zero3", processes=2, more=("strategy.max_reuse_distance=0",)),
-    Case(256, 4, 2, 32, 1, strategy="fsdp2", processes=2, optimizer="muon"),
+    *(Case(256, 4, 2, 32, 1, strategy=s, processes=n, optimizer="muon") for s in ("ddp", "fsdp2") for n in (2, 4)),
     Case(128, 4, 8, 64, 2, strategy="ddp", processes=2, sequence=2),
     Case(128, 4, 8, 64, 2, strategy="ddp", processes=4, sequence=2),
     Case(128, 4, 8, 64, 2, strategy="zero2", processes=4, sequence=4),
@@ -172,7 +172,7 @@ def counted(case: Case, data: Path, folder: Path) -> Count:
 
 def total(sent: Sent) -> float:
     """Return all bytes."""
-    return sent.gradients + sent.weights + sent.tokens
+    return sent.gradients + sent.weights + sent.tokens + sent.updates
 
 
 def by_gloo(case: Case, sent: Sent) -> Sent:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
+from videodiff.parallel.muon.whole import SharedMuon
 from videodiff.training.optimizer import AdamW, Muon
 from videodiff.training.state.pieces import AVERAGE, STEP, WEIGHT, Piece, kept, piece_of, share, state_pieces
 from videodiff.training.state.saved import Saved
@@ -52,7 +54,10 @@ class Whole:
         saved.fill(places)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-        """Return the optimizer unchanged."""
+        """Return the optimizer unchanged; for Muon, one whose work the processes of a node share."""
+        processes = getattr(self.strategy, "num_processes", 1)
+        if processes > 1 and isinstance(make, partial) and make.func is Muon:
+            return partial(SharedMuon, *make.args, processes=processes, **make.keywords)
         return make
 
     def examine_gradient(self, optimizer: torch.optim.Optimizer) -> None:

@@ -11,7 +11,7 @@ as long at width 512, where bfloat16 decides (2026-11-28, `bench/muon.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -169,16 +169,17 @@ class Muon(WithAverage, torch.optim.Optimizer):
             self.state[p]["step"] += 1
         momenta, grads = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        updates = torch._foreach_lerp(grads, momenta, group["momentum"])
+        updates = list(torch._foreach_lerp(grads, momenta, group["momentum"]))
+        self.replace(updates)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for shape in dict.fromkeys(p.shape for p in parameters):
-            same = [i for i, p in enumerate(parameters) if p.shape == shape]
-            steps = self._orthogonal([updates[i] for i in same])
-            torch._foreach_add_([parameters[i] for i in same], steps, alpha=-group["lr"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
-    def _orthogonal(self, updates: Sequence[Tensor]) -> list[Tensor]:
-        steps = orthogonalise(torch.stack(list(updates)))
-        return list(steps * (0.2 * max(steps.shape[-2:]) ** 0.5))
+    def replace(self, updates: list[Tensor]) -> None:
+        """Replace the momentum of each matrix in a list by what the matrix moves along, at a learning rate of one.
+
+        Processes that hold the same matrices, or parts of them, may share this work.
+        """
+        step_along(updates)
 
     def _adamw(self, group: Group, parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -202,6 +203,16 @@ class Muon(WithAverage, torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def step_along(updates: list[Tensor]) -> None:
+    """Replace matrices in a list by their orthogonal factors, scaled; those of one shape are iterated together."""
+    for shape in dict.fromkeys(update.shape for update in updates):
+        same = [i for i, update in enumerate(updates) if update.shape == shape]
+        steps = torch.stack([updates[i] for i in same])
+        torch.mul(orthogonalise(steps), 0.2 * max(shape) ** 0.5, out=steps)
+        for i, step in zip(same, steps, strict=True):
+            updates[i] = step
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:

@@ -9,11 +9,12 @@ import pytest
 
 from videodiff.planning.flops import network_of
 from videodiff.planning.forecast.choice import Choice, Job, Shape, evaluate
-from videodiff.planning.forecast.duration import of_optimizer
+from videodiff.planning.forecast.duration import of_optimizer, of_sent
 from videodiff.planning.forecast.grown import Grown
 from videodiff.planning.forecast.hardware import Cluster
 from videodiff.planning.forecast.memory import Setting
 from videodiff.planning.forecast.trace import Kind, Passes, Weights
+from videodiff.planning.forecast.traffic import Sent
 
 # Ten tensors of 100,000 numbers; a step of Muon takes a GFLOP at 64 wide.
 WEIGHTS = Weights(10**6, 900_000, 500_000, tensors=10, orthogonal=10**9, width=64)
@@ -43,13 +44,25 @@ def processor() -> Cluster:
         (Setting("zero1", 1), 2e-3),
         # A processor is its own host.
         (Setting("zero2_offload", 1, muon=True), 12e-3),
-        # FSDP2 has halves of all tensors; each process orthogonalises whole matrices.
+        # FSDP2 has halves of all tensors; each process iterates half of the matrices.
         (Setting("fsdp2", 2), 10e-3),
-        (Setting("fsdp2", 2, muon=True), 20e-3),
+        (Setting("fsdp2", 2, muon=True), 15e-3),
+        # Under DDP it is a part of them among the processes of a node.
+        (Setting("ddp", 8, muon=True, node=2), 15e-3),
+        (Setting("ddp", 8, muon=True, node=4), 12.5e-3),
+        (Setting("ddp", 8, muon=True, node=1), 20e-3),
     ],
 )
 def test_an_optimizer_takes_its_time_for_each_tensor(setting: Setting, wanted: float) -> None:
     assert of_optimizer(setting, WEIGHTS, processor()) == pytest.approx(wanted)
+
+
+def test_updates_of_a_node_go_over_its_own_link() -> None:
+    # A gigabyte a second within a node, a tenth of it between nodes; no collective takes time of its own.
+    two = replace(processor(), nodes=2, network_gb_per_s=0.1, latency_us=0.0)
+    sent = Sent(0.0, 0.0, 0.0, 3, updates=10**6)
+    for strategy, wanted in (("ddp", 1e-3), ("fsdp2", 1e-2)):
+        assert of_sent(sent, two, Setting(strategy, 4, node=2), 1, 1.0) == pytest.approx(wanted)
 
 
 def test_python_looks_twice_at_what_is_repeated() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from videodiff.planning.forecast.memory import Setting, at_peak, state
+from videodiff.planning.forecast.memory import Setting, at_peak, state, step_transient
 from videodiff.planning.forecast.trace import Weights
 
 P, N = 1_000_000, 4
@@ -41,6 +41,23 @@ def test_what_leaves_the_device_is_on_the_host() -> None:
 def test_muon_has_one_moment_of_a_matrix() -> None:
     adamw, muon = (state(Setting("single", 1, muon=muon), WEIGHTS).optimizer for muon in (False, True))
     assert adamw - muon == 4 * WEIGHTS.matrices
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        # All updates, and for a third of the matrices four tensors as large as they are.
+        (Setting("single", 1, muon=True), 1 + 4 / 3),
+        (Setting("ddp", 4, muon=True), 1 + 4 / 3),
+        # The steps of all matrices, and those that this process sends.
+        (Setting("ddp", 4, muon=True, node=4), 1 + 1 / 4),
+        # Rows of updates, whole matrices, rows to send and rows that came: each a quarter of all.
+        (Setting("fsdp2", 4, muon=True), 1),
+    ],
+)
+def test_the_step_of_muon_holds_updates_and_what_it_exchanges(setting: Setting, wanted: float) -> None:
+    found = step_transient(setting, WEIGHTS._replace(orthogonal=10**9), fused=True)
+    assert found == pytest.approx(4 * WEIGHTS.matrices * wanted)
 
 
 def test_whole_gradients_stay_where_micro_batches_accumulate() -> None:

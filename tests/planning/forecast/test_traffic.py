@@ -45,9 +45,33 @@ def test_zero_3_gathers_again_what_is_used_again_much_later() -> None:
         assert found == pytest.approx(ring(4 * 10**6, 4) + (1 + twice) * split)
 
 
-def test_muon_gathers_whole_matrices_under_fsdp2() -> None:
-    adamw, muon = (of_state(Setting("fsdp2", 4, muon=muon), WEIGHTS, BLOCKS).weights for muon in (False, True))
-    assert muon - adamw == ring(4 * WEIGHTS.matrices, 4)
+@pytest.mark.parametrize(
+    ("strategy", "node", "wanted"),
+    [
+        # Of the steps of all matrices each process of a node sends its part to each of the others.
+        ("ddp", 4, 3 / 4),
+        ("ddp", 2, 1 / 2),
+        ("ddp", 1, 0),
+        # The rows of a quarter go to three others that iterate their matrices, and come back.
+        ("fsdp2", 4, 2 * 3 / 16),
+        ("fsdp2", 2, 2 * 3 / 16),
+        ("zero2", 4, 0),
+    ],
+)
+def test_processes_that_share_muons_iteration_send_its_steps(strategy: str, node: int, wanted: float) -> None:
+    large = WEIGHTS._replace(orthogonal=10**9)
+    adamw, muon = (of_state(Setting(strategy, 4, muon=muon, node=node), large, BLOCKS) for muon in (False, True))
+    assert adamw.updates == 0
+    assert muon.updates == wanted * 4 * WEIGHTS.matrices
+    assert muon._replace(updates=0.0, collectives=adamw.collectives) == adamw
+    assert muon.collectives - adamw.collectives == (wanted > 0) * (2 if strategy == "fsdp2" else 1)
+
+
+def test_little_work_of_muon_is_not_shared_where_each_has_everything() -> None:
+    # Two processes save half of it.
+    for flops, wanted in ((2 * 10**8 - 2, 1), (2 * 10**8, 2)):
+        assert Setting("ddp", 2, muon=True, node=2).sharing(flops) == wanted
+        assert Setting("fsdp2", 2, muon=True, node=2).sharing(flops) == 2
 
 
 def test_one_process_sends_nothing() -> None:

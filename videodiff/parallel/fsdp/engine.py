@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from videodiff.parallel.birth import fill, is_unborn
-from videodiff.parallel.fsdp.muon import ShardedMuon
+from videodiff.parallel.muon.rows import ShardedMuon
 from videodiff.parallel.whole import Whole
 from videodiff.training.optimizer import Muon
 from videodiff.training.state.pieces import WEIGHT, Piece, kept, piece_of, share, state_pieces
@@ -65,7 +65,7 @@ class FsdpEngine(Whole):
             write(getattr(owner, name), values)
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-        """Return the optimizer unchanged; for Muon, one that gathers a matrix before it orthogonalises it."""
+        """Return the optimizer unchanged; for Muon, one whose processes share the whole matrices."""
         if isinstance(make, partial) and make.func is Muon:
             return partial(ShardedMuon, *make.args, **make.keywords)
         return make

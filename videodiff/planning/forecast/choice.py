@@ -133,7 +133,7 @@ def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
 
 def setting_of(job: Job, cluster: Cluster, choice: Choice) -> Setting:
     """Return the settings of a choice that decide its memory."""
-    return Setting(choice.strategy, cluster.world, job.half, job.muon, choice.accumulate)
+    return Setting(choice.strategy, cluster.world, job.half, job.muon, choice.accumulate, node=cluster.cards)
 
 
 def clips_of(job: Job, cluster: Cluster, choice: Choice) -> int:
@@ -216,7 +216,7 @@ def both(job: Job, setting: Setting, weights: Weights, clips: int, sequence: int
     tokens = of_tokens(network.axes, clips * job.largest.tokens, network.width, network.patch, sequence, number)
     passes = 1 + network.forwards / 2
     count = state.collectives + round(passes * tokens.collectives)
-    return Sent(state.gradients, state.weights, passes * tokens.tokens, count)
+    return state._replace(tokens=passes * tokens.tokens, collectives=count)
 
 
 def waiting(job: Job, cluster: Cluster) -> float:

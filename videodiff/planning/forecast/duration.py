@@ -88,8 +88,7 @@ def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
     tensors = 1 if setting.zero else weights.tensors
     seconds = tensors * float(cluster.moving("optimizer", np.array([36.0 * held / tensors]))[0])
     if setting.muon and weights.orthogonal:
-        # Under FSDP2 each process takes the steps of whole matrices.
-        flops = (1.0 if setting.strategy == "fsdp2" else setting.share("state")) * weights.orthogonal
+        flops = weights.orthogonal / setting.sharing(weights.orthogonal)
         seconds += flops / float(cluster.product_rate(np.array([weights.width]), setting.half, "muon")[0])
     return seconds
 
@@ -98,7 +97,8 @@ def of_sent(sent: Sent, cluster: Cluster, setting: Setting, group: int, backward
     """Return the seconds in which a process waits for collectives.
 
     Sums of gradients run beside the backward pass, which takes `backward` seconds, and weights are gathered ahead.
-    Training waits for weights that are sent after the step, and for tokens, which the next block needs.
+    Training waits for weights and Muon's updates, which are sent after both passes, and for tokens, which the next
+    block needs.
     """
     link = cluster.link(setting.world)
     wait = 1e-6 * cluster.latency_us * math.ceil(math.log2(max(setting.world, 2))) * sent.collectives
@@ -106,4 +106,5 @@ def of_sent(sent: Sent, cluster: Cluster, setting: Setting, group: int, backward
     after = sent.gradients + sent.weights - ahead
     # No computation is left to run beside the sums of the last blocks.
     hidden = min(ahead / link, 0.0 if cluster.cpu else 0.8 * backward)
-    return wait + ahead / link - hidden + after / link + sent.tokens / cluster.link(group)
+    near = cluster.link(setting.node if setting.strategy == "ddp" else setting.world)
+    return wait + (ahead + after) / link - hidden + sent.tokens / cluster.link(group) + sent.updates / near

@@ -23,6 +23,8 @@ SPLIT = {
     "fsdp2": ("state", "gradients", "weights"),
 }
 ZERO = tuple(name for name in SPLIT if name.startswith("zero"))
+# Processes with the same matrices share Muon's iteration if that saves each so many FLOPs of it.
+LEAST = 10**8
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Setting:
 
     strategy: an option of conf/strategy; world: processes; half: the precision is bf16-mixed; muon: the optimizer is
     Muon; accumulate: micro-batches of a step; bucket, prefetch: elements of the strategy's buffers; reuse: the elements
-    between two uses of a weight that ZeRO 3 keeps whole from one to the other.
+    between two uses of a weight that ZeRO 3 keeps whole from one to the other; node: processes of a node.
     """
 
     strategy: str
@@ -42,6 +44,7 @@ class Setting:
     bucket: int = 50_000_000
     prefetch: int = 50_000_000
     reuse: int = 300_000_000
+    node: int = 1
 
     @property
     def zero(self) -> bool:
@@ -56,6 +59,12 @@ class Setting:
     def share(self, part: str) -> float:
         """Return the share of a part that a process holds."""
         return 1 / self.world if part in SPLIT[self.strategy] else 1.0
+
+    def sharing(self, orthogonal: float) -> int:
+        """Return how many processes share Muon's iteration, of so many FLOPs: where each has everything, a node's."""
+        if self.strategy == "ddp":
+            return self.node if orthogonal * (1 - 1 / self.node) >= LEAST else 1
+        return self.world if "state" in SPLIT[self.strategy] else 1
 
     @property
     def growing(self) -> float:
@@ -127,9 +136,17 @@ def buffers(setting: Setting, weights: Weights) -> float:
 def step_transient(setting: Setting, weights: Weights, fused: bool) -> float:
     """Return the bytes that the optimizer needs during its step, beside state and gradients."""
     if setting.muon:
+        sharing = setting.sharing(weights.orthogonal)
         # All updates; and for the largest group of equal matrices, a third of all (a side of the feed-forward layers),
         # their stack, its normalised form and two products.
-        return setting.share("state") * (4 + 4 * 4 / 3) * weights.matrices
+        numbers = (1 + 4 / 3) / sharing
+        if sharing > 1 and setting.strategy == "ddp":
+            # What it sends, and all gathered steps.
+            numbers = 1 / sharing + 1
+        elif sharing > 1 and setting.strategy == "fsdp2":
+            # Rows of the updates, its whole matrices, and the rows that it sends and receives.
+            numbers = 4 / sharing
+        return 4.0 * numbers * weights.matrices
     return 0.0 if fused else 4.0 * weights.largest / 3
 
 

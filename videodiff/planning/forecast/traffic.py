@@ -19,13 +19,15 @@ SHARED = {"space": "frames", "time": "positions"}
 class Sent(NamedTuple):
     """Bytes that a process sends in a step, and the number of collectives.
 
-    gradients, weights: sent by the strategy; tokens: sent between processes that share a clip.
+    gradients, weights: sent by the strategy; tokens: sent between processes that share a clip; updates: sent between
+    processes that share Muon's iteration.
     """
 
     gradients: float
     weights: float
     tokens: float
     collectives: int
+    updates: float = 0.0
 
 
 def ring(size: float, processes: int) -> float:
@@ -42,15 +44,28 @@ def of_state(setting: Setting, weights: Weights, blocks: int, forwards: float = 
     if setting.strategy == "single" or setting.world == 1:
         return Sent(0.0, 0.0, 0.0, 0)
     if setting.strategy == "ddp":
-        return Sent(2 * part, 0.0, 0.0, blocks)
+        updates = of_updates(setting, weights)
+        return Sent(2 * part, 0.0, 0.0, blocks + (updates > 0), updates)
     if setting.strategy == "zero1":
         return Sent(2 * part, part, 0.0, 2 * blocks)
     if setting.strategy.startswith("zero2"):
         return Sent(2 * again * part, part, 0.0, (again + 1) * blocks)
     gathered = ring(setting.weight * gathers(setting, weights, forwards), setting.world)
-    if setting.muon and setting.strategy == "fsdp2":
-        gathered += ring(4 * weights.matrices, setting.world)
-    return Sent(again * part, gathered, 0.0, round((3 + forwards) * again * blocks))
+    updates = of_updates(setting, weights) if setting.strategy == "fsdp2" else 0.0
+    collectives = round((3 + forwards) * again * blocks) + 2 * (updates > 0)
+    return Sent(again * part, gathered, 0.0, collectives, updates)
+
+
+def of_updates(setting: Setting, weights: Weights) -> float:
+    """Return what a process sends so that Muon iterates each matrix once among those that share the iteration.
+
+    Where each has everything, its part of all steps goes to the others. Where each has rows, they go to who iterates
+    their matrix, and come back.
+    """
+    if not setting.muon:
+        return 0.0
+    sharing, size = setting.sharing(weights.orthogonal), 4.0 * weights.matrices
+    return ring(size, sharing) if setting.strategy == "ddp" else 2 * ring(size / sharing, sharing)
 
 
 def gathers(setting: Setting, weights: Weights, forwards: float) -> float:
