@@ -153,8 +153,9 @@ class Muon(WithAverage, torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
-                on = p.device if group.get("fused") else torch.device("cpu")
-                self.state[p].setdefault("step", torch.zeros((), device=on))
+                if "step" not in self.state[p]:
+                    on = p.device if group.get("fused") else torch.device("cpu")
+                    self.state[p]["step"] = torch.zeros((), device=on)
             if parameters:
                 (self._matrices if group["matrix"] else self._adamw)(group, parameters)
 
@@ -165,9 +166,9 @@ class Muon(WithAverage, torch.optim.Optimizer):
                     f"optimizer: Muon found a parameter of shape {tuple(p.shape)}, expected a matrix: a strategy that "
                     "flattens the parameters (ZeRO) needs optimizer=adamw"
                 )
-            self.state[p].setdefault("momentum", torch.zeros_like(p))
-            self.state[p]["step"] += 1
-        momenta, grads = [self.state[p]["momentum"] for p in parameters], [p.grad for p in parameters]
+        states, grads = self.begun_states(parameters, "momentum"), [p.grad for p in parameters]
+        momenta = [state["momentum"] for state in states]
+        torch._foreach_add_([state["step"] for state in states], 1)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = list(torch._foreach_lerp(grads, momenta, group["momentum"]))
         self.replace(updates)
@@ -181,11 +182,20 @@ class Muon(WithAverage, torch.optim.Optimizer):
         """
         step_along(updates)
 
-    def _adamw(self, group: Group, parameters: list[Tensor]) -> None:
+    def begun_states(self, parameters: Iterable[Tensor], *keys: str) -> list[dict[str, Any]]:
+        """Return the states of parameters; the entries `keys` of new ones begin with zeros."""
+        states = []
         for p in parameters:
-            self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-            self.state[p].setdefault("exp_avg_sq", torch.zeros_like(p))
-        states = [self.state[p] for p in parameters]
+            state = self.state[p]
+            states.append(state)
+            for key in keys:
+                # No default of `setdefault`: it would be made at each step.
+                if key not in state:
+                    state[key] = torch.zeros_like(p)
+        return states
+
+    def _adamw(self, group: Group, parameters: list[Tensor]) -> None:
+        states = self.begun_states(parameters, "exp_avg", "exp_avg_sq")
         adamw(
             parameters,
             [p.grad for p in parameters],
