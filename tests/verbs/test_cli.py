@@ -97,6 +97,18 @@ def test_a_mistake_is_answered_by_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_to_simulate_and_to_pack_clips_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nif __name__ == '__main__':\n sys.argv = ['videodiff', *sys.argv[1:]]\n from videodiff import cli\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code + " cli.main()\n print('torch' in sys.modules)\n")
+    for words in (["simulate", "world=bouncing", "out=clips", "clips=2"], ["pack", "source=clips", "out=packed"]):
+        done = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
+    assert list((tmp_path / "packed").glob("*.tar"))
+
+
 def test_a_mistake_is_answered_before_anything_large_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['videodiff', *sys.argv[1:]]\nfrom videodiff import cli\ntry:\n cli.main()\nfinally:\n "

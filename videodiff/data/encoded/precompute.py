@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -24,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from webdataset import TarWriter
 
 from videodiff.codec.cached import (
     EncodingError,
@@ -408,7 +408,7 @@ def encode_texts(text: nn.Module, samples: Sequence[dict[str, bytes]]) -> list[l
     return [list(islice(encoded, len(own))) for own in captions]
 
 
-def append(tar: TarWriter, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
+def append(tar: tarfile.TarFile, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
     """Add a sample to a tar and return its row; `size`: height and width of the encoded frames, empty without any."""
     offset = end_of(tar)
     add_members(tar, row["key"], members)

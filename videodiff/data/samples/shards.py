@@ -1,13 +1,14 @@
-"""Shards: plain WebDataset tars, written by webdataset's own writer, whole or not at all, and read by offset.
+"""Shards: plain WebDataset tars, written whole or not at all, and read by offset.
 
-This file adds what the library's writer lacks: all shards take their names together, a manifest states the offset of
-each sample, and the bytes on disk are compared with the bytes that were written.
+All shards take their names together, a manifest states the offset of each sample, and the bytes on disk are compared
+with the bytes that were written. Python's tarfile writes what webdataset's writer would, without its import of torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, ManifestWriter
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
@@ -27,9 +28,6 @@ from videodiff.data.storage.files import owning, partial_of, sync, write_beside
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.info import VideoInfo
 from videodiff.words import split_words
-
-if TYPE_CHECKING:
-    from webdataset import TarWriter
 
 __all__ = [
     "SIDECARS",
@@ -64,7 +62,7 @@ class Group:
         self.rows = partial_of(root / f"{name}-rows").open("xb", buffering=0)
         self.shards: list[dict[str, Any]] = []
         self.samples = 0
-        self.tar: TarWriter | None = None
+        self.tar: tarfile.TarFile | None = None
         self.file: Hashed | None = None
         self.partials: dict[str, Path] = {}
 
@@ -267,26 +265,23 @@ def remove_shards(root: Path, name: str = "shard") -> None:
         path.unlink(missing_ok=True)
 
 
-def open_tar(file: Any) -> TarWriter:
-    """Return a writer of samples to an open file; the tar has no owner and time, so equal input gives equal bytes."""
-    # Here, because it imports torch, which takes seconds, and a process that only decodes needs neither.
-    from webdataset import TarWriter
-
-    tar = TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
-    # webdataset 1.0.2 has an argument for the format but ignores it. pax would store long names in another way.
-    tar.tarstream.format = tarfile.GNU_FORMAT
-    return tar
+def open_tar(file: Any) -> tarfile.TarFile:
+    """Return a tar that is written to an open file from start to end."""
+    # pax would store long names in another way.
+    return tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT)
 
 
-def end_of(tar: TarWriter) -> int:
+def end_of(tar: tarfile.TarFile) -> int:
     """Return where the next sample of a tar begins."""
-    return tar.tarstream.offset
+    return tar.offset
 
 
-def add_members(tar: TarWriter, key: str, members: dict[str, bytes]) -> None:
-    """Append the files of one sample to a tar in their order, one record each: within a record the library sorts."""
+def add_members(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    """Append the files of one sample to a tar in their order, without owner and time: equal input gives equal bytes."""
     for extension, data in members.items():
-        tar.write({"__key__": key, extension: data})
+        member = tarfile.TarInfo(f"{key}.{extension}")
+        member.size, member.mode = len(data), 0o444
+        tar.addfile(member, io.BytesIO(data))
 
 
 def clip_sample(
