@@ -34,12 +34,12 @@ class SharedMuon(Muon):
             step_along(updates)
             return
         place, indices = dist.get_rank(self.sharing), held(shapes, count)
-        mine, empty = [updates[index] for index in indices[place]], updates[0].new_empty
+        mine, kind = [updates[index] for index in indices[place]], updates[0].new_empty(0)
         # The others' are not needed any more.
         updates.clear()
         step_along(mine)
         sizes = [[shapes[index][0] * shapes[index][1] for index in each] for each in indices]
-        steps = empty(count, max(map(sum, sizes)))
+        steps = kind.new_empty(count, max(map(sum, sizes)))
         if mine:
             torch._foreach_copy_(parts(steps[place], sizes[place]), [step.view(-1) for step in mine])
         dist.all_gather_single(steps.view(-1), steps[place], group=self.sharing)
