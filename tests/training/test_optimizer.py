@@ -274,6 +274,29 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class Zeros(TorchDispatchMode):
+    """Count the tensors of zeros that are made."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket.__name__ in ("zeros", "zeros_like", "zero_")
+        return function(*args, **(kwargs or {}))
+
+
+@each_optimizer
+def test_state_is_made_in_the_first_step_alone(make: Make) -> None:
+    parameters = weights()
+    optimizer, made = make(parameters), []
+    for step in range(3):
+        gradients(parameters, step)
+        with Zeros() as zeros:
+            optimizer.step()
+        made.append(zeros.count)
+    assert made[0] >= len(parameters)
+    assert made[1:] == [0, 0]
+
+
 def test_adamw_updates_matrices_by_its_one_kernel_too() -> None:
     parameters = weights()
     optimizer = AdamW([{"params": parameters, "matrix": True}], fused=True)
