@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videodiff import __version__
-from videodiff.data.storage.causes import chain
+from videodiff.data.storage.causes import is_of_all_ranks
 from videodiff.extras import missing
 from videodiff.printing import in_line, say
 from videodiff.verbs.config.groups import conf_dir, groups, options
@@ -198,11 +198,6 @@ def let_first_rank_speak(of_all: bool) -> None:
         time.sleep(LONG_TURN if of_all else TURN)
         if of_all:
             sys.exit(1)
-
-
-def is_of_all_ranks(error: BaseException) -> bool:
-    """Return whether all ranks have agreed on an error, or on one of its causes."""
-    return any(getattr(one, "of_all_ranks", False) for one in chain(error))
 
 
 def usage() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -12,13 +13,15 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from torch import distributed
 
 from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks, slurm
-from videodiff.parallel.watchdog import Beat, Seen, Watch, call_of, gone_line, still_line
+from videodiff.parallel import watchdog
+from videodiff.parallel.watchdog import Beat, Seen, Watch, Watchdog, call_of, gone_line, still_line
 
 HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
 
@@ -122,6 +125,187 @@ def test_a_first_process_that_no_longer_answers_is_missed_even_where_its_connect
         first.kill()
         watch.finish()
         first.wait()
+
+
+class Slow:
+    """A store as a starved process meets it: once something is found, it does not read for some seconds."""
+
+    def __init__(self, store: Any, seconds: float) -> None:
+        self.store, self.seconds, self.found, self.asked = store, seconds, threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def check(self, keys: list[str]) -> bool:
+        if self.found.is_set() and not self.asked.is_set():
+            time.sleep(self.seconds)
+        there = self.store.check(keys)
+        if keys == ["found"] and there:
+            self.asked.set()
+        return there
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a beat take half a second, and let a process that would end only end the thread of its watchdog."""
+    monkeypatch.setattr(watchdog, "BEAT_S", 0.5)
+    monkeypatch.setattr(watchdog, "GRACE_S", 0.1)
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+
+
+def three(folder: Path) -> tuple[Watch, Watch, distributed.TCPStore]:
+    """Return the watches of ranks 0 and 1, which begin, with the store; rank 2 has told once and is gone."""
+    limit = timedelta(seconds=20)
+    store = distributed.TCPStore("127.0.0.1", 0, None, True, limit, wait_for_workers=False)
+    far = distributed.TCPStore("127.0.0.1", store.port, None, False, limit, wait_for_workers=False)
+    watches = Watch(0, 3, store, folder), Watch(1, 3, far, folder)
+    Watch(2, 3, store, folder).tell()
+    for watch in watches:
+        watch.start()
+    return *watches, store
+
+
+def ends_well(store: Any, folder: Path) -> None:
+    """Let rank 2 report that it is done."""
+    third = Watch(2, 3, store, folder)
+    third.count = 1
+    third.done.set()
+    third.tell()
+
+
+def stop(*watches: Watch) -> None:
+    for watch in watches:
+        watch.done.set()
+    for watch in watches:
+        watch.thread.join(20)
+
+
+def errors(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_first_process_leaves_with_the_store_only_when_a_slow_one_has_read_the_finding(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, store = three(tmp_path)
+    second.store = slow = Slow(second.store, 3 * watchdog.BEAT_S)
+    announce = store.set
+    first.store = mock.Mock(wraps=store)
+    first.store.set = lambda key, value: (announce(key, value), key == "found" and slow.found.set())
+    first.is_cut("Connection closed by peer")
+    second.is_cut("Connection closed by peer")
+    assert first.speaks()
+    assert slow.asked.is_set(), "rank 0 would have left with the store"
+    assert second.found.wait(20)
+    stop(first, second)
+    (line,) = errors(capfd)
+    assert " rank 2 on " in line
+    assert " is gone" in line
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_process_that_lost_a_connection_waits_for_the_first_one_which_is_busy_elsewhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = three(tmp_path)
+    begun = time.monotonic()
+    second.is_cut("Connection closed by peer")
+    assert second.speaks()
+    assert time.monotonic() - begun < first.lost, "one that lost a connection tells the first one that there is trouble"
+    stop(first, second)
+    (line,) = errors(capfd)
+    assert " rank 2 on " in line
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_connection_that_is_lost_while_all_report_is_told_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, store = three(tmp_path)
+    third = Watch(2, 3, store, tmp_path)
+    third.count = 1
+    third.start()
+    first.is_cut("Connection reset by peer")
+    second.is_cut("Connection reset by peer")
+    assert first.found.wait(20)
+    assert second.found.wait(20)
+    assert third.found.wait(20)
+    stop(first, second, third)
+    (line,) = errors(capfd)
+    assert "rank 0, 1 lost a connection (Connection reset by peer), but all processes still report" in line
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_process_that_ends_with_an_error_of_its_own_is_the_only_one_to_speak(
+    who: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, store = three(tmp_path)
+    ends_well(store, tmp_path)
+    failing, other = (first, second) if who == 0 else (second, first)
+    failing.fail("data.root: found nothing")
+    if who == 0:
+        # The process ends, and the store with it.
+        assert store.check(["knows/1"]), "rank 0 would have left with the store"
+        other.store = mock.Mock(check=mock.Mock(side_effect=RuntimeError), set=mock.Mock(side_effect=RuntimeError))
+    else:
+        failing.over.set()
+        failing.tell = lambda: None
+    other.is_cut("Connection closed by peer")
+    assert other.found.wait(20)
+    stop(first, second)
+    assert errors(capfd) == []
+    assert (
+        f"rank {who} ended with an error: data.root: found nothing" in (tmp_path / f"rank_{other.rank}.txt").read_text()
+    )
+
+
+@pytest.mark.usefixtures("quick")
+def test_after_an_error_of_all_processes_the_first_one_waits_for_the_slowest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second, store = three(tmp_path)
+    ends_well(store, tmp_path)
+    error = ValueError("no room")
+    error.of_all_ranks = True
+    callbacks = [Watchdog(tmp_path) for _ in range(2)]
+    for callback, watch in zip(callbacks, (first, second), strict=True):
+        callback.watch = watch
+    leaves = threading.Thread(target=callbacks[0].on_exception, args=(None, None, error))
+    leaves.start()
+    time.sleep(3 * watchdog.BEAT_S)
+    assert leaves.is_alive(), "rank 0 would have left with the store"
+    callbacks[1].on_exception(None, None, error)
+    leaves.join(20)
+    assert not leaves.is_alive()
+    assert not first.found.is_set()
+    assert not second.found.is_set()
+    assert errors(capfd) == []
+
+
+def test_a_process_that_stood_still_itself_does_not_say_that_the_others_did(tmp_path: Path) -> None:
+    watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=30, still=1000)
+    for rank in range(2):
+        watch.store.set(f"beat/{rank}", json.dumps(HERE))
+    seen: dict[int, Seen] = {}
+    assert watch.look(seen) is None
+    # It stood still for 60 s.
+    watch.looked -= 60
+    seen.update({rank: entry._replace(told=entry.told - 60) for rank, entry in seen.items()})
+    assert watch.look(seen) is None
+    seen.update({rank: entry._replace(told=entry.told - 60) for rank, entry in seen.items()})
+    assert "rank 0 on n1 (the gradient of step 5), rank 1 on n1" in watch.look(seen)["line"]
+
+
+def test_a_store_that_is_gone_after_this_process_stood_still_is_told_so(tmp_path: Path) -> None:
+    watch = Watch(1, 2, distributed.HashStore(), tmp_path)
+    assert watch.without_store(1.0)["line"] == "rank 0 is gone: it no longer answers"
+    line = watch.without_store(20.0)["line"]
+    assert line.startswith("rank 1 on ")
+    assert " itself stood still for 20 s" in line
+    watch.done.set()
+    assert watch.without_store(20.0) is None
 
 
 def ranks(folder: Path, dataset: Path, *more: str) -> Ranks:

@@ -90,14 +90,17 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException 
     if under_torchrun():
         return SystemExit(LOST)
     # A rank leaves the group some seconds before its process ends, so the first rank may report first.
+    watch = next((callback.watch for callback in trainer.callbacks if getattr(callback, "watch", None)), None)
     end = time.monotonic() + 15
     while getattr(launcher, "procs", ()) and time.monotonic() < end:
         if (found := launcher.lost()) is not None:
+            if watch is not None and trainer.num_nodes > 1:
+                # The processes of other nodes do not end with this one.
+                watch.fail(found.told)
             if found.status == SAID:
                 return SystemExit(SAID)
             return ChildProcessError(f"{found.told}; the last checkpoint is whole, resume= goes on from it")
         time.sleep(0.1)
-    watch = next((callback.watch for callback in trainer.callbacks if getattr(callback, "watch", None)), None)
     if watch is not None and watch.speaks():
         return SystemExit(LOST)
     line = str(error).strip().splitlines()[0][:200]

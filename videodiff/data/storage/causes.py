@@ -27,3 +27,8 @@ def chain(error: BaseException, handled: bool = True) -> Iterator[BaseException]
             waiting.append(getattr(found, "cause", None))
             caught = getattr(found, "exc_info", None)
             waiting += caught[1:2] if isinstance(caught, tuple) else ()
+
+
+def is_of_all_ranks(error: BaseException) -> bool:
+    """Return whether all ranks have agreed on an error, or on one of its causes."""
+    return any(getattr(one, "of_all_ranks", False) for one in chain(error))
