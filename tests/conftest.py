@@ -121,19 +121,30 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def tiny(dataset: Path) -> list[str]:
-    """Return the overrides of a run that takes a second: the demo's recipe, a network of two blocks."""
+    """Return the overrides of a run that takes a second: the tests' own recipe, a network of two blocks.
+
+    It names no experiment and no option of a group, so no recipe of `conf/experiment` has a part in it, and a test may
+    choose any option.
+    """
     return [
-        "experiment=bouncing_cpu",
         f"data.root={dataset}",
         "data.validation_root=null",
+        "data.frames=8",
         "data.height=16",
         "data.width=16",
         "data.global_batch=4",
+        "data.num_workers=0",
+        "model.patch=[1,4,4]",
         "model.width=16",
         "model.depth=2",
+        "model.heads=2",
         "text.width=16",
         "text.max_words=25",
+        "objective.prediction=x",
+        "optimizer.lr=3e-3",
+        "optimizer.ema_decay=0.99",
         "schedule.warmup=2",
+        "sampler.steps=8",
         "callbacks.samples.every=1000",
         "callbacks.checkpoints.every=1000",
     ]

@@ -155,8 +155,6 @@ def test_the_processes_of_a_training_share_a_copy_which_is_gone_afterwards(
     recipe = [word for word in tiny(world_dataset) if not word.startswith("text.")]
     text = [
         "text=t5",
-        "~text.width",
-        "~text.max_words",
         f"text.path_or_name={encoder}",
         "text.subfolder=null",
         "text.tokenizer_subfolder=null",

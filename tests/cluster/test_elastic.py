@@ -21,7 +21,7 @@ STEPS = 200
 
 def agent(folder: Path, dataset: Path, port: int) -> subprocess.Popen[str]:
     """Start a node: one of one or two."""
-    recipe = ["optimizer=adamw", "schedule=constant", "~schedule.decay", "strategy=ddp", f"run={folder}/run"]
+    recipe = ["optimizer=adamw", "schedule=constant", "strategy=ddp", f"run={folder}/run"]
     logged = ["trainer.log_every_n_steps=1", "callbacks.checkpoints.every=20", f"trainer.max_steps={STEPS}"]
     environment = {
         **os.environ,

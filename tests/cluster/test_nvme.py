@@ -28,7 +28,7 @@ STEPS = 6
 # So large that a process has groups of more than 1 MiB, which DeepSpeed puts on the disk, and a smaller one.
 RECIPE = [
     *("model.width=128", "model.heads=4", "model.depth=3", "optimizer=adamw", "optimizer.lr=1e-3"),
-    *("optimizer.ema_decay=0.9", "schedule=constant", "~schedule.decay", "trainer.log_every_n_steps=1"),
+    *("optimizer.ema_decay=0.9", "schedule=constant", "trainer.log_every_n_steps=1"),
     *("callbacks.checkpoints.every=3", "callbacks.checkpoints.keep=0"),
 ]
 

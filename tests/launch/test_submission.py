@@ -58,9 +58,9 @@ def test_a_sweep_is_one_array_with_the_resources_of_the_configuration(
     assert not [option for option in asked if "account" in option]
     for number in range(3):
         run, *rest = words_of(slurm, number)
-        assert run == f"runs/bouncing_cpu_{number}"
+        assert run == f"runs/run_{number}"
         assert f"seed={number + 1}" in rest
-        assert rest[-1] == f"name='bouncing_cpu_{number}'"
+        assert rest[-1] == f"name='run_{number}'"
         assert not [word for word in rest if word.startswith("hydra")]
     assert out.count("submitted job 42_") == 3
 
@@ -177,7 +177,7 @@ def test_a_run_begins_and_goes_on_by_the_same_command(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_dataset: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [*tiny(world_dataset), "name=a", "resume=auto", "schedule=constant", "~schedule.decay", "optimizer=adamw"]
+    words = [*tiny(world_dataset), "name=a", "resume=auto", "schedule=constant", "optimizer=adamw"]
     for steps in (2, 4):
         status, out, err = call("train", *words, f"trainer.max_steps={steps}")
         assert status == 0, err

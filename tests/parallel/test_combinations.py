@@ -14,7 +14,6 @@ from videodiff.report.run import read_run
 # A loss on v would enlarge what bfloat16 rounds where there is little noise.
 RECIPE = [
     "schedule=constant",
-    "~schedule.decay",
     "trainer.max_steps=4",
     "trainer.log_every_n_steps=1",
     "objective.loss=x",

@@ -210,8 +210,7 @@ def test_a_run_goes_on_with_fp8_and_without_it(
         assert status == 0, err
         status, out, err = call("train", f"resume=runs/{name}", "trainer.max_steps=6", *ways[1])
         assert status == 0, err
-        # The second block does not look at the caption.
-        assert ("10 of the 11 linear layers of the blocks multiply in FP8" in out) == bool(then)
+        assert ("12 of the 14 linear layers of the blocks multiply in FP8" in out) == bool(then)
     curves = {name: read_run(tmp_path / "runs" / name).metrics["train/loss"][1] for name in ("plain", "into", "out")}
     weights = {name: load_file(latest_checkpoint(tmp_path / "runs" / name) / AVERAGE) for name in curves}
     for name in ("into", "out"):

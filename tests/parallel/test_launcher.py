@@ -25,7 +25,7 @@ from videodiff.parallel.node import forks
 from videodiff.parallel.node.parent import PARENT, die_with_parent
 from videodiff.training.state.checkpoint import latest_checkpoint
 
-TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant", "~schedule.decay"]
+TWO = ["trainer.devices=2", "optimizer=adamw", "schedule=constant"]
 TORCHRUN = ["-m", "videodiff.parallel.torchrun", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
 
 

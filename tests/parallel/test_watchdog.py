@@ -310,7 +310,7 @@ def test_a_store_that_is_gone_after_this_process_stood_still_is_told_so(tmp_path
 
 def ranks(folder: Path, dataset: Path, *more: str) -> Ranks:
     """Start three processes of a training as srun does: nobody watches over them."""
-    words = [*tiny(dataset), "optimizer=adamw", "schedule=constant", "~schedule.decay", "strategy=ddp", *more]
+    words = [*tiny(dataset), "optimizer=adamw", "schedule=constant", "strategy=ddp", *more]
     words += ["data.global_batch=6", "trainer.max_steps=100000", "trainer.log_every_n_steps=1"]
     return Ranks(3, folder, ["name=a", *words], slurm)
 

@@ -70,5 +70,5 @@ def test_the_curves_of_both_halves_are_kept(folder: Path) -> None:
 def test_the_run_folder_tells_how_it_came_about(folder: Path) -> None:
     commands = (folder / "runs/stopped/command.txt").read_text().splitlines()
     assert len(commands) == 2
-    assert commands[0].startswith("videodiff train name=stopped experiment=bouncing_cpu")
+    assert commands[0].startswith("videodiff train name=stopped data.root=")
     assert commands[1] == "videodiff train resume=runs/stopped"

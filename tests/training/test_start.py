@@ -25,7 +25,7 @@ from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
 EVERY = ["callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0"]
-OTHER = ["optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9", "schedule=constant", "~schedule.decay"]
+OTHER = ["optimizer=adamw", "optimizer.lr=1e-3", "optimizer.ema_decay=0.9", "schedule=constant"]
 FROZEN = "freeze=[text.*,denoiser.blocks.0.*]"
 
 

@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Pa
     cwd = tmp_path_factory.mktemp("trained")
     more = [f"data.validation_root={world_dataset}", "data.validation_clips=4", "trainer.val_check_interval=4"]
     more += ["trainer.max_steps=8", "callbacks.samples.every=4", "callbacks.samples.clips=2", "sampler.steps=2"]
-    more += ["callbacks.progress.every=2", "trainer.log_every_n_steps=1"]
+    more += ["callbacks.progress.every=2", "trainer.log_every_n_steps=1", "+targets.colour_accuracy=0.95"]
     finish(start("train", "name=small", *tiny(world_dataset), *more, cwd=cwd))
     return cwd
 
@@ -163,10 +163,12 @@ def test_a_key_that_the_chosen_schedule_does_not_take_is_named(
     call: Call, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, _, err = call("train", *tiny(world_dataset), "schedule=constant")
+    # A recipe that sets a key of its own schedule.
+    recipe = ["experiment=uniform_gpu", *tiny(world_dataset), "schedule=constant"]
+    status, _, err = call("train", *recipe)
     assert status == 1
     assert "schedule.decay: found no key 'schedule.decay'; expected warmup (~schedule.decay removes it)" in err
-    status, _, _ = call("train", *tiny(world_dataset), "schedule=constant", "~schedule.decay", "trainer.max_steps=1")
+    status, _, _ = call("train", *recipe, "~schedule.decay", "trainer.max_steps=1")
     assert status == 0
 
 

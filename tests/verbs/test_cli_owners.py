@@ -83,10 +83,10 @@ def test_the_jobs_of_a_sweep_have_folders_of_their_own(cwd: Path, call: Call) ->
     recipe = [*tiny(Path("data")), "trainer.max_steps=1"]
     status, _, err = call("train", *recipe, "optimizer.lr=1e-3,2e-3", "--multirun")
     assert status == 0, err
-    assert sorted(p.name for p in (cwd / "runs").glob("b*")) == ["bouncing_cpu_0", "bouncing_cpu_1"]
-    status, out, err = call("train", "resume=runs/bouncing_cpu_1", "trainer.max_steps=2")
+    assert sorted(p.name for p in (cwd / "runs").glob("run*")) == ["run_0", "run_1"]
+    status, out, err = call("train", "resume=runs/run_1", "trainer.max_steps=2")
     assert status == 0, err
-    assert "2 steps in runs/bouncing_cpu_1" in out
+    assert "2 steps in runs/run_1" in out
     status, _, err = call("train", *recipe, "name=lr_${optimizer.lr}", "optimizer.lr=1e-3,2e-3", "--multirun")
     assert status == 0, err
     assert {"lr_0.001", "lr_0.002"} < {p.name for p in (cwd / "runs").iterdir()}

@@ -45,7 +45,7 @@ def test_draws_of_a_users_own_go_on_and_training_does_not_depend_on_them(
     tmp_path: Path, world_dataset: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = [*tiny(world_dataset), "schedule=constant", "~schedule.decay"]
+    recipe = [*tiny(world_dataset), "schedule=constant"]
     assert call("train", "name=plain", *recipe, "trainer.max_steps=4")[0] == 0
     step, seen = VideoDiffusion.training_step, []
 

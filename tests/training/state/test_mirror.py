@@ -287,7 +287,7 @@ def test_a_store_that_can_not_be_written_to_is_an_error_before_the_first_step(tm
 def test_a_run_goes_on_from_the_store_on_a_machine_that_has_nothing(server, call, world_dataset, tmp_path, monkeypatch):
     """To the bit, with the whole curve; and no secret lies in the store or in the run folder."""
     # Its rate does not depend on how many steps there are to be.
-    constant = ["schedule=constant", "~schedule.decay"]
+    constant = ["schedule=constant"]
     recipe = [*tiny(world_dataset), *constant, "callbacks.checkpoints.every=2", "trainer.log_every_n_steps=1"]
     there = f"callbacks.checkpoints.mirror={URL}"
 

@@ -18,7 +18,7 @@ from videodiff.training.state.checkpoint import checkpoints, read_record, step_o
 
 STEPS = 6
 RECIPE = [
-    *("optimizer=adamw", "schedule=constant", "~schedule.decay", "trainer.log_every_n_steps=1"),
+    *("optimizer=adamw", "schedule=constant", "trainer.log_every_n_steps=1"),
     *("callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=2"),
 ]
 THERE = "callbacks.checkpoints.mirror=s3://set/runs"
