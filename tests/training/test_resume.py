@@ -30,7 +30,7 @@ def wait_for_step(run: Path, process: object, step: int) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Path:
     """Return a folder with the uninterrupted run `whole`, and `stopped` and `killed`, continued to the same step."""
     cwd = tmp_path_factory.mktemp("resume")
-    recipe = [*tiny(world_dataset), f"trainer.max_steps={STEPS}", "callbacks.checkpoints.every=5"]
+    recipe = [*tiny(world_dataset), "optimizer=muon", f"trainer.max_steps={STEPS}", "callbacks.checkpoints.every=5"]
     finish(start("train", "name=whole", *recipe, cwd=cwd))
     for name, number in (("stopped", signal.SIGINT), ("terminated", signal.SIGTERM), ("killed", signal.SIGKILL)):
         process = start("train", f"name={name}", *recipe, cwd=cwd)

@@ -16,7 +16,7 @@ from videodiff.training.state.checkpoint import checkpoints
 RECIPE = [
     *("model.width=64", "model.depth=4", "model.axes=[space,time]", "model.captioned=[true]", "data.global_batch=12"),
     *("freeze=[denoiser.blocks.1.*]", "optimizer.ema_decay=0.9", "trainer.gradient_clip_val=0.01"),
-    *("schedule=constant", "~schedule.decay", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=0"),
+    *("optimizer=muon", "schedule=constant", "callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=0"),
 ]
 # Until which step, on how many processes, and how.
 PARTS = ((2, 4, "strategy=ddp"), (4, 3, "strategy=fsdp2"))
