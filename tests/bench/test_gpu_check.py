@@ -105,6 +105,8 @@ def run_one(
 ) -> dict:
     proof = entry.Proof(name, "", 10, (), how.pop("gib", 0.0))
     monkeypatch.setattr(entry, "PROOFS", (proof,))
+    # A fresh process, for which other threads are a reason, knows no stand-in.
+    monkeypatch.setattr(entry.threading, "active_count", lambda: 1)
     monkeypatch.setitem(sys.modules, f"gpu.proofs.{name}", SimpleNamespace(run=work))
     args = argparse.Namespace(device="cpu", tiny=False, out=out, minutes=1.0, proof="", seconds=0.0, fresh=False)
     return entry.outcome(proof, args, how.pop("left", 60.0), how.pop("lacks", None))
