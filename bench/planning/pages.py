@@ -92,7 +92,7 @@ def scale() -> str:
         first = first or size.tokens
         plan, choice = size.plan, size.plan.choice
         read = 16 * here.cards * training.clip_bytes / plan.seconds.total / 1e9
-        sent = (plan.sent.gradients + plan.sent.weights + plan.sent.tokens + plan.sent.updates) / 1e9
+        sent = plan.sent.bytes / 1e9
         lines.append(
             f"| {cards:,} | {choice.strategy}, {choice.recompute}, {plan.clips} clips | {plan.seconds.total:.3f} s | "
             f"{plan.seconds.sent / plan.seconds.total:.1%} | {plan.mfu:.1%} | {sent:.2f} | {read:.2f} | "

@@ -167,12 +167,7 @@ def counted(case: Case, data: Path, folder: Path) -> Count:
     sent = planned(case, data, like).sent
     found = end(case, begin(case, data, folder, SKIPPED + STEPS, Taps))
     called = mean(sum(size for _, size in one["called"]) / STEPS for one in found)
-    return Count(total(sent), called, total(by_gloo(case, sent)), mean(one["left"] for one in found))
-
-
-def total(sent: Sent) -> float:
-    """Return all bytes."""
-    return sent.gradients + sent.weights + sent.tokens + sent.updates
+    return Count(sent.bytes, called, by_gloo(case, sent).bytes, mean(one["left"] for one in found))
 
 
 def by_gloo(case: Case, sent: Sent) -> Sent:

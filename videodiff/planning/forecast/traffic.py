@@ -29,6 +29,11 @@ class Sent(NamedTuple):
     collectives: int
     updates: float = 0.0
 
+    @property
+    def bytes(self) -> float:
+        """All bytes."""
+        return self.gradients + self.weights + self.tokens + self.updates
+
 
 def ring(size: float, processes: int) -> float:
     """Return the bytes that a process sends in an all-gather or a reduce-scatter of `size` bytes."""
