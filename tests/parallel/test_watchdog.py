@@ -21,19 +21,19 @@ from torch import distributed
 from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks, slurm
 from videodiff.parallel import watchdog
-from videodiff.parallel.watchdog import Beat, Seen, Watch, Watchdog, call_of, gone_line, still_line
+from videodiff.parallel.watchdog import Beat, Watch, Watchdog, call_of, gone_line, still_line
 
 HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
 
 
 def test_a_process_that_says_nothing_is_named_with_its_host_and_what_it_was_at(tmp_path: Path) -> None:
     watch = Watch(0, 3, distributed.HashStore(), tmp_path, lost=5, still=1000)
-    seen: dict[int, Seen] = {}
+    seen = watch.seen
     for rank in range(3):
         watch.store.set(f"beat/{rank}", json.dumps(HERE._replace(host=f"n{rank}")))
-    assert watch.look(seen) is None
+    assert watch.look() is None
     seen.update({rank: entry._replace(told=entry.told - 6 * (rank == 2)) for rank, entry in seen.items()})
-    line = watch.look(seen)["line"]
+    line = watch.look()["line"]
     assert line.startswith("rank 2 on n2 (the gradient of step 5) is gone: nothing was heard for 5 s")
     assert json.loads(watch.store.get("found"))["line"] == line
 
@@ -42,10 +42,10 @@ def test_a_process_that_is_done_is_not_missed(tmp_path: Path) -> None:
     watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=5, still=5)
     for rank in range(2):
         watch.store.set(f"beat/{rank}", json.dumps(HERE._replace(done=rank == 1)))
-    seen: dict[int, Seen] = {}
-    assert watch.look(seen) is None
+    seen = watch.seen
+    assert watch.look() is None
     seen[1] = seen[1]._replace(told=seen[1].told - 100, further=seen[1].further - 100)
-    assert watch.look(seen) is None
+    assert watch.look() is None
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_who_stands_still_is_told_from_those_that_wait(hangs: Beat, why: str, tm
 
 def test_no_process_stands_still_as_long_as_one_gets_further(tmp_path: Path) -> None:
     watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=50, still=5)
-    seen: dict[int, Seen] = {}
+    seen = watch.seen
     for step in range(3):
         watch.store.set("beat/0", json.dumps(HERE._replace(count=step)))
         watch.store.set("beat/1", json.dumps(HERE._replace(count=step, marks=step)))
-        assert watch.look(seen) is None
+        assert watch.look() is None
         seen.update({rank: entry._replace(further=entry.further - 3) for rank, entry in seen.items()})
     seen.update({rank: entry._replace(further=entry.further - 3) for rank, entry in seen.items()})
-    assert "stands still" in watch.look(seen)["line"]
+    assert "stands still" in watch.look()["line"]
 
 
 def test_many_processes_that_are_gone_stay_one_line() -> None:
@@ -288,14 +288,14 @@ def test_a_process_that_stood_still_itself_does_not_say_that_the_others_did(tmp_
     watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=30, still=1000)
     for rank in range(2):
         watch.store.set(f"beat/{rank}", json.dumps(HERE))
-    seen: dict[int, Seen] = {}
-    assert watch.look(seen) is None
+    seen = watch.seen
+    assert watch.look() is None
     # It stood still for 60 s.
     watch.looked -= 60
     seen.update({rank: entry._replace(told=entry.told - 60) for rank, entry in seen.items()})
-    assert watch.look(seen) is None
+    assert watch.look() is None
     seen.update({rank: entry._replace(told=entry.told - 60) for rank, entry in seen.items()})
-    assert "rank 0 on n1 (the gradient of step 5), rank 1 on n1" in watch.look(seen)["line"]
+    assert "rank 0 on n1 (the gradient of step 5), rank 1 on n1" in watch.look()["line"]
 
 
 def test_a_store_that_is_gone_after_this_process_stood_still_is_told_so(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import lightning
 import torch
 
+from videodiff.data.storage.causes import first_line
 from videodiff.parallel.launcher import LOST, SAID, under_torchrun
 
 T = TypeVar("T")
@@ -103,5 +104,5 @@ def lost_rank(trainer: lightning.Trainer, error: RuntimeError) -> BaseException 
         time.sleep(0.1)
     if watch is not None and watch.speaks():
         return SystemExit(LOST)
-    line = str(error).strip().splitlines()[0][:200]
+    line = first_line(error)[:200]
     return LostRank(f"rank {trainer.global_rank} lost another one ({line}); the one that failed first says why")

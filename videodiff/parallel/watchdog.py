@@ -93,7 +93,9 @@ class Watch:
         self.lost, self.still, self.leaving = lost, still, leaving
         self.count, self.marks, self.at = 0, 0, "the start"
         self.cut = self.failed = ""
-        self.seen: dict[int, Seen] = {}
+        # A process that never reports is gone too.
+        now, never = time.monotonic(), Beat(0, 0, "the start", "", False, "an unknown host")
+        self.seen = dict.fromkeys(range(world), Seen(never, now, now))
         self.looked: float | None = None
         self.cut_since: float | None = None
         self.found, self.done = threading.Event(), threading.Event()
@@ -135,10 +137,7 @@ class Watch:
 
     def listen(self) -> dict[str, Any] | None:
         """Return the finding, None when training is done."""
-        now, paused = time.monotonic(), 0.0
-        # A process that never reports is gone too.
-        unheard = Seen(Beat(0, 0, "the start", "", False, "an unknown host"), now, now)
-        self.seen = dict.fromkeys(range(self.world), unheard)
+        paused = 0.0
         while True:
             done = self.done.is_set()
             try:
@@ -147,7 +146,7 @@ class Watch:
                     self.announce({"line": f"rank 0 ended with an error: {self.failed}", "by": None})
                     self.keep_store(SILENT * BEAT_S)
                     return None
-                finding = self.look(self.seen) if self.rank == 0 else self.heard()
+                finding = self.look() if self.rank == 0 else self.heard()
             except (RuntimeError, OSError):
                 return self.without_store(paused)
             self.answered = time.monotonic()
@@ -200,7 +199,7 @@ class Watch:
         self.store.set(f"knows/{self.rank}", "")
         return finding
 
-    def hear(self, seen: dict[int, Seen]) -> float:
+    def hear(self) -> float:
         """Take in the last beats of all processes and return the time."""
         now = time.monotonic()
         # If this process itself stood still, the others had no time to be heard.
@@ -209,25 +208,24 @@ class Watch:
         if self.cut_since is not None:
             self.cut_since += late
         there = [rank for rank in range(self.world) if self.store.check([f"beat/{rank}"])]
-        for rank, entry in seen.items():
-            seen[rank] = entry._replace(told=entry.told + late, further=entry.further + late)
+        for rank, entry in self.seen.items():
+            self.seen[rank] = entry._replace(told=entry.told + late, further=entry.further + late)
         for rank, text in zip(there, self.store.multi_get([f"beat/{rank}" for rank in there]), strict=True):
-            beat, before = Beat(*json.loads(text)), seen.get(rank)
-            if before is None or beat.count != before.beat.count:
-                same = before is not None and beat.marks == before.beat.marks
-                seen[rank] = Seen(beat, now, before.further if same else now)
+            beat, before = Beat(*json.loads(text)), self.seen[rank]
+            if beat.count != before.beat.count:
+                self.seen[rank] = Seen(beat, now, before.further if beat.marks == before.beat.marks else now)
         return now
 
-    def look(self, seen: dict[int, Seen]) -> dict[str, Any] | None:
+    def look(self) -> dict[str, Any] | None:
         """Return which processes are gone or hang, and tell the others."""
-        now = self.hear(seen)
-        running = {rank: entry for rank, entry in seen.items() if not entry.beat.done}
+        now = self.hear()
+        running = {rank: entry for rank, entry in self.seen.items() if not entry.beat.done}
         beats = {rank: entry.beat for rank, entry in running.items()}
         cut = {rank: beat.cut for rank, beat in beats.items() if beat.cut}
         failed = {rank: beat.failed for rank, beat in beats.items() if beat.failed}
         if cut and self.cut_since is None:
             self.cut_since = now
-        limit = self.limit(seen)
+        limit = self.limit()
         gone = [rank for rank, entry in running.items() if now - entry.told > limit]
         if said := [rank for rank in gone if rank in failed]:
             finding = {"line": f"rank {said[0]} ended with an error: {failed[said[0]]}", "by": None}
@@ -242,9 +240,9 @@ class Watch:
         self.announce(finding)
         return finding
 
-    def limit(self, seen: Mapping[int, Seen]) -> float:
+    def limit(self) -> float:
         """Return the seconds without a report after which a process is gone: few if another one met a failure."""
-        trouble = any(entry.beat.cut or entry.beat.failed for entry in seen.values())
+        trouble = any(entry.beat.cut or entry.beat.failed for entry in self.seen.values())
         beats = SILENT_LAUNCHED if PARENT in os.environ else SILENT
         return min(self.lost, beats * BEAT_S) if trouble else self.lost
 
@@ -255,7 +253,7 @@ class Watch:
     def keep_store(self, silent: float) -> None:
         """Return when all know the finding but those that are silent for so long; the store ends with this process."""
         while True:
-            now = self.hear(self.seen)
+            now = self.hear()
             there = [r for r, entry in self.seen.items() if r and not entry.beat.done and now - entry.told <= silent]
             if all(self.store.check([f"knows/{rank}"]) for rank in there):
                 return
@@ -285,7 +283,7 @@ class Watch:
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         if self.rank == 0:
-            self.keep_store(self.limit(self.seen))
+            self.keep_store(self.limit())
         elif finding["by"] is None:
             self.outlive_store()
         self.found.set()
