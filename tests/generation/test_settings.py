@@ -104,6 +104,20 @@ def test_a_clip_with_known_frames_is_guided_by_its_caption_or_by_the_frames(
     torch.testing.assert_close(made, torch.full_like(made, 30.0))
 
 
+def test_clips_with_and_without_known_frames_in_one_batch_are_each_guided_as_alone() -> None:
+    def network(z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        # As above, clip by clip: the first frame of a clip without known ones is at level 1.
+        return (10.0 * (text == 2) + 1.0 * (tau[:, 0] == 0)).view(-1, 1, 1, 1, 1).expand_as(z)
+
+    known, clip = torch.tensor([[True, False, False, False], [False] * 4]), torch.zeros(2, 2, 4, 3, 3)
+    # By the frames 10 + 3 (11 - 10), by the caption 1 + 3 (11 - 1); without known frames by the caption, 3 x 10.
+    for guide, around in (("history", 13.0), ("caption", 31.0)):
+        how = Generation(euler, steps=1, scale=3.0, guide=guide)
+        made = how(asked(network, 2.0, 2.0), noise(2), given(clip, known))
+        torch.testing.assert_close(made[0, :, 1:], torch.full_like(made[0, :, 1:], around))
+        torch.testing.assert_close(made[1], torch.full_like(made[1], 30.0))
+
+
 def test_guidance_is_limited_to_its_interval() -> None:
     world = World()
     Generation(euler, steps=4, scale=2.0, interval=(0.4, 0.8))(asked(world, 0.5), noise(1))

@@ -34,12 +34,14 @@ def classifier_free(
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
     rescale: float = 0.0,
+    clips: Tensor | None = None,
 ) -> Denoise:
     """Push away from the prediction without a caption (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
     `scale` 1 is no guidance. Only frames whose level lies in `interval` are pushed (Kynkaanniemi et al. 2024,
     arXiv 2404.07724); if there are none, the second network call is saved. `rescale` from 0 to 1 moves the spread of
-    each frame back to its spread without guidance (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
+    each frame back to its spread without guidance (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16). clips (b,): which
+    clips are pushed; None: all.
     """
     if scale == 1.0:
         return conditional
@@ -47,6 +49,7 @@ def classifier_free(
     def denoise(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
         x = conditional(z, tau, *rho)
         guided = (tau >= interval[0]) & (tau <= interval[1]) & (tau > 0)
+        guided = guided if clips is None else guided & clips[:, None]
         if not bool(guided.any()):
             return x
         x_null = unconditional(z, tau, *rho)

@@ -57,8 +57,8 @@ class Rollout(NamedTuple):
         """Return settings and caption of a window with new frames from `frame` on; `lead` frames later is the next."""
         begin, caption = max((one for one in ((0, first), *self.later) if one[0] <= frame), key=lambda one: one[0])
         if self.after == "guide" or frame < begin + lead:
-            return generation.by_caption(), caption
-        return generation.by_history(), caption if self.after == "tell" else ""
+            return generation.guided_by("caption"), caption
+        return generation.guided_by("history"), caption if self.after == "tell" else ""
 
 
 def overlap_of(codec: object, window: int, asked: int | None) -> int:

@@ -134,27 +134,22 @@ class Generation:
         """Return the settings as plain values, with the name of the sampler."""
         return {"name": self.sampler.__name__, **{name: getattr(self, name) for name in SETTINGS}}
 
+    @property
+    def history_scale(self) -> float:
+        """The scale of guidance by the known frames; where they guide and have none of their own, the caption's."""
+        return self.scale if self.guide == "history" and self.history == 1.0 else self.history
+
     def without_caption(self) -> Generation:
         """Return these settings for clips that have no caption: guidance by the caption would change nothing."""
         found = copy.copy(self)
-        found.scale = 1.0
+        found.history, found.scale = self.history_scale, 1.0
         return found
 
-    def by_caption(self) -> Generation:
-        """Return these settings with guidance by the caption where frames are known, too."""
+    def guided_by(self, guide: str) -> Generation:
+        """Return these settings with another guide of clips with known frames."""
         found = copy.copy(self)
-        found.guide = "caption"
+        found.guide = guide
         return found
-
-    def by_history(self) -> Generation:
-        """Return these settings with the known frames in the place of the caption: guidance is by them alone."""
-        found = self.without_caption()
-        found.history = self.scale if self.history == 1.0 else self.history
-        return found
-
-    def where_known(self) -> Generation:
-        """Return the settings that hold where frames are known."""
-        return self.by_history() if self.guide == "history" else self
 
     @torch.no_grad()
     def __call__(self, network: Network, noise: Tensor, given: Given | None = None) -> Tensor:
@@ -168,9 +163,10 @@ class Generation:
     def denoise(self, network: Network, noise: Tensor, given: Given) -> Denoise:
         """Return the denoise function with all requested guidance."""
         path, without = network.path, network.without_captions().denoise()
-        how = self.where_known() if bool(given.known.any()) else self
-        denoise = classifier_free(network.denoise(), without, how.scale, self.interval, self.rescale)
-        denoise = with_history(denoise, path, given.known, noise, how.history, self.history_level)
+        # Beside clips with known frames there may be clips without.
+        by_caption = ~given.known.any(1) if self.guide == "history" else None
+        denoise = classifier_free(network.denoise(), without, self.scale, self.interval, self.rescale, by_caption)
+        denoise = with_history(denoise, path, given.known, noise, self.history_scale, self.history_level)
         denoise = reconstructing(denoise, path, given.clip, given.kept, self.reconstruction)
         return holding(denoise, given.clip, given.kept) if bool(given.kept.any()) else denoise
 

@@ -207,7 +207,7 @@ def idle(cfg: DictConfig, order: Order) -> list[str]:
         "rescale": unguided,
         "guide": unknown,
         "history": unknown,
-        "history_level": unknown or ("" if order.generation.where_known().history != 1 else "history=1 is no guidance"),
+        "history_level": unknown or ("" if order.generation.history_scale != 1 else "history=1 is no guidance"),
         "reconstruction": "" if "new" in order.given else "there is no mask=",
         "rollout_caption": single,
         "history_noise": single,
