@@ -56,7 +56,16 @@ def test_pictures_stand_at_the_frames_that_are_named_in_their_order(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("start", "fps", "wanted"),
-    [(0.0, 10.0, [10, 20, 30]), (0.5, 10.0, [60, 70, 80]), (0.5, 5.0, [60, 80, 100]), (-0.3, 10.0, [220, 230, 240])],
+    [
+        (0.0, 10.0, [10, 20, 30]),
+        (0.5, 10.0, [60, 70, 80]),
+        (0.5, 5.0, [60, 80, 100]),
+        (-0.3, 10.0, [220, 230, 240]),
+        # Halfway between two frames: the later ones.
+        (0.25, 10.0, [40, 50, 60]),
+        (0.05, 10.0, [20, 30, 40]),
+        (0.15, 10 / 3, [30, 60, 90]),
+    ],
 )
 def test_a_video_is_taken_from_a_second_of_it(video: str, start: float, fps: float, wanted: list[int]) -> None:
     one = read_footage("given", video)
@@ -75,17 +84,30 @@ def test_white_of_a_mask_is_made_and_black_is_kept(tmp_path: Path) -> None:
     mask = np.zeros((16, 16), np.uint8)
     mask[:, 8:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    new = read_mask(str(tmp_path / "mask.png"), (3, 16, 16))
+    new = read_mask(str(tmp_path / "mask.png"), (3, 16, 16), 8.0, 0.0)
     assert new.shape == (3, 16, 16)
     assert not new[..., :8].any()
     assert new[..., 8:].all()
     frames = np.repeat(mask[None, ..., None], 3, -1)
     (tmp_path / "mask.mp4").write_bytes(encode(np.repeat(frames, 2, 0), 8.0))
-    with pytest.raises(ValueError, match=r"mask: .*mask\.mp4 has 2 frames, expected at least 3, or a picture"):
-        read_mask(str(tmp_path / "mask.mp4"), (3, 16, 16))
+    with pytest.raises(
+        ValueError, match=r"mask: .*mask\.mp4 has 2 frames, expected at least 3 for the frames \[0, 1, 2\]"
+    ):
+        read_mask(str(tmp_path / "mask.mp4"), (3, 16, 16), 8.0, 0.0)
     Image.fromarray(mask * 0).save(tmp_path / "black.png")
     with pytest.raises(ValueError, match="found black everywhere"):
-        read_mask(str(tmp_path / "black.png"), (3, 16, 16))
+        read_mask(str(tmp_path / "black.png"), (3, 16, 16), 8.0, 0.0)
+
+
+def test_a_video_of_a_mask_runs_beside_the_given_one(tmp_path: Path) -> None:
+    # 30 frames a second; the white bar is in column k // 6 of 8 columns of 2 pixels, one for each fifth of a second.
+    frames = np.zeros((48, 16, 16, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        frame[:, number // 6 * 2 : number // 6 * 2 + 2] = 255
+    (tmp_path / "mask.mp4").write_bytes(encode(frames, 30.0, crf=1))
+    for start, first in ((0.0, 0), (0.4, 2), (-0.8, 4)):
+        new = read_mask(str(tmp_path / "mask.mp4"), (4, 16, 16), 5.0, start)
+        assert [np.flatnonzero(one.all(axis=0))[0] // 2 for one in new] == list(range(first, first + 4))
 
 
 @pytest.mark.parametrize(("name", "data"), [("a.png", b"no picture"), ("a.mp4", b"no video"), ("a.mp4", b"")])

@@ -132,6 +132,13 @@ def test_every_mode_keeps_what_is_given_to_the_bit(call: Call, trained: Path, tm
     assert np.array_equal(made[1][[0, -1]], np.stack([first, last]))
     assert np.array_equal(made[3][:, mask == 0], np.repeat(first[mask == 0][None], 4, 0))
     assert not np.array_equal(made[3][:, mask > 0], np.repeat(first[mask > 0][None], 4, 0))
+    status, _, err = call("sample", str(trained), pair, "known=[-1,0]", f"out={tmp_path / 'turned'}", "lossless=true")
+    assert status == 0, err
+    assert np.array_equal(np.load(tmp_path / "turned/000.npy")[[-1, 0]], np.stack([first, last]))
+    # What the JSON says makes the clip again: the pictures in their order, each with its frame.
+    turned = json.loads((tmp_path / "turned/000.json").read_text())
+    assert turned["known"] == [3, 0]
+    assert [Path(one["path"]).stem for one in turned["given"]] == ["first", "last"]
     for wrong, message in (
         ([one, "start=1"], "start: found 1 with pictures alone in given=, expected a video"),
         ([pair, "known=[0,0]"], "known: found [0, 0] for pictures, expected each frame once"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,10 +51,10 @@ def read_footage(key: str, name: str) -> Footage:
     return Footage(name, data, info.frames, info.height, info.width, fps, picture)
 
 
-def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float) -> list[int]:
+def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float, key: str = "given") -> list[int]:
     """Return the frames of a video that a clip shows at these indices; it runs at `fps` and begins at `start` seconds.
 
-    A negative start counts from the end: -1 begins one second before the end.
+    A negative start counts from the end: -1 begins one second before the end. `key` is the setting that names the file.
     """
     if footage.fps is None:
         return [0] * len(numbers)
@@ -63,15 +64,17 @@ def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float
             f"start: found {start:g}, expected -{seconds:g} to {seconds:g}: {footage.name} has so many seconds"
         )
     first = start + seconds if start < 0 else start
-    found = [round((first + number / fps) * footage.fps) for number in numbers]
+    # Halfway between two frames counts from the later one, always: `round` would take every other one twice. The
+    # millionth of a frame forgives the rounding of times.
+    found = [math.floor((first + number / fps) * footage.fps + 0.500001) for number in numbers]
     if len(set(found)) < len(found):
         raise ValueError(
-            f"given: {footage.name} has {footage.fps:g} frames a second, expected at least {fps:g}, the rate of this "
+            f"{key}: {footage.name} has {footage.fps:g} frames a second, expected at least {fps:g}, the rate of this "
             f"clip (fps={footage.fps:g} samples at the rate of the video)"
         )
     if found[-1] >= footage.frames:
         raise ValueError(
-            f"given: {footage.name} has {footage.frames} frames, expected at least {found[-1] + 1} for the frames "
+            f"{key}: {footage.name} has {footage.frames} frames, expected at least {found[-1] + 1} for the frames "
             f"{shown(numbers)} of the clip at {fps:g} a second from {first:g} s"
         )
     return found
@@ -105,12 +108,13 @@ def read_whole(footage: Footage, shape: tuple[int, int, int], fps: float, start:
     return resize(footage.at(frames_at(footage, range(shape[0]), fps, start)), *shape[1:])
 
 
-def read_mask(name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the pixels (t, h, w) of a clip to make: where the mask, a picture or a video, is not black."""
+def read_mask(name: str, shape: tuple[int, int, int], fps: float, start: float) -> np.ndarray:
+    """Return the pixels (t, h, w) of a clip to make: where the mask, a picture or a video, is not black.
+
+    A video runs beside the given one: its frames are taken at the same times.
+    """
     footage = read_footage("mask", name)
-    if footage.fps is not None and footage.frames < shape[0]:
-        raise ValueError(f"mask: {name} has {footage.frames} frames, expected at least {shape[0]}, or a picture")
-    frames = resize(footage.at(range(shape[0])), *shape[1:]).max(axis=-1)
+    frames = resize(footage.at(frames_at(footage, range(shape[0]), fps, start, "mask")), *shape[1:]).max(axis=-1)
     # The edges of a scaled or coded mask are grey.
     new = frames > 127
     if not new.any():

@@ -265,7 +265,7 @@ def given_to(
         found["whole"] = read_whole(given[0], shape, fps, cfg.start)
         found["strength"] = 1.0 if cfg.strength is None else float(cfg.strength)
         if cfg.mask is not None:
-            found["new"] = read_mask(cfg.mask, shape)
+            found["new"] = read_mask(cfg.mask, shape, fps, cfg.start)
     known = list(cfg.known) if cfg.known is not None else [] if around else [0]
     if known:
         found["known"], found["frames"] = read_known(given, known, model.codec, shape, fps, cfg.start)
@@ -281,7 +281,9 @@ def facts_of(cfg: DictConfig, order: Order, given: Sequence[Footage], origin: di
         "sampler": order.generation.settings(),
         "batch": cfg.batch,
     }
-    facts |= {"known": list(order.given.get("known", ())), "given": None}
+    # In the order of the setting: pictures belong to these frames one by one.
+    known = [number % order.shape[0] for number in cfg.known or order.given.get("known", ())]
+    facts |= {"known": known, "given": None}
     if given:
         facts["given"] = given[0].facts() if len(given) == 1 else [one.facts() for one in given]
         facts |= {"start": cfg.start, "strength": cfg.strength}
