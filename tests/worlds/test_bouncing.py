@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videodiff.worlds.bouncing import DIRECTIONS, HELD_OUT, SIZES, SPEEDS, Bouncing
-from videodiff.worlds.flight import bounce, fly, overlap
+from videodiff.worlds.flight import CrampedError, bounce, fly, overlap
 from videodiff.worlds.scene import PALETTE, SIDE
 
 SEEDS = st.integers(0, 2**31)
@@ -70,6 +70,18 @@ def test_a_wall_turns_a_disc_back_at_its_rim():
     assert position[-1, 0, 0] == pytest.approx(8.0)
     assert velocities[-1, 0, 0] == pytest.approx(-2.0)
     assert first == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("radius", [5.6, 5.0, 4.99999])
+def test_a_disc_that_has_no_room_between_the_walls_does_not_bounce_for_ever(radius):
+    with pytest.raises(CrampedError, match=r"found 10[12] contacts in .* expected discs with room to fly"):
+        fly(np.array([[5.0, 5.0]]), np.array([[3.0, 0.0]]), np.array([radius]), np.array([0.0, 1.0]))
+
+
+def test_discs_that_are_squeezed_between_walls_do_not_bounce_for_ever():
+    start, velocity = np.array([[2.5, 5.0], [7.0, 5.0]]), np.array([[1.0, 0.0], [-1.0, 0.0]])
+    with pytest.raises(CrampedError):
+        fly(start, velocity, np.array([2.6, 3.0]), np.array([0.0, 1.0]))
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,13 @@ import numpy as np
 from videodiff.worlds.law import Law
 from videodiff.worlds.scene import SIDE
 
+# Discs with room to fly have fewer contacts than so many at once, and so many more a second.
+AT_ONCE, A_SECOND = 100, 1000
+
+
+class CrampedError(ValueError):
+    """Discs without room to fly: too large for the walls or for each other, they would touch for ever."""
+
 
 def advance(
     law: Law, position: np.ndarray, velocity: np.ndarray, radius: np.ndarray, times: np.ndarray
@@ -35,10 +42,10 @@ def fly(
     """Follow discs of equal density from contact to contact.
 
     position, velocity: (n, 2); radius: (n,); times: increasing, from 0. Returns both as (t, n, 2) and the time of the
-    first contact, infinite where there is none.
+    first contact, infinite where there is none. CrampedError if contacts come without end.
     """
     position, velocity, mass = position.copy(), velocity.copy(), radius**2
-    now, first, positions, velocities = 0.0, np.inf, [], []
+    now, contacts, first, positions, velocities = 0.0, 0, np.inf, [], []
     for time in times:
         while True:
             wait, contact = next_contact(position, velocity, radius, walls)
@@ -46,8 +53,10 @@ def fly(
                 break
             position += wait * velocity
             bounce(position, velocity, mass, contact)
-            now += wait
+            now, contacts = now + wait, contacts + 1
             first = min(first, now)
+            if contacts > AT_ONCE + A_SECOND * now:
+                raise CrampedError(f"discs: found {contacts} contacts in {now:g} s, expected discs with room to fly")
         position += (time - now) * velocity
         now = time
         positions.append(position.copy())

@@ -102,6 +102,16 @@ def disc_at(position: np.ndarray, radius: float = 1.0) -> np.ndarray:
     return render(Scene(position[:, None], still, np.array([radius]), ("red",), 5.0, "", LAW), 32)
 
 
+def test_a_ball_as_large_as_the_world_has_no_flight_and_is_measured_all_the_same() -> None:
+    _, frames = scene_of_one_ball()
+    red = np.broadcast_to(np.array(PALETTE["red"], np.uint8), frames[:5].shape).copy()
+    # Its centre moves to the right, as more and more columns at the left are missing.
+    for number, frame in enumerate(red):
+        frame[:, :number] = frames.max()
+    found = measured("a large red ball moves left slowly", red)
+    assert (found["motion_accuracy"], found["law_error"]) == (0.0, 1.0)
+
+
 def test_a_caption_of_a_later_second_says_what_is_expected_from_there_on() -> None:
     caption, frames = scene_of_one_ball()
     # From the third second on the ball has another colour; in the last one it is of no world.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videodiff.metrics.worlds.captions import Phrase
-from videodiff.worlds.flight import advance
+from videodiff.worlds.flight import CrampedError, advance
 from videodiff.worlds.law import Law
 
 MARGIN = 0.25
@@ -31,19 +31,25 @@ class Flight(NamedTuple):
     speed: float
 
 
-def nearest_flight(position: np.ndarray, radius: np.ndarray, fps: float, law: Law) -> Flight:
-    """Return the flight by the law that comes nearest to the positions (t, n, 2) of balls of these radii (n,)."""
+def nearest_flight(position: np.ndarray, radius: np.ndarray, fps: float, law: Law) -> Flight | None:
+    """Return the flight by the law that comes nearest to the positions (t, n, 2) of balls of these radii (n,).
+
+    None if there is no such flight: a failed sample may show balls that do not fit between the walls.
+    """
     times = np.arange(len(position)) / fps
     mass = radius**2 / (radius**2).sum()
     found = []
     for i, j in combinations(range(len(position)), 2):
         velocity = (position[j] - position[i]) * fps / (j - i)
-        before, _ = advance(law, position[i], -velocity, radius, times[: i + 1])
-        after, _ = advance(law, position[i], velocity, radius, times[: len(times) - i])
+        try:
+            before, _ = advance(law, position[i], -velocity, radius, times[: i + 1])
+            after, _ = advance(law, position[i], velocity, radius, times[: len(times) - i])
+        except CrampedError:
+            continue
         path = np.concatenate([before[:0:-1], after])
         speed = float(np.sqrt(mass @ (velocity**2).sum(axis=-1)))
         found.append(Flight(np.linalg.norm(path - position, axis=-1), speed))
-    return min(found, key=lambda flight: float(flight.distance.max()))
+    return min(found, key=lambda flight: float(flight.distance.max()), default=None)
 
 
 def pace_of(asked: Sequence[Phrase], radius: np.ndarray, law: Law) -> tuple[float, float]:
@@ -61,11 +67,14 @@ def measure_flight(
 
     law_error: the mean distance of the balls from the nearest lawful flight, as a share of the way that they go in
     that time at the speed of the caption. motion_accuracy: 1 if no ball is ever farther from it than a quarter of the
-    way, and the speed is that of the caption, with a quarter of freedom. Unseen balls are wrong: 1 and 0.
+    way, and the speed is that of the caption, with a quarter of freedom. Balls that are unseen, or have no room to fly,
+    are wrong: 1 and 0.
     """
-    if np.isnan(position).any() or not (radius > 0).all():
+    seen = not np.isnan(position).any() and bool((radius > 0).all())
+    flight = nearest_flight(position, radius, fps, law) if seen else None
+    if flight is None:
         return {"law_error": 1.0, "motion_accuracy": 0.0}
-    flight, (low, high) = nearest_flight(position, radius, fps, law), pace_of(asked, radius, law)
+    low, high = pace_of(asked, radius, law)
     way = (low + high) / 2 * (len(position) - 1) / fps
     kept = low * (1 - MARGIN) <= flight.speed <= high * (1 + MARGIN)
     return {
