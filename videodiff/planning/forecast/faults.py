@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from videodiff.planning.forecast.hardware import Cluster
 
-YEAR, BYTES_OF_STATE = 365.25 * 86400, 16
+YEAR = 365.25 * 86400
+# Of a weight in a checkpoint: weight, two moments and average in the state, and the average again in a file of its own.
+BYTES_OF_STATE, BYTES_OF_AVERAGE = 16, 4
 
 
 class Saving(NamedTuple):
@@ -26,23 +28,25 @@ class Saving(NamedTuple):
 
 
 def saving(cluster: Cluster, weights: int, asynchronous: bool = True) -> Saving:
-    """Return the best interval of checkpoints and its cost; state: weights, two moments and average in float32.
+    """Return the best interval of checkpoints and its cost, by AdamW in float32.
 
-    Each process saves its share. With `asynchronous` training waits only for the copy to the host.
+    Each process saves its share of the state, then the first one writes the average. With `asynchronous` training waits
+    only for the copy of the state to the host.
     """
-    size = float(BYTES_OF_STATE * weights)
-    written = size / (1e9 * cluster.storage_gb_per_s * cluster.nodes)
-    copied = size / cluster.world / (1e9 * cluster.host_gb_per_s)
+    state, average = float(BYTES_OF_STATE * weights), float(BYTES_OF_AVERAGE * weights)
+    written = (state / cluster.nodes + average) / (1e9 * cluster.storage_gb_per_s)
+    copied = state / cluster.world / (1e9 * cluster.host_gb_per_s)
     blocked = cluster.stall_s + (copied if asynchronous else written)
     between = YEAR / max(cluster.faults * cluster.world, 1e-9)
     # Two saves must not overlap.
     interval = max(best_interval(blocked, between), written, 1.0)
-    return Saving(size, blocked, written, between, interval, lost(interval, blocked, between, restart(cluster, size)))
+    share = lost(interval, blocked, between, restart(cluster, weights))
+    return Saving(state + average, blocked, written, between, interval, share)
 
 
-def restart(cluster: Cluster, size: float) -> float:
+def restart(cluster: Cluster, weights: int) -> float:
     """Return the seconds from a fault to the next step: the job starts again and reads its state."""
-    return 60 * cluster.restart_minutes + size / (1e9 * cluster.storage_gb_per_s * cluster.nodes)
+    return 60 * cluster.restart_minutes + BYTES_OF_STATE * weights / (1e9 * cluster.storage_gb_per_s * cluster.nodes)
 
 
 def best_interval(blocked: float, between: float) -> float:

@@ -58,11 +58,11 @@ def simulate(step: float, cluster: Cluster, weights: int, days: float, seed: int
             clock, kept, pause = done, kept + saved.interval, pause + saved.blocked
             continue
         repeated, clock, faults = repeated + fault - clock, fault, faults + 1
-        begins = clock + restart(cluster, saved.size)
+        begins = clock + restart(cluster, weights)
         while (fault := clock + draw.exponential(saved.between)) < begins:
             # A fault may also hit a start, which then begins again.
             started += fault - clock
-            clock, faults, begins = fault, faults + 1, fault + restart(cluster, saved.size)
+            clock, faults, begins = fault, faults + 1, fault + restart(cluster, weights)
         started, clock = started + begins - clock, begins
     return Simulated(clock, kept / step, faults, pause, repeated, started)
 
