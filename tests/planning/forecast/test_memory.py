@@ -60,6 +60,19 @@ def test_the_step_of_muon_holds_updates_and_what_it_exchanges(setting: Setting, 
     assert found == pytest.approx(4 * WEIGHTS.matrices * wanted)
 
 
+def test_gloo_gathers_the_steps_of_muon_into_a_copy() -> None:
+    setting, large = Setting("ddp", 2, muon=True, node=2), WEIGHTS._replace(orthogonal=10**9)
+    on_card, on_processor = (step_transient(setting, large, fused) for fused in (True, False))
+    assert on_processor - on_card == 4 * WEIGHTS.matrices
+
+
+def test_ddp_has_its_buckets_twice_for_a_moment_when_little_else_is_there() -> None:
+    # Weights, gradients, two moments, the average: and gradients again.
+    assert at_peak(Setting("ddp", 2), WEIGHTS, P, 0).total == 24 * P
+    assert at_peak(Setting("ddp", 2), WEIGHTS, 10 * P, 0).total == 30 * P
+    assert at_peak(Setting("ddp", 1), WEIGHTS, P, 0).total == 21 * P
+
+
 def test_whole_gradients_stay_where_micro_batches_accumulate() -> None:
     once, twice = (state(Setting("zero1", N, accumulate=a), WEIGHTS).gradients for a in (1, 2))
     assert (once, twice) == (4 * P / N, 4 * P)

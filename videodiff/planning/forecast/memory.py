@@ -134,20 +134,28 @@ def buffers(setting: Setting, weights: Weights) -> float:
 
 
 def step_transient(setting: Setting, weights: Weights, fused: bool) -> float:
-    """Return the bytes that the optimizer needs during its step, beside state and gradients."""
+    """Return the bytes that the optimizer needs during its step, beside state and gradients.
+
+    fused: the step is on a GPU, AdamW's in one kernel.
+    """
     if setting.muon:
         sharing = setting.sharing(weights.orthogonal)
         # All updates; and for the largest group of equal matrices, a third of all (a side of the feed-forward layers),
         # their stack, its normalised form and two products.
         numbers = (1 + 4 / 3) / sharing
         if sharing > 1 and setting.strategy == "ddp":
-            # What it sends, and all gathered steps.
-            numbers = 1 / sharing + 1
+            # What it sends, and all gathered steps; gloo, which gathers on a processor, makes a copy of these.
+            numbers = 1 / sharing + (1 if fused else 2)
         elif sharing > 1 and setting.strategy == "fsdp2":
             # Rows of the updates, its whole matrices, and the rows that it sends and receives.
             numbers = 4 / sharing
         return 4.0 * numbers * weights.matrices
     return 0.0 if fused else 4.0 * weights.largest / 3
+
+
+def orders_anew(setting: Setting, weights: Weights) -> float:
+    """Return the bytes of DDP's second buckets: after the first step it orders gradients anew, while it has the old."""
+    return 4.0 * weights.all if setting.strategy == "ddp" and setting.world > 1 else 0.0
 
 
 def at_peak(setting: Setting, weights: Weights, passes: float, step: float, encoders: float = 0.0) -> Memory:
@@ -158,5 +166,5 @@ def at_peak(setting: Setting, weights: Weights, passes: float, step: float, enco
     """
     held = state(setting, weights)
     grown = setting.weight * weights.all * setting.growing * (0 if setting.strategy.endswith("_offload") else 1)
-    above = max(passes - grown, step, 0.0)
+    above = max(passes - grown, step, orders_anew(setting, weights), 0.0)
     return held._replace(activations=above, encoders=encoders)
