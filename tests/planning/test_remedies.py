@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ def test_a_remedy_fits_and_takes_less(now: Choice, gib: float, count: int, wante
     assert wanted <= set(found)
     assert len(found) <= 3
     assert bool(found) == bool(wanted)
+
+
+def test_no_remedy_names_a_micro_batch_where_the_budget_of_a_step_has_its_number() -> None:
+    # Two micro-batches for two processes; one that shares its clips with the other takes both.
+    training, now = replace(job(), micro_batches=2), Choice("ddp", "none", 1, 1)
+    found = remedies(training, cards(1.2, count=2), now)
+    assert {"recompute=full", "strategy.sequence_parallel=2"} <= set(found)
+    assert not any("data.micro_batch" in words for words in found)
+
+
+def test_a_remedy_names_the_part_of_the_usual_batch() -> None:
+    # Of 16 clips, where another bucket has 8: as many micro-batches of both.
+    found = remedies(replace(job(), stated=16), cards(1.2), Choice("single", "none", 1, 1))
+    assert "data.micro_batch=4" in found
 
 
 @pytest.mark.parametrize("gib", [0.3, 1.2, 2.5, 100])

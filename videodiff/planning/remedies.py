@@ -49,8 +49,8 @@ def overrides(job: Job, cluster: Cluster, now: Choice, then: Choice) -> str:
     ]
     if then.sequence != now.sequence:
         words.append(f"strategy.sequence_parallel={then.sequence}")
-    if (then.accumulate, then.sequence) != (now.accumulate, now.sequence):
-        words.append(f"data.micro_batch={job.batch * then.sequence // (cluster.world * then.accumulate)}")
+    if job.micro_batches is None and (then.accumulate, then.sequence) != (now.accumulate, now.sequence):
+        words.append(f"data.micro_batch={job.micro_batch(cluster.world // then.sequence, then.accumulate)}")
     return " ".join(words)
 
 

@@ -234,7 +234,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     try:
         fit(trainer, module, data)
     except torch.OutOfMemoryError as error:
-        raise ValueError(out_of_memory(cfg, data.accumulate(world), world, error)) from error
+        raise ValueError(out_of_memory(cfg, data, world, error)) from error
 
 
 def go_on_from(folder: Path, data: BatchModule, checkpoint: Path) -> None:
@@ -253,10 +253,10 @@ def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusio
         copies.remove()
 
 
-def out_of_memory(cfg: DictConfig, accumulate: int, world: int, error: Exception) -> str:
+def out_of_memory(cfg: DictConfig, data: BatchModule, world: int, error: Exception) -> str:
     """Return one line that says what did not fit into memory, and which overrides need less by the planner."""
-    sequence = cfg.strategy.get("sequence_parallel", 1)
-    clips = cfg.data.global_batch // (accumulate * (world // sequence))
+    sequence, accumulate = cfg.strategy.get("sequence_parallel", 1), data.accumulate(world)
+    clips = data.global_batch // (accumulate * (world // sequence))
     strategy = HydraConfig.get().runtime.choices.get("strategy") or "auto"
     if strategy == "auto":
         strategy = "ddp" if world > 1 else "single"

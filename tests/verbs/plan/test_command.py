@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
+from videodiff.verbs.config.arguments import spell
+from videodiff.verbs.config.build import build_data
 from videodiff.verbs.config.checking import check_composed
 from videodiff.verbs.config.groups import conf_dir
 
@@ -23,11 +26,13 @@ def line_of(out: str) -> list[str]:
     return shlex.split(out.strip().splitlines()[-1])[2:]
 
 
-def check_line(line: list[str]) -> None:
-    """Raise where videodiff train would not take these overrides."""
+def composed(line: list[str]) -> DictConfig:
+    """Return the configuration of videodiff train by these overrides; raise where it would not take them."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        check_composed("train", compose("train", overrides=line), line)
+        cfg = compose("train", overrides=line)
+        check_composed("train", cfg, line)
+    return cfg
 
 
 def test_a_plan_without_a_dataset_ends_with_a_command_that_trains(tmp_path: Path, call: Call) -> None:
@@ -36,7 +41,7 @@ def test_a_plan_without_a_dataset_ends_with_a_command_that_trains(tmp_path: Path
     )
     assert status == 0, err
     line = line_of(out)
-    check_line(line)
+    composed(line)
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["overrides"] == line
     assert line[:2] == ["experiment=hdvila_256", "model.depth=2"]
@@ -49,6 +54,88 @@ def test_a_plan_without_a_dataset_ends_with_a_command_that_trains(tmp_path: Path
     assert found["days"] == pytest.approx(200_000 * found["step"]["total"] / 86400 / (1 - found["checkpoint"]["lost"]))
     # T5 and the autoencoder are on each card.
     assert found["memory"]["encoders"] == pytest.approx(2e6 * (4762 + 83.7))
+
+
+OWN_NAME = "# @package _global_\ndefaults: [bouncing_cpu, _self_]\nname: mine\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        # 800 tokens are four clips of 200; four micro-batches of them are two for each process.
+        (["data.batch={micro_batches: 4, tokens: 800}"], {"global_batch": 16, "accumulate": 2}),
+        (["data.batch={micro_batches: 1, tokens: 800}"], {"global_batch": 4, "accumulate": 1, "sequence": 2}),
+        # The micro-batch is a part of the usual batch, where a bucket has it: else of what divides all.
+        (["data.buckets=[{SHAPE}, {frames: 1, height: 40, width: 40, global_batch: 4}]"], {"global_batch": 16}),
+        (
+            ["data.buckets=[{SHAPE, global_batch: 8}, {frames: 1, height: 40, width: 40, global_batch: 12}]"],
+            {"global_batch": 4},
+        ),
+        (["data.global_batch=6", "clips=20"], {"max_steps": 3}),
+        (["trainer.max_steps=7", "tokens=16000"], {"max_steps": 5}),
+        (["strategy=zero2", "strategy.reduce_bucket_size=1000", "data.micro_batch=2"], {}),
+        (["~callbacks.samples", "freeze=[text.*]", "trust=[a.b]", "name=two words"], {}),
+        (["experiment=bouncing_flow_map", "start_from=runs/demo"], {"global_batch": 8}),
+        (["experiment=bouncing_progressive", "start_from=runs/demo", "freeze=[denoiser.patch.*]"], {}),
+    ],
+)
+def test_training_takes_the_line_as_it_was_planned(
+    call: Call, tmp_path: Path, world_dataset: Path, how: list[str], wanted: dict[str, int]
+) -> None:
+    recipe = [] if how[0].startswith("experiment=") else ["experiment=bouncing_cpu"]
+    more = [word.replace("SHAPE", "frames: 8, height: 20, width: 20") for word in how]
+    place = [f"data.root={world_dataset}", "data.validation_root=null", f"json={tmp_path / 'plan.json'}"]
+    status, out, err = call("plan", *recipe, *SMALL[:4], "cluster=cpux2", *place, *more)
+    assert status == 0, err
+    line = line_of(out)
+    cfg = composed([spell("train", word, sweeps=False) for word in line])
+    data, found = build_data(cfg), json.loads((tmp_path / "plan.json").read_text())
+    told = found["choice"] | {"global_batch": data.global_batch, "max_steps": cfg.trainer.max_steps}
+    assert data.accumulate(2) == told["accumulate"]
+    assert {name: told[name] for name in wanted} == wanted
+    assert found["steps"] == pytest.approx(cfg.trainer.max_steps, abs=0.5)
+    # What was typed comes back as it was typed.
+    assert {"freeze=[text.*]", "trust=[a.b]", "name=two words"} & set(how) <= set(line)
+
+
+def test_cards_that_micro_batches_do_not_divide_over_are_told(call: Call) -> None:
+    batch = "data.batch={micro_batches: 3, tokens: 800}"
+    status, _, err = call("plan", "experiment=bouncing_cpu", *SMALL, "cluster=cpux2", "cluster.nodes=4", batch)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "found 8 cards for 3 micro-batches" in err
+    assert "set data.batch.micro_batches=8" in err
+
+
+def test_a_folder_of_ones_own_is_part_of_the_line(call: Call, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine/experiment/own.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(OWN_NAME)
+    folder = str(tmp_path / "mine")
+    status, out, err = call("plan", "--config-dir", folder, "experiment=own", *SMALL, "cluster=cpux2")
+    assert status == 0, err
+    line = line_of(out)
+    assert line[:2] == [f"--config-dir={folder}", "experiment=own"]
+    status, _, err = call("train", *line, f"data.root={tmp_path / 'none'}")
+    assert "found no such folder, expected a dataset" in err
+
+
+def test_recompute_of_some_blocks_is_planned_and_told_as_asked(call: Call, tmp_path: Path) -> None:
+    few = ["model.depth=4", "model.width=64", "model.heads=1", "data.batch={micro_batches: 1, tokens: 12800}"]
+    found, kept = {}, {}
+    for every in (1, 2):
+        # So small that only recompute=full fits.
+        words = [
+            "cluster=4090x1",
+            "cluster.memory_gib=1.716",
+            f"recompute.every={every}",
+            f"json={tmp_path / 'p.json'}",
+        ]
+        status, out, err = call("plan", "experiment=bouncing_cpu", *few, *words, f"json={tmp_path / 'p.json'}")
+        assert status == 0, err
+        found[every] = [word for word in line_of(out) if word.startswith("recompute")]
+        kept[every] = json.loads((tmp_path / "p.json").read_text())["memory"]["activations"]
+    assert found == {1: ["recompute=full"], 2: ["recompute=full", "recompute.every=2"]}
+    assert kept[2] > 1.5 * kept[1]
 
 
 def test_what_fits_in_no_way_is_refused_with_what_would_fit(call: Call) -> None:
@@ -144,6 +231,13 @@ def test_a_mistake_in_a_profile_of_ones_own_is_a_line_that_names_the_key(
         (["cluster=cpux2", "calibrate={file}/c.yaml"], "calibrate: {file}/c.yaml: found a place where nothing can be"),
         (["fp8=rowwise"], "fp8: found rowwise, expected none: no profile has a speed of products in FP8"),
         (["cluster=h100x8", "calibrate={file}.yaml"], "calibrate: found no GPU here, expected a H100"),
+        (["resume=runs/demo"], "resume: found runs/demo, expected null: a plan is of a whole training"),
+        (["trainer.precision=64-true"], "trainer.precision: found 64-true, expected one of 32-true, 32, bf16-mixed"),
+        (["experiment=bouncing_flow_map"], "objective.still: found 0 without objective.teacher, expected more"),
+        (["experiment=bouncing_progressive"], "objective.teacher: found none, expected a run to learn from"),
+        (["objective=flow_map"], "model.two_levels: found false, expected true for objective=flow_map"),
+        (["cluster.memory_gib=1"], "cluster.memory_gib: found 1, expected more than cluster.context_gib = 1.5"),
+        (["+cluster.kinds={{add: {{64: 1e9}}}}"], "cluster.kinds: found add, expected products too"),
         (["--config-dir", "{file}"], "--config-dir: found no folder {file}, expected one"),
     ],
 )
@@ -158,7 +252,9 @@ def test_a_mistake_of_the_command_is_told_before_anything_is_traced(
         monkeypatch.setattr(f"videodiff.verbs.plan.command.{name}", traced)
     (tmp_path / "file").write_text("")
     file = str(tmp_path / "file")
-    status, _, err = call("plan", "experiment=bouncing_cpu", *(word.format(file=file) for word in mistake))
+    words = [word.format(file=file) for word in mistake]
+    recipe = [] if words[0].startswith("experiment=") else ["experiment=bouncing_cpu"]
+    status, _, err = call("plan", *recipe, *words)
     assert (status, err.count("\n")) == (1, 1)
     assert message.format(file=file) in err
 

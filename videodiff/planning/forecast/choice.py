@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videodiff.planning.flops import Network, forward, forward_and_backward, recomputed
+from videodiff.planning.flops import Network, forward, forward_and_backward
 from videodiff.planning.forecast.duration import Seconds, of_optimizer, of_passes, of_sent
 from videodiff.planning.forecast.grown import Grown
 from videodiff.planning.forecast.hardware import GIB, Cluster
@@ -72,7 +72,8 @@ class Job:
 
     trace: the operations of the passes of the largest shape, by the level of recompute and whether weights have 16
     bits. latents: whether clips are stored encoded. clip_bytes: the bytes of a clip in storage.
-    teacher: whether a second network of the same size teaches this one.
+    teacher: whether a second network of the same size teaches this one. stated: the global batch that a process's
+    micro-batch is a part of, 0 if it is `batch`. micro_batches: of a step of all processes; None: any number.
     """
 
     network: Network
@@ -86,6 +87,8 @@ class Job:
     latents: bool = False
     encoding: Encoding = NO_ENCODING
     teacher: bool = False
+    stated: int = 0
+    micro_batches: int | None = None
 
     @property
     def largest(self) -> Shape:
@@ -96,6 +99,10 @@ class Job:
     def batch(self) -> int:
         """The largest number that divides the global batch of every shape."""
         return math.gcd(*(shape.global_batch for shape in self.shapes))
+
+    def micro_batch(self, shares: int, accumulate: int) -> int:
+        """Return data.micro_batch for `accumulate` micro-batches of each of `shares` groups of processes."""
+        return (self.stated or self.batch) // (shares * accumulate)
 
 
 class Plan(NamedTuple):
@@ -128,6 +135,8 @@ def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
         if job.batch % shares:
             continue
         for accumulate in divisors(job.batch // shares):
+            if job.micro_batches not in (None, shares * accumulate):
+                continue
             yield from (Choice(s, level, sequence, accumulate) for s in strategies for level in LEVELS)
 
 
@@ -157,14 +166,17 @@ def seconds_of(job: Job, cluster: Cluster, choice: Choice, sent: Sent) -> Second
     setting = setting_of(job, cluster, choice)
     grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
     passes = of_both_passes(grown, cluster, clips / choice.sequence, job.compiled)
-    products, rest = choice.accumulate * passes * (1 + further(job, choice.recompute))
+    if job.network.forwards:
+        # Passes without a gradient recompute nothing.
+        plain = job.trace("none", setting.weight == 2)
+        passes = passes + further(job) * of_both_passes(plain, cluster, clips / choice.sequence, job.compiled)
+    products, rest = choice.accumulate * passes
     rest += choice.accumulate * seen_by_python(job, cluster, choice.recompute, setting.weight == 2)
     hidden = of_sent(sent, cluster, setting, choice.sequence, (products + rest) * 2 / 3)
     engine = cluster.engine_ms.get(choice.strategy, 0.0) * len(job.network.axes)
     optimizer = of_optimizer(setting, grown.weights, cluster) + 1e-3 * (cluster.trainer_ms + engine)
-    encoders = (
-        job.encoding.flops * clips * choice.accumulate / float(cluster.product_rate(np.array([2048]), job.half)[0])
-    )
+    rate = float(cluster.product_rate(np.array([ENCODER_WIDTH]), job.half)[0])
+    encoders = job.encoding.flops * clips * choice.accumulate / rate
     data = max(0.0, waiting(job, cluster) - products - rest - hidden - optimizer - encoders)
     return Seconds(products, rest, hidden, optimizer, encoders, data)
 
@@ -180,11 +192,10 @@ def seen_by_python(job: Job, cluster: Cluster, level: str, halved: bool) -> floa
     return 2e-6 * cluster.dispatch_us * (repeated - once)
 
 
-def further(job: Job, level: str) -> float:
-    """Return the time of passes without a gradient, as a share of the time of the passes that learn."""
+def further(job: Job) -> float:
+    """Return the time of passes without a gradient, as a share of that of passes that learn, without recompute."""
     time, space, alone = job.largest.time, job.largest.space, job.network._replace(forwards=0.0)
-    learning = forward_and_backward(time, space, alone) + recomputed(time, space, alone, level)
-    return job.network.forwards * forward(time, space, alone).total / learning
+    return job.network.forwards * forward(time, space, alone).total / forward_and_backward(time, space, alone)
 
 
 @lru_cache(maxsize=4096)
@@ -268,4 +279,5 @@ def nearest(job: Job, cluster: Cluster, now: Choice) -> Plan | None:
 
 def divisors(number: int) -> list[int]:
     """Return the divisors of a number, the smallest first."""
-    return [d for d in range(1, number + 1) if number % d == 0]
+    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return low + [number // d for d in reversed(low) if d * d != number]

@@ -59,6 +59,19 @@ class Cluster:
     # the bytes that they move; empty where nothing was measured.
     kinds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Raise where figures do not go together."""
+        if self.memory_gib <= self.context_gib:
+            raise ValueError(
+                f"cluster.memory_gib: found {self.memory_gib:g}, expected more than cluster.context_gib = "
+                f"{self.context_gib:g}, which driver and libraries take"
+            )
+        if lacking := [name for name in ("products", "add") if self.kinds and name not in self.kinds]:
+            raise ValueError(
+                f"cluster.kinds: found {', '.join(self.kinds)}, expected {' and '.join(lacking)} too, as "
+                "`videodiff plan calibrate=` writes them"
+            )
+
     @property
     def world(self) -> int:
         """The number of cards of all nodes, a process each."""

@@ -44,12 +44,9 @@ def find_start(cfg: DictConfig) -> Start | None:
 
 def find_teacher(cfg: DictConfig, objective: Objective) -> None:
     """Load the teacher of an objective that has one; a run that goes on needs it as a new one does."""
-    if isinstance(objective, FlowMap):
-        check_learns(objective)
+    check_taught(objective)
     if not objective.taught:
         return
-    if objective.teacher is None:
-        raise ValueError("objective.teacher: found none, expected a run to learn from, as start_from= names it")
     place = Path(objective.teacher)
     run, checkpoint = (place.parent.parent, str(place)) if (place / RECORD).is_file() else (place, None)
     before, teacher, _ = load_run(run, checkpoint, cfg.trust)
@@ -60,6 +57,14 @@ def find_teacher(cfg: DictConfig, objective: Objective) -> None:
         )
     check_words(cfg, before, run)
     objective.network = teacher.denoiser.requires_grad_(False)
+
+
+def check_taught(objective: Objective) -> None:
+    """Raise if an objective needs a teacher and none is named."""
+    if isinstance(objective, FlowMap):
+        check_learns(objective)
+    if objective.taught and objective.teacher is None:
+        raise ValueError("objective.teacher: found none, expected a run to learn from, as start_from= names it")
 
 
 def check_learns(objective: FlowMap) -> None:

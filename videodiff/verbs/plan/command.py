@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +20,29 @@ from videodiff.planning.forecast.hardware import Cluster
 from videodiff.planning.forecast.pages import as_json, as_text
 from videodiff.planning.remedies import overrides
 from videodiff.printing import say
-from videodiff.verbs.plan.job import job_of
+from videodiff.verbs.config.arguments import Arguments, split
+from videodiff.verbs.config.build import check_two_levels
+from videodiff.verbs.config.checking import config_dirs
+from videodiff.verbs.config.origin import check_taught
+from videodiff.verbs.config.stored import key_of
+from videodiff.verbs.plan.job import every_of, job_of
 from videodiff.verbs.plan.measure import measure
 
 # Keys of the command line that only this verb has.
-OWN = ("cluster", "calibrate", "clips", "tokens", "clip_mb", "json", "trust", "resume", "checkpoint")
+OWN = ("cluster", "calibrate", "clips", "tokens", "clip_mb", "json", "resume", "checkpoint")
 # Keys that the plan decides.
 DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "data.micro_batch")
+# Precisions whose memory and speed the plan knows.
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 
 
 def run(cfg: DictConfig) -> None:
     """Print the best plan, and write it as JSON if asked; raise if no plan fits."""
-    if cfg.clips is not None and cfg.tokens is not None:
-        raise ValueError(f"clips: found {cfg.clips:g} beside tokens={cfg.tokens:g}, expected one budget")
     for name in [name for name in ("json", "calibrate") if cfg[name] is not None]:
         check_writable(name, Path(cfg[name]))
     cluster = instantiate(cfg.cluster)
-    if cfg.fp8.recipe != "none":
-        raise ValueError(
-            f"fp8: found {cfg.fp8.recipe}, expected none: no profile has a speed of products in FP8; plan without "
-            "fp8=, which takes about the same memory"
-        )
+    cluster.check()
+    check(cfg)
     if cfg.calibrate:
         return calibrate(cluster, Path(cfg.calibrate))
     job = job_of(cfg, cluster.cpu)
@@ -51,11 +55,37 @@ def run(cfg: DictConfig) -> None:
     if cfg.json:
         write_whole(Path(cfg.json), f"{json.dumps(found, indent=2)}\n".encode())
     say(as_text(str(cfg.name), job, cluster, plan, found))
+    if any(not pattern.startswith("text.") for pattern in cfg.freeze):
+        say("freeze        the plan takes all weights of the denoiser as trained: frozen ones need less than this")
     if isinstance(now, str):
         say(f"as it stands  it cannot run: {now}")
     elif now is not None:
         say(told(now, nearest(job, cluster, now.choice), job, cluster))
     say(f"\nvideodiff train {shlex.join(line)}")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise where a plan is asked for that cannot be made, or where training would refuse the configuration."""
+    if cfg.clips is not None and cfg.tokens is not None:
+        raise ValueError(f"clips: found {cfg.clips:g} beside tokens={cfg.tokens:g}, expected one budget")
+    for name in [name for name in ("resume", "checkpoint") if cfg[name] is not None]:
+        raise ValueError(
+            f"{name}: found {cfg[name]}, expected null: a plan is of a whole training; give the overrides of the run, "
+            "which are in its overrides.yaml"
+        )
+    if cfg.fp8.recipe != "none":
+        raise ValueError(
+            f"fp8: found {cfg.fp8.recipe}, expected none: no profile has a speed of products in FP8; plan without "
+            "fp8=, which takes about the same memory"
+        )
+    if str(cfg.trainer.precision) not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision: found {cfg.trainer.precision}, expected one of {', '.join(PRECISIONS)}: the plan "
+            "knows neither memory nor speed of others"
+        )
+    objective = instantiate(cfg.objective)
+    check_two_levels(cfg, objective)
+    check_taught(objective)
 
 
 def calibrate(like: Cluster, path: Path) -> None:
@@ -83,27 +113,33 @@ def budget(cfg: DictConfig, job: Job) -> float:
 
 def override_line(cfg: DictConfig, job: Job, cluster: Cluster, plan: Plan) -> list[str]:
     """Return the overrides of videodiff train that run the plan: those of the user, then those of the plan."""
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    kept = [
-        o for o in given if (key := o.lstrip("+~").partition("=")[0]).partition(".")[0] not in OWN and not decided(key)
-    ]
-    shares = cluster.world // plan.choice.sequence
+    typed = split(sys.argv[2:]) if HydraConfig.initialized() else Arguments([], [])
+    limited = cfg.clips is not None or cfg.tokens is not None
+    decided = (*DECIDED, "trainer.max_steps") if limited else DECIDED
+    kept = [o for o in typed.overrides if (key := key_of(o)).partition(".")[0] not in OWN and not within(key, decided)]
+    choice, level = plan.choice, plan.choice.recompute
     line = [
+        *(f"--config-dir={folder}" for folder in config_dirs(typed)),
         *kept,
         f"trainer.num_nodes={cluster.nodes}",
         f"trainer.devices={cluster.cards}",
-        f"strategy={plan.choice.strategy}",
-        f"recompute={plan.choice.recompute}",
-        f"data.micro_batch={job.batch // (shares * plan.choice.accumulate)}",
+        f"strategy={choice.strategy}",
+        f"recompute={level}",
     ]
-    if plan.choice.strategy != "single":
-        line.append(f"strategy.sequence_parallel={plan.choice.sequence}")
+    if level != "none" and every_of(cfg) > 1:
+        line.append(f"recompute.every={every_of(cfg)}")
+    if job.micro_batches is None:
+        line.append(f"data.micro_batch={job.micro_batch(cluster.world // choice.sequence, choice.accumulate)}")
+    if choice.strategy != "single":
+        line.append(f"strategy.sequence_parallel={choice.sequence}")
+    if limited:
+        line.append(f"trainer.max_steps={max(1, round(budget(cfg, job)))}")
     return line
 
 
-def decided(key: str) -> bool:
-    """Tell whether the plan decides a key."""
-    return any(key == name or key.startswith(f"{name}.") for name in DECIDED)
+def within(key: str, names: Sequence[str]) -> bool:
+    """Tell whether a key is one of these, or lies below one of them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
@@ -121,11 +157,24 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
             f"denoiser, on nodes of {cluster.cards} cards"
         )
     shares = cluster.world // sequence
-    micro = cfg.data.get("micro_batch") or job.batch // shares
-    if not micro or job.batch % (shares * micro):
-        return f"batches of {job.batch} clips do not divide over {shares} processes with {micro or 1} clips each"
+    accumulate = accumulated(cfg, job, shares)
+    if isinstance(accumulate, str):
+        return accumulate
     level = cfg.recompute.level if cfg.get("recompute") else "none"
-    return evaluate(job, cluster, Choice(strategy, level, sequence, job.batch // (shares * micro)))
+    return evaluate(job, cluster, Choice(strategy, level, sequence, accumulate))
+
+
+def accumulated(cfg: DictConfig, job: Job, shares: int) -> int | str:
+    """Return the micro-batches of each of `shares` groups of processes in a step, or why they do not divide."""
+    if job.micro_batches is not None:
+        accumulate, rest = divmod(job.micro_batches, shares)
+        return f"{job.micro_batches} micro-batches do not divide over {shares} processes" if rest else accumulate
+    stated = job.stated or job.batch
+    micro = cfg.data.get("micro_batch") or stated // shares
+    accumulate, rest = divmod(stated, shares * max(micro, 1))
+    if not micro or rest or job.batch % (shares * accumulate):
+        return f"batches of {job.batch} clips do not divide over {shares} processes with {micro or 1} clips each"
+    return accumulate
 
 
 def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
@@ -140,6 +189,11 @@ def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
 def refusal(job: Job, cluster: Cluster) -> str:
     """Return the message that says why no plan fits, and the smallest change of cluster or data that helps."""
     smallest, room = least(job, cluster), f"{cluster.room / 2**30:.1f} GiB of a {cluster.card}"
+    if smallest is None and job.micro_batches is not None:
+        return (
+            f"cluster: found {cluster.world} cards for {job.micro_batches} micro-batches, expected a number of cards, "
+            f"or of groups that share a clip, that divides them; set data.batch.micro_batches={cluster.world}"
+        )
     if smallest is None:
         return (
             f"cluster: found {cluster.world} cards for batches of {job.batch} clips, expected a number of cards, or of "

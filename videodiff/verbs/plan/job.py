@@ -67,21 +67,17 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     words = cfg.text.get("max_words") or cfg.text.get("max_length")
     network = network_of_job(cfg, codec, (words, text.shape))
     unit = [size * patch for size, patch in zip(codec.shape[1], cfg.model.patch, strict=True)]
-    buckets = buckets_of(cfg)
-    sizes = sizes_of(cfg, buckets, unit, network)
-    shapes = [
-        Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size)
-        for b, size in zip(buckets, sizes, strict=True)
-    ]
-    largest = buckets[max(range(len(shapes)), key=lambda n: shapes[n].tokens * shapes[n].global_batch)]
+    batches = batches_of(cfg, unit, network)
+    shapes = [Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size) for b, size in batches]
+    largest = batches[max(range(len(shapes)), key=lambda n: shapes[n].tokens * shapes[n].global_batch)][0]
     latent = (codec.shape[0], *latent_size(largest, codec.shape[1]))
-    half = str(cfg.trainer.precision).startswith("bf16")
+    half = str(cfg.trainer.precision).startswith(("bf16", "16"))
 
     @cache
     def trace(level: str, halved: bool) -> Grown:
         make = maker(cfg, level, latent, network, Precision(half, halved))
         parts = [OmegaConf.to_yaml(cfg[part], resolve=False) for part in ("model", "objective") if cfg.get(part)]
-        key = (*parts, network, cycle_of(cfg), latent, level, half, halved, cpu)
+        key = (*parts, network, every_of(cfg), cycle_of(cfg), latent, level, half, halved, cpu)
         if key not in TRACED:
             with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else norms_by_one_kernel():
                 TRACED[key] = traced(make, cycle_of(cfg), cfg.model.depth)
@@ -99,6 +95,8 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         latents="latent" in delivered(cfg),
         encoding=encoding(cfg, codec, text, largest, words),
         teacher=instantiate(cfg.objective).taught,
+        stated=stated_of(cfg, [size for _, size in batches]),
+        micro_batches=cfg.data.batch.micro_batches if cfg.data.get("batch") else None,
     )
 
 
@@ -121,10 +119,14 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
     )
 
 
+def every_of(cfg: DictConfig) -> int:
+    """Return which blocks recompute repeats: every k-th one."""
+    return cfg.recompute.every if cfg.get("recompute") else 1
+
+
 def cycle_of(cfg: DictConfig) -> int:
     """Return the number of blocks after which the pattern of axes, of captions and of recompute repeats."""
-    every = cfg.recompute.every if cfg.get("recompute") else 1
-    return min(math.lcm(len(cfg.model.axes), len(cfg.model.captioned), every), cfg.model.depth)
+    return min(math.lcm(len(cfg.model.axes), len(cfg.model.captioned), every_of(cfg)), cfg.model.depth)
 
 
 def delivered(cfg: DictConfig) -> set[str]:
@@ -152,29 +154,36 @@ def encoder(name: str, part: DictConfig) -> Encoder:
     return UNKNOWN[name]._replace(shape=shape if name == "codec" else shape[1])
 
 
-def buckets_of(cfg: DictConfig) -> list[Bucket]:
-    """Return the buckets of all stages of a training."""
-    data = cfg.data
-    listed = [b for stage in data.get("stages") or [] for b in stage.get("buckets") or []]
-    listed = listed or list(data.get("buckets") or []) or [data]
-    return list(dict.fromkeys(Bucket(b.frames, b.height, b.width) for b in listed))
+def batches_of(cfg: DictConfig, unit: list[int], network: Network) -> list[tuple[Bucket, int]]:
+    """Return the buckets of all stages of a training, each with its global batch; equal ones count once."""
+    data, found = cfg.data, []
+    single = [{"frames": data.frames, "height": data.height, "width": data.width}]
+    listed = [stage.get("buckets") or [] for stage in data.get("stages") or []]
+    budget = budget_of(cfg, unit, network)
+    for rules in listed if any(listed) else [data.get("buckets") or single]:
+        buckets = [Bucket(rule["frames"], rule["height"], rule["width"]) for rule in rules]
+        usual = budget.sizes(buckets) if budget else [data.global_batch] * len(buckets)
+        given = [rule.get("global_batch") for rule in rules]
+        found += [(bucket, own or size) for bucket, own, size in zip(buckets, given, usual, strict=True)]
+    return list(dict.fromkeys(found))
 
 
-def sizes_of(cfg: DictConfig, buckets: list[Bucket], unit: list[int], network: Network) -> list[int]:
-    """Return the global batch of each bucket."""
-    if cfg.data.get("batch"):
+def budget_of(cfg: DictConfig, unit: list[int], network: Network) -> Budget | None:
+    """Return the budget of a step, None if global batches are given."""
+    if not cfg.data.get("batch"):
+        return None
 
-        def cost(bucket: Bucket) -> Cost:
-            time, space = bucket.tokens(unit)
-            return Cost(forward(time, space, network).total, time * space)
+    def cost(bucket: Bucket) -> Cost:
+        time, space = bucket.tokens(unit)
+        return Cost(forward(time, space, network).total, time * space)
 
-        return Budget(cfg.data.batch.micro_batches, cfg.data.batch.tokens, cost).sizes(buckets)
-    given = {
-        (b.frames, b.height, b.width): b.get("global_batch")
-        for stage in [cfg.data, *(cfg.data.get("stages") or [])]
-        for b in stage.get("buckets") or []
-    }
-    return [given.get((b.frames, b.height, b.width)) or cfg.data.global_batch for b in buckets]
+    return Budget(cfg.data.batch.micro_batches, cfg.data.batch.tokens, cost)
+
+
+def stated_of(cfg: DictConfig, sizes: Sequence[int]) -> int:
+    """Return the global batch that data.micro_batch is a part of, as the data modules choose it."""
+    whole = cfg.data.global_batch
+    return math.gcd(*sizes) if cfg.data.get("urls") or whole not in sizes else whole
 
 
 def latent_size(bucket: Bucket, compression: tuple[int, int, int]) -> list[int]:
