@@ -14,6 +14,12 @@ def test_mean_and_standard_error_are_those_of_the_sample():
     assert stderr == pytest.approx(np.sqrt((4 + 1 + 0 + 9) / 3) / 2)
 
 
+@pytest.mark.parametrize("value", [54.151403521958734, 0.1, 1 / 3])
+def test_equal_values_have_exactly_no_error(value):
+    # The cap of PSNR, for one. Summed up and divided they are a rounding error off.
+    assert all(mean_and_error([value] * number) == (value, 0.0) for number in range(2, 300))
+
+
 def test_one_value_has_no_standard_error():
     assert mean_and_error([0.5]) == (0.5, None)
 

@@ -56,6 +56,15 @@ def test_the_last_evaluation_of_the_same_thing_counts_and_every_one_is_kept(tmp_
     assert len(board.read_text().splitlines()) == 3
 
 
+def test_evaluations_of_one_run_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "a", velocity_error=0.5)
+    add(board, "a", steps=8, velocity_error=0.25)
+    add(board, "b", steps=8, velocity_error=0.75)
+    head = (tmp_path / "leaderboard.md").read_text().splitlines()[2]
+    assert head == "| figure | a 000100, 8 clips, steps 4 | a 000100, 8 clips, steps 8 | b 000100, 8 clips |"
+
+
 def test_each_dataset_has_its_own_table(tmp_path: Path) -> None:
     board = tmp_path / "leaderboard.jsonl"
     add(board, "a", velocity_error=0.5)
@@ -68,7 +77,22 @@ def test_each_dataset_has_its_own_table(tmp_path: Path) -> None:
     assert "**" not in text
 
 
-@pytest.mark.parametrize("broken", ['{"run": "half', "[]", "\x00", json.dumps({"metrics": {}, "figures": {}})])
+ROW = {"run": "other", "checkpoint": "000100", "dataset": "d", "clips": 8, "given_frames": 3, "seed": 0, "sampler": {}}
+ROW |= {"metrics": METRICS, "figures": {"velocity_error": 0.5}, "errors": {"velocity_error": 0.1}}
+
+
+def row_without(name: str) -> str:
+    return json.dumps({key: value for key, value in ROW.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *('{"run": "half', "[]", "\x00", json.dumps({"metrics": {}, "figures": {}}), row_without("errors")),
+        *(json.dumps({**ROW, "errors": each}) for each in (None, [0.1], {"velocity_error": "0.1"})),
+        *(json.dumps({**ROW, "figures": {"velocity_error": each}}) for each in ("0.5", None, float("nan"))),
+    ],
+)
 def test_a_damaged_line_costs_itself_and_is_counted(tmp_path: Path, broken: str) -> None:
     board = tmp_path / "leaderboard.jsonl"
     add(board, "a", velocity_error=0.5)

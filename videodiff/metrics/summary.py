@@ -21,6 +21,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
         )
     if numbers.size == 1:
         return float(numbers[0]), None
+    # The mean of equal numbers is rounded, and an error of that size would have all digits of both printed.
+    if (numbers == numbers[0]).all():
+        return float(numbers[0]), 0.0
     return float(numbers.mean()), float(numbers.std(ddof=1) / np.sqrt(numbers.size))
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from videodiff import __version__
 from videodiff.data.storage.files import check_writable, write_whole
-from videodiff.metrics.metric import Quantity, read_quantity
+from videodiff.metrics.metric import Quantity, is_number, read_quantity
 from videodiff.report.markdown import escaped, frame, line
 from videodiff.report.table import rounded
 
@@ -99,8 +99,10 @@ def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             row = json.loads(text)
             quantities = {name: read_quantity(row["metrics"][name], name) for name in row["figures"]}
+            if not all(is_number(number) for part in ("figures", "errors") for number in row[part].values()):
+                raise ValueError("found no number, expected one for each figure and each error")
             key = json.dumps([row[name] for name in IDENTITY], sort_keys=True)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             damaged += 1
             continue
         rows.pop(key, None)
@@ -118,9 +120,27 @@ def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
             lines += [f"The last {MOST_COLUMNS} of {len(mine)} evaluations.", ""]
         mine = mine[-MOST_COLUMNS:]
         meaning = {name: quantity for row in mine for name, quantity in row["metrics"].items()}
-        lines += frame(["figure", *(f"{row['run']} {row['checkpoint']}, {row['clips']} clips" for row in mine)])
+        lines += frame(["figure", *headings(mine)])
         lines += [figure(name, quantity, mine) for name, quantity in meaning.items()]
     return lines
+
+
+def headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the heading of each column: run, checkpoint and clips, and what tells it from others of the same."""
+    plain = [f"{row['run']} {row['checkpoint']}, {row['clips']} clips" for row in rows]
+    found = []
+    for row, heading in zip(rows, plain, strict=True):
+        twins = [settings_of(other) for other, same in zip(rows, plain, strict=True) if same == heading]
+        own = settings_of(row)
+        differing = [name for name in own if any(twin.get(name) != own[name] for twin in twins)]
+        found.append(heading + "".join(f", {name} {own[name]}" for name in differing))
+    return found
+
+
+def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an evaluation that its heading does not name."""
+    sampler = row["sampler"] if isinstance(row["sampler"], dict) else {"sampler": row["sampler"]}
+    return {"given": row["given_frames"], "seed": row["seed"], **sampler}
 
 
 def figure(name: str, quantity: Quantity, rows: list[dict[str, Any]]) -> str:
