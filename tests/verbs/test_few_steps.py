@@ -95,6 +95,17 @@ def test_a_run_of_half_the_steps_learns_from_its_teacher_and_goes_on_with_it(
     assert latest_checkpoint(run).name == "step_00000003"
 
 
+def test_a_teacher_of_another_path_teaches_nothing(call: Call, teacher: Path, world_dataset: Path) -> None:
+    run = teacher.with_name("other_path")
+    half = ["objective=progressive", "objective.prediction=x", "path=cosine", f"start_from={teacher}", f"run={run}"]
+    status, _, err = call("train", *tiny(world_dataset), *half)
+    assert (status, err.count("\n")) == (1, 1), err
+    assert (
+        "whose answers mean something else: path._target_ 'videodiff.diffusion.path.Cosine' (source: 'videodiff." in err
+    )
+    assert not (run / "config.yaml").exists()
+
+
 def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
     call: Call, teacher: Path, world_dataset: Path, tmp_path: Path
 ) -> None:

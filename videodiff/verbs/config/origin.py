@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from videodiff.diffusion.flow_map import FlowMap
 from videodiff.diffusion.objective import Objective
+from videodiff.shipped.runs import find_run
 from videodiff.text.words import read_words
 from videodiff.training.start import Start, find_source
 from videodiff.training.state.checkpoint import RECORD
@@ -19,6 +20,8 @@ from videodiff.verbs.config.build import fill_text, load_run, read_run, shape_of
 
 # What makes a sample beside weights and network: other values there make other samples.
 SAMPLES = ("path", "objective.prediction", "sampler", "codec", "text", "data.frames", "data.height", "data.width")
+# What a network's answer means: another one teaches something else.
+TAUGHT = ("path", "codec._target_", "text._target_")
 # Of these settings no sample depends: they decide which captions are refused.
 NO_MATTER = ("text.long", "text.unknown")
 
@@ -47,7 +50,7 @@ def find_teacher(cfg: DictConfig, objective: Objective) -> None:
     check_taught(objective)
     if not objective.taught:
         return
-    place = Path(objective.teacher)
+    place = find_run(objective.teacher)
     run, checkpoint = (place.parent.parent, str(place)) if (place / RECORD).is_file() else (place, None)
     before, teacher, _ = load_run(run, checkpoint, cfg.trust)
     if teacher.objective.prediction != objective.prediction:
@@ -56,6 +59,8 @@ def find_teacher(cfg: DictConfig, objective: Objective) -> None:
             f"{objective.teacher} predicts"
         )
     check_words(cfg, before, run)
+    if (line := next(unlike(cfg, before, TAUGHT), None)) is not None:
+        raise ValueError(f"objective.teacher: found {run}, whose answers mean something else: {line}")
     objective.network = teacher.denoiser.requires_grad_(False)
 
 
@@ -104,9 +109,9 @@ def network_of(cfg: DictConfig) -> nn.Module:
     return instantiate(cfg.model, channels=channels, text_width=width)
 
 
-def unlike(cfg: DictConfig, before: DictConfig) -> Iterator[str]:
-    """Yield a line for each setting of samples that is not that of the source."""
-    for key in SAMPLES:
+def unlike(cfg: DictConfig, before: DictConfig, keys: Sequence[str] = SAMPLES) -> Iterator[str]:
+    """Yield a line for each setting, of samples where no others are named, that is not that of the source."""
+    for key in keys:
         new, old = (flat(OmegaConf.select(one, key), key) for one in (cfg, before))
         for name in sorted(new.keys() | old.keys()):
             if new.get(name) != old.get(name) and name not in NO_MATTER:
