@@ -172,6 +172,23 @@ def test_a_key_that_the_chosen_schedule_does_not_take_is_named(
     assert status == 0
 
 
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        (["text=t5"], "(~text.width ~text.max_words remove what the recipe sets)"),
+        (["text=t5", "schedule=constant"], "(~text.width ~text.max_words ~schedule.decay remove what the recipe sets)"),
+        (["objective=latent", "schedule=constant"], "(~schedule.decay removes it)"),
+    ],
+)
+def test_all_that_a_recipe_leaves_over_is_told_at_once(call: Call, chosen: list[str], told: str) -> None:
+    words = ["plan", "experiment=uniform_gpu", "model.depth=2", "model.width=64", "model.heads=1", *chosen]
+    status, _, err = call(*words)
+    assert (status, err.count("\n")) == (1, 1)
+    assert told in err
+    status, _, err = call(*words, *(word for word in told.strip("()").split() if word.startswith("~")))
+    assert status == 0, err
+
+
 def test_a_reader_may_stop_reading(trained: Path) -> None:
     reader = f"{sys.executable} -m videodiff inspect runs/small | head -n 1"
     done = subprocess.run(["sh", "-c", reader], cwd=trained, capture_output=True, text=True, check=True)

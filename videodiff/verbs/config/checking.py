@@ -131,10 +131,14 @@ def flat_keys(node: object, prefix: str = "") -> Iterator[str]:
 def check_composed(verb: str, cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Raise if a value is missing, has the wrong kind, or lies outside its range."""
     tree = plain(cfg, overrides)
-    for fault in faults(verb, tree):
-        # Keys of conf/ itself count as known.
-        if not fault.no_key or any(touches(key_of(override), fault.place) for override in overrides):
-            raise ValueError(explain(fault, overrides))
+    # Keys of conf/ itself count as known.
+    found = [
+        fault
+        for fault in faults(verb, tree)
+        if not fault.no_key or any(touches(key_of(override), fault.place) for override in overrides)
+    ]
+    if found:
+        raise ValueError(explain(found[0], overrides, left_over(found, overrides)))
     for key in missing(verb, tree):
         raise ValueError(f"{key}: found nothing, expected {key}=<{what(verb, key)}>")
 
@@ -181,13 +185,20 @@ def value_at(node: Any, key: Any, overrides: Sequence[str]) -> Any:
         ) from error
 
 
-def explain(fault: Fault, overrides: Sequence[str]) -> str:
-    """Return a fault as a line that names the override behind it."""
+def left_over(found: Sequence[Fault], overrides: Sequence[str]) -> list[str]:
+    """Return the keys that a recipe sets and that the chosen options do not take."""
+    given = [key_of(override) for override in overrides]
+    return [fault.place for fault in found if fault.no_key and fault.place not in given and "[" not in fault.place]
+
+
+def explain(fault: Fault, overrides: Sequence[str], left: Sequence[str] = ()) -> str:
+    """Return a fault as a line that names the override behind it, and what removes all keys that are left over."""
     said = f"found {shown(fault.found)}, expected {fault.expected}"
     if fault.no_key:
         said = f"found no key {fault.place!r}; {fault.expected}"
-        if fault.place not in map(key_of, overrides) and "[" not in fault.place:
-            said += f" (~{fault.place} removes it)"
+        if fault.place in left:
+            words = " ".join(f"~{place}" for place in left)
+            said += f" ({words} {'removes it' if len(left) == 1 else 'remove what the recipe sets'})"
     for override in reversed(overrides):
         key = key_of(override)
         if touches(key, fault.place):
