@@ -119,6 +119,14 @@ def test_a_folder_of_ones_own_is_part_of_the_line(call: Call, tmp_path: Path) ->
     assert "found no such folder, expected a dataset" in err
 
 
+def test_each_plan_of_a_sweep_has_a_line_of_its_own(call: Call, cwd: Path) -> None:
+    status, out, err = call("plan", "experiment=bouncing_cpu", *SMALL[1:], "cluster=cpux2", "model.depth=2,4", "-m")
+    assert status == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("videodiff train ")]
+    assert ["model.depth=2" in lines[0], "model.depth=4" in lines[1], len(lines)] == [True, True, 2]
+    assert not any("2,4" in line or "-m " in line for line in lines)
+
+
 def test_recompute_of_some_blocks_is_planned_and_told_as_asked(call: Call, tmp_path: Path) -> None:
     few = ["model.depth=4", "model.width=64", "model.heads=1", "data.batch={micro_batches: 1, tokens: 12800}"]
     found, kept = {}, {}

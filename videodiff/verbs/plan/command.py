@@ -116,7 +116,9 @@ def override_line(cfg: DictConfig, job: Job, cluster: Cluster, plan: Plan) -> li
     typed = split(sys.argv[2:]) if HydraConfig.initialized() else Arguments([], [])
     limited = cfg.clips is not None or cfg.tokens is not None
     decided = (*DECIDED, "trainer.max_steps") if limited else DECIDED
-    kept = [o for o in typed.overrides if (key := key_of(o)).partition(".")[0] not in OWN and not within(key, decided)]
+    # A job of a sweep has a value of its own where several were typed.
+    given = HydraConfig.get().overrides.task if typed.has("--multirun") else typed.overrides
+    kept = [o for o in given if (key := key_of(o)).partition(".")[0] not in OWN and not within(key, decided)]
     choice, level = plan.choice, plan.choice.recompute
     line = [
         *(f"--config-dir={folder}" for folder in config_dirs(typed)),
