@@ -42,6 +42,13 @@ def test_clips_of_a_prompt_are_numbered_by_their_names_and_missing_ones_are_told
     assert [place.name for place in missing] == ["a dog running happily-3.mp4", "a dog running happily-4.mp4"]
 
 
+def test_spaces_around_a_prompt_of_the_list_belong_to_the_name_alone() -> None:
+    info = [{"prompt_en": " a red ball ", "dimension": ["color"]}]
+    files, missing = by_prompt(vbench(info), [Made(Path(f"{number}.mp4"), "a red ball") for number in range(5)])
+    assert files == {f" a red ball -{number}.mp4": Path(f"{number}.mp4") for number in range(5)}
+    assert not missing
+
+
 @pytest.mark.parametrize("prompt", ["a/b", "x" * 260, "a\0b", "a\ud800b"])
 def test_a_prompt_that_can_be_no_name_of_a_file_is_refused(prompt: str) -> None:
     with pytest.raises(ValueError, match=r"info: found the prompt .*, expected one that can be the name of a file"):

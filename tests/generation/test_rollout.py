@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from videodiff.codec.pixels import Pixels
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import euler
-from videodiff.generation.rollout import KINDS, Rollout, overlap_of, seed_of
+from videodiff.generation.rollout import KINDS, Rollout, overlap_of, seed_of, with_keys
 from videodiff.generation.sampling import Wanted, sample_clips
 from videodiff.generation.settings import Generation
 from videodiff.text.words import Words
@@ -131,6 +131,16 @@ def test_frames_between_keys_are_led_where_the_caption_leads() -> None:
     words = words_of_windows("keys", HOW._replace(total=20, after="drop"))
     # The first keys, four segments between them, and only the first of these begins where the caption leads.
     assert words == [2, 2, 0, 0, 0]
+
+
+def test_frames_between_keys_have_the_caption_of_their_keys() -> None:
+    # Windows of 6 keys, 2 of them given, 5 frames apart: they make the keys of frames 0, 30, 50, 70 ... on.
+    for asked, found in ((1, 30), (11, 30), (30, 30), (31, 50), (51, 70)):
+        assert with_keys([(asked, "ball")], 6, 2) == ((found, "ball"),)
+    assert with_keys([(11, "ball"), (12, "a"), (40, "a ball")], 6, 2) == ((30, "a"), (50, "a ball"))
+    words = words_of_windows("keys", HOW._replace(total=45, later=with_keys([(11, "ball")], 6, 2)))
+    # The first keys and the 5 segments between them; the next keys, the segment that leads to them, and those after it.
+    assert words == [2] + [2] * 5 + [1] + [2] + [1] * 3
 
 
 @pytest.mark.parametrize(

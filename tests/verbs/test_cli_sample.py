@@ -265,6 +265,11 @@ def test_a_long_clip_begins_with_given_frames_of_its_first_window(call: Call, tr
         (["known=[-1]"], "known: found [-1] with rollout=continue, expected frames of the first window, from 0 on"),
         (["known=[1]", "rollout=keys"], "known: found [1] with rollout=keys, expected [0]"),
         (["strength=0.5"], "rollout: found continue with strength= or mask=, expected one window of frames="),
+        # Windows of 4 keys, 3 frames apart.
+        (
+            [f'captions={{2: "{BLUE}"}}', "rollout=keys"],
+            "captions: found the seconds 2 with rollout=keys, which can take them up at 4.8, expected that within 4 s",
+        ),
         # At 2.5 frames a second, these three are of frames 3, 3 and 10 of 0 to 9.
         (
             ['captions={1.1: "a", 1.3: "b"}'],

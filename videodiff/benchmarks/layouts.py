@@ -101,12 +101,16 @@ def chosen(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> list
 
 
 def by_prompt(places: Sequence[Place], made: Sequence[Made]) -> tuple[dict[str, Path], list[Place]]:
-    """Return the clip of each file, and the files without a clip; a prompt's clips are numbered in order of name."""
+    """Return the clip of each file, and the files without a clip; a prompt's clips are numbered in order of name.
+
+    `sample` takes the spaces around a prompt of a list away, so they do not tell prompts apart.
+    """
     clips: dict[str, list[Path]] = defaultdict(list)
     # After 999.mp4 comes 1000.mp4.
     for clip in sorted(made, key=lambda one: (len(one.path.name), one.path.name)):
-        clips[clip.prompt].append(clip.path)
-    found = {p.name: clips[p.prompt][p.number] for p in places if p.number < len(clips.get(p.prompt, ()))}
+        clips[clip.prompt.strip()].append(clip.path)
+    wanted = {place.name: clips.get(place.prompt.strip(), ())[place.number :][:1] for place in places}
+    found = {name: path for name, paths in wanted.items() for path in paths}
     return found, [place for place in places if place.name not in found]
 
 

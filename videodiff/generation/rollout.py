@@ -14,7 +14,8 @@ network that has not learned enough of continuations forgets objects then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
@@ -59,6 +60,20 @@ class Rollout(NamedTuple):
         if self.after == "guide" or frame < begin + lead:
             return generation.guided_by("caption"), caption
         return generation.guided_by("history"), caption if self.after == "tell" else ""
+
+
+def with_keys(later: Sequence[tuple[int, str]], window: int, overlap: int) -> tuple[tuple[int, str], ...]:
+    """Return later captions at the frames where a clip of `between_keys` can take them up.
+
+    The frames far apart are made first, in windows, and what lies between two of them has to agree with both. So a
+    caption begins with the first window of frames far apart that begins with it or after it.
+    """
+    stride, step = window - 1, window - overlap
+    found = {}
+    for begin, caption in later:
+        number = max(0, math.ceil((begin - window * stride) / (step * stride)))
+        found[(window + number * step) * stride] = caption
+    return tuple(found.items())
 
 
 def overlap_of(codec: object, window: int, asked: int | None) -> int:

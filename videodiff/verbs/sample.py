@@ -19,7 +19,7 @@ from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import add_clip, next_number
 from videodiff.generation.given import Footage, read_footage, read_known, read_mask, read_whole, remarks
 from videodiff.generation.prompts import check_prompts, find_prompts
-from videodiff.generation.rollout import KINDS, Rollout, overlap_of
+from videodiff.generation.rollout import KINDS, Rollout, overlap_of, with_keys
 from videodiff.generation.sampling import NotFiniteError, Wanted, sample_each
 from videodiff.generation.settings import Generation, check_seeds
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, least_frames, shapes_of_run, unlike_training
@@ -187,7 +187,9 @@ def order_of(
     if roll is not None and cfg.batch > 1:
         raise ValueError(f"batch: found {cfg.batch} with a rollout, expected 1: a long clip is made by itself")
     overlap = overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0
-    rollout = Rollout(total, overlap, cfg.history_noise, captions_of(cfg, total, fps, roll), cfg.rollout_caption)
+    later = captions_of(cfg, total, fps, roll)
+    later = at_keys(later, total, fps, shape[0], overlap) if roll == "keys" else later
+    rollout = Rollout(total, overlap, cfg.history_noise, later, cfg.rollout_caption)
     if roll is not None and not rollout.overlap:
         raise ValueError(f"rollout: found a window of {shape[0]} frame, expected more: it has none to go on from")
     check_known(cfg, roll)
@@ -243,6 +245,22 @@ def captions_of(cfg: DictConfig, total: int, fps: float, roll: str | None) -> tu
             f"captions: found the seconds {seconds}, expected each in a frame of its own, {fps:g} a second"
         )
     return tuple(found.items())
+
+
+def at_keys(
+    later: Sequence[tuple[int, str]], total: int, fps: float, window: int, overlap: int
+) -> tuple[tuple[int, str], ...]:
+    """Return later captions where rollout=keys can take them up, and say where that is; raise if it is nowhere."""
+    moved = with_keys(later, window, overlap)
+    asked, found = (", ".join(f"{frame / fps:g}" for frame, _ in each) for each in (later, moved))
+    if moved and moved[-1][0] >= total:
+        raise ValueError(
+            f"captions: found the seconds {asked} with rollout=keys, which can take them up at {found}, expected that "
+            f"within {total / fps:g} s: its frames far apart are made first, many of them by one caption"
+        )
+    if asked != found:
+        say(f"captions: the seconds {asked} become {found}: rollout=keys makes its frames far apart by one caption")
+    return moved
 
 
 def given_to(
