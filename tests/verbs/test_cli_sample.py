@@ -180,7 +180,7 @@ def test_a_clip_is_the_same_whatever_is_sampled_beside_it(call: Call, trained: P
 
 
 def test_processes_of_torchrun_share_the_clips_and_change_none(trained: Path, tmp_path: Path) -> None:
-    arguments = ["sample", str(trained), f'prompts=["{RED}","{BLUE}","{RED}"]', "steps=1"]
+    arguments = ["sample", str(trained), f'prompts=["{RED}","{BLUE}","{RED}"]', "steps=1", "width=24"]
     found = {}
     # Of four processes one has nothing to do.
     for world in (1, 4):
@@ -190,8 +190,8 @@ def test_processes_of_torchrun_share_the_clips_and_change_none(trained: Path, tm
             env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             ranks.append(start(*arguments, f"out={out}", cwd=tmp_path, env=env))
-        for rank in ranks:
-            finish(rank)
+        said = "".join(finish(rank) for rank in ranks)
+        assert said.count("4 x 16 x 24 is no shape of the training") == 1
         found[world] = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     assert len(found[1]) == 3
     assert found[1] == found[4]
@@ -216,9 +216,10 @@ def test_pictures_have_no_frame_to_go_on_from(call: Call, trained: Path, tmp_pat
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     shapes = json.loads((run / "trained.json").read_text())
     (run / "trained.json").write_text(json.dumps([{**one, "frames": 1} for one in shapes]))
-    status, _, err = call("sample", str(run), f'prompts=["{RED}"]', "seconds=2")
-    assert (status, err.count("\n")) == (1, 1)
-    assert "rollout: found a window of 1 frame, expected more: it has none to go on from" in err
+    for more in ([], ["rollout=keys", f'captions={{1: "{BLUE}"}}']):
+        status, _, err = call("sample", str(run), f'prompts=["{RED}"]', "seconds=2", *more)
+        assert (status, err.count("\n")) == (1, 1)
+        assert "rollout: found a window of 1 frame, expected more: it has none to go on from" in err
 
 
 def test_settings_that_change_nothing_are_told(call: Call, trained: Path, tmp_path: Path) -> None:

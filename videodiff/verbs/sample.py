@@ -74,9 +74,10 @@ def run(cfg: DictConfig) -> None:
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     step = read_record(checkpoint)["step"]
     trained = begun(shapes_of_run(Path(cfg.run), run_cfg.data), step)
-    order = order_of(cfg, run_cfg, model, trained, given)
+    notes: list[str] = []
+    order = order_of(cfg, run_cfg, model, trained, given, notes)
     later = [caption for _, caption in order.rollout.later]
-    notes = check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
+    notes += check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
     notes += remarks(given, order.shape) + idle(cfg, order)
     out = Path(cfg.out or Path(cfg.run) / "generated")
     with sharing(out, "sample") as ranks:
@@ -152,10 +153,19 @@ def together(drifts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def order_of(
-    cfg: DictConfig, run_cfg: DictConfig, model: Model, trained: Sequence[Trained], given: Sequence[Footage]
+    cfg: DictConfig,
+    run_cfg: DictConfig,
+    model: Model,
+    trained: Sequence[Trained],
+    given: Sequence[Footage],
+    notes: list[str],
 ) -> Order:
-    """Return what is to be sampled, when everything of it is checked."""
+    """Return what is to be sampled, when everything of it is checked; what differs from what was asked goes to `notes`.
+
+    Every process calls this, and one of them prints the notes.
+    """
     window = shape_of(cfg, trained, run_cfg, model)
+    notes += remarks_on(trained, window)
     rate = given[0].fps if given else None
     fps = choose_rate(cfg.fps, trained, window, rate)
     roll, shape, total = cfg.rollout, window, window[0]
@@ -176,9 +186,8 @@ def order_of(
         check_shape("window: ", shape, patch, model.codec)
         if roll is None and total != frames:
             roll, more = "continue", "more" if total > frames else "fewer"
-            say(f"videodiff sample: {total} frames are {more} than the {frames} of a window: made by rollout=continue")
-        if frames != window[0] and (remark := unlike_training(trained, shape)):
-            say(f"videodiff sample: {remark}")
+            notes.append(f"{total} frames are {more} than the {frames} of a window: made by rollout=continue")
+        notes += remarks_on(trained, shape) if frames != window[0] else []
     for name in ("window", "overlap"):
         if cfg[name] is not None and cfg.seconds is None and roll is None:
             raise ValueError(f"{name}: found {cfg[name]} without a rollout, expected rollout= or seconds=")
@@ -187,11 +196,11 @@ def order_of(
     if roll is not None and cfg.batch > 1:
         raise ValueError(f"batch: found {cfg.batch} with a rollout, expected 1: a long clip is made by itself")
     overlap = overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0
-    later = captions_of(cfg, total, fps, roll)
-    later = at_keys(later, total, fps, shape[0], overlap) if roll == "keys" else later
-    rollout = Rollout(total, overlap, cfg.history_noise, later, cfg.rollout_caption)
-    if roll is not None and not rollout.overlap:
+    if roll is not None and not overlap:
         raise ValueError(f"rollout: found a window of {shape[0]} frame, expected more: it has none to go on from")
+    later = captions_of(cfg, total, fps, roll)
+    later = at_keys(later, total, fps, shape[0], overlap, notes) if roll == "keys" else later
+    rollout = Rollout(total, overlap, cfg.history_noise, later, cfg.rollout_caption)
     check_known(cfg, roll)
     known = given_to(cfg, given, model, shape, fps)
     return Order(model, build_generation(cfg, run_cfg), shape, fps, known, roll, rollout)
@@ -248,9 +257,9 @@ def captions_of(cfg: DictConfig, total: int, fps: float, roll: str | None) -> tu
 
 
 def at_keys(
-    later: Sequence[tuple[int, str]], total: int, fps: float, window: int, overlap: int
+    later: Sequence[tuple[int, str]], total: int, fps: float, window: int, overlap: int, notes: list[str]
 ) -> tuple[tuple[int, str], ...]:
-    """Return later captions where rollout=keys can take them up, and say where that is; raise if it is nowhere."""
+    """Return later captions where rollout=keys can take them up, and note where that is; raise if it is nowhere."""
     moved = with_keys(later, window, overlap)
     asked, found = (", ".join(f"{frame / fps:g}" for frame, _ in each) for each in (later, moved))
     if moved and moved[-1][0] >= total:
@@ -259,7 +268,9 @@ def at_keys(
             f"within {total / fps:g} s: its frames far apart are made first, many of them by one caption"
         )
     if asked != found:
-        say(f"captions: the seconds {asked} become {found}: rollout=keys makes its frames far apart by one caption")
+        notes.append(
+            f"captions: the seconds {asked} become {found}: rollout=keys makes its frames far apart by one caption"
+        )
     return moved
 
 
@@ -318,9 +329,12 @@ def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, m
     asked = {name: cfg[name] for name in SIDES if cfg[name] is not None and not (long and name == "frames")}
     shape = choose_shape(trained, asked)
     check_shape("", shape, run_cfg.model.patch, model.codec)
-    if remark := unlike_training(trained, shape):
-        say(f"videodiff sample: {remark}")
     return shape
+
+
+def remarks_on(trained: Sequence[Trained], shape: tuple[int, int, int]) -> list[str]:
+    """Return a line if no clip of the training had this shape."""
+    return list(filter(None, [unlike_training(trained, shape)]))
 
 
 def peak_memory() -> float:
