@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from videodiff.metrics.evaluation import evaluate, usable
 from videodiff.metrics.metric import CONTINUATION, TEXT_TO_VIDEO, Case
 from videodiff.metrics.sets.set_metric import SetMetric
 from videodiff.metrics.sets.video import cdfvd, fvd, jedi
+from videodiff.metrics.weights import NOTHING
 
 
 def cases(count: int, frames: int = 4, side: int = 8) -> list[Case]:
@@ -71,6 +73,18 @@ def test_too_few_clips_are_refused_with_the_number_needed(tmp_path: Path) -> Non
     )
     assert usable({"fvd": fvd.with_settings(path=path)}, cases(7, frames=10, side=16)[0], 7)[1] == {}
     assert usable({"fvd": fvd.with_settings(path=path, least=6)}, cases(6, frames=10, side=16)[0], 6)[1] == {}
+
+
+def test_one_clip_has_no_error_and_is_refused_however_many_rows_it_has() -> None:
+    by_frame = SetMetric(
+        "mine", fvd.quantity, lambda clips: np.stack([clip.mean(axis=(1, 2)) for clip in clips]), fvd.distance, NOTHING
+    )
+    metrics, first = {"consistency": consistency, "mine": by_frame}, cases(1, frames=16)[0]
+    assert usable(metrics, first, 1)[1] == {"mine": "metric.mine: found 1 clips, expected at least 2; clips=2"}
+    assert usable(metrics, first, 2)[1] == {}
+    # Least cannot be 1.
+    reasons = usable({"consistency": consistency, "jedi": replace(by_frame, fewest=200)}, first, 1)[1]
+    assert reasons["jedi"] == "metric.jedi: found 1 clips, expected at least 200; clips=200"
 
 
 def test_clips_that_a_network_cannot_take_cost_their_metric_before_anything_is_sampled(tmp_path: Path) -> None:

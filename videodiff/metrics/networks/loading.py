@@ -75,7 +75,7 @@ def is_script(path: str) -> bool:
 
 def to_features(output: Any, rows: int, path: str) -> np.ndarray:
     """Return the answer of a network as float64 (rows, width)."""
-    if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != rows:
+    if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != rows or not output.numel():
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"{path}: found {found} for {rows} clips, expected features ({rows}, width)")
     features = output.detach().flatten(1).double().cpu().numpy()

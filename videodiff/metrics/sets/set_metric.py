@@ -18,6 +18,8 @@ Describe = Callable[..., np.ndarray]
 TRUTH = "truth"
 # The default number of resamples of the bootstrap.
 RESAMPLES = 100
+# Of one clip, or of one resample, no error can be told.
+LEAST = 2
 # The settings of a set metric besides the arguments of `describe`.
 OWN = ("least", "resamples")
 
@@ -64,8 +66,8 @@ class SetMetric:
         """Return the metric with settings fixed; `least`: fewest clips, `resamples`: draws of the bootstrap."""
         for name in OWN:
             value = settings.get(name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
-                raise ValueError(f"{name}: found {value!r}, expected at least 2")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < LEAST):
+                raise ValueError(f"{name}: found {value!r}, expected at least {LEAST}")
         return replace(self, settings={**self.settings, **settings})
 
     def lack(self) -> str:
@@ -86,14 +88,13 @@ class SetMetric:
         if fault := self.weights.fault(self.settings, lambda: features.append(self.features([first.truth]))):
             return fault
         _, rows, width = features[0].shape
-        least = self.settings.get("least") or self.fewest or math.ceil((width + 1) / rows)
+        full, own = math.ceil((width + 1) / rows), self.settings.get("least") or self.fewest
+        least = own or max(full, LEAST)
         if count is None or count >= least:
             return ""
-        why = "" if self.settings.get("least") or self.fewest else f", more rows than its {width} features"
-        return (
-            f"found {count} clips, expected at least {least}{why}; "
-            f"clips={least}, or least={count} to measure fewer, which makes it larger"
-        )
+        why = f", more rows than its {width} features" if not own and least == full else ""
+        fewer = f", or least={count} to measure fewer, which makes it larger" if count >= LEAST else ""
+        return f"found {count} clips, expected at least {least}{why}; clips={least}{fewer}"
 
     def measure(self, truth: np.ndarray, made: np.ndarray) -> Estimate:
         """Return the distance of two sets of features, with its interval."""
