@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,21 @@ def test_poster_sheet_and_array_stand_beside_a_clip_and_its_checksum_is_that_of_
     assert picture.shape == (2 * (16 * 5 + 4), 8 * (12 * 5 + 4), 3)
     assert picture[0, 0].tolist() == [224, 138, 0]
     assert np.array_equal(picture[2:82:5, 64 + 2 : 128 - 2 : 5], frames[shown[1]])
+
+
+def test_an_array_is_whole_or_not_there_when_its_clip_is_interrupted(tmp_path: Path) -> None:
+    seen = []
+
+    def frames() -> Iterator[np.ndarray]:
+        yield from FRAMES[:2]
+        # What a kill would leave now.
+        seen.extend(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        add_clip(tmp_path, frames(), 3, 5.0, {}, lossless=True)
+    assert seen == ["000.json"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_odd_sizes_are_written_with_their_edge_twice(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from videodiff.data.storage.files import sync, write_whole
+from videodiff.data.storage.files import replacing, sync, write_whole
 from videodiff.data.video.encode import encode
 
 # A contact sheet has so many frames, in rows of so many, each at least so high, with an edge of so many pixels.
@@ -113,7 +113,8 @@ def add_clip(
     names = [path.with_suffix(suffix) for suffix in (".json", ".poster.png", ".sheet.png", ".npy")]
     try:
         frames = passing(frames)
-        write_clip(path, keeping(frames, total, names[3]) if lossless else frames, fps)
+        with closing(keeping(frames, total, names[3]) if lossless else frames) as shown:
+            write_clip(path, shown, fps)
         write_picture(names[1], passing.poster())
         write_picture(names[2], passing.sheet(facts.get("known") or ()))
         write_whole(names[0], as_json(facts | {"frames_sha256": passing.hash.hexdigest()}))
@@ -130,15 +131,15 @@ def as_json(facts: dict[str, Any]) -> bytes:
 
 
 def keeping(frames: Iterable[np.ndarray], total: int, path: Path) -> Iterator[np.ndarray]:
-    """Yield frames and write them, as they are, into an array `t h w c` on the disk."""
-    array = None
-    for number, frame in enumerate(frames):
-        if array is None:
-            array = np.lib.format.open_memmap(path, "w+", np.uint8, (total, *frame.shape))
-        array[number] = frame
-        yield frame
-    if array is not None:
-        array.flush()
+    """Yield frames and write them, as they are, into an array `t h w c` that appears when it is whole."""
+    with replacing(path) as file:
+        for number, frame in enumerate(frames):
+            if number == 0:
+                shape = (total, *frame.shape)
+                header = {"descr": np.lib.format.dtype_to_descr(frame.dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(frame))
+            yield frame
 
 
 def next_number(out: Path) -> int:
