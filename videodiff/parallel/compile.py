@@ -36,6 +36,15 @@ def compile_blocks(
         block.forward = torch.compile(block.forward, **how)
 
 
+def check_stage(stage: int | None) -> None:
+    """Raise if blocks cannot be compiled under this stage of ZeRO; None: another strategy."""
+    if stage == 3:
+        raise ValueError(
+            "compile: found blocks under ZeRO 3, expected strategy=fsdp2, which splits as much, or compile=null: ZeRO "
+            "3 gathers weights by hooks inside the blocks, which torch.compile refuses"
+        )
+
+
 def check(backend: str) -> None:
     """Raise if a backend does not exist, or if the compiler that it needs is missing."""
     known = torch._dynamo.list_backends(exclude_tags=())

@@ -32,6 +32,7 @@ from videodiff.data.storage.files import owning
 from videodiff.generation.sampling import latent_shape
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
+from videodiff.parallel.compile import check_stage
 from videodiff.parallel.engine import engine_of
 from videodiff.parallel.fp8 import check_training
 from videodiff.parallel.launcher import AGAIN
@@ -194,7 +195,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     data, world = build_data(cfg), world_size(cfg)
     data.check(world)
     strategy = for_world(instantiate(cfg.strategy), world)
-    check_fp8(cfg, strategy)
+    check_strategy(cfg, strategy)
     with NodeCopies(processes_of_node(cfg)) as copies:
         model = build_model(cfg, birth_under(strategy))
     find_teacher(cfg, model.objective)
@@ -305,11 +306,13 @@ def to_keep(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def check_fp8(cfg: DictConfig, strategy: Strategy | str) -> None:
-    """Raise if products in FP8 are asked for and cannot work here, or gain nothing."""
+def check_strategy(cfg: DictConfig, strategy: Strategy | str) -> None:
+    """Raise if compiled blocks or products in FP8 are asked for and cannot work here, or gain nothing."""
+    stage = getattr(engine_of(strategy), "stage", None) if isinstance(strategy, Strategy) else None
+    if cfg.get("compile"):
+        check_stage(stage)
     if cfg.fp8.recipe == "none":
         return
-    stage = getattr(engine_of(strategy), "stage", None) if isinstance(strategy, Strategy) else None
     gpu, precision = cfg.trainer.accelerator not in ("cpu", "mps", "tpu"), str(cfg.trainer.precision)
     check_training(cfg.fp8.emulate, bool(cfg.get("compile")), precision, stage, gpu)
 

@@ -74,6 +74,7 @@ class Job:
     bits. latents: whether clips are stored encoded. clip_bytes: the bytes of a clip in storage.
     teacher: whether a second network of the same size teaches this one. stated: the global batch that a process's
     micro-batch is a part of, 0 if it is `batch`. micro_batches: of a step of all processes; None: any number.
+    refused: strategies that training does not take with the other settings.
     """
 
     network: Network
@@ -89,6 +90,7 @@ class Job:
     teacher: bool = False
     stated: int = 0
     micro_batches: int | None = None
+    refused: tuple[str, ...] = ()
 
     @property
     def largest(self) -> Shape:
@@ -128,7 +130,8 @@ def fits(memory: Memory, cluster: Cluster) -> bool:
 
 def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
     """Yield every choice that divides the batch of a training evenly over a cluster."""
-    strategies = ("single",) if cluster.world == 1 else tuple(name for name in SPLIT if name != "single")
+    several = tuple(name for name in SPLIT if name != "single" and name not in job.refused)
+    strategies = ("single",) if cluster.world == 1 else several
     most = max(job.largest.time, 1)
     for sequence in (n for n in divisors(cluster.cards) if n <= most):
         shares = cluster.world // sequence

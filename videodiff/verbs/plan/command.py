@@ -153,6 +153,8 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
         return None
     if strategy == "single" and cluster.world > 1:
         return f"strategy=single has one process, and the cluster {cluster.world} cards"
+    if strategy in job.refused:
+        return f"training takes no strategy={strategy} with this compile=, optimizer or precision"
     if cluster.cards % sequence or sequence > job.largest.time:
         return (
             f"strategy.sequence_parallel={sequence} processes share a clip of {job.largest.time} frames in the "

@@ -22,6 +22,7 @@ from videodiff.planning.flops import Network, forward, network_of
 from videodiff.planning.forecast.choice import Choice, Encoding, Job, Shape
 from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
 from videodiff.planning.forecast.grown import Grown, traced
+from videodiff.planning.forecast.memory import SPLIT
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
 from videodiff.verbs.config.build import check_patch, fill_text, shape_of
@@ -97,6 +98,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         teacher=instantiate(cfg.objective).taught,
         stated=stated_of(cfg, [size for _, size in batches]),
         micro_batches=cfg.data.batch.micro_batches if cfg.data.get("batch") else None,
+        refused=refused(cfg),
     )
 
 
@@ -117,6 +119,15 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
         levels=1 + bool(model.get("two_levels")),
         forwards=instantiate(cfg.objective).forwards,
     )
+
+
+def refused(cfg: DictConfig) -> tuple[str, ...]:
+    """Return the strategies that training refuses with compiler, optimizer or precision of a configuration."""
+    fused = cfg.optimizer._target_.endswith("Muon") and bool(cfg.optimizer.get("fused"))
+    scaled = str(cfg.trainer.precision) in ("16-mixed", "16")
+    names = [name for name in SPLIT if fused and name.startswith("zero")]
+    names += [name for name in SPLIT if cfg.get("compile") and name.startswith("zero3")]
+    return tuple(dict.fromkeys(names + ["fsdp2"] * scaled))
 
 
 def every_of(cfg: DictConfig) -> int:
