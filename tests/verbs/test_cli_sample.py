@@ -241,6 +241,19 @@ def test_settings_that_change_nothing_are_told(call: Call, trained: Path, tmp_pa
     guided = call("sample", str(trained), f'prompts=["{RED}"]', *asked, f"out={tmp_path}/given")[1]
     lines = [line for line in guided.splitlines() if "changes nothing" in line]
     assert lines == ["rescale: found 0.5, which changes nothing: guide=history: no caption guides"]
+    # The frames have a scale of their own, or nothing has a caption.
+    prompt, one = f'prompts=["{RED}"]', f"given={tmp_path}/first.png"
+    for more, why in (
+        ([prompt, "guide=history", "history=3"], "the frames guide by history=3"),
+        (["strength=0.5"], "there is no prompt"),
+        (["seconds=3"], "there is no prompt"),
+        (["guide=history"], None),
+        (["seconds=3", "rollout_caption=tell"], None),
+        (["seconds=3", f'captions={{1: "{RED}"}}'], None),
+    ):
+        out = call("sample", str(trained), one, "scale=2", *more, f"out={tmp_path}/given")[1]
+        lines = [line for line in out.splitlines() if "changes nothing" in line]
+        assert lines == ([f"scale: found 2, which changes nothing: {why}"] if why else []), more
 
 
 def test_the_drift_of_several_clips_is_that_of_each_and_their_mean(call: Call, trained: Path, tmp_path: Path) -> None:

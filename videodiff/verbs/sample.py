@@ -78,7 +78,7 @@ def run(cfg: DictConfig) -> None:
     order = order_of(cfg, run_cfg, model, trained, given, notes)
     later = [caption for _, caption in order.rollout.later]
     notes += check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
-    notes += remarks(given, order.shape) + idle(cfg, order)
+    notes += remarks(given, order.shape) + idle(cfg, order, any(prompts))
     out = Path(cfg.out or Path(cfg.run) / "generated")
     with sharing(out, "sample") as ranks:
         base = ranks.gather(next_number(out) if ranks.first else 0)[0]
@@ -206,19 +206,25 @@ def order_of(
     return Order(model, build_generation(cfg, run_cfg), shape, fps, known, roll, rollout)
 
 
-def idle(cfg: DictConfig, order: Order) -> list[str]:
-    """Return a line for each setting of this call that changes nothing."""
-    told = order.generation.guide == "history" and order.given.get("known") and not order.roll
-    unguided = "guide=history: no caption guides" if told else ""
-    unguided = unguided or ("" if order.generation.scale != 1 else "scale=1 is no guidance")
+def idle(cfg: DictConfig, order: Order, prompted: bool) -> list[str]:
+    """Return a line for each setting of this call that changes nothing; `prompted`: a clip has a caption."""
+    how, after = order.generation, order.rollout.after
+    told = how.guide == "history" and bool(order.given.get("known")) and not order.roll
+    unguided = "" if prompted or order.rollout.later else "there is no prompt"
+    unguided = "guide=history: no caption guides" if told else unguided
+    # The scale of the caption is that of the history where this guides and has none of its own.
+    led = how.history == 1 and (told or (order.roll is not None and after != "guide"))
+    unscaled = "" if led or not unguided else f"the frames guide by history={how.history:g}" if told else unguided
+    unguided = unguided or ("" if how.scale != 1 else "scale=1 is no guidance")
     unknown = "" if order.roll or order.given.get("known") else "no frame is known"
     single = "" if order.roll else "the clip is made at once"
     why = {
+        "scale": unscaled,
         "interval": unguided,
         "rescale": unguided,
         "guide": unknown,
         "history": unknown,
-        "history_level": unknown or ("" if order.generation.history_scale != 1 else "history=1 is no guidance"),
+        "history_level": unknown or ("" if how.history_scale != 1 else "history=1 is no guidance"),
         "reconstruction": "" if "new" in order.given else "there is no mask=",
         "rollout_caption": single,
         "history_noise": single,
