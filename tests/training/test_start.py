@@ -20,7 +20,7 @@ from tests.material.runs.ranks import Ranks
 from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff import cli
 from videodiff.data.storage.files import sha256_of
-from videodiff.training.start import Weights, check_names, compact, find_source, freeze
+from videodiff.training.start import Start, Weights, check_names, compact, find_source, freeze
 from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
@@ -89,6 +89,21 @@ def test_the_record_tells_the_origin(source: Path, begun: Path) -> None:
     assert {name.split(".")[0] for name in told["frozen"]} == {"text", "denoiser"}
     assert told["output_compared"]["largest_difference"] == 0
     assert told["new"] == told["unlike"] == []
+
+
+def test_the_file_in_a_checkpoint_is_the_checkpoint_with_its_configuration(source: Path, tmp_path: Path) -> None:
+    checkpoint = latest_checkpoint(source)
+    one, other = find_source(str(checkpoint)), find_source(str(checkpoint / "average.safetensors"))
+    assert other._replace(named=one.named) == one
+    assert other.run == source
+    alone = find_source(shutil.copy(checkpoint / "average.safetensors", tmp_path))
+    assert (alone.run, alone.step, alone.sha256) == (None, None, one.sha256)
+
+
+def test_a_pattern_of_new_weights_that_the_source_has_is_told_of(source: Path) -> None:
+    for fresh, told in (["denoiser.blocks.0.*"], True), ([], False):
+        line = Start(find_source(str(source)), fresh).told(None)
+        assert (f"; fresh={fresh} changes nothing, as the source has these weights" in line) == told
 
 
 def test_a_resumed_run_does_not_begin_again(begun: Path, call: Call, tmp_path: Path) -> None:

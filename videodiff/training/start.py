@@ -53,6 +53,8 @@ class Source(NamedTuple):
 def find_source(named: str) -> Source:
     """Return the averaged weights of a run's newest whole checkpoint, of a checkpoint, or of a file of safetensors."""
     path = find_run(named)
+    # The file of a checkpoint has its record beside it, and so a configuration.
+    path = path.parent if path.name == AVERAGE and (path.parent / RECORD).is_file() else path
     if (path / RECORD).is_file():
         checkpoint = whole(path, AVERAGE)
     elif (path / "checkpoints").is_dir():
@@ -183,6 +185,8 @@ class Start:
             f"begins with {self.source.place} ({of}sha256 {self.source.sha256[:12]}): {len(self.weights.held)} weights"
         )
         line += f", {len(self.new)} more are new ({compact(self.new)})" if self.new else ""
+        idle = [pattern for pattern in self.fresh if not any(fnmatchcase(name, pattern) for name in self.new)]
+        line += f"; fresh={idle} changes nothing, as the source has these weights" if idle else ""
         if gap is None:
             why = "the file has no configuration" if self.network is None else "the network is large"
             return f"{line}; samples were not compared with the source's: {why}"
