@@ -24,7 +24,7 @@ from videodiff.data.video.encode import encode
 from videodiff.generation.settings import clip_noise
 from videodiff.parallel.launcher import meeting_port
 from videodiff.verbs.evaluate import command, held_out
-from videodiff.verbs.evaluate.unfinished import Batch, Unfinished
+from videodiff.verbs.evaluate.unfinished import Batch, Unfinished, code_in
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import render
 
@@ -162,14 +162,26 @@ def test_an_interrupted_evaluation_goes_on_and_leaves_the_former_one_whole(
     assert batches == [0, 1, 2, 3, 4]
     assert made(run) == expected
     assert not list(run.glob("evaluation/.*"))
-    # Another evaluation takes nothing over.
-    monkeypatch.setattr(Unfinished, "write", dying)
-    assert call(*how, "seed=1")[0] == 130
-    monkeypatch.setattr(Unfinished, "write", write)
-    status, out, err = call(*how, "seed=9")
-    assert status == 0, err
-    assert "goes on" not in out
-    assert made(run) == former
+    # Another evaluation takes nothing over, nor does the same one of other code.
+    for seed, code, figures in ((9, code_in, former), (1, lambda folder: "other", expected)):
+        monkeypatch.setattr(Unfinished, "write", dying)
+        assert call(*how, "seed=1")[0] == 130
+        monkeypatch.setattr(Unfinished, "write", write)
+        monkeypatch.setattr(command, "code_in", code)
+        status, out, err = call(*how, f"seed={seed}")
+        assert status == 0, err
+        assert "goes on" not in out
+        assert made(run) == figures
+
+
+def test_the_checksum_of_code_is_that_of_every_module(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    found = set()
+    for name, text in (("a.py", "x = 1"), ("deep/b.py", "x = 1"), ("deep/b.py", "x = 2"), ("notes.txt", "x = 1")):
+        (tmp_path / name).write_text(text)
+        found.add(code_in(tmp_path))
+    # The last one is no code.
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(

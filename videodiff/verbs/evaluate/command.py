@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+import videodiff
 from videodiff import __version__
 from videodiff.data.loader.trained import Trained, begun, usual
 from videodiff.data.loader.wording import fit_captions
@@ -45,7 +46,7 @@ from videodiff.verbs.config.build import Model, build_generation, load_run, read
 from videodiff.verbs.config.groups import options
 from videodiff.verbs.config.measuring import build_metrics
 from videodiff.verbs.evaluate.held_out import Chosen, Dataset, HeldOut, Tars, choose, held_out_of, read_again
-from videodiff.verbs.evaluate.unfinished import Batch, Unfinished, file_of, fingerprint
+from videodiff.verbs.evaluate.unfinished import Batch, Unfinished, code_in, file_of, fingerprint
 
 # The default number of given frames of a continuation.
 GIVEN = 3
@@ -166,6 +167,7 @@ def identity(job: Job, checkpoint: Path) -> dict[str, Any]:
         "metrics": fingerprint(job.metrics),
         **{name: getattr(job, name) for name in ("seed", "batch", "keep")},
         "versions": {"videodiff": __version__, "torch": torch.__version__},
+        "code": code_in(Path(videodiff.__file__).parent),
     }
 
 

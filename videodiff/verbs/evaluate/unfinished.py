@@ -144,6 +144,14 @@ def code_of(metric: AnyMetric) -> str:
     return hashlib.sha256(Path(place).read_bytes()).hexdigest() if place else str(function)
 
 
+def code_in(folder: Path) -> str:
+    """Return the checksum of all Python files in a folder: a metric computes by more than its own module."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
 def state_of(value: Any) -> list[int]:
     """Return size and time of a file that a setting names."""
     if not isinstance(value, str) or not Path(value).exists():
