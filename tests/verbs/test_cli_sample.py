@@ -279,6 +279,10 @@ def test_a_long_clip_begins_with_given_frames_of_its_first_window(call: Call, tr
         (["known=[-1]"], "known: found [-1] with rollout=continue, expected frames of the first window, from 0 on"),
         (["known=[1]", "rollout=keys"], "known: found [1] with rollout=keys, expected [0]"),
         (["strength=0.5"], "rollout: found continue with strength= or mask=, expected one window of frames="),
+        (
+            ["history=2", "history_level=0.3", "history_noise=0.3"],
+            "history_level: found 0.3 with history_noise=0.3, expected more: guidance pushes away",
+        ),
         # Windows of 4 keys, 3 frames apart.
         (
             [f'captions={{2: "{BLUE}"}}', "rollout=keys"],

@@ -202,8 +202,13 @@ def order_of(
     later = at_keys(later, total, fps, shape[0], overlap, notes) if roll == "keys" else later
     rollout = Rollout(total, overlap, cfg.history_noise, later, cfg.rollout_caption)
     check_known(cfg, roll)
-    known = given_to(cfg, given, model, shape, fps)
-    return Order(model, build_generation(cfg, run_cfg), shape, fps, known, roll, rollout)
+    known, generation = given_to(cfg, given, model, shape, fps), build_generation(cfg, run_cfg)
+    if roll is not None and generation.history_level <= cfg.history_noise:
+        raise ValueError(
+            f"history_level: found {generation.history_level:g} with history_noise={cfg.history_noise:g}, expected "
+            "more: guidance pushes away from known frames with more noise than they have"
+        )
+    return Order(model, generation, shape, fps, known, roll, rollout)
 
 
 def idle(cfg: DictConfig, order: Order, prompted: bool) -> list[str]:
