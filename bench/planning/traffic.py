@@ -76,6 +76,8 @@ CASES = (
     Case(256, 4, 2, 32, 1, strategy="zero3", processes=2, precision="bf16-mixed"),
     Case(256, 4, 2, 32, 1, strategy="zero3", processes=2, more=("strategy.max_reuse_distance=0",)),
     *(Case(256, 4, 2, 32, 1, strategy=s, processes=n, optimizer="muon") for s in ("ddp", "fsdp2") for n in (2, 4)),
+    *(Case(256, 4, 2, 32, 1, strategy="zero3", processes=n, optimizer="muon") for n in (2, 4)),
+    *(Case(256, 4, 2, 32, 1, strategy=f"zero{n}_offload", processes=2, optimizer="muon") for n in (2, 3)),
     Case(128, 4, 8, 64, 2, strategy="ddp", processes=2, sequence=2),
     Case(128, 4, 8, 64, 2, strategy="ddp", processes=4, sequence=2),
     Case(128, 4, 8, 64, 2, strategy="zero2", processes=4, sequence=4),
@@ -172,7 +174,8 @@ def counted(case: Case, data: Path, folder: Path) -> Count:
 
 def by_gloo(case: Case, sent: Sent) -> Sent:
     """Return what gloo sends: it has no reduce-scatter, and takes a whole sum for it."""
-    return sent._replace(gradients=(2 if case.strategy in ("zero3", "fsdp2") else 1) * sent.gradients)
+    parts = case.strategy == "fsdp2" or (case.strategy == "zero3" and case.optimizer != "muon")
+    return sent._replace(gradients=(2 if parts else 1) * sent.gradients)
 
 
 def line(case: Case, count: Count) -> str:

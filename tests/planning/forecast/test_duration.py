@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -44,6 +45,8 @@ def processor() -> Cluster:
         (Setting("zero1", 1), 2e-3),
         # A processor is its own host.
         (Setting("zero2_offload", 1, muon=True), 12e-3),
+        # With an offloaded state each process iterates all; half of it lies between both sizes.
+        (Setting("zero2_offload", 2, muon=True), 10e-3 + 2 ** math.log10(5) * 1e-3),
         # FSDP2 has halves of all tensors; each process iterates half of the matrices.
         (Setting("fsdp2", 2), 10e-3),
         (Setting("fsdp2", 2, muon=True), 15e-3),

@@ -51,6 +51,8 @@ def test_muon_has_one_moment_of_a_matrix() -> None:
         (Setting("ddp", 4, muon=True), 1 + 4 / 3),
         # The steps of all matrices, and those that this process sends.
         (Setting("ddp", 4, muon=True, node=4), 1 + 1 / 4),
+        # Gradients and momenta of all, which is less than ZeRO gathers at once; for one matrix four tensors.
+        (Setting("zero2_offload", 4, muon=True), 2 + 4 / 3 / 9),
         # Rows of updates, whole matrices, rows to send and rows that came: each a quarter of all.
         (Setting("fsdp2", 4, muon=True), 1),
     ],

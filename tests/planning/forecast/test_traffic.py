@@ -67,6 +67,24 @@ def test_processes_that_share_muons_iteration_send_its_steps(strategy: str, node
     assert muon.collectives - adamw.collectives == (wanted > 0) * (2 if strategy == "fsdp2" else 1)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "wanted"),
+    [
+        # Gradients and momenta are gathered everywhere: three quarters of twice the matrices.
+        ("zero2_offload", 2 * 3 / 4),
+        ("zero3_offload", 2 * 3 / 4),
+        # Steps and momenta come back, each as long as the longest of a round of four.
+        ("zero3", 2 * 3 / 4 * (1 + 25 / 16)),
+    ],
+)
+def test_zero_gathers_gradients_and_momenta_for_muon(strategy: str, wanted: float) -> None:
+    large = WEIGHTS._replace(orthogonal=10**9)
+    adamw, muon = (of_state(Setting(strategy, 4, muon=muon), large, BLOCKS) for muon in (False, True))
+    assert muon.updates == pytest.approx(wanted * 4 * WEIGHTS.matrices)
+    # Whole gradients are summed, not parts of them.
+    assert muon.gradients == 2 * 3e6 == (2 if strategy.startswith("zero3") else 1) * adamw.gradients
+
+
 def test_little_work_of_muon_is_not_shared_where_each_has_everything() -> None:
     # Two processes save half of it.
     for flops, wanted in ((2 * 10**8 - 2, 1), (2 * 10**8, 2)):

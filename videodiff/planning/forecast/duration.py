@@ -81,12 +81,12 @@ def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
     ZeRO puts the weights of a process into one tensor. Muon also takes products that are as wide as the network.
     """
     held = setting.share("state") * weights.all
-    if setting.strategy.endswith("_offload") and not cluster.cpu:
+    if setting.offloaded and not cluster.cpu:
         # The host steps: it reads and writes 36 bytes a weight at a tenth of a card's speed or less.
-        host = 36 * held / 100e9 + 2 * setting.weight * held / (1e9 * cluster.host_gb_per_s)
-        return host
-    tensors = 1 if setting.zero else weights.tensors
-    seconds = tensors * float(cluster.moving("optimizer", np.array([36.0 * held / tensors]))[0])
+        seconds = 36 * held / 100e9 + 2 * setting.weight * held / (1e9 * cluster.host_gb_per_s)
+    else:
+        tensors = 1 if setting.zero else weights.tensors
+        seconds = tensors * float(cluster.moving("optimizer", np.array([36.0 * held / tensors]))[0])
     if setting.muon and weights.orthogonal:
         flops = weights.orthogonal / setting.sharing(weights.orthogonal)
         seconds += flops / float(cluster.product_rate(np.array([weights.width]), setting.half, "muon")[0])

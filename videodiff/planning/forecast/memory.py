@@ -25,6 +25,8 @@ SPLIT = {
 ZERO = tuple(name for name in SPLIT if name.startswith("zero"))
 # Processes with the same matrices share Muon's iteration if that saves each so many FLOPs of it.
 LEAST = 10**8
+# The most bytes that ZeRO gathers at a time for Muon with an offloaded state.
+GATHERED = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Setting:
         return self.strategy in ZERO
 
     @property
+    def offloaded(self) -> bool:
+        """Whether the optimizer's state and its steps are on the host."""
+        return self.strategy.endswith("_offload")
+
+    @property
     def weight(self) -> int:
         """The bytes of a weight in the passes, and of its gradient."""
         return 2 if self.zero and self.half else 4
@@ -64,7 +71,8 @@ class Setting:
         """Return how many processes share Muon's iteration, of so many FLOPs: where each has everything, a node's."""
         if self.strategy == "ddp":
             return self.node if orthogonal * (1 - 1 / self.node) >= LEAST else 1
-        return self.world if "state" in SPLIT[self.strategy] else 1
+        # Where the state is offloaded, ZeRO gathers momenta and gradients, and each process iterates all.
+        return self.world if "state" in SPLIT[self.strategy] and not self.offloaded else 1
 
     @property
     def growing(self) -> float:
@@ -109,7 +117,7 @@ def state(setting: Setting, weights: Weights) -> Memory:
         kept += setting.weight * weights.small
     gradients = setting.weight * p * (setting.growing or setting.share("gradients"))
     host = 0.0
-    if setting.strategy.endswith("_offload"):
+    if setting.offloaded:
         host = moments + copy + average + (gradients if setting.growing < 1 else 0)
         moments = copy = average = gradients = 0.0
         if setting.strategy.startswith("zero3"):
@@ -138,6 +146,9 @@ def step_transient(setting: Setting, weights: Weights, fused: bool) -> float:
 
     fused: the step is on a GPU, AdamW's in one kernel.
     """
+    if setting.muon and setting.offloaded:
+        # Gradients and momenta, gathered for some matrices at a time, and four tensors for one matrix.
+        return min(8.0 * weights.matrices, 2.0 * GATHERED) + 16.0 * weights.largest / 3
     if setting.muon:
         sharing = setting.sharing(weights.orthogonal)
         # All updates; and for the largest group of equal matrices, a third of all (a side of the feed-forward layers),
@@ -165,6 +176,6 @@ def at_peak(setting: Setting, weights: Weights, passes: float, step: float, enco
     during its step; encoders: frozen weights, a teacher's among them.
     """
     held = state(setting, weights)
-    grown = setting.weight * weights.all * setting.growing * (0 if setting.strategy.endswith("_offload") else 1)
+    grown = setting.weight * weights.all * setting.growing * (0 if setting.offloaded else 1)
     above = max(passes - grown, step, orders_anew(setting, weights), 0.0)
     return held._replace(activations=above, encoders=encoders)

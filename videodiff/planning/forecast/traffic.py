@@ -15,6 +15,9 @@ from videodiff.planning.forecast.trace import Weights
 # The axis that is split over the processes while a block attends along the key; a spacetime block accepts either.
 SHARED = {"space": "frames", "time": "positions"}
 
+# The longest matrix of a block by the mean: four squares of the width by 16 / 7 of them.
+LONGEST = 7 / 4
+
 
 class Sent(NamedTuple):
     """Bytes that a process sends in a step, and the number of collectives.
@@ -53,21 +56,31 @@ def of_state(setting: Setting, weights: Weights, blocks: int, forwards: float = 
         return Sent(2 * part, 0.0, 0.0, blocks + (updates > 0), updates)
     if setting.strategy == "zero1":
         return Sent(2 * part, part, 0.0, 2 * blocks)
+    updates = of_updates(setting, weights)
     if setting.strategy.startswith("zero2"):
-        return Sent(2 * again * part, part, 0.0, (again + 1) * blocks)
+        return Sent(2 * again * part, part, 0.0, (again + 1) * blocks, updates)
     gathered = ring(setting.weight * gathers(setting, weights, forwards), setting.world)
-    updates = of_updates(setting, weights) if setting.strategy == "fsdp2" else 0.0
     collectives = round((3 + forwards) * again * blocks) + 2 * (updates > 0)
-    return Sent(again * part, gathered, 0.0, collectives, updates)
+    # For Muon ZeRO 3 sums whole gradients in every process.
+    sums = 2 if setting.zero and setting.muon else 1
+    return Sent(sums * again * part, gathered, 0.0, collectives, updates)
 
 
 def of_updates(setting: Setting, weights: Weights) -> float:
     """Return what a process sends so that Muon iterates each matrix once among those that share the iteration.
 
     Where each has everything, its part of all steps goes to the others. Where each has rows, they go to who iterates
-    their matrix, and come back.
+    their matrix, and come back. ZeRO 3 gathers gradients and momenta everywhere, and so does an offloaded state; then
+    steps and momenta go to all, as many matrices at a time as there are processes, each as long as the longest.
     """
     if not setting.muon:
+        return 0.0
+    both = ring(8.0 * weights.matrices, setting.world)
+    if setting.offloaded:
+        return both
+    if setting.strategy == "zero3":
+        return both * (1 + LONGEST - (LONGEST - 1) / setting.world)
+    if setting.zero:
         return 0.0
     sharing, size = setting.sharing(weights.orthogonal), 4.0 * weights.matrices
     return ring(size, sharing) if setting.strategy == "ddp" else 2 * ring(size / sharing, sharing)
