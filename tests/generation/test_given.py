@@ -72,6 +72,12 @@ def test_a_video_is_taken_from_a_second_of_it(video: str, start: float, fps: flo
     assert greys(read_known([one], [0, 1, 2], CODEC, (6, 16, 24), fps, start)[1]) == wanted
 
 
+def test_a_video_beside_a_picture_gives_its_frame_at_the_start(video: str, tmp_path: Path) -> None:
+    files = [read_footage("given", name) for name in (picture(tmp_path / "a.png", 250, (16, 24)), video)]
+    for start, grey in ((0.0, 10), (0.5, 60), (-0.1, 240)):
+        assert greys(read_known(files, [0, -1], CODEC, (6, 16, 24), 5.0, start)[1]) == [250, grey]
+
+
 def test_frames_that_a_video_does_not_have_are_an_error(video: str) -> None:
     one = read_footage("given", video)
     for start, message in ((2.3, "expected at least 26 for the frames"), (-1e300, "start"), (2.4, "start")):

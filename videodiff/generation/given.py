@@ -85,7 +85,8 @@ def read_known(
 ) -> tuple[tuple[int, ...], np.ndarray]:
     """Return the indices of the known frames of a clip, and these frames in its size.
 
-    One video gives its frames at their times. Several files, or a picture, give one frame each, in order.
+    One video gives its frames at their times. Several files, or a picture, give one frame each, in order: a video the
+    one at `start`.
     """
     numbers = find_known(known, codec, shape[0])
     if len(given) == 1 and given[0].fps is not None:
@@ -100,7 +101,8 @@ def read_known(
         )
     # Keep the order of the setting: known=[-1,0] names the last frame first.
     order = np.argsort([number % shape[0] for number in known], kind="stable")
-    return numbers, np.concatenate([resize(given[place].at([0]), *shape[1:]) for place in order])
+    files = [given[place] for place in order]
+    return numbers, np.concatenate([resize(one.at(frames_at(one, [0], fps, start)), *shape[1:]) for one in files])
 
 
 def read_whole(footage: Footage, shape: tuple[int, int, int], fps: float, start: float) -> np.ndarray:
