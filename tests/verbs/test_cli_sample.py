@@ -237,6 +237,8 @@ def test_settings_that_change_nothing_are_told(call: Call, trained: Path, tmp_pa
     assert told["given"] == ["interval", "rescale", "reconstruction", *single]
     alone = call("sample", str(trained), f'prompts=["{RED}"]', "guide=history", f"out={tmp_path}/alone")[1]
     assert "guide: found history, which changes nothing: no frame is known" in alone
+    long = call("sample", str(trained), f'prompts=["{RED}"]', "guide=history", "seconds=3", f"out={tmp_path}/alone")[1]
+    assert "guide: found history, which changes nothing: rollout_caption= says what guides later windows" in long
     asked = [f"given={tmp_path}/first.png", "guide=history", "scale=2", "history_level=0.5", "rescale=0.5"]
     guided = call("sample", str(trained), f'prompts=["{RED}"]', *asked, f"out={tmp_path}/given")[1]
     lines = [line for line in guided.splitlines() if "changes nothing" in line]

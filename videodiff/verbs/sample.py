@@ -227,7 +227,7 @@ def idle(cfg: DictConfig, order: Order, prompted: bool) -> list[str]:
         "scale": unscaled,
         "interval": unguided,
         "rescale": unguided,
-        "guide": unknown,
+        "guide": unknown or ("" if order.given.get("known") else "rollout_caption= says what guides later windows"),
         "history": unknown,
         "history_level": unknown or ("" if how.history_scale != 1 else "history=1 is no guidance"),
         "reconstruction": "" if "new" in order.given else "there is no mask=",
