@@ -95,8 +95,8 @@ def ours(size: Size) -> Callable[[], None]:
     return partial(step, network, lambda: network(z, tau, **condition))
 
 
-def build_ours(size: Size, two_levels: bool = False) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
-    """Return our network, a noise level for each frame, and the conditions."""
+def build_ours(size: Size, step_rank: int = 0) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
+    """Return our network, a flow map if it has a rank, a noise level for each frame, and the conditions."""
     patch = (1, size.patch, size.patch)
     network = SpaceTimeTransformer(
         size.channels,
@@ -106,8 +106,9 @@ def build_ours(size: Size, two_levels: bool = False) -> tuple[nn.Module, torch.T
         size.heads,
         text_width=size.text_width,
         gate=0.1,
-        two_levels=two_levels,
+        two_levels=step_rank > 0,
         captioned=size.captioned,
+        step_rank=step_rank,
     )
     text, mask = words(size)
     condition = {"text": text, "text_mask": mask, "fps": torch.full((size.clips,), 8.0)}

@@ -52,7 +52,7 @@ def name_of(sampler: Sampler, steps: int, scale: float, asked: int) -> str:
 
 def sampling(size: Size, sampler: Sampler, steps: int, scale: float, asked: int) -> Callable[[], torch.Tensor]:
     """Return what samples a batch."""
-    network, _, condition = build_ours(size, two_levels=sampler is flow_map)
+    network, _, condition = build_ours(size, step_rank=16 if sampler is flow_map else 0)
     noise = clip_noise((size.channels, size.frames, size.side, size.side), range(size.clips))
     null = {"text": condition["text"][:1], "text_mask": condition["text_mask"][:1]}
     generation = Generation(sampler, steps=steps, shift=5.0, scale=scale)

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +20,7 @@ from videodiff.diffusion.objective import Objective
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import Flops, Network, forward, forward_and_backward, network_of, recomputed
+from videodiff.training.start import freeze
 
 AXES = [("space", "time"), ("spacetime", "space", "time")]
 CAPTIONED = (False, True)
@@ -28,7 +30,7 @@ WORDS, WIDTH, TEXT_WIDTH, DEPTH = 7, 32, 8, 3
 PARTS = {
     r"\.attention\.(qkv|out)$": "projections",
     r"\.cross_attention$": "text",
-    r"\.mlp$": "mlp",
+    r"\.mlp\.\d$": "mlp",
     r"\.(embed|head)$": "patches",
     r"\.(embed_tau|embed_fps|embed_text|modulate)$": "conditions",
 }
@@ -92,17 +94,17 @@ def test_a_training_step_takes_what_torch_counts_forward_and_backward(axes, shap
 
 @pytest.mark.parametrize("name", ["denoising", "flow map", "distillation"])
 def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
-    frames, side, clips = 4, 8, 3
+    frames, side, clips, mapped = 4, 8, 3, name == "flow map"
     network = SpaceTimeTransformer(
-        patch=(1, 4, 4), width=WIDTH, depth=2, heads=4, text_width=TEXT_WIDTH, two_levels=name == "flow map"
+        patch=(1, 4, 4), width=WIDTH, depth=2, heads=4, text_width=TEXT_WIDTH, two_levels=mapped, step_rank=5 * mapped
     )
-    # Of the flow map every clip takes a step here, so that each takes all six passes.
     path, levels = RectifiedFlow(), NoiseLevels()
     objective = {
         "denoising": lambda: Objective(path, levels),
-        "flow map": lambda: FlowMap(path, levels, still=0.0),
+        "flow map": lambda: FlowMap(path, levels),
         "distillation": lambda: ProgressiveDistillation(path, levels),
     }[name]()
+    freeze(nn.ModuleDict({"denoiser": network}), (), objective.learns)
     if name == "distillation":
         objective.network = copy.deepcopy(network).requires_grad_(False)
     condition = {
@@ -120,7 +122,8 @@ def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
         patch=48,
         words=WORDS,
         text_width=TEXT_WIDTH,
-        levels=1 + (name == "flow map"),
+        levels=1 + mapped,
+        step_rank=5 * mapped,
         forwards=objective.forwards,
     )
     assert objective.forwards == pytest.approx({"denoising": 0, "flow map": 6, "distillation": 2}[name])
@@ -128,7 +131,7 @@ def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
 
 
 def test_clips_of_a_flow_map_that_stay_take_one_pass() -> None:
-    assert FlowMap(RectifiedFlow(), NoiseLevels(), pieces=4, still=0.75).forwards == 1.0
+    assert FlowMap(RectifiedFlow(), NoiseLevels(), pieces=4).forwards == 4.0
 
 
 @pytest.mark.parametrize("how", [{"level": "full"}, {"level": "full", "every": 2}, {"level": "none"}])

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from videodiff.denoiser.change import Change, changed
 from videodiff.denoiser.position import rotate
 from videodiff.denoiser.short import Normed, Parts, by_products
 
@@ -86,10 +87,10 @@ class SelfAttention(nn.Module):
         self.norm_k = HeadNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """Map `b t s d` to `b t s d`."""
+    def forward(self, x: Tensor, rotary: Tensor, change: Change | None = None) -> Tensor:
+        """Map `b t s d` to `b t s d`; `change` is that of queries, keys and values."""
         b, t, s, _ = x.shape
-        qkv = rearrange(self.qkv(x), SPLIT[self.axes], three=3, m=self.heads)
+        qkv = rearrange(changed(self.qkv, change, x), SPLIT[self.axes], three=3, m=self.heads)
         return self.out(rearrange(self.attend(qkv, rotary), JOIN[self.axes], b=b, t=t, s=s))
 
     def attend(self, qkv: Tensor, rotary: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, on_cpu
+from videodiff.denoiser.change import Changes, changed
+
+UNCHANGED = (None, None, None)
 
 
 class Norm(nn.LayerNorm):
@@ -31,11 +34,18 @@ class Block(nn.Module):
     """Attention over `axes`, cross-attention to text and a feed-forward layer, each added to the token stream.
 
     `gate` is the value that the gates of the residual branches start from: at 0 a new block is the identity. A block
-    that is not `captioned` has no cross-attention.
+    that is not `captioned` has no cross-attention. `step_rank` is that of its changes on a step of a flow map; 0: none.
     """
 
     def __init__(
-        self, width: int, heads: int, axes: str, mlp_ratio: float = 4.0, gate: float = 0.0, captioned: bool = True
+        self,
+        width: int,
+        heads: int,
+        axes: str,
+        mlp_ratio: float = 4.0,
+        gate: float = 0.0,
+        captioned: bool = True,
+        step_rank: int = 0,
     ) -> None:
         super().__init__()
         if axes not in SPLIT:
@@ -47,6 +57,7 @@ class Block(nn.Module):
         self.norm_2 = Norm(width)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.step = Changes(width, hidden, step_rank) if step_rank else None
         self.table = nn.Parameter(torch.zeros(6, width))
         nn.init.constant_(self.table[2], gate)
         nn.init.constant_(self.table[5], gate)
@@ -54,12 +65,19 @@ class Block(nn.Module):
             nn.init.zeros_(self.cross_attention.out.weight)
             nn.init.zeros_(self.cross_attention.out.bias)
 
-    def forward(self, x: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor, rotary: Tensor) -> Tensor:
-        """Map `b t s d` to the same; `modulation` is `b t 6 d`, `rotary` the table of this block's axes."""
+    def forward(
+        self, x: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor, rotary: Tensor, step: bool = False
+    ) -> Tensor:
+        """Map `b t s d` to the same.
+
+        `modulation` is `b t 6 d`, `rotary` the table of this block's axes; `step`: take the changes for a step.
+        """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.table + modulation)[:, :, :, None].unbind(2)
-        y = self.attention(torch.addcmul(shift_1, self.norm_1(x), 1 + scale_1), rotary)
+        of_qkv, of_up, of_down = self.step.values() if step and self.step else UNCHANGED
+        y = self.attention(torch.addcmul(shift_1, self.norm_1(x), 1 + scale_1), rotary, of_qkv)
         x = torch.addcmul(x, gate_1, y)
         if self.cross_attention is not None:
             x = x + self.cross_attention(x, text, text_mask)
-        y = self.mlp(torch.addcmul(shift_2, self.norm_2(x), 1 + scale_2))
-        return torch.addcmul(x, gate_2, y)
+        up, gelu, down = self.mlp
+        y = gelu(changed(up, of_up, torch.addcmul(shift_2, self.norm_2(x), 1 + scale_2)))
+        return torch.addcmul(x, gate_2, changed(down, of_down, y))

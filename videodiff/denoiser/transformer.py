@@ -40,8 +40,9 @@ class SpaceTimeTransformer(nn.Module):
 
     `axes` is repeated over `depth` blocks, and so is `captioned`, which says whether a block looks at the caption:
     (True, False) is every second one, as in Latte. `patch` is (pt, ph, pw); `text_width` is the width of the text
-    features. With `two_levels` the network is also told to which level each frame is to go (`diffusion/flow_map.py`);
-    as built, it gives what the network without gives.
+    features. With `two_levels` the network may be told to which level each frame is to go (`diffusion/flow_map.py`). On
+    such a step its blocks take changes of rank `step_rank`; as built, it gives what the network without gives. A call
+    that is told of no step never meets the weights for steps.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class SpaceTimeTransformer(nn.Module):
         gate: float = 0.0,
         two_levels: bool = False,
         captioned: Sequence[bool] = (True,),
+        step_rank: int = 0,
     ) -> None:
         super().__init__()
         unit = math.lcm(4, 2 * heads)
@@ -66,6 +68,8 @@ class SpaceTimeTransformer(nn.Module):
             raise ValueError(
                 f"model.captioned: found {list(captioned)}, expected true for at least one of {depth} blocks"
             )
+        if step_rank and not two_levels:
+            raise ValueError(f"model.step_rank: found {step_rank} without model.two_levels, expected true, or rank 0")
         self.patch, self.width, self.heads = tuple(patch), width, heads
         pixels = channels * self.patch[0] * self.patch[1] * self.patch[2]
         self.embed = nn.Linear(pixels, width)
@@ -76,7 +80,7 @@ class SpaceTimeTransformer(nn.Module):
         self.embed_text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(
-            Block(width, heads, axes[i % len(axes)], mlp_ratio, gate, captioned[i % len(captioned)])
+            Block(width, heads, axes[i % len(axes)], mlp_ratio, gate, captioned[i % len(captioned)], step_rank)
             for i in range(depth)
         )
         self.norm = Norm(width)
@@ -93,14 +97,14 @@ class SpaceTimeTransformer(nn.Module):
 
         z: noised clip `b c t h w`; tau: noise level of each frame `b t`, 0 clean to 1 noise; text: `b l text_width`
         with text_mask `b l`, True where there is a word; fps: frames per second, `b`, 0 where unknown; rho: the level
-        that each frame is to go to, `b t`, at most tau, None: nowhere.
+        that each frame is to go to, `b t`, at most tau; None: no step, the velocity where the frames are.
         """
         pt, ph, pw = self.patch
         t, h, w = z.shape[2] // pt, z.shape[3] // ph, z.shape[4] // pw
         x, level = self.tokens(z), self.level(tau, fps, rho)
         known = self.conditions(level, text, text_mask, self.rotary(t, h, w, z.device))
         for block in self.blocks:
-            x = block(x, known.modulation, known.text, known.text_mask, known.rotary[block.axes])
+            x = block(x, known.modulation, known.text, known.text_mask, known.rotary[block.axes], rho is not None)
         return self.clip(self.predict(x, level), h)
 
     def widest(self, t: int, h: int, w: int) -> int:
@@ -118,13 +122,12 @@ class SpaceTimeTransformer(nn.Module):
         dtype = self.table.dtype
         level = self.embed_tau(sinusoid(1000 * self.by_patch(tau), 256).to(dtype))
         level = level + self.embed_fps(sinusoid(fps, 256).to(dtype))[:, None]
-        if self.embed_step is not None:
-            # A tenth of the frequencies of tau: few lengths of steps are learned, those between them have to follow.
-            step = self.by_patch(torch.zeros_like(tau) if rho is None else tau - rho)
-            return level + self.embed_step(sinusoid(100 * step, 256).to(dtype))
-        if rho is not None:
+        if rho is None:
+            return level
+        if self.embed_step is None:
             raise ValueError("model.two_levels: found false, expected true: the network was told a level to go to")
-        return level
+        # A tenth of the frequencies of tau: few lengths of steps are learned, those between them have to follow.
+        return level + self.embed_step(sinusoid(100 * self.by_patch(tau - rho), 256).to(dtype))
 
     def by_patch(self, level: Tensor) -> Tensor:
         """Return the mean level of the frames of each patch: `b t` to `b t/pt`."""

@@ -47,6 +47,8 @@ class Objective:
     forwards = 0.0
     # Whether a second network teaches, which does not change.
     taught = False
+    # Patterns of the weights that learn, of those that `freeze` leaves.
+    learns = ("*",)
 
     path: Path
     levels: NoiseLevels

@@ -17,8 +17,8 @@ class Network(NamedTuple):
 
     `axes`: the axis of attention of each block, space, time or spacetime. `captioned`: whether each block looks at the
     caption. `patch`: values of a token. `words`: text tokens of a clip, `text_width` wide. `trained_text`: the text
-    encoder is trained too. `levels`: noise levels of a frame. `forwards`: passes without a gradient in a training step,
-    beside the one that learns.
+    encoder is trained too. `levels`: noise levels of a frame; with two, only changes of rank `step_rank` learn.
+    `forwards`: passes without a gradient in a training step, beside the one that learns.
     """
 
     width: int
@@ -31,6 +31,7 @@ class Network(NamedTuple):
     mlp_ratio: float = 4.0
     trained_text: bool = False
     levels: int = 1
+    step_rank: int = 0
     forwards: float = 0.0
 
 
@@ -38,8 +39,9 @@ class Flops(NamedTuple):
     """The FLOPs of the denoiser's forward pass for one clip.
 
     projections: query, key, value and output of self-attention; space, time, spacetime: its two products by axis;
-    text: cross-attention with its projections; mlp: the feed-forward layers; patches: embedding and head; conditions:
-    the layers that noise levels, frame rate and words pass before the blocks.
+    text: cross-attention with its projections; mlp: the feed-forward layers; changes: what a step of a flow map adds to
+    them; patches: embedding and head; conditions: the layers that noise levels, frame rate and words pass before the
+    blocks.
     """
 
     projections: int
@@ -48,6 +50,7 @@ class Flops(NamedTuple):
     spacetime: int
     text: int
     mlp: int
+    changes: int
     patches: int
     conditions: int
 
@@ -63,7 +66,7 @@ class Flops(NamedTuple):
 
 
 def forward(time: int, space: int, network: Network) -> Flops:
-    """Return the FLOPs of one clip of `time` x `space` tokens."""
+    """Return the FLOPs of one clip of `time` x `space` tokens; with two levels it takes a step."""
     tokens, width, blocks = time * space, network.width, len(network.axes)
     seen = {"space": space, "time": time, "spacetime": tokens}
     attention = {axis: network.axes.count(axis) * 4 * tokens * seen[axis] * width for axis in seen}
@@ -72,11 +75,14 @@ def forward(time: int, space: int, network: Network) -> Flops:
     words = 2 * network.words * (network.text_width + width) * width
     # Each frame has a level and the clip one frame rate, 256 numbers each; a frame has six vectors of modulation.
     levels = (network.levels * time + 1) * 2 * (256 + width) * width + time * 12 * width**2
+    hidden = int(width * network.mlp_ratio)
     return Flops(
         projections=blocks * 8 * tokens * width**2,
         **attention,
         text=sum(network.captioned) * text,
-        mlp=blocks * 4 * tokens * width * int(width * network.mlp_ratio),
+        mlp=blocks * 4 * tokens * width * hidden,
+        # Beside queries, keys and values, and beside both feed-forward layers: down to the rank, and up.
+        changes=blocks * 2 * tokens * network.step_rank * (4 * width + 2 * (width + hidden)),
         patches=4 * tokens * network.patch * width,
         conditions=words + levels,
     )
@@ -86,12 +92,31 @@ def forward_and_backward(time: int, space: int, network: Network) -> int:
     """Return the FLOPs that one clip takes in training, on average and without recompute.
 
     The backward pass takes two products for each product of the forward pass. The first layers take one: patches, noise
-    levels, frame rate and the words of a frozen encoder need no gradient.
+    levels, frame rate and the words of a frozen encoder need no gradient. The passes without a gradient take no step.
     """
+    without = round(network.forwards * forward(time, space, network._replace(levels=1, step_rank=0)).total)
+    if network.levels > 1:
+        return without + step_and_backward(time, space, network)
     first = time * space * network.patch + (network.levels * time + 1) * 256
     first += 0 if network.trained_text else network.words * network.text_width
     once = forward(time, space, network).total
-    return 3 * once - 2 * first * network.width + round(network.forwards * once)
+    return 3 * once - 2 * first * network.width + without
+
+
+def step_and_backward(time: int, space: int, network: Network) -> int:
+    """Return the FLOPs of one clip in the pass of a flow map that learns.
+
+    Frozen layers take one product for one, which passes the gradient on to the change before them; there is none before
+    patches, words and noise levels. Products of attention take two, and so do layers that learn; the first layer of
+    the step's own embedding takes one.
+    """
+    once, tokens, width = forward(time, space, network), time * space, network.width
+    captioned = sum(network.captioned)
+    looked = captioned * 4 * tokens * network.words * width
+    twice = once.space + once.time + once.spacetime + once.changes + looked + time * 2 * width**2
+    head, modulation, embedding = 2 * tokens * network.patch * width, time * 12 * width**2, time * 2 * 256 * width
+    frozen = once.projections + once.mlp + captioned * 4 * tokens * width**2 + head + modulation
+    return once.total + 2 * twice + frozen + embedding
 
 
 def recomputed(time: int, space: int, network: Network, level: str = "none", every: int = 1) -> int:

@@ -241,7 +241,7 @@ def check_names(
     for pattern in fresh:
         check_pattern("fresh", pattern, wanted)
     missing = [name for name in wanted if name not in held]
-    new = [name for name in missing if any(fnmatchcase(name, pattern) for pattern in fresh)]
+    new = [name for name in missing if matches(name, fresh)]
     missing = [name for name in missing if name not in new]
     unused = [name for name in held if name not in wanted]
     others = [name for name in wanted if name in held and held[name] != wanted[name]]
@@ -280,19 +280,27 @@ def span(numbers: Sequence[int]) -> str:
     return told if len(numbers) < 2 else f"{{{told}}}"
 
 
-def freeze(parts: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Exclude the weights with matching names from training, and return their names; raise if nothing matches."""
-    named, frozen = dict(parts.named_parameters()), []
+def freeze(parts: nn.Module, patterns: Sequence[str], learns: Sequence[str] = ("*",)) -> list[str]:
+    """Exclude the weights with matching names from training, and return their names; raise if nothing matches.
+
+    Of the others only those train that match a pattern of `learns`.
+    """
+    named = dict(parts.named_parameters())
     for pattern in patterns:
         check_pattern("freeze", pattern, named)
-        frozen += [name for name in named if fnmatchcase(name, pattern)]
+    frozen = [name for name in named if matches(name, patterns) or not matches(name, learns)]
     for name in frozen:
         named[name].requires_grad_(False)
     if frozen and not any(p.requires_grad for p in named.values()):
         raise ValueError(
             f"freeze: found all {len(named)} weights of the run in {list(patterns)}, expected some to train"
         )
-    return list(dict.fromkeys(frozen))
+    return frozen
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a name matches one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_pattern(key: str, pattern: str, names: Iterable[str]) -> None:

@@ -201,7 +201,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     find_teacher(cfg, model.objective)
     data.check_encoders(model.codec, model.text)
     parts = nn.ModuleDict({"denoiser": model.denoiser, **({"text": model.text} if model.text.trainable else {})})
-    freeze(parts, cfg.freeze)
+    freeze(parts, cfg.freeze, model.objective.learns)
     if start is not None:
         start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))
     for line in data.check_captions(model.text):

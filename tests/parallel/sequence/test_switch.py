@@ -63,6 +63,7 @@ def built(case: Case) -> SpaceTimeTransformer:
         axes=case.axes,
         text_width=8,
         two_levels=case.two_levels,
+        step_rank=4 * case.two_levels,
         captioned=case.captioned,
     )
     torch.manual_seed(0)

@@ -33,6 +33,23 @@ def test_a_process_keeps_what_the_formulas_say(strategy: str, half: bool, wanted
     assert kept.total - kept.buffers == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "half", "more"),
+    [
+        ("single", False, 4 * P),
+        ("ddp", True, 4 * P),
+        ("zero2", True, 2 * P),
+        ("zero3", True, 2 * P / N),
+        ("fsdp2", False, 4 * P / N),
+        ("zero3_offload", True, 0),
+    ],
+)
+def test_a_frozen_weight_has_no_gradient_and_no_state(strategy: str, half: bool, more: float) -> None:
+    setting = Setting(strategy, N, half)
+    bare, frozen = (state(setting, WEIGHTS._replace(frozen=n)) for n in (0, P))
+    assert frozen.total - frozen.buffers - bare.total + bare.buffers == pytest.approx(more)
+
+
 def test_what_leaves_the_device_is_on_the_host() -> None:
     kept = state(Setting("zero2_offload", N), WEIGHTS)
     assert kept.host == pytest.approx(20 * P / N)

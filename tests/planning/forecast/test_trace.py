@@ -10,17 +10,21 @@ from torch.profiler import ProfilerActivity, profile
 
 from videodiff.denoiser.attention import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.diffusion.flow_map import FlowMap
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import forward_and_backward, network_of, recomputed
+from videodiff.planning.forecast.faults import BYTES_OF_AVERAGE, BYTES_OF_STATE
 from videodiff.planning.forecast.grown import traced
 from videodiff.planning.forecast.trace import Passes, Watching, halve, norms_by_one_kernel, passes
+from videodiff.training.start import freeze
 
 WIDTH, FRAMES, SIDE, WORDS = 32, 4, 8, 5
 
 
 def loss_of(network: nn.Module, clips: int) -> Tensor:
-    """Return a loss of a network of this file, of fake or of real clips."""
-    given = {
+    """Return a loss of a network of this file, of fake or of real clips; with two levels they take a step."""
+    rho = {} if network.embed_step is None else {"rho": torch.zeros(clips, FRAMES)}
+    given = rho | {
         "z": torch.ones(clips, 3, FRAMES, SIDE, SIDE),
         "tau": torch.ones(clips, FRAMES),
         "text": torch.ones(clips, WORDS, 16),
@@ -30,11 +34,13 @@ def loss_of(network: nn.Module, clips: int) -> Tensor:
     return network(**given).square().mean()
 
 
-def make(level: str = "none", half: bool = False):
-    """Return what makes a network of so many blocks, and its loss."""
+def make(level: str = "none", half: bool = False, rank: int = 0):
+    """Return what makes a network of so many blocks, and its loss; with a rank only changes for steps learn."""
 
     def made(blocks: int):
-        network = SpaceTimeTransformer(patch=(1, 2, 2), width=WIDTH, depth=blocks, heads=2, text_width=16)
+        steps = {"two_levels": rank > 0, "step_rank": rank}
+        network = SpaceTimeTransformer(patch=(1, 2, 2), width=WIDTH, depth=blocks, heads=2, text_width=16, **steps)
+        freeze(nn.ModuleDict({"denoiser": network}), (), FlowMap.learns if rank else ("*",))
         if half:
             halve(network)
         recompute_blocks(network, level)
@@ -71,28 +77,42 @@ def test_a_chain_of_two_layers_holds_what_a_hand_counts() -> None:
     # shorter side: of 64 x 64 x 256 twice and 64 x 64 x 64, and of 8 x 8 x 256 twice and 8 x 8 x 8.
     products = 5 * 2 * (2 * 64 * 64 * 256 + 64**3 + 2 * 8 * 8 * 256 + 8**3)
     both = 64 * 256 + 256 * 8
-    assert found.weights == (both, both, 64 * 256, 2, both, products, 64)
+    assert found.weights == (both, both, 64 * 256, 2, both, products, 64, 0)
 
 
+@pytest.mark.parametrize("rank", [0, 5])
 @pytest.mark.parametrize("level", ["none", "selective", "full"])
-def test_a_trace_has_the_flops_that_the_formulas_have(level: str) -> None:
-    found = passes(make(level), 2, 2)
-    network = network_of(WIDTH, ("space", "time"), 2, patch=12, words=WORDS, text_width=16)
+def test_a_trace_has_the_flops_that_the_formulas_have(level: str, rank: int) -> None:
+    found = passes(make(level, rank=rank), 2, 2)
+    steps = {"levels": 1 + (rank > 0), "step_rank": rank}
+    network = network_of(WIDTH, ("space", "time"), 2, patch=12, words=WORDS, text_width=16, **steps)
     space = SIDE * SIDE // 4
     wanted = forward_and_backward(FRAMES, space, network) + recomputed(FRAMES, space, network, level)
     assert found.flops.sum() == pytest.approx(2 * wanted, rel=0.002)
 
 
+def test_weights_that_do_not_learn_are_counted_apart() -> None:
+    found = passes(make(rank=5), 3, 2).weights
+    # The embedding of the step, and in each block three layers down to the rank and up from it, with a bias.
+    embedding = 256 * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH
+    matrices = 5 * (4 * WIDTH + 2 * 5 * WIDTH)
+    assert (found.all, found.matrices) == (embedding + 3 * (matrices + 8 * WIDTH), 3 * matrices)
+    assert found.frozen == passes(make(), 3, 2).weights.all
+    # The weight, and in the file of averages the weight again; else there are two moments and the average in the state.
+    assert found.saved * (BYTES_OF_STATE + BYTES_OF_AVERAGE) == pytest.approx(20 * found.all + 8 * found.frozen, abs=20)
+
+
+@pytest.mark.parametrize("rank", [0, 5])
 @pytest.mark.parametrize("level", ["none", "selective", "full"])
-def test_a_trace_holds_to_the_byte_what_the_allocator_gives_a_real_pass(level: str) -> None:
-    network, loss = make(level)(2)
+def test_a_trace_holds_to_the_byte_what_the_allocator_gives_a_real_pass(level: str, rank: int) -> None:
+    network, loss = make(level, rank=rank)(2)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         loss(3).backward()
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    found = passes(make(level), 2, 3)
+    found = passes(make(level, rank=rank), 2, 3)
     assert (found.others + found.gradients).max() == alive.max()
-    assert found.gradients[-1] == alive[-1] == sum(4 * p.numel() for p in network.parameters())
+    assert found.gradients[-1] == alive[-1] == sum(4 * p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def test_a_trace_has_the_operations_of_the_real_pass() -> None:

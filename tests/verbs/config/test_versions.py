@@ -121,12 +121,12 @@ def test_a_record_tells_its_version_and_the_project_s(call: Call, cwd: Path, wor
 
 def test_keys_that_are_gone_are_left_out_of_older_records_only() -> None:
     name = "videodiff.diffusion.flow_map.FlowMap"
-    keys = {"_target_": name, "still": 0.4, "clean": 0.3, "difference": 0.5}
+    keys = {"_target_": name, "floor": 0.4, "still": 0.4, "clean": 0.3, "difference": 0.5}
     tree = {"record": {"version": 8}, "objective": keys, "model": {"_target_": "another", "clean": 1}}
     told = versions.modern(tree, "config.yaml")
     assert told["model"] == tree["model"]
-    assert told["objective"]["still"] == 0.4
-    assert told["objective"].keys() == {"_target_", "still", *versions.MEANT[9][name]}
+    assert told["objective"]["floor"] == 0.4
+    assert told["objective"].keys() == {"_target_", "floor", *versions.MEANT[9][name]}
     assert told["objective"]["steps"] == [], "what it learned from then is no longer there"
     today = {"record": {"version": versions.VERSION}, "objective": keys}
     assert versions.modern(today, "config.yaml")["objective"] == keys

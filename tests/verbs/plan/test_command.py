@@ -241,7 +241,7 @@ def test_a_mistake_in_a_profile_of_ones_own_is_a_line_that_names_the_key(
         (["cluster=h100x8", "calibrate={file}.yaml"], "calibrate: found no GPU here, expected a H100"),
         (["resume=runs/demo"], "resume: found runs/demo, expected null: a plan is of a whole training"),
         (["trainer.precision=64-true"], "trainer.precision: found 64-true, expected one of 32-true, 32, bf16-mixed"),
-        (["experiment=bouncing_flow_map"], "objective.still: found 0 without objective.teacher, expected more"),
+        (["experiment=bouncing_flow_map"], "start_from: found none with objective=flow_map, expected a trained run"),
         (["experiment=bouncing_progressive"], "objective.teacher: found none, expected a run to learn from"),
         (["objective=flow_map"], "model.two_levels: found false, expected true for objective=flow_map"),
         (["cluster.memory_gib=1"], "cluster.memory_gib: found 1, expected more than cluster.context_gib = 1.5"),

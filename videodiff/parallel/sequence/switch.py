@@ -84,7 +84,7 @@ def forward(
         rotary = known.rotary[block.axes]
         if block.axes not in SHARED:
             rotary = spread(rotary, t, shared, group.size)
-        x = block(x, modulation, known.text, known.text_mask, rotary)
+        x = block(x, modulation, known.text, known.text_mask, rotary, rho is not None)
     x = denoiser.predict(x, own(level, 1, group) if shared == FRAMES else level)
     return denoiser.clip(gather(x, group, shared, sizes[shared]), h)
 

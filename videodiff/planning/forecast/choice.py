@@ -198,7 +198,8 @@ def seen_by_python(job: Job, cluster: Cluster, level: str, halved: bool) -> floa
 def further(job: Job) -> float:
     """Return the time of passes without a gradient, as a share of that of passes that learn, without recompute."""
     time, space, alone = job.largest.time, job.largest.space, job.network._replace(forwards=0.0)
-    return job.network.forwards * forward(time, space, alone).total / forward_and_backward(time, space, alone)
+    learning = forward_and_backward(time, space, alone)
+    return (forward_and_backward(time, space, job.network) - learning) / learning
 
 
 @lru_cache(maxsize=4096)

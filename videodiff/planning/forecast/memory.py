@@ -112,7 +112,7 @@ def state(setting: Setting, weights: Weights) -> Memory:
     moments = (2 * p - (weights.matrices if setting.muon else 0)) * 4 * held
     copy = 4 * p * held if setting.zero else 0.0
     average = 4 * p * held
-    kept = setting.weight * p * setting.share("weights")
+    kept = setting.weight * (p + weights.frozen) * setting.share("weights")
     if setting.strategy == "zero3":
         kept += setting.weight * weights.small
     gradients = setting.weight * p * (setting.growing or setting.share("gradients"))
@@ -135,7 +135,7 @@ def buffers(setting: Setting, weights: Weights) -> float:
     bucket = 1.0 * setting.weight * setting.bucket
     if setting.strategy.startswith("zero3"):
         # At the turn of the passes the last weights are whole, and those that are fetched ahead.
-        whole = min(setting.reuse // 2 + setting.prefetch, weights.all - weights.small)
+        whole = min(setting.reuse // 2 + setting.prefetch, weights.all + weights.frozen - weights.small)
         return bucket + setting.weight * (whole + 2 * weights.largest)
     # One bucket fills while the other is summed; the gradients of this process go to float32 before the step.
     return 2 * bucket + (4.0 * weights.all / setting.world if setting.half else 0.0)

@@ -15,8 +15,8 @@ DAY = 86400.0
 
 def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, Any]:
     """Return all figures of a plan; memory in bytes, times in seconds."""
-    weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights.all
-    saved = saving(cluster, weights)
+    weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights
+    saved = saving(cluster, weights.saved)
     if saved.lost >= 1:
         raise ValueError(
             f"cluster.faults: found {cluster.faults:g} for a card and year, one in {saved.between:.3g} s, expected so "
@@ -28,7 +28,7 @@ def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, A
     seconds = steps * step / (1 - saved.lost)
     return {
         "cluster": {"card": cluster.card, "nodes": cluster.nodes, "cards": cluster.cards, "room": cluster.room},
-        "weights": weights,
+        "weights": weights.all + weights.frozen,
         "choice": plan.choice._asdict() | {"micro_batch": plan.clips},
         "memory": plan.memory._asdict() | {"total": plan.memory.total},
         "step": plan.seconds._asdict() | {"total": plan.seconds.total},

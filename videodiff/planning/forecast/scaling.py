@@ -75,7 +75,7 @@ def grown(job: Job, cluster: Cluster, cards: int, each: int, days: float = 30.0)
     if plan is None:
         return None
     step = slowest(plan.seconds.total, here.nodes)
-    weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights.all
-    found = simulate(step, here, weights, days)
+    weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights
+    found = simulate(step, here, weights.saved, days)
     tokens = found.steps * larger.largest.tokens * larger.largest.global_batch / found.seconds / cards
     return Size(cards, plan, found, tokens)

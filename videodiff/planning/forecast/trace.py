@@ -65,10 +65,10 @@ class Kind(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Numbers of weights: of the network, of the matrices in its blocks, and of its largest block.
+    """Numbers of weights: all that learn, of the matrices in blocks among them, and of the largest block as a whole.
 
-    tensors: how many tensors they are; small: of those, the ones that ZeRO 3 keeps whole; orthogonal: the FLOPs of the
-    products in a step of Muon; width: the shorter side of those matrices.
+    tensors: how many tensors learn; small: of those, the weights that ZeRO 3 keeps whole; orthogonal: the FLOPs of the
+    products in a step of Muon; width: the shorter side of those matrices; frozen: the weights that do not learn.
     """
 
     all: int
@@ -78,6 +78,12 @@ class Weights(NamedTuple):
     small: int = 0
     orthogonal: int = 0
     width: int = 1
+    frozen: int = 0
+
+    @property
+    def saved(self) -> int:
+        """The size of a checkpoint, in weights that learn: of a frozen one it holds 8 of 20 bytes, no moments."""
+        return self.all + 2 * self.frozen // 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +201,10 @@ def passes(make: Make, blocks: int, clips: int) -> Passes:
         weights = [p for p in network.parameters() if p.requires_grad]
         last = {p for p in network.blocks[-1].parameters() if p.requires_grad}
         with Watching() as seen:
-            for p in weights:
+            for p in network.parameters():
                 # Memory of the weights is not counted here.
                 seen.seen.add(p.untyped_storage())
+            for p in weights:
                 p.register_post_accumulate_grad_hook(partial(seen.keep, last))
             loss_of(clips).backward()
         # The last gradient is finished only after the last operation.
@@ -209,15 +216,22 @@ def passes(make: Make, blocks: int, clips: int) -> Passes:
 def weights_of(network: nn.Module) -> Weights:
     """Return the numbers of weights of a network."""
     blocks = [dict(block.named_parameters()) for block in network.blocks]
-    matrices = [p for block in blocks for name, p in block.items() if name.endswith("weight") and p.ndim == 2]
+    learn = [p for p in network.parameters() if p.requires_grad]
+    matrices = [
+        p
+        for block in blocks
+        for name, p in block.items()
+        if name.endswith("weight") and p.ndim == 2 and p.requires_grad
+    ]
     return Weights(
-        sum(p.numel() for p in network.parameters() if p.requires_grad),
+        sum(p.numel() for p in learn),
         sum(p.numel() for p in matrices),
         max(sum(p.numel() for p in block.values()) for block in blocks),
-        sum(p.requires_grad for p in network.parameters()),
-        sum(p.numel() for p in network.parameters() if p.requires_grad and p.numel() <= SMALL),
+        len(learn),
+        sum(p.numel() for p in learn if p.numel() <= SMALL),
         sum(orthogonalised(min(p.shape), max(p.shape)) for p in matrices),
         max((min(p.shape) for p in matrices), default=1),
+        sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in learn),
     )
 
 

@@ -94,8 +94,8 @@ def gathers(setting: Setting, weights: Weights, forwards: float) -> float:
     """
     again = setting.accumulate
     if not setting.zero:
-        return (2 + forwards) * again * weights.all
-    split = weights.all - weights.small
+        return (2 + forwards) * again * (weights.all + weights.frozen)
+    split = weights.all + weights.frozen - weights.small
     # On the way to its next use, each weight after it is met twice.
     twice = max(0.0, split - setting.reuse / 2)
     return weights.small + again * ((1 + forwards) * split + twice)

@@ -83,7 +83,7 @@ def check_two_levels(cfg: Mapping[str, Any], objective: Any = None) -> None:
     for name in [name for name, needed in told.items() if needed]:
         raise ValueError(
             f"model.two_levels: found false, expected true for {name}=flow_map; a trained network takes it up by "
-            f"train model.two_levels=true start_from=<run> 'fresh=[denoiser.embed_step.*]'"
+            "train model.two_levels=true model.step_rank=16 start_from=<run> 'fresh=[denoiser.*step.*]'"
         )
 
 
@@ -209,6 +209,7 @@ def network_of_run(cfg: DictConfig) -> Network:
         mlp_ratio=model.mlp_ratio,
         trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
         levels=1 + bool(model.get("two_levels")),
+        step_rank=model.get("step_rank", 0),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -42,12 +42,13 @@ def find_start(cfg: DictConfig) -> Start | None:
     if before.text._target_ == cfg.text._target_:
         fill_text(cfg, before)
         check_words(cfg, before, source.run)
+    check_velocity(cfg, before)
     return Start(source, cfg.fresh, lambda: network_of(before), list(unlike(cfg, before)))
 
 
 def find_teacher(cfg: DictConfig, objective: Objective) -> None:
     """Load the teacher of an objective that has one; a run that goes on needs it as a new one does."""
-    check_taught(objective)
+    check_learns(cfg, objective)
     if not objective.taught:
         return
     place = find_run(objective.teacher)
@@ -64,26 +65,32 @@ def find_teacher(cfg: DictConfig, objective: Objective) -> None:
     objective.network = teacher.denoiser.requires_grad_(False)
 
 
-def check_taught(objective: Objective) -> None:
-    """Raise if an objective needs a teacher and none is named."""
-    if isinstance(objective, FlowMap):
-        check_learns(objective)
+def check_learns(cfg: DictConfig, objective: Objective) -> None:
+    """Raise if an objective lacks what it learns from, or the weights that are to learn."""
     if objective.taught and objective.teacher is None:
         raise ValueError("objective.teacher: found none, expected a run to learn from, as start_from= names it")
-
-
-def check_learns(objective: FlowMap) -> None:
-    """Raise if nothing would tell a flow map where its steps end."""
+    if not isinstance(objective, FlowMap):
+        return
+    if cfg.start_from is None:
+        raise ValueError(
+            "start_from: found none with objective=flow_map, expected a trained run, whose velocity it follows"
+        )
+    if not cfg.model.step_rank:
+        raise ValueError(
+            "model.step_rank: found 0 with objective=flow_map, expected a rank, such as 16: only changes of the blocks "
+            "learn (a map of before, whose weights all took steps, can be sampled, not trained)"
+        )
     if not objective.steps:
         raise ValueError(
-            "objective.steps: found none, expected the numbers of steps of the samplers that the network is to serve; "
-            "a flow map of before learned in another way, start_from= begins a new one with its weights"
+            "objective.steps: found none, expected the numbers of steps of the samplers that it is to serve"
         )
-    if objective.teacher is None and objective.still == 0:
-        raise ValueError(
-            "objective.still: found 0 without objective.teacher, expected more: the network follows its own velocity, "
-            "and has to learn it (start_from= names a teacher)"
-        )
+
+
+def check_velocity(cfg: DictConfig, before: DictConfig) -> None:
+    """Raise if a flow map would follow answers of its source that mean something else."""
+    if get_class(cfg.objective._target_) is FlowMap:
+        for line in unlike(cfg, before, ("objective.prediction", *TAUGHT)):
+            raise ValueError(f"start_from: found {cfg.start_from}, whose velocity means something else: {line}")
 
 
 def check_words(cfg: DictConfig, before: DictConfig, run: Path) -> None:

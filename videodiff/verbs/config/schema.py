@@ -173,6 +173,7 @@ CLASSES: dict[str, Kind] = {
         mlp_ratio=number(above=0),
         gate=number(),
         two_levels=FLAG,
+        step_rank=whole(0, 65_536),
         captioned=many(FLAG, 1),
     ),
     "videodiff.diffusion.path.RectifiedFlow": record(),
@@ -183,8 +184,6 @@ CLASSES: dict[str, Kind] = {
         steps=many(COUNT),
         pieces=COUNT,
         width=number(above=0),
-        still=SHARE,
-        teacher=optional(PLACE),
     ),
     "videodiff.diffusion.distillation.ProgressiveDistillation": record(
         **OBJECTIVE,

@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 11
+RECORD, VERSION = "record", 12
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -47,13 +47,17 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
             "reconstruction": 0.0,
         }
     },
-    # No steps: maps of before learned in another way, which is no longer there. They can be sampled, not trained on.
-    9: {"videodiff.diffusion.flow_map.FlowMap": {"steps": [], "pieces": 6, "width": 0.1, "teacher": None}},
+    9: {"videodiff.diffusion.flow_map.FlowMap": {"steps": [], "pieces": 6, "width": 0.1}},
     10: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"captioned": [True]}},
     11: {"videodiff.generation.settings.Generation": {"guide": "caption"}},
+    # No rank: all weights of the maps of before took steps. They can be sampled, not trained on.
+    12: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"step_rank": 0}},
 }
 # For each version the keys that went with it, by class.
-GONE: dict[int, dict[str, tuple[str, ...]]] = {9: {"videodiff.diffusion.flow_map.FlowMap": ("clean", "difference")}}
+GONE: dict[int, dict[str, tuple[str, ...]]] = {
+    9: {"videodiff.diffusion.flow_map.FlowMap": ("clean", "difference")},
+    12: {"videodiff.diffusion.flow_map.FlowMap": ("still", "teacher")},
+}
 # Classes that have moved since folders were written.
 MOVED = {
     "videodiff.data.datamodule.ClipDataModule": "videodiff.data.loader.datamodule.clip_data",

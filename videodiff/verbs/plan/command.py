@@ -23,7 +23,7 @@ from videodiff.printing import say
 from videodiff.verbs.config.arguments import Arguments, split
 from videodiff.verbs.config.build import check_two_levels
 from videodiff.verbs.config.checking import config_dirs
-from videodiff.verbs.config.origin import check_taught
+from videodiff.verbs.config.origin import check_learns
 from videodiff.verbs.config.stored import key_of
 from videodiff.verbs.plan.job import every_of, job_of
 from videodiff.verbs.plan.measure import measure
@@ -55,8 +55,6 @@ def run(cfg: DictConfig) -> None:
     if cfg.json:
         write_whole(Path(cfg.json), f"{json.dumps(found, indent=2)}\n".encode())
     say(as_text(str(cfg.name), job, cluster, plan, found))
-    if any(not pattern.startswith("text.") for pattern in cfg.freeze):
-        say("freeze        the plan takes all weights of the denoiser as trained: frozen ones need less than this")
     if isinstance(now, str):
         say(f"as it stands  it cannot run: {now}")
     elif now is not None:
@@ -85,7 +83,7 @@ def check(cfg: DictConfig) -> None:
         )
     objective = instantiate(cfg.objective)
     check_two_levels(cfg, objective)
-    check_taught(objective)
+    check_learns(cfg, objective)
 
 
 def calibrate(like: Cluster, path: Path) -> None:

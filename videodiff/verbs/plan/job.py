@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from videodiff.planning.forecast.grown import Grown, traced
 from videodiff.planning.forecast.memory import SPLIT
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
+from videodiff.training.start import freeze
 from videodiff.verbs.config.build import check_patch, fill_text, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
@@ -78,7 +80,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     def trace(level: str, halved: bool) -> Grown:
         make = maker(cfg, level, latent, network, Precision(half, halved))
         parts = [OmegaConf.to_yaml(cfg[part], resolve=False) for part in ("model", "objective") if cfg.get(part)]
-        key = (*parts, network, every_of(cfg), cycle_of(cfg), latent, level, half, halved, cpu)
+        key = (*parts, *cfg.freeze, network, every_of(cfg), cycle_of(cfg), latent, level, half, halved, cpu)
         if key not in TRACED:
             with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else norms_by_one_kernel():
                 TRACED[key] = traced(make, cycle_of(cfg), cfg.model.depth)
@@ -117,6 +119,7 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
         mlp_ratio=model.mlp_ratio,
         trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
         levels=1 + bool(model.get("two_levels")),
+        step_rank=model.get("step_rank", 0),
         forwards=instantiate(cfg.objective).forwards,
     )
 
@@ -212,6 +215,10 @@ def maker(
 
     def make(blocks: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
         made = instantiate(cfg.model, channels=c, text_width=network.text_width, depth=blocks)
+        parts = nn.ModuleDict({"denoiser": made})
+        # Patterns of the text encoder, and of blocks beyond those of the trace, name nothing here.
+        found = [one for one in cfg.freeze if any(fnmatchcase(name, one) for name, _ in parts.named_parameters())]
+        freeze(parts, found, objective.learns)
         if precision.halved:
             halve(made)
         recompute(made)
@@ -222,6 +229,8 @@ def maker(
             mask = torch.ones(clips, network.words, dtype=torch.bool)
             # `text + 0` is no leaf, so its gradient is freed as in a real run.
             condition = {"text": text + 0, "text_mask": mask, "fps": torch.empty(clips)}
+            if objective.two_levels:
+                condition["rho"] = torch.empty(clips, t)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision.half and not precision.halved):
                 return objective.error(made, x, eps, torch.empty(clips, t), condition).mean()
 
