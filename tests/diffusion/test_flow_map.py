@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -254,9 +253,9 @@ def test_steps_have_weights_of_their_own_and_the_velocity_never_meets_them() -> 
     network, (z, condition) = small(), inputs(2)
     tau = torch.rand(2, 5).double()
     velocity, step = network(z, tau, **condition), network(z, tau, rho=0.3 * tau, **condition)
-    learn = {
-        n: p for n, p in network.named_parameters() if any(fnmatchcase(f"denoiser.{n}", p) for p in FlowMap.learns)
-    }
+    mapped, plain = (kind(RectifiedFlow(), NoiseLevels()) for kind in (FlowMap, Objective))
+    learn = {n: p for n, p in network.named_parameters() if mapped.learns(f"denoiser.{n}")}
+    assert all(plain.learns(f"denoiser.{n}") == (n not in learn) for n, _ in network.named_parameters())
     # Down and up for each of three layers, with a bias, in both blocks, and the embedding of the step.
     assert len(learn) == 2 * 3 * 3 + 4
     for name, p in learn.items():

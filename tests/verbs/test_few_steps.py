@@ -111,6 +111,16 @@ def test_a_flow_map_learns_alike_however_its_weights_and_clips_are_shared(
         torch.testing.assert_close(other[name], value, rtol=0, atol=1e-4 if "step." in name else 0, msg=name)
 
 
+def test_an_objective_without_steps_leaves_their_weights_alone(mapped: Path, world_dataset: Path) -> None:
+    # DDP would miss the gradients of weights that no call meets.
+    run, more = mapped.with_name("plain"), ["model.two_levels=true", "model.step_rank=4", "strategy=ddp"]
+    Ranks(
+        2, run.parent, [*tiny(world_dataset), *more, "trainer.max_steps=2", f"start_from={mapped}", f"run={run}"]
+    ).finish()
+    before, after = (load_file(latest_checkpoint(one) / AVERAGE) for one in (mapped, run))
+    assert {name for name in after if after[name].equal(before[name])} == {name for name in after if "step." in name}
+
+
 def test_a_run_of_half_the_steps_learns_from_its_teacher_and_goes_on_with_it(
     teacher: Path, world_dataset: Path
 ) -> None:

@@ -41,7 +41,6 @@ class FlowMap(Objective):
     """
 
     two_levels = True
-    learns = ("denoiser.*step.*",)
 
     steps: Sequence[int] = (1, 2, 4)
     pieces: int = 6

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from videodiff.diffusion.prediction import KINDS, Prediction, convert
 
 Denoiser = Callable[..., Tensor]
 Condition = Mapping[str, Tensor]
+
+# The weights that only a call meets that is told where its step ends.
+STEPS = "denoiser.*step.*"
 
 
 def clip_seeds(seed: int, step: int, positions: Iterable[int]) -> list[int]:
@@ -47,8 +51,6 @@ class Objective:
     forwards = 0.0
     # Whether a second network teaches, which does not change.
     taught = False
-    # Patterns of the weights that learn, of those that `freeze` leaves.
-    learns = ("*",)
 
     path: Path
     levels: NoiseLevels
@@ -61,6 +63,10 @@ class Objective:
         for name, kind in (("prediction", self.prediction), ("loss", self.loss)):
             if kind not in KINDS:
                 raise ValueError(f"objective.{name}: found {kind!r}, expected one of {', '.join(KINDS)}")
+
+    def learns(self, name: str) -> bool:
+        """Tell whether a weight learns: those for steps of a flow map if the objective takes steps, else all others."""
+        return fnmatchcase(name, STEPS) == self.two_levels
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

@@ -280,15 +280,15 @@ def span(numbers: Sequence[int]) -> str:
     return told if len(numbers) < 2 else f"{{{told}}}"
 
 
-def freeze(parts: nn.Module, patterns: Sequence[str], learns: Sequence[str] = ("*",)) -> list[str]:
+def freeze(parts: nn.Module, patterns: Sequence[str], learns: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Exclude the weights with matching names from training, and return their names; raise if nothing matches.
 
-    Of the others only those train that match a pattern of `learns`.
+    Of the others only those train whose names `learns` takes.
     """
     named = dict(parts.named_parameters())
     for pattern in patterns:
         check_pattern("freeze", pattern, named)
-    frozen = [name for name in named if matches(name, patterns) or not matches(name, learns)]
+    frozen = [name for name in named if matches(name, patterns) or not learns(name)]
     for name in frozen:
         named[name].requires_grad_(False)
     if frozen and not any(p.requires_grad for p in named.values()):

@@ -11,6 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from videodiff.denoiser.attention import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.diffusion.flow_map import FlowMap
+from videodiff.diffusion.levels import NoiseLevels
+from videodiff.diffusion.path import RectifiedFlow
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import forward_and_backward, network_of, recomputed
 from videodiff.planning.forecast.faults import BYTES_OF_AVERAGE, BYTES_OF_STATE
@@ -19,6 +21,7 @@ from videodiff.planning.forecast.trace import Passes, Watching, halve, norms_by_
 from videodiff.training.start import freeze
 
 WIDTH, FRAMES, SIDE, WORDS = 32, 4, 8, 5
+LEARNS = FlowMap(RectifiedFlow(), NoiseLevels()).learns
 
 
 def loss_of(network: nn.Module, clips: int) -> Tensor:
@@ -40,7 +43,7 @@ def make(level: str = "none", half: bool = False, rank: int = 0):
     def made(blocks: int):
         steps = {"two_levels": rank > 0, "step_rank": rank}
         network = SpaceTimeTransformer(patch=(1, 2, 2), width=WIDTH, depth=blocks, heads=2, text_width=16, **steps)
-        freeze(nn.ModuleDict({"denoiser": network}), (), FlowMap.learns if rank else ("*",))
+        freeze(nn.ModuleDict({"denoiser": network}), (), LEARNS if rank else bool)
         if half:
             halve(network)
         recompute_blocks(network, level)
