@@ -16,14 +16,20 @@ from videodiff.training.callbacks import stop
 
 
 @pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Return the exit statuses that a stop asked for while training is on."""
+def callback() -> Iterator[stop.StopGently]:
+    """Return a callback that listens, as while training is on."""
+    made = stop.StopGently()
+    made.on_train_start(SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(launcher=None)), None)
+    yield made
+    made.teardown(None, None, "fit")
+
+
+@pytest.fixture
+def ended(callback: stop.StopGently, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the exit statuses that a stop asked for."""
     statuses: list[int] = []
     monkeypatch.setattr(stop, "end_now", lambda processes, status: statuses.append(status))
-    callback = stop.StopGently()
-    callback.on_train_start(SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace(launcher=None)), None)
-    yield statuses
-    callback.teardown(None, None, "fit")
+    return statuses
 
 
 def filled(statuses: list[int]) -> bool:
@@ -51,6 +57,25 @@ def test_two_signals_within_one_call_of_a_library_are_two(ended: list[int]) -> N
     pressing.join()
     assert within == [True], "the second signal was not seen within the call"
     assert ended == [128 + signal.SIGINT]
+
+
+@pytest.mark.parametrize(("signals", "processes", "wanted"), [(2, 2, [130]), (1, 2, []), (1, 1, []), (0, 2, [])])
+def test_the_loss_of_a_process_that_was_quicker_to_end_is_no_error(
+    callback: stop.StopGently, ended: list[int], signals: int, processes: int, wanted: list[int]
+) -> None:
+    if signals:
+        os.kill(os.getpid(), signal.SIGINT)
+    end = time.monotonic() + 3
+    while signals and not callback.asked and time.monotonic() < end:
+        time.sleep(0.01)
+    second = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    if signals == 2:
+        second.start()
+    begin = time.monotonic()
+    callback.on_exception(SimpleNamespace(world_size=processes), None, RuntimeError("connection closed by peer"))
+    # What ends the process must come before the error goes on.
+    assert ended == wanted
+    assert (time.monotonic() - begin > 0.2) == (signals > 0 and processes > 1)
 
 
 def test_a_signal_that_a_forked_worker_gets_too_counts_once(ended: list[int]) -> None:

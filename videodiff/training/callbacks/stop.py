@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,9 @@ from lightning.pytorch.callbacks import Callback
 from videodiff.parallel.launcher import end_now, under_torchrun
 from videodiff.printing import say
 from videodiff.training.callbacks.checkpoints import Checkpoints
+
+# Seconds in which a signal to all processes reaches the last of them.
+ON_ITS_WAY = 1.0
 
 
 class StopGently(Callback):
@@ -104,6 +108,11 @@ class StopGently(Callback):
         if trainer.is_global_zero:
             what = "a checkpoint is saved, training goes on" if saving else "nothing saves checkpoints here"
             say(f"step {trainer.global_step:,}: SIGUSR2: {what}")
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        # A process that acts on the second signal first is lost to the others, to which the same signal is on its way.
+        if self.asked and trainer.world_size > 1:
+            time.sleep(ON_ITS_WAY)
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
         if self.signals is not None:
