@@ -90,8 +90,8 @@ def between(tau: Tensor, rho: Tensor, part: float) -> Tensor:
 
 
 def ways(tau: Tensor, rho: Tensor, pieces: int) -> Tensor:
-    """Return the levels of a step, from its start to its end."""
-    return torch.stack([between(tau, rho, i / pieces) for i in range(pieces + 1)])
+    """Return the levels of a step, from its start to its end, where the network takes no part of it."""
+    return torch.stack([tau, *(between(tau, rho, i / pieces) for i in range(pieces + 1))])
 
 
 @each_path
@@ -106,7 +106,7 @@ def test_the_path_of_the_velocity_ends_where_the_exact_map_does(path: Path) -> N
         return Exact(path)(z, tau, None, place)
 
     for pieces in (8, 16, 32):
-        objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=pieces)
+        objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=pieces, own=0.0)
         there = objective.follow(only_slopes, z, ways(tau, rho, pieces), {"place": place})
         errors.append(float((there - flow(path, z, tau, rho)).abs().max()))
         assert torch.equal(there[1], z[1]), "a clip that takes no step stays"
@@ -114,6 +114,34 @@ def test_the_path_of_the_velocity_ends_where_the_exact_map_does(path: Path) -> N
     assert not any(told_of_steps), "one pass a piece, none of which asks the map"
     assert min(math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)) > 1.7
     assert errors[-1] < 2e-2
+
+
+@each_path
+def test_the_network_takes_the_first_part_of_a_step_itself_and_the_velocity_the_rest(path: Path) -> None:
+    tau, rho = uneven()
+    tau, rho = tau.clamp(0, 0.9), torch.minimum(rho.clamp_min(0.2), tau.clamp(0, 0.9))
+    place, z, told = torch.arange(SHAPE[0]), at(path, tau), []
+    middle = between(tau, rho, 0.5)
+    levels = torch.stack([tau, *(between(middle, rho, i / 32) for i in range(33))])
+
+    def network(z: Tensor, tau: Tensor, rho: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+        told.append(rho)
+        return Exact(path)(z, tau, rho, place)
+
+    objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=32)
+    there = objective.follow(network, z, levels, {"place": place})
+    torch.testing.assert_close(there, flow(path, z, tau, rho), rtol=0, atol=1e-2)
+    assert len(told) == objective.forwards == 33
+    torch.testing.assert_close(told[0], middle)
+    assert all(one is None for one in told[1:])
+
+    def off(z: Tensor, tau: Tensor, rho: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+        return Exact(path)(z, tau, rho, place) + (0.0 if rho is None else 0.5)
+
+    # What the network makes of the first half stays in the target: the velocity goes on from there.
+    half = flow(path, z, tau, middle) - 0.5 * per_frame(tau - middle)
+    there = objective.follow(off, z, levels, {"place": place})
+    torch.testing.assert_close(there, flow(path, half, middle, rho), rtol=0, atol=1e-2)
 
 
 def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> None:
@@ -291,19 +319,34 @@ def test_clips_take_the_steps_of_the_samplers_as_often_as_asked() -> None:
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)), "the draws of any objective"
     ways = torch.stack([objective.way(clip, seed) for seed in seeds], 1)
     assert (ways[1:] <= ways[:-1]).all()
-    assert ((ways[1] < ways[0]) == (ways[2] < ways[0])).all()
-    assert (ways[2] < ways[0]).any(1).all(), "every clip takes a step"
+    assert ((ways[2] < ways[0]) == (ways[3] < ways[0])).all()
+    assert (ways[1] == ways[0]).all(), "no sampler has twice the steps of another: the network takes no part"
+    assert (ways[3] < ways[0]).any(1).all(), "every clip takes a step"
     # From pure noise the levels are those of the samplers.
     pure = NoiseLevels({"lead": 1.0}, base_shift=3.0, base_tokens=20)
     known = torch.zeros(1, 5, dtype=torch.bool)
     objective = FlowMap(RectifiedFlow(), pure, steps=(1, 4), pieces=2)
-    taken = torch.stack([objective.way(clip, seed) for seed in seeds[:400]])
+    taken = torch.stack([objective.way(clip, seed)[1:] for seed in seeds[:400]])
     assert (taken[:, :, 1:] == 1).all(), "frames that wait for a leader stay at pure noise while it moves"
     found = {tuple(round(float(level), 4) for level in way) for way in taken[:, :, 0]}
     whole, quarters = (schedule(2 * steps, known, shift=3.0)[:, 0, 0] for steps in (1, 4))
     wanted = [whole, *(quarters[2 * i : 2 * i + 3] for i in range(4))]
     assert found == {tuple(round(float(level), 4) for level in way) for way in wanted}
     assert abs(float((taken[:, 2, 0] + (taken[:, 0, 0] < 1) == 0).float().mean()) - 0.5) < 0.1
+
+
+def test_the_own_step_leads_to_the_middle_where_it_is_a_step_of_another_sampler() -> None:
+    pure = NoiseLevels({"lead": 1.0}, base_shift=3.0, base_tokens=20)
+    objective = FlowMap(RectifiedFlow(), pure, steps=(1, 2, 3), pieces=2, own=0.25)
+    ways = torch.stack([objective.way(torch.zeros(1, 5, 2, 2), seed) for seed in clip_seeds(0, 0, range(900))])[:, :, 0]
+    known = torch.zeros(1, 5, dtype=torch.bool)
+    one, two = (schedule(n, known, shift=3.0)[:, 0, 0] for n in (1, 2))
+    # Of one step the first half is a step of two; of two and of three steps the halves are steps of no sampler here.
+    long = (ways[:, 0] == one[0]) & (ways[:, -1] == one[1])
+    own = ways[:, 1] < ways[:, 0]
+    assert not own[~long].any()
+    torch.testing.assert_close(ways[own][:, 1], two[1].expand(int(own.sum())))
+    assert abs(float(own[long].float().mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / int(long.sum()))
 
 
 def test_it_trains_a_network_and_clips_do_not_depend_on_each_other() -> None:

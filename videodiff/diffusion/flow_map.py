@@ -8,10 +8,13 @@ by several steps of a solver:
 
     (tau - rho) u(z, tau, rho)  =  z - z_rho
 
-It never takes the network's own long steps, so no error of theirs comes back in a later target. v is that of the same
-network, called without rho: then it meets none of the weights for steps (`denoiser/change.py`), and as only these
-learn, v stays what it was. So there is no second network, no critic, no forward mode and no division by a small number,
-and bfloat16 is enough.
+v is that of the same network, called without rho: then it meets none of the weights for steps (`denoiser/change.py`),
+and as only these learn, v stays what it was. So there is no second network, no critic, no forward mode and no division
+by a small number, and bfloat16 is enough.
+
+Some steps are followed from their middle, to which the network's own step leads: that of the sampler with twice as many
+steps, which it learns too. Then v comes last, sees the clip that the network made, and sharpens that one (a Lagrangian
+target: Boffi et al. 2025, arXiv 2505.18825, without its derivative).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from videodiff.diffusion.guidance import denoise_function
 from videodiff.diffusion.objective import Condition, Denoiser, Objective, drop, mean_where
 from videodiff.diffusion.path import per_frame
 from videodiff.diffusion.prediction import convert
-from videodiff.diffusion.sampler import dpm_solver_2m
+from videodiff.diffusion.sampler import dpm_solver_2m, flow_map
 
 
 @dataclass(eq=False)
@@ -36,20 +39,27 @@ class FlowMap(Objective):
     """The distance of a step from the end of its path, one number a clip; the network must take two levels.
 
     A clip takes a step of a sampler: its number of steps is drawn from `steps`, which of them evenly. `pieces` is the
-    number of steps of DPM-Solver++ that the target follows on the way. The error of a pixel counts by its square where
-    it is small, by its size where it is beyond `width`.
+    number of steps of DPM-Solver++ that the target follows on the way. Where `steps` has a number and its double, the
+    network's own step takes the first half of a share `own` of the longer steps. The error of a pixel counts by its
+    square where it is small, by its size where it is beyond `width`.
     """
 
     two_levels = True
 
     steps: Sequence[int] = (1, 2, 4)
-    pieces: int = 6
+    pieces: int = 5
+    own: float = 0.5
     width: float = 0.1
 
     @property
     def forwards(self) -> float:
-        """The passes without a gradient of a clip: one a piece."""
-        return float(self.pieces)
+        """The passes without a gradient of a clip: one a piece, and one for the network's own step."""
+        return self.pieces + self.own_steps
+
+    @property
+    def own_steps(self) -> float:
+        """Whether the network takes a step of its own in a pass, 0 or 1: all clips pass it, also those that stay."""
+        return float(self.own > 0)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]
@@ -61,18 +71,23 @@ class FlowMap(Objective):
         return self.map_error(denoiser, x, eps, levels, drop(condition, null, send(dropped, x.device)))
 
     def way(self, clip: Tensor, seed: int) -> Tensor:
-        """Return the levels `pieces + 1, t` that a clip passes, on the host; known and waiting frames stay."""
+        """Return the levels `pieces + 2, t` that a clip passes, on the host; known and waiting frames stay.
+
+        The network's own step leads from the first to the second level, or the clip stays there.
+        """
         _, t, h, w = clip.shape
         own = Generator().manual_seed(second_seed(seed))
         steps = self.steps[int(torch.randint(len(self.steps), (), generator=own))]
         begin = float(torch.randint(steps, (), generator=own))
+        halved = 2 * steps in self.steps and float(torch.rand((), generator=own)) < self.own
 
-        def at(piece: int) -> Tensor:
-            left = 1 - (begin + piece / self.pieces) / steps
+        def at(part: float) -> Tensor:
+            left = 1 - (begin + part) / steps
             # A step is one of a sampler that begins at pure noise.
             return self.levels(t, t * h * w, Generator().manual_seed(seed), lambda tau: torch.full_like(tau, left))
 
-        return torch.stack([at(piece) for piece in range(self.pieces + 1)])
+        middle = 0.5 if halved else 0.0
+        return torch.stack([at(0.0), *(at(part) for part in np.linspace(middle, 1.0, self.pieces + 1).tolist())])
 
     def map_error(self, denoiser: Denoiser, x: Tensor, eps: Tensor, levels: Tensor, condition: Condition) -> Tensor:
         """Return the mean error over the moving frames of each clip (b,), at given noise and levels `n b t`."""
@@ -93,9 +108,11 @@ class FlowMap(Objective):
 
     @torch.no_grad()
     def follow(self, denoiser: Denoiser, z: Tensor, levels: Tensor, condition: Condition) -> Tensor:
-        """Return where the path of v leads from z, through these levels `n b t`."""
+        """Return where the path of v leads through these levels `n b t`, after the network's own step to the second."""
         denoise = denoise_function(denoiser, dict(condition), self.path, self.prediction)
-        return dpm_solver_2m(denoise, z, levels, self.path)
+        if self.own:
+            z = flow_map(denoise, z, levels[:2], self.path)
+        return dpm_solver_2m(denoise, z, levels[1:], self.path)
 
 
 def second_seed(seed: int) -> int:

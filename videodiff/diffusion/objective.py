@@ -49,6 +49,8 @@ class Objective:
     two_levels = False
     # How many forward passes without a gradient a clip takes in a step on average, beside the pass that learns.
     forwards = 0.0
+    # How many of these take a step of a flow map.
+    own_steps = 0.0
     # Whether a second network teaches, which does not change.
     taught = False
 

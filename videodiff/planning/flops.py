@@ -18,7 +18,8 @@ class Network(NamedTuple):
     `axes`: the axis of attention of each block, space, time or spacetime. `captioned`: whether each block looks at the
     caption. `patch`: values of a token. `words`: text tokens of a clip, `text_width` wide. `trained_text`: the text
     encoder is trained too. `levels`: noise levels of a frame; with two, only changes of rank `step_rank` learn.
-    `forwards`: passes without a gradient in a training step, beside the one that learns.
+    `forwards`: passes without a gradient in a training step, beside the one that learns; `own`: how many of them take a
+    step of a flow map.
     """
 
     width: int
@@ -33,6 +34,7 @@ class Network(NamedTuple):
     levels: int = 1
     step_rank: int = 0
     forwards: float = 0.0
+    own: float = 0.0
 
 
 class Flops(NamedTuple):
@@ -92,9 +94,10 @@ def forward_and_backward(time: int, space: int, network: Network) -> int:
     """Return the FLOPs that one clip takes in training, on average and without recompute.
 
     The backward pass takes two products for each product of the forward pass. The first layers take one: patches, noise
-    levels, frame rate and the words of a frozen encoder need no gradient. The passes without a gradient take no step.
+    levels, frame rate and the words of a frozen encoder need no gradient.
     """
-    without = round(network.forwards * forward(time, space, network._replace(levels=1, step_rank=0)).total)
+    velocity = forward(time, space, network._replace(levels=1, step_rank=0)).total
+    without = round((network.forwards - network.own) * velocity + network.own * forward(time, space, network).total)
     if network.levels > 1:
         return without + step_and_backward(time, space, network)
     first = time * space * network.patch + (network.levels * time + 1) * 256

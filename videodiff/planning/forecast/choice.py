@@ -197,7 +197,7 @@ def seen_by_python(job: Job, cluster: Cluster, level: str, halved: bool) -> floa
 
 def further(job: Job) -> float:
     """Return the time of passes without a gradient, as a share of that of passes that learn, without recompute."""
-    time, space, alone = job.largest.time, job.largest.space, job.network._replace(forwards=0.0)
+    time, space, alone = job.largest.time, job.largest.space, job.network._replace(forwards=0.0, own=0.0)
     learning = forward_and_backward(time, space, alone)
     return (forward_and_backward(time, space, job.network) - learning) / learning
 

@@ -183,6 +183,7 @@ CLASSES: dict[str, Kind] = {
         **OBJECTIVE,
         steps=many(COUNT),
         pieces=COUNT,
+        own=SHARE,
         width=number(above=0),
     ),
     "videodiff.diffusion.distillation.ProgressiveDistillation": record(

@@ -106,7 +106,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
 
 def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Network:
     """Return the sizes that decide the denoiser's cost; `text`: words of a caption, and their width."""
-    model = cfg.model
+    model, objective = cfg.model, instantiate(cfg.objective)
     return network_of(
         model.width,
         model.axes,
@@ -120,7 +120,8 @@ def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Ne
         trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
         levels=1 + bool(model.get("two_levels")),
         step_rank=model.get("step_rank", 0),
-        forwards=instantiate(cfg.objective).forwards,
+        forwards=objective.forwards,
+        own=objective.own_steps,
     )
 
 
