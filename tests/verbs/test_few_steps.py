@@ -147,6 +147,27 @@ def test_a_teacher_of_another_path_teaches_nothing(call: Call, teacher: Path, wo
     assert not (run / "config.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("base", "sampler", "told"), [(1.5, 3, "3, expected 1.5"), (1.5, 1.5, ""), (3, 2, "2, expected 3")]
+)
+def test_a_sampler_between_the_trained_steps_is_told(
+    call: Call, teacher: Path, world_dataset: Path, tmp_path: Path, base: float, sampler: float, told: str
+) -> None:
+    # A clip has 8 x 16 x 16 = 2048 values of a channel; a quarter of it as base doubles the shift.
+    levels = [f"objective.levels.base_shift={base / 2}", "objective.levels.base_tokens=512", f"sampler.shift={sampler}"]
+    few = [*MAP, f"start_from={teacher}", "trainer.max_steps=1", f"run={tmp_path / 'run'}"]
+    status, out, err = call("train", *tiny(world_dataset), *few, *levels)
+    assert status == 0, err
+    lines = [line for line in (out + err).splitlines() if "sampler.shift: found" in line]
+    assert len(lines) == bool(told)
+    assert all(f"sampler.shift: found {told}" in line for line in lines)
+    # An objective that trains no steps may have any shift.
+    if told:
+        plain = ["trainer.max_steps=1", f"run={tmp_path / 'plain'}", *levels]
+        status, out, err = call("train", *tiny(world_dataset), *plain)
+        assert (status, "sampler.shift: found" in out + err) == (0, False), err
+
+
 def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
     call: Call, teacher: Path, world_dataset: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ class FlowMap(Objective):
     """
 
     two_levels = True
+    on_steps = True
 
     steps: Sequence[int] = (1, 2, 4)
     pieces: int = 5

@@ -51,6 +51,8 @@ class Objective:
     forwards = 0.0
     # How many of these take a step of a flow map.
     own_steps = 0.0
+    # Whether it trains the steps of a sampler: then both must have one shift.
+    on_steps = False
     # Whether a second network teaches, which does not change.
     taught = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import math
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
+from videodiff.diffusion.levels import token_shift
 from videodiff.generation.sampling import latent_shape
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
@@ -204,7 +206,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     freeze(parts, cfg.freeze, model.objective.learns)
     if start is not None:
         start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))
-    for line in data.check_captions(model.text):
+    for line in (*data.check_captions(model.text), *off_the_steps(cfg, model)):
         if first:
             say(f"videodiff train: {line}")
     planned = isinstance(data, ClipDataModule)
@@ -315,6 +317,18 @@ def check_strategy(cfg: DictConfig, strategy: Strategy | str) -> None:
         return
     gpu, precision = cfg.trainer.accelerator not in ("cpu", "mps", "tpu"), str(cfg.trainer.precision)
     check_training(cfg.fp8.emulate, bool(cfg.get("compile")), precision, stage, gpu)
+
+
+def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
+    """Yield a line if an objective that trains the steps of a sampler trains those of another one than the run's."""
+    tokens = math.prod(latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width)[1:])
+    levels = model.objective.levels
+    trained = token_shift(tokens, levels.base_tokens, levels.base_shift)
+    if model.objective.on_steps and not math.isclose(trained, cfg.sampler.shift, rel_tol=0.01):
+        yield (
+            f"sampler.shift: found {cfg.sampler.shift:g}, expected {trained:.3g}, at which objective.levels trains the "
+            "steps: samples fall between them"
+        )
 
 
 def check_kept(cfg: DictConfig) -> None:
