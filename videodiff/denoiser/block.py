@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, on_cpu
 from videodiff.denoiser.change import Changes, changed
 
+# The changes where none are taken: of queries, keys and values, of the layer up, and of the layer down.
 UNCHANGED = (None, None, None)
 
 

@@ -59,7 +59,7 @@ class FlowMap(Objective):
 
     @property
     def own_steps(self) -> float:
-        """Whether the network takes a step of its own in a pass, 0 or 1: all clips pass it, also those that stay."""
+        """The own step, 0 or 1: it costs every clip a pass, also a clip that stays."""
         return float(self.own > 0)
 
     def __call__(

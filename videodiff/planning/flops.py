@@ -96,13 +96,13 @@ def forward_and_backward(time: int, space: int, network: Network) -> int:
     The backward pass takes two products for each product of the forward pass. The first layers take one: patches, noise
     levels, frame rate and the words of a frozen encoder need no gradient.
     """
+    once = forward(time, space, network).total
     velocity = forward(time, space, network._replace(levels=1, step_rank=0)).total
-    without = round((network.forwards - network.own) * velocity + network.own * forward(time, space, network).total)
+    without = round((network.forwards - network.own) * velocity + network.own * once)
     if network.levels > 1:
         return without + step_and_backward(time, space, network)
     first = time * space * network.patch + (network.levels * time + 1) * 256
     first += 0 if network.trained_text else network.words * network.text_width
-    once = forward(time, space, network).total
     return 3 * once - 2 * first * network.width + without
 
 

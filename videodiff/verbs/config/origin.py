@@ -88,7 +88,7 @@ def check_learns(cfg: DictConfig, objective: Objective) -> None:
 
 def check_velocity(cfg: DictConfig, before: DictConfig) -> None:
     """Raise if a flow map would follow answers of its source that mean something else."""
-    if get_class(cfg.objective._target_) is FlowMap:
+    if issubclass(get_class(cfg.objective._target_), FlowMap):
         for line in unlike(cfg, before, ("objective.prediction", *TAUGHT)):
             raise ValueError(f"start_from: found {cfg.start_from}, whose velocity means something else: {line}")
 
