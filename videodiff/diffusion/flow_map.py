@@ -77,10 +77,10 @@ class FlowMap(Objective):
         The network's own step leads from the first to the second level, or the clip stays there.
         """
         _, t, h, w = clip.shape
-        own = Generator().manual_seed(second_seed(seed))
-        steps = self.steps[int(torch.randint(len(self.steps), (), generator=own))]
-        begin = float(torch.randint(steps, (), generator=own))
-        halved = 2 * steps in self.steps and float(torch.rand((), generator=own)) < self.own
+        draw = Generator().manual_seed(second_seed(seed))
+        steps = self.steps[int(torch.randint(len(self.steps), (), generator=draw))]
+        begin = float(torch.randint(steps, (), generator=draw))
+        halved = 2 * steps in self.steps and float(torch.rand((), generator=draw)) < self.own
 
         def at(part: float) -> Tensor:
             left = 1 - (begin + part) / steps

@@ -51,7 +51,7 @@ class Objective:
     forwards = 0.0
     # How many of these take a step of a flow map.
     own_steps = 0.0
-    # Whether it trains the steps of a sampler: then both must have one shift.
+    # Whether it trains the steps of a sampler, which then needs the shift of `levels`.
     on_steps = False
     # Whether a second network teaches, which does not change.
     taught = False
