@@ -150,8 +150,8 @@ def test_two_metrics_of_one_number_are_refused():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"lvel": 1.0}, r"metric\.mine: found the number 'lvel', expected one that it declares: level"),
-        ({"level": 300.0}, r"metric\.mine: found level = 300, expected 0 to 255 as declared"),
+        ({"lvel": 1.0}, r"metric\.mine: clip clip10: found the number 'lvel', expected one that it declares: level"),
+        ({"level": 300.0}, r"metric\.mine: clip clip10: found level = 300, expected 0 to 255 as declared"),
         ({"level": float("nan")}, r"metric\.mine: clip clip10: found level = nan, expected a finite number"),
         ({"level": "high"}, r"metric\.mine: clip clip10: could not convert"),
         (None, r"metric\.mine: clip clip10: AttributeError: "),
@@ -160,6 +160,33 @@ def test_two_metrics_of_one_number_are_refused():
 def test_numbers_that_are_not_as_declared_name_the_metric(numbers, message):
     with pytest.raises(ValueError, match=message):
         evaluate({"mine": replace(level, measure=lambda case: numbers)}, footage(10), {CONTINUATION: [grey(1)]})
+
+
+def test_a_metric_that_fails_at_one_clip_costs_itself_and_names_the_clip():
+    bent = replace(level, curve=lambda case: {"bend": 1 / case.frames[:, 0, 0, 0]})
+    broken = replace(dark, measure=lambda case: {"dark_share": [1.0, 0.5][int(case.frames[0, 0, 0, 0] / 100)]})
+    mean = metric({"mean": Quantity("higher")}, tasks=(CONTINUATION,))(lambda case: {"mean": case.frames.mean()})
+    metrics, said = {"bent": bent, "dark": broken, "mean": mean}, []
+    with np.errstate(divide="ignore"):
+        found = evaluate(metrics, footage(10, 20), {CONTINUATION: [grey(0), grey(250)]}, said.append)
+    assert found["left_out"] == {
+        "bent": "metric.bent: clip clip10: found bend = [inf, inf, inf, inf], expected finite numbers",
+        "dark": "metric.dark: clip clip20: IndexError: list index out of range",
+    }
+    assert said == [f"left out: {reason}" for reason in found["left_out"].values()]
+    # What is left out stands nowhere, not even of the clips that were measured.
+    assert found["table"] == [{"name": "model", "kind": "model", "clips": 2, "mean": 125.0, "mean_stderr": 125.0}]
+    assert list(found["metrics"]) == ["mean"]
+
+
+def test_a_figure_says_of_how_many_clips_it_is_where_some_lack_what_it_measures():
+    lacking = {"lacks": lambda case: "are grey" if case.key == "clip10" else ""}
+    with_reference = {"references": {"held": level.measure}, "beside": {"level_held": ("held", "level")}}
+    with_ratio = {"ratios": {"level_of_held": ("level", "level_held")}}
+    metrics = {"level": replace(level, **lacking, **with_reference, **with_ratio), "dark": replace(dark, **lacking)}
+    found = evaluate(metrics, footage(10, 20, 30), {CONTINUATION: [grey(1), grey(2), grey(3)]})
+    for name in ("level", "level_held", "level_of_held", "continuation_dark_share", "truth_dark_share"):
+        assert found[f"{name}_clips"] == 2
 
 
 @pytest.mark.parametrize(

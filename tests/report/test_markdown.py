@@ -17,6 +17,11 @@ def test_the_table_names_units_and_directions_and_marks_the_best(tmp_path: Path)
     assert "| caption accuracy ↑ | 0.940 ± 0.015 | ≥ 0.95, missed |" in text
 
 
+def test_a_figure_of_some_clips_only_says_of_how_many(tmp_path: Path) -> None:
+    made = {"clips": 8, "e": 0.5, "e_clips": 7, "metrics": {"e": {"better": "lower"}}}
+    assert list(lines(made, tmp_path))[-1] == "| e ↓ | 0.5 on 7 |  |"
+
+
 def test_a_bar_in_a_name_ends_no_cell(tmp_path: Path) -> None:
     made = {"table": [{"name": "a|b", "e": 1.0}], "metrics": {"e": {"better": "lower"}}}
     assert any("| a\\|b |" in line for line in lines(made, tmp_path))

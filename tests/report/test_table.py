@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from videodiff.metrics.metric import Quantity
-from videodiff.report.table import Measured, best, columns, figures, meanings, rounded, rows
+from videodiff.report.table import Measured, best, columns, figures, left_out, meanings, rounded, rows
 
 WHERE = Path("evaluation.json")
 LOWER = Quantity("lower")
@@ -82,6 +82,12 @@ def test_the_best_is_the_smallest_error_and_the_largest_share_without_bounds():
 def test_malformed_figures_name_their_key(evaluation, message):
     with pytest.raises(ValueError, match=message):
         figures(evaluation, WHERE)
+
+
+def test_metrics_that_are_left_out_have_reasons_of_any_kind():
+    assert left_out({"left_out": {"fvd": "no file", "jedi": None}}, WHERE) == ["no file", "None"]
+    with pytest.raises(ValueError, match="left_out: found a list, expected an object"):
+        left_out({"left_out": ["fvd"]}, WHERE)
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,48 @@ def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
     assert "target ≥ 10000" in page
 
 
+FAILING = """
+import numpy as np
+from videodiff.metrics.metric import Case, Quantity, metric
+
+@metric({"on_truth": Quantity("higher")})
+def on_truth(case: Case) -> dict[str, float]:
+    return {"on_truth": float("nan") if case.key == "0002" else 0.0}
+
+@metric({"on_sample": Quantity("higher")})
+def on_sample(case: Case) -> dict[str, float]:
+    same = np.array_equal(case.frames, case.truth)
+    return {"on_sample": float("inf") if case.key == "0001" and not same else 0.0}
+"""
+
+
+def test_a_metric_that_fails_at_a_clip_is_left_out_and_the_others_are_measured(
+    call: Call, run: Path, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_metrics.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=4", "batch=2", "given=2", "metric=[consistency]"]
+    how += [f"+metric.{name}._target_=failing_metrics.{name}" for name in ("on_truth", "on_sample")]
+    status, out, err = call(*how)
+    assert status == 0, err
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["left_out"] == {
+        "on_truth": "metric.on_truth: clip 0002: found on_truth = nan, expected a finite number",
+        "on_sample": "metric.on_sample: clip 0001: found on_sample = inf, expected a finite number",
+    }
+    for reason in result["left_out"].values():
+        assert f"left out: {reason}" in out
+        assert f"not measured: {reason}" in (run / "evaluation.md").read_text()
+    assert {name.rpartition("_temporal_flickering")[0] for name in result["metrics"]} - {""} == {
+        "continuation",
+        "text_to_video",
+        "truth",
+    }
+    assert not [name for name in result["metrics"] if name.endswith(("on_truth", "on_sample"))]
+    assert call("report", str(run))[0] == 0
+    assert "metric.on_sample: clip 0001" in (run / "report.html").read_text()
+
+
 def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:
     run, root = Path(shutil.copytree(trained, tmp_path / "run")), tmp_path / "footage"
     with ShardWriter(root) as writer:

@@ -1,7 +1,8 @@
 """Compute the numbers of evaluation.json: every metric over every clip, with the meaning of each figure.
 
-A clip is measured by itself (`measure`, `describe`) and may be forgotten then. `figures` makes means, errors, distances
-and tables of what was measured, in the order of the clips, so it does not matter which process measured which clip.
+A batch of clips is measured by itself (`measure`) and may be forgotten then. `figures` makes means, errors, distances
+and tables of what was measured, in the order of the clips, so it does not matter which process measured which batch. A
+metric that fails at one clip is left out: its figure without that clip would be of other clips than those beside it.
 """
 
 from __future__ import annotations
@@ -9,23 +10,43 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from videodiff.metrics.metric import CONTINUATION, Case, Metric, Numbers, Quantity
-from videodiff.metrics.sets.bootstrap import Estimate
+from videodiff.metrics.metric import BESIDE, CONTINUATION, Case, Metric, Numbers, Quantity
 from videodiff.metrics.sets.set_metric import TRUTH, SetMetric
 from videodiff.metrics.summary import mean_curves, predictor_table, ratio_and_error, summarise
+from videodiff.metrics.weights import reason_of
 
 AnyMetric = Metric | SetMetric
 Remark = Callable[[str], None]
 # The row of the table that the samples have.
 MODEL = "model"
 # What the metrics of single clips find at one clip, by the key of the metric: values that JSON holds.
-Measured = Mapping[str, Mapping[str, Any]]
-# The features of clips (clips, rows, width), by the key of the metric of sets and by task.
-Features = Mapping[str, Mapping[str, np.ndarray]]
+Measured = dict[str, dict[str, Any]]
+
+
+class Batch(NamedTuple):
+    """What is known of a batch of clips.
+
+    measured: for each task, and for the truth, the record of each clip. features: of clips (clips, rows, width), by the
+    key of the metric of sets and by task. failed: why a metric could not measure all of them, by its key.
+    """
+
+    measured: dict[str, list[Measured]]
+    features: dict[str, dict[str, np.ndarray]]
+    failed: dict[str, str]
+
+
+class Part(NamedTuple):
+    """What one metric gives to evaluation.json; `rows`: the numbers of each clip for each row of the table."""
+
+    flat: dict[str, float | None]
+    rows: dict[str, list[dict[str, float]]]
+    intervals: dict[str, list[float]]
+    curves: dict[str, dict[str, list[float | None]]]
 
 
 def silent(line: str) -> None:
@@ -44,9 +65,14 @@ def usable(
     if first is not None:
         reasons |= {key: metric.unfit(first, count) for key, metric in metrics.items() if not reasons[key]}
     left_out = {key: f"metric.{key}: {reason}" for key, reason in reasons.items() if reason}
-    if metrics and len(left_out) == len(metrics):
+    return remaining(metrics, left_out), left_out
+
+
+def remaining(metrics: Mapping[str, AnyMetric], left_out: Mapping[str, str]) -> dict[str, AnyMetric]:
+    """Return the metrics that are not left out; ValueError, with the reasons, if none remains."""
+    if metrics and metrics.keys() <= left_out.keys():
         raise ValueError(f"metric: found nothing that can be measured: {'; '.join(left_out.values())}")
-    return {key: metric for key, metric in metrics.items() if key not in left_out}, left_out
+    return {key: metric for key, metric in metrics.items() if key not in left_out}
 
 
 def of_clips(metrics: Mapping[str, AnyMetric]) -> dict[str, AnyMetric]:
@@ -88,106 +114,106 @@ def evaluate(
     """
     metrics = applying(metrics, [case.scene is not None for case in cases], remark)
     made = {TRUTH: cases, **{task: as_made(task, cases, videos) for task, videos in sampled.items()}}
-    measured = {task: [measure(metrics, case, task) for case in clips] for task, clips in made.items()}
-    return figures(metrics, measured, describe(metrics, made), remark)
+    return figures(metrics, measure(metrics, made), remark)
 
 
-def measure(metrics: Mapping[str, AnyMetric], case: Case, task: str) -> dict[str, dict[str, Any]]:
-    """Return what the metrics of single clips find at a clip of a task, or at a true clip (task `truth`)."""
-    return {
-        key: measure_by(key, metric, case, task)
-        for key, metric in of_clips(metrics).items()
-        if task in (metric.tasks if len(metric.tasks) == 1 else (*metric.tasks, TRUTH))
-    }
-
-
-def measure_by(key: str, metric: Metric, case: Case, task: str) -> dict[str, Any]:
-    """Return what one metric finds: the numbers of each row of the table and the curves, or what the clip lacks."""
-    if reason := metric.lacks(case):
-        return {"lacks": reason}
-    functions = {MODEL: metric.measure, **metric.references}
-    found: dict[str, Any] = {"rows": {name: numbers(key, metric, each, case) for name, each in functions.items()}}
-    if metric.curve is not None and task == metric.tasks[0]:
-        try:
-            found["curves"] = {name: np.asarray(curve).tolist() for name, curve in metric.curve(case).items()}
-        except ValueError as error:
-            raise ValueError(f"metric.{key}: clip {case.key}: {error}") from error
-    return found
-
-
-def describe(metrics: Mapping[str, AnyMetric], clips: Mapping[str, Sequence[Case]]) -> dict[str, dict[str, np.ndarray]]:
-    """Return the features that each metric of sets takes of the clips of each task and of the truth."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+def measure(metrics: Mapping[str, AnyMetric], clips: Mapping[str, Sequence[Case]]) -> Batch:
+    """Return what the metrics find at clips of each task and, under `truth`, at the true clips."""
+    batch = Batch({task: [{} for _ in cases] for task, cases in clips.items()}, {}, {})
     for key, metric in metrics.items():
-        if isinstance(metric, SetMetric):
-            try:
-                found[key] = {
-                    task: metric.features([case.truth if task == TRUTH else case.frames for case in cases])
-                    for task, cases in clips.items()
-                    if task in (*metric.tasks, TRUTH)
-                }
-            except ValueError as error:
-                raise ValueError(f"metric.{key}: {error}") from error
+        try:
+            if isinstance(metric, SetMetric):
+                tasks = (*metric.tasks, TRUTH)
+                batch.features[key] = {task: metric.features(cases) for task, cases in clips.items() if task in tasks}
+                continue
+            tasks = metric.tasks if len(metric.tasks) == 1 else (*metric.tasks, TRUTH)
+            for task in (task for task in clips if task in tasks):
+                for record, case in zip(batch.measured[task], clips[task], strict=True):
+                    record[key] = measure_by(metric, case, task)
+        except Exception as error:  # the code of a metric may raise anything
+            batch.failed[key] = f"metric.{key}: {reason_of(error)}"
+    return batch
+
+
+def measure_by(metric: Metric, case: Case, task: str) -> dict[str, Any]:
+    """Return what one metric finds: the numbers of each row of the table and the curves, or what the clip lacks."""
+    try:
+        if reason := metric.lacks(case):
+            return {"lacks": reason}
+        functions = {MODEL: metric.measure, **metric.references}
+        found: dict[str, Any] = {"rows": {name: numbers(metric, each, case) for name, each in functions.items()}}
+        if metric.curve is not None and task == metric.tasks[0]:
+            found["curves"] = {name: np.asarray(curve).tolist() for name, curve in metric.curve(case).items()}
+            check_curves(found["curves"])
+    except Exception as error:
+        raise ValueError(f"clip {case.key}: {reason_of(error)}") from error
     return found
 
 
-def figures(
-    metrics: Mapping[str, AnyMetric],
-    measured: Mapping[str, Sequence[Measured]],
-    features: Features,
-    remark: Remark = silent,
-) -> dict[str, Any]:
+def check_curves(curves: Mapping[str, Sequence[float]]) -> None:
+    """Raise if a number of a curve is not finite."""
+    for name, curve in curves.items():
+        if not np.isfinite(curve).all():
+            raise ValueError(f"found {name} = {curve}, expected finite numbers")
+
+
+def figures(metrics: Mapping[str, AnyMetric], batch: Batch, remark: Remark = silent) -> dict[str, Any]:
     """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
 
-    `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame.
+    `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame, `left_out` the
+    metrics that failed, each with its reason; ValueError if all did.
 
-    `measured`: what `measure` found at each clip of each task and of the truth, in the order of the clips; `features`:
-    what `describe` gave of all of them.
+    `batch`: what `measure` found at all clips, in their order.
     """
-    meaning = declared(metrics)
-    result: dict[str, Any] = {}
+    left_out, made = dict(batch.failed), []
+    for key, metric in remaining(metrics, left_out).items():
+        try:
+            clips = {task: [clip[key] for clip in each if key in clip] for task, each in batch.measured.items()}
+            is_set = isinstance(metric, SetMetric)
+            made.append(distances(metric, batch.features[key]) if is_set else means(metric, clips, remark))
+        except Exception as error:
+            left_out[key] = f"metric.{key}: {reason_of(error)}"
+    remaining(metrics, left_out)
+    for reason in left_out.values():
+        remark(f"left out: {reason}")
     rows: dict[str, list[dict[str, float]]] = {}
-    beside: dict[str, dict[str, Any]] = {"intervals": {}, "curves": {}}
-    for key, metric in metrics.items():
-        if isinstance(metric, SetMetric):
-            found = distances(key, metric, features[key])
-            result |= {name: one.value for name, one in found.items()}
-            result |= {f"{name}_stderr": one.stderr for name, one in found.items()}
-            beside["intervals"] |= {name: [one.low, one.high] for name, one in found.items()}
-            continue
-        by_task = {task: [clip[key] for clip in clips if key in clip] for task, clips in measured.items()}
-        first = by_task.get(metric.tasks[0], [])
-        if metric.curve is not None:
-            beside["curves"] |= curves(key, [clip["curves"] for clip in first if "curves" in clip])
-        if metric.in_table:
-            result |= compare(key, metric, first, rows, remark)
-        elif len(metric.tasks) == 1:
-            result |= flat(key, first, metric.tasks[0], remark)
-        else:
-            for task in [*(task for task in by_task if task != TRUTH), TRUTH]:
-                found = flat(key, by_task[task], task, silent if task == TRUTH else remark)
-                result |= {f"{task}_{name}": value for name, value in found.items()}
+    for name, clips in chain.from_iterable(part.rows.items() for part in made):
+        for row, clip in zip(rows.setdefault(name, [{} for _ in clips]), clips, strict=True):
+            row.update(clip)
     table = predictor_table(rows)
+    result = {name: value for part in made for name, value in part.flat.items()} | ({"table": table} if table else {})
     present = result.keys() | {name for row in table for name in row}
-    result |= {"table": table} if table else {}
-    result |= {name: each for name, each in beside.items() if each}
-    return result | {"metrics": {name: each.record() for name, each in meaning.items() if name in present}}
+    for name in ("intervals", "curves"):
+        found = {figure: each for part in made for figure, each in getattr(part, name).items()}
+        result |= {name: found} if found else {}
+    result |= {"left_out": left_out} if left_out else {}
+    meaning = {name: each.record() for name, each in declared(metrics).items() if name in present}
+    return result | {"metrics": meaning}
 
 
-def distances(key: str, metric: SetMetric, features: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-    """Return the distance of each task's clips from the truth; ValueError, with the metric's name, if it raises."""
-    try:
-        return metric.compare(features)
-    except ValueError as error:
-        raise ValueError(f"metric.{key}: {error}") from error
+def distances(metric: SetMetric, features: Mapping[str, np.ndarray]) -> Part:
+    """Return the distance of each task's clips from the truth."""
+    found = metric.compare(features)
+    flat: dict[str, float | None] = {}
+    for name, one in found.items():
+        flat |= {name: one.value, f"{name}_stderr": one.stderr}
+    return Part(flat, {}, {name: [one.low, one.high] for name, one in found.items()}, {})
 
 
-def curves(key: str, clips: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, dict[str, list[float | None]]]:
-    """Return the mean of each number in each frame over the clips, with its standard error."""
-    try:
-        return mean_curves(clips)
-    except ValueError as error:
-        raise ValueError(f"metric.{key}: {error}") from error
+def means(metric: Metric, clips: Mapping[str, Sequence[Mapping[str, Any]]], remark: Remark) -> Part:
+    """Return the mean of each number over the clips of each task, with its standard error."""
+    first = clips.get(metric.tasks[0], [])
+    curves = mean_curves([clip["curves"] for clip in first if "curves" in clip])
+    if metric.in_table:
+        found, rows = compare(metric, first, remark)
+        return Part(found, rows, {}, curves)
+    if len(metric.tasks) == 1:
+        return Part(flat(first, metric.tasks[0], remark), {}, {}, curves)
+    found = {}
+    for task in [*(task for task in clips if task != TRUTH), TRUTH]:
+        numbers = flat(clips[task], task, silent if task == TRUTH else remark)
+        found |= {f"{task}_{name}": value for name, value in numbers.items()}
+    return Part(found, {}, {}, curves)
 
 
 def as_made(task: str, cases: Sequence[Case], videos: Sequence[np.ndarray]) -> list[Case]:
@@ -196,77 +222,58 @@ def as_made(task: str, cases: Sequence[Case], videos: Sequence[np.ndarray]) -> l
     return [case._replace(frames=frames, given=case.given * given) for case, frames in zip(cases, videos, strict=True)]
 
 
-def flat(key: str, clips: Sequence[Mapping[str, Any]], task: str, remark: Remark) -> dict[str, float | None]:
+def flat(clips: Sequence[Mapping[str, Any]], task: str, remark: Remark) -> dict[str, float | None]:
     """Return the mean of each number over the clips that could be measured, with its standard error."""
-    found = [clips[i]["rows"][MODEL] for i in measurable(clips, task, remark)]
-    return summary(key, found) if found else {}
+    tell_lacking(clips, task, remark)
+    return summarise(numbers_of(clips, MODEL)) if clips else {}
 
 
 def compare(
-    key: str,
-    metric: Metric,
-    clips: Sequence[Mapping[str, Any]],
-    rows: dict[str, list[dict[str, float]]],
-    remark: Remark,
-) -> dict[str, float | None]:
-    """Add the numbers of model and references to `rows`, a list of clips for each row; return the flat numbers."""
-    measured = measurable(clips, CONTINUATION, remark)
-    if not measured:
-        return {}
-    found = {name: [clips[i]["rows"][name] for i in measured] for name in (MODEL, *metric.references)}
-    means = {name: summary(key, each) for name, each in found.items()}
-    for name, each in found.items():
-        row = rows.setdefault(name, [{} for _ in clips])
-        for i, one in zip(measured, each, strict=True):
-            row[i] |= one
-    result = dict(means[MODEL])
+    metric: Metric, clips: Sequence[Mapping[str, Any]], remark: Remark
+) -> tuple[dict[str, float | None], dict[str, list[dict[str, float]]]]:
+    """Return the flat numbers, and the numbers of each clip for each row of the table: of model and references."""
+    tell_lacking(clips, CONTINUATION, remark)
+    if all("lacks" in clip for clip in clips):
+        return {}, {}
+    rows = {name: numbers_of(clips, name) for name in (MODEL, *metric.references)}
+    table = {name: summarise(each) for name, each in rows.items()}
+    result = dict(table[MODEL])
     for name, (row, number) in metric.beside.items():
-        result[name], result[f"{name}_stderr"] = means[row][number], means[row][f"{number}_stderr"]
+        result |= {name + end: table[row][number + end] for end in ("", *BESIDE) if number + end in table[row]}
     for name, (above, below) in metric.ratios.items():
         row, number = metric.beside[below]
         both = [
             (made[above], reference[number])
-            for made, reference in zip(found[MODEL], found[row], strict=True)
+            for made, reference in zip(rows[MODEL], rows[row], strict=True)
             if above in made and number in reference
         ]
         if any(under for _, under in both):
             result[name], result[f"{name}_stderr"] = ratio_and_error(*zip(*both, strict=True))
-    return result
+            result |= {f"{name}_clips": len(both)} if len(both) < len(clips) else {}
+    return result, rows
 
 
-def measurable(clips: Sequence[Mapping[str, Any]], task: str, remark: Remark) -> list[int]:
-    """Return the indices of the clips that a metric could measure, and remark why others are left out."""
-    reasons = [clip.get("lacks", "") for clip in clips]
-    for reason, count in Counter(filter(None, reasons)).items():
+def numbers_of(clips: Sequence[Mapping[str, Any]], row: str) -> list[dict[str, float]]:
+    """Return the numbers that each clip has in a row of the table; a clip that could not be measured has none."""
+    return [clip["rows"][row] if "rows" in clip else {} for clip in clips]
+
+
+def tell_lacking(clips: Sequence[Mapping[str, Any]], task: str, remark: Remark) -> None:
+    """Remark how many clips a metric could not measure, and why."""
+    for reason, count in Counter(clip["lacks"] for clip in clips if "lacks" in clip).items():
         remark(f"{task}: {count} of {len(clips)} {reason}, left out")
-    return [i for i, reason in enumerate(reasons) if not reason]
 
 
-def numbers(key: str, metric: Metric, function: Callable[[Case], Numbers], case: Case) -> dict[str, float]:
-    """Return the numbers of one case; ValueError, with the metric's name, if it raises or breaks its declaration."""
-    try:
-        found = {str(name): float(value) for name, value in function(case).items()}
-    except ValueError as error:
-        raise ValueError(f"metric.{key}: clip {case.key}: {error}") from error
-    except Exception as error:
-        raise ValueError(f"metric.{key}: clip {case.key}: {type(error).__name__}: {error}") from error
+def numbers(metric: Metric, function: Callable[[Case], Numbers], case: Case) -> dict[str, float]:
+    """Return the numbers of one case; ValueError if they break the declaration of the metric."""
+    found = {str(name): float(value) for name, value in function(case).items()}
     for name, value in found.items():
         if name not in metric.quantities:
             expected = ", ".join(metric.quantities)
-            raise ValueError(f"metric.{key}: found the number {name!r}, expected one that it declares: {expected}")
+            raise ValueError(f"found the number {name!r}, expected one that it declares: {expected}")
         if not math.isfinite(value):
-            raise ValueError(f"metric.{key}: clip {case.key}: found {name} = {value}, expected a finite number")
+            raise ValueError(f"found {name} = {value}, expected a finite number")
         quantity = metric.quantities[name]
         if not quantity.holds(value):
-            raise ValueError(
-                f"metric.{key}: found {name} = {value:g}, expected {quantity.least:g} to {quantity.most:g} as declared"
-            )
+            raise ValueError(f"found {name} = {value:g}, expected {quantity.least:g} to {quantity.most:g} as declared")
     return found
-
-
-def summary(key: str, clips: Sequence[Numbers]) -> dict[str, float | None]:
-    """Return the means over clips; ValueError, with the metric's name, for a number that is not finite."""
-    try:
-        return summarise(clips)
-    except ValueError as error:
-        raise ValueError(f"metric.{key}: {error}") from error

@@ -27,6 +27,8 @@ TASKS = (CONTINUATION, TEXT_TO_VIDEO)
 DIRECTIONS = ("higher", "lower")
 # The clips of a dataset that a metric measures: all, only those with the true scene of a world, or only the others.
 CLIPS = ("all", "worlds", "footage")
+# What stands beside a number in evaluation.json, under its name and one of these.
+BESIDE = ("_stderr", "_clips")
 # Names in evaluation.json that are not numbers of a metric.
 TAKEN = (
     *("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed", "batch"),
@@ -139,7 +141,7 @@ class Metric:
     def __post_init__(self) -> None:
         names = [*self.quantities, *self.beside, *self.ratios]
         for name in names:
-            if not name.isidentifier() or name in TAKEN or name.endswith(("_stderr", "_clips")):
+            if not name.isidentifier() or name in TAKEN or name.endswith(BESIDE):
                 raise ValueError(f"found the number {name!r}, expected a name of letters, digits and _ of its own")
         if not self.quantities or not all(isinstance(each, Quantity) for each in self.quantities.values()):
             raise ValueError("found numbers without a Quantity, expected one for each number: Quantity('higher') ...")

@@ -47,7 +47,7 @@ class Weights:
         try:
             attempt()
         except ValueError as error:
-            return str(error).partition("\n")[0] or said(error)
+            return reason_of(error)
         except Exception as error:
             return f"path: found {settings.get('path')}, which fails ({said(error)}), expected {self.expected()}"
         return ""
@@ -59,6 +59,11 @@ class Weights:
 
 
 NOTHING = Weights()
+
+
+def reason_of(error: Exception) -> str:
+    """Return in one line what an error says; its class is told if it is no ValueError, whose message is a sentence."""
+    return (isinstance(error, ValueError) and str(error).partition("\n")[0]) or said(error)
 
 
 def said(error: Exception) -> str:

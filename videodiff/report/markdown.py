@@ -8,7 +8,7 @@ from typing import Any
 
 from videodiff.data.storage.files import write_whole
 from videodiff.printing import in_line
-from videodiff.report.table import Measured, best, columns, figures, meanings, plain, rounded, rows
+from videodiff.report.table import Measured, best, columns, figures, left_out, meanings, plain, rounded, rows
 
 
 def write_markdown(path: Path, evaluation: dict[str, Any]) -> Path:
@@ -36,7 +36,7 @@ def lines(evaluation: dict[str, Any], where: Path) -> Iterator[str]:
         yield ""
         means = [rounded(mean, error) for mean, error in zip(curve["mean"], curve["stderr"], strict=True)]
         yield f"{plain(name)} by predicted frame: {', '.join(means)}"
-    for reason in (evaluation.get("left_out") or {}).values():
+    for reason in left_out(evaluation, where):
         yield ""
         yield f"not measured: {escaped(reason)}"
 
@@ -48,11 +48,12 @@ def head(figure: Measured) -> str:
 
 
 def cell(figure: Measured | None, best: Mapping[str, float]) -> str:
-    """Return a value with its standard error, bold where it is the best."""
+    """Return a value with its standard error, bold where it is the best, and its clips where these are not all."""
     if figure is None:
         return "–"
     text = f"{figure.text}{figure.error_text}"
-    return f"**{text}**" if best.get(figure.name) == figure.value else text
+    text = f"**{text}**" if best.get(figure.name) == figure.value else text
+    return text if figure.clips is None else f"{text} on {figure.clips:,.0f}"
 
 
 def target(figure: Measured) -> str:

@@ -101,6 +101,7 @@ def content(run: Run, known: Mapping[str, Quantity] = table.NOTHING) -> dict[str
         "headlines": headlines(numbers),
         "numbers": numbers,
         "texts": texts,
+        "unmeasured": table.left_out(evaluation, where),
         "rows": rows,
         "columns": table.columns(rows),
         "best": table.best(rows),

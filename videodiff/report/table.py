@@ -23,10 +23,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from videodiff.metrics.metric import Quantity, read_quantity
+from videodiff.metrics.metric import BESIDE, Quantity, read_quantity
 
 KINDS = ("model", "reference", "floor", "ceiling")
-BESIDE = ("_stderr", "_clips")
 NOT_FLAT = ("table", "targets", "metrics", "intervals", "curves", "left_out")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -156,6 +155,14 @@ def intervals(evaluation: dict[str, Any], where: Path) -> dict[str, tuple[float,
         if not isinstance(ends, list) or len(ends) != 2:
             raise ValueError(f"{where}: intervals.{name}: found {str(ends)[:60]!r}, expected [low, high]")
     return {name: tuple(number(end, f"{where}: intervals.{name}") for end in ends) for name, ends in records.items()}
+
+
+def left_out(evaluation: dict[str, Any], where: Path) -> list[str]:
+    """Return why each metric that could not be measured is left out."""
+    reasons = evaluation.get("left_out") or {}
+    if not isinstance(reasons, dict):
+        raise ValueError(f"{where}: left_out: found a {type(reasons).__name__}, expected an object name -> reason")
+    return [str(reason) for reason in reasons.values()]
 
 
 def rows(evaluation: dict[str, Any], where: Path, quantities: Mapping[str, Quantity] = NOTHING) -> list[Row]:

@@ -53,6 +53,13 @@ class MeanColour(nn.Module):
         return x.mean(dim=[2, 3, 4])
 
 
+class Darkness(nn.Module):
+    """The logarithm of how far each channel is from white: of a white clip it is not finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 - x.mean(dim=[2, 3, 4])).log()
+
+
 def save_script(network: nn.Module, path: Path) -> Path:
     torch.jit.script(network.eval()).save(str(path))
     return path

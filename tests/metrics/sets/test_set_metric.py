@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.material.networks.small import MeanColour, SmallI3D, save_script
+from tests.material.networks.small import Darkness, MeanColour, SmallI3D, save_script
 from videodiff.metrics.consistency import consistency
 from videodiff.metrics.evaluation import evaluate, usable
 from videodiff.metrics.metric import CONTINUATION, TEXT_TO_VIDEO, Case
@@ -92,6 +92,33 @@ def test_clips_that_a_network_cannot_take_cost_their_metric_before_anything_is_s
     left, reasons = usable({"consistency": consistency, "fvd": fvd.with_settings(path=path)}, cases(8)[0], 8)
     assert list(left) == ["consistency"]
     assert reasons["fvd"] == "metric.fvd: found clips of 4 frames, expected at least 10 for I3D"
+
+
+def test_features_that_are_not_finite_cost_their_metric_and_name_the_clip(tmp_path: Path) -> None:
+    path = save_script(Darkness(), tmp_path / "darkness.pt")
+    metrics = {"consistency": consistency, "mine": cdfvd.with_settings(path=str(path), resamples=2)}
+    clips, said = cases(6), []
+    made = [case.truth for case in clips]
+    made[4] = np.full_like(made[4], 255)
+    found = evaluate(metrics, clips, {TEXT_TO_VIDEO: made}, said.append)
+    reason = "metric.mine: clip c4: found features that are not finite"
+    assert (found["left_out"], said) == ({"mine": reason}, [f"left out: {reason}"])
+    assert found["text_to_video_temporal_flickering_score"] > 0
+    assert not [name for name in found["metrics"] if "cdfvd" in name]
+    # Before anything is sampled, the network is tried on the first clip.
+    white = clips[0]._replace(frames=made[4])
+    assert usable(metrics, white)[1] == {"mine": "metric.mine: clip c0: found features that are not finite"}
+
+
+def test_a_distance_that_cannot_be_computed_costs_its_metric() -> None:
+    def never(one: np.ndarray, other: np.ndarray) -> float:
+        raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+    mine = SetMetric("mine", fvd.quantity, lambda clips: np.zeros((len(clips), 1, 1)), never, NOTHING)
+    clips = cases(3)
+    found = evaluate({"consistency": consistency, "mine": mine}, clips, {CONTINUATION: [one.truth for one in clips]})
+    assert found["left_out"] == {"mine": "metric.mine: Eigenvalues did not converge"}
+    assert found["continuation_temporal_flickering_score"] > 0
 
 
 @pytest.mark.parametrize("settings", [{"least": 1}, {"resamples": 0}, {"resamples": True}, {"least": "many"}])

@@ -74,10 +74,14 @@ class SetMetric:
         """Return why the metric cannot run at all, empty if it can."""
         return self.weights.lack(self.settings)
 
-    def features(self, clips: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the features (clips, rows, width) of clips uint8 `t h w c`."""
+    def features(self, cases: Sequence[Case]) -> np.ndarray:
+        """Return the features (clips, rows, width) of the frames of clips; ValueError if one has no finite ones."""
         chosen = {name: value for name, value in self.settings.items() if name not in OWN}
-        return self.describe(clips, **chosen)
+        found = self.describe([case.frames for case in cases], **chosen)
+        for case, features in zip(cases, found, strict=True):
+            if not np.isfinite(features).all():
+                raise ValueError(f"clip {case.key}: found features that are not finite")
+        return found
 
     def unfit(self, first: Case, count: int | None) -> str:
         """Return why `count` clips cannot be measured, empty if they can; try the first one in the network.
@@ -85,7 +89,7 @@ class SetMetric:
         count None: it is not known yet.
         """
         features = []
-        if fault := self.weights.fault(self.settings, lambda: features.append(self.features([first.truth]))):
+        if fault := self.weights.fault(self.settings, lambda: features.append(self.features([first]))):
             return fault
         _, rows, width = features[0].shape
         full, own = math.ceil((width + 1) / rows), self.settings.get("least") or self.fewest

@@ -25,13 +25,14 @@ from videodiff.generation.shape import shapes_of_run
 from videodiff.generation.sharing import Ranks, choose_gpu, sharing
 from videodiff.metrics.evaluation import (
     AnyMetric,
+    Batch,
     Remark,
     applying,
     as_made,
-    describe,
     figures,
     measure,
     of_clips,
+    remaining,
     silent,
     usable,
 )
@@ -46,7 +47,7 @@ from videodiff.verbs.config.build import Model, build_generation, load_run, read
 from videodiff.verbs.config.groups import options
 from videodiff.verbs.config.measuring import build_metrics
 from videodiff.verbs.evaluate.held_out import Chosen, Dataset, HeldOut, Tars, choose, held_out_of, read_again
-from videodiff.verbs.evaluate.unfinished import Batch, Unfinished, code_in, file_of, fingerprint
+from videodiff.verbs.evaluate.unfinished import Unfinished, code_in, file_of, fingerprint
 
 # The default number of given frames of a continuation.
 GIVEN = 3
@@ -98,21 +99,20 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     tasks = tasks_of(cfg, given, shape, remark)
     held_out = Dataset(found, shape) if isinstance(found, Manifest) else Tars(found, shape)
     # A network that cannot be loaded costs its metric, not the evaluation.
-    first = next(read_again(held_out, choose(held_out, 1, ranks, lambda case: None, silent)))
+    first = next(read_again(held_out, choose(held_out, 1, ranks, lambda case: {}, silent)[0]))
     metrics, broken = usable(metrics, first)
 
-    def check_case(case: Case) -> None:
+    def check_case(case: Case) -> dict[str, str]:
         # Measure the truth first: a figure that fails here would fail for the samples too, after hours of sampling.
         fitting = applying(of_clips(metrics), [case.scene is not None])
-        for task in tasks:
-            measure(fitting, case._replace(given=given * (task == CONTINUATION)), task)
+        return measure(fitting, {task: [case._replace(given=given * (task == CONTINUATION))] for task in tasks}).failed
 
-    chosen = choose(held_out, cfg.clips, ranks, check_case, remark)
+    chosen, failed = choose(held_out, cfg.clips, ranks, check_case, remark)
     captions, cut = fit_captions([one.caption for one in chosen], model.text)
     if cut:
         remark(f"{held_out.name}: {cut}")
-    metrics, unfit = usable(metrics, first, len(chosen))
-    left_out |= broken | unfit
+    metrics, unfit = usable(remaining(metrics, failed), first, len(chosen))
+    left_out |= broken | failed | unfit
     for reason in left_out.values():
         remark(f"left out: {reason}")
     metrics = applying(metrics, [one.scene for one in chosen], remark)
@@ -194,8 +194,7 @@ def make_batch(job: Job, indices: range, clips: Sequence[Case], unfinished: Unfi
         for i, case in zip(indices, made[task], strict=True):
             if i < job.keep:
                 unfinished.keep(task, i, case, truth=task == CONTINUATION)
-    measured = {task: [measure(job.metrics, case, task) for case in cases] for task, cases in made.items()}
-    return Batch(measured, describe(job.metrics, made))
+    return measure(job.metrics, made)
 
 
 def finish(
@@ -210,9 +209,10 @@ def finish(
     folder, batch = Path(cfg.run), unfinished.read(len(job.batches))
     result: dict[str, Any] = {**origin, "clips": len(job.chosen), "given_frames": job.given}
     result |= {"seed": job.seed, "batch": job.batch}
-    result |= figures(job.metrics, batch.measured, batch.features, remark_aloud)
+    result |= figures(job.metrics, batch, remark_aloud)
     result["targets"] = reachable(targets, result)
-    result |= {"left_out": dict(left_out)} if left_out else {}
+    left_out = {**left_out, **result.get("left_out", {})}
+    result |= {"left_out": left_out} if left_out else {}
     unfinished.publish(list(kept(job)))
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
     write_markdown(folder / "evaluation.md", result)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -62,10 +62,14 @@ class Chosen(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a process found at a candidate: the clip, or why it is left out; neither if it does not fit."""
+    """What a process found at a candidate: the clip, or why it is left out; neither if it does not fit.
+
+    failed: the metrics that could not measure the clip, each with the reason.
+    """
 
     chosen: Chosen | None = None
     lost: tuple[str, str] | None = None
+    failed: tuple[tuple[str, str], ...] = ()
 
 
 class Dataset:
@@ -159,12 +163,14 @@ def refuse_address(name: str, run: str) -> None:
         )
 
 
-def choose(held_out: HeldOut, count: int, ranks: Ranks, check: Callable[[Case], None], remark: Remark) -> list[Chosen]:
-    """Return the first `count` clips that can be measured; each is read once, by one of the processes.
+def choose(
+    held_out: HeldOut, count: int, ranks: Ranks, check: Callable[[Case], Mapping[str, str]], remark: Remark
+) -> tuple[list[Chosen], dict[str, str]]:
+    """Return the first `count` clips that can be read; each is read once, by one of the processes.
 
-    check: raises if a metric cannot measure the clip.
+    check: returns why metrics cannot measure a clip, by their keys; the first reason of each metric is returned too.
     """
-    found, lost, unfit, candidates = [], [], 0, enumerate(held_out)
+    found, lost, failed, unfit, candidates = [], [], {}, 0, enumerate(held_out)
     while len(found) < count and len(lost) <= LOST + len(found):
         some = list(itertools.islice(candidates, min(count - len(found), ROUND * ranks.world)))
         if not some:
@@ -175,12 +181,13 @@ def choose(held_out: HeldOut, count: int, ranks: Ranks, check: Callable[[Case], 
         for _, one in sorted(itertools.chain.from_iterable(each.items() for each in ranks.gather(seen))):
             found += [one.chosen] if one.chosen else []
             lost += [one.lost] if one.lost else []
+            failed = dict(one.failed) | failed
             unfit += one == Seen()
     tell(held_out, count, found, lost, unfit, remark)
-    return found
+    return found, failed
 
 
-def look(index: int, candidate: Candidate, check: Callable[[Case], None]) -> Seen:
+def look(index: int, candidate: Candidate, check: Callable[[Case], Mapping[str, str]]) -> Seen:
     """Read a candidate and check it."""
     try:
         case = candidate.read()
@@ -188,8 +195,9 @@ def look(index: int, candidate: Candidate, check: Callable[[Case], None]) -> See
         return Seen(lost=(candidate.key, str(error)))
     if case is None:
         return Seen()
-    check(case)
-    return Seen(Chosen(index, case.key, case.caption, case.fps, case.scene is not None))
+    return Seen(
+        Chosen(index, case.key, case.caption, case.fps, case.scene is not None), failed=tuple(check(case).items())
+    )
 
 
 def tell(

@@ -14,24 +14,17 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import write_clip
-from videodiff.metrics.evaluation import AnyMetric, Features, Measured
+from videodiff.metrics.evaluation import AnyMetric, Batch, Measured
 from videodiff.metrics.metric import Case, Metric
 
 # The files of a kept clip.
 SHOWN = ("sampled", "truth")
-
-
-class Batch(NamedTuple):
-    """What is known of a batch of clips: for each task, and for the truth, the record of each clip; and features."""
-
-    measured: dict[str, list[Measured]]
-    features: Features
 
 
 class Unfinished:
@@ -71,21 +64,24 @@ class Unfinished:
         arrays = {f"{key}:{task}": each for key, tasks in batch.features.items() for task, each in tasks.items()}
         np.savez(file, **arrays)
         write_whole(self.name(number, "npz"), file.getvalue())
-        write_whole(self.name(number, "json"), json.dumps(batch.measured).encode())
+        write_whole(self.name(number, "json"), json.dumps([batch.measured, batch.failed]).encode())
 
     def read(self, count: int) -> Batch:
         """Return what was measured of all batches, in their order."""
         measured: dict[str, list[Measured]] = {}
         features: dict[str, dict[str, list[np.ndarray]]] = {}
+        failed: dict[str, str] = {}
         for number in range(count):
-            for task, clips in json.loads(self.name(number, "json").read_bytes()).items():
+            found, reasons = json.loads(self.name(number, "json").read_bytes())
+            failed = reasons | failed
+            for task, clips in found.items():
                 measured.setdefault(task, []).extend(clips)
             with np.load(self.name(number, "npz"), allow_pickle=False) as arrays:
                 for name in arrays.files:
                     key, _, task = name.rpartition(":")
                     features.setdefault(key, {}).setdefault(task, []).append(arrays[name])
         whole = {key: {task: np.concatenate(each) for task, each in tasks.items()} for key, tasks in features.items()}
-        return Batch(measured, whole)
+        return Batch(measured, whole, failed)
 
     def keep(self, task: str, number: int, case: Case, truth: bool) -> None:
         """Write a sampled clip as mp4, and the true one where `truth`."""
