@@ -36,9 +36,9 @@ def test_runs_stand_side_by_side_and_the_best_is_bold(tmp_path: Path) -> None:
     add(board, "c", velocity_error=0.75)
     lines = (tmp_path / "leaderboard.md").read_text().splitlines()
     assert lines == [
-        "## datasets/held_out",
+        "## datasets/held_out, 8 clips, 3 given frames",
         "",
-        "| figure | a 000100, 8 clips | b 000100, 8 clips | c 000100, 8 clips |",
+        "| figure | a 000100 | b 000100 | c 000100 |",
         "| --- | --- | --- | --- |",
         "| velocity error (units/s) ↓ | 0.500 ± 0.010 | **0.250 ± 0.010** | 0.750 ± 0.010 |",
         "| colour accuracy ↑ | **0.750 ± 0.010** | 0.500 ± 0.010 | – |",
@@ -62,7 +62,7 @@ def test_evaluations_of_one_run_are_told_apart_by_what_differs(tmp_path: Path) -
     add(board, "a", steps=8, velocity_error=0.25)
     add(board, "b", steps=8, velocity_error=0.75)
     head = (tmp_path / "leaderboard.md").read_text().splitlines()[2]
-    assert head == "| figure | a 000100, 8 clips, steps 4 | a 000100, 8 clips, steps 8 | b 000100, 8 clips |"
+    assert head == "| figure | a 000100, steps 4 | a 000100, steps 8 | b 000100 |"
 
 
 def test_each_dataset_has_its_own_table(tmp_path: Path) -> None:
@@ -71,10 +71,36 @@ def test_each_dataset_has_its_own_table(tmp_path: Path) -> None:
     add(board, "b", dataset="datasets/other", velocity_error=0.25)
     text = (tmp_path / "leaderboard.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("##")] == [
-        "## datasets/held_out",
-        "## datasets/other",
+        "## datasets/held_out, 8 clips, 3 given frames",
+        "## datasets/other, 8 clips, 3 given frames",
     ]
     assert "**" not in text
+
+
+@pytest.mark.parametrize("change", [{"clips": 16}, {"given_frames": 1}])
+def test_figures_of_other_clips_or_of_another_task_do_not_compete(tmp_path: Path, change: dict[str, int]) -> None:
+    board, facts = tmp_path / "leaderboard.jsonl", {"dataset": "d", "sampler": {}}
+    for run, more in (("a", {}), ("b", change)):
+        add_row(board, Path(run), {**evaluation(velocity_error=0.5), **more}, facts)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## d, 8 clips, 3 given frames",
+        f"## d, {change.get('clips', 8)} clips, {change.get('given_frames', 3)} given frames",
+    ]
+    assert "**" not in text
+
+
+def test_a_figure_that_could_not_be_measured_on_all_clips_says_on_how_many(tmp_path: Path) -> None:
+    board, facts = tmp_path / "leaderboard.jsonl", {"dataset": "d", "sampler": {}}
+    add(board, "a", dataset="d", velocity_error=0.5)
+    add_row(board, Path("b"), {**evaluation(velocity_error=0.25), "velocity_error_clips": 5}, facts)
+    # As an older version wrote it.
+    with board.open("a") as file:
+        file.write(json.dumps(ROW | {"run": "c"}) + "\n")
+    add(board, "e", dataset="d", velocity_error=0.75)
+    line = (tmp_path / "leaderboard.md").read_text().splitlines()[-1]
+    cells = "0.500 ± 0.010 | **0.250 ± 0.010** on 5 | 0.50 ± 0.10 | 0.750 ± 0.010"
+    assert line == f"| velocity error (units/s) ↓ | {cells} |"
 
 
 ROW = {"run": "other", "checkpoint": "000100", "dataset": "d", "clips": 8, "given_frames": 3, "seed": 0, "sampler": {}}
@@ -90,6 +116,7 @@ def row_without(name: str) -> str:
     [
         *('{"run": "half', "[]", "\x00", json.dumps({"metrics": {}, "figures": {}}), row_without("errors")),
         *(json.dumps({**ROW, "errors": each}) for each in (None, [0.1], {"velocity_error": "0.1"})),
+        *(json.dumps({**ROW, "counts": each}) for each in (None, 3, {"velocity_error": "3"})),
         *(json.dumps({**ROW, "figures": {"velocity_error": each}}) for each in ("0.5", None, float("nan"))),
     ],
 )
@@ -167,5 +194,9 @@ def test_names_stay_in_their_cells_and_are_no_html(tmp_path: Path) -> None:
     board = tmp_path / "leaderboard.jsonl"
     add(board, "a\n| b | <i>x<i>", dataset="set\n# <b>", velocity_error=0.5)
     table = board.with_suffix(".md").read_text().splitlines()
-    assert table[:3] == ["## set # &lt;b>", "", "| figure | a \\| b \\| &lt;i>x&lt;i> 000100, 8 clips |"]
+    assert table[:3] == [
+        "## set # &lt;b>, 8 clips, 3 given frames",
+        "",
+        "| figure | a \\| b \\| &lt;i>x&lt;i> 000100 |",
+    ]
     assert [line.count(" | ") for line in table[2:]] == [1, 1, 1]

@@ -16,13 +16,15 @@ from typing import Any
 
 from videodiff import __version__
 from videodiff.data.storage.files import check_writable, write_whole
-from videodiff.metrics.metric import Quantity, is_number, read_quantity
+from videodiff.metrics.metric import BESIDE, Quantity, is_number, read_quantity
 from videodiff.report.markdown import escaped, frame, line
 from videodiff.report.table import rounded
 
 BOARD = "leaderboard.jsonl"
 # What makes two rows rows of the same thing.
 IDENTITY = ("run", "checkpoint", "dataset", "clips", "given_frames", "seed", "sampler")
+# Rows that differ in one of these are not compared: other clips, or another task.
+APART = ("dataset", "clips", "given_frames")
 # Columns of one table.
 MOST_COLUMNS = 12
 
@@ -64,7 +66,9 @@ def row_of(run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -
     """Return the row of an evaluation: who, on what, with which settings, and every figure with its error."""
     meaning = evaluation["metrics"]
     figures = {name: evaluation[name] for name in meaning if isinstance(evaluation.get(name), float)}
-    errors = {name: evaluation.get(f"{name}_stderr") for name in figures}
+    errors, counts = (
+        {name: evaluation[name + end] for name in figures if evaluation.get(name + end) is not None} for end in BESIDE
+    )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "videodiff": __version__,
@@ -74,7 +78,8 @@ def row_of(run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -
         **{name: evaluation[name] for name in ("clips", "given_frames", "seed")},
         **facts,
         "figures": figures,
-        "errors": {name: error for name, error in errors.items() if error is not None},
+        "errors": errors,
+        "counts": counts,
         "intervals": dict(evaluation.get("intervals", {})),
         "metrics": {name: meaning[name] for name in figures},
     }
@@ -99,8 +104,10 @@ def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             row = json.loads(text)
             quantities = {name: read_quantity(row["metrics"][name], name) for name in row["figures"]}
-            if not all(is_number(number) for part in ("figures", "errors") for number in row[part].values()):
-                raise ValueError("found no number, expected one for each figure and each error")
+            # Rows of older versions have no counts.
+            parts = (row["figures"], row["errors"], row.setdefault("counts", {}))
+            if not all(is_number(number) for part in parts for number in part.values()):
+                raise ValueError("found no number, expected one for each figure, each error and each count")
             key = json.dumps([row[name] for name in IDENTITY], sort_keys=True)
         except (ValueError, KeyError, TypeError, AttributeError):
             damaged += 1
@@ -111,11 +118,12 @@ def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
-    """Return the lines of the Markdown: for each dataset its figures, a column for each of the last runs."""
+    """Return the lines of the Markdown: a table for each set of clips and task, a column for each of the last runs."""
     lines = [f"{damaged} lines of the file are no rows and are left out."] if damaged else []
-    for dataset in dict.fromkeys(str(row["dataset"]) for row in rows):
-        mine = [row for row in rows if str(row["dataset"]) == dataset]
-        lines += [*[""] * bool(lines), f"## {escaped(dataset)}", ""]
+    for place in dict.fromkeys(tuple(str(row[name]) for name in APART) for row in rows):
+        mine = [row for row in rows if tuple(str(row[name]) for name in APART) == place]
+        dataset, clips, given = map(escaped, place)
+        lines += [*[""] * bool(lines), f"## {dataset}, {clips} clips, {given} given frames", ""]
         if len(mine) > MOST_COLUMNS:
             lines += [f"The last {MOST_COLUMNS} of {len(mine)} evaluations.", ""]
         mine = mine[-MOST_COLUMNS:]
@@ -126,8 +134,8 @@ def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
 
 
 def headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the heading of each column: run, checkpoint and clips, and what tells it from others of the same."""
-    plain = [f"{row['run']} {row['checkpoint']}, {row['clips']} clips" for row in rows]
+    """Return the heading of each column: run and checkpoint, and what tells it from others of the same."""
+    plain = [f"{row['run']} {row['checkpoint']}" for row in rows]
     found = []
     for row, heading in zip(rows, plain, strict=True):
         twins = [settings_of(other) for other, same in zip(rows, plain, strict=True) if same == heading]
@@ -138,20 +146,21 @@ def headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an evaluation that its heading does not name."""
+    """Return the settings of an evaluation that rows of one table need not share."""
     sampler = row["sampler"] if isinstance(row["sampler"], dict) else {"sampler": row["sampler"]}
-    return {"given": row["given_frames"], "seed": row["seed"], **sampler}
+    return {"seed": row["seed"], **sampler}
 
 
 def figure(name: str, quantity: Quantity, rows: list[dict[str, Any]]) -> str:
-    """Return the line of a figure, its best value bold where several runs have one."""
+    """Return the line of a figure, its best value bold where several runs have one, and its clips where not all."""
     values = [row["figures"][name] for row in rows if name in row["figures"]]
     best = (max if quantity.more_is_better else min)(values)
     cells = []
     for row in rows:
-        value, error = row["figures"].get(name), row["errors"].get(name)
+        value, error, count = (row[part].get(name) for part in ("figures", "errors", "counts"))
         text = "–" if value is None else rounded(value, error)
         text += "" if error is None or value is None else f" ± {rounded(error, error)}"
-        cells.append(f"**{text}**" if value == best and len(values) > 1 else text)
+        text = f"**{text}**" if value == best and len(values) > 1 else text
+        cells.append(text if count is None else f"{text} on {count:,.0f}")
     unit = f" ({quantity.unit})" if quantity.unit else ""
     return line([f"{name.replace('_', ' ')}{unit} {'↑' if quantity.more_is_better else '↓'}", *cells])
