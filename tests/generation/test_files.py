@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from videodiff.data.storage.files import owning
 from videodiff.data.video.decode import probe
 from videodiff.generation.files import add_clip, replacing_folder, write_clip
 
@@ -62,8 +65,36 @@ def test_an_array_is_whole_or_not_there_when_its_clip_is_interrupted(tmp_path: P
 
     with pytest.raises(KeyboardInterrupt):
         add_clip(tmp_path, frames(), 3, 5.0, {}, lossless=True)
-    assert seen == ["000.json"]
+    assert seen == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_no_clip_and_its_number_is_free_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if not (child := os.fork()):
+        try:
+            add_clip(out, (os.kill(os.getpid(), signal.SIGKILL) for _ in range(3)), 3, 5.0, {}, lossless=True)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [path.name for path in out.glob("[!.]*")] == []
+    with owning(out, "sample"):
+        assert add_clip(out, FRAMES, 3, 5.0, {}).name == "000.mp4"
+        assert list(out.glob(".*.partial")) == []
+
+
+def test_a_number_that_a_living_writer_holds_is_left_to_it(tmp_path: Path) -> None:
+    made = []
+
+    def frames() -> Iterator[np.ndarray]:
+        # The next owner of the folder removes what dead processes left, and nothing of this one.
+        with owning(tmp_path, "sample"):
+            made.append(add_clip(tmp_path, FRAMES, 3, 5.0, {}, number=0))
+        yield from FRAMES
+
+    made.append(add_clip(tmp_path, frames(), 3, 5.0, {}, number=0))
+    assert [path.name for path in made] == ["001.mp4", "000.mp4"]
+    assert len(list(tmp_path.iterdir())) == 8
 
 
 def test_odd_sizes_are_written_with_their_edge_twice(tmp_path: Path) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from videodiff.data.storage.files import replacing, sync, write_whole
+from videodiff.data.storage.files import holding, replacing, sync, write_whole
 from videodiff.data.video.encode import encode
 
 # A contact sheet has so many frames, in rows of so many, each at least so high, with an edge of so many pixels.
@@ -106,28 +105,25 @@ def add_clip(
     """Write a clip of `total` frames and its JSON under a free number of a folder; return the path of the mp4.
 
     The first free number from `number` on is taken. The frames are asked for one by one and not kept. A poster and a
-    contact sheet stand beside the clip, and with `lossless` its frames as `.npy`.
+    contact sheet stand beside the clip, and with `lossless` its frames as `.npy`. The JSON comes last.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path, passing = take_number(out, as_json(facts), number), Passing(total)
-    names = [path.with_suffix(suffix) for suffix in (".json", ".poster.png", ".sheet.png", ".npy")]
-    try:
-        frames = passing(frames)
-        with closing(keeping(frames, total, names[3]) if lossless else frames) as shown:
-            write_clip(path, shown, fps)
-        write_picture(names[1], passing.poster())
-        write_picture(names[2], passing.sheet(facts.get("known") or ()))
-        write_whole(names[0], as_json(facts | {"frames_sha256": passing.hash.hexdigest()}))
-    except BaseException:
-        for name in (path, *names):
-            name.unlink(missing_ok=True)
-        raise
+    passing = Passing(total)
+    with free_number(out, number) as path:
+        names = [path.with_suffix(suffix) for suffix in (".json", ".poster.png", ".sheet.png", ".npy")]
+        try:
+            frames = passing(frames)
+            with closing(keeping(frames, total, names[3]) if lossless else frames) as shown:
+                write_clip(path, shown, fps)
+            write_picture(names[1], passing.poster())
+            write_picture(names[2], passing.sheet(facts.get("known") or ()))
+            facts = facts | {"frames_sha256": passing.hash.hexdigest()}
+            write_whole(names[0], json.dumps(facts, indent=1, ensure_ascii=False).encode())
+        except BaseException:
+            for name in (path, *names):
+                name.unlink(missing_ok=True)
+            raise
     return path
-
-
-def as_json(facts: dict[str, Any]) -> bytes:
-    """Return facts as text."""
-    return json.dumps(facts, indent=1, ensure_ascii=False).encode()
 
 
 def keeping(frames: Iterable[np.ndarray], total: int, path: Path) -> Iterator[np.ndarray]:
@@ -148,19 +144,23 @@ def next_number(out: Path) -> int:
     return max((int(stem) + 1 for stem in taken if stem.isdecimal()), default=0)
 
 
-def take_number(out: Path, facts: bytes, number: int | None = None) -> Path:
-    """Write the JSON under the first free number, safely among several writers; return the path for the mp4."""
+@contextmanager
+def free_number(out: Path, number: int | None = None) -> Iterator[Path]:
+    """Take the first free number from `number` on, safely among several writers; yield the path for its mp4.
+
+    A hidden file keeps the number while the block runs. If the process is killed, the next owner of the folder removes
+    it, as all unfinished files, and the number is free again.
+    """
     number = next_number(out) if number is None else number
-    while True:
-        path = out / f"{number:03d}.json"
-        try:
-            with path.open("xb") as file:
-                file.write(facts)
-                file.flush()
-                os.fsync(file.fileno())
-            return path.with_suffix(".mp4")
-        except FileExistsError:
+    with ExitStack() as stack:
+        while True:
+            with suppress(FileExistsError):
+                stack.enter_context(holding(out / f".{number:03d}.partial"))
+                if not any(out.glob(f"{number:03d}.*")):
+                    break
+                stack.close()
             number += 1
+        yield out / f"{number:03d}.mp4"
 
 
 @contextmanager

@@ -154,22 +154,25 @@ def abandoned(partial: Path) -> bool:
 
 
 @contextmanager
-def held_partial(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open and lock a new file beside `path`; it is removed at the end of the block unless it was renamed."""
-    partial = partial_of(path)
-    try:
-        with partial.open("x+b") as file:
+def holding(partial: Path) -> Iterator[BinaryIO]:
+    """Make, open and lock an unfinished file; it is removed at the end of the block unless it was renamed.
+
+    FileExistsError if it is there: then it is another writer's, or nobody has removed it yet.
+    """
+    with partial.open("x+b") as file:
+        try:
             with suppress(OSError):  # without locks only an owner of the folder could take it for abandoned
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield file, partial
-    finally:
-        partial.unlink(missing_ok=True)
+            yield file
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that is flushed to disk and takes its name when the block ends without error."""
-    with held_partial(path) as (file, partial):
+    partial = partial_of(path)
+    with holding(partial) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
