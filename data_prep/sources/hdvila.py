@@ -19,6 +19,7 @@ from data_prep.books.request import BadInput, ClipRequest, InputError, Place, ch
 from data_prep.sources.metadata.captions import CaptionIndex
 from data_prep.sources.metadata.rows import Items, json_rows, name_of, to_items
 from data_prep.sources.metadata.times import parse_pair
+from videodiff.data.storage.listing import Passed
 
 LICENCE = "Microsoft R-UDA v1.0"
 
@@ -28,6 +29,7 @@ def read_hdvila(
     captions: CaptionIndex | str | Path | None = None,
     licence: str = LICENCE,
     work: Path | None = None,
+    passed: Passed | None = None,
 ) -> Items:
     """Yield the clips of a JSONL file or a folder of them; `captions` are joined by clip id, never by position.
 
@@ -39,7 +41,7 @@ def read_hdvila(
             raise ValueError("captions: found no folder for their index, expected work=<folder>")
         private_folder(work)
         captions = CaptionIndex(captions, work / "captions.sqlite", name_of(captions))
-    items = to_items(json_rows(source), lambda place, row: parse_video(place, row, licence))
+    items = to_items(json_rows(source, passed), lambda place, row: parse_video(place, row, licence))
     if captions is None:
         yield from items
         return

@@ -14,15 +14,16 @@ from data_prep.books.request import ClipRequest, Place, checked_caption, checked
 from data_prep.sources.metadata.numbers import noted
 from data_prep.sources.metadata.rows import Items, json_rows, to_items
 from data_prep.sources.metadata.times import parse_span
+from videodiff.data.storage.listing import Passed
 
 ORIGIN = "internvid"
 LICENCE = "CC-BY-NC-SA-4.0"
 WATCH = "https://www.youtube.com/watch?v="
 
 
-def read_internvid(source: str | Path, licence: str = LICENCE) -> Items:
+def read_internvid(source: str | Path, licence: str = LICENCE, passed: Passed | None = None) -> Items:
     """Yield the clips of a JSONL file or a folder of them; the UMT similarity is the caption's score."""
-    return to_items(json_rows(source), lambda place, row: parse_clip(place, row, licence))
+    return to_items(json_rows(source, passed), lambda place, row: parse_clip(place, row, licence))
 
 
 def parse_clip(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest]:

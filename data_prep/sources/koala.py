@@ -13,14 +13,15 @@ from data_prep.books.request import ClipRequest, Place, checked_caption, checked
 from data_prep.sources.metadata.numbers import noted
 from data_prep.sources.metadata.rows import Items, csv_rows, parse_list, to_items
 from data_prep.sources.metadata.times import parse_pair
+from videodiff.data.storage.listing import Passed
 
 ORIGIN = "koala-36m"
 COLUMNS = ("videoID", "url", "timestamp", "caption")
 
 
-def read_koala(source: str | Path, licence: str = "") -> Items:
+def read_koala(source: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
     """Yield the clips of a CSV file or a folder of them; every further column that is not empty is a score."""
-    return to_items(csv_rows(source, *COLUMNS), lambda place, row: parse_clip(place, row, licence))
+    return to_items(csv_rows(source, *COLUMNS, passed=passed), lambda place, row: parse_clip(place, row, licence))
 
 
 def parse_clip(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest]:

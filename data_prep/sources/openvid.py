@@ -16,15 +16,16 @@ from data_prep.books.request import ClipRequest, InputError, Place, checked_capt
 from data_prep.sources.metadata.numbers import noted
 from data_prep.sources.metadata.rows import Items, csv_rows, to_items
 from data_prep.sources.metadata.times import parse_span
+from videodiff.data.storage.listing import Passed
 
 ORIGIN = "openvid-1m"
 NAME = re.compile(r"(.+)_([0-9]+)_([0-9]+)to([0-9]+)\.mp4")
 SCORES = ("aesthetic score", "motion score", "temporal consistency score")
 
 
-def read_openvid(source: str | Path, licence: str = "") -> Items:
+def read_openvid(source: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
     """Yield the clips of a CSV file or a folder of them; their files are found below the folder of the videos."""
-    rows = csv_rows(source, "video", "caption")
+    rows = csv_rows(source, "video", "caption", passed=passed)
     return to_items(rows, lambda place, row: parse_clip(place, row, licence))
 
 

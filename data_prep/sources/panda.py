@@ -16,15 +16,16 @@ from data_prep.books.request import BadInput, ClipRequest, InputError, Place, ch
 from data_prep.sources.metadata.numbers import noted
 from data_prep.sources.metadata.rows import Items, csv_rows, parse_list, parse_notes, to_items
 from data_prep.sources.metadata.times import parse_pair
+from videodiff.data.storage.listing import Passed
 
 ORIGIN = "panda-70m"
 COLUMNS = ("videoID", "url", "timestamp", "caption")
 NOTES = ("matching_score", "desirable_filtering", "shot_boundary_detection")
 
 
-def read_panda(source: str | Path, licence: str = "") -> Items:
+def read_panda(source: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
     """Yield the clips of a CSV file or a folder of them."""
-    return to_items(csv_rows(source, *COLUMNS), lambda place, row: parse_video(place, row, licence))
+    return to_items(csv_rows(source, *COLUMNS, passed=passed), lambda place, row: parse_video(place, row, licence))
 
 
 def parse_video(place: Place, row: dict[str, Any], licence: str) -> Iterator[ClipRequest | BadInput]:

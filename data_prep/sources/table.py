@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from data_prep.books.request import (
@@ -24,12 +24,14 @@ from data_prep.sources.metadata.rows import (
     Items,
     Rows,
     csv_rows,
+    files_of,
     json_rows,
-    names_below,
     parquet_rows,
     to_items,
+    with_packings,
 )
 from data_prep.sources.metadata.times import parse_span
+from videodiff.data.storage.listing import Passed, ending_of
 
 MEANINGS = ("video", "start", "end", "caption", "licence", "parent", "name", "fps")
 
@@ -40,6 +42,7 @@ def read_table(
     unit: str = "",
     licence: str = "",
     origin: str = "table",
+    passed: Passed | None = None,
 ) -> Items:
     """Yield the clips of a `.csv`, `.jsonl` or `.parquet`, or of a folder of one kind of them.
 
@@ -58,21 +61,25 @@ def read_table(
             f"columns: found {show(dict(columns))} with unit {unit!r}, expected video, start and end together, fps for "
             f"frames, and none but {', '.join(MEANINGS)}"
         )
-    rows = rows_of(source, columns.values())
+    rows = rows_of(source, columns.values(), passed)
     return to_items(rows, lambda place, row: parse_clip(place, row, columns, unit, licence, origin))
 
 
-def rows_of(source: str | Path, columns: Any) -> Rows:
+def rows_of(source: str | Path, columns: Iterable[str], passed: Passed | None = None) -> Rows:
     """Return the rows of a table of any kind."""
-    readers = {".csv": csv_rows, ".tsv": csv_rows, ".jsonl": lambda path, *_: json_rows(path), ".parquet": parquet_rows}
-    path = Path(source)
-    names = names_below(path) if path.is_dir() else [path.name]
-    found = {ending for name in names for ending in PurePosixPath(name).suffixes[-2:] if ending in readers}
+    readers = {".csv": csv_rows, ".tsv": csv_rows, ".jsonl": jsonl_rows, ".parquet": parquet_rows}
+    endings = {ending_of(name).lower() for name, _ in files_of(source, *readers)}
+    found = {ending for ending in readers if not endings.isdisjoint(with_packings([ending]))}
     if len(found) != 1:
         raise ValueError(
             f"source: found {' and '.join(sorted(found)) or 'none'} in {source}, expected one of {', '.join(readers)}"
         )
-    return readers[found.pop()](source, *columns)
+    return readers[found.pop()](source, *columns, passed=passed)
+
+
+def jsonl_rows(source: str | Path, *columns: str, passed: Passed | None = None) -> Rows:
+    """Yield the rows of JSON lines, each of which may lack a column."""
+    return json_rows(source, passed)
 
 
 def parse_clip(

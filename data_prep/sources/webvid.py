@@ -12,13 +12,14 @@ from typing import Any
 from data_prep.books.request import ClipRequest, InputError, Place, checked_caption, checked_name, checked_url
 from data_prep.sources.metadata.rows import Items, csv_rows, to_items
 from data_prep.sources.metadata.times import parse_time
+from videodiff.data.storage.listing import Passed
 
 ORIGIN = "webvid"
 
 
-def read_webvid(source: str | Path, licence: str = "") -> Items:
+def read_webvid(source: str | Path, licence: str = "", passed: Passed | None = None) -> Items:
     """Yield the videos of a CSV file or a folder of them; `duration` (`PT00H00M17S`) is noted in seconds."""
-    rows = csv_rows(source, "videoid", "name", "contentUrl")
+    rows = csv_rows(source, "videoid", "name", "contentUrl", passed=passed)
     return to_items(rows, lambda place, row: parse_video(place, row, licence))
 
 

@@ -6,24 +6,24 @@ import ast
 import csv
 import json
 import lzma
-import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 from fsspec.compression import compr
-from fsspec.utils import infer_compression
+from fsspec.utils import compressions, infer_compression
 
 from data_prep.books.request import BadInput, ClipRequest, InputError, Place, show
 from videodiff.data.samples.parquet import TooLargeError, open_parquet, weight
 from videodiff.data.storage.address import bare_url
+from videodiff.data.storage.listing import PICTURES, VIDEOS, Fault, Passed, Scan
 
 MAX_LINE = 4 * 2**20
 MAX_CELL = 2**20
@@ -39,14 +39,23 @@ Rows = Iterator[tuple[Place, dict[str, Any] | InputError]]
 Items = Iterator[ClipRequest | BadInput]
 
 
-def files_of(source: str | Path, *endings: str) -> list[tuple[str, str]]:
-    """Return name and path of a file, or of the files below a folder that end so (also with `.gz` or `.xz`)."""
+def files_of(source: str | Path, *endings: str, passed: Passed | None = None) -> list[tuple[str, str | Fault]]:
+    """Return name and path of a file, or of the files below a folder that have these endings, plain or compressed.
+
+    The path of a file or folder that cannot be read is its fault. `passed` counts the files of a folder that are
+    skipped, but for videos and pictures, which the files may name.
+    """
     path = Path(source)
     if path.is_dir():
-        names = [name for name in names_below(path) if is_table(name, endings)]
-        if not names:
-            raise ValueError(f"source: found no {' or '.join(endings)} below {path}, expected at least one")
-        return [(name, str(path / name)) for name in sorted(names)]
+        skipped = Passed()
+        items = sorted(Scan(path, with_packings(endings), skipped), key=lambda item: item.name)
+        skipped = Passed({kind: count for kind, count in skipped.items() if kind.lower() not in VIDEOS + PICTURES})
+        if not items:
+            beside = f"; there are {skipped}" if skipped else ""
+            raise ValueError(f"source: found no {' or '.join(endings)} below {path}, expected at least one{beside}")
+        if passed is not None:
+            passed.update(skipped)
+        return [(item.name, item if isinstance(item, Fault) else str(item.path)) for item in items]
     if "://" in str(source):
         return [(name_of(source), str(source))]
     if not path.is_file():
@@ -54,27 +63,22 @@ def files_of(source: str | Path, *endings: str) -> list[tuple[str, str]]:
     return [(path.name, str(source))]
 
 
-def is_table(name: str, endings: Collection[str]) -> bool:
-    """Tell whether a file ends so, also where it is packed."""
-    return any(ending.lower() in endings for ending in PurePosixPath(name).suffixes[-2:])
+def with_packings(endings: Iterable[str]) -> set[str]:
+    """Return endings, each plain and with each compression that is read."""
+    return {ending + packing for ending in endings for packing in ("", *(f".{kind}" for kind in compressions))}
 
 
-def names_below(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder, links followed as the folder is the user's own, each folder once."""
-    root = folder.resolve()
-    seen = {root}
-    for path, folders, files in os.walk(folder, followlinks=True):
-        yield from (os.path.relpath(os.path.join(path, name), folder) for name in files)
-        entered = []
-        for name in sorted(folders):
-            inner = Path(path, name)
-            target = inner.resolve()
-            # Skip a link to a folder inside the root (it is read anyway) or above it (it would be a circle).
-            elsewhere = root not in target.parents and target not in root.parents
-            if target not in seen and (elsewhere or not inner.is_symlink()):
-                seen.add(target)
-                entered.append(name)
-        folders[:] = entered
+def read_files(found: Iterable[tuple[str, str | Fault]], read: Callable[[str, str], Rows]) -> Rows:
+    """Yield the rows that `read` finds in each file; a file that cannot be read costs no other."""
+    for name, path in found:
+        try:
+            if isinstance(path, Fault):
+                raise InputError("unreadable-file", path.detail)
+            yield from read(name, path)
+        except InputError as error:
+            yield Place(name), error
+        except UNREADABLE as error:
+            yield Place(name), unreadable(error)
 
 
 def name_of(source: str | Path) -> str:
@@ -129,16 +133,16 @@ def to_items(rows: Rows, parse: Callable[[Place, dict[str, Any]], Iterable[ClipR
             yield BadInput(place, error.reason, error.detail)
 
 
-def json_rows(source: str | Path) -> Rows:
+def json_rows(source: str | Path, passed: Passed | None = None) -> Rows:
     """Yield the objects of JSON lines; empty lines are left out."""
-    for name, path in files_of(source, ".jsonl"):
-        try:
-            with open_binary(path) as file:
-                for number, line in bounded_lines(file):
-                    if not line.isspace():
-                        yield Place(name, number), parse_json(line)
-        except UNREADABLE as error:
-            yield Place(name), unreadable(error)
+
+    def read(name: str, path: str) -> Rows:
+        with open_binary(path) as file:
+            for number, line in bounded_lines(file):
+                if not line.isspace():
+                    yield Place(name, number), parse_json(line)
+
+    return read_files(files_of(source, ".jsonl", passed=passed), read)
 
 
 def parse_json(line: bytes) -> dict[str, Any] | InputError:
@@ -152,23 +156,21 @@ def parse_json(line: bytes) -> dict[str, Any] | InputError:
     return row if isinstance(row, dict) else InputError("malformed-line", f"found {show(row)}, expected an object")
 
 
-def csv_rows(source: str | Path, *columns: str) -> Rows:
+def csv_rows(source: str | Path, *columns: str, passed: Passed | None = None) -> Rows:
     """Yield the records of CSV files with a header, which must have these columns; empty lines are left out.
 
     Line ends of any system are accepted. The delimiter is the one of the header: comma, semicolon, tab or bar. A quote
     without its closing quote swallows the lines after it: the reader then goes back to the first swallowed line.
     """
     csv.field_size_limit(MAX_CELL)
-    for name, path in files_of(source, ".csv", ".tsv"):
-        try:
-            with open_binary(path) as file:
-                lines = Rewound(bounded_lines(file))
-                delimiter, header = read_header(name, lines, columns)
-                yield from csv_records(name, header, lines, delimiter)
-        except InputError as error:
-            yield Place(name), error
-        except UNREADABLE as error:
-            yield Place(name), unreadable(error)
+
+    def read(name: str, path: str) -> Rows:
+        with open_binary(path) as file:
+            lines = Rewound(bounded_lines(file))
+            delimiter, header = read_header(name, lines, columns)
+            yield from csv_records(name, header, lines, delimiter)
+
+    return read_files(files_of(source, ".csv", ".tsv", passed=passed), read)
 
 
 def read_header(name: str, lines: Rewound, columns: Sequence[str]) -> tuple[str, list[str]]:
@@ -285,19 +287,16 @@ def checked_length(line: bytes) -> bytes:
     return line
 
 
-def parquet_rows(source: str | Path, *columns: str, batch: int = 500) -> Rows:
+def parquet_rows(source: str | Path, *columns: str, batch: int = 500, passed: Passed | None = None) -> Rows:
     """Yield the rows of Parquet files, which must have these columns; the line of a place is the number of the row."""
-    for name, path in files_of(source, ".parquet"):
-        try:
-            number = 0
-            with opened(path) as file, open_parquet(file) as table:
-                check_columns(name, table.schema_arrow.names, columns)
-                for rows in table.iter_batches(batch):
-                    for row in batch_rows(rows):
-                        number += 1
-                        yield Place(name, number), row
-        except UNREADABLE as error:
-            yield Place(name), unreadable(error)
+
+    def read(name: str, path: str) -> Rows:
+        with opened(path) as file, open_parquet(file) as table:
+            check_columns(name, table.schema_arrow.names, columns)
+            found = (row for rows in table.iter_batches(batch) for row in batch_rows(rows))
+            yield from ((Place(name, number), row) for number, row in enumerate(found, 1))
+
+    return read_files(files_of(source, ".parquet", passed=passed), read)
 
 
 def batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | InputError]:

@@ -30,6 +30,7 @@ from data_prep.sources.table import read_table
 from data_prep.sources.webvid import read_webvid
 from tests.material.peaks import peak_of
 from videodiff.data.samples import parquet
+from videodiff.data.storage.listing import Passed
 
 COLUMNS = {"video": "path", "start": "s", "end": "e"}
 WATCH = "https://www.youtube.com/watch?v=ab"
@@ -325,3 +326,35 @@ def test_tables_in_linked_folders_are_read_once_and_no_link_leads_in_a_circle(tm
     assert [(item.place.file, item.source) for item in items] == [
         ("far/c.csv", "c.mp4"), ("far/deep/b.csv", "b.mp4"), ("own/a.csv", "a.mp4"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_of_a_folder_only_the_tables_are_read_and_what_else_is_there_is_counted(tmp_path, kind):
+    path = table(tmp_path, kind, 0.5, 2.5)
+    old = tmp_path / "old"
+    old.mkdir()
+    other = table(old, kind, 5.0, 6.0).read_bytes()
+    # A backup, an unfinished download, what Spark, macOS and Jupyter leave behind.
+    for name in (f"list.{kind}.bak", f"list.{kind}.part", f".list.{kind}.crc", f"._list.{kind}"):
+        (tmp_path / name).write_bytes(other)
+    old.rename(tmp_path / ".ipynb_checkpoints")
+    for name in ("a.mp4", "README.md"):
+        (tmp_path / name).write_bytes(b"?")
+    (tmp_path / f"gone.{kind}").symlink_to(tmp_path / "nowhere")
+    passed = Passed()
+    items = list(read_table(tmp_path, COLUMNS, passed=passed))
+    assert [str(item.place) for item in good(items)] == [f"{path.name}:1" if kind != "csv" else f"{path.name}:2"]
+    assert bad(items) == {f"gone.{kind}": "unreadable-file"}
+    # A video is no file that is left out: the table may name it.
+    assert passed == {"hidden": 3, ".bak": 1, ".part": 1, ".md": 1}
+
+
+def test_compressed_tables_of_a_folder_are_read(tmp_path):
+    rows = table(tmp_path, "csv", 0.5, 2.5).read_bytes()
+    (tmp_path / "part-1.CSV.gz").write_bytes(gzip.compress(rows))
+    (tmp_path / "part-2.csv.xz").write_bytes(lzma.compress(rows))
+    assert [item.place.file for item in good(read_table(tmp_path, COLUMNS))] == [
+        "list.csv",
+        "part-1.CSV.gz",
+        "part-2.csv.xz",
+    ]

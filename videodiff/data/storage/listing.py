@@ -28,9 +28,11 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", 
 PICTURES += (".pbm", ".pam", ".jpe", ".jfif", *MOVING)
 # Endings of files that may describe the video beside them.
 SIDECARS = (".txt", ".json", ".csv")
+# Endings of tables, which may be compressed.
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 PACKED_TARS = (".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".tar.lz4", ".tgz", ".txz", ".tbz", ".tbz2", ".tzst")
-COMPRESSED = re.compile(r"\.((tar\.)?(gz|xz|bz2|zst|lz4|z)|tgz|txz|tbz2?|tzst|zip|rar|7z)", re.IGNORECASE)
+COMPRESSED = re.compile(r"\.((tar\.)?(gz|xz|bz2|lzma|zst|lz4|z)|tgz|txz|tbz2?|tzst|zip|rar|7z)", re.IGNORECASE)
 # What this project writes into folders.
 OURS = {".work", ".cache", ".videodiff.lock", "manifest.parquet", "scores.parquet", "words.txt"}
 OURS |= {"unusable.jsonl", "rejected.jsonl", "failed.jsonl", "summary.json", "report.html"}
@@ -73,7 +75,7 @@ def advice(kind: str) -> str:
         return " (`videodiff index` and prep format=webdataset read tars)"
     if kind in PICTURES:
         return " (`videodiff pack` takes pictures)"
-    if kind in (".jsonl", ".parquet") or (beside and kind.startswith(".csv")):
+    if kind.startswith((".jsonl", ".parquet")) or (beside and kind.startswith(".csv")):
         return " (a table of captions is given as source= or captions=)"
     return " (an unfinished download)" if kind in (".part", ".crdownload", ".download") else ""
 
@@ -83,9 +85,9 @@ def ending_of(name: str) -> str:
     stem, _, last = name.rpartition(".")
     if not stem or not (last.isalnum() and last.isascii()) or len(last) > 11:
         return ""
-    if len(stem) > 4 and stem.lower().endswith(".tar") and COMPRESSED.fullmatch(f".{last}"):
-        return name[len(stem) - 4 :]
-    return f".{last}"
+    inner = next((ending for ending in (".tar", *TABLES) if stem.lower().endswith(ending)), "")
+    packed = inner and len(stem) > len(inner) and COMPRESSED.fullmatch(f".{last}")
+    return name[len(stem) - len(inner) :] if packed else f".{last}"
 
 
 class Scan:
