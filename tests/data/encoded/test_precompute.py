@@ -314,6 +314,26 @@ def test_what_cannot_be_encoded_is_left_out_and_named(models, tmp_path):
     assert "found 8 frames" in failed["liar"]
 
 
+def test_bytes_that_changed_since_they_were_packed_are_not_encoded(models, tmp_path):
+    """A decoder gives frames for a few wrong bytes too, and a shard keeps its size."""
+    source, out = write_clips(tmp_path / "in", 3), tmp_path / "out"
+    found = Manifest.load(source)
+    for row, old, new in ((found.row(0), b"mdat", b"\xff"), (found.row(2), CAPTIONS[2][0].encode(), b"\xe4 b")):
+        path = source / row["shard"]
+        data = bytearray(path.read_bytes())
+        # Some bytes into the pictures; the first letters of the caption.
+        place = data.index(old, row["offset"]) + (900 if old == b"mdat" else 0)
+        data[place : place + len(new)] = new
+        path.write_bytes(data)
+    made = precompute(plan_of(models, source, out), workers=1)
+    assert (made["samples"], made["failed"]) == (1, 2)
+    assert Manifest.load(out).column("key").tolist() == ["clip1"]
+    lines = (out / "failed.jsonl").read_text().splitlines()
+    failed = {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert "found other bytes (sha256 " in failed["clip0"]
+    assert failed["clip2"].startswith("txt: found a byte 0xe4 that is not UTF-8")
+
+
 def test_a_hanging_decoder_costs_its_clip_only(models, tmp_path, monkeypatch):
     out = tmp_path / "out"
     plan = plan_of(models, write_clips(tmp_path / "in", 2, 8), out, text=None, timeout=3.0, decoders=1)

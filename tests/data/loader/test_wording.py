@@ -44,6 +44,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("long"), ("a word",), (LONG,), ("word", LONG))
 
 
+def test_a_caption_in_a_csv_is_checked_too(tmp_path: Path) -> None:
+    """Training draws it like one of the other files beside a video."""
+    with ShardWriter(tmp_path) as writer:
+        members, row = sample(0, captions=("a word",))
+        writer.add("clip0", members | {"csv": f"caption\n{LONG}\n".encode()}, row)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: clip0: caption has 40 words, expected at most 31"):
+        check_captions(clips(tmp_path), EVEN, Words(["a", "word"], 8, 32))
+
+
 def test_the_manifest_counts_the_words_of_the_longest_caption(root: Path) -> None:
     assert Manifest.load(root).column("words").tolist() == [2, 40, 40]
     assert longest_caption(Manifest.load(root)) == 40

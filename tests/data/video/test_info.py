@@ -227,6 +227,20 @@ def test_a_tile_of_a_picture_is_not_taken_for_the_picture():
         best_stream(SimpleNamespace(streams=SimpleNamespace(best=lambda kind: tile)))
 
 
+def test_the_cover_of_a_song_is_no_video():
+    file, sound = io.BytesIO(), av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+    sound.sample_rate = 8000
+    with av.open(file, "w", format="mp4") as song:
+        voice, cover = song.add_stream("aac", rate=8000), song.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
+        cover.disposition = Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        for packet in [*cover.encode(picture), *cover.encode(None), *voice.encode(sound), *voice.encode(None)]:
+            song.mux(packet)
+    with pytest.raises(DecodeError, match="found no video but an attached picture"):
+        probe(file.getvalue())
+
+
 def test_a_file_on_disk_is_read_as_the_same_bytes_in_memory_are(tmp_path):
     path = tmp_path / "secret%03d.mp4"
     path.write_bytes(VIDEO)

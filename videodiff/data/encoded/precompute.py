@@ -45,14 +45,15 @@ from videodiff.data.samples.shards import (
     VIDEOS,
     WORDS,
     add_members,
+    checked_video,
     end_of,
     open_tar,
     read_captions,
     read_sample,
-    video_of,
 )
+from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.files import owning, remove_abandoned, replacing, write_whole
-from videodiff.data.video.decode import DecodeError, decode_into
+from videodiff.data.video.decode import decode_into
 
 WORK, SETTINGS, FAILED = ".cache", "settings.json", "failed.jsonl"
 # Samples per batch of the text encoder.
@@ -303,10 +304,13 @@ def encode_shard(
             for start in range(0, len(rows), TOGETHER):
                 group = rows[start : start + TOGETHER]
                 samples = [read_sample(source.root, row, None if plan.video else SIDECARS) for row in group]
-                texts = encode_texts(text, samples) if text is not None else None
+                captions = [captions_of(members) for members in samples]
+                texts = encode_texts(text, captions) if text is not None else None
                 for place, row in enumerate(group):
                     try:
                         new = {} if frames is None else {"latent.npy": latent_member(codec, next(frames), device)}
+                        if isinstance(captions[place], SidecarError):
+                            raise EncodingError(str(captions[place]))
                         if texts is not None:
                             made_of = zip(text_names(len(texts[place])), texts[place], strict=True)
                             new |= {name: write_array(array, name) for name, array in made_of}
@@ -314,7 +318,7 @@ def encode_shard(
                         failed.append({"shard": shard["name"], "key": row["key"], "reason": str(error)})
                     else:
                         size = () if codec is None else size_of(row, plan.sizes)
-                        made.append(append(tar, row, {**samples[place], **new}, size))
+                        made.append(append(tar, row, {**samples[place], **new}, size, len(captions[place])))
                 add(len(group))
         file.flush()
         file.seek(0)
@@ -378,11 +382,8 @@ def read_part(part: Part, out: np.ndarray) -> bool:
     """Fill `out` with the frames of a part; leave it unchanged for a placeholder."""
     if part.source is not None:
         root, row, numbers = part.source
-        members = read_sample(root, row, VIDEOS)
-        name = video_of(members)
-        if name is None:
-            raise DecodeError(f"found no video, expected one of {', '.join(VIDEOS)}")
-        decode_into(out, members[name], numbers)
+        video = checked_video(read_sample(root, row, VIDEOS), row, f"{root / row['shard']}: {row['key']}")
+        decode_into(out, video, numbers)
     return True
 
 
@@ -401,20 +402,33 @@ def size_of(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> tuple[int,
     return min(((h, w) for h, w in sizes), key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
 
 
-def encode_texts(text: nn.Module, samples: Sequence[dict[str, bytes]]) -> list[list[torch.Tensor]]:
+def captions_of(members: dict[str, bytes]) -> list[str] | SidecarError:
+    """Return the captions of a sample, or why they cannot be read."""
+    try:
+        return read_captions(members)
+    except SidecarError as error:
+        return error
+
+
+def encode_texts(text: nn.Module, captions: Sequence[list[str] | SidecarError]) -> list[list[torch.Tensor]]:
     """Return the encoded captions of each sample; a sample without captions gets the empty caption."""
-    captions = [read_captions(members) or [""] for members in samples]
-    encoded = iter(encode_captions(text, [caption for own in captions for caption in own]))
-    return [list(islice(encoded, len(own))) for own in captions]
+    all_of = [[] if isinstance(own, SidecarError) else own or [""] for own in captions]
+    flat = [caption for own in all_of for caption in own]
+    encoded = iter(encode_captions(text, flat) if flat else ())
+    return [list(islice(encoded, len(own))) for own in all_of]
 
 
-def append(tar: tarfile.TarFile, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int]) -> dict[str, Any]:
-    """Add a sample to a tar and return its row; `size`: height and width of the encoded frames, empty without any."""
+def append(
+    tar: tarfile.TarFile, row: dict[str, Any], members: dict[str, bytes], size: Sequence[int], captions: int
+) -> dict[str, Any]:
+    """Add a sample to a tar and return its row.
+
+    `size`: height and width of the encoded frames, empty without any. `captions`: their number, counted again: an older
+    manifest may have counted by other rules, and each caption has its own text.npy.
+    """
     offset = end_of(tar)
     add_members(tar, row["key"], members)
     encoded = dict(zip(("height", "width"), size, strict=False))
-    # Count again: an older manifest may have counted captions by other rules, and each caption has its own text.npy.
-    captions = len(read_captions(members))
     return {**row, **encoded, "captions": captions, "offset": offset, "size": end_of(tar) - offset}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -27,7 +26,16 @@ from videodiff.data.loader.quarantine import SampleId
 from videodiff.data.loader.settings import Reading
 from videodiff.data.order.buckets import Bucket, count_kinds, kinds_of, mask, misfits
 from videodiff.data.samples.manifest import Manifest, ManifestError
-from videodiff.data.samples.shards import SIDECARS, VIDEOS, Text, read_notes, read_sample, read_texts, video_of
+from videodiff.data.samples.shards import (
+    SIDECARS,
+    VIDEOS,
+    Text,
+    checked_video,
+    read_notes,
+    read_sample,
+    read_texts,
+    video_of,
+)
 from videodiff.data.video.decode import DecodeError, decode_into
 from videodiff.data.video.decoders import decoder_named
 
@@ -306,9 +314,9 @@ class Reader:
         size = arrays + len(numbers) * out.shape[1] * out.shape[2] * 3 * ("video" in self.deliver)
         if size > self.room:
             return self._read(task, task.numbers, out)._replace(frames=None)
-        self.room -= size
         frames = np.empty((len(numbers), *out.shape[1:]), dtype=np.uint8)
         self.kept[name] = self._read(task, numbers, frames)
+        self.room -= size
         return self.kept[name]
 
     def _read(self, task: Task, numbers: range, out: np.ndarray) -> Loaded:
@@ -322,14 +330,9 @@ class Reader:
         if missing := (set(needed) - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):
             raise ManifestError(f"{where}: found no {min(missing)}, expected one for deliver={list(self.deliver)}")
         if "video" in self.deliver:
-            # A decoder returns frames for damaged bytes too. The checksum costs less than a hundredth of the decoding.
-            if (found := hashlib.sha256(members[video]).hexdigest()) != row["sha256"]:
-                wanted = row["sha256"][:12]
-                raise DecodeError(
-                    f"{where}.{video}: found other bytes (sha256 {found[:12]}), not the manifest's {wanted}"
-                )
+            data = checked_video(members, row, where)
             try:
-                decode_into(out, members[video], numbers, decoder_named(self.decoder))
+                decode_into(out, data, numbers, decoder_named(self.decoder))
             except DecodeError as error:
                 raise DecodeError(f"{where}.{video}: {error}") from error
         latent = read_latent(members["latent.npy"], where) if "latent" in self.deliver else None

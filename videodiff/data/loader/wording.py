@@ -13,7 +13,7 @@ import numpy as np
 from videodiff.data.loader.captions import CaptionMix
 from videodiff.data.loader.clips import Clips
 from videodiff.data.samples.manifest import Manifest
-from videodiff.data.samples.shards import WORDS, Text, read_sample, read_texts
+from videodiff.data.samples.shards import WORDS, Text, texts_of
 from videodiff.text.protocol import CaptionFault, TextEncoder, TokenEncoder, WordEncoder
 from videodiff.words import parse_words, split_words
 
@@ -121,7 +121,7 @@ def read_captions_of(manifest: Manifest, rows: Iterable[int]) -> Iterator[tuple[
     """Yield the key and the captions of each of these rows."""
 
     def read(row: dict[str, Any]) -> tuple[str, list[Text]]:
-        return row["key"], read_texts(read_sample(manifest.root, row, {"txt", "json"}))
+        return row["key"], texts_of(manifest.root, row)
 
     rows = iter(rows)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.samples.manifest import Manifest, ManifestError
-from videodiff.data.samples.shards import SIDECARS, read_captions, read_sample
+from videodiff.data.samples.shards import texts_of
 from videodiff.words import split_words
 
 COLUMNS = ("frames", "height", "width", "fps", "duration", "captions", "source", "licence")
@@ -139,8 +139,8 @@ def some_captions(manifest: Manifest, most: int) -> list[str]:
     places = np.unique(np.linspace(0, len(chosen) - 1, min(most, len(chosen))).astype(int))
     rows = [manifest.row(chosen[place]) for place in places]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda row: read_captions(read_sample(manifest.root, row, SIDECARS)), rows)
-        return [caption for captions in found for caption in captions]
+        found = pool.map(lambda row: texts_of(manifest.root, row), rows)
+        return [caption.text for captions in found for caption in captions]
 
 
 def describe_dataset(manifest: Manifest, found: Survey, captions_read: int = 1000) -> dict[str, Any]:

@@ -149,6 +149,9 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream:
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:
         raise DecodeError("found no video stream that can be decoded, expected one")
+    # The cover of a song is a stream of one picture.
+    if stream.disposition & Disposition.attached_pic:
+        raise DecodeError("found no video but an attached picture, as a cover is, expected a video or a picture")
     # Phones and large AVIF files cut a picture into tiles, and each tile is a stream.
     if stream.disposition & Disposition.dependent:
         raise DecodeError("found a picture that is cut into tiles, expected one piece: convert it to jpg or png")
