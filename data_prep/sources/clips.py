@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.books.request import InputError
 from data_prep.sources.folder import PREVIEW, leads_out, read_sidecars
-from data_prep.sources.metadata.rows import csv_rows, json_rows, parquet_rows
+from data_prep.sources.metadata.rows import jsonl_rows, reader_of
 from videodiff.data.samples.sidecars import SidecarError, Text, entries, read_notes, read_texts
 from videodiff.data.storage.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
 
@@ -171,8 +171,8 @@ def count_unnamed(folder: Path, found: Found) -> None:
 
 def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Yield line number and record of a CSV, a JSONL or a Parquet, or what is wrong with a line."""
-    readers = {".csv": csv_rows, ".tsv": csv_rows, ".parquet": parquet_rows}
-    for place, row in readers.get(table.suffix.lower(), json_rows)(table):
+    read = reader_of(table.name) or jsonl_rows
+    for place, row in read(table):
         yield place.line, row
 
 

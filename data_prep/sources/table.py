@@ -21,14 +21,12 @@ from data_prep.books.request import (
 from data_prep.sources.metadata.numbers import parse_number
 from data_prep.sources.metadata.rows import (
     MAX_DEPTH,
+    READERS,
     Items,
     Rows,
-    csv_rows,
     files_of,
-    json_rows,
-    parquet_rows,
+    reader_of,
     to_items,
-    with_packings,
 )
 from data_prep.sources.metadata.times import parse_span
 from videodiff.data.storage.listing import Passed, ending_of
@@ -67,19 +65,13 @@ def read_table(
 
 def rows_of(source: str | Path, columns: Iterable[str], passed: Passed | None = None) -> Rows:
     """Return the rows of a table of any kind."""
-    readers = {".csv": csv_rows, ".tsv": csv_rows, ".jsonl": jsonl_rows, ".parquet": parquet_rows}
-    endings = {ending_of(name).lower() for name, _ in files_of(source, *readers)}
-    found = {ending for ending in readers if not endings.isdisjoint(with_packings([ending]))}
-    if len(found) != 1:
+    names = [name for name, _ in files_of(source, *READERS)]
+    found = {ending: reader for name in names if (reader := reader_of(name)) for ending in [ending_of(name).lower()]}
+    if len(set(found.values())) != 1:
         raise ValueError(
-            f"source: found {' and '.join(sorted(found)) or 'none'} in {source}, expected one of {', '.join(readers)}"
+            f"source: found {' and '.join(sorted(found)) or 'none'} in {source}, expected one of {', '.join(READERS)}"
         )
-    return readers[found.pop()](source, *columns, passed=passed)
-
-
-def jsonl_rows(source: str | Path, *columns: str, passed: Passed | None = None) -> Rows:
-    """Yield the rows of JSON lines, each of which may lack a column."""
-    return json_rows(source, passed)
+    return next(iter(found.values()))(source, *columns, passed=passed)
 
 
 def parse_clip(

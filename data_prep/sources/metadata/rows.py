@@ -23,7 +23,7 @@ from fsspec.utils import compressions, infer_compression
 from data_prep.books.request import BadInput, ClipRequest, InputError, Place, show
 from videodiff.data.samples.parquet import TooLargeError, open_parquet, weight
 from videodiff.data.storage.address import bare_url
-from videodiff.data.storage.listing import PICTURES, VIDEOS, Fault, Passed, Scan
+from videodiff.data.storage.listing import PICTURES, VIDEOS, Fault, Passed, Scan, ending_of
 
 MAX_LINE = 4 * 2**20
 MAX_CELL = 2**20
@@ -297,6 +297,25 @@ def parquet_rows(source: str | Path, *columns: str, batch: int = 500, passed: Pa
             yield from ((Place(name, number), row) for number, row in enumerate(found, 1))
 
     return read_files(files_of(source, ".parquet", passed=passed), read)
+
+
+def jsonl_rows(source: str | Path, *columns: str, passed: Passed | None = None) -> Rows:
+    """Yield the rows of JSON lines as the other readers do; each row may lack a column."""
+    return json_rows(source, passed)
+
+
+READERS: dict[str, Callable[..., Rows]] = {
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
+    ".jsonl": jsonl_rows,
+    ".parquet": parquet_rows,
+}
+
+
+def reader_of(name: str) -> Callable[..., Rows] | None:
+    """Return what reads a table by its ending, plain or compressed; None if the ending is another."""
+    ending = ending_of(name).lower()
+    return next((reader for own, reader in READERS.items() if ending in with_packings([own])), None)
 
 
 def batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | InputError]:

@@ -54,6 +54,16 @@ def test_probe_tells_size_frames_rate_and_duration():
     assert info.duration == pytest.approx(1.1)
 
 
+def test_a_stream_cut_inside_a_group_of_pictures_has_the_frames_that_can_be_decoded():
+    """Recordings of broadcasts begin anywhere; what comes before the first keyframe cannot be shown."""
+    whole = write_video(moving_square(45), container="mpegts", g="20")
+    part = whole[len(whole) // 4 // 188 * 188 :]
+    shown = all_frames(part)
+    assert 20 < len(shown) < 30
+    assert probe(part).frames == len(shown)
+    assert np.array_equal(decode(part, [0, len(shown) - 1]), shown[[0, -1]])
+
+
 @pytest.mark.parametrize("video", [b"", b"no video", bytes(5000), encode(moving_square(), 5.0)[:300]])
 def test_what_is_no_video_is_a_decode_error(video):
     for read in (probe, lambda v: decode(v, [0]), lambda v: list(read_frames(v))):

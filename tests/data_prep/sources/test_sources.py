@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import json
 import os
@@ -125,6 +126,12 @@ def test_links_in_the_folder_itself_are_followed(tmp_path):
     assert captions(found) == {"a.mp4": ("a red ball",)}
     assert found.clips[0].path.resolve() == blobs / "video"
     assert found.passed == {".md": 1}
+
+
+def test_a_compressed_table_is_read_like_the_plain_one(tmp_path):
+    folder(tmp_path, a_dot_mp4="")
+    (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"video,caption\na.mp4,a red ball\n"))
+    assert captions(find_clips(tmp_path / "list.csv.gz")) == {"a.mp4": ("a red ball",)}
 
 
 def test_a_link_that_a_table_names_is_refused_and_named(tmp_path):

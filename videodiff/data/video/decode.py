@@ -32,17 +32,19 @@ FindFrames = Callable[[bytes, Sequence[int]], Iterator[tuple[int, np.ndarray]]]
 def probe(video: bytes) -> VideoInfo:
     """Return size, frames and rate as the video states them; the size is the size as shown.
 
-    Its frames are counted, as a header may promise more than is there.
+    Its frames are counted, as a header may promise more than is there: by their times, or where these do not tell which
+    ones are shown, by decoding.
     """
     with opened(video) as (container, stream, _):
         pictures = read_index(container, stream)
         ticks, fps = lay_pictures(pictures, stream)
     frames, width, height = 0, 0, 0
+    told = bool(pictures) and not misses_beginning(pictures)
     with opened(video) as (container, stream, screen):
         for frames, frame in enumerate(decoded(container.demux(stream), stream), 1):
             if frames == 1:
                 width, height = screen.measure(frame)
-            if pictures is not None:
+            if told:
                 frames = sum(picture.shown for picture in pictures) if ticks is None else len(ticks)
                 break
     if not (frames and fps and width and height):
