@@ -64,6 +64,34 @@ def test_a_clock_that_is_set_back_takes_no_time_away() -> None:
     assert watch.shares()["compute"] == 1.0
 
 
+def test_validation_and_samples_are_no_time_of_training() -> None:
+    clock = Hands()
+    watch = Stopwatch(clock)
+    watch.enter("compute")
+    clock.now += 3
+    begun = watch.state()
+    for account, seconds in (("compute", 4.0), ("samples", 50.0), ("data", 2.0), ("validation", 70.0)):
+        watch.enter(account)
+        clock.now += seconds
+    assert watch.trained_since(begun) == 6.0
+
+
+def test_rates_leave_out_the_time_of_samples(
+    world_dataset: Path,
+    cwd: Path,
+    call: Callable[..., tuple[int, str, str]],
+) -> None:
+    slow = ["callbacks.samples.every=3", "callbacks.samples.clips=4", "sampler.steps=150", "callbacks.progress.every=1"]
+    status, _, err = call("train", *tiny(world_dataset), *slow, "name=a", "trainer.max_steps=5")
+    assert status == 0, err
+    with (cwd / "runs/a/metrics/version_0/metrics.csv").open() as file:
+        found = {
+            row["step"]: float(row["train/clips_per_s"]) for row in csv.DictReader(file) if row["train/clips_per_s"]
+        }
+    # In step 3 clips were sampled, for as long as a hundred steps take.
+    assert found["3"] > min(found[step] for step in "245") / 5
+
+
 def test_a_run_logs_where_its_time_goes_and_says_it_at_the_end(
     world_dataset: Path,
     cwd: Path,

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 # What a run spends its time on. `restart` is all that lies between a checkpoint and the first step after it of the run
 # that went on from there: the work that was lost, the wait for machines, the start.
 ACCOUNTS = ("compute", "data", "checkpoint", "validation", "samples", "start", "restart")
+# The accounts that are no training: a rate of training leaves them out.
+APART = ("validation", "samples")
 
 
 class Stopwatch:
@@ -39,6 +41,11 @@ class Stopwatch:
         """Return the seconds of all accounts and the time of day, for a checkpoint."""
         self.enter(self.account)
         return {**self.seconds, "at": self.since}
+
+    def trained_since(self, state: Mapping[str, float]) -> float:
+        """Return the seconds of training since a state of this clock, without those of the accounts `APART`."""
+        now = self.state()
+        return sum(now[account] - state[account] for account in ACCOUNTS if account not in APART)
 
     def resume(self, state: Mapping[str, float]) -> None:
         """Go on from a checkpoint: what has passed since then is a restart."""

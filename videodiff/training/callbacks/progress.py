@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,10 +26,9 @@ class Progress(ProgressBar):
         self,
         work: Callable[[Sequence[int], bool], Work],
         every: int = 50,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
-        self.work, self.every, self.clock = work, every, clock
+        self.work, self.every = work, every
         self.bar: tqdm | None = None
         self.shown, self.peak = True, None
 
@@ -52,8 +50,7 @@ class Progress(ProgressBar):
 
     def measure_from(self, step: int, module: Any) -> None:
         """Begin a new measurement of the rates."""
-        self.since, self.start, self.window = self.clock(), step, Window()
-        self.waited = module.stopwatch.state()["data"]
+        self.since, self.start, self.window = module.stopwatch.state(), step, Window()
         module.padding = 0
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
@@ -69,8 +66,8 @@ class Progress(ProgressBar):
 
     def tell(self, trainer: lightning.Trainer, module: Any) -> None:
         """Log what was measured, and write it on the line."""
-        seconds = max(self.clock() - self.since, 1e-9)
-        waited = module.stopwatch.state()["data"] - self.waited
+        seconds = max(module.stopwatch.trained_since(self.since), 1e-9)
+        waited = module.stopwatch.state()["data"] - self.since["data"]
         # The other ranks have clips of the same kind.
         padding = float(module.padding) * trainer.world_size // group_size(trainer)
         figures = utilisation(self.window._replace(padding=padding), seconds, waited, self.peak)
@@ -80,11 +77,6 @@ class Progress(ProgressBar):
         told += [f"MFU {figures['train/mfu']:.0%}"] if "train/mfu" in figures else []
         told += [f"data {figures['train/data_wait']:.0%}"]
         self.bar.set_postfix_str(", ".join(told))
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        # Validation and sampling are not training time.
-        if not trainer.sanity_checking and self.bar is not None:
-            self.measure_from(trainer.global_step, module)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         self.bar.close()

@@ -340,9 +340,7 @@ CLASSES: dict[str, Kind] = {
     "videodiff.training.callbacks.goodput.Goodput": record(every=COUNT),
     "videodiff.training.callbacks.stop.StopGently": record(),
     "videodiff.parallel.watchdog.Watchdog": record(folder=PLACE, lost=SECONDS, still=SECONDS),
-    "videodiff.training.callbacks.progress.Progress": record(
-        work=instead(BY_VERB), every=EVERY, clock=instead(BY_VERB)
-    ),
+    "videodiff.training.callbacks.progress.Progress": record(work=instead(BY_VERB), every=EVERY),
     "lightning.pytorch.loggers.CSVLogger": record(
         save_dir=PLACE,
         name=optional(TEXT),
