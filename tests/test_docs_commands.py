@@ -17,13 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.material.made_clips import moving_square
 from tests.material.servers.chat_server import chat_server
 from videodiff import cli
+from videodiff.data.loader.datamodule import RECORDS
+from videodiff.data.loader.settings import built
+from videodiff.data.order.arithmetic import micro_batches
 from videodiff.data.video.encode import encode
+from videodiff.planning.cost import Cost
+from videodiff.verbs.config.groups import conf_dir
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -232,6 +239,24 @@ def test_a_command_works_as_it_stands_in_the_docs(newcomer: dict[Shown, tuple[in
         assert said.strip() == command.printed
     else:
         assert status == 0, said[-2000:]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in COMMANDS if "hdvila" in c.line and (arguments(c) or [""])[0] == "train" and not c.inline],
+    ids=lambda command: command.line,
+)
+def test_the_data_of_a_training_that_is_only_composed_go_together(command: Shown) -> None:
+    overrides = list(cli.understand("train", [*arguments(command)[1:], "--cfg", "job"]).overrides)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose("train", overrides=overrides)
+    settings = OmegaConf.to_container(cfg, resolve=True)["data"]
+    settings |= {"cost": lambda bucket: Cost(bucket.frames * bucket.height * bucket.width, bucket.frames * 16 * 16)}
+    del settings["_target_"]
+    datasets, shapes, batches, _, _ = built(RECORDS, settings)
+    _, whole, micro = batches.planned(datasets, shapes)
+    assert micro_batches(whole, micro, cfg.trainer.devices * cfg.trainer.num_nodes) >= 1
 
 
 def test_no_command_leaves_something_to_be_filled_in() -> None:

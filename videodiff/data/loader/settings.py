@@ -111,11 +111,13 @@ class Batches:
         if self.batch is None:
             return
         check_keys("data.batch", self.batch, BATCH_KEYS, needed=BATCH_KEYS)
-        if self.micro_batch is not None or self.cost is None:
+        if self.micro_batch is not None:
             raise ValueError(
-                f"data.batch: found together with micro_batch={self.micro_batch} and cost={self.cost}, expected a cost "
-                f"and no micro_batch"
+                f"data.batch: found beside data.micro_batch={self.micro_batch}, expected data.micro_batch=null, as the "
+                "batch decides what a process takes at once"
             )
+        if self.cost is None:
+            raise ValueError("data.batch: found no cost of a clip, expected one to plan the batches by")
 
     @property
     def budget(self) -> Budget | None:
