@@ -223,6 +223,32 @@ def test_a_mistake_is_one_line_that_names_the_key(run: Path, world_dataset: Path
     assert MISTAKES[mistake].format(run=run) in err
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    {
+        "a scale of its own": (
+            ["sampler.history=2", "scale=3"],
+            "scale: found 3, which changes nothing: the known frames",
+        ),
+        "the scale of the caption": (["scale=3"], ""),
+        "no known frames": (
+            ["tasks=[text_to_video]", "guide=caption"],
+            "guide: found caption, which changes nothing: no",
+        ),
+    }.values(),
+)
+def test_a_setting_that_changes_nothing_is_told(
+    run: Path, held: Path, call: Call, settings: list[str], why: str
+) -> None:
+    how = [f"dataset={held}", "clips=2", "metric=[consistency]", "tasks=[continuation]", "given=2"]
+    sampler = ["sampler=euler", "sampler.guide=history", "sampler.steps=1"]
+    status, out, err = call("evaluate", str(run), *how, *sampler, *settings)
+    assert status == 0, err
+    told = [line for line in out.splitlines() if "changes nothing" in line]
+    assert len(told) == bool(why)
+    assert all(line.startswith(f"videodiff evaluate: {why}") for line in told)
+
+
 def test_the_largest_seeds_and_batches_that_can_be_are_taken(run: Path, world_dataset: Path, call: Call) -> None:
     # Three frames of four are given: the fourth has no velocity, which costs the metric of motion alone.
     how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=2", f"seed={2**63 - 2}", "batch=1000000000"]

@@ -97,6 +97,8 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     shape = usual(begun(shapes_of_run(folder, run_cfg.data), read_record(checkpoint)["step"]))
     given = given_of(cfg, model, shape)
     tasks = tasks_of(cfg, given, shape, remark)
+    for line in idle(cfg, generation, tasks):
+        remark(line)
     held_out = Dataset(found, shape) if isinstance(found, Manifest) else Tars(found, shape)
     # A network that cannot be loaded costs its metric, not the evaluation.
     first = next(read_again(held_out, choose(held_out, 1, ranks, lambda case: {}, silent)[0]))
@@ -151,6 +153,18 @@ def tasks_of(cfg: DictConfig, given: int, shape: Trained, remark: Remark) -> lis
     if not tasks:
         raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, the only task of this run")
     return tasks
+
+
+def idle(cfg: DictConfig, generation: Generation, tasks: Sequence[str]) -> list[str]:
+    """Return a line for each setting of this call that changes nothing."""
+    told = generation.guide == "history" and list(tasks) == [CONTINUATION]
+    why = {
+        "scale": f"the known frames guide by history={generation.history:g}"
+        if told and generation.history != 1
+        else "",
+        "guide": "" if CONTINUATION in tasks else "no frame is known",
+    }
+    return [f"{name}: found {cfg[name]}, which changes nothing: {why[name]}" for name in why if cfg[name] and why[name]]
 
 
 def identity(job: Job, checkpoint: Path) -> dict[str, Any]:
