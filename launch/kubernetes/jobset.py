@@ -9,7 +9,7 @@ A pod is a node; torchrun in it starts a process for each GPU. These keys are fo
     claim      a volume claim that all pods may write to (ReadWriteMany); it is mounted at /work: datasets/ and runs/
     gpu        the resource name of a GPU (nvidia.com/gpu); none: train on CPUs
     rdma       a resource of the fast network for each pod: rdma/ib=1, vpc.amazonaws.com/efa=4
-    shm        shared memory for data workers and NCCL (64Gi)
+    shm        shared memory of a pod, in which NCCL hands data on (64Gi)
     cpu, memory  the requests of a pod (64, 512Gi)
     restarts   how often a run that has lost a pod resumes from its last checkpoint (20)
     queue      a local queue of Kueue, which starts all pods or none

@@ -16,7 +16,7 @@ import torch
 from videodiff.parallel.environment import Finding, Place, cores, limited, problems
 
 GIB = 2**30
-# A data worker has a segment of shared memory for each batch that it prepares.
+# The processes of a node hand data on in shared memory: NCCL does, and so do torch's own workers.
 SHARED_GIB, FILES = 4, 4096
 # Variables that change results or speed so much that nobody sets them on purpose for a long run.
 FOR_DEBUGGING = ("CUDA_LAUNCH_BLOCKING", "TORCH_DISTRIBUTED_DEBUG", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
@@ -167,7 +167,9 @@ def limits() -> Iterator[Finding]:
 def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:
     """Yield the size of shared memory."""
     if not path.is_dir():
-        yield Finding(str(path), "nothing", "a tmpfs", "mount one: data workers hand batches over in it", True)
+        yield Finding(
+            str(path), "nothing", "a tmpfs", "mount one: NCCL and Python's locks of several processes lie in it", True
+        )
         return
     free = shutil.disk_usage(path).free / GIB
     if free < SHARED_GIB:
