@@ -106,7 +106,6 @@ def build_ours(size: Size, step_rank: int = 0) -> tuple[nn.Module, torch.Tensor,
         size.heads,
         text_width=size.text_width,
         gate=0.1,
-        two_levels=step_rank > 0,
         captioned=size.captioned,
         step_rank=step_rank,
     )

@@ -235,16 +235,15 @@ def test_guidance_tells_both_networks_where_the_step_goes() -> None:
     assert [float(rho[0, 0]) for rho in told] == [0.5, 0.5, 0.0, 0.0]
 
 
-def bare(two_levels: bool = True, seed: int = 0) -> SpaceTimeTransformer:
-    """Return a small network of float64 as built, with changes for steps if it has two levels."""
+def bare(steps: bool = True, seed: int = 0) -> SpaceTimeTransformer:
+    """Return a small network of float64 as built, with changes for steps or without."""
     torch.manual_seed(seed)
-    steps = {"two_levels": two_levels, "step_rank": 4 * two_levels}
-    return SpaceTimeTransformer(3, (1, 2, 2), 16, 2, 2, text_width=4, gate=0.3, **steps).double()
+    return SpaceTimeTransformer(3, (1, 2, 2), 16, 2, 2, text_width=4, gate=0.3, step_rank=4 * steps).double()
 
 
-def small(two_levels: bool = True, seed: int = 0) -> SpaceTimeTransformer:
+def small(steps: bool = True, seed: int = 0) -> SpaceTimeTransformer:
     """Return a small network of float64 whose every weight has a part in its output."""
-    network = bare(two_levels, seed)
+    network = bare(steps, seed)
     for p in network.parameters():
         if not p.any():
             torch.nn.init.normal_(p, std=0.2)
@@ -261,8 +260,8 @@ def inputs(n: int, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     return torch.randn(n, 3, 5, 4, 4, generator=generator).double(), condition
 
 
-def test_a_new_network_with_two_levels_gives_what_the_network_with_one_gives() -> None:
-    one, two = small(two_levels=False), bare(seed=1)
+def test_a_new_network_with_steps_gives_what_the_network_without_gives() -> None:
+    one, two = small(steps=False), bare(seed=1)
     left = two.load_state_dict(one.state_dict(), strict=False)
     assert not left.unexpected_keys
     assert {re.sub(r"\.\d+", "", name).rpartition("step.")[0] for name in left.missing_keys} == {"embed_", "blocks."}
@@ -271,10 +270,8 @@ def test_a_new_network_with_two_levels_gives_what_the_network_with_one_gives() -
     wanted = one(z, tau, **condition)
     assert torch.equal(two(z, tau, **condition), wanted)
     assert torch.equal(two(z, tau, rho=tau * 0.3, **condition), wanted)
-    with pytest.raises(ValueError, match=r"model\.two_levels: found false, expected true"):
+    with pytest.raises(ValueError, match=r"model\.step_rank: found 0, expected a rank"):
         one(z, tau, rho=tau, **condition)
-    with pytest.raises(ValueError, match=r"model\.step_rank: found 4 without model\.two_levels"):
-        SpaceTimeTransformer(step_rank=4)
 
 
 def test_steps_have_weights_of_their_own_and_the_velocity_never_meets_them() -> None:
@@ -370,10 +367,10 @@ def test_it_trains_a_network_and_clips_do_not_depend_on_each_other() -> None:
 
 
 def test_euler_is_the_map_that_is_told_of_no_step() -> None:
-    network, (z, condition) = small(two_levels=False), inputs(2)
+    network, (z, condition) = small(steps=False), inputs(2)
     denoise = denoise_function(network, condition, RectifiedFlow(), "x")
     taus = schedule(3, torch.zeros(2, 5, dtype=torch.bool)).double()
-    with pytest.raises(ValueError, match=r"model\.two_levels"):
+    with pytest.raises(ValueError, match=r"model\.step_rank"):
         flow_map(denoise, z, taus, RectifiedFlow())
     both = denoise_function(small(), condition, RectifiedFlow(), "x")
     made = flow_map(lambda z, tau, rho: both(z, tau), z, taus, RectifiedFlow())

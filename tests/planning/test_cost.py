@@ -8,10 +8,14 @@ from omegaconf import OmegaConf
 
 from videodiff.codec.pixels import Pixels
 from videodiff.data.order.buckets import Bucket
+from videodiff.diffusion.flow_map import FlowMap
+from videodiff.diffusion.levels import NoiseLevels
+from videodiff.diffusion.objective import Objective
+from videodiff.diffusion.path import RectifiedFlow
 from videodiff.planning.cost import Cost, batch_sizes
 from videodiff.planning.flops import forward, network_of
 from videodiff.text.words import Words
-from videodiff.verbs.config.build import clip_cost
+from videodiff.verbs.config.build import clip_cost, network_of_run
 
 
 def test_batch_sizes_make_steps_of_equal_time_within_memory():
@@ -48,19 +52,22 @@ class Halving:
         return depth, (2, 2, 2)
 
 
+MODEL = {
+    "width": 32,
+    "axes": ["space", "time"],
+    "captioned": [True],
+    "depth": 4,
+    "heads": 2,
+    "mlp_ratio": 4.0,
+    "patch": [1, 2, 2],
+    "step_rank": 3,
+}
+TEXT = {"_target_": "videodiff.text.words.Words", "max_words": 6, "width": 8, "vocabulary": ["a"], "long": "cut"}
+CONFIG = OmegaConf.create({"model": MODEL, "codec": {"_target_": f"{__name__}.Halving", "depth": 5}, "text": TEXT})
+
+
 def test_a_codec_and_an_encoder_state_their_shape_themselves():
-    model = {
-        "width": 32,
-        "axes": ["space", "time"],
-        "captioned": [True],
-        "depth": 4,
-        "heads": 2,
-        "mlp_ratio": 4.0,
-        "patch": [1, 2, 2],
-    }
-    text = {"_target_": "videodiff.text.words.Words", "max_words": 6, "width": 8, "vocabulary": ["a"], "long": "cut"}
-    codec = {"_target_": f"{__name__}.Halving", "depth": 5}
-    found = clip_cost(OmegaConf.create({"model": model, "codec": codec, "text": text}))(Bucket(8, 32, 48))
+    found = clip_cost(CONFIG)(Bucket(8, 32, 48))
     # Half of 8 frames; a patch covers 4 x 4 pixels.
     time, space = 4, 8 * 12
     network = network_of(32, ["space", "time"], 4, patch=5 * 1 * 2 * 2, words=6, text_width=8)
@@ -68,3 +75,10 @@ def test_a_codec_and_an_encoder_state_their_shape_themselves():
     assert Pixels.read_shape(**{"channels": 3}) == (Pixels(3).channels, Pixels(3).compression)
     words = Words(["a"], width=7, max_words=5)
     assert Words.read_shape(max_words=5, width=7, vocabulary=["a"]) == (words.max_words, words.width)
+
+
+def test_weights_for_steps_cost_only_where_steps_are_taken():
+    path, levels = RectifiedFlow(), NoiseLevels()
+    plain, mapped = (network_of_run(CONFIG, kind(path, levels)) for kind in (Objective, FlowMap))
+    assert plain == network_of_run(CONFIG)
+    assert mapped == plain._replace(step_rank=3, forwards=6.0, own=1.0)

@@ -96,7 +96,7 @@ def test_a_training_step_takes_what_torch_counts_forward_and_backward(axes, shap
 def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
     frames, side, clips, mapped = 4, 8, 3, name == "flow map"
     network = SpaceTimeTransformer(
-        patch=(1, 4, 4), width=WIDTH, depth=2, heads=4, text_width=TEXT_WIDTH, two_levels=mapped, step_rank=5 * mapped
+        patch=(1, 4, 4), width=WIDTH, depth=2, heads=4, text_width=TEXT_WIDTH, step_rank=5 * mapped
     )
     path, levels = RectifiedFlow(), NoiseLevels()
     objective = {
@@ -122,7 +122,6 @@ def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
         patch=48,
         words=WORDS,
         text_width=TEXT_WIDTH,
-        levels=1 + mapped,
         step_rank=5 * mapped,
         forwards=objective.forwards,
         own=objective.own_steps,

@@ -22,7 +22,7 @@ from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
 NEW = "fresh=[denoiser.*step.*]"
-MAP = ["objective=flow_map", "objective.prediction=x", "model.two_levels=true", "model.step_rank=4", NEW]
+MAP = ["objective=flow_map", "objective.prediction=x", "model.step_rank=4", NEW]
 # With each of them blocks are whole only while they work, or a clip lies in two processes.
 SHARED = {
     "fsdp2": ["strategy=fsdp2", "recompute=full", "compile=blocks", "compile.backend=aot_eager"],
@@ -113,7 +113,7 @@ def test_a_flow_map_learns_alike_however_its_weights_and_clips_are_shared(
 
 def test_an_objective_without_steps_leaves_their_weights_alone(mapped: Path, world_dataset: Path) -> None:
     # DDP would miss the gradients of weights that no call meets.
-    run, more = mapped.with_name("plain"), ["model.two_levels=true", "model.step_rank=4", "strategy=ddp"]
+    run, more = mapped.with_name("plain"), ["model.step_rank=4", "strategy=ddp"]
     Ranks(
         2, run.parent, [*tiny(world_dataset), *more, "trainer.max_steps=2", f"start_from={mapped}", f"run={run}"]
     ).finish()
@@ -171,7 +171,7 @@ def test_a_sampler_between_the_trained_steps_is_told(
 def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
     call: Call, teacher: Path, world_dataset: Path, tmp_path: Path
 ) -> None:
-    one_level = "model.two_levels: found false, expected true for {}=flow_map"
+    one_level = "model.step_rank: found 0, expected a rank such as 16 for {}=flow_map"
     mistakes = {
         "objective=flow_map": one_level.format("objective"),
         "sampler=flow_map": one_level.format("sampler"),
@@ -185,8 +185,6 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
     begun = f"start_from={teacher}"
     mistakes = {
         "objective.steps: found none, expected the numbers of steps": ["objective.steps=[]", begun],
-        "model.step_rank: found 0 with objective=flow_map, expected a rank": ["model.step_rank=0", begun],
-        "model.step_rank: found 4 without model.two_levels": ["model.two_levels=false", "objective=latent", begun],
         "start_from: found none with objective=flow_map, expected a trained run": ["fresh=[]"],
         "whose velocity means something else: objective.prediction 'v'": ["objective.prediction=v", begun],
     }

@@ -40,9 +40,9 @@ class SpaceTimeTransformer(nn.Module):
 
     `axes` is repeated over `depth` blocks, and so is `captioned`, which says whether a block looks at the caption:
     (True, False) is every second one, as in Latte. `patch` is (pt, ph, pw); `text_width` is the width of the text
-    features. With `two_levels` the network may be told to which level each frame is to go (`diffusion/flow_map.py`). On
-    such a step its blocks take changes of rank `step_rank`; as built, it gives what the network without gives. A call
-    that is told of no step never meets the weights for steps.
+    features. With a `step_rank` the network may be told to which level each frame is to go (`diffusion/flow_map.py`).
+    On such a step its blocks take changes of this rank; as built, it gives what the network without gives. A call that
+    is told of no step never meets the weights for steps.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class SpaceTimeTransformer(nn.Module):
         text_width: int = 64,
         mlp_ratio: float = 4.0,
         gate: float = 0.0,
-        two_levels: bool = False,
         captioned: Sequence[bool] = (True,),
         step_rank: int = 0,
     ) -> None:
@@ -68,15 +67,13 @@ class SpaceTimeTransformer(nn.Module):
             raise ValueError(
                 f"model.captioned: found {list(captioned)}, expected true for at least one of {depth} blocks"
             )
-        if step_rank and not two_levels:
-            raise ValueError(f"model.step_rank: found {step_rank} without model.two_levels, expected true, or rank 0")
         self.patch, self.width, self.heads = tuple(patch), width, heads
         pixels = channels * self.patch[0] * self.patch[1] * self.patch[2]
         self.embed = nn.Linear(pixels, width)
         self.embed_tau = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_fps = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         # No part of it where it is not asked for: checkpoints keep their names.
-        self.embed_step = step_embedding(width) if two_levels else None
+        self.embed_step = step_embedding(width) if step_rank else None
         self.embed_text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(
@@ -125,7 +122,7 @@ class SpaceTimeTransformer(nn.Module):
         if rho is None:
             return level
         if self.embed_step is None:
-            raise ValueError("model.two_levels: found false, expected true: the network was told a level to go to")
+            raise ValueError("model.step_rank: found 0, expected a rank: the network was told a level to go to")
         # A tenth of the frequencies of tau: few lengths of steps are learned, those between them have to follow.
         return level + self.embed_step(sinusoid(100 * self.by_patch(tau - rho), 256).to(dtype))
 

@@ -36,7 +36,7 @@ from videodiff.diffusion.sampler import dpm_solver_2m, flow_map
 
 @dataclass(eq=False)
 class FlowMap(Objective):
-    """The distance of a step from the end of its path, one number a clip; the network must take two levels.
+    """The distance of a step from the end of its path, one number a clip; the network needs weights for steps.
 
     A clip takes a step of a sampler: its number of steps is drawn from `steps`, which of them evenly. `pieces` is the
     number of steps of DPM-Solver++ that the target follows on the way. Where `steps` has a number and its double, the
@@ -44,7 +44,7 @@ class FlowMap(Objective):
     square where it is small, by its size where it is beyond `width`.
     """
 
-    two_levels = True
+    takes_steps = True
     on_steps = True
 
     steps: Sequence[int] = (1, 2, 4)

@@ -40,13 +40,13 @@ def clip_seeds(seed: int, step: int, positions: Iterable[int]) -> list[int]:
 
 @dataclass(eq=False)
 class Objective:
-    """Denoising loss of one batch, one number a clip; `two_levels` tells whether the network must take two levels.
+    """Denoising loss of one batch, one number a clip; `takes_steps` tells whether the weights for steps learn.
 
     `prediction` is the type of the network's output, `loss` the type in which the error is measured (each x, v or eps);
     `floor` bounds the divisor of a conversion; a caption is dropped with probability `caption_dropout`.
     """
 
-    two_levels = False
+    takes_steps = False
     # How many forward passes without a gradient a clip takes in a step on average, beside the pass that learns.
     forwards = 0.0
     # How many of these take a step of a flow map.
@@ -70,7 +70,7 @@ class Objective:
 
     def learns(self, name: str) -> bool:
         """Tell whether a weight learns: those for steps of a flow map if the objective takes steps, else all others."""
-        return fnmatchcase(name, STEPS) == self.two_levels
+        return fnmatchcase(name, STEPS) == self.takes_steps
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

@@ -17,9 +17,9 @@ class Network(NamedTuple):
 
     `axes`: the axis of attention of each block, space, time or spacetime. `captioned`: whether each block looks at the
     caption. `patch`: values of a token. `words`: text tokens of a clip, `text_width` wide. `trained_text`: the text
-    encoder is trained too. `levels`: noise levels of a frame; with two, only changes of rank `step_rank` learn.
-    `forwards`: passes without a gradient in a training step, beside the one that learns; `own`: how many of them take a
-    step of a flow map.
+    encoder is trained too. `step_rank`: the rank of the changes for steps of a flow map, which alone learn then; 0:
+    none. `forwards`: passes without a gradient in a training step, beside the one that learns; `own`: how many of them
+    take a step of a flow map.
     """
 
     width: int
@@ -31,7 +31,6 @@ class Network(NamedTuple):
     heads: int = 1
     mlp_ratio: float = 4.0
     trained_text: bool = False
-    levels: int = 1
     step_rank: int = 0
     forwards: float = 0.0
     own: float = 0.0
@@ -68,15 +67,16 @@ class Flops(NamedTuple):
 
 
 def forward(time: int, space: int, network: Network) -> Flops:
-    """Return the FLOPs of one clip of `time` x `space` tokens; with two levels it takes a step."""
+    """Return the FLOPs of one clip of `time` x `space` tokens; with a rank for steps it takes one."""
     tokens, width, blocks = time * space, network.width, len(network.axes)
     seen = {"space": space, "time": time, "spacetime": tokens}
     attention = {axis: network.axes.count(axis) * 4 * tokens * seen[axis] * width for axis in seen}
     # Cross-attention: query and output for each token, key and value for each word, and the two products.
     text = 4 * tokens * width**2 + 4 * network.words * width**2 + 4 * tokens * network.words * width
     words = 2 * network.words * (network.text_width + width) * width
-    # Each frame has a level and the clip one frame rate, 256 numbers each; a frame has six vectors of modulation.
-    levels = (network.levels * time + 1) * 2 * (256 + width) * width + time * 12 * width**2
+    # Each frame has a level and the clip one frame rate, 256 numbers each; a frame has six vectors of modulation. A
+    # step of a flow map has a length too.
+    levels = ((2 if network.step_rank else 1) * time + 1) * 2 * (256 + width) * width + time * 12 * width**2
     hidden = int(width * network.mlp_ratio)
     return Flops(
         projections=blocks * 8 * tokens * width**2,
@@ -97,11 +97,11 @@ def forward_and_backward(time: int, space: int, network: Network) -> int:
     levels, frame rate and the words of a frozen encoder need no gradient.
     """
     once = forward(time, space, network).total
-    velocity = forward(time, space, network._replace(levels=1, step_rank=0)).total
+    velocity = forward(time, space, network._replace(step_rank=0)).total
     without = round((network.forwards - network.own) * velocity + network.own * once)
-    if network.levels > 1:
+    if network.step_rank:
         return without + step_and_backward(time, space, network)
-    first = time * space * network.patch + (network.levels * time + 1) * 256
+    first = time * space * network.patch + (time + 1) * 256
     first += 0 if network.trained_text else network.words * network.text_width
     return 3 * once - 2 * first * network.width + without
 

@@ -376,8 +376,7 @@ def build_callbacks(cfg: DictConfig, model: Model) -> list[Any]:
     """Build the callbacks; the progress line needs to know what a clip takes."""
     again = {key: cfg.recompute[key] for key in ("level", "every")} if cfg.get("recompute") else {}
     shapes = Shapes(model.codec.latent_frames, model.codec.compression, tuple(cfg.model.patch))
-    network = network_of_run(cfg)._replace(forwards=model.objective.forwards, own=model.objective.own_steps)
-    work = partial(work_of, shapes=shapes, network=network, **again)
+    work = partial(work_of, shapes=shapes, network=network_of_run(cfg, model.objective), **again)
     more = {"progress": {"work": work}}
     return [instantiate(callback, **more.get(name, {})) for name, callback in (cfg.callbacks or {}).items()]
 

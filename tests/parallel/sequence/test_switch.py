@@ -33,7 +33,7 @@ class Case(NamedTuple):
     w: int
     pt: int = 1
     recompute: str = "none"
-    two_levels: bool = False
+    steps: bool = False
     captioned: tuple[bool, ...] = (True,)
 
 
@@ -46,7 +46,7 @@ CASES = {
     "one position": Case(("spacetime", "time"), 2, 3, 4, 4),
     "patches of two frames": Case(ALL, 2, 6, 8, 8, pt=2),
     "recomputed": Case(ALL, 3, 3, 8, 8, recompute="full"),
-    "told where a step ends": Case(ALL, 3, 5, 8, 8, recompute="full", two_levels=True),
+    "told where a step ends": Case(ALL, 3, 5, 8, 8, recompute="full", steps=True),
     "a block without the caption": Case(ALL, 3, 5, 8, 8, captioned=(True, False)),
 }
 SMALL = Asked(width=16, depth=6, frames=8, side=16)
@@ -62,8 +62,7 @@ def built(case: Case) -> SpaceTimeTransformer:
         heads=case.heads,
         axes=case.axes,
         text_width=8,
-        two_levels=case.two_levels,
-        step_rank=4 * case.two_levels,
+        step_rank=4 * case.steps,
         captioned=case.captioned,
     )
     torch.manual_seed(0)
@@ -75,7 +74,7 @@ def built(case: Case) -> SpaceTimeTransformer:
 def given(case: Case) -> dict[str, Tensor]:
     """Return two clips with captions of different lengths."""
     torch.manual_seed(1)
-    told = {"rho": torch.zeros(2, case.t)} if case.two_levels else {}
+    told = {"rho": torch.zeros(2, case.t)} if case.steps else {}
     return told | {
         "z": torch.randn(2, 3, case.t, case.h, case.w),
         "tau": torch.rand(2, case.t),

@@ -25,7 +25,7 @@ LEARNS = FlowMap(RectifiedFlow(), NoiseLevels()).learns
 
 
 def loss_of(network: nn.Module, clips: int) -> Tensor:
-    """Return a loss of a network of this file, of fake or of real clips; with two levels they take a step."""
+    """Return a loss of a network of this file, of fake or of real clips; with weights for steps they take one."""
     rho = {} if network.embed_step is None else {"rho": torch.zeros(clips, FRAMES)}
     given = rho | {
         "z": torch.ones(clips, 3, FRAMES, SIDE, SIDE),
@@ -41,8 +41,8 @@ def make(level: str = "none", half: bool = False, rank: int = 0):
     """Return what makes a network of so many blocks, and its loss; with a rank only changes for steps learn."""
 
     def made(blocks: int):
-        steps = {"two_levels": rank > 0, "step_rank": rank}
-        network = SpaceTimeTransformer(patch=(1, 2, 2), width=WIDTH, depth=blocks, heads=2, text_width=16, **steps)
+        sizes = {"width": WIDTH, "depth": blocks, "heads": 2, "text_width": 16, "step_rank": rank}
+        network = SpaceTimeTransformer(patch=(1, 2, 2), **sizes)
         freeze(nn.ModuleDict({"denoiser": network}), (), LEARNS if rank else bool)
         if half:
             halve(network)
@@ -87,8 +87,7 @@ def test_a_chain_of_two_layers_holds_what_a_hand_counts() -> None:
 @pytest.mark.parametrize("level", ["none", "selective", "full"])
 def test_a_trace_has_the_flops_that_the_formulas_have(level: str, rank: int) -> None:
     found = passes(make(level, rank=rank), 2, 2)
-    steps = {"levels": 1 + (rank > 0), "step_rank": rank}
-    network = network_of(WIDTH, ("space", "time"), 2, patch=12, words=WORDS, text_width=16, **steps)
+    network = network_of(WIDTH, ("space", "time"), 2, patch=12, words=WORDS, text_width=16, step_rank=rank)
     space = SIDE * SIDE // 4
     wanted = forward_and_backward(FRAMES, space, network) + recomputed(FRAMES, space, network, level)
     assert found.flops.sum() == pytest.approx(2 * wanted, rel=0.002)

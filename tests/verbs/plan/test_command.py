@@ -243,7 +243,7 @@ def test_a_mistake_in_a_profile_of_ones_own_is_a_line_that_names_the_key(
         (["trainer.precision=64-true"], "trainer.precision: found 64-true, expected one of 32-true, 32, bf16-mixed"),
         (["experiment=bouncing_flow_map"], "start_from: found none with objective=flow_map, expected a trained run"),
         (["experiment=bouncing_progressive"], "objective.teacher: found none, expected a run to learn from"),
-        (["objective=flow_map"], "model.two_levels: found false, expected true for objective=flow_map"),
+        (["objective=flow_map"], "model.step_rank: found 0, expected a rank such as 16 for objective=flow_map"),
         (["cluster.memory_gib=1"], "cluster.memory_gib: found 1, expected more than cluster.context_gib = 1.5"),
         (["+cluster.kinds={{add: {{64: 1e9}}}}"], "cluster.kinds: found add, expected products too"),
         (["--config-dir", "{file}"], "--config-dir: found no folder {file}, expected one"),

@@ -47,7 +47,7 @@ def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Mo
     codec, text = instantiate(cfg.codec), instantiate(cfg.text)
     check_patch(cfg, codec)
     objective = instantiate(cfg.objective)
-    check_two_levels(cfg, objective)
+    check_steps(cfg, objective)
     denoiser = born(lambda: instantiate(cfg.model, channels=codec.channels, text_width=text.width))
     return Model(denoiser, objective, codec, text)
 
@@ -55,7 +55,7 @@ def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Mo
 def build_generation(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
     """Return the sampler of the verb, or else of the run, with the settings that the verb overrides."""
     chosen = {key: cfg[key] for key in SETTINGS if cfg.get(key) is not None}
-    check_two_levels({"model": run_cfg.model, "sampler": cfg.get("sampler") or run_cfg.sampler})
+    check_steps({"model": run_cfg.model, "sampler": cfg.get("sampler") or run_cfg.sampler})
     return instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler, **chosen)
 
 
@@ -72,18 +72,18 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
     return made
 
 
-def check_two_levels(cfg: Mapping[str, Any], objective: Any = None) -> None:
-    """Raise where an objective or a sampler tells the network where a step ends, and it has no input for that."""
-    if cfg["model"].get("two_levels", False):
+def check_steps(cfg: Mapping[str, Any], objective: Any = None) -> None:
+    """Raise where an objective or a sampler tells the network where a step ends, and it has no weights for steps."""
+    if cfg["model"].get("step_rank", 0):
         return
     told = {
-        "objective": getattr(objective, "two_levels", False),
+        "objective": getattr(objective, "takes_steps", False),
         "sampler": str(OmegaConf.select(cfg["sampler"], "sampler.path")).endswith(".flow_map"),
     }
     for name in [name for name, needed in told.items() if needed]:
         raise ValueError(
-            f"model.two_levels: found false, expected true for {name}=flow_map; a trained network takes it up by "
-            "train model.two_levels=true model.step_rank=16 start_from=<run> 'fresh=[denoiser.*step.*]'"
+            f"model.step_rank: found 0, expected a rank such as 16 for {name}=flow_map; a trained network takes it up "
+            "by train model.step_rank=16 start_from=<run> 'fresh=[denoiser.*step.*]'"
         )
 
 
@@ -185,7 +185,11 @@ def check_sequence(cfg: DictConfig, processes: int) -> None:
 
 def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
     """Return a function that gives the denoiser's cost of a clip of a bucket, from configurations alone."""
-    network, unit = network_of_run(cfg), token_unit(cfg)
+    return costs(network_of_run(cfg), token_unit(cfg))
+
+
+def costs(network: Network, unit: Sequence[int]) -> Callable[[Bucket], Cost]:
+    """Return a function that gives the cost of a pass of a clip of a bucket; `unit`: the sizes `t h w` of a token."""
 
     def cost(bucket: Bucket) -> Cost:
         time, space = bucket.tokens(unit)
@@ -194,23 +198,34 @@ def clip_cost(cfg: DictConfig) -> Callable[[Bucket], Cost]:
     return cost
 
 
-def network_of_run(cfg: DictConfig) -> Network:
-    """Return what the cost of the denoiser of a configuration follows from."""
-    model, (words, width) = cfg.model, shape_of(cfg.text)
-    return network_of(
+def network_of_run(
+    cfg: DictConfig,
+    objective: Objective | None = None,
+    channels: int | None = None,
+    text: tuple[int, int] | None = None,
+) -> Network:
+    """Return what the cost of a pass of the denoiser, or of a training step of an objective, follows from.
+
+    `channels` of a latent, and the words of a caption with their width; None: those of codec and text encoder.
+    """
+    model, (words, width) = cfg.model, text or shape_of(cfg.text)
+    network = network_of(
         model.width,
         model.axes,
         model.depth,
         model.captioned,
-        patch=shape_of(cfg.codec)[0] * math.prod(model.patch),
+        patch=(channels or shape_of(cfg.codec)[0]) * math.prod(model.patch),
         words=words,
         text_width=width,
         heads=model.heads,
         mlp_ratio=model.mlp_ratio,
         trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
-        levels=1 + bool(model.get("two_levels")),
-        step_rank=model.get("step_rank", 0),
     )
+    if objective is None:
+        return network
+    # The weights for steps cost nothing in a training that takes none.
+    rank = model.get("step_rank", 0) if objective.takes_steps else 0
+    return network._replace(step_rank=rank, forwards=objective.forwards, own=objective.own_steps)
 
 
 def token_unit(cfg: DictConfig) -> list[int]:

@@ -75,11 +75,6 @@ def check_learns(cfg: DictConfig, objective: Objective) -> None:
         raise ValueError(
             "start_from: found none with objective=flow_map, expected a trained run, whose velocity it follows"
         )
-    if not cfg.model.step_rank:
-        raise ValueError(
-            "model.step_rank: found 0 with objective=flow_map, expected a rank, such as 16: only changes of the blocks "
-            "learn (a map of before, whose weights all took steps, can be sampled, not trained)"
-        )
     if not objective.steps:
         raise ValueError(
             "objective.steps: found none, expected the numbers of steps of the samplers that it is to serve"

@@ -172,7 +172,6 @@ CLASSES: dict[str, Kind] = {
         axes=many(choice("space", "time", "spacetime"), 1),
         mlp_ratio=number(above=0),
         gate=number(),
-        two_levels=FLAG,
         step_rank=whole(0, 65_536),
         captioned=many(FLAG, 1),
     ),

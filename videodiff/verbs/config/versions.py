@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 13
+RECORD, VERSION = "record", 14
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -38,7 +38,6 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     3: {"videodiff.data.loader.datamodule.clip_data": {"decoder": "pyav"}},
     4: {"videodiff.training.callbacks.guard.Guard": {"spike": None, "history": 100, "rollbacks": 0}},
     5: {"videodiff.data.tars.datamodule.tar_data": {"decoder": "pyav"}},
-    6: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"two_levels": False}},
     7: {
         "videodiff.generation.settings.Generation": {
             "rescale": 0.0,
@@ -50,7 +49,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     9: {"videodiff.diffusion.flow_map.FlowMap": {"steps": [], "pieces": 6, "width": 0.1}},
     10: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"captioned": [True]}},
     11: {"videodiff.generation.settings.Generation": {"guide": "caption"}},
-    # No rank: all weights of the maps of before took steps. They can be sampled, not trained on.
+    # No rank: all weights of the flow maps of before took steps. None can be made of them any more.
     12: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"step_rank": 0}},
     13: {"videodiff.diffusion.flow_map.FlowMap": {"own": 0.0}},
 }
@@ -58,6 +57,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
 GONE: dict[int, dict[str, tuple[str, ...]]] = {
     9: {"videodiff.diffusion.flow_map.FlowMap": ("clean", "difference")},
     12: {"videodiff.diffusion.flow_map.FlowMap": ("still", "teacher")},
+    14: {"videodiff.denoiser.transformer.SpaceTimeTransformer": ("two_levels",)},
 }
 # Classes that have moved since folders were written.
 MOVED = {

@@ -21,7 +21,7 @@ from videodiff.planning.forecast.pages import as_json, as_text
 from videodiff.planning.remedies import overrides
 from videodiff.printing import say
 from videodiff.verbs.config.arguments import Arguments, split
-from videodiff.verbs.config.build import check_two_levels
+from videodiff.verbs.config.build import check_steps
 from videodiff.verbs.config.checking import config_dirs
 from videodiff.verbs.config.origin import check_learns
 from videodiff.verbs.config.stored import key_of
@@ -82,7 +82,7 @@ def check(cfg: DictConfig) -> None:
             "knows neither memory nor speed of others"
         )
     objective = instantiate(cfg.objective)
-    check_two_levels(cfg, objective)
+    check_steps(cfg, objective)
     check_learns(cfg, objective)
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -18,8 +18,8 @@ from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.denoiser.attention import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
-from videodiff.planning.cost import Budget, Cost
-from videodiff.planning.flops import Network, forward, network_of
+from videodiff.planning.cost import Budget
+from videodiff.planning.flops import Network
 from videodiff.planning.forecast.choice import Choice, Encoding, Job, Shape
 from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
 from videodiff.planning.forecast.grown import Grown, traced
@@ -27,7 +27,7 @@ from videodiff.planning.forecast.memory import SPLIT
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
 from videodiff.training.start import freeze
-from videodiff.verbs.config.build import check_patch, fill_text, shape_of
+from videodiff.verbs.config.build import check_patch, costs, fill_text, network_of_run, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
 # Words of the longest caption if neither settings nor a dataset tell.
@@ -68,7 +68,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     codec, text = (encoder(name, cfg[name]) for name in ("codec", "text"))
     check_patch(cfg, Compression(codec.shape[1]))
     words = cfg.text.get("max_words") or cfg.text.get("max_length")
-    network = network_of_job(cfg, codec, (words, text.shape))
+    network = network_of_run(cfg, instantiate(cfg.objective), codec.shape[0], (words, text.shape))
     unit = [size * patch for size, patch in zip(codec.shape[1], cfg.model.patch, strict=True)]
     batches = batches_of(cfg, unit, network)
     shapes = [Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size) for b, size in batches]
@@ -101,27 +101,6 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         stated=stated_of(cfg, [size for _, size in batches]),
         micro_batches=cfg.data.batch.micro_batches if cfg.data.get("batch") else None,
         refused=refused(cfg),
-    )
-
-
-def network_of_job(cfg: DictConfig, codec: Encoder, text: tuple[int, int]) -> Network:
-    """Return the sizes that decide the denoiser's cost; `text`: words of a caption, and their width."""
-    model, objective = cfg.model, instantiate(cfg.objective)
-    return network_of(
-        model.width,
-        model.axes,
-        model.depth,
-        model.captioned,
-        patch=codec.shape[0] * math.prod(model.patch),
-        words=text[0],
-        text_width=text[1],
-        heads=model.heads,
-        mlp_ratio=model.mlp_ratio,
-        trained_text=getattr(get_class(cfg.text._target_), "trainable", False),
-        levels=1 + bool(model.get("two_levels")),
-        step_rank=model.get("step_rank", 0),
-        forwards=objective.forwards,
-        own=objective.own_steps,
     )
 
 
@@ -187,12 +166,8 @@ def budget_of(cfg: DictConfig, unit: list[int], network: Network) -> Budget | No
     """Return the budget of a step, None if global batches are given."""
     if not cfg.data.get("batch"):
         return None
-
-    def cost(bucket: Bucket) -> Cost:
-        time, space = bucket.tokens(unit)
-        return Cost(forward(time, space, network).total, time * space)
-
-    return Budget(cfg.data.batch.micro_batches, cfg.data.batch.tokens, cost)
+    # As in training, whose batches do not depend on the objective.
+    return Budget(cfg.data.batch.micro_batches, cfg.data.batch.tokens, costs(network._replace(step_rank=0), unit))
 
 
 def stated_of(cfg: DictConfig, sizes: Sequence[int]) -> int:
@@ -230,7 +205,7 @@ def maker(
             mask = torch.ones(clips, network.words, dtype=torch.bool)
             # `text + 0` is no leaf, so its gradient is freed as in a real run.
             condition = {"text": text + 0, "text_mask": mask, "fps": torch.empty(clips)}
-            if objective.two_levels:
+            if objective.takes_steps:
                 condition["rho"] = torch.empty(clips, t)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision.half and not precision.halved):
                 return objective.error(made, x, eps, torch.empty(clips, t), condition).mean()
