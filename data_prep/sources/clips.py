@@ -15,12 +15,12 @@ from typing import Any
 from data_prep.books.request import InputError
 from data_prep.sources.folder import PREVIEW, leads_out, read_sidecars
 from data_prep.sources.metadata.rows import jsonl_rows, reader_of
-from videodiff.data.samples.sidecars import SidecarError, Text, entries, read_notes, read_texts
+from videodiff.data.samples.sidecars import SidecarError, Text, entries, provenance, read_notes, read_texts
 from videodiff.data.storage.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
 
 VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "file_name", "video_path", "clip")
 CAPTION_COLUMNS = ("caption", "captions", "text")
-USED = ("source", "licence", "license")
+USED = ("source", "url", "licence", "license")
 # Bytes of a key: a file system allows 255 for the name of a file, with its extension.
 KEY_LENGTH = 200
 
@@ -183,15 +183,6 @@ def column(record: dict[str, Any], wanted: str | None, known: tuple[str, ...], w
         columns = ", ".join(map(str, record))
         raise ValueError(f"{where}: found columns {columns}, expected {wanted or ' or '.join(known)}")
     return names[0]
-
-
-def provenance(record: dict[str, Any]) -> dict[str, str]:
-    """Return source and licence where a record has them, with ? for what is not Unicode."""
-    licence = record.get("licence") or record.get("license") or ""
-    return {
-        name: str(value).encode(errors="replace").decode()
-        for name, value in (("source", record.get("source") or ""), ("licence", licence))
-    }
 
 
 def with_keys(clips: list[Clip]) -> list[Clip]:

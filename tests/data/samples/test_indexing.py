@@ -160,6 +160,14 @@ def test_a_clip_that_hangs_the_decoder_ends_its_process_and_the_tar_is_named(tmp
         index_tars(str(tmp_path), workers=2)
 
 
+def test_the_secrets_of_a_source_do_not_get_into_the_manifest(tmp_path):
+    """People share a manifest; a terminal shows what is in it."""
+    notes = {"url": "https://me:word@host/a.mp4?v=1&X-Amz-Signature=abc", "license": "CC\x1b[31m\n0"}
+    write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("a.json", json.dumps(notes).encode()))
+    row = index_tars(str(tmp_path), workers=1)[0].row(0)
+    assert (row["source"], row["licence"]) == ("https://host/a.mp4?v=1", "CC [31m 0")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "header", "between"])
 def test_a_damaged_tar_is_used_up_to_the_damage_and_the_rest_is_listed(tmp_path, damage):
     path = write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("b.mp4", MP4), ("c.mp4", MP4))

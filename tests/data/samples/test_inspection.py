@@ -131,6 +131,15 @@ def test_sources_are_told_by_host_or_first_folder(tmp_path):
     assert "CC0-1.0 100.0%" in text
 
 
+def test_what_a_manifest_of_others_says_is_shown_without_secrets_on_its_own_line(tmp_path):
+    clip = {"source": "https://me:word@video.example/2", "licence": "CC0\nclips       1,000,000"}
+    found = survey(write_manifest(tmp_path, [[clip]]))
+    text = format_shares(["x"], [Fraction(1)], [found])
+    assert "video.example 100.0%" in text
+    assert "word" not in text
+    assert len(text.splitlines()) == 3
+
+
 def test_shares_follow_how_often_a_dataset_is_drawn(tmp_path):
     one = survey(write_manifest(tmp_path / "one", [[{"source": "one"}] * 30]), [Bucket(1, 8, 8)])
     two = survey(write_manifest(tmp_path / "two", [[{"source": "two"}] * 10]), [Bucket(1, 8, 8)])

@@ -128,6 +128,12 @@ def test_links_in_the_folder_itself_are_followed(tmp_path):
     assert found.passed == {".md": 1}
 
 
+def test_the_secrets_of_a_source_do_not_get_into_the_shards(tmp_path):
+    folder(tmp_path, a_dot_mp4="", a_dot_txt="a red ball")
+    (tmp_path / "a.json").write_text(json.dumps({"source": "https://me:word@host/a.mp4?v=1&sig=abc"}))
+    assert find_clips(tmp_path).clips[0].source == "https://host/a.mp4?v=1"
+
+
 def test_a_compressed_table_is_read_like_the_plain_one(tmp_path):
     folder(tmp_path, a_dot_mp4="")
     (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"video,caption\na.mp4,a red ball\n"))

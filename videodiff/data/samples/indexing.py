@@ -32,7 +32,7 @@ from videodiff.data.samples.members import (
     split_name,
 )
 from videodiff.data.samples.shards import VIDEOS, WORDS, rank_words
-from videodiff.data.samples.sidecars import SIDECARS, read_captions, read_notes
+from videodiff.data.samples.sidecars import SIDECARS, provenance, read_captions, read_notes
 from videodiff.data.storage.files import owning, write_whole
 from videodiff.data.storage.listing import Fault, Passed, Scan
 from videodiff.data.storage.remote import Url, path_or_url
@@ -316,16 +316,10 @@ def describe(sample: Sample, shard: str) -> tuple[dict[str, Any], list[str]] | U
         return Unusable(shard, sample.offset, sample.key, str(error))
     row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
     row |= {"shard": shard, "key": sample.key, "offset": sample.offset, "size": sample.end - sample.offset}
-    row |= {"source": text_of(notes, "source", "url"), "licence": text_of(notes, "licence", "license")}
+    row |= provenance(notes)
     longest = max((len(split_words(caption)) for caption in captions), default=0)
     sums = {"captions": len(captions), "words": longest, "sha256": hashlib.sha256(video).hexdigest()}
     return row | sums, captions
-
-
-def text_of(notes: dict[str, Any], *names: str) -> str:
-    """Return the first of these entries that is text; characters that are not Unicode become `?`."""
-    text = next((notes[name] for name in names if isinstance(notes.get(name), str)), "")
-    return text.encode(errors="replace").decode()
 
 
 class Hashed(Watched):

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import texts_of
+from videodiff.data.storage.address import printable
 from videodiff.words import split_words
 
 COLUMNS = ("frames", "height", "width", "fps", "duration", "captions", "source", "licence")
@@ -110,7 +111,7 @@ def add(counter: Counter[Any], values: Any, name: Any = lambda value: value) -> 
 
 def sites(sources: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the site of each source: the host of a URL, the first folder of a path, else the whole text."""
-    hosts = pc.replace_substring_regex(sources, r"^[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*).*$", r"\1")
+    hosts = pc.replace_substring_regex(sources, r"(?s)^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#]*@)?([^/?#]*).*$", r"\1")
     return pc.replace_substring_regex(hosts, r"^([^/]+)/.*$", r"\1/")
 
 
@@ -221,7 +222,8 @@ def format_shares(names: Sequence[str], often: Sequence[Fraction], found: Sequen
 
 def percent(found: dict[str, float], total: float, limit: int = 6) -> str:
     """Return the largest shares of a total as text."""
-    shown = [f"{name or 'not stated'} {amount / max(total, 1):.1%}" for name, amount in list(found.items())[:limit]]
+    largest = list(found.items())[:limit]
+    shown = [f"{printable(name) or 'not stated'} {amount / max(total, 1):.1%}" for name, amount in largest]
     return ", ".join(shown) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
@@ -242,5 +244,5 @@ def some(found: dict[Any, int], limit: int = 4) -> str:
     """Return the first values with their counts, and how many more there are."""
     if set(found) <= {""}:
         return "not stated"
-    shown = [f"{value if value != '' else 'not stated'} ({n:,})" for value, n in list(found.items())[:limit]]
+    shown = [f"{printable(str(value)) or 'not stated'} ({n:,})" for value, n in list(found.items())[:limit]]
     return ", ".join(shown) + (f" and {len(found) - limit} more" if len(found) > limit else "")

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from videodiff.data.storage.address import bare_url
+
 # Extensions of the members that `read_texts` and `read_notes` read.
 SIDECARS = ("txt", "json", "csv")
 # Entries of a JSON, and columns of a CSV, that are captions.
@@ -145,6 +147,20 @@ def rows(data: bytes) -> Iterator[Text]:
                 return
     except csv.Error as error:
         raise SidecarError(f"csv: found no CSV: {error}") from error
+
+
+def provenance(notes: Mapping[str, Any]) -> dict[str, str]:
+    """Return source and licence of a sample as one line each, fit to be shared: without the secrets of a URL.
+
+    The source is the entry `source`, or else `url`. What is neither text nor a number is left out.
+    """
+    found = {}
+    for name, fields in (("source", ("source", "url")), ("licence", ("licence", "license"))):
+        values = (notes[field] for field in fields if notes.get(field))
+        text = str(next((value for value in values if isinstance(value, str | int | float)), ""))
+        text = text.encode(errors="replace").decode()
+        found[name] = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", bare_url(text) if "://" in text else text)
+    return found
 
 
 def tidy(text: str, where: str) -> str:
