@@ -156,6 +156,13 @@ def test_the_truth_is_cut_to_the_window(tmp_path):
     assert data(1)["truth"] is None
 
 
+@pytest.mark.parametrize("truth", ["blue", 1, ["a"], {"answer": "yes"}, {"fps": "five"}])
+def test_what_other_people_call_truth_is_no_truth_of_a_simulated_clip(tmp_path, truth):
+    with ShardWriter(tmp_path) as writer:
+        writer.add("a", *sample(0, truth=truth))
+    assert clips(Manifest.load(tmp_path), fixed=True)(0)["truth"] is None
+
+
 def test_latents_and_text_that_nobody_says_the_origin_of_are_an_error(manifest):
     for what in ("latent", "text"):
         with pytest.raises(ManifestError, match=rf"found no record of the encoder of {what}\.npy"):

@@ -256,7 +256,7 @@ class Loaded(NamedTuple):
     frames: np.ndarray | None
     numbers: range
     captions: list[Text]
-    truth: dict[str, Any] | None
+    truth: Any
     latent: Tensor | None
     texts: list[Tensor]
 
@@ -346,9 +346,12 @@ class Reader:
         return self(task, out) | ({"video": out} if "video" in self.deliver else {})
 
 
-def truth_window(truth: dict[str, Any] | None, window: range) -> dict[str, Any] | None:
-    """Return the truth of the frames in the window: series over frames are cut, and fps is divided by the stride."""
-    if truth is None:
+def truth_window(truth: Any, window: range) -> dict[str, Any] | None:
+    """Return the truth of the frames in the window: series over frames are cut, and fps is divided by the stride.
+
+    Notes of other people may call something else so: that is no truth of a simulated clip.
+    """
+    if not isinstance(truth, dict) or not isinstance(truth.get("fps"), int | float):
         return None
     frames = {name: np.asarray(truth[name])[window].tolist() for name in ("position", "velocity") if name in truth}
     return {**truth, **frames, "fps": truth["fps"] / window.step}
