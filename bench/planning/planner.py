@@ -70,7 +70,10 @@ TINY = Case(64, 2, 2, 32, 1)
 
 
 class Meter(Observer):
-    """Record what the allocator gives out, then the time of steps in turns with a fixed work."""
+    """Record what the allocator gives out, then the time of steps in turns with a fixed work.
+
+    `spent`: the paces of the step that is not over; it may have several micro-batches.
+    """
 
     def __init__(self, out: Path) -> None:
         super().__init__(out)
@@ -85,22 +88,26 @@ class Meter(Observer):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         spent = time.process_time() - self.start
-        self.steps.append(spent / ((self.before + self.pace()) / 2))
+        self.spent += spent / ((self.before + self.pace()) / 2)
+        if trainer.global_step == len(self.steps):
+            return
+        self.steps.append(self.spent)
+        self.spent = 0.0
         if trainer.global_step == PROFILED:
             self.profile.stop()
             events = [e for e in self.profile.profiler.kineto_results.events() if e.name() == "[memory]"]
             sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
             self.bytes = int(np.cumsum(sizes).max())
         if trainer.global_step == trainer.max_steps:
-            # The step after the profiler's end still pays for it.
-            paces = float(np.quantile(self.steps[PROFILED + 1 :], QUANTILE))
-            self.out.write_text(json.dumps({"bytes": self.bytes, "paces": paces}))
+            self.out.write_text(json.dumps({"bytes": self.bytes, "steps": self.steps}))
 
 
 def trained(case: Case, data: Path, folder: Path, steps: int) -> tuple[float, float]:
     """Return bytes of the fullest process, and the paces of a step of the slowest one."""
     found = end(case, begin(case, data, folder, PROFILED + 1 + steps, Meter))
-    return max(one["bytes"] for one in found), max(one["paces"] for one in found)
+    # The step after the profiler's end still pays for it.
+    paces = [float(np.quantile(one["steps"][PROFILED + 1 :], QUANTILE)) for one in found]
+    return max(one["bytes"] for one in found), max(paces)
 
 
 def calibrate(out: Path) -> None:
