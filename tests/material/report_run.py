@@ -64,7 +64,7 @@ def evaluation() -> dict[str, object]:
         row["clips"] = 256
         row.update({f"{key}_stderr": 0.06 * value for key, value in list(row.items())[2:-1] if value})
     return {
-        "world": "the bouncing world, 256 held-out clips",
+        "dataset": "datasets/held_out",
         "velocity_error": 0.0412,
         "velocity_error_stderr": 0.0025,
         "caption_accuracy": 0.94,

@@ -20,13 +20,12 @@ METRICS = {
 
 def evaluation(**figures: float) -> dict[str, Any]:
     stderr = {f"{name}_stderr": 0.01 for name in figures}
-    return {"checkpoint": "checkpoints/000100", "clips": 8, "given_frames": 3, "seed": 0, **figures, **stderr} | {
-        "metrics": {name: METRICS[name] for name in figures}
-    }
+    facts = {"checkpoint": "checkpoints/000100", "dataset": "d", "clips": 8, "given_frames": 3, "seed": 0}
+    return facts | figures | stderr | {"metrics": {name: METRICS[name] for name in figures}}
 
 
 def add(board: Path, run: str, dataset: str = "datasets/held_out", steps: int = 4, **figures: float) -> None:
-    add_row(board, Path("runs") / run, evaluation(**figures), {"dataset": dataset, "sampler": {"steps": steps}})
+    add_row(board, Path("runs") / run, evaluation(**figures) | {"dataset": dataset}, {"sampler": {"steps": steps}})
 
 
 def test_runs_stand_side_by_side_and_the_best_is_bold(tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_each_dataset_has_its_own_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"clips": 16}, {"given_frames": 1}])
 def test_figures_of_other_clips_or_of_another_task_do_not_compete(tmp_path: Path, change: dict[str, int]) -> None:
-    board, facts = tmp_path / "leaderboard.jsonl", {"dataset": "d", "sampler": {}}
+    board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
     for run, more in (("a", {}), ("b", change)):
         add_row(board, Path(run), {**evaluation(velocity_error=0.5), **more}, facts)
     text = (tmp_path / "leaderboard.md").read_text()
@@ -91,7 +90,7 @@ def test_figures_of_other_clips_or_of_another_task_do_not_compete(tmp_path: Path
 
 
 def test_a_figure_that_could_not_be_measured_on_all_clips_says_on_how_many(tmp_path: Path) -> None:
-    board, facts = tmp_path / "leaderboard.jsonl", {"dataset": "d", "sampler": {}}
+    board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
     add(board, "a", dataset="d", velocity_error=0.5)
     add_row(board, Path("b"), {**evaluation(velocity_error=0.25), "velocity_error_clips": 5}, facts)
     # As an older version wrote it.
@@ -186,7 +185,7 @@ def test_the_commit_is_that_of_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "environment.json").write_text(json.dumps({"git": {"commit": "0123456789abcdef"}}))
-    add_row(tmp_path / "b.jsonl", run, evaluation(velocity_error=0.5), {"dataset": "d", "sampler": {}})
+    add_row(tmp_path / "b.jsonl", run, evaluation(velocity_error=0.5), {"sampler": {}})
     assert json.loads((tmp_path / "b.jsonl").read_text())["commit"] == "0123456789ab"
 
 

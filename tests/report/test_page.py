@@ -68,7 +68,7 @@ def test_videos_loop_muted_in_place_and_keep_their_pixels(page):
 def test_captions_and_every_other_text_are_escaped(tmp_path):
     run = write_run(tmp_path / "a&b", clips=1, caption=HOSTILE)
     evaluated = evaluation()
-    evaluated["world"] = evaluated["table"][1]["name"] = HOSTILE
+    evaluated["dataset"] = evaluated["table"][1]["name"] = HOSTILE
     (run / "evaluation.json").write_text(json.dumps(evaluated))
     (run / "config.yaml").write_text(f"x: {HOSTILE}\n")
     (run / "command.txt").write_text(HOSTILE)
@@ -81,8 +81,9 @@ def test_captions_and_every_other_text_are_escaped(tmp_path):
     assert "a&amp;b" in page
 
 
-def test_targets_are_told_met_or_missed(page):
+def test_the_summary_says_on_which_dataset_targets_are_met_or_missed(page):
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
+    assert "The evaluation on datasets/held_out gives a velocity error of 0.0412" in text
     assert "target ≤ 0.05, met" in text
     assert "target ≥ 0.95, missed" in text
 

@@ -43,10 +43,17 @@ def test_a_target_is_reached_from_the_side_that_is_declared_better(better, value
 
 
 def test_a_figure_carries_its_error_its_clips_and_its_target():
-    flat = {"a_error": 1, "a_error_stderr": 0.1, "a_error_clips": 7, "b": None, "world": "w", "targets": {"a_error": 2}}
+    flat = {
+        "a_error": 1,
+        "a_error_stderr": 0.1,
+        "a_error_clips": 7,
+        "b": None,
+        "dataset": "d",
+        "targets": {"a_error": 2},
+    }
     numbers, texts = figures(flat, WHERE, {"a_error": LOWER})
     assert numbers == [Measured("a_error", 1.0, 0.1, 7.0, 2.0, LOWER)]
-    assert texts == {"world": "w"}
+    assert texts == {"dataset": "d"}
 
 
 def test_rows_come_model_first_and_bounds_last():

@@ -330,6 +330,19 @@ def test_evaluation_and_report_follow_a_run(call: Call, trained: Path, monkeypat
     assert "data:video/mp4;base64," in page
 
 
+def test_the_targets_of_a_run_are_of_its_own_validation_clips(call: Call, trained: Path, tmp_path: Path) -> None:
+    run, own = damage(trained, tmp_path), Path(data_of(trained))
+    how = ["evaluate", str(run), "clips=2", "steps=1", "keep=1", "tasks=[text_to_video]", "metric=[captions]"]
+    other = shutil.copytree(own, tmp_path / "other")
+    for dataset, applied in ((f"{own.parent}/./{own.name}", True), (str(other), False)):
+        status, out, err = call(*how, f"dataset={dataset}")
+        assert status == 0, err
+        result = json.loads((run / "evaluation.json").read_text())
+        assert result["targets"] == ({"colour_accuracy": 0.95} if applied else {})
+        assert Path(result["dataset"]) == Path(dataset)
+        assert (f"targets: left out, as they are of {own} and not of {other}" in out) is not applied
+
+
 def test_a_run_without_targets_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:
     run = damage(trained, tmp_path)
     config = yaml.safe_load((run / "config.yaml").read_text())

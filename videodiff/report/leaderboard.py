@@ -75,7 +75,7 @@ def row_of(run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -
         "commit": commit_of(run),
         "run": run.name,
         "checkpoint": Path(evaluation["checkpoint"]).name,
-        **{name: evaluation[name] for name in ("clips", "given_frames", "seed")},
+        **{name: evaluation[name] for name in ("dataset", "clips", "given_frames", "seed")},
         **facts,
         "figures": figures,
         "errors": errors,

@@ -131,9 +131,9 @@ def summary(run: Run, numbers: list[table.Measured], texts: dict[str, str]) -> l
     if numbers:
         held = [figure for figure in numbers if figure.target is not None]
         measured = " and ".join(f"a {table.plain(f.name)} of {f.text}" for f in headlines(numbers)[:2])
-        world = f" on {texts['world']}" if "world" in texts else ""
+        dataset = f" on {texts['dataset']}" if "dataset" in texts else ""
         met = f"; {sum(bool(f.met) for f in held)} of {len(held)} targets are met" if held else ""
-        said.append(f"The evaluation{world} gives {measured}{met}.")
+        said.append(f"The evaluation{dataset} gives {measured}{met}.")
     return said
 
 

@@ -1,6 +1,6 @@
 """The numbers of evaluation.json: headline figures against their targets and the table of predictors.
 
-    {"velocity_error": 0.041, "velocity_error_stderr": 0.003, "clips": 256, "world": "uniform motion",
+    {"velocity_error": 0.041, "velocity_error_stderr": 0.003, "clips": 256, "dataset": "datasets/mine",
      "targets": {"velocity_error": 0.05},
      "metrics": {"velocity_error": {"better": "lower", "unit": "units/s", "range": [0, null]}},
      "table": [{"name": "model", "kind": "model", "clips": 256, "velocity_error": 0.041},

@@ -46,7 +46,7 @@ from videodiff.training.state.checkpoint import AVERAGE, of, read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.groups import options
 from videodiff.verbs.config.measuring import build_metrics
-from videodiff.verbs.evaluate.held_out import Chosen, Dataset, HeldOut, Tars, choose, held_out_of, read_again
+from videodiff.verbs.evaluate.held_out import Chosen, Dataset, HeldOut, Tars, choose, held_out_of, own_clips, read_again
 from videodiff.verbs.evaluate.unfinished import Unfinished, code_in, file_of, fingerprint
 
 # The default number of given frames of a continuation.
@@ -128,7 +128,7 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     make(job, unfinished, ranks)
     ranks.wait()
     if ranks.first:
-        finish(cfg, job, unfinished, {"checkpoint": str(checkpoint)}, run_cfg.get("targets") or {}, left_out)
+        finish(cfg, job, unfinished, {"checkpoint": str(checkpoint)}, targets_of(cfg, run_cfg), left_out)
 
 
 def check(cfg: DictConfig) -> None:
@@ -221,7 +221,12 @@ def finish(
 ) -> None:
     """Make the figures of all batches, and publish them with the kept clips."""
     folder, batch = Path(cfg.run), unfinished.read(len(job.batches))
-    result: dict[str, Any] = {**origin, "clips": len(job.chosen), "given_frames": job.given}
+    result: dict[str, Any] = {
+        **origin,
+        "dataset": job.held_out.name,
+        "clips": len(job.chosen),
+        "given_frames": job.given,
+    }
     result |= {"seed": job.seed, "batch": job.batch}
     result |= figures(job.metrics, batch, remark_aloud)
     result["targets"] = reachable(targets, result)
@@ -230,8 +235,7 @@ def finish(
     unfinished.publish(list(kept(job)))
     write_whole(folder / "evaluation.json", json.dumps(result, indent=1).encode())
     write_markdown(folder / "evaluation.md", result)
-    facts = {"dataset": job.held_out.name, "sampler": job.generation.settings()}
-    board = add_row(board_of(cfg), folder, result, facts)
+    board = add_row(board_of(cfg), folder, result, {"sampler": job.generation.settings()})
     unfinished.remove()
     say(format_result(result))
     say(f"{'leaderboard':<44}{board.with_suffix('.md')}")
@@ -257,6 +261,16 @@ def kept(job: Job) -> list[dict[str, Any]]:
 def board_of(cfg: DictConfig) -> Path:
     """Return the leaderboard that gets a row: `leaderboard=`, or the one beside the run folder."""
     return Path(cfg.leaderboard) if cfg.leaderboard is not None else Path(cfg.run).resolve().parent / BOARD
+
+
+def targets_of(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, float]:
+    """Return the targets of the run: of its own validation clips, if it has any, and of no others."""
+    targets, own = dict(run_cfg.get("targets") or {}), own_clips(run_cfg)
+    used = own if cfg.dataset is None else [cfg.dataset]
+    if targets and own and [Path(name).resolve() for name in used] != [Path(name).resolve() for name in own]:
+        remark_aloud(f"targets: left out, as they are of {', '.join(own)} and not of {cfg.dataset}")
+        return {}
+    return targets
 
 
 def reachable(targets: Mapping[str, float], result: Mapping[str, Any]) -> dict[str, float]:

@@ -131,7 +131,7 @@ def held_out_of(cfg: DictConfig, run_cfg: DictConfig) -> Manifest | list[str]:
     root, urls = cfg.dataset, None
     if root is None:
         root, urls = run_cfg.data.validation_root, run_cfg.data.get("validation_urls")
-        for name in [root] if root is not None else listed(urls):
+        for name in own_clips(run_cfg):
             refuse_address(name, cfg.run)
     elif root.partition("?")[0].endswith(TARS):
         root, urls = None, root
@@ -147,6 +147,12 @@ def held_out_of(cfg: DictConfig, run_cfg: DictConfig) -> Manifest | list[str]:
     except OSError as error:
         where = "dataset" if cfg.dataset is not None else f"dataset: found none, and data.validation_root of {cfg.run}"
         raise FileNotFoundError(f"{where}: {error}") from error
+
+
+def own_clips(run_cfg: DictConfig) -> list[str]:
+    """Return the validation data of a run: a dataset, or tars without a manifest; empty if it has none."""
+    root = run_cfg.data.validation_root
+    return [root] if root is not None else listed(run_cfg.data.get("validation_urls"))
 
 
 def listed(urls: str | Sequence[str] | None) -> list[str]:
