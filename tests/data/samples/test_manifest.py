@@ -1,4 +1,6 @@
+import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,17 @@ def test_rows_without_content_are_no_manifest(root, monkeypatch):
     monkeypatch.setattr(manifest_module, "LEAST_BYTES", 10_000)
     with pytest.raises(ManifestError, match=r"found 6 rows in \d+ bytes, expected at least 10000 each"):
         Manifest.load(root)
+
+
+def test_no_thread_of_arrow_runs_python_to_read_a_manifest_on_disk(tmp_path, monkeypatch):
+    """A thread that does so while the process ends aborts it: "terminate called without an active exception"."""
+    root, threads = write_dataset(tmp_path), set()
+
+    class Watched(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            threads.add(threading.current_thread())
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": Watched(path, "r"))
+    assert len(Manifest.load(root).column("frames")) > 0
+    assert threads <= {threading.main_thread()}

@@ -114,7 +114,8 @@ class Manifest:
     @cached_property
     def file(self) -> Pages:
         """The open Parquet file; each process opens its own."""
-        file = self.path.open("rb")
+        # A thread of Arrow may let go of the file while the process ends; with a file of Python it would abort then.
+        file = pa.OSFile(str(self.path)) if isinstance(self.path, Path) else self.path.open("rb")
         size = file.seek(0, os.SEEK_END)
         try:
             table = open_parquet(file, pre_buffer=True)
