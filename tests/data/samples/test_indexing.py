@@ -160,6 +160,13 @@ def test_a_clip_that_hangs_the_decoder_ends_its_process_and_the_tar_is_named(tmp
         index_tars(str(tmp_path), workers=2)
 
 
+def test_a_single_tar_is_read_by_a_process_of_its_own_too(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", ("a.mp4", MP4))
+    monkeypatch.setattr(indexing, "LIMIT_S", 0.001)
+    with pytest.raises(ValueError, match=r"a\.tar: .* spent over 0\.001 s on one clip, in this tar, expected"):
+        index_tars(str(tmp_path))
+
+
 def test_the_secrets_of_a_source_do_not_get_into_the_manifest(tmp_path):
     """People share a manifest; a terminal shows what is in it."""
     notes = {"url": "https://me:word@host/a.mp4?v=1&X-Amz-Signature=abc", "license": "CC\x1b[31m\n0"}

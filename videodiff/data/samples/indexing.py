@@ -92,7 +92,8 @@ def index_tars(
 
     `tars`: a folder, a pattern (* on disk, {000..123} also in a URL), or a list of these, all in one folder. The
     manifest is written beside tars on disk, and into the folder `out` for tars at a URL. `workers`: number of
-    processes, by default one per core. `passed` counts the files that were skipped.
+    processes, by default one per core; with 1 this process reads, and a hanging decoder hangs it. `passed` counts the
+    files that were skipped.
 
     Where neighbouring files of a tar have the same name, the first one is used. A sample whose files do not lie side
     by side is left out, because a row states one offset and one size.
@@ -190,10 +191,10 @@ def readable(path: Path) -> Path | Fault:
 
 def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Indexed]:
     """Yield the contents of each tar, in order; several processes read."""
-    workers = min(workers or os.cpu_count() or 1, len(places))
     if workers == 1:
         yield from map(index_tar, places)
         return
+    workers = min(workers or os.cpu_count() or 1, len(places))
     # spawn, not fork: FFmpeg and open connections do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = pool.map(partial(index_tar, limit=LIMIT_S), places)
@@ -201,9 +202,10 @@ def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Ind
             try:
                 yield next(results)
             except BrokenProcessPool as error:
+                others = f" or one of the next {workers}" * (len(places) > 1)
                 raise ValueError(
-                    f"{place}: found a worker that crashed, or spent over {LIMIT_S:g} s on one clip, in this tar or "
-                    f"one of the next {workers}, expected it to finish: leave the tar out"
+                    f"{place}: found a worker that crashed, or spent over {LIMIT_S:g} s on one clip, in this tar"
+                    f"{others}, expected it to finish: leave the tar out"
                 ) from error
 
 
