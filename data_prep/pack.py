@@ -18,7 +18,8 @@ from data_prep.cut.footage import FitPolicy, first_frame, fit_video
 from data_prep.engine.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from data_prep.sources.clips import name_record
-from videodiff.data.samples.shards import ShardWriter, clip_sample
+from videodiff.data.samples.shards import ShardWriter, clip_sample, read_texts
+from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.address import printable
 from videodiff.data.storage.files import owning, write_whole
 from videodiff.data.storage.listing import Passed
@@ -187,6 +188,11 @@ def prepare(clip: Clip, policy: FitPolicy) -> Packable | Rejection:
     more = name_record(clip.name) | notes | ({"caption_origins": origins} if any(origins) else {})
     more |= {"deinterlaced": True} if fit.deinterlaced else {}
     members["json"] = json.dumps(json.loads(members["json"]) | more).encode()
+    try:
+        # Readable one by one, the files beside a video may hold more captions than one json may.
+        read_texts(members)
+    except SidecarError as error:
+        return Rejection(clip.name, "caption unreadable", f"all captions together: {error}")
     return Packable(members, row, fit.reason)
 
 

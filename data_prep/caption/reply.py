@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from videodiff.data.samples.sidecars import tidy
+
+# No language has longer words on average; some write them without spaces.
+LETTERS = 40
 ONE = "(?:video clip|video|clip|footage|scene|sequence|recording|image|picture|frame)"
 MANY = "(?:video frames|videos|clips|scenes|sequences|images|pictures|frames|series of (?:frames|images|pictures))"
 KIND = "(?:(?:short|brief|provided|given|entire) )?"
@@ -87,7 +91,7 @@ def judge(answer: Reply | Failed, max_words: int) -> Judged:
         reason = "empty"
     elif answer.finish == "length":
         reason = "cut off"
-    elif len(text.split()) > max_words:
+    elif len(text.split()) > max_words or len(text) > LETTERS * max_words:
         reason = "too long"
     return Judged("refused", reason, detail=reply[:2000]) if reason else Judged("captioned", text=text)
 
@@ -107,7 +111,7 @@ def strip_boilerplate(reply: str) -> str:
                 text = text[found.end() :].lstrip(" ,:;-\n")
                 text = unquoted(text[:1].upper() + text[1:])
                 break
-    return " ".join(unquoted(CLOSING.sub("", text).strip()).split())
+    return tidy(unquoted(CLOSING.sub("", text).strip()), "reply")
 
 
 def unquoted(text: str) -> str:

@@ -28,6 +28,7 @@ from data_prep.report.progress import counted
 from data_prep.report.summary import ClipCounts, ShardCounts
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.shards import ShardWriter, clip_sample, remove_shards
+from videodiff.data.samples.sidecars import TEXT_LIMIT, brief
 from videodiff.data.storage.files import replacing
 from videodiff.data.video.info import VideoInfo
 
@@ -107,7 +108,7 @@ def sample_of(
     provenance = {
         "span": list(clip.span),
         "part": request.part and request.part.name,
-        "parent": request.parent,
+        "parent": brief(request.parent),
         "name": request.name,
         **captions.provenance(texts),
         "video_sha256": made.video_sha256,
@@ -122,7 +123,12 @@ def sample_of(
         provenance["audio"] = clip.audio.to_json()
         if not clip.audio.lost:
             members["m4a"] = clip_file(work, clip.id, "m4a").read_bytes()
-    members["json"] = json.dumps(json.loads(members["json"]) | provenance).encode()
+    notes = json.loads(members["json"]) | provenance
+    members["json"] = json.dumps(notes).encode()
+    # No reader takes a longer file: hours of film at 60 frames a second have this many times.
+    for name in ("times", "truth"):
+        if len(members["json"]) > TEXT_LIMIT:
+            members["json"] = json.dumps(notes := notes | {name: None}).encode()
     scores = {f"score_{name}": value for name, value in candidate.scores.items()}
     return clip.id, members, row | scores, bucket_of(clip.info, buckets)
 

@@ -16,6 +16,8 @@ from data_prep.choose.filter import check_thresholds, filtered
 from data_prep.score.duplicate import BITS, near_duplicates
 
 DIGEST = 16
+# Bytes of all captions of a clip: as JSON, with accents escaped, they take three times as many, of four MiB at most.
+CAPTIONS = 2**20
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def refused(candidate: Candidate, rules: Rules) -> str:
         raise ValueError(error.args[0]) from error
     if found:
         return found.reason
+    if sum(len(caption.text.encode()) for caption in candidate.captions) > CAPTIONS:
+        return "captions too long"
     return "no caption" if rules.require_caption and not candidate.captions else ""
 
 

@@ -13,7 +13,7 @@ from videodiff.data.storage.files import write_whole
 def read_lines(path: str | Path) -> frozenset[str]:
     """Return the lines of a file of ids, names and sources; empty lines and those that begin with # do not count."""
     try:
-        lines = {line.strip() for line in Path(path).read_text("utf-8-sig").splitlines()}
+        lines = {line.strip() for line in Path(path).read_text("utf-8-sig").split("\n")}
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"takedown: {path} cannot be read: {error}") from error
     # Sources are stored without their secrets.

@@ -397,6 +397,16 @@ def test_names_that_are_no_keys_are_packed_and_what_is_passed_over_is_told(tmp_p
     assert "\x1b" not in text
 
 
+def test_captions_that_are_too_long_together_cost_their_clip_only(tmp_path, in_process):
+    """Each file may be read; the json of the clip would hold the captions of both."""
+    source = fill(tmp_path / "in", {"a.mp4": (GOOD, "a " * 1_500_000), "b.mp4": GOOD})
+    (source / "a.json").write_text(json.dumps({"caption": "b " * 1_500_000}))
+    assert pack(source, tmp_path / "out", workers=1).packed == 1
+    ((name, reason, detail),) = (each.values() for each in rejected(tmp_path / "out"))
+    assert (name, reason) == ("a.mp4", "caption unreadable")
+    assert detail.startswith("all captions together: json: found ")
+
+
 def test_clips_without_a_caption_are_counted(tmp_path, in_process):
     source = fill(tmp_path / "in", {"a.mp4": (GOOD, None), "b.mp4": GOOD})
     report = pack(source, tmp_path / "out", workers=1, require_caption=False)

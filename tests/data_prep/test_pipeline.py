@@ -26,6 +26,7 @@ import pytest
 from data_prep import pipeline
 from data_prep.books.plan import from_json, to_json
 from data_prep.books.request import Caption, ClipRequest, Part, Place
+from data_prep.choose.takedown import read_lines, remember
 from tests.material import warm
 from tests.material.made_clips import moving_square
 from tests.material.preparing import prep
@@ -254,6 +255,13 @@ def test_other_thresholds_need_no_video(copied, prepared):
     again = run(None, copied)
     assert {key: again[key] for key in ENDS} == ENDS
     hidden.rename(videos)
+
+
+def test_a_name_to_take_down_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    name = "one\u2028two.mp4"
+    (tmp_path / "gone.txt").write_text(f"{name}\n")
+    remember(tmp_path, read_lines(tmp_path / "gone.txt"))
+    assert remember(tmp_path, frozenset()) == {name}
 
 
 def test_a_takedown_leaves_shards_scores_and_work_folder(copied, tmp_path, prepared):

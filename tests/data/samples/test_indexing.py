@@ -175,6 +175,20 @@ def test_the_secrets_of_a_source_do_not_get_into_the_manifest(tmp_path):
     assert (row["source"], row["licence"]) == ("https://host/a.mp4?v=1", "CC [31m 0")
 
 
+def test_a_text_that_no_manifest_holds_costs_no_other_sample(tmp_path):
+    """A manifest with such a text is refused as a whole."""
+    write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("a.json", json.dumps({"licence": "ö" * 40_000}).encode()))
+    write_tar(tmp_path / "b.tar", ("b.mp4", MP4), ("k" * 70_000 + ".mp4", MP4))
+    manifest, unusable = index_tars(str(tmp_path), workers=1)
+    licence = manifest.row(0)["licence"]
+    assert licence.startswith("ööö")
+    assert licence.endswith("ö...")
+    assert 4090 < len(licence.encode()) <= 4096
+    assert manifest.row(1)["key"] == "b"
+    assert [entry.reason for entry in unusable] == ["found a name of 70004 bytes, expected at most 4096"]
+    assert len(str(unusable[0])) < 400
+
+
 @pytest.mark.parametrize("damage", ["truncated", "header", "between"])
 def test_a_damaged_tar_is_used_up_to_the_damage_and_the_rest_is_listed(tmp_path, damage):
     path = write_tar(tmp_path / "a.tar", ("a.mp4", MP4), ("b.mp4", MP4), ("c.mp4", MP4))

@@ -109,3 +109,13 @@ def test_a_reply_that_was_cut_off_or_withheld_is_refused():
     assert judge(Reply("A cat sits on a", "length"), 20).reason == "cut off"
     assert judge(Reply("A cat.", "refusal"), 20).reason == "refusal"
     assert judge(Failed("timeout", True, "slow"), 20) == Judged("failed", "timeout", True, detail="slow")
+
+
+def test_a_caption_has_no_control_characters():
+    """No reader takes a NUL in a text: one such reply would end every later call."""
+    assert judge(Reply("A red\0 ball\x1b[31m \ufeffmoves."), 20) == Judged("captioned", text="A red ball [31m moves.")
+
+
+def test_a_reply_without_spaces_may_be_too_long_too():
+    assert judge(Reply("球" * 800), 20).status == "captioned"
+    assert judge(Reply("球" * 801), 20).reason == "too long"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import av
@@ -49,6 +50,28 @@ def test_groups_have_shards_of_their_own_and_only_the_last_of_each_is_not_full(t
     with ShardWriter(tmp_path) as writer:
         writer.add("one", *sample(0))
     assert [path.name for path in tmp_path.glob("*.tar")] == ["shard-00000.tar"]
+
+
+def test_what_no_reader_takes_of_a_clip_costs_no_other(tmp_path, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, speed in (("good", 1), ("wordy", 2)):
+        (folder / f"{name}.mp4").write_bytes(encode(panning(20, height=64, width=64, speed=speed), 8.0))
+    (folder / "good.json").write_text(json.dumps({"caption": "a wall", "licence": "word " * 14_000, "truth": [1]}))
+    # Each of the two may be read; together, as one json, they may not.
+    (folder / "wordy.txt").write_text("é " * 300_000)
+    (folder / "wordy.json").write_text(json.dumps({"caption": "ü " * 300_000}))
+    assert prep(out, folder, **HOW)["filtered"] == {"captions too long": 1}
+    ((row, members),) = samples(out)
+    notes = read_notes(members)
+    assert row["licence"] == notes["licence"] == ("word " * 14_000)[:4093] + "..."
+    assert (len(notes["times"]), notes["truth"]) == (20, [1])
+    # The times of a film of hours are left out, then its truth, and all else stays.
+    for left, gone in ((1, {"times": None}), (len(json.dumps(notes["times"])), {"times": None, "truth": None})):
+        monkeypatch.setattr("data_prep.choose.curate.TEXT_LIMIT", len(members["json"]) - left)
+        prep(out, **HOW)
+        ((_, shorter),) = samples(out)
+        assert read_notes(shorter) == notes | gone
 
 
 def writer_names(names: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ class Unusable(NamedTuple):
 
     def __str__(self) -> str:
         """Return one line that is safe to print: control characters in the name are escaped."""
-        name = self.name.encode("unicode_escape", "backslashreplace").decode()
+        name = self.name[:200].encode("unicode_escape", "backslashreplace").decode()
         return f"{self.shard} at {self.offset}: " + f"{name}: " * bool(name) + self.reason
 
 

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from videodiff.data.samples.sidecars import SIDECARS, TEXT_LIMIT
+from videodiff.data.samples.sidecars import ROW_LIMIT, SIDECARS, TEXT_LIMIT
 from videodiff.data.storage.listing import PICTURES, VIDEOS
 
 HEADER_LIMIT = 2**20
@@ -86,6 +86,8 @@ def fault_of(member: tarfile.TarInfo) -> MemberFault | None:
     ):
         found = "found a path that leads out of its folder, is not UTF-8 or has control characters"
         return MemberFault(BAD_PATH, found)
+    if (length := len(member.name.encode())) > ROW_LIMIT:
+        return MemberFault(BAD_PATH, f"found a name of {length} bytes, expected at most {ROW_LIMIT}")
     if not member.isreg() or member.issparse():
         return MemberFault("not a plain file", "found a link, folder or special file, expected a plain one")
     if not extension or not key.rpartition("/")[2]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, ManifestWriter
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
-from videodiff.data.samples.sidecars import SIDECARS, SidecarError, Text, read_captions, read_notes, read_texts
+from videodiff.data.samples.sidecars import SIDECARS, SidecarError, Text, brief, read_captions, read_notes, read_texts
 from videodiff.data.storage.cache import CachedFolder
 from videodiff.data.storage.files import owning, partial_of, sync, write_beside
 from videodiff.data.storage.remote import Url, path_or_url
@@ -291,7 +291,7 @@ def clip_sample(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the members and the row of a clip for `ShardWriter.add`; the first caption becomes the txt."""
     row = {name: getattr(info, name) for name in ("width", "height", "frames", "fps", "duration")}
-    row |= {"source": source, "licence": licence}
+    row |= {"source": brief(source), "licence": brief(licence)}
     notes = row | ({"captions": list(captions)} if len(captions) > 1 else {}) | ({"truth": truth} if truth else {})
     text = captions[0] if captions else ""
     return {"mp4": video, "txt": text.encode(), "json": json.dumps(notes).encode()}, row

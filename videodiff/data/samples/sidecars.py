@@ -16,8 +16,8 @@ from videodiff.data.storage.address import bare_url
 SIDECARS = ("txt", "json", "csv")
 # Entries of a JSON, and columns of a CSV, that are captions.
 CAPTIONS = ("caption", "captions", "text")
-# The most bytes of one sidecar.
-TEXT_LIMIT = 2**22
+# The most bytes of one sidecar, and of a text in the row of a manifest.
+TEXT_LIMIT, ROW_LIMIT = 2**22, 2**12
 # Longer marks first: the mark of UTF-32 begins with the mark of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -159,8 +159,14 @@ def provenance(notes: Mapping[str, Any]) -> dict[str, str]:
         values = (notes[field] for field in fields if notes.get(field))
         text = str(next((value for value in values if isinstance(value, str | int | float)), ""))
         text = text.encode(errors="replace").decode()
-        found[name] = re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", bare_url(text) if "://" in text else text)
+        found[name] = brief(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", bare_url(text) if "://" in text else text))
     return found
+
+
+def brief(text: str) -> str:
+    """Return a text as a row of a manifest holds it: a licence in full would make the whole manifest unreadable."""
+    data = text.encode()
+    return text if len(data) <= ROW_LIMIT else data[: ROW_LIMIT - 3].decode(errors="ignore") + "..."
 
 
 def tidy(text: str, where: str) -> str:
