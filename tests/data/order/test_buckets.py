@@ -30,6 +30,14 @@ def test_a_sample_fits_where_it_is_long_and_large_enough_and_not_cropped_too_muc
     assert kinds_of(BUCKETS, np.array([frames]), np.array([height]), np.array([width])).tolist() == [kind]
 
 
+def test_there_are_no_more_buckets_than_a_kind_has_bits():
+    """A sample that only the bucket after the last bit takes would fit none."""
+    buckets = [Bucket(64 - number, 8, 8) for number in range(64)]
+    assert kinds_of(buckets[:63], np.array([1, 2, 64])).tolist() == [0, 1 << 62, (1 << 63) - 1]
+    with pytest.raises(ValueError, match=r"^buckets: found 64 in one stage, expected at most 63$"):
+        kinds_of(buckets, np.array([1]))
+
+
 def test_a_longer_stride_asks_for_more_frames():
     bucket = Bucket(4, 8, 8, strides=(2, 3))
     assert bucket.fits(np.array([6, 7]), np.array([8, 8]), np.array([8, 8])).tolist() == [False, True]

@@ -14,6 +14,8 @@ import numpy as np
 from videodiff.data.order.arithmetic import draw
 
 UNIT = 2**20
+# Bits of a kind: an int64 without its sign.
+MOST = 63
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Bucket:
 def kinds_of(
     buckets: Sequence[Bucket], frames: np.ndarray, height: np.ndarray | None = None, width: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the kind of each sample, int64: bit i tells whether it fits bucket i (at most 63); 0 fits none.
+    """Return the kind of each sample, int64: bit i tells whether it fits bucket i (at most `MOST`); 0 fits none.
 
     Without height and width the number of frames alone decides.
     """
@@ -85,7 +87,9 @@ def kinds_of(
 
 
 def mask(fits: Sequence[np.ndarray]) -> np.ndarray:
-    """Return one int64 for each sample: bit i is `fits[i]` of the sample."""
+    """Return one int64 for each sample: bit i is `fits[i]` of the sample; ValueError for more bits than it has."""
+    if len(fits) > MOST:
+        raise ValueError(f"buckets: found {len(fits)} in one stage, expected at most {MOST}")
     return np.sum([fit.astype(np.int64) << bit for bit, fit in enumerate(fits)], axis=0, dtype=np.int64)
 
 
