@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> Pat
         time.sleep(0.05)
     ranks.finish()
     (folder / "most").write_text(str(most))
-    Ranks(2, folder, ["resume=runs/disk", f"trainer.max_steps={STEPS}"]).finish()
+    Ranks(2, folder, ["resume=runs/disk", on_disk[1], f"trainer.max_steps={STEPS}"]).finish()
     return folder
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from tests.conftest import tiny
 from videodiff.verbs.train import check_same
 
 
@@ -29,3 +31,20 @@ def test_another_value_is_refused() -> None:
     old, new = {"model": {"width": 16}}, {"model": {"width": 32}}
     with pytest.raises(ValueError, match=r"model\.width: found 32, expected 16 as in"):
         check_same(OmegaConf.create(new), OmegaConf.create(old), Path("runs/a"))
+
+
+def test_a_key_that_a_folder_may_not_give_is_given_again(
+    call: Callable[..., tuple[int, str, str]], world_dataset: Path, cwd: Path
+) -> None:
+    recipe, place = [*tiny(world_dataset), "name=a"], "logger.csv.name=curves"
+    status, _, err = call("train", *recipe, place, "trainer.max_steps=1")
+    assert status == 0, err
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=2")
+    assert status == 1
+    assert "logger.csv.name='curves'" in err
+    assert "expected none: only the command line may set this key" in err
+    status, _, err = call("train", "resume=runs/a", place, "trainer.max_steps=2")
+    assert status == 0, err
+    status, _, err = call("train", *recipe, place, "resume=auto", "trainer.max_steps=3")
+    assert status == 0, err
+    assert len(list(Path("runs/a/curves").glob("version_*"))) == 3

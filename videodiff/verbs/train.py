@@ -69,7 +69,7 @@ from videodiff.verbs.config.build import (
 from videodiff.verbs.config.checking import touches
 from videodiff.verbs.config.expand import AUTO, OVERRIDES
 from videodiff.verbs.config.origin import find_start, find_teacher
-from videodiff.verbs.config.stored import dotted, is_magic, key_of, leaves, names_command, read_overrides
+from videodiff.verbs.config.stored import dotted, is_magic, is_only_here, key_of, leaves, names_command, read_plain
 from videodiff.verbs.config.versions import signed
 from videodiff.verbs.plan.job import remedies_of
 
@@ -129,11 +129,12 @@ def kept_environment() -> Iterator[None]:
 def begin_again(folder: str, overrides: list[str]) -> None:
     """Continue the run in a new process that replaces this one, or leave that to the launcher.
 
-    The new process gets what a run does not store: whom to trust, and secrets.
+    The new process gets what a run does not store, or what is not taken from its folder: whom to trust, secrets, and
+    where anything is written or sent.
     """
     if environment.started_by(os.environ) in (environment.TORCHRUN, environment.SLURM):
         sys.exit(AGAIN)
-    kept = to_keep(overrides)
+    kept = [override for override in to_keep(overrides) if not is_only_here(key_of(override))]
     rest = [o for o in overrides if o not in kept and key_of(o) not in ("resume", "checkpoint")]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -398,8 +399,9 @@ def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Seq
     A default may have changed since the run began.
     """
     given = [key_of(override) for override in overrides]
-    stored = read_overrides(folder / OVERRIDES, ()) if (folder / OVERRIDES).is_file() else []
-    if any(override not in stored for override in overrides if key_of(override) == "experiment"):
+    # Only compared: what may be taken from it was checked when it was read for the command line.
+    stored = read_plain(folder / OVERRIDES) if (folder / OVERRIDES).is_file() else []
+    if any(override not in (stored or []) for override in overrides if key_of(override) == "experiment"):
         return []
     today = flatten(to_tell(OmegaConf.to_container(new, resolve=True)))
     lines = []

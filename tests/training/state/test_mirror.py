@@ -314,3 +314,13 @@ def test_a_run_goes_on_from_the_store_on_a_machine_that_has_nothing(server, call
     status, _, err = call("train", "name=a", *recipe, there)
     assert status == 1
     assert f"{URL}/a already holds a run; continue it with resume={URL}/a" in err
+    # A folder may not send its checkpoints elsewhere than to the store that the command line names.
+    theirs = server.objects()["runs/a/overrides.yaml"].replace(b"s3://set/runs", b"s3://set/theirs")
+    server.client.put_object(Bucket="set", Key="runs/a/overrides.yaml", Body=theirs)
+    (tmp_path / "fifth").mkdir()
+    monkeypatch.chdir(tmp_path / "fifth")
+    status, _, err = call("train", f"resume={URL}/a")
+    assert status == 1
+    assert "callbacks.checkpoints.mirror='s3://set/theirs'" in err
+    assert "only the command line may set this key" in err
+    assert not [key for key in server.objects() if "theirs" in key]

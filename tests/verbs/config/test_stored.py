@@ -230,6 +230,11 @@ OVERRIDES = {
     "a place to write": "callbacks.checkpoints.folder=/tmp/elsewhere",
     "a place to add lines to": "data.quarantine=/tmp/elsewhere",
     "a place of curves": "logger.csv.save_dir=/tmp/elsewhere",
+    "a name that is a place": "logger.csv.name=/tmp/elsewhere",
+    "a tracker of others": "+logger.wandb.entity=others",
+    "a store": "callbacks.checkpoints.mirror=s3://elsewhere/runs",
+    "a folder for shards": "data.disk_cache=/tmp/elsewhere",
+    "a disk for the state": "strategy.nvme=/tmp/elsewhere",
 }
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from videodiff.verbs.config.arguments import quoted, text_of
 from videodiff.verbs.config.groups import options
-from videodiff.verbs.config.stored import key_of, read_overrides, read_yaml
+from videodiff.verbs.config.stored import key_of, read_overrides, read_plain, read_yaml
 from videodiff.verbs.config.versions import version_of
 
 # Where a preparation keeps the overrides of its last call, below its dataset.
 WORK, OVERRIDES = ".work", "overrides.yaml"
 
+# The key of the store that a run's checkpoints are copied to.
+MIRROR = "callbacks.checkpoints.mirror"
 # The value of resume= that resumes if the run folder has a checkpoint, and begins if it has none.
 AUTO = "auto"
 
@@ -28,17 +30,28 @@ def resumed(overrides: Sequence[str]) -> list[str]:
     run = given("resume", overrides)
     if run in (None, AUTO):
         return list(overrides)
+    store = None
     if "://" in run:
-        run = brought(run, overrides)
+        store, run = run.rstrip("/").rpartition("/")[0], brought(run, overrides)
         overrides = [*(override for override in overrides if key_of(override) != "resume"), f"resume={quoted(run)}"]
     path = Path(run) / OVERRIDES
     if not path.is_file():
         raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
+    if given(MIRROR, overrides) is None and store is not None and stored_mirror(path) == store:
+        # This command line names the store: the run goes on to send its checkpoints there.
+        overrides = [*overrides, f"{MIRROR}={quoted(store)}"]
     if (config := Path(run) / "config.yaml").is_file():
         # Check the version first: keys of a newer version would be reported as mistyped.
         tree = read_yaml(config)
         version_of(tree if isinstance(tree, dict) else {}, config)
     return [*read_overrides(path, overrides, dropped=("run",)), f"run={quoted(run)}", *overrides]
+
+
+def stored_mirror(path: Path) -> str | None:
+    """Return the store that the overrides in a file name, None if they name none."""
+    lines = read_plain(path)
+    found = given(MIRROR, [line for line in lines if isinstance(line, str)]) if isinstance(lines, list) else None
+    return None if found is None else found.rstrip("/")
 
 
 def brought(url: str, overrides: Sequence[str]) -> str:

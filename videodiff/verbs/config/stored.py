@@ -30,7 +30,8 @@ REFERENCE = re.compile(r"\$\{(?!hydra\b)[A-Za-z][\w.]*\}")
 # A pattern for dotted keys, such as `callbacks.*.folder`, with any name for the star.
 ONLY_HERE = (
     *("trust", "resume", "source", "out", "takedown", "retry"),
-    *("callbacks.*.folder", "logger.*.save_dir", "data.quarantine", "data.pipes"),
+    *("callbacks.*.folder", "callbacks.*.mirror", "logger.*.*", "data.quarantine", "data.disk_cache", "data.pipes"),
+    "strategy.nvme",
     *("caption.url", "caption.key", "acquire.cookies", "acquire.proxies", "acquire.storage", "acquire.private"),
     *("engine.address", "engine.scratch"),
 )
