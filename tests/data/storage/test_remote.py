@@ -404,6 +404,20 @@ def test_a_dataset_at_a_url_trains_like_one_on_disk(nginx, tmp_path, num_workers
     data.teardown("fit")
 
 
+def test_a_slow_host_is_no_fault_of_the_clips_that_wait_for_their_shard(nginx, tmp_path):
+    """The shard takes longer than a clip may take to be read."""
+    write_dataset(nginx.files / "set", count=30, shard_bytes=2**20)
+    how = {"num_workers": 1, "timeout": 1.0, "budget": 0, "validation_root": f"{nginx.url}/slow/set"}
+    data = module(f"{nginx.url}/slow/set", disk_cache=str(tmp_path / "cache"), **how)
+    size = data.manifests[0].shards[0]["bytes"]
+    assert size > 100_000
+    assert len(data.validation_batches[0]["caption"]) == 3
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    assert len(next(iter(data.train_dataloader()))["caption"]) == 3
+    data.teardown("fit")
+
+
 def test_the_shards_of_the_next_window_are_fetched_while_this_one_is_read(nginx, tmp_path):
     write_dataset(nginx.files / "set", count=18, shard_bytes=1)
     data = module(f"{nginx.url}/set", window=3, disk_cache=str(tmp_path / "cache"))

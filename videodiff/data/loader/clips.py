@@ -36,6 +36,7 @@ from videodiff.data.samples.shards import (
     read_texts,
     video_of,
 )
+from videodiff.data.storage.cache import CachedFolder
 from videodiff.data.video.decode import DecodeError, decode_into
 from videodiff.data.video.decoders import decoder_named
 
@@ -215,6 +216,15 @@ class Clips:
         numbers = first if self.fixed else draw_window(row["frames"], *key)
         key = None if self.fixed else key
         return Task(order, self.dataset, row, numbers, shape.height, shape.width, key, self.pixels, self.windows)
+
+    def bring(self, task: Task) -> Task:
+        """Return a task when its shard is in the disk cache, if there is one.
+
+        A worker that waits for a shard of a slow host would be taken for one that hangs.
+        """
+        if isinstance(root := self.manifest.root, CachedFolder):
+            (root / task.row["shard"]).open().close()
+        return task
 
 
 def record_of(manifest: Manifest, what: str) -> dict[str, Any]:
