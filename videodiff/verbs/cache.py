@@ -42,6 +42,9 @@ def run(cfg: DictConfig) -> None:
             f"{cfg.out}: {made['samples']:,} samples in {made['shards']:,} shards, {made['bytes'] / 2**20:.1f} MiB, "
             f"{made['failed']:,} left out"
         )
+        if made["enlarged"]:
+            sizes = list(map(list, settings["sizes"]))
+            say(f"{made['enlarged']:,} clips are smaller than their size in sizes={sizes} and are enlarged")
         lines = (Path(cfg.out) / FAILED).read_text().splitlines()
         for entry in map(json.loads, lines[:SHOWN]):
             say(f"  {entry['shard']}: {entry['key']}: {entry['reason']}")

@@ -343,6 +343,15 @@ def test_bytes_that_changed_since_they_were_packed_are_not_encoded(models, tmp_p
     assert failed["clip2"].startswith("txt: found a byte 0xe4 that is not UTF-8")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    # The clips have 24 x 40 pixels; the second size is nearer to them than a square.
+    [([SIZE], 0), ([(32, 32)], 7), ([(64, 64), (24, 40)], 0), ([(16, 16), (26, 42)], 7)],
+)
+def test_clips_that_are_enlarged_are_counted(source, sizes, expected):
+    assert module.enlarged(Manifest.load(source), sizes) == expected
+
+
 def test_a_hanging_decoder_costs_its_clip_only(models, tmp_path, monkeypatch):
     out = tmp_path / "out"
     plan = plan_of(models, write_clips(tmp_path / "in", 2, 8), out, text=None, timeout=3.0, decoders=1)

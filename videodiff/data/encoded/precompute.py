@@ -84,7 +84,7 @@ class Plan:
 def precompute(
     plan: Plan, workers: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Encode the missing shards of a dataset; return the counts of samples, failed, shards and bytes.
+    """Encode the missing shards of a dataset; return the counts of samples, failed, shards, bytes and enlarged.
 
     `workers`: processes on this machine, by default one per GPU, or one per core without GPUs. Under torchrun this
     process is one of the workers, and `out` is a folder that all machines share. Samples that are too short, or cannot
@@ -458,4 +458,16 @@ def finish(plan: Plan, source: Manifest, records: dict[str, dict[str, Any]]) -> 
         if isinstance(words, Path) and words.is_file():
             write_whole(plan.out / WORDS, words.read_bytes())
     size = sum(shard["bytes"] for shard in manifest.shards)
-    return {"samples": count, "failed": len(failed), "shards": len(manifest.shards), "bytes": size}
+    small = enlarged(source, plan.sizes) if "latent" in records else 0
+    made = {"samples": count, "failed": len(failed), "shards": len(manifest.shards), "bytes": size}
+    return made | {"enlarged": small}
+
+
+def enlarged(source: Manifest, sizes: Sequence[tuple[int, int]]) -> int:
+    """Return how many clips of a dataset are smaller than the size at which they are encoded."""
+    found, table = 0, np.array(sizes)
+    for height, width in source.by_shard("height", "width"):
+        aspects = np.abs(np.log(table[:, 1] / table[:, 0])[:, None] - np.log(width / height))
+        wanted = table[aspects.argmin(axis=0)]
+        found += int(((height < wanted[:, 0]) | (width < wanted[:, 1])).sum())
+    return found
