@@ -122,6 +122,41 @@ def test_a_header_that_claims_much_memory_ends_the_tar(tmp_path, monkeypatch):
     assert "found a header of" in unusable[0].reason
 
 
+def blocks(kind: bytes, content: bytes, size: int | None = None, name: str = "b.mp4") -> bytes:
+    """Return a header of a kind with its content, as a tar has them; `size`: what the header claims."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"X", b"L", b"K"])
+def test_extensions_of_a_header_without_end_cost_the_rest_of_their_tar(tmp_path, kind):
+    """Python's reader calls itself for each of them, and reads each whole into memory."""
+    good, last = blocks(b"0", MP4, name="a.mp4"), blocks(b"0", MP4)
+    chain, large = 1000 * blocks(kind, b"11 path=ab\n"), blocks(kind, b"", 2**32)
+    for name, bad in (("a", chain), ("b", large)):
+        # Whether the sample before the damage is whole cannot be told.
+        (tmp_path / f"{name}.tar").write_bytes(good + last + bad + last + bytes(1024))
+    manifest, unusable = index_tars(str(tmp_path), workers=1)
+    assert manifest.column("key").tolist() == ["a", "a"]
+    assert [entry.offset for entry in unusable] == [len(good)] * 2
+    found = [entry.reason.partition(": ")[2] for entry in unusable]
+    assert found == [
+        "found over 16 headers for one member, expected fewer",
+        f"found a header of {2**32} bytes, expected at most {2**20}",
+    ]
+
+
+def test_sparse_files_cost_only_themselves(tmp_path):
+    sparse = [blocks(tarfile.GNUTYPE_SPARSE, bytes(2**20 + 512), name=f"s{number}.mp4") for number in range(20)]
+    data = blocks(b"0", MP4, name="a.mp4") + b"".join(sparse) + blocks(b"0", MP4)
+    (tmp_path / "a.tar").write_bytes(data + bytes(1024))
+    manifest, unusable = index_tars(str(tmp_path), workers=1)
+    assert manifest.column("key").tolist() == ["a", "b"]
+    assert {entry.reason for entry in unusable} == {"found a link, folder or special file, expected a plain one"}
+    assert len(unusable) == 20
+
+
 @pytest.mark.parametrize(("member", "content"), [("b.mp4", b"no video"), ("b.json", b"{"), ("b.json", b"[" * 100_000),
                                                   ("b.txt", b"\xff")])  # fmt: skip
 def test_a_broken_sample_is_listed_and_the_others_are_used(tmp_path, member, content):

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from videodiff.data.samples.sidecars import ROW_LIMIT, SIDECARS, TEXT_LIMIT
 from videodiff.data.storage.listing import PICTURES, VIDEOS
 
-HEADER_LIMIT = 2**20
+# Bytes of an extension of a header, and extensions of one header: a pax record, a long name and a long link are three.
+HEADER_LIMIT, CHAIN_LIMIT = 2**20, 16
+EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+EXTENSIONS += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 VIDEO_LIMIT = 2**31
 MOVIES = tuple(ending[1:] for ending in VIDEOS)
 STILLS = tuple(ending[1:] for ending in PICTURES)
@@ -23,11 +26,18 @@ APART = (
 
 
 class BoundedHeader(tarfile.TarInfo):
-    """A tar header that refuses large extensions (long names, pax records): tarfile reads them whole into memory."""
+    """A tar header that refuses large extensions (long names, pax records), and more of them than a member has.
+
+    tarfile reads an extension whole into memory, and calls itself for what follows it.
+    """
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, *tarfile.GNU_TYPES) and self.size > HEADER_LIMIT:
+        extends = self.type in EXTENSIONS
+        tar.chain = getattr(tar, "chain", 0) + 1 if extends else 0
+        if extends and self.size > HEADER_LIMIT:
             raise tarfile.ReadError(f"found a header of {self.size} bytes, expected at most {HEADER_LIMIT}")
+        if tar.chain > CHAIN_LIMIT:
+            raise tarfile.ReadError(f"found over {CHAIN_LIMIT} headers for one member, expected fewer")
         return super()._proc_member(tar)
 
 
