@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
+from videodiff.planning.forecast.trace import weights_of
+from videodiff.training.start import freeze
 from videodiff.verbs.config.arguments import spell
 from videodiff.verbs.config.build import build_data
 from videodiff.verbs.config.checking import check_composed
 from videodiff.verbs.config.groups import conf_dir
+from videodiff.verbs.plan.job import job_of
 
 Call = Callable[..., tuple[int, str, str]]
 SMALL = ("model.depth=2", "model.width=32", "model.heads=2", "model.axes=[space,time]", "objective=latent")
@@ -96,6 +101,17 @@ def test_training_takes_the_line_as_it_was_planned(
     assert found["steps"] == pytest.approx(cfg.trainer.max_steps, abs=0.5)
     # What was typed comes back as it was typed.
     assert {"freeze=[text.*]", "trust=[a.b]", "name=two words"} & set(how) <= set(line)
+
+
+@pytest.mark.parametrize("pattern", ["[0-3].*", "5.*", "*[02468].*", "*.attention.*", "[3-8].*"])
+def test_frozen_weights_of_any_block_are_counted_as_such(pattern: str) -> None:
+    # Nine blocks are no whole number of pairs.
+    more = ["model.depth=9", "model.axes=[space,time]", "model.captioned=[true,false]"]
+    cfg = composed(["experiment=bouncing_cpu", *more, f"freeze=['denoiser.blocks.{pattern}']"])
+    network = instantiate(cfg.model, channels=3, text_width=64)
+    freeze(nn.ModuleDict({"denoiser": network}), cfg.freeze)
+    found, wanted = job_of(cfg, cpu=True).trace("none", False).weights, weights_of(network)
+    assert (found.all, found.tensors, found.frozen) == (wanted.all, wanted.tensors, wanted.frozen)
 
 
 def test_cards_that_micro_batches_do_not_divide_over_are_told(call: Call) -> None:

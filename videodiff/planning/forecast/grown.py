@@ -42,8 +42,14 @@ class Grown:
         return float(self.of(lambda one: one.peaks(gradient / scale)).max()) * scale
 
 
-def traced(make: Make, cycle: int, depth: int, clips: int = 2) -> Grown:
-    """Return the operations of a network of `depth` blocks, whose kinds of block repeat after `cycle` blocks."""
-    few, more = (cycle, 2 * cycle) if depth > 2 * cycle else (depth, depth)
+def traced(make: Make, cycle: int, depth: int, unlike: int = 0, clips: int = 2) -> Grown:
+    """Return the operations of a network of `depth` blocks.
+
+    The kinds of block repeat after `cycle` blocks, at least from the `unlike` first ones on. Both traces end with the
+    kind of block with which the network ends: whole cycles are missing.
+    """
+    least = max(cycle, unlike + 1)
+    few = least + (depth - least) % cycle
+    few, more = (few, few + cycle) if depth > few + cycle else (depth, depth)
     first = passes(make, few, clips)
     return Grown(first, first if few == more else passes(make, more, clips), (few, more), depth, clips)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from videodiff.planning.forecast.grown import Grown, traced
 from videodiff.planning.forecast.memory import SPLIT
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
-from videodiff.training.start import freeze
+from videodiff.training.start import freeze, matches
 from videodiff.verbs.config.build import check_patch, costs, fill_text, network_of_run, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
@@ -83,7 +82,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         key = (*parts, *cfg.freeze, network, every_of(cfg), cycle_of(cfg), latent, level, half, halved, cpu)
         if key not in TRACED:
             with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else norms_by_one_kernel():
-                TRACED[key] = traced(make, cycle_of(cfg), cfg.model.depth)
+                TRACED[key] = traced(make, cycle_of(cfg), cfg.model.depth, unlike_of(cfg))
         return TRACED[key]
 
     return Job(
@@ -116,6 +115,20 @@ def refused(cfg: DictConfig) -> tuple[str, ...]:
 def every_of(cfg: DictConfig) -> int:
     """Return which blocks recompute repeats: every k-th one."""
     return cfg.recompute.every if cfg.get("recompute") else 1
+
+
+def unlike_of(cfg: DictConfig) -> int:
+    """Return the number of first blocks after which `freeze=` names in each block the same as one cycle before."""
+    if not cfg.freeze:
+        return 0
+    with torch.device("meta"):
+        blocks = instantiate(cfg.model, channels=1, text_width=1).blocks
+    frozen = [
+        {name for name, _ in block.named_parameters() if matches(f"denoiser.blocks.{number}.{name}", cfg.freeze)}
+        for number, block in enumerate(blocks)
+    ]
+    pairs = enumerate(zip(frozen, frozen[cycle_of(cfg) :], strict=False), start=1)
+    return max((number for number, (one, after) in pairs if one != after), default=0)
 
 
 def cycle_of(cfg: DictConfig) -> int:
@@ -192,8 +205,8 @@ def maker(
     def make(blocks: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
         made = instantiate(cfg.model, channels=c, text_width=network.text_width, depth=blocks)
         parts = nn.ModuleDict({"denoiser": made})
-        # Patterns of the text encoder, and of blocks beyond those of the trace, name nothing here.
-        found = [one for one in cfg.freeze if any(fnmatchcase(name, one) for name, _ in parts.named_parameters())]
+        # Patterns of the text encoder name nothing here.
+        found = [one for one in cfg.freeze if any(matches(name, [one]) for name, _ in parts.named_parameters())]
         freeze(parts, found, objective.learns)
         if precision.halved:
             halve(made)
