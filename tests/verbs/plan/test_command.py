@@ -303,3 +303,23 @@ def test_a_training_that_cannot_run_as_it_stands_is_told_why(call: Call, how: li
     stands = next(line for line in out.splitlines() if line.startswith("as it stands"))
     assert (f"it cannot run: {told}" in stands or told in stands) if told else stands.endswith("it fits")
     assert ("no faults: save when you like" in out) == (told is None)
+
+
+# What the headers of the recipes say.
+HARDWARE = {
+    "uniform_gpu": ["experiment=uniform_gpu", "cluster=4090x1"],
+    "phyworld_study": ["experiment=phyworld_study", "model=B", "cluster=h100x8", "cluster.cards=1"],
+    "phyworld_study, XL": [
+        *("experiment=phyworld_study", "model=XL", "data.micro_batch=2"),
+        *("cluster=h100x8", "cluster.cards=1"),
+    ],
+    "hdvila_256": ["experiment=hdvila_256", "cluster=h100x8"],
+}
+
+
+@pytest.mark.parametrize("recipe", HARDWARE)
+def test_a_recipe_fits_as_it_stands_on_the_hardware_of_its_header(recipe: str, call: Call) -> None:
+    status, out, err = call("plan", *HARDWARE[recipe])
+    assert status == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("as it stands")]
+    assert line.endswith(": it fits")
