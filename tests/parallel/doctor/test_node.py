@@ -51,6 +51,22 @@ def test_a_variable_that_harms_is_named_with_what_to_do(
     assert found.stops == stops
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        # A sign before the list is of the whole list, and names that are not there may be excluded.
+        *(("NCCL_SOCKET_IFNAME", value, True) for value in ("^lo99,docker99", "^docker99,virbr99", "l,eth99", "=lo,x")),
+        *(("NCCL_SOCKET_IFNAME", value, False) for value in ("=l", "eth99", "=eth99,l")),
+        # Gloo knows no signs, and wants each name.
+        *(("GLOO_SOCKET_IFNAME", value, True) for value in ("lo", "l")),
+        *(("GLOO_SOCKET_IFNAME", value, False) for value in ("lo,eth99", "^eth99", "=lo")),
+    ],
+)
+def test_a_network_card_is_found_as_the_library_finds_it(name: str, value: str, right: bool) -> None:
+    found = list(variables(FOUR._replace(local_world=1), {"OMP_NUM_THREADS": "1", name: value}))
+    assert [finding.about for finding in found if finding.stops] == ([] if right else [name])
+
+
 def test_variables_that_agree_are_one_line() -> None:
     settings = {
         "OMP_NUM_THREADS": "1",

@@ -7,7 +7,7 @@ import resource
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -115,17 +115,27 @@ def variables(place: Place, environment: Mapping[str, str]) -> Iterator[Finding]
     for name in FOR_DEBUGGING:
         if environment.get(name, "") not in ("", "0", "OFF"):
             yield Finding(name, environment[name], "nothing, in a long run", f"unset {name}")
-    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-        there = [card for _, card in socket.if_nameindex()]
-        wanted = [
-            card.lstrip("=") for card in environment.get(name, "").split(",") if card and not card.startswith("^")
-        ]
-        if wanted and not any(card.startswith(part) for card in there for part in wanted):
+    there = [card for _, card in socket.if_nameindex()]
+    for name, finds in (("NCCL_SOCKET_IFNAME", nccl_finds), ("GLOO_SOCKET_IFNAME", gloo_finds)):
+        if environment.get(name) and not finds(environment[name], there):
             yield Finding(
                 name, environment[name], f"one of {', '.join(there)}", f"unset {name}, or name one of these", True
             )
     if not found:
         yield Finding("variables", f"started by {place.by}: process {place.rank} of {place.world}")
+
+
+def nccl_finds(value: str, cards: Sequence[str]) -> bool:
+    """Return whether NCCL finds a card by a list of beginnings of names: `^` excludes them, `=` takes whole names."""
+    excluded, listed = value.startswith("^"), value.removeprefix("^")
+    exact = listed.startswith("=")
+    parts = [part.partition(":")[0] for part in listed.removeprefix("=").split(",") if part]
+    return any(any(card == p if exact else card.startswith(p) for p in parts) != excluded for card in cards)
+
+
+def gloo_finds(value: str, cards: Sequence[str]) -> bool:
+    """Return whether gloo finds a card by each beginning of a name in a list."""
+    return all(any(card.startswith(part) for card in cards) for part in value.split(","))
 
 
 def names(place: Place, environment: Mapping[str, str]) -> Iterator[Finding]:
