@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import webdataset
 
+from data_prep.books.request import BadInput
+from data_prep.sources.webdataset import read_webdataset
 from tests.material.made_clips import sample, write_dataset
 from videodiff.data.samples import indexing, members
 from videodiff.data.samples.indexing import index_tars
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_captions, read_sample, video_of
 from videodiff.data.storage.listing import Passed
+from videodiff.data.tars.source import Fault, read_tars
 from videodiff.data.video.decode import decode
 
 MP4 = sample(0)[0]["mp4"]
@@ -145,6 +148,19 @@ def test_extensions_of_a_header_without_end_cost_the_rest_of_their_tar(tmp_path,
         "found over 16 headers for one member, expected fewer",
         f"found a header of {2**32} bytes, expected at most {2**20}",
     ]
+
+
+@pytest.mark.parametrize("size", [-512, -1, 2**63 - 1, 2**80])
+def test_a_size_that_no_file_has_ends_its_tar_for_every_reader(tmp_path, size):
+    good, last = blocks(b"0", MP4, name="a.mp4"), blocks(b"0", MP4, name="c.mp4")
+    (tmp_path / "a.tar").write_bytes(good + last + blocks(b"0", b"", size) + last + bytes(1024))
+    found = f"found a file of {size} bytes, expected 0 to {2**36}"
+    manifest, unusable = index_tars(str(tmp_path), workers=1)
+    assert manifest.column("key").tolist() == ["a"]
+    assert found in unusable[0].reason
+    assert found in next(item.detail for item in read_webdataset(tmp_path) if isinstance(item, BadInput))
+    faults = (item.reason for item in read_tars([str(tmp_path / "a.tar")], [0]) if isinstance(item, Fault))
+    assert found in next(faults)
 
 
 def test_sparse_files_cost_only_themselves(tmp_path):

@@ -15,6 +15,8 @@ HEADER_LIMIT, CHAIN_LIMIT = 2**20, 16
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 EXTENSIONS += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 VIDEO_LIMIT = 2**31
+# Bytes of any file in a tar.
+MEMBER_LIMIT = 2**36
 MOVIES = tuple(ending[1:] for ending in VIDEOS)
 STILLS = tuple(ending[1:] for ending in PICTURES)
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
@@ -26,9 +28,11 @@ APART = (
 
 
 class BoundedHeader(tarfile.TarInfo):
-    """A tar header that refuses large extensions (long names, pax records), and more of them than a member has.
+    """A tar header that refuses what would fill the memory or never end.
 
-    tarfile reads an extension whole into memory, and calls itself for what follows it.
+    tarfile reads an extension (a long name, a pax record) whole into memory, and calls itself for what follows it.
+    After a file of a size below 0 it reads the same header again. In a stream it reads up to the end of a file as large
+    as the header says, also beyond the end of the tar.
     """
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
@@ -39,6 +43,11 @@ class BoundedHeader(tarfile.TarInfo):
         if tar.chain > CHAIN_LIMIT:
             raise tarfile.ReadError(f"found over {CHAIN_LIMIT} headers for one member, expected fewer")
         return super()._proc_member(tar)
+
+    def _block(self, count: int) -> int:
+        if not 0 <= count <= MEMBER_LIMIT:
+            raise tarfile.ReadError(f"found a file of {count} bytes, expected 0 to {MEMBER_LIMIT}")
+        return super()._block(count)
 
 
 class Watched:
