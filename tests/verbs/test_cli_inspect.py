@@ -13,13 +13,17 @@ import torch
 from PIL import Image
 
 from tests.conftest import finish, start, tiny
+from tests.material.made_clips import sample, write_dataset
 from tests.material.runs.saved_state import tensors_of
 from tests.material.servers.loopback import site
+from videodiff.data.loader.datamodule import clip_data
+from videodiff.data.loader.stream import GlobalBatches
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_captions, read_sample
 from videodiff.data.video.decode import probe
 from videodiff.data.video.encode import encode
 from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
+from videodiff.verbs.inspect import show
 
 Call = Callable[..., tuple[int, str, str]]
 LARGE, IMAGE = "{frames:8,height:16,width:16,keep:0.5}", "{frames:1,height:16,width:16}"
@@ -197,3 +201,15 @@ def test_a_run_goes_on_with_other_stages_to_come(
         status, _, err = call("train", "resume=runs/one", "data.buckets=null", stages, f"trainer.max_steps={steps}")
         assert status == expected, err
     assert "data.stages: found [0, 1], expected [0, 2] as in the checkpoint" in err
+
+
+def test_a_clip_whose_caption_cannot_be_read_does_not_hide_the_others_of_its_batch(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, count=2)
+    shard = root / "shard-00000.tar"
+    caption = read_captions(sample(1)[0])[0].encode()
+    shard.write_bytes(shard.read_bytes().replace(caption, b"\xe4" + caption[1:]))
+    data = clip_data(root=str(root), frames=4, height=16, width=16, global_batch=2)
+    step = show(data, GlobalBatches(data.order, data.training), 0, 2)
+    assert sorted(clip.frames is None for clip in step.clips) == [False, True]
+    (note,) = (clip.note for clip in step.clips if clip.frames is None)
+    assert note.startswith(f"cannot be read: {shard}: clip1: ")

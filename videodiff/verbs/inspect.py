@@ -27,7 +27,6 @@ from videodiff.data.samples.inspection import (
 )
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.tars.datamodule import TarDataModule
-from videodiff.data.video.decode import DecodeError
 from videodiff.planning.steps import format_plan, plan
 from videodiff.planning.throughput import measure
 from videodiff.printing import say
@@ -191,7 +190,8 @@ def show(data: ClipDataModule, batches: GlobalBatches, step: int, clips: int) ->
             frames += f" of {task.row['frames']}" + f", one in {stride}" * (stride > 1)
             note = f"{where}, {frames}, {sample['fps']:.4g} fps"
             shown.append(Shown(sample["caption"], note, sample.get("video")))
-        except (DecodeError, ManifestError) as error:
+        # Training replaces such a clip, whatever of it cannot be read.
+        except ValueError as error:
             shown.append(Shown("", f"cannot be read: {error}", None))
     bucket = data.training[items[0].dataset].buckets[items[0].bucket]
     return Step(f"step {step:,}: {bucket}, epoch {items[0].epoch}, the first {len(shown)} of {len(items)} clips", shown)

@@ -169,6 +169,15 @@ def test_latents_and_text_that_nobody_says_the_origin_of_are_an_error(manifest):
             clips(manifest, deliver=(what,))
 
 
+def test_a_caption_that_cannot_be_read_is_an_error_that_names_shard_and_key(tmp_path):
+    with ShardWriter(tmp_path) as writer:
+        writer.add("bad", *sample(0, captions=("a red ball",)))
+    shard = tmp_path / "shard-00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"a red ball", b"\xe4 red ball"))
+    with pytest.raises(ValueError, match=r"shard-00000\.tar: bad: txt: found a byte 0xe4 that is not UTF-8"):
+        clips(Manifest.load(tmp_path))(0)
+
+
 def test_an_undecodable_video_is_an_error_that_names_shard_and_key(tmp_path):
     members, row = sample(0)
     with ShardWriter(tmp_path) as writer:

@@ -36,6 +36,7 @@ from videodiff.data.samples.shards import (
     read_texts,
     video_of,
 )
+from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.cache import CachedFolder
 from videodiff.data.video.decode import DecodeError, decode_into
 from videodiff.data.video.decoders import decoder_named
@@ -347,8 +348,11 @@ class Reader:
                 raise DecodeError(f"{where}.{video}: {error}") from error
         latent = read_latent(members["latent.npy"], where) if "latent" in self.deliver else None
         texts = [read_text(members[name], where) for name in names["text"] if "text" in self.deliver]
-        frames, captions = out if "video" in self.deliver else None, read_texts(members) or [Text("")]
-        return Loaded(frames, numbers, captions, read_notes(members).get("truth"), latent, texts)
+        try:
+            captions, truth = read_texts(members) or [Text("")], read_notes(members).get("truth")
+        except SidecarError as error:
+            raise SidecarError(f"{where}: {error}") from error
+        return Loaded(out if "video" in self.deliver else None, numbers, captions, truth, latent, texts)
 
     def alone(self, task: Task) -> dict[str, Any]:
         """Read a task in this process; return the sample with its frames as `video`."""
