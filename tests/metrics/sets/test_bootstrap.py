@@ -28,6 +28,16 @@ def test_the_standard_error_is_the_spread_of_repeated_measurements() -> None:
     assert np.mean([one.stderr for one in again]) == pytest.approx(np.std([one.value for one in again]), rel=0.3)
 
 
+def test_clips_that_resemble_their_truth_are_drawn_with_it() -> None:
+    def pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        truth = drawn(100, seed)
+        return truth, 0.9 * truth + np.sqrt(1 - 0.9**2) * drawn(100, 500 + seed) + 0.5
+
+    again = [estimate(frechet_distance, *pair(seed), 60, seed, paired=True) for seed in range(40)]
+    assert np.mean([one.stderr for one in again]) == pytest.approx(np.std([one.value for one in again]), rel=0.3)
+    assert sum(one.low <= 1.5 <= one.high for one in again) >= 34
+
+
 def test_frames_of_a_clip_are_drawn_together() -> None:
     # Sixteen equal frames a clip are no more clips than one frame each: the error must be the same.
     one, other = drawn(80, 0), drawn(80, 1, 0.5)

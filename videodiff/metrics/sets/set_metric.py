@@ -100,9 +100,9 @@ class SetMetric:
         fewer = f", or least={count} to measure fewer, which makes it larger" if count >= LEAST else ""
         return f"found {count} clips, expected at least {least}{why}; clips={least}{fewer}"
 
-    def measure(self, truth: np.ndarray, made: np.ndarray) -> Estimate:
+    def measure(self, truth: np.ndarray, made: np.ndarray, paired: bool) -> Estimate:
         """Return the distance of two sets of features, with its interval."""
-        return estimate(self.distance, truth, made, self.settings.get("resamples") or RESAMPLES)
+        return estimate(self.distance, truth, made, self.settings.get("resamples") or RESAMPLES, paired=paired)
 
     def compare(self, features: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
         """Return the estimate of each figure: every task against the truth, and the truth in two halves.
@@ -110,7 +110,8 @@ class SetMetric:
         features: those of the clips of each task and of the truth, in the same order.
         """
         truth = features[TRUTH]
-        found = {f"{task}_{self.name}": self.measure(truth, each) for task, each in features.items() if task != TRUTH}
+        tasks = [task for task in features if task != TRUTH]
+        found = {f"{task}_{self.name}": self.measure(truth, features[task], paired=True) for task in tasks}
         if len(truth) >= 4:
-            found[f"{TRUTH}_{self.name}"] = self.measure(truth[::2], truth[1::2])
+            found[f"{TRUTH}_{self.name}"] = self.measure(truth[::2], truth[1::2], paired=False)
         return found
