@@ -98,10 +98,10 @@ def read(words: Sequence[str]) -> Run:
 
 def label(name: str) -> str:
     """Return a name that Kubernetes accepts: at most 40 characters, because names of pods extend it."""
-    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not found:
         raise ValueError(f"name: found {name!r}, expected letters or digits in it")
-    return found if found[0].isalpha() else f"run-{found}"[:40]
+    return (found if found[0].isalpha() else f"run-{found}")[:40].strip("-")
 
 
 def metadata(settings: dict[str, str], name: str) -> dict[str, Any]:

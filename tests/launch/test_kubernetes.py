@@ -126,6 +126,8 @@ def test_an_error_of_the_run_ends_it_and_a_lost_pod_begins_again(make: Callable[
         ("lr_0.001", "lr-0-001"),
         ("7b", "run-7b"),
         ("x" * 90, "x" * 40),
+        # The dash is the last of the forty characters.
+        ("1" * 35 + "-x", "run-" + "1" * 35),
         ("a" * 39 + "_b", "a" * 39),
     ],
 )

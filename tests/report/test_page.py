@@ -177,6 +177,8 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_named(tmp_path, capsys):
     root = write_run(tmp_path / "run")
     steps = sorted((root / "samples").glob("step_*"))
     (steps[0] / "clip_0.mp4").write_bytes(b"")
+    # A name must not steer the terminal.
+    (steps[0] / "\x1b[2J.mp4").write_bytes(b"")
     whole = (steps[1] / "clip_1.mp4").read_bytes()
     (steps[1] / "clip_1.mp4").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "secret.mp4").write_bytes(whole)
@@ -188,7 +190,9 @@ def test_videos_that_cannot_be_decoded_are_left_out_and_named(tmp_path, capsys):
     left_out = [steps[0] / "clip_0.mp4", steps[1] / "clip_1.mp4", steps[2] / "clip_9.mp4",
                 root / "evaluation/1_sampled.mp4", root / "evaluation/5_sampled.mp4"]  # fmt: skip
     assert all(f"left out {path}: " in said for path in left_out)
-    assert "5 videos are left out of this page" in page
+    assert "\\x1b[2J.mp4: " in said
+    assert "\x1b" not in said
+    assert "6 videos are left out of this page" in page
     # Four continuations with their truth and four clips from captions, less one each; twelve samples less two.
     assert page.count("data:video/mp4;base64,") == 3 * 2 + 3 + 10
     write_hero(root, tmp_path / "hero.png")

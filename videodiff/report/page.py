@@ -16,6 +16,7 @@ from PIL import Image
 
 from videodiff.data.storage.files import write_whole
 from videodiff.metrics.metric import Quantity
+from videodiff.printing import say
 from videodiff.report import table
 from videodiff.report.curves import Panel, draw, panels, plot_ranking
 from videodiff.report.run import Clip, Run, facts, flatten, read_run
@@ -38,7 +39,7 @@ def write_report(run: Path, known: Mapping[str, Quantity] = table.NOTHING) -> Pa
     template, shown = environment().get_template("template.html.j2"), content(found, known)
     path = write_whole(found.path / "report.html", template.render(shown).encode())
     for line in shown["left_out"]:
-        print(f"videodiff report: left out {line}")
+        say(f"videodiff report: left out {line}")
     return path
 
 
