@@ -68,6 +68,7 @@ MISTAKES = {
     "sample": (["sample", "nowhere"], "run: found no nowhere/config.yaml, expected the folder of a training run"),
     "source": (["pack", "source=nowhere", "out=there"], "nowhere"),
     "clips": (["simulate", "out=there", "clips=0"], "'clips=0': found 0, expected a whole number of at least 1"),
+    "size": (["simulate", "out=there", "size=33"], "'size=33': found 33, expected an even number of at least 2"),
     "split": (["simulate", "out=there", "world.split=tests"], "found 'tests', expected one of train, held_out, all"),
     "inspect": (["inspect", "nowhere"], "folder: found no nowhere, expected a dataset, a run or a checkpoint"),
     "data": (["train", "data.root=nowhere"], "nowhere: found no such folder, expected a dataset"),

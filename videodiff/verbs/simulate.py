@@ -24,9 +24,6 @@ from videodiff.worlds.scene import render
 def run(cfg: DictConfig) -> None:
     """Write the clips into a temporary folder and rename it when all are written."""
     out = Path(cfg.out)
-    for key in ("clips", "size"):
-        if cfg[key] < 1:
-            raise ValueError(f"{key}: found {cfg[key]}, expected at least 1")
     world = instantiate(cfg.world)
     work = out.with_name(f".{out.name}.partial")
     with owning(work, "simulate"):

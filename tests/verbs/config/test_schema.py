@@ -157,7 +157,7 @@ WRONG_ELSEWHERE = [
     ),
     *(("sample", each) for each in ("known=[a]", "known=[]", "seed=-1", "prompts=3", "prompts=[1]", "checkpoint=''")),
     *(("evaluate", each) for each in ("clips=0", "given=0", "batch=0", "tasks=continuation", "tasks=[x]", "keep=-1")),
-    *(("simulate", each) for each in ("size=0", "crf=60", "world.fps=0", "workers=0", "world.balls={1:x}")),
+    *(("simulate", each) for each in ("size=0", "size=33", "crf=60", "world.fps=0", "workers=0", "world.balls={1:x}")),
     *(("pack", each) for each in ("timeout=0", "shard_bytes=0", "require_caption=maybe", "short_side=1")),
     *(("cache", each) for each in ("sizes=[256,256]", "sizes=[[256]]", "stride=0", "video=2")),
     *(("prep", each) for each in ("caption.by=endpont", "prep.filter.motion.min=x", "acquire.rate=0", "retry=all")),

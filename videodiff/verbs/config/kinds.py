@@ -70,6 +70,12 @@ def whole(least: int | None = None, most: int | None = None) -> Kind:
     return kind("a whole number" + limits(least, most), accepts)
 
 
+def even(least: int) -> Kind:
+    """Return the kind of even numbers from one on."""
+    accepts = lambda value: is_whole(value) and value >= least and value % 2 == 0  # noqa: E731
+    return kind(f"an even number of at least {least}", accepts)
+
+
 def number(
     least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
 ) -> Kind:

@@ -23,6 +23,7 @@ from videodiff.verbs.config.kinds import (
     Kind,
     choice,
     either,
+    even,
     instead,
     is_whole,
     kind,
@@ -578,7 +579,7 @@ VERBS: dict[str, Kind] = {
         gb_per_s=number(0),
     ),
     "simulate": record(
-        world=PART, out=HERE, clips=COUNT, first_seed=whole(0), size=COUNT, crf=whole(0, 51), workers=optional(COUNT)
+        world=PART, out=HERE, clips=COUNT, first_seed=whole(0), size=even(2), crf=whole(0, 51), workers=optional(COUNT)
     ),
     "pack": record(
         source=PLACE,
