@@ -49,6 +49,7 @@ SHORT = {
             "model.depth=2",
             "model.heads=2",
             "data.global_batch=2",
+            "data.micro_batch=null",
             "data.num_workers=1",
             "data.validation_clips=2",
         ),

@@ -165,7 +165,7 @@ def test_a_key_that_the_chosen_schedule_does_not_take_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # A recipe that sets a key of its own schedule.
-    recipe = ["experiment=uniform_gpu", *tiny(world_dataset), "schedule=constant"]
+    recipe = ["experiment=uniform_gpu", *tiny(world_dataset), "data.micro_batch=null", "schedule=constant"]
     status, _, err = call("train", *recipe)
     assert status == 1
     assert "schedule.decay: found no key 'schedule.decay'; expected warmup (~schedule.decay removes it)" in err

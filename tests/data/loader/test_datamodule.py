@@ -407,7 +407,7 @@ def test_batches_follow_from_what_a_clip_costs(root):
         ({"weights": [1], "more": [{"root": "x", "repeat": 2}]}, "data.weights: found a repeat in data.more too"),
         (
             {"batch": {"micro_batches": 4, "tokens": 8}, "micro_batch": 2},
-            "data.batch: found together with micro",
+            "data.batch: found beside data.micro_batch=2",
         ),
         ({"batch": {"micro_batches": 4}}, "data.batch: found micro_batches, expected tokens too"),
     ],
