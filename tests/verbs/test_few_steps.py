@@ -171,10 +171,10 @@ def test_a_sampler_between_the_trained_steps_is_told(
 def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
     call: Call, teacher: Path, world_dataset: Path, tmp_path: Path
 ) -> None:
-    one_level = "model.step_rank: found 0, expected a rank such as 16 for {}=flow_map"
+    no_rank = "model.step_rank: found 0, expected a rank such as 16 for {}=flow_map"
     mistakes = {
-        "objective=flow_map": one_level.format("objective"),
-        "sampler=flow_map": one_level.format("sampler"),
+        "objective=flow_map": no_rank.format("objective"),
+        "sampler=flow_map": no_rank.format("sampler"),
         "objective=progressive": "objective.teacher: found none, expected a run",
     }
     for mistake, said in mistakes.items():
@@ -193,7 +193,7 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
         assert (status, err.count("\n")) == (1, 1), err
         assert said in err
     status, _, err = call("sample", str(teacher), PROMPT, "sampler=flow_map", f"out={tmp_path / 'made'}")
-    assert (status, one_level.format("sampler") in err) == (1, True), err
-    # A network with one level cannot learn a second one without a word of the new weights.
+    assert (status, no_rank.format("sampler") in err) == (1, True), err
+    # A network without weights for steps cannot take them up without a word of the new ones.
     status, _, err = call("train", *tiny(world_dataset), *MAP[:-1], f"start_from={teacher}", f"run={tmp_path / 'run'}")
     assert (status, "denoiser.embed_step" in err, "step.qkv" in err) == (1, True, True), err

@@ -49,7 +49,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     9: {"videodiff.diffusion.flow_map.FlowMap": {"steps": [], "pieces": 6, "width": 0.1}},
     10: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"captioned": [True]}},
     11: {"videodiff.generation.settings.Generation": {"guide": "caption"}},
-    # No rank: all weights of the flow maps of before took steps. None can be made of them any more.
+    # No rank: all weights of the flow maps of before took steps. No clip can be sampled by them any more.
     12: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"step_rank": 0}},
     13: {"videodiff.diffusion.flow_map.FlowMap": {"own": 0.0}},
 }
