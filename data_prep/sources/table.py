@@ -66,7 +66,7 @@ def read_table(
 def rows_of(source: str | Path, columns: Iterable[str], passed: Passed | None = None) -> Rows:
     """Return the rows of a table of any kind."""
     names = [name for name, _ in files_of(source, *READERS)]
-    found = {ending: reader for name in names if (reader := reader_of(name)) for ending in [ending_of(name).lower()]}
+    found = {ending_of(name).lower(): reader for name in names if (reader := reader_of(name))}
     if len(set(found.values())) != 1:
         raise ValueError(
             f"source: found {' and '.join(sorted(found)) or 'none'} in {source}, expected one of {', '.join(READERS)}"

@@ -120,8 +120,10 @@ def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
 def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
     """Return the lines of the Markdown: a table for each set of clips and task, a column for each of the last runs."""
     lines = [f"{damaged} lines of the file are no rows and are left out."] if damaged else []
-    for place in dict.fromkeys(tuple(str(row[name]) for name in APART) for row in rows):
-        mine = [row for row in rows if tuple(str(row[name]) for name in APART) == place]
+    apart: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        apart.setdefault(tuple(str(row[name]) for name in APART), []).append(row)
+    for place, mine in apart.items():
         dataset, clips, given = map(escaped, place)
         lines += [*[""] * bool(lines), f"## {dataset}, {clips} clips, {given} given frames", ""]
         if len(mine) > MOST_COLUMNS:

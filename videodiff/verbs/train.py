@@ -322,10 +322,12 @@ def check_strategy(cfg: DictConfig, strategy: Strategy | str) -> None:
 
 def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
     """Yield a line if an objective that trains the steps of a sampler trains those of another one than the run's."""
+    if not model.objective.on_steps:
+        return
     tokens = math.prod(latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width)[1:])
     levels = model.objective.levels
     trained = token_shift(tokens, levels.base_tokens, levels.base_shift)
-    if model.objective.on_steps and not math.isclose(trained, cfg.sampler.shift, rel_tol=0.01):
+    if not math.isclose(trained, cfg.sampler.shift, rel_tol=0.01):
         yield (
             f"sampler.shift: found {cfg.sampler.shift:g}, expected {trained:.3g}, at which objective.levels trains the "
             "steps: samples fall between them"

@@ -397,9 +397,16 @@ def sample_of(row: dict[str, Any]) -> SampleId:
 
 
 def size_of(row: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the size with the aspect ratio nearest to the clip's, the first one of several."""
-    aspect = math.log(row["width"] / row["height"])
-    return min(((h, w) for h, w in sizes), key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
+    """Return the height and width at which a clip is encoded."""
+    height, width = nearest_sizes(np.array([row["height"]]), np.array([row["width"]]), sizes)[0].tolist()
+    return height, width
+
+
+def nearest_sizes(height: np.ndarray, width: np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return for each clip the size (n, 2) with the aspect ratio nearest to its own, the first one of several."""
+    table = np.array(sizes)
+    aspects = np.log(table[:, 1] / table[:, 0])[:, None] - np.log(width / height)
+    return table[np.abs(aspects).argmin(axis=0)]
 
 
 def captions_of(members: dict[str, bytes]) -> list[str] | SidecarError:
@@ -465,9 +472,8 @@ def finish(plan: Plan, source: Manifest, records: dict[str, dict[str, Any]]) -> 
 
 def enlarged(source: Manifest, sizes: Sequence[tuple[int, int]]) -> int:
     """Return how many clips of a dataset are smaller than the size at which they are encoded."""
-    found, table = 0, np.array(sizes)
+    found = 0
     for height, width in source.by_shard("height", "width"):
-        aspects = np.abs(np.log(table[:, 1] / table[:, 0])[:, None] - np.log(width / height))
-        wanted = table[aspects.argmin(axis=0)]
+        wanted = nearest_sizes(height, width, sizes)
         found += int(((height < wanted[:, 0]) | (width < wanted[:, 1])).sum())
     return found

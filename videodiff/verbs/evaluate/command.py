@@ -157,14 +157,12 @@ def tasks_of(cfg: DictConfig, given: int, shape: Trained, remark: Remark) -> lis
 
 def idle(cfg: DictConfig, generation: Generation, tasks: Sequence[str]) -> list[str]:
     """Return a line for each setting of this call that changes nothing."""
-    told = generation.guide == "history" and list(tasks) == [CONTINUATION]
-    why = {
-        "scale": f"the known frames guide by history={generation.history:g}"
-        if told and generation.history != 1
-        else "",
-        "guide": "" if CONTINUATION in tasks else "no frame is known",
-    }
-    return [f"{name}: found {cfg[name]}, which changes nothing: {why[name]}" for name in why if cfg[name] and why[name]]
+    why = {}
+    if generation.guide == "history" and generation.history != 1 and list(tasks) == [CONTINUATION]:
+        why["scale"] = f"the known frames guide by history={generation.history:g}"
+    if CONTINUATION not in tasks:
+        why["guide"] = "no frame is known"
+    return [f"{key}: found {cfg[key]}, which changes nothing: {reason}" for key, reason in why.items() if cfg[key]]
 
 
 def identity(job: Job, checkpoint: Path) -> dict[str, Any]:
