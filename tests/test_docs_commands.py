@@ -27,7 +27,7 @@ from tests.material.servers.chat_server import chat_server
 from videodiff import cli
 from videodiff.data.loader.datamodule import RECORDS
 from videodiff.data.loader.settings import built
-from videodiff.data.order.arithmetic import micro_batches
+from videodiff.data.order.arithmetic import micro_batches, usual_batch
 from videodiff.data.video.encode import encode
 from videodiff.planning.cost import Cost
 from videodiff.verbs.config.groups import conf_dir
@@ -49,7 +49,6 @@ SHORT = {
             "model.depth=2",
             "model.heads=2",
             "data.global_batch=2",
-            "data.micro_batch=null",
             "data.num_workers=1",
             "data.validation_clips=2",
         ),
@@ -256,8 +255,9 @@ def test_the_data_of_a_training_that_is_only_composed_go_together(command: Shown
     settings |= {"cost": lambda bucket: Cost(bucket.frames * bucket.height * bucket.width, bucket.frames * 16 * 16)}
     del settings["_target_"]
     datasets, shapes, batches, _, _ = built(RECORDS, settings)
-    _, whole, micro = batches.planned(datasets, shapes)
-    assert micro_batches(whole, micro, cfg.trainer.devices * cfg.trainer.num_nodes) >= 1
+    sizes = [size for stage in batches.planned(datasets, shapes) for size in stage.batch_sizes]
+    world, whole = cfg.trainer.devices * cfg.trainer.num_nodes, usual_batch(batches.global_batch, sizes)
+    assert micro_batches(sizes, whole, batches.micro_batch, world, count=batches.count) >= 1
 
 
 def test_no_command_leaves_something_to_be_filled_in() -> None:

@@ -152,7 +152,7 @@ def test_sizes_and_batches_that_do_not_divide_are_named(
     _, _, err = call("train", *tiny(world_dataset), odd)
     assert "data.buckets[0].width: found 14, expected a multiple of 4" in err
     _, _, err = call("train", *tiny(world_dataset), "trainer.devices=3", "strategy=ddp")
-    assert "global_batch: found 4, expected a multiple of micro_batch 1 x 3 processes" in err
+    assert "data.global_batch: found 4, expected a multiple of 3 processes (valid processes: 1, 2, 4)" in err
     shared = ["strategy=ddp", "trainer.devices=16", "strategy.sequence_parallel=16", "model.patch=[2,4,4]"]
     status, _, err = call("train", *tiny(world_dataset), *shared)
     assert status == 1
@@ -160,12 +160,26 @@ def test_sizes_and_batches_that_do_not_divide_are_named(
     assert f"{told} (nearest: 4)" in err
 
 
+def test_a_micro_batch_is_a_limit_and_the_record_says_what_was_taken(
+    call: Call, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["data.global_batch=6", "data.micro_batch=4", "trainer.max_steps=1"]
+    status, out, err = call("train", "name=few", *tiny(world_dataset), *few)
+    assert status == 0, err
+    assert "data.micro_batch: takes 3 at once, not 4: the 6 clips of a process divide by no more" in out
+    assert yaml.safe_load((tmp_path / "runs/few/config.yaml").read_text())["data"]["micro_batch"] == 3
+    # A resume has the limit again, not what fitted the batch of before.
+    overrides = yaml.safe_load((tmp_path / "runs/few/overrides.yaml").read_text())
+    assert "data.micro_batch=4" in overrides
+
+
 def test_a_key_that_the_chosen_schedule_does_not_take_is_named(
     call: Call, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # A recipe that sets a key of its own schedule.
-    recipe = ["experiment=uniform_gpu", *tiny(world_dataset), "data.micro_batch=null", "schedule=constant"]
+    recipe = ["experiment=uniform_gpu", *tiny(world_dataset), "schedule=constant"]
     status, _, err = call("train", *recipe)
     assert status == 1
     assert "schedule.decay: found no key 'schedule.decay'; expected warmup (~schedule.decay removes it)" in err

@@ -105,7 +105,10 @@ def test_inspect_reads_a_dataset_at_a_url(call: Call, world_dataset: Path, tmp_p
 
 
 MISTAKES = {
-    "processes": (["world_size=3"], "expected a multiple of micro_batch 2 x 3 processes (valid processes: 1, 2)"),
+    "processes": (
+        ["world_size=3"],
+        "data.batch.micro_batches: found 2, expected a multiple of 3 processes (valid processes: 1, 2)",
+    ),
     "rising": (
         [f"data.stages=[{{until:0,buckets:[{IMAGE}]}},{{buckets:[{IMAGE}]}}]"],
         "data.stages[0].until: found 0, expected a whole number of at least 1",

@@ -108,7 +108,7 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
     world, accumulate = cfg.world_size, data.accumulate(cfg.world_size)
     shares = data.mesh(world).data_world
     yield f"\n{format_plan(plan(data.stages, order, accumulate, shares, cost))}"
-    valid = divisors(math.gcd(*order.batch_sizes) // (data.micro_batch or 1))
+    valid = divisors(data.batches.count or math.gcd(*data.batch_sizes))
     yield f"{'processes':<12}{world}, each with {accumulate} micro-batches a step; valid numbers of them: {valid}"
     yield from (f"{'training':<12}{line}" for line in said_of(cfg, data))
     if cfg.strips or cfg.throughput:

@@ -207,7 +207,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     freeze(parts, cfg.freeze, model.objective.learns)
     if start is not None:
         start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))
-    for line in (*data.check_captions(model.text), *off_the_steps(cfg, model)):
+    for line in (*data.check_captions(model.text), *off_the_steps(cfg, model), *below_limit(cfg, data, world)):
         if first:
             say(f"videodiff train: {line}")
     planned = isinstance(data, ClipDataModule)
@@ -223,7 +223,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     trainer = build_trainer(cfg, model, data.accumulate(world), strategy)
     trainer.callbacks.append(LambdaCallback(on_train_start=partial(forget, copies)))
     optimizer = engine_of(trainer.strategy).choose_optimizer(optimizer)
-    config = resolved(cfg, model)
+    config = resolved(cfg, model, data.at_once(world))
     if first:
         if checkpoint is None:
             set_aside(folder)
@@ -257,10 +257,16 @@ def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusio
         copies.remove()
 
 
+def below_limit(cfg: DictConfig, data: BatchModule, world: int) -> Iterator[str]:
+    """Yield a line if the processes take fewer clips at once than data.micro_batch allows, as their share is odd."""
+    limit, share = cfg.data.micro_batch, data.global_batch // data.mesh(world).data_world
+    if limit is not None and (taken := data.at_once(world)) < min(limit, share):
+        yield f"data.micro_batch: takes {taken} at once, not {limit}: the {share} clips of a process divide by no more"
+
+
 def out_of_memory(cfg: DictConfig, data: BatchModule, world: int, error: Exception) -> str:
     """Return one line that says what did not fit into memory, and which overrides need less by the planner."""
     sequence, accumulate = cfg.strategy.get("sequence_parallel", 1), data.accumulate(world)
-    clips = data.global_batch // (accumulate * (world // sequence))
     strategy = HydraConfig.get().runtime.choices.get("strategy") or "auto"
     if strategy == "auto":
         strategy = "ddp" if world > 1 else "single"
@@ -268,7 +274,7 @@ def out_of_memory(cfg: DictConfig, data: BatchModule, world: int, error: Excepti
     tried = remedies_of(cfg, world, now, *card_of())
     told = " ".join(str(error).split(" See documentation")[0].split())
     what = f"try {', or '.join(tried)}" if tried else "it takes more processes, or a smaller network or clip"
-    return f"out of memory with {clips} clips at once on each process: {told[:300].rstrip('.')}; {what}"
+    return f"out of memory with {data.at_once(world)} clips at once on each process: {told[:300].rstrip('.')}; {what}"
 
 
 def card_of() -> tuple[str, float]:
@@ -341,9 +347,14 @@ def check_kept(cfg: DictConfig) -> None:
             raise ValueError(f"{dotted(place)}: found {value!r}, expected a value without ${{}}: a run cannot keep it")
 
 
-def resolved(cfg: DictConfig, model: Model) -> dict[str, Any]:
-    """Return the configuration for the record: readable without the dataset, and without secrets."""
+def resolved(cfg: DictConfig, model: Model, at_once: int) -> dict[str, Any]:
+    """Return the configuration for the record: readable without the dataset, and without secrets.
+
+    Instead of a limit of the micro-batch it has the clips that a process takes `at_once`.
+    """
     config = to_tell(OmegaConf.to_container(cfg, resolve=True))
+    if cfg.data.micro_batch is not None:
+        config["data"]["micro_batch"] = at_once
     if hasattr(model.text, "vocabulary"):
         config["text"]["vocabulary"] = list(model.text.vocabulary)
     return config

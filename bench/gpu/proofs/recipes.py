@@ -19,10 +19,7 @@ CONF = Path(__file__).parents[3] / "conf" / "experiment"
 WORLDS = {"uniform_gpu": Uniform, "collision_gpu": Collision, "parabola_gpu": Parabola}
 # Recipes that begin with the run of another one.
 SOURCES = {"bouncing_flow_map": "bouncing_cpu", "bouncing_progressive": "bouncing_cpu"}
-SMALL = [
-    *("model.width=32", "model.depth=2", "model.heads=2"),
-    *("data.global_batch=2", "data.micro_batch=null", "data.num_workers=0"),
-]
+SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "data.global_batch=2", "data.num_workers=0"]
 
 
 def run(check: Check) -> None:

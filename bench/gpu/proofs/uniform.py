@@ -80,8 +80,7 @@ def shards(loose: Path, root: Path) -> None:
 
 def recipe(check: Check, name: str, data: Path, steps: int) -> list[str]:
     """Return the overrides of a run of so many steps; its schedule ends with them."""
-    small = ["model.width=32", "model.depth=2", "model.heads=2", "data.global_batch=2"]
-    small += ["data.micro_batch=null", "data.num_workers=0"]
+    small = ["model.width=32", "model.depth=2", "model.heads=2", "data.global_batch=2", "data.num_workers=0"]
     small += ["data.height=16", "data.width=16", "data.frames=8", "schedule.warmup=1"]
     return [
         *("experiment=uniform_gpu", f"run=runs/uniform/{name}", f"data.root={data}", "data.validation_root=null"),

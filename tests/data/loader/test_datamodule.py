@@ -284,7 +284,7 @@ def test_the_trainer_validates_and_no_validation_set_is_none(root, validation_ro
 def test_check_finds_what_would_fail_later(root, tmp_path):
     module(root).check(world=2)
     with pytest.raises(ValueError, match="expected a multiple of"):
-        module(root, micro_batch=3).check()
+        module(root).check(world=3)
     with pytest.raises(FileNotFoundError, match="found no such folder"):
         module(root, validation_root=str(tmp_path / "none")).check()
     with pytest.raises(ValueError, match="found 12 frames"):

@@ -16,6 +16,7 @@ from videodiff.data.order.arithmetic import (
     parts,
     permute,
     positions,
+    usual_batch,
 )
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
@@ -66,24 +67,44 @@ def test_the_order_is_the_same_on_every_machine():
     assert [int(first[0]), int(second[0])] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
-@pytest.mark.parametrize(("batch", "micro", "world"), [(16, 5, 1), (16, 4, 3), (16, 0, 1), (0, 1, 1), (8, 16, 1)])
-def test_a_global_batch_that_does_not_divide_is_an_error(batch, micro, world):
-    with pytest.raises(ValueError, match=f"global_batch: found {batch}, expected a multiple of micro_batch {micro}"):
-        micro_batches(batch, micro, world)
+@given(st.integers(1, 60), st.integers(1, 80), st.integers(1, 8))
+def test_a_micro_batch_is_the_largest_divisor_of_a_share_within_the_limit(share, limit, world):
+    count = micro_batches([share * world], share * world, limit, world)
+    assert share / count == max(n for n in range(1, share + 1) if share % n == 0 and n <= limit)
+
+
+def test_a_process_without_a_limit_takes_its_share_at_once():
+    assert micro_batches([12], 12, None, 4) == 1
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "world", "valid"),
+    ("sizes", "limit", "count"),
+    # The limit is about 16 clips; 24 and 8 are cut into as many parts.
+    [([16, 24, 8], 4, 4), ([16, 24, 8], 3, 8), ([16, 2], 8, 2)],
+)
+def test_the_global_batch_of_each_bucket_is_cut_into_as_many_micro_batches(sizes, limit, count):
+    assert micro_batches(sizes, usual_batch(16, sizes), limit, 1) == count
+
+
+def test_the_micro_batch_is_a_part_of_what_all_batches_have_in_common_where_none_is_the_usual_one():
+    assert micro_batches([24, 40], usual_batch(16, [24, 40]), 4, 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "world", "count", "said"),
     [
-        (16, None, 5, "processes: 1, 2, 4, 8, 16"),
-        (16, 4, 3, "processes: 1, 2, 4"),
-        (16, 5, 1, "micro_batch: 1, 2, 4, 8, 16"),
-        (16, 0, 1, "micro_batch: 1, 2, 4, 8, 16"),
+        ([16], None, 5, None, "data.global_batch: found 16, expected a multiple of 5 processes (valid processes: 1,"),
+        ([16, 24, 16], 4, 16, None, "data.global_batch: found 16, 24, expected a multiple of 16 processes (valid"),
+        ([16, 2], 4, 1, None, "data.micro_batch: found 4, expected at least 8: global batches of 16, 2 clips have"),
+        ([16], 0, 1, None, "data.micro_batch: found 0, expected at least 1"),
+        ([0], 1, 1, None, "data.global_batch: found 0, expected"),
+        ([48], None, 3, 4, "data.batch.micro_batches: found 4, expected a multiple of 3 processes (valid"),
+        ([48, 6], None, 2, 4, "data.global_batch: found 48, 6, expected multiples of 4"),
     ],
 )
-def test_of_a_global_batch_that_does_not_divide_the_valid_numbers_are_named(batch, micro, world, valid):
-    with pytest.raises(ValueError, match=re.escape(f"(valid {valid})")):
-        micro_batches(batch, micro, world)
+def test_batches_that_do_not_divide_are_named_with_the_valid_numbers(sizes, limit, world, count, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        micro_batches(sizes, usual_batch(16, sizes), limit, world, count=count)
 
 
 @given(st.integers(1, 1000), st.lists(SEEDS, min_size=1, max_size=4))

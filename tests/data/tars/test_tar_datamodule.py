@@ -34,7 +34,7 @@ def module(urls, **how):
 
 def batches(data, count, mesh=None):
     mesh = mesh or Mesh()
-    found = list(islice(data.batches(mesh, data.accumulate(mesh.world)), count))
+    found = list(islice(data.stream(mesh, data.accumulate(mesh.world)), count))
     data.teardown("fit")
     return found
 

@@ -291,7 +291,8 @@ def test_a_mistake_of_the_command_is_told_before_anything_is_traced(
             "strategy.sequence_parallel=3 processes share a clip of 8",
         ),
         (["strategy=zero2", "strategy.sequence_parallel=64"], "on nodes of 8 cards"),
-        (["data.micro_batch=7"], "batches of 16 clips do not divide over 8 processes with 7 clips each"),
+        (["data.global_batch=12"], "data.global_batch: found 12, expected a multiple of 8 processes"),
+        (["data.micro_batch=7", "cluster.faults=0"], None),
         (["strategy=single"], "strategy=single has one process, and the cluster 8 cards"),
         # A dataset without a name is none that the planner needs, and a cluster without faults saves when it likes.
         (["~data.root", "+data.root=???", "cluster.faults=0"], None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from videodiff.data.loader.stream import GlobalBatches, HandedOn, Loader
 from videodiff.data.loader.trained import Trained, trained_shapes, usual
 from videodiff.data.loader.validation import Validation
 from videodiff.data.loader.workers import LIFE, Pace, Workers
-from videodiff.data.order.arithmetic import Mesh, micro_batches, resume
+from videodiff.data.order.arithmetic import Mesh, micro_batches, resume, usual_batch
 from videodiff.data.order.curriculum import order_of
 from videodiff.data.order.mixture import Curriculum
 from videodiff.data.samples.manifest import Manifest
@@ -28,14 +29,14 @@ from videodiff.data.storage.cache import CachedFolder
 
 
 class BatchModule(lightning.LightningDataModule):
-    """The base class of data modules; subclasses set `global_batch` and `micro_batch`.
+    """The base class of data modules; subclasses set `batches` and `batch_sizes`, the global batch of each bucket.
 
     `ordered`: which clip is in which batch is a function of the step, so that batches can be left out.
     """
 
     ordered = False
-    global_batch: int
-    micro_batch: int | None
+    batches: Batches
+    batch_sizes: Sequence[int]
     loaded_step = 0
     # How many consecutive ranks share each clip.
     sequence = 1
@@ -53,7 +54,18 @@ class BatchModule(lightning.LightningDataModule):
     def accumulate(self, world: int) -> int:
         """Return the micro-batches per step of each of `world` processes; ValueError if they do not divide."""
         unit = "processes" if self.sequence == 1 else f"groups of {self.sequence} processes"
-        return micro_batches(self.global_batch, self.micro_batch, self.mesh(world).data_world, unit)
+        shares, count = self.mesh(world).data_world, self.batches.count
+        return micro_batches(self.batch_sizes, self.global_batch, self.batches.micro_batch, shares, unit, count)
+
+    @property
+    def global_batch(self) -> int:
+        """The global batch that `data.micro_batch` is about; with `data.batch` the smallest one."""
+        sizes = self.batch_sizes
+        return min(sizes) if self.batches.count else usual_batch(self.batches.global_batch, sizes)
+
+    def at_once(self, world: int) -> int:
+        """Return how many clips of the usual batch each of `world` processes takes at once."""
+        return self.global_batch // (self.accumulate(world) * self.mesh(world).data_world)
 
     def mesh(self, world: int, rank: int = 0) -> Mesh:
         """Return where a rank of so many processes stands."""
@@ -74,9 +86,6 @@ class BatchModule(lightning.LightningDataModule):
     def _mesh(self) -> Mesh:
         return Mesh() if self.trainer is None else self.mesh(self.trainer.world_size, self.trainer.global_rank)
 
-    def _micro_batch(self, mesh: Mesh) -> int:
-        return self.micro_batch or max(self.global_batch // mesh.data_world, 1)
-
 
 class ClipDataModule(BatchModule):
     """Deliver batches of clips; `Reader` describes the cache and what is delivered, `Mixture` the order.
@@ -91,7 +100,8 @@ class ClipDataModule(BatchModule):
         super().__init__()
         self.datasets, self.shapes, self.batches, self.reading, self.held = datasets, shapes, batches, reading, held
         self.quarantine = Quarantine(reading.quarantine, reading.budget)
-        self.stages, self.global_batch, self.micro_batch = batches.planned(datasets, shapes)
+        self.stages = batches.planned(datasets, shapes)
+        self.batch_sizes = [size for stage in self.stages for size in stage.batch_sizes]
         self.roots = datasets.roots
 
     @cached_property
@@ -208,7 +218,7 @@ class ClipDataModule(BatchModule):
         if self.trainer is not None and self.trainer.accumulate_grad_batches != batches.accumulate:
             raise ValueError(
                 f"trainer.accumulate_grad_batches: found {self.trainer.accumulate_grad_batches}, expected "
-                f"{batches.accumulate} = global_batch {self.global_batch} / ({self._micro_batch(batches.mesh)} x "
+                f"{batches.accumulate} = global_batch {self.global_batch} / ({self.at_once(batches.mesh.world)} x "
                 f"{batches.mesh.data_world})"
             )
         if not batches.mesh.reads:
@@ -220,7 +230,7 @@ class ClipDataModule(BatchModule):
     def validation_batches(self) -> list[dict[str, Any]]:
         """The validation clips; they stay decoded, as they are few and never change. An unreadable one is an error."""
         mesh = self._mesh()
-        return [] if self.validation is None else self.validation.batches(mesh, self._micro_batch(mesh))
+        return [] if self.validation is None else self.validation.batches(mesh, self.at_once(mesh.world))
 
     def teardown(self, stage: str) -> None:
         """End the workers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from fractions import Fraction
@@ -93,11 +92,12 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batch sizes and order: `global_batch` clips per step over all processes, `micro_batch` at once in each process.
+    """Batch sizes and order: `global_batch` clips per step over all processes, at most `micro_batch` at once in each.
 
-    `micro_batch` None: the whole share of a process. `batch`, a mapping with `micro_batches` and `tokens`, chooses the
-    global batch of each bucket so that all steps take equal time by the `cost` of a clip, see `Budget`. `seed` and
-    `window` determine the order; `window` is the number of shards that are shuffled together (None: all).
+    `micro_batch` None: the whole share of a process, see `micro_batches`. `batch`, a mapping with `micro_batches`
+    and `tokens`, chooses the global batch of each bucket so that all steps take equal time by the `cost` of a clip, see
+    `Budget`. `seed` and `window` determine the order; `window` is the number of shards that are shuffled together
+    (None: all).
     """
 
     global_batch: int = 16
@@ -124,17 +124,17 @@ class Batches:
         """The budget of a step, None if the global batch is given."""
         return None if self.batch is None else Budget(**self.batch, cost=self.cost)
 
-    def planned(self, datasets: Datasets, shapes: Shapes) -> tuple[list[Stage], int, int | None]:
-        """Return the stages of a run, and the global batch and micro-batch of the single shape."""
-        budget, whole, micro = self.budget, self.global_batch, self.micro_batch
-        if budget is not None:
-            (whole,) = budget.sizes([shapes.first])
-            micro = whole // budget.micro_batches
+    @property
+    def count(self) -> int | None:
+        """The micro-batches of a step over all processes, None if the limit `micro_batch` decides."""
+        return None if self.batch is None else self.batch["micro_batches"]
+
+    def planned(self, datasets: Datasets, shapes: Shapes) -> list[Stage]:
+        """Return the stages of a run."""
+        budget = self.budget
         rules = [{"weights": datasets.weights, **stage} for stage in shapes.rules]
-        sizes = budget.sizes if budget else lambda buckets: [whole] * len(buckets)
-        stages = read_stages(rules, len(datasets.roots), self.seed, shapes.stride, sizes)
-        found = {size for stage in stages for size in stage.batch_sizes}
-        return stages, whole if budget is not None or whole in found else math.gcd(*found), micro
+        sizes = budget.sizes if budget else lambda buckets: [self.global_batch] * len(buckets)
+        return read_stages(rules, len(datasets.roots), self.seed, shapes.stride, sizes)
 
 
 @dataclass(frozen=True)

@@ -126,24 +126,42 @@ def resume(state: Mapping[str, Any], identity: Mapping[str, Any]) -> int:
     return int(state["step"])
 
 
-def micro_batches(global_batch: int, micro_batch: int | None, world: int, unit: str = "processes") -> int:
-    """Return how many micro-batches each of `world` processes takes in a step (size None: one).
+def usual_batch(whole: int, sizes: Sequence[int]) -> int:
+    """Return the global batch that `data.micro_batch` is about: the usual one, or if no bucket has it a common part."""
+    return whole if whole in sizes else math.gcd(*sizes)
 
-    It is an error if the sizes do not divide; `unit` is what takes micro-batches, in words.
+
+def micro_batches(
+    sizes: Sequence[int], whole: int, limit: int | None, world: int, unit: str = "processes", count: int | None = None
+) -> int:
+    """Return how many micro-batches each of `world` processes takes in a step, whatever its bucket.
+
+    sizes: the global batches of the buckets. limit: the most clips of the global batch `whole`, see `usual_batch`, that
+    a process takes at once; None: its whole share. The largest part within the limit that divides evenly is taken.
+    count: the micro-batches of a step over all processes, where they are given; the limit does not matter then. unit:
+    what takes micro-batches, in words. ValueError if the sizes do not divide.
     """
-    size = max(global_batch // max(world, 1), 1) if micro_batch is None else micro_batch
-    if min(global_batch, size, world) < 1 or global_batch % (size * world):
-        whole = micro_batch is None or (micro_batch > 0 and global_batch % micro_batch == 0)
-        valid = (
-            f"{unit}: {divisors(global_batch // (micro_batch or 1))}"
-            if whole
-            else (f"micro_batch: {divisors(global_batch)}")
-        )
+    common = math.gcd(*sizes)
+    if common < 1 or (count and common % count):
+        raise ValueError(f"data.global_batch: found {listed(sizes)}, expected multiples of {count or 1}")
+    if world < 1 or (count or common) % world:
+        key = f"data.batch.micro_batches: found {count}" if count else f"data.global_batch: found {listed(sizes)}"
+        raise ValueError(f"{key}, expected a multiple of {world} {unit} (valid {unit}: {divisors(count or common)})")
+    share = (count or common) // world
+    if count or limit is None:
+        return share if count else 1
+    fitting = [n for n in range(1, share + 1) if share % n == 0 and whole <= limit * world * n]
+    if not fitting:
         raise ValueError(
-            f"global_batch: found {global_batch}, expected a multiple of micro_batch {size} x {world} {unit} "
-            f"(valid {valid})"
+            f"data.micro_batch: found {limit}, expected at least {whole // common}: global batches of {listed(sizes)} "
+            f"clips have at most {common} micro-batches of the same number"
         )
-    return global_batch // (size * world)
+    return fitting[0]
+
+
+def listed(sizes: Sequence[int]) -> str:
+    """Return different numbers as a list to read."""
+    return ", ".join(map(str, dict.fromkeys(sizes)))
 
 
 def draw(below: int, *key: int) -> int:

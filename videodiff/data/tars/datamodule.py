@@ -107,12 +107,11 @@ class TarDataModule(BatchModule):
 
     def __init__(self, settings: Tars, shapes: Shapes, batches: Batches, reading: Reading, held: TarHeld) -> None:
         super().__init__()
-        self.settings, self.shapes, self.reading, self.seed = settings, shapes, reading, batches.seed
+        self.settings, self.shapes, self.batches, self.reading = settings, shapes, batches, reading
         self.tars, self.validation_tars = find_tars(settings.urls, settings.pipes), held.tars(settings.pipes)
         self.validation_root, self.validation_clips = held.validation_root, held.validation_clips
         self.buckets, given = read_buckets("data.buckets", shapes.rules[0]["buckets"], shapes.stride)
         self.batch_sizes = [size or batches.global_batch for size in given]
-        self.global_batch, self.micro_batch = math.gcd(*self.batch_sizes), batches.micro_batch
         self.decode = Decode(self.buckets, shapes.any_size, reading.mix, reading.decoder)
         self.quarantine, self.progress, self.passed = (
             Quarantine(reading.quarantine, reading.budget),
@@ -212,7 +211,7 @@ class TarDataModule(BatchModule):
             )
         return TarLoader(self, mesh, accumulate) if mesh.reads else HandedOn()
 
-    def batches(self, mesh: Mesh, accumulate: int) -> Iterator[dict[str, Any]]:
+    def stream(self, mesh: Mesh, accumulate: int) -> Iterator[dict[str, Any]]:
         """Yield this rank's micro-batches."""
         waiting: list[deque[tuple[TarTask, dict[str, Any], np.ndarray]]] = [deque() for _ in self.buckets]
         sizes = [size // (accumulate * mesh.data_world) for size in self.batch_sizes]
@@ -261,10 +260,10 @@ class TarDataModule(BatchModule):
         done = tuple((epoch, frozenset(tars)) for epoch, tars in self.progress.done.items())
         first, ranks = min(self.progress.done, default=0), (mesh.data_rank, mesh.data_world)
         mixing = self.settings.shuffle, self.settings.resampled
-        source = Source(tuple(self.tars), self.seed, *mixing, *ranks, first, done, start)
+        source = Source(tuple(self.tars), self.batches.seed, *mixing, *ranks, first, done, start)
         readers = self.settings.readers if self.reading.num_workers else 0
         items = source.items(readers, self.settings.wait, forkserver(Source.__module__))
-        seed = None if self.reading.fixed else self.seed
+        seed = None if self.reading.fixed else self.batches.seed
         tasks = tasks_of(self.samples(items, start), self.tars, self.decode.bytes, start=start, seed=seed)
         reads = read_tasks(tasks, self.decode, self.decode.bytes, self.reading, self.quarantine, 2 * size)
         refusals = Refusals()
@@ -338,7 +337,7 @@ class TarDataModule(BatchModule):
     def validation_batches(self) -> list[dict[str, Any]]:
         """The validation clips; they stay decoded, as they are few and never change."""
         mesh = self._mesh()
-        size = self._micro_batch(mesh)
+        size = self.at_once(mesh.world)
         if self.held is not None:
             return self.held.batches(mesh, size)
         if self.validation_tars is None:
@@ -416,7 +415,7 @@ class TarLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.data.running is not None:
             self.data.running.close()
-        self.data.running = self.data.batches(self.mesh, self.accumulate)
+        self.data.running = self.data.stream(self.mesh, self.accumulate)
         return self.data.running
 
 

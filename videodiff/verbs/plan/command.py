@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from videodiff.data.order.arithmetic import micro_batches
 from videodiff.data.storage.files import check_writable, write_whole
 from videodiff.planning.forecast.choice import Choice, Job, Plan, best, evaluate, fits, least, nearest
 from videodiff.planning.forecast.hardware import Cluster
@@ -159,24 +160,13 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
             f"denoiser, on nodes of {cluster.cards} cards"
         )
     shares = cluster.world // sequence
-    accumulate = accumulated(cfg, job, shares)
-    if isinstance(accumulate, str):
-        return accumulate
+    sizes, limit = [shape.global_batch for shape in job.shapes], cfg.data.get("micro_batch")
+    try:
+        accumulate = micro_batches(sizes, job.stated or job.batch, limit, shares, count=job.micro_batches)
+    except ValueError as error:
+        return str(error)
     level = cfg.recompute.level if cfg.get("recompute") else "none"
     return evaluate(job, cluster, Choice(strategy, level, sequence, accumulate))
-
-
-def accumulated(cfg: DictConfig, job: Job, shares: int) -> int | str:
-    """Return the micro-batches of each of `shares` groups of processes in a step, or why they do not divide."""
-    if job.micro_batches is not None:
-        accumulate, rest = divmod(job.micro_batches, shares)
-        return f"{job.micro_batches} micro-batches do not divide over {shares} processes" if rest else accumulate
-    stated = job.stated or job.batch
-    micro = cfg.data.get("micro_batch") or stated // shares
-    accumulate, rest = divmod(stated, shares * max(micro, 1))
-    if not micro or rest or job.batch % (shares * accumulate):
-        return f"batches of {job.batch} clips do not divide over {shares} processes with {micro or 1} clips each"
-    return accumulate
 
 
 def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:

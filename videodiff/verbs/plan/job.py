@@ -13,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from videodiff.data.order.arithmetic import usual_batch
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.denoiser.attention import targeting
@@ -97,7 +98,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         latents="latent" in delivered(cfg),
         encoding=encoding(cfg, codec, text, largest, words),
         teacher=instantiate(cfg.objective).taught,
-        stated=stated_of(cfg, [size for _, size in batches]),
+        stated=usual_batch(cfg.data.global_batch, [size for _, size in batches]),
         micro_batches=cfg.data.batch.micro_batches if cfg.data.get("batch") else None,
         refused=refused(cfg),
     )
@@ -181,12 +182,6 @@ def budget_of(cfg: DictConfig, unit: list[int], network: Network) -> Budget | No
         return None
     # As in training, whose batches do not depend on the objective.
     return Budget(cfg.data.batch.micro_batches, cfg.data.batch.tokens, costs(network._replace(step_rank=0), unit))
-
-
-def stated_of(cfg: DictConfig, sizes: Sequence[int]) -> int:
-    """Return the global batch that data.micro_batch is a part of, as the data modules choose it."""
-    whole = cfg.data.global_batch
-    return math.gcd(*sizes) if cfg.data.get("urls") or whole not in sizes else whole
 
 
 def latent_size(bucket: Bucket, compression: tuple[int, int, int]) -> list[int]:
