@@ -72,8 +72,13 @@ def test_only_ends_of_lines_part_prompts(sign: str, tmp_path: Path) -> None:
 def test_of_a_list_of_vbench_dimensions_are_chosen(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(LISTS["VBench_full_info.json"])
     assert find_prompts(str(tmp_path / "a.json"), ["scene"]) == ["a blue ball"]
-    with pytest.raises(ValueError, match=r"a\.json: found none of human_action"):
-        find_prompts(str(tmp_path / "a.json"), ["human_action"])
+    # One that is known does not hide another that is not.
+    with pytest.raises(ValueError, match=r"a\.json: found none of human_action, expected some of color, scene$"):
+        find_prompts(str(tmp_path / "a.json"), ["scene", "human_action"])
+    mixed = [{"prompt_en": "a kite", "dimension": "color"}, {"dimension": ["scene"]}]
+    (tmp_path / "b.json").write_text(json.dumps(mixed))
+    with pytest.raises(ValueError, match=r"b\.json: record 1: found no prompt"):
+        find_prompts(str(tmp_path / "b.json"), ["scene"])
 
 
 def test_a_prompt_of_the_command_line_is_a_prompt() -> None:
@@ -87,7 +92,9 @@ def test_a_prompt_of_the_command_line_is_a_prompt() -> None:
         ("a.json", "{", "a.json: Expecting"),
         ("a.json", '{"a": 1}', "found a dict, expected a list"),
         ("a.json", '[{"name": "x"}]', "record 0: found no prompt"),
-        ("a.jsonl", '{"prompt": 3}', "record 0: found no prompt"),
+        ("a.json", '["a ball", {"dimension": ["scene"], "prompt": 3}]', "record 1: found no prompt"),
+        ("a.jsonl", '"a ball"\r\n\r\n{"prompt": 3}', "line 3: found no prompt"),
+        ("a.jsonl", '"a ball"\n\n{"prompt"', "line 3: Expecting ':' delimiter at letter 10"),
         ("a.txt", "\n \n", "found none, expected prompts"),
         ("a.json", "[" * 100_000, "a.json"),
     ],

@@ -46,8 +46,7 @@ def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> 
     except (ValueError, RecursionError) as error:
         raise ValueError(f"prompts: {path}: {error}") from error
     if not found:
-        asked = f" of {', '.join(dimensions)}" if dimensions else ""
-        raise ValueError(f"prompts: {path}: found none{asked}, expected prompts, one a line, or a list in JSON")
+        raise ValueError(f"prompts: {path}: found none, expected prompts, one a line, or a list in JSON")
     return found
 
 
@@ -62,16 +61,32 @@ def check_dimensions(dimensions: Sequence[str]) -> None:
 def parse_prompts(text: str, suffix: str, dimensions: Sequence[str] = ()) -> list[str]:
     """Return the prompts in a text: lines, JSON lines, or a JSON list of texts or of records with a prompt."""
     # `str.splitlines` would also end lines at signs that a prompt, or a text in JSON, may hold.
-    lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+    lines = enumerate(re.split(r"\r\n|[\r\n]", text), 1)
+    lines = {number: line.strip() for number, line in lines if line.strip()}
     if suffix == ".txt":
         if dimensions:
             raise ValueError("found lines of text, expected VBench's list in JSON for dimensions=")
-        return lines
-    records = [json.loads(line) for line in lines] if suffix == ".jsonl" else json.loads(text)
-    if not isinstance(records, list):
-        raise ValueError(f"found a {type(records).__name__}, expected a list")
-    chosen = [one for one in records if not dimensions or set(dimensions) & dimensions_of(one)]
-    return [prompt_of(one, number) for number, one in enumerate(chosen)]
+        return list(lines.values())
+    if suffix == ".jsonl":
+        records = {f"line {number}": parse_line(number, line) for number, line in lines.items()}
+    elif isinstance(found := json.loads(text), list):
+        records = {f"record {number}": record for number, record in enumerate(found)}
+    else:
+        raise ValueError(f"found a {type(found).__name__}, expected a list")
+    known = sorted(set().union(*map(dimensions_of, records.values())))
+    if unknown := [one for one in dimensions if one not in known]:
+        expected = f"some of {', '.join(known)}" if known else "records with dimensions, as in VBench's list"
+        raise ValueError(f"found none of {unknown[0]}, expected {expected}")
+    chosen = {place: one for place, one in records.items() if not dimensions or set(dimensions) & dimensions_of(one)}
+    return [prompt_of(one, place) for place, one in chosen.items()]
+
+
+def parse_line(number: int, line: str) -> Any:
+    """Return the record of a line of JSON lines."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: {error.msg} at letter {error.colno}") from error
 
 
 def dimensions_of(record: Any) -> set[str]:
@@ -80,13 +95,13 @@ def dimensions_of(record: Any) -> set[str]:
     return {found} if isinstance(found, str) else {one for one in found if isinstance(one, str)}
 
 
-def prompt_of(record: Any, number: int) -> str:
-    """Return the prompt of one record."""
+def prompt_of(record: Any, place: str) -> str:
+    """Return the prompt of one record; `place` is where it is in its list."""
     found = record
     if isinstance(record, dict):
         found = next((record[name] for name in NAMES if name in record), None)
     if not isinstance(found, str) or not found.strip():
-        raise ValueError(f"record {number}: found no prompt, expected a text, or one of the keys {', '.join(NAMES)}")
+        raise ValueError(f"{place}: found no prompt, expected a text, or one of the keys {', '.join(NAMES)}")
     return found.strip()
 
 
