@@ -103,6 +103,10 @@ def test_white_of_a_mask_is_made_and_black_is_kept(tmp_path: Path) -> None:
     Image.fromarray(mask * 0).save(tmp_path / "black.png")
     with pytest.raises(ValueError, match="found black everywhere"):
         read_mask(str(tmp_path / "black.png"), (3, 16, 16), 8.0, 0.0)
+    # White strokes on a transparent layer, which is shown on white.
+    Image.fromarray(mask[..., None].repeat(4, -1)).save(tmp_path / "layer.png")
+    with pytest.raises(ValueError, match="found white everywhere, as transparent parts are"):
+        read_mask(str(tmp_path / "layer.png"), (3, 16, 16), 8.0, 0.0)
 
 
 def test_a_video_of_a_mask_runs_beside_the_given_one(tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ def read_mask(name: str, shape: tuple[int, int, int], fps: float, start: float) 
     new = frames > 127
     if not new.any():
         raise ValueError(f"mask: {name}: found black everywhere, expected white where the clip is to be made anew")
+    if new.all():
+        raise ValueError(
+            f"mask: {name}: found white everywhere, as transparent parts are, expected black where the given pixels "
+            "stay"
+        )
     return new
 
 
