@@ -280,6 +280,11 @@ def span(numbers: Sequence[int]) -> str:
     return told if len(numbers) < 2 else f"{{{told}}}"
 
 
+def parts_of(denoiser: nn.Module, text: nn.Module | None) -> nn.ModuleDict:
+    """Return the parts of a run that may train, under the names that `freeze=` and checkpoints have for them."""
+    return nn.ModuleDict({"denoiser": denoiser, **({"text": text} if text is not None and text.trainable else {})})
+
+
 def freeze(parts: nn.Module, patterns: Sequence[str], learns: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Exclude the weights with matching names from training, and return their names; raise if nothing matches.
 

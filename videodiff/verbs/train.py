@@ -24,7 +24,6 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
 
 from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
@@ -52,7 +51,7 @@ from videodiff.training.rollback import batches_to_leave
 from videodiff.training.run.attempts import check_links, set_aside
 from videodiff.training.run.logging import log_configuration
 from videodiff.training.run.record import to_tell, write_record
-from videodiff.training.start import freeze
+from videodiff.training.start import freeze, parts_of
 from videodiff.training.state.before import is_before_pieces
 from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind
 from videodiff.training.state.mirror import bring
@@ -203,7 +202,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         model = build_model(cfg, birth_under(strategy))
     find_teacher(cfg, model.objective)
     data.check_encoders(model.codec, model.text)
-    parts = nn.ModuleDict({"denoiser": model.denoiser, **({"text": model.text} if model.text.trainable else {})})
+    parts = parts_of(model.denoiser, model.text)
     freeze(parts, cfg.freeze, model.objective.learns)
     if start is not None:
         start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_a_text_for_a_list_of_prompts_is_one_prompt() -> None:
 @pytest.mark.parametrize(
     ("verb", "override", "said"),
     [
-        ("sample", "prompts=[a (b]", "in quotes: prompts='[a (b]'"),
+        ("sample", "prompts=[a (b]", "in quotes: prompts=['a (b'], in a shell"),
         ("sample", "prompts=a ${b", r"write \${ for ${"),
         ("train", "trainer.max_steps=[3", "in quotes"),
         ("train", "trainer.max_steps", "found no key=value"),
@@ -144,6 +145,25 @@ def test_what_cannot_be_read_is_answered_with_how_to_write_it(verb: str, overrid
         parse(spell(verb, override, sweeps=False))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("freeze=[denoiser.blocks.[0-3].*]", ["denoiser.blocks.[0-3].*"]),
+        ("freeze=[text.*, denoiser.blocks.[0,3].*]", ["text.*", "denoiser.blocks.[0,3].*"]),
+        ("freeze=[text.*,'denoiser.[ab]',$HOME [x]]", ["text.*", "denoiser.[ab]", "$HOME [x]"]),
+        ("name=a(b", "a(b"),
+        ("a={b: c[d], e: [1, f g(]}", {"b": "c[d]", "e": [1, "f g("]}),
+    ],
+)
+def test_what_a_refusal_suggests_is_what_was_meant(override: str, value: object) -> None:
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        parse(override)
+    plain, shell = str(error.value).partition("in quotes: ")[2].split(", in a shell ")
+    pasted = subprocess.run(["bash", "-c", f"printf %s {shell}"], capture_output=True, text=True, check=True).stdout
+    assert pasted == plain
+    assert parse(pasted).value() == value
 
 
 @pytest.mark.parametrize(

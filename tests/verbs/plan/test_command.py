@@ -80,8 +80,9 @@ OWN_NAME = "# @package _global_\ndefaults: [bouncing_cpu, _self_]\nname: mine\n"
         (["trainer.max_steps=7", "tokens=16000"], {"max_steps": 5}),
         (["strategy=zero2", "strategy.reduce_bucket_size=1000", "data.micro_batch=2"], {}),
         (["~callbacks.samples", "freeze=[text.*]", "trust=[a.b]", "name=two words"], {}),
+        (["freeze=[denoiser.*]"], {}),
         (["experiment=bouncing_flow_map", "start_from=runs/demo"], {"global_batch": 8}),
-        (["experiment=bouncing_progressive", "start_from=runs/demo", "freeze=[denoiser.patch.*]"], {}),
+        (["experiment=bouncing_progressive", "start_from=runs/demo", "freeze=[denoiser.blocks.0.*]"], {}),
     ],
 )
 def test_training_takes_the_line_as_it_was_planned(
@@ -258,6 +259,11 @@ def test_a_mistake_in_a_profile_of_ones_own_is_a_line_that_names_the_key(
         (["resume=runs/demo"], "resume: found runs/demo, expected null: a plan is of a whole training"),
         (["trainer.precision=64-true"], "trainer.precision: found 64-true, expected one of 32-true, 32, bf16-mixed"),
         (["experiment=bouncing_flow_map"], "start_from: found none with objective=flow_map, expected a trained run"),
+        (
+            ["freeze=[text.*,denoiser.block.0.*]"],
+            "freeze: found 'denoiser.block.0.*', which matches no weight, expected",
+        ),
+        (["freeze=[*]"], "weights of the run in ['*'], expected some to train"),
         (["experiment=bouncing_progressive"], "objective.teacher: found none, expected a run to learn from"),
         (["objective=flow_map"], "model.step_rank: found 0, expected a rank such as 16 for objective=flow_map"),
         (["cluster.memory_gib=1"], "cluster.memory_gib: found 1, expected more than cluster.context_gib = 1.5"),

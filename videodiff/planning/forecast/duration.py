@@ -85,7 +85,7 @@ def of_optimizer(setting: Setting, weights: Weights, cluster: Cluster) -> float:
         # The host steps: it reads and writes 36 bytes a weight at a tenth of a card's speed or less.
         seconds = 36 * held / 100e9 + 2 * setting.weight * held / (1e9 * cluster.host_gb_per_s)
     else:
-        tensors = 1 if setting.zero else weights.tensors
+        tensors = 1 if setting.zero else max(weights.tensors, 1)
         seconds = tensors * float(cluster.moving("optimizer", np.array([36.0 * held / tensors]))[0])
     if setting.muon and weights.orthogonal:
         flops = weights.orthogonal / setting.sharing(weights.orthogonal)

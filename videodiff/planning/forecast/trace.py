@@ -207,10 +207,12 @@ def passes(make: Make, blocks: int, clips: int) -> Passes:
             for p in weights:
                 p.register_post_accumulate_grad_hook(partial(seen.keep, last))
             loss_of(clips).backward()
+        # Where no weight learns, as the text encoder alone trains, both passes come before it.
+        turn = seen.turn or len(seen.kinds)
         # The last gradient is finished only after the last operation.
         seen.write(Kind("end"), 0.0, 0)
     flops, traffic, others, gradients = map(np.asarray, zip(*seen.figures, strict=True))
-    return Passes(seen.kinds, flops, traffic, others, gradients, seen.turn, weights_of(network))
+    return Passes(seen.kinds, flops, traffic, others, gradients, turn, weights_of(network))
 
 
 def weights_of(network: nn.Module) -> Weights:

@@ -184,6 +184,33 @@ def quoted(text: str) -> str:
     return QuotedString(escaped, Quote.single).with_quotes()
 
 
+def in_quotes(value: str) -> str:
+    """Return a value with the texts in quotes that Hydra's grammar cannot read, those in lists and mappings too."""
+    if parsed_or_none(f"key={value}") is not None:
+        return value
+    if value[:1] + value[-1:] == "[]":
+        return f"[{','.join(in_quotes(part) for part in listed(value[1:-1]))}]"
+    if value[:1] + value[-1:] == "{}":
+        pairs = [part.partition(":") for part in listed(value[1:-1])]
+        return f"{{{','.join(f'{key}{colon}{in_quotes(part.strip())}' for key, colon, part in pairs)}}}"
+    return quoted(value)
+
+
+def listed(text: str) -> list[str]:
+    """Return the parts between the commas of a text, apart from commas in quotes or brackets."""
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if sign == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += sign
+        if quote or sign in "'\"":
+            quote = sign if not quote else "" if sign == quote else quote
+        else:
+            depth += (sign in "[{(") - (sign in "]})")
+    return [part.strip() for part in parts]
+
+
 def is_quoted(value: str) -> bool:
     """Return whether a value is one quoted string of Hydra's grammar."""
     if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
@@ -205,7 +232,7 @@ def parse(override: str) -> Override:
         where = re.sub(r"[:\s]+", " ", str(error).splitlines()[0]).strip()
         raise ValueError(
             f"override {override!r}: found a value that cannot be read ({where}), expected text with such signs in "
-            f"quotes: {key}={quoted(value)!s}, in a shell {shell(f'{key}={quoted(value)}')}"
+            f"quotes: {key}={in_quotes(value)}, in a shell {shell(f'{key}={in_quotes(value)}')}"
         ) from error
     if "{" in override:
         tree = OverrideParser(CommonTokenStream(OverrideLexer(InputStream(override)))).override()

@@ -21,12 +21,13 @@ from videodiff.planning.forecast.hardware import Cluster
 from videodiff.planning.forecast.pages import as_json, as_text
 from videodiff.planning.remedies import overrides
 from videodiff.printing import say
+from videodiff.training.start import freeze
 from videodiff.verbs.config.arguments import Arguments, split
 from videodiff.verbs.config.build import check_steps
 from videodiff.verbs.config.checking import config_dirs
 from videodiff.verbs.config.origin import check_learns
 from videodiff.verbs.config.stored import key_of
-from videodiff.verbs.plan.job import every_of, job_of
+from videodiff.verbs.plan.job import every_of, job_of, weightless
 from videodiff.verbs.plan.measure import measure
 
 # Keys of the command line that only this verb has.
@@ -85,6 +86,8 @@ def check(cfg: DictConfig) -> None:
     objective = instantiate(cfg.objective)
     check_steps(cfg, objective)
     check_learns(cfg, objective)
+    if cfg.freeze:
+        freeze(weightless(cfg), cfg.freeze, objective.learns)
 
 
 def calibrate(like: Cluster, path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from videodiff.planning.forecast.grown import Grown, traced
 from videodiff.planning.forecast.memory import SPLIT
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
-from videodiff.training.start import freeze, matches
+from videodiff.training.start import matches, parts_of
 from videodiff.verbs.config.build import check_patch, costs, fill_text, network_of_run, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
@@ -67,8 +67,9 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     fill(cfg)
     codec, text = (encoder(name, cfg[name]) for name in ("codec", "text"))
     check_patch(cfg, Compression(codec.shape[1]))
+    objective = instantiate(cfg.objective)
     words = cfg.text.get("max_words") or cfg.text.get("max_length")
-    network = network_of_run(cfg, instantiate(cfg.objective), codec.shape[0], (words, text.shape))
+    network = network_of_run(cfg, objective, codec.shape[0], (words, text.shape))
     unit = [size * patch for size, patch in zip(codec.shape[1], cfg.model.patch, strict=True)]
     batches = batches_of(cfg, unit, network)
     shapes = [Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size) for b, size in batches]
@@ -97,7 +98,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
         clip_bytes=clip_bytes(cfg, largest, latent, network),
         latents="latent" in delivered(cfg),
         encoding=encoding(cfg, codec, text, largest, words),
-        teacher=instantiate(cfg.objective).taught,
+        teacher=objective.taught,
         stated=usual_batch(cfg.data.global_batch, [size for _, size in batches]),
         micro_batches=cfg.data.batch.micro_batches if cfg.data.get("batch") else None,
         refused=refused(cfg),
@@ -118,15 +119,22 @@ def every_of(cfg: DictConfig) -> int:
     return cfg.recompute.every if cfg.get("recompute") else 1
 
 
+def weightless(cfg: DictConfig) -> nn.ModuleDict:
+    """Return the parts of a run that may train, without their numbers and with any channels and words."""
+    words = {"vocabulary": ["word"], "max_words": 1} if "vocabulary" in cfg.text else {}
+    trains = getattr(get_class(cfg.text._target_), "trainable", False)
+    with torch.device("meta"):
+        denoiser = instantiate(cfg.model, channels=1, text_width=1)
+        return parts_of(denoiser, instantiate(cfg.text, **words) if trains else None)
+
+
 def unlike_of(cfg: DictConfig) -> int:
     """Return the number of first blocks after which `freeze=` names in each block the same as one cycle before."""
     if not cfg.freeze:
         return 0
-    with torch.device("meta"):
-        blocks = instantiate(cfg.model, channels=1, text_width=1).blocks
     frozen = [
         {name for name, _ in block.named_parameters() if matches(f"denoiser.blocks.{number}.{name}", cfg.freeze)}
-        for number, block in enumerate(blocks)
+        for number, block in enumerate(weightless(cfg).denoiser.blocks)
     ]
     pairs = enumerate(zip(frozen, frozen[cycle_of(cfg) :], strict=False), start=1)
     return max((number for number, (one, after) in pairs if one != after), default=0)
@@ -199,10 +207,8 @@ def maker(
 
     def make(blocks: int) -> tuple[nn.Module, Callable[[int], Tensor]]:
         made = instantiate(cfg.model, channels=c, text_width=network.text_width, depth=blocks)
-        parts = nn.ModuleDict({"denoiser": made})
-        # Patterns of the text encoder name nothing here.
-        found = [one for one in cfg.freeze if any(matches(name, [one]) for name, _ in parts.named_parameters())]
-        freeze(parts, found, objective.learns)
+        for name, weight in parts_of(made, None).named_parameters():
+            weight.requires_grad_(not matches(name, cfg.freeze) and objective.learns(name))
         if precision.halved:
             halve(made)
         recompute(made)
