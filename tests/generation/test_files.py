@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.material.processes.kills import killed_at_rename
 from videodiff.data.storage.files import owning
 from videodiff.data.video.decode import probe
-from videodiff.generation.files import add_clip, replacing_folder, write_clip
+from videodiff.generation.files import add_clip, next_number, replacing_folder, write_clip
 
 FRAMES = np.full((3, 16, 16, 3), 90, dtype=np.uint8)
 
@@ -81,6 +82,28 @@ def test_a_killed_writer_leaves_no_clip_and_its_number_is_free_again(tmp_path: P
     with owning(out, "sample"):
         assert add_clip(out, FRAMES, 3, 5.0, {}).name == "000.mp4"
         assert list(out.glob(".*.partial")) == []
+
+
+def test_a_clip_of_a_writer_that_was_killed_at_any_rename_has_all_its_files_or_is_none(tmp_path: Path) -> None:
+    beside = {f"000{suffix}" for suffix in (".json", ".poster.png", ".sheet.png", ".npy")}
+    for number in range(1, 7):
+        out = tmp_path / str(number)
+        killed = killed_at_rename(number, lambda out=out: add_clip(out, FRAMES, 3, 5.0, {}, lossless=True))
+        assert killed == (number < 6)
+        left = {path.name for path in out.glob("[!.]*")}
+        assert len(left) == number - 1
+        assert ("000.mp4" in left) == (left > beside)
+        with owning(out, "sample"):
+            assert next_number(out) == (0 if killed else 1)
+        assert {path.name for path in out.iterdir()} == (set() if killed else {"000.mp4", *beside})
+
+
+def test_what_no_mark_belongs_to_stays(tmp_path: Path) -> None:
+    for name in ("000.json", "001.json", "001.mp4", ".001.making", "notes.json", ".notes.making"):
+        (tmp_path / name).touch()
+    assert next_number(tmp_path) == 2
+    names = ["000.json", "001.json", "001.mp4", "notes.json"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == names
 
 
 def test_a_number_that_a_living_writer_holds_is_left_to_it(tmp_path: Path) -> None:

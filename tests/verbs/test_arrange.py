@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.material.made_clips import moving_square
+from tests.material.processes.kills import killed_at_rename
 from videodiff.generation.files import add_clip, write_clip
 
 Call = Callable[..., tuple[int, str, str]]
@@ -60,6 +61,20 @@ def test_clips_get_the_names_of_vbench_and_the_figure_of_its_own_code(call: Call
     assert (status, err.count("\n")) == (1, 1)
     assert "out: found" in err
     assert "expected a name that is free" in err
+
+
+def test_a_call_that_was_killed_is_made_again(call: Call, sampled: Path) -> None:
+    for number in range(1, 5):
+        out = sampled / f"{number}/vbench"
+        how = ["arrange", str(sampled / "made"), "suite=vbench", f"info={sampled}/info.json", f"out={out}"]
+        if killed_at_rename(number, lambda how=how: call(*how)):
+            assert not out.exists()
+            status, _, err = call(*how)
+            assert status == 0, err
+        else:
+            assert number == 4
+        names = sorted(path.name for path in out.parent.glob("[!.]*"))
+        assert names == ["vbench", "vbench_eval_results.json", "vbench_full_info.json"]
 
 
 def test_a_clip_that_is_a_symbolic_link_is_arranged_itself(call: Call, sampled: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +76,25 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_results(out: Path, name: str, videos: Sequence[Path], prompts: Mapping[str, str]) -> dict[str, Any]:
+def write_results(files: Mapping[str, Path], out: Path, prompt_of: Callable[[str], str]) -> dict[str, Any]:
     """Write temporal flickering in the format of VBench's results, for scripts that read them; return the results.
 
-    `<name>_eval_results.json` and `<name>_full_info.json` are written to `out`, beside the folder of the clips. All
-    clips are measured; VBench's own protocol leaves out clips that move.
+    `<out>_eval_results.json` and `<out>_full_info.json` are written beside the folder `out`, in which the clips will
+    have these names. All clips are measured; VBench's own protocol leaves out clips that move.
     """
-    scores = [{"video_path": str(path), "video_results": flickering(path)} for path in videos]
+    videos = {out / name: files[name] for name in sorted(files)}
+    scores = [{"video_path": str(path), "video_results": flickering(source)} for path, source in videos.items()]
     mean = sum(score["video_results"] for score in scores) / len(scores)
     results = {"temporal_flickering": [mean, scores]}
     clips: dict[str, list[str]] = {}
     for path in videos:
-        clips.setdefault(prompts[path.name], []).append(str(path))
+        clips.setdefault(prompt_of(path.name), []).append(str(path))
     dimension = ["temporal_flickering"]
     info = [{"prompt_en": one, "dimension": dimension, "video_list": paths} for one, paths in clips.items()]
     for ending, value in (("eval_results", results), ("full_info", info)):
-        write_whole(out / f"{name}_{ending}.json", json.dumps(value, indent=4, ensure_ascii=False).encode())
+        write_whole(
+            out.with_name(f"{out.name}_{ending}.json"), json.dumps(value, indent=4, ensure_ascii=False).encode()
+        )
     return results
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from videodiff.data.storage.files import holding, replacing, sync, write_whole
+from videodiff.data.storage.files import abandoned, holding, replacing, sync, write_whole
 from videodiff.data.video.encode import encode
 
 # A contact sheet has so many frames, in rows of so many, each at least so high, with an edge of so many pixels.
 TILES, COLUMNS, LEAST, EDGE = 16, 8, 80, 2
+# What stands beside the mp4 of a clip, and the end of the hidden name that keeps its number while it is made.
+BESIDE, MARK = (".json", ".sheet.png", ".poster.png", ".npy"), ".making"
 ORANGE, GREY = (224, 138, 0), (205, 205, 205)
 
 
@@ -78,11 +80,11 @@ def contact_sheet(tiles: Sequence[tuple[np.ndarray, bool]]) -> np.ndarray:
     return sheet
 
 
-def write_picture(path: Path, frame: np.ndarray) -> Path:
-    """Write a frame uint8 `h w c` as PNG."""
+def png(frame: np.ndarray) -> bytes:
+    """Return a frame uint8 `h w c` as PNG."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "png")
-    return write_whole(path, file.getvalue())
+    return file.getvalue()
 
 
 def write_clips(folder: Path, clips: Mapping[str, np.ndarray], rates: Sequence[float]) -> list[Path]:
@@ -105,22 +107,26 @@ def add_clip(
     """Write a clip of `total` frames and its JSON under a free number of a folder; return the path of the mp4.
 
     The first free number from `number` on is taken. The frames are asked for one by one and not kept. A poster and a
-    contact sheet stand beside the clip, and with `lossless` its frames as `.npy`. The JSON comes last.
+    contact sheet stand beside the clip, and with `lossless` its frames as `.npy`. The mp4 takes its name last, when the
+    others are there: see `remove_unfinished`.
     """
     out.mkdir(parents=True, exist_ok=True)
     passing = Passing(total)
     with free_number(out, number) as path:
-        names = [path.with_suffix(suffix) for suffix in (".json", ".poster.png", ".sheet.png", ".npy")]
+        names = [path.with_suffix(suffix) for suffix in (".mp4", *BESIDE)]
         try:
-            frames = passing(frames)
-            with closing(keeping(frames, total, names[3]) if lossless else frames) as shown:
-                write_clip(path, shown, fps)
-            write_picture(names[1], passing.poster())
-            write_picture(names[2], passing.sheet(facts.get("known") or ()))
-            facts = facts | {"frames_sha256": passing.hash.hexdigest()}
-            write_whole(names[0], json.dumps(facts, indent=1, ensure_ascii=False).encode())
+            with ExitStack() as stack:
+                # The first one that is opened takes its name last.
+                clip, facts_file, sheet, poster = (stack.enter_context(replacing(name)) for name in names[:4])
+                frames = passing(frames)
+                with closing(keeping(frames, total, names[4]) if lossless else frames) as shown:
+                    clip.write(encode(map(even, shown), fps))
+                poster.write(png(passing.poster()))
+                sheet.write(png(passing.sheet(facts.get("known") or ())))
+                facts = facts | {"frames_sha256": passing.hash.hexdigest()}
+                facts_file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode())
         except BaseException:
-            for name in (path, *names):
+            for name in names:
                 name.unlink(missing_ok=True)
             raise
     return path
@@ -139,23 +145,34 @@ def keeping(frames: Iterable[np.ndarray], total: int, path: Path) -> Iterator[np
 
 
 def next_number(out: Path) -> int:
-    """Return the number after the largest one in a folder."""
+    """Return the number after the largest one in a folder, which loses what killed writers left."""
+    remove_unfinished(out)
     taken = {path.name.partition(".")[0] for path in out.iterdir()} if out.is_dir() else set()
     return max((int(stem) + 1 for stem in taken if stem.isdecimal()), default=0)
+
+
+def remove_unfinished(out: Path) -> None:
+    """Remove the files of clips whose writer was killed; without its mp4 a clip is unfinished."""
+    for mark in out.glob(f".*{MARK}"):
+        stem = mark.name[1 : -len(MARK)]
+        if stem.isdecimal() and mark.is_file() and not mark.is_symlink():
+            path = out / f"{stem}.mp4"
+            with suppress(OSError):
+                abandoned(mark, [] if path.exists() else [path.with_suffix(suffix) for suffix in BESIDE])
 
 
 @contextmanager
 def free_number(out: Path, number: int | None = None) -> Iterator[Path]:
     """Take the first free number from `number` on, safely among several writers; yield the path for its mp4.
 
-    A hidden file keeps the number while the block runs. If the process is killed, the next owner of the folder removes
-    it, as all unfinished files, and the number is free again.
+    A hidden file keeps the number while the block runs. If the process is killed, the next writer removes it and what
+    lies beside it, and the number is free again.
     """
     number = next_number(out) if number is None else number
     with ExitStack() as stack:
         while True:
             with suppress(FileExistsError):
-                stack.enter_context(holding(out / f".{number:03d}.partial"))
+                stack.enter_context(holding(out / f".{number:03d}{MARK}"))
                 if not any(out.glob(f"{number:03d}.*")):
                     break
                 stack.close()

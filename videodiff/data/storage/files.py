@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,15 +141,16 @@ def lies_at(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-def abandoned(partial: Path) -> bool:
-    """Remove a temporary file if no process holds its lock; return whether it was removed."""
+def abandoned(partial: Path, beside: Sequence[Path] = ()) -> bool:
+    """Remove a temporary file, and the files `beside` first, if no process holds its lock; return whether it did."""
     with partial.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         if lies_at(partial, file):
-            partial.unlink()
+            for path in (*beside, partial):
+                path.unlink(missing_ok=True)
         return True
 
 

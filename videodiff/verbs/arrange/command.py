@@ -33,12 +33,14 @@ def run(cfg: DictConfig) -> None:
         files |= {f"real/{i:05d}.mp4": truth for i, (_, truth) in enumerate(pairs)}
     else:
         files = files_of_suite(cfg, source)
+    results = None
     with owning(out.resolve().parent / f".{out.name}.lock", "arrange"):
+        if cfg.suite == "vbench":
+            # The folder comes last: a call that was killed before can be made again.
+            results = write_results(files, out, prompt_of)
         lay_out(files, out)
     say(f"{out}: {len(files)} clips as {cfg.suite} reads them")
-    if cfg.suite == "vbench":
-        videos = {out / name: prompt_of(name) for name in sorted(files)}
-        results = write_results(out.parent, out.name, list(videos), {path.name: one for path, one in videos.items()})
+    if results is not None:
         say(f"{out.parent / out.name}_eval_results.json: temporal flickering {results['temporal_flickering'][0]:.6f}")
 
 
