@@ -30,8 +30,8 @@ class SampleClips(Callback):
     Captions come from the first validation clips, or from the first training clips if there is no validation. Half of
     the clips are continued from their first `given` frames (None: 3, or the nearest number that a causal codec allows),
     the other half are made from the caption alone. With `prompts`, only these are sampled. `captions.json` lists them.
-    The clips of a step are written all together or not at all; a run that was killed at that step samples them again.
-    Dashboards show them too.
+    The clips of a step are written all together or not at all; a run that was stopped or killed at that step samples
+    them when it resumes. Dashboards show them too.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class SampleClips(Callback):
     def sample_at(self, trainer: lightning.Trainer, module: Any) -> None:
         """Sample if it is due, once per step; every rank takes part, the first one writes."""
         step = trainer.global_step
-        # Inside the first step there is no average yet.
-        if not step or step % self.every or step == self.sampled:
+        # Inside the first step there is no average yet. After a signal the run samples when it resumes.
+        if not step or step % self.every or step == self.sampled or trainer.should_stop:
             return
         self.sampled = step
         with module.stopwatch.during("samples"):

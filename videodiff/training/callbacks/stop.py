@@ -25,9 +25,10 @@ ON_ITS_WAY = 1.0
 class StopGently(Callback):
     """End training after the current step, with a checkpoint, when a signal asks for it; at SIGUSR2 save and go on.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it. All ranks stop, or save, at the same step. A second signal ends all
-    processes of the node at once, without a checkpoint, also while the main thread waits for another rank. `stopped`:
-    training ended before its last step because of a signal.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it; nothing is validated or sampled before the checkpoint, as the time until
+    a job is killed may be short. All ranks stop, or save, at the same step. A second signal ends all processes of the
+    node at once, without a checkpoint, also while the main thread waits for another rank. `stopped`: training ended
+    before its last step because of a signal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -90,6 +91,8 @@ class StopGently(Callback):
             self.tell()
             self.stopped = trainer.global_step < trainer.max_steps
             trainer.should_stop = True
+            # Lightning would validate before it ends.
+            trainer.limit_val_batches = 0
         elif saves:
             self.save(trainer)
 
