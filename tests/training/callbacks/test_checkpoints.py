@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -130,21 +131,29 @@ def test_the_clock_saves_too(train: Callable[..., str]) -> None:
     assert steps("b") == [6]
 
 
+# Saved because of the best alone, and at the very steps of the validations.
+@pytest.mark.parametrize(("every", "asynchronous"), [(1000, True), (2, True), (2, False)])
 def test_the_best_is_saved_and_stays_through_a_resume(
-    train: Callable[..., str], call: Call, world_dataset: Path, monkeypatch: pytest.MonkeyPatch
+    every: int,
+    asynchronous: bool,
+    train: Callable[..., str],
+    call: Call,
+    world_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 10: 0.5}
+    losses = {2: math.nan, 4: 1.0, 6: 2.0, 8: 1.5, 10: 0.5}
 
     def end(self: VideoDiffusion) -> None:
         self.validated_figures = dict.fromkeys(VALIDATED, losses[self.trainer.global_step])
 
     monkeypatch.setattr(VideoDiffusion, "on_validation_epoch_end", end)
     validation = [f"data.validation_root={world_dataset}", "data.validation_clips=2", "trainer.val_check_interval=2"]
-    train("a", *keys(keep=1, best="val/loss"), *validation)
+    train("a", *keys(every=every, keep=1, best="val/loss", asynchronous=asynchronous), *validation)
     assert steps("a") == [4, 6]
     assert json.loads(Path("runs/a/checkpoints/best.json").read_text()) == {"step": 4, "val/loss": 1.0}
-    for last, expected in ((8, [4, 8]), (10, [10])):
-        status, _, err = call("train", "resume=runs/a", f"trainer.max_steps={last}")
+    for last, begin, expected in ((8, 4, [4, 8]), (10, 8, [10])):
+        more = [f"trainer.max_steps={last}", f"checkpoint=step_{begin:08d}"]
+        status, _, err = call("train", "resume=runs/a", *more)
         assert status == 0, err
         assert steps("a") == expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ class Checkpoints(Callback):
     ) -> None:
         self.folder, self.every, self.keep, self.saved = Path(folder), every, keep, -1
         self.keep_every, self.best, self.minutes, self.asynchronous = keep_every, best, minutes, asynchronous
-        self.due, self.unproven, self.improved, self.told = False, False, False, False
+        self.due, self.unproven, self.told = False, False, False
+        # After a validation: it found a lower loss, or the checkpoint of its step has waited for it.
+        self.improved, self.waiting = False, False
         self.lowest: tuple[float, int] | None = None
         self.saving: Saving | None = None
         self.buffers, self.began = Buffers(), time.monotonic()
@@ -91,7 +94,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
         # Not at the end of validation: a resumed run would continue inside that validation.
-        if self.improved:
+        if self.improved or self.waiting:
             self.save(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
@@ -103,14 +106,17 @@ class Checkpoints(Callback):
         if not module.was_skipped():
             if self.unproven and self.saving is None:
                 self.prune(trainer)
-            if self.due:
+            # Its state says which one is the best, and so has to know the loss of its own step.
+            self.waiting = self.due and self.best is not None and is_validated(trainer)
+            if self.due and not self.waiting:
                 self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if self.best is None or trainer.sanity_checking:
             return
         loss = module.validated_figures[self.best]
-        if self.lowest is None or loss < self.lowest[0]:
+        # Nothing is lower than a loss that is no number.
+        if math.isfinite(loss) and (self.lowest is None or loss < self.lowest[0]):
             self.lowest, self.improved = (loss, trainer.global_step), True
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -136,7 +142,7 @@ class Checkpoints(Callback):
 
     def save(self, trainer: lightning.Trainer) -> None:
         """Begin to save, at most once per step: the last micro-batch and the end of training may both ask for it."""
-        self.due = self.improved = False
+        self.due = self.improved = self.waiting = False
         if trainer.global_step not in (self.saved, 0):
             with trainer.lightning_module.stopwatch.during("checkpoint"):
                 self.begin(trainer)
@@ -197,8 +203,14 @@ class Checkpoints(Callback):
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["lowest"]["name"] == self.best:
+        if state["lowest"]["name"] == self.best and math.isfinite(state["lowest"]["loss"]):
             self.lowest = state["lowest"]["loss"], state["lowest"]["step"]
+
+
+def is_validated(trainer: lightning.Trainer) -> bool:
+    """Return whether a validation follows the step that has just ended."""
+    taken = trainer.global_step * trainer.accumulate_grad_batches
+    return bool(trainer.limit_val_batches) and taken % trainer.val_check_batch == 0
 
 
 def decided(trainer: lightning.Trainer, here: bool, all: bool) -> bool:
