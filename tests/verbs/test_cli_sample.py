@@ -24,6 +24,7 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, read_sample
 from videodiff.data.video.decode import decode, probe, resize
 from videodiff.data.video.encode import encode
+from videodiff.generation import sampling
 from videodiff.generation.settings import clip_noise
 from videodiff.parallel.launcher import meeting_port
 from videodiff.training.state.checkpoint import checkpoints
@@ -300,6 +301,28 @@ def test_a_long_clip_begins_with_given_frames_of_its_first_window(call: Call, tr
         status, _, err = call(*how, *wrong)
         assert (status, err.count("\n")) == (1, 1)
         assert message in err
+
+
+def test_each_verb_says_which_of_its_own_keys_need_less_memory(
+    call: Call, trained: Path, world_dataset: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(parts: object, shape: tuple[int, int, int], clips: int) -> None:
+        raise sampling.no_room(shape, clips)
+
+    monkeypatch.setattr(sampling, "check_memory", full)
+    training = [*tiny(world_dataset), "data.frames=4", "callbacks.samples.every=1", "callbacks.samples.clips=1"]
+    for words, advice in (
+        (
+            ["sample", str(trained), f'prompts=["{RED}"]'],
+            "fewer frames=, a smaller height= and width=, or a smaller batch= need less",
+        ),
+        (["evaluate", str(trained), f"dataset={world_dataset}", "clips=1"], "a smaller batch= needs less"),
+        (["train", *training], "fewer callbacks.samples.clips or callbacks.samples.prompts need less"),
+    ):
+        status, _, err = call(*words)
+        assert status == 1
+        found = f"videodiff {words[0]}: error: memory: found too little for a clip of 4 frames of 16 x 16 pixels, "
+        assert err.strip().splitlines()[-1] == f"{found}expected room for all of it; {advice}"
 
 
 def test_a_sample_that_is_not_finite_costs_itself_and_is_told(

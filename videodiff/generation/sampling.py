@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -133,9 +134,17 @@ def no_room(shape: tuple[int, int, int], clips: int) -> NoRoomError:
     """Return the error of a batch that does not fit into the memory."""
     return NoRoomError(
         f"memory: found too little for {f'{clips} clips' if clips > 1 else 'a clip'} of {shape[0]} frames of "
-        f"{shape[1]} x {shape[2]} pixels, expected room for all of it; fewer frames=, a smaller height= and width=, or "
-        "a smaller batch= need less"
+        f"{shape[1]} x {shape[2]} pixels, expected room for all of it"
     )
+
+
+@contextmanager
+def needing_less(advice: str) -> Iterator[None]:
+    """Add to the error of clips that do not fit into the memory which settings of the caller need less."""
+    try:
+        yield
+    except NoRoomError as error:
+        raise NoRoomError(f"{error}; {advice}") from error
 
 
 def is_no_room(error: Exception) -> bool:

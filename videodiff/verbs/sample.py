@@ -20,7 +20,7 @@ from videodiff.generation.files import add_clip, next_number
 from videodiff.generation.given import Footage, read_footage, read_known, read_mask, read_whole, remarks
 from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of, with_keys
-from videodiff.generation.sampling import NotFiniteError, Wanted, sample_each
+from videodiff.generation.sampling import NotFiniteError, Wanted, needing_less, sample_each
 from videodiff.generation.settings import Generation, check_seeds
 from videodiff.generation.shape import SIDES, choose_rate, choose_shape, least_frames, shapes_of_run, unlike_training
 from videodiff.generation.sharing import choose_gpu, sharing
@@ -55,6 +55,7 @@ class Order(NamedTuple):
         return sample_each(self.model, self.generation, wanted, self.shape, batch)
 
 
+@needing_less("fewer frames=, a smaller height= and width=, or a smaller batch= need less")
 def run(cfg: DictConfig) -> None:
     """Sample the clips and write each as mp4, with poster, contact sheet and a JSON that makes it again."""
     cfg.run = str(take_run(cfg.run))

@@ -30,7 +30,7 @@ from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
 from videodiff.diffusion.levels import token_shift
-from videodiff.generation.sampling import latent_shape
+from videodiff.generation.sampling import is_no_room, latent_shape
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
 from videodiff.parallel.compile import check_stage
@@ -236,7 +236,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     log_configuration(trainer.loggers, config)
     try:
         fit(trainer, module, data)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_no_room(error):
+            raise
         raise ValueError(out_of_memory(cfg, data, world, error)) from error
 
 

@@ -17,7 +17,7 @@ from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import write_clips
 from videodiff.generation.known import check_given, usual_given
 from videodiff.generation.prompts import check_prompts
-from videodiff.generation.sampling import NotFiniteError, Wanted, going_on, sample_clips
+from videodiff.generation.sampling import NotFiniteError, Wanted, going_on, needing_less, sample_clips
 from videodiff.generation.settings import Generation
 from videodiff.generation.shape import most_frequent_rate
 from videodiff.training.average import averaged
@@ -97,6 +97,7 @@ class SampleClips(Callback):
             if trainer.is_global_zero and made:
                 self.write(trainer, step, made)
 
+    @needing_less("fewer callbacks.samples.clips or callbacks.samples.prompts need less")
     def made(self, trainer: lightning.Trainer) -> list[np.ndarray]:
         """Return the clips; none, and a line that says so, where a sample is not finite: training goes on."""
         try:

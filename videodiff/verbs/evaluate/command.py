@@ -19,7 +19,7 @@ from videodiff.data.loader.wording import fit_captions
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.storage.files import write_whole
 from videodiff.generation.known import check_given, first_frames, usual_given
-from videodiff.generation.sampling import check_memory, going_on, sample_clips
+from videodiff.generation.sampling import check_memory, going_on, needing_less, sample_clips
 from videodiff.generation.settings import Generation, check_seeds
 from videodiff.generation.shape import shapes_of_run
 from videodiff.generation.sharing import Ranks, choose_gpu, sharing
@@ -76,6 +76,7 @@ class Job(NamedTuple):
         return [clips[start : start + self.batch] for start in range(0, len(clips), self.batch)]
 
 
+@needing_less("a smaller batch= needs less")
 def run(cfg: DictConfig) -> None:
     """Evaluate; the run may still be training, but only one evaluation may run at a time."""
     cfg.run = str(take_run(cfg.run))
