@@ -211,6 +211,20 @@ def test_a_tracker_that_fails_is_said_once_and_ends_nothing(
     assert said == ["wandb: ZeroDivisionError: division by zero; training goes on without it"]
 
 
+def test_a_tracker_that_cannot_start_is_said_once_and_ends_nothing(
+    call: Call, world_dataset: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    # Where its folder should be.
+    Path("run").mkdir()
+    Path("run/wandb").touch()
+    samples = ["callbacks.samples.every=1", "callbacks.samples.clips=1", "sampler.steps=1"]
+    status, out, err = call("train", *tiny(world_dataset), *samples, "run=run", "logger=wandb", "trainer.max_steps=1")
+    assert status == 0, err
+    (said,) = [line for line in out.splitlines() if "goes on without it" in line]
+    assert said.startswith("wandb: NotADirectoryError: ")
+
+
 def records(folder: Path) -> list[Record]:
     """Return what an offline run of wandb holds: LevelDB's log, parts of records in blocks of 32 KiB."""
     (file,) = folder.glob("run-*.wandb")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import requests
+from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from tqdm import tqdm
@@ -39,25 +40,29 @@ class RunTracker(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Return wandb's run; the first call starts it."""
+        """Return wandb's run, which the first call starts; if it cannot start, something that takes every call."""
         if self._experiment is None:
-            import wandb
+            self.kept(self.begin)
+        return super().experiment if self._experiment is not None else _DummyExperiment()
 
-            mode, reason = usable_mode()
-            settings = wandb.Settings(init_timeout=START_S, finish_timeout=UPLOAD_S, silent=bool(reason))
-            self._wandb_init["settings"] = settings
-            self._wandb_init.pop("anonymous", None)
-            try:
-                self._wandb_init["mode"] = mode
-                run = super().experiment
-            except (wandb.errors.Error, TimeoutError) as error:
-                # Otherwise the refused run would occupy the id.
-                wandb.teardown()
-                reason, self._wandb_init["mode"] = first_line(error), "offline"
-                run = super().experiment
-            if reason:
-                print(f"wandb: {reason}; the run is kept offline, `wandb sync {run.settings.sync_dir}` uploads it")
-        return super().experiment
+    def begin(self) -> None:
+        """Start wandb's run."""
+        import wandb
+
+        mode, reason = usable_mode()
+        settings = wandb.Settings(init_timeout=START_S, finish_timeout=UPLOAD_S, silent=bool(reason))
+        self._wandb_init["settings"] = settings
+        self._wandb_init.pop("anonymous", None)
+        try:
+            self._wandb_init["mode"] = mode
+            run = super().experiment
+        except (wandb.errors.Error, TimeoutError) as error:
+            # Otherwise the refused run would occupy the id.
+            wandb.teardown()
+            reason, self._wandb_init["mode"] = first_line(error), "offline"
+            run = super().experiment
+        if reason:
+            print(f"wandb: {reason}; the run is kept offline, `wandb sync {run.settings.sync_dir}` uploads it")
 
     def kept(self, call: Callable[[], None]) -> None:
         """Call the tracker; if it fails, print that once and let training go on without it."""
@@ -66,8 +71,10 @@ class RunTracker(WandbLogger):
         try:
             call()
         except Exception as error:
+            # The call may be within another one.
+            if not self.failed:
+                print(f"wandb: {type(error).__name__}: {first_line(error)}; training goes on without it")
             self.failed = True
-            print(f"wandb: {type(error).__name__}: {first_line(error)}; training goes on without it")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log figures of a step."""
