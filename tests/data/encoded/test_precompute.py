@@ -355,7 +355,7 @@ def test_clips_that_are_enlarged_are_counted(source, sizes, expected):
 def test_a_hanging_decoder_costs_its_clip_only(models, tmp_path, monkeypatch):
     out = tmp_path / "out"
     plan = plan_of(models, write_clips(tmp_path / "in", 2, 8), out, text=None, timeout=3.0, decoders=1)
-    monkeypatch.setattr(module, "read_part", hanging_part.read_but_clip1)
+    monkeypatch.setattr(module, "PartReader", hanging_part.AllButClip1)
     made = precompute(plan, workers=1)
     assert (made["samples"], made["failed"]) == (1, 1)
     assert "timeout: took longer than 3 s" in (out / "failed.jsonl").read_text()

@@ -19,6 +19,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.material.made_clips import sample, write_dataset
+from tests.material.tasks.hasty_reader import HastyReader
 from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.samples.indexing import index_tars
 from videodiff.data.samples.manifest import Manifest, ManifestError
@@ -28,7 +29,7 @@ from videodiff.data.storage.cache import Cache
 from videodiff.data.storage.remote import RemoteError, Url, path_or_url
 
 NGINX = """
-daemon off; user root; worker_processes 1; pid {folder}/pid; error_log stderr;
+daemon off; master_process off; pid {folder}/pid; error_log stderr;
 events {{ worker_connections 64; }}
 http {{
     log_format bytes '$request_uri $body_bytes_sent'; access_log {folder}/log bytes;
@@ -416,6 +417,33 @@ def test_a_slow_host_is_no_fault_of_the_clips_that_wait_for_their_shard(nginx, t
     (tmp_path / "cache").mkdir()
     assert len(next(iter(data.train_dataloader()))["caption"]) == 3
     data.teardown("fit")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_host_that_hangs_ends_the_run_and_costs_no_clip(nginx, tmp_path, monkeypatch, cached, comes_back):
+    """A stopped server accepts connections and sends nothing; its clips wait as long as a host may take."""
+    write_dataset(nginx.files / "set", count=9)
+    if not comes_back:
+        monkeypatch.setattr("videodiff.data.loader.datamodule.Reader", HastyReader)
+    cache = {"disk_cache": str(tmp_path / "cache")} if cached else {}
+    how = {"num_workers": 2, "timeout": 1.0, "budget": 0, "quarantine": str(tmp_path / "quarantine.jsonl")}
+    data = module(f"{nginx.url}/set", **how, **cache)
+    data.check()
+    nginx.process.send_signal(signal.SIGSTOP)
+    wake = threading.Timer(4.0, nginx.process.send_signal, [signal.SIGCONT])
+    wake.start() if comes_back else None
+    try:
+        if comes_back:
+            assert len(next(iter(data.train_dataloader()))["caption"]) == 3
+        else:
+            with pytest.raises(RemoteError, match="found no answer in 2 attempts"):
+                next(iter(data.train_dataloader()))
+        assert not (tmp_path / "quarantine.jsonl").exists()
+    finally:
+        nginx.process.send_signal(signal.SIGCONT)
+        wake.cancel()
+        data.teardown("fit")
 
 
 def test_the_shards_of_the_next_window_are_fetched_while_this_one_is_read(nginx, tmp_path):

@@ -6,11 +6,13 @@ import signal
 
 import numpy as np
 
-from videodiff.data.encoded.precompute import Part, read_part
+from videodiff.data.encoded.precompute import Part, PartReader
 
 
-def read_but_clip1(part: Part, out: np.ndarray) -> bool:
+class AllButClip1(PartReader):
     """Read a part of any clip but clip1."""
-    if part.sample.key == "clip1":
-        signal.pause()
-    return read_part(part, out)
+
+    def __call__(self, part: Part, out: np.ndarray, members: dict[str, bytes] | None = None) -> bool:
+        if part.sample.key == "clip1":
+            signal.pause()
+        return super().__call__(part, out, members)

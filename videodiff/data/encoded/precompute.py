@@ -52,6 +52,7 @@ from videodiff.data.samples.shards import (
     read_sample,
 )
 from videodiff.data.samples.sidecars import SidecarError
+from videodiff.data.storage.cache import is_remote
 from videodiff.data.storage.files import owning, remove_abandoned, replacing, write_whole
 from videodiff.data.video.decode import decode_into
 
@@ -335,11 +336,11 @@ class Reads:
     def __init__(self, plan: Plan, windows: Windows, stack: contextlib.ExitStack) -> None:
         self.sizes, self.windows, self.quarantine = plan.sizes, windows, Quarantine(budget=math.inf)
         if not plan.decoders:
-            self.batches = partial(read_here, read_part, stand_in=nothing, quarantine=self.quarantine)
+            self.batches = partial(read_here, PartReader(), stand_in=nothing, quarantine=self.quarantine)
             return
         pixels = max(height * width for height, width in plan.sizes) * (windows.frames or PIECE)
         how = {"timeout": plan.timeout, "pace": Pace(ahead=plan.decoders + 1)}
-        workers = Workers(read_part, plan.decoders, 3 * pixels, nothing, self.quarantine, **how)
+        workers = Workers(PartReader(), plan.decoders, 3 * pixels, nothing, self.quarantine, **how)
         self.batches = stack.enter_context(workers).batches
 
     def clips(self, source: Manifest, rows: Sequence[dict[str, Any]]) -> Iterator[Iterator[np.ndarray]]:
@@ -378,13 +379,20 @@ class Part(NamedTuple):
     source: tuple[Any, dict[str, Any], range] | None
 
 
-def read_part(part: Part, out: np.ndarray) -> bool:
+class PartReader:
     """Fill `out` with the frames of a part; leave it unchanged for a placeholder."""
-    if part.source is not None:
-        root, row, numbers = part.source
-        video = checked_video(read_sample(root, row, VIDEOS), row, f"{root / row['shard']}: {row['key']}")
-        decode_into(out, video, numbers)
-    return True
+
+    def bring(self, part: Part) -> dict[str, bytes] | None:
+        """Return the files of a sample that a host has, None if it is here: see `Workers`."""
+        remote = part.source is not None and is_remote(part.source[0])
+        return read_sample(*part.source[:2], VIDEOS) if remote else None
+
+    def __call__(self, part: Part, out: np.ndarray, members: dict[str, bytes] | None = None) -> bool:
+        if part.source is not None:
+            root, row, numbers = part.source
+            found = read_sample(root, row, VIDEOS) if members is None else members
+            decode_into(out, checked_video(found, row, f"{root / row['shard']}: {row['key']}"), numbers)
+        return True
 
 
 def nothing(asked: Part, attempt: int) -> Part:

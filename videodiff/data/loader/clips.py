@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ from videodiff.data.samples.shards import (
     video_of,
 )
 from videodiff.data.samples.sidecars import SidecarError
-from videodiff.data.storage.cache import CachedFolder
+from videodiff.data.storage.cache import is_remote
 from videodiff.data.video.decode import DecodeError, decode_into
 from videodiff.data.video.decoders import decoder_named
 
@@ -218,15 +219,6 @@ class Clips:
         key = None if self.fixed else key
         return Task(order, self.dataset, row, numbers, shape.height, shape.width, key, self.pixels, self.windows)
 
-    def bring(self, task: Task) -> Task:
-        """Return a task when its shard is in the disk cache, if there is one.
-
-        A worker that waits for a shard of a slow host would be taken for one that hangs.
-        """
-        if isinstance(root := self.manifest.root, CachedFolder):
-            (root / task.row["shard"]).open().close()
-        return task
-
 
 def record_of(manifest: Manifest, what: str) -> dict[str, Any]:
     """Return the manifest's record of the encoder that made the latents or the text of its dataset."""
@@ -300,9 +292,13 @@ class Reader:
         gib = reading.cache_gib / max(reading.num_workers, 1) if cache else 0.0
         return cls(roots, reading.deliver, gib, reading.mix, reading.decoder)
 
-    def __call__(self, task: Task, out: np.ndarray) -> dict[str, Any]:
-        name = task.dataset, task.row["shard"], task.row["key"], task.height, task.width
-        loaded = self.kept.get(name) or self._load(name, task, out)
+    def bring(self, task: Task) -> dict[str, bytes] | None:
+        """Return the files of a sample that a host has, in the disk cache or not; None if it is here."""
+        here = self._name(task) in self.kept or not is_remote(self.roots[task.dataset])
+        return None if here else self._members(task)
+
+    def __call__(self, task: Task, out: np.ndarray, members: dict[str, bytes] | None = None) -> dict[str, Any]:
+        loaded = self.kept.get(self._name(task)) or self._load(task, out, members)
         if loaded.frames is not None:
             np.copyto(out, loaded.frames[[loaded.numbers.index(number) for number in task.numbers]])
         captions = loaded.captions
@@ -317,28 +313,39 @@ class Reader:
         sample["fps"] = task.row["fps"] / task.numbers.step
         return sample if task.key else sample | {"truth": truth_window(loaded.truth, task.numbers)}
 
-    def _load(self, name: tuple[Any, ...], task: Task, out: np.ndarray) -> Loaded:
+    def _name(self, task: Task) -> tuple[Any, ...]:
+        return task.dataset, task.row["shard"], task.row["key"], task.height, task.width
+
+    def _load(self, task: Task, out: np.ndarray, members: dict[str, bytes] | None) -> Loaded:
         """Read a sample; read all of its frames if they fit into the cache, because the next window will differ."""
         numbers = range(task.row["frames"]) if task.key else task.numbers
         # Cached arrays are float16 on the disk and float32 in memory.
         arrays = task.row["size"] * (1 + (self.deliver != ("video",)))
         size = arrays + len(numbers) * out.shape[1] * out.shape[2] * 3 * ("video" in self.deliver)
         if size > self.room:
-            return self._read(task, task.numbers, out)._replace(frames=None)
+            return self._read(task, task.numbers, out, members)._replace(frames=None)
         frames = np.empty((len(numbers), *out.shape[1:]), dtype=np.uint8)
-        self.kept[name] = self._read(task, numbers, frames)
+        loaded = self.kept[self._name(task)] = self._read(task, numbers, frames, members)
         self.room -= size
-        return self.kept[name]
+        return loaded
 
-    def _read(self, task: Task, numbers: range, out: np.ndarray) -> Loaded:
+    def _arrays(self, task: Task) -> dict[str, list[str]]:
+        """Return the names of the files with latents, and of those with text."""
+        names = {"latent": ["latent.npy"], "text": text_names(task.row["captions"])}
+        return {name: own for name, own in names.items() if name in self.deliver}
+
+    def _members(self, task: Task) -> dict[str, bytes]:
+        """Return the files of a sample that are needed."""
+        needed = chain(*self._arrays(task).values(), VIDEOS if "video" in self.deliver else ())
+        return read_sample(self.roots[task.dataset], task.row, {*SIDECARS, *needed})
+
+    def _read(self, task: Task, numbers: range, out: np.ndarray, members: dict[str, bytes] | None) -> Loaded:
         """Read a sample; its frames go to `out`."""
-        root, row = self.roots[task.dataset], task.row
-        names = {"latent": ["latent.npy"], "text": text_names(row["captions"])}
-        needed = [member for name in self.deliver for member in names.get(name, ())]
-        members = read_sample(root, row, {*SIDECARS, *needed, *(VIDEOS if "video" in self.deliver else ())})
-        where = f"{root / row['shard']}: {row['key']}"
+        root, row, names = self.roots[task.dataset], task.row, self._arrays(task)
+        members = self._members(task) if members is None else members
+        needed, where = {*chain(*names.values())}, f"{root / row['shard']}: {row['key']}"
         video = video_of(members)
-        if missing := (set(needed) - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):
+        if missing := (needed - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):
             raise ManifestError(f"{where}: found no {min(missing)}, expected one for deliver={list(self.deliver)}")
         if "video" in self.deliver:
             data = checked_video(members, row, where)
@@ -347,7 +354,7 @@ class Reader:
             except DecodeError as error:
                 raise DecodeError(f"{where}.{video}: {error}") from error
         latent = read_latent(members["latent.npy"], where) if "latent" in self.deliver else None
-        texts = [read_text(members[name], where) for name in names["text"] if "text" in self.deliver]
+        texts = [read_text(members[name], where) for name in names.get("text", ())]
         try:
             captions, truth = read_texts(members) or [Text("")], read_notes(members).get("truth")
         except SidecarError as error:

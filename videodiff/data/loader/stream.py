@@ -96,10 +96,10 @@ class Loader:
         return (collate(read, self.reader.deliver) for read in reads)
 
     def tasks(self, items: Sequence[Item]) -> list[Task]:
-        """Return the tasks of a micro-batch, when their shards are here."""
+        """Return the tasks of a micro-batch."""
         if self.remote:
             self.look_ahead(items[0])
-        return [self.batch_sampler.clips[item.dataset].bring(self.task(item)) for item in items]
+        return [self.task(item) for item in items]
 
     def look_ahead(self, item: Item) -> None:
         """Fetch the shards of the next shuffle window of remote datasets while the present window is read."""
@@ -116,7 +116,7 @@ class Loader:
 
     def stand_in(self, asked: Task, attempt: int) -> Task:
         """Return a replacement for a task that cannot be read."""
-        return self.tasks([self.batch_sampler.stand_in(*asked.order, attempt)])[0]
+        return self.task(self.batch_sampler.stand_in(*asked.order, attempt))
 
 
 class HandedOn:

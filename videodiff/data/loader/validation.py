@@ -74,7 +74,7 @@ class Validation:
         largest = max(len(asked[0]) * math.prod(asked[0][0].shape), 1)
         count = min(self.reading.num_workers, len(asked[0]))
         with Workers(reader, count, largest, stand_in, lost, self.reading.timeout) as workers:
-            yield from workers.batches([self.clips.bring(task) for task in tasks] for tasks in asked)
+            yield from workers.batches(asked)
 
 
 def share_of(count: int, mesh: Mesh) -> range:

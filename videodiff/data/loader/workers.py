@@ -29,7 +29,7 @@ import numpy as np
 from videodiff.data.loader.quarantine import Quarantine, SampleId
 from videodiff.data.processes.child import GRACE_S, TICK, Child, Gone, forkserver
 
-READY = "ready"
+READY, BROUGHT = "ready", "brought"
 START_S, STARTS = 180.0, 3
 # Points against a clip whose worker ended, and the points at which it is quarantined. A disk may be slow once, so a
 # clip gets a second try. SIGKILL comes from outside and counts less; when it repeats, the clip exhausts the memory.
@@ -145,6 +145,8 @@ class Worker(Child):
     def __init__(self, function: Function, slots: Slots, timeout: float) -> None:
         super().__init__(work, function, slots, timeout, start=forkserver(__name__, function.__module__))
         self.timeout, self.ready, self.errands, self.read = timeout, False, deque(), 0
+        # Whether it tells when it has the bytes of a clip, and whether it has those of its present errand.
+        self.tells, self.brought = hasattr(function, "bring"), False
         self.heir: Worker | None = None
 
     def give(self, errand: Errand) -> None:
@@ -152,9 +154,15 @@ class Worker(Child):
         self.errands.append(errand)
         self.send((errand.task, errand.flight.slot, errand.place))
 
-    def take(self) -> tuple[bool, Any]:
-        """Return whether the present errand succeeded, and its result or the reason; Gone if the process died."""
+    def take(self) -> tuple[bool, Any] | None:
+        """Return whether the present errand succeeded, and its result or the reason; Gone if the process died.
+
+        None: it has the bytes of the clip now, and the time of the clip begins.
+        """
         answer = self.receive()
+        self.brought = answer == BROUGHT
+        if self.brought:
+            return None
         self.read += 1
         return answer
 
@@ -168,8 +176,9 @@ class Worker(Child):
         return self.heir is not None and self.heir.ready
 
     def left(self) -> float:
-        """Return the seconds until its time limit."""
-        return self.limit() - self.spent if self.errands or not self.ready else float("inf")
+        """Return the seconds until its time limit; while it waits for bytes, there is none but that of the host."""
+        idle = self.ready and (not self.errands or (self.tells and not self.brought))
+        return float("inf") if idle else self.limit() - self.spent
 
 
 def work(connection: Connection, function: Function, slots: Slots, timeout: float) -> None:
@@ -178,13 +187,17 @@ def work(connection: Connection, function: Function, slots: Slots, timeout: floa
         # Many workers share this machine.
         torch.set_num_threads(1)
     connection.send((True, READY))
+    bring = getattr(function, "bring", None)
     while True:
         task, slot, place = connection.recv()
-        # A hanging decoder may block the thread that ends this process with its parent. SIGALRM has no handler, so it
-        # kills.
-        signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
         try:
-            answer = True, function(task, slots.clip(slot, place, task.shape))
+            brought = () if bring is None else (bring(task),)
+            if bring is not None:
+                connection.send(BROUGHT)
+            # A hanging decoder may block the thread that ends this process with its parent. SIGALRM has no handler, so
+            # it kills.
+            signal.setitimer(signal.ITIMER_REAL, 2 * timeout + TICK)
+            answer = True, function(task, slots.clip(slot, place, task.shape), *brought)
         except OSError as error:
             answer = None, error
         except Exception as error:
@@ -211,11 +224,12 @@ EASY = Pace()
 class Workers:
     """Processes that read batches with `function(task, out)`: it fills `out` (`t h w c`) and returns the rest.
 
-    `function` can be imported by name or pickled, and never returns None. `slot_bytes`: bytes of the largest batch.
-    `timeout`: seconds per clip. A clip goes into the quarantine if the function raises, if its process hangs or
-    crashes twice, or if it is killed six times. `stand_in(task, attempt)` with attempt 1, 2, ... then gives
-    replacements of the same shape and order. An OSError is raised, because a failing disk or host is not the fault of
-    a clip. Use it in a `with` block, or `close` it.
+    `function` can be imported by name or pickled, and never returns None. It may have a `bring(task)`, which waits for
+    hosts: it gets the result as third argument, and the time of the clip begins there. `slot_bytes`: bytes of the
+    largest batch. `timeout`: seconds per clip. A clip goes into the quarantine if the function raises, if its process
+    hangs or crashes twice, or if it is killed six times. `stand_in(task, attempt)` with attempt 1, 2, ... then gives
+    replacements of the same shape and order. An OSError is raised, because a failing disk or host is not the fault of a
+    clip. Use it in a `with` block, or `close` it.
     """
 
     def __init__(
@@ -361,7 +375,7 @@ class Workers:
                     continue
                 if not worker.ready:
                     worker.ready, self.failed_starts = True, 0
-                else:
+                elif answer is not None:
                     self.settle(worker.errands.popleft(), *answer)
             elif worker.errands or not worker.ready:
                 worker.charge(passed)

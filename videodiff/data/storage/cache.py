@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from videodiff.data.storage.files import abandoned, lies_at, sync
-from videodiff.data.storage.remote import RemoteError, Url
+from videodiff.data.storage.remote import RemoteError, Url, path_or_url
 
 # A cache may share its folder with other files: it counts and removes only its own.
 OWN = re.compile(r"([0-9a-f]{64})(\.partial)?")
@@ -179,3 +179,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_remote(root: Any) -> bool:
+    """Return whether the files of a folder are at a host, whether a cache keeps them here or not."""
+    return isinstance(path_or_url(root), (Url, CachedFolder))
