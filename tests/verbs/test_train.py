@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,3 +49,15 @@ def test_a_key_that_a_folder_may_not_give_is_given_again(
     status, _, err = call("train", *recipe, place, "resume=auto", "trainer.max_steps=3")
     assert status == 0, err
     assert len(list(Path("runs/a/curves").glob("version_*"))) == 3
+
+
+@pytest.mark.parametrize("most", [3, 4, 5])
+def test_a_run_that_has_taken_its_steps_says_so(
+    most: int, call: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, run := tmp_path / "run")
+    status, out, err = call("train", f"resume={run}", f"trainer.max_steps={most}")
+    assert status == 0, err
+    line = f"takes no step: {run}/checkpoints/step_00000004 has reached trainer.max_steps={most}"
+    assert (line in out) == (most <= 4)
+    assert f"videodiff train: {max(most, 4)} steps in {run}" in out

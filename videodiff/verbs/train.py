@@ -53,7 +53,7 @@ from videodiff.training.run.logging import log_configuration
 from videodiff.training.run.record import to_tell, write_record
 from videodiff.training.start import freeze, parts_of
 from videodiff.training.state.before import is_before_pieces
-from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind
+from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind, step_of
 from videodiff.training.state.mirror import bring
 from videodiff.verbs.config.build import (
     Model,
@@ -174,6 +174,8 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
         is_before_pieces(checkpoint)
         if first and found:
             say(f"videodiff train: goes on from {checkpoint}")
+        if first and step_of(checkpoint) >= (last := cfg.trainer.max_steps):
+            say(f"videodiff train: takes no step: {checkpoint} has reached trainer.max_steps={last}")
         return checkpoint
     if cfg.checkpoint is not None:
         raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run of this checkpoint")
