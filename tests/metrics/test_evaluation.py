@@ -189,6 +189,36 @@ def test_a_figure_says_of_how_many_clips_it_is_where_some_lack_what_it_measures(
         assert found[f"{name}_clips"] == 2
 
 
+def test_figures_by_the_number_of_balls_are_those_of_these_clips_alone():
+    made = [Bouncing(split="all", balls={1: 1.0, 2: 1.0, 3: 1.0}).scene(seed) for seed in range(9)]
+    cases = [Case(s.caption, f := render(s, 32), f, s.caption, s.fps, 3, s) for s in made]
+    # Clips of one ball are true; in the others nothing moves.
+    held = [c.frames if len(c.scene.colour) == 1 else np.repeat(c.frames[2:3], len(c.frames), 0) for c in cases]
+    metrics, names = {"captions": captions, "physics": physics}, [*captions.by_balls, *physics.by_balls]
+    found = evaluate(metrics, cases, {CONTINUATION: held, TEXT_TO_VIDEO: held})["by_balls"]
+    assert [row["name"] for row in found] == ["1 ball", "2 balls", "3 balls"]
+    for balls, row in enumerate(found, start=1):
+        own = [i for i, case in enumerate(cases) if len(case.scene.colour) == balls]
+        clips = [held[i] for i in own]
+        alone = evaluate(metrics, [cases[i] for i in own], {CONTINUATION: clips, TEXT_TO_VIDEO: clips})
+        assert "by_balls" not in alone
+        wanted = {name + end: alone[name + end] for name in names for end in ("", "_stderr")}
+        assert row == {"name": row["name"], "kind": "model", "clips": len(own), **wanted}
+    assert found[0]["velocity_error"] < 0.1 < min(row["velocity_error"] for row in found[1:])
+
+
+def test_figures_by_the_number_of_balls_name_the_clips_that_lack_one():
+    made = [Bouncing(split="all", balls={1: 1.0, 2: 1.0}).scene(seed) for seed in range(8)]
+    cases = [Case(s.caption, f := render(s, 32), f, s.caption, s.fps, 3, s) for s in made]
+    two = next(case.key for case in cases if len(case.scene.colour) == 2)
+    lacking = replace(physics, lacks=lambda case: "are short" if case.key == two else "")
+    metrics = {"captions": captions, "physics": lacking}
+    frames = [case.frames for case in cases]
+    _, row = evaluate(metrics, cases, {CONTINUATION: frames, TEXT_TO_VIDEO: frames})["by_balls"]
+    assert row["velocity_error_clips"] == row["clips"] - 1
+    assert "count_accuracy_clips" not in row
+
+
 @pytest.mark.parametrize(
     ("quantities", "how", "message"),
     [
@@ -200,6 +230,7 @@ def test_a_figure_says_of_how_many_clips_it_is_where_some_lack_what_it_measures(
         ({"a": Quantity("higher")}, {"tasks": ("dubbing",)}, r"found the tasks \['dubbing'\]"),
         ({"a": Quantity("higher")}, {"clips": "some"}, "found clips='some'"),
         ({"a": Quantity("higher")}, {"references": {"held": len}}, "found references"),
+        ({"a": Quantity("higher")}, {"by_balls": ("a",), "tasks": (CONTINUATION,)}, "found by_balls"),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused_where_it_stands(quantities, how, message):

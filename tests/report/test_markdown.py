@@ -25,3 +25,15 @@ def test_a_figure_of_some_clips_only_says_of_how_many(tmp_path: Path) -> None:
 def test_a_bar_in_a_name_ends_no_cell(tmp_path: Path) -> None:
     made = {"table": [{"name": "a|b", "e": 1.0}], "metrics": {"e": {"better": "lower"}}}
     assert any("| a\\|b |" in line for line in lines(made, tmp_path))
+
+
+def test_figures_by_the_number_of_balls_are_a_table_of_their_own(tmp_path: Path) -> None:
+    rows = [{"name": "1 ball", "kind": "model", "clips": 6, "e": 0.25}, {"name": "2 balls", "clips": 2, "e": 0.5}]
+    made = {"e": 0.3125, "by_balls": rows, "metrics": {"e": {"better": "lower"}}}
+    found = [line for line in lines(made, tmp_path) if line]
+    assert found[-4:] == [
+        "| truth | clips | e ↓ |",
+        "| --- | --- | --- |",
+        "| 1 ball | 6 | 0.25 |",
+        "| 2 balls | 2 | 0.5 |",
+    ]

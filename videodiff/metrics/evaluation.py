@@ -41,12 +41,17 @@ class Batch(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one metric gives to evaluation.json; `rows`: the numbers of each clip for each row of the table."""
+    """What one metric gives to evaluation.json.
+
+    rows: the numbers of each clip for each row of the table. balls: the number of balls of each clip, and those of its
+    numbers that are also written by it.
+    """
 
     flat: dict[str, float | None]
     rows: dict[str, list[dict[str, float]]]
     intervals: dict[str, list[float]]
     curves: dict[str, dict[str, list[float | None]]]
+    balls: Sequence[tuple[int, dict[str, float]]] = ()
 
 
 def silent(line: str) -> None:
@@ -138,10 +143,12 @@ def measure(metrics: Mapping[str, AnyMetric], clips: Mapping[str, Sequence[Case]
 def measure_by(metric: Metric, case: Case, task: str) -> dict[str, Any]:
     """Return what one metric finds: the numbers of each row of the table and the curves, or what the clip lacks."""
     try:
+        balls = {"balls": len(case.scene.colour)} if metric.by_balls else {}
         if reason := metric.lacks(case):
-            return {"lacks": reason}
+            return {"lacks": reason, **balls}
         functions = {MODEL: metric.measure, **metric.references}
-        found: dict[str, Any] = {"rows": {name: numbers(metric, each, case) for name, each in functions.items()}}
+        rows = {name: numbers(metric, each, case) for name, each in functions.items()}
+        found: dict[str, Any] = {"rows": rows, **balls}
         if metric.curve is not None and task == metric.tasks[0]:
             found["curves"] = {name: np.asarray(curve).tolist() for name, curve in metric.curve(case).items()}
             check_curves(found["curves"])
@@ -160,8 +167,9 @@ def check_curves(curves: Mapping[str, Sequence[float]]) -> None:
 def figures(metrics: Mapping[str, AnyMetric], batch: Batch, remark: Remark = silent) -> dict[str, Any]:
     """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
 
-    `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame, `left_out` the
-    metrics that failed, each with its reason; ValueError if all did.
+    `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame, `by_balls` are
+    figures by the number of balls where clips differ in it, `left_out` the metrics that failed, each with its reason;
+    ValueError if all did.
 
     `batch`: what `measure` found at all clips, in their order.
     """
@@ -186,6 +194,8 @@ def figures(metrics: Mapping[str, AnyMetric], batch: Batch, remark: Remark = sil
     for name in ("intervals", "curves"):
         found = {figure: each for part in made for figure, each in getattr(part, name).items()}
         result |= {name: found} if found else {}
+    by_balls = table_by_balls([part.balls for part in made if part.balls])
+    result |= {"by_balls": by_balls} if by_balls else {}
     result |= {"left_out": left_out} if left_out else {}
     meaning = {name: each.record() for name, each in declared(metrics).items() if name in present}
     return result | {"metrics": meaning}
@@ -204,16 +214,32 @@ def means(metric: Metric, clips: Mapping[str, Sequence[Mapping[str, Any]]], rema
     """Return the mean of each number over the clips of each task, with its standard error."""
     first = clips.get(metric.tasks[0], [])
     curves = mean_curves([clip["curves"] for clip in first if "curves" in clip])
+    balls = [
+        (clip["balls"], {name: value for name, value in numbers.items() if name in metric.by_balls})
+        for clip, numbers in zip(first, numbers_of(first, MODEL), strict=True)
+        if metric.by_balls
+    ]
     if metric.in_table:
         found, rows = compare(metric, first, remark)
-        return Part(found, rows, {}, curves)
+        return Part(found, rows, {}, curves, balls)
     if len(metric.tasks) == 1:
-        return Part(flat(first, metric.tasks[0], remark), {}, {}, curves)
+        return Part(flat(first, metric.tasks[0], remark), {}, {}, curves, balls)
     found = {}
     for task in [*(task for task in clips if task != TRUTH), TRUTH]:
         numbers = flat(clips[task], task, silent if task == TRUTH else remark)
         found |= {f"{task}_{name}": value for name, value in numbers.items()}
     return Part(found, {}, {}, curves)
+
+
+def table_by_balls(parts: Sequence[Sequence[tuple[int, dict[str, float]]]]) -> list[dict[str, Any]]:
+    """Return a row for each number of balls, from the numbers of the same clips; none if all clips have the same."""
+    groups: dict[int, list[dict[str, float]]] = {}
+    for clips in zip(*parts, strict=True):
+        groups.setdefault(clips[0][0], []).append({name: one[name] for _, one in clips for name in one})
+    if len(groups) < 2:
+        return []
+    named = {f"{balls} ball{'s' * (balls > 1)}": groups[balls] for balls in sorted(groups)}
+    return [{"name": name, "kind": MODEL, "clips": len(each), **summarise(each)} for name, each in named.items()]
 
 
 def as_made(task: str, cases: Sequence[Case], videos: Sequence[np.ndarray]) -> list[Case]:

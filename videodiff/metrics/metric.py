@@ -32,7 +32,7 @@ BESIDE = ("_stderr", "_clips")
 # Names in evaluation.json that are not numbers of a metric.
 TAKEN = (
     *("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed", "batch"),
-    *("intervals", "curves", "left_out", "dataset"),
+    *("intervals", "curves", "by_balls", "left_out", "dataset"),
 )
 Numbers = Mapping[str, float]
 
@@ -123,6 +123,7 @@ class Metric:
     beside: numbers of table rows that are also written as figures: name -> (row of the table, number).
     ratios: figures that are the quotient of two others: name -> (numerator, denominator).
     curve: measures every frame of a clip: name -> (frames,); for a metric of one task.
+    by_balls: numbers that are also written for the clips with one ball, two balls, ...; for a metric of one task.
     weights: the network and packages that it needs.
     """
 
@@ -135,6 +136,7 @@ class Metric:
     beside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     curve: Callable[[Case], Mapping[str, np.ndarray]] | None = None
+    by_balls: tuple[str, ...] = ()
     weights: Weights = NOTHING
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -149,6 +151,9 @@ class Metric:
             raise ValueError(f"found the tasks {list(self.tasks)}, expected some of {', '.join(TASKS)}")
         if self.clips not in CLIPS:
             raise ValueError(f"found clips={self.clips!r}, expected one of {', '.join(CLIPS)}")
+        single = self.clips == "worlds" and len(self.tasks) == 1
+        if self.by_balls and not (single and {*self.by_balls} <= self.quantities.keys()):
+            raise ValueError(f"found by_balls={self.by_balls}, expected numbers of a metric of worlds with one task")
         if self.references and not self.in_table:
             raise ValueError(f"found references, expected them only in a metric with tasks=[{CONTINUATION}]")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from videodiff.data.storage.files import write_whole
 from videodiff.printing import in_line
-from videodiff.report.table import Measured, best, columns, figures, left_out, meanings, plain, rounded, rows
+from videodiff.report.table import Measured, Row, best, columns, figures, left_out, meanings, plain, rounded, rows
 
 
 def write_markdown(path: Path, evaluation: dict[str, Any]) -> Path:
@@ -21,17 +21,13 @@ def lines(evaluation: dict[str, Any], where: Path) -> Iterator[str]:
     quantities = meanings(evaluation, where)
     table, numbers = rows(evaluation, where, quantities), figures(evaluation, where, quantities)[0]
     if table:
-        heads, top = columns(table), best(table)
-        yield from frame(["predictor", "clips", *map(head, heads)])
-        for row in table:
-            bound = row.kind in ("floor", "ceiling")
-            name = f"{row.name} ({row.kind})" if bound else row.name
-            cells = [cell(row.cells.get(column.name), {} if bound else top) for column in heads]
-            yield line([name, "" if row.clips is None else f"{row.clips:,.0f}", *cells])
-        yield ""
+        yield from grid("predictor", table, best(table))
     yield from frame(["figure", "value", "target"])
     for figure in numbers:
         yield line([head(figure), cell(figure, {}) + figure.interval_text, target(figure)])
+    if balls := rows(evaluation, where, quantities, "by_balls"):
+        yield ""
+        yield from grid("truth", balls, {})
     for name, curve in (evaluation.get("curves") or {}).items():
         yield ""
         means = [rounded(mean, error) for mean, error in zip(curve["mean"], curve["stderr"], strict=True)]
@@ -39,6 +35,18 @@ def lines(evaluation: dict[str, Any], where: Path) -> Iterator[str]:
     for reason in left_out(evaluation, where):
         yield ""
         yield f"not measured: {escaped(reason)}"
+
+
+def grid(title: str, table: Sequence[Row], top: Mapping[str, float]) -> Iterator[str]:
+    """Yield rows side by side with the best values bold, and an empty line."""
+    heads = columns(table)
+    yield from frame([title, "clips", *map(head, heads)])
+    for row in table:
+        bound = row.kind in ("floor", "ceiling")
+        name = f"{row.name} ({row.kind})" if bound else row.name
+        cells = [cell(row.cells.get(column.name), {} if bound else top) for column in heads]
+        yield line([name, "" if row.clips is None else f"{row.clips:,.0f}", *cells])
+    yield ""
 
 
 def head(figure: Measured) -> str:

@@ -90,7 +90,7 @@ def content(run: Run, known: Mapping[str, Quantity] = table.NOTHING) -> dict[str
     evaluation = run.evaluation or {}
     quantities = table.meanings(evaluation, where, known)
     numbers, texts = table.figures(evaluation, where, quantities)
-    rows = table.rows(evaluation, where, quantities)
+    rows, balls = (table.rows(evaluation, where, quantities, key) for key in ("table", "by_balls"))
     tasks, left_out = list(dict.fromkeys(clip.task for clip in run.clips)), list(run.strange)
     walls = [wall(task, [clip for clip in run.clips if clip.task == task], left_out) for task in tasks]
     return {
@@ -105,6 +105,8 @@ def content(run: Run, known: Mapping[str, Quantity] = table.NOTHING) -> dict[str
         "unmeasured": table.left_out(evaluation, where),
         "rows": rows,
         "columns": table.columns(rows),
+        "balls": balls,
+        "ball_columns": table.columns(balls),
         "best": table.best(rows),
         "rankings": rankings(rows, numbers),
         "panels": panels(run.metrics),

@@ -9,7 +9,8 @@
 
 `metrics` states the meaning of a figure: which direction is better, its unit and its range. A target is the value to
 stay below, or to reach if higher is better. The kind of a row is model, reference, floor or ceiling. `<name>_clips` is
-the number of clips of a figure that was not measured on all of them. `intervals` are the 95 % intervals of distances of
+the number of clips of a figure that was not measured on all of them. `by_balls` has such rows for the clips with one
+ball, two balls, ... `intervals` are the 95 % intervals of distances of
 sets, `curves` figures frame by frame, `left_out` the metrics that could not be measured, each with its reason.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 from videodiff.metrics.metric import BESIDE, Quantity, read_quantity
 
 KINDS = ("model", "reference", "floor", "ceiling")
-NOT_FLAT = ("table", "targets", "metrics", "intervals", "curves", "left_out")
+NOT_FLAT = ("table", "targets", "metrics", "intervals", "curves", "by_balls", "left_out")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -165,13 +166,15 @@ def left_out(evaluation: dict[str, Any], where: Path) -> list[str]:
     return [str(reason) for reason in reasons.values()]
 
 
-def rows(evaluation: dict[str, Any], where: Path, quantities: Mapping[str, Quantity] = NOTHING) -> list[Row]:
-    """Return the rows of the table: the model, the references, then floor and ceiling."""
-    entries = evaluation.get("table") or []
+def rows(
+    evaluation: dict[str, Any], where: Path, quantities: Mapping[str, Quantity] = NOTHING, key: str = "table"
+) -> list[Row]:
+    """Return the rows of a table: the model, the references, then floor and ceiling."""
+    entries = evaluation.get(key) or []
     if not isinstance(entries, list):
-        raise ValueError(f"{where}: table: found a {type(entries).__name__}, expected a list of rows")
+        raise ValueError(f"{where}: {key}: found a {type(entries).__name__}, expected a list of rows")
     return sorted(
-        (row(entry, f"{where}: table[{i}]", quantities) for i, entry in enumerate(entries)),
+        (row(entry, f"{where}: {key}[{i}]", quantities) for i, entry in enumerate(entries)),
         key=lambda r: KINDS.index(r.kind),
     )
 

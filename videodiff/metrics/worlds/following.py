@@ -29,6 +29,7 @@ def strange(case: Case) -> str:
     tasks=(TEXT_TO_VIDEO,),
     clips="worlds",
     lacks=strange,
+    by_balls=("count_accuracy", "colour_accuracy", "direction_accuracy"),
 )
 def captions(case: Case) -> dict[str, float]:
     """Measure a clip made from its caption alone."""

@@ -60,6 +60,7 @@ def too_short(case: Case) -> str:
         "position_error_last_static": ("last frame held", "position_error_last"),
         "parser_floor": ("ground truth", "velocity_error"),
     },
+    by_balls=("velocity_error",),
     ratios={f"{name}_of_static": (name, f"{name}_static") for name in ("velocity_error", "position_error_last")},
 )
 def physics(case: Case) -> dict[str, float]:
