@@ -136,14 +136,24 @@ def test_a_run_of_half_the_steps_learns_from_its_teacher_and_goes_on_with_it(
     assert latest_checkpoint(run).name == "step_00000003"
 
 
-def test_a_teacher_of_another_path_teaches_nothing(call: Call, teacher: Path, world_dataset: Path) -> None:
-    run = teacher.with_name("other_path")
-    half = ["objective=progressive", "objective.prediction=x", "path=cosine", f"start_from={teacher}", f"run={run}"]
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            ["path=cosine", "objective.prediction=x"],
+            "path._target_ 'videodiff.diffusion.path.Cosine' (source: '",
+        ),
+        (["objective.prediction=eps"], "objective.prediction 'eps' (source: 'x')"),
+    ],
+)
+def test_a_teacher_whose_answers_mean_something_else_teaches_nothing(
+    call: Call, teacher: Path, world_dataset: Path, other: list[str], said: str
+) -> None:
+    run = teacher.with_name("other")
+    half = ["objective=progressive", *other, f"start_from={teacher}", f"run={run}"]
     status, _, err = call("train", *tiny(world_dataset), *half)
     assert (status, err.count("\n")) == (1, 1), err
-    assert (
-        "whose answers mean something else: path._target_ 'videodiff.diffusion.path.Cosine' (source: 'videodiff." in err
-    )
+    assert f"objective.teacher: found {teacher}, whose answers mean something else: {said}" in err
     assert not (run / "config.yaml").exists()
 
 
@@ -186,7 +196,7 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
     mistakes = {
         "objective.steps: found none, expected the numbers of steps": ["objective.steps=[]", begun],
         "start_from: found none with objective=flow_map, expected a trained run": ["fresh=[]"],
-        "whose velocity means something else: objective.prediction 'v'": ["objective.prediction=v", begun],
+        "whose answers mean something else: objective.prediction 'v'": ["objective.prediction=v", begun],
     }
     for said, mistake in mistakes.items():
         status, _, err = call("train", *tiny(world_dataset), *MAP, *mistake, f"run={tmp_path / 'run'}")

@@ -34,7 +34,6 @@ class ProgressiveDistillation(Objective):
     # Two steps of the teacher.
     forwards = 2.0
     taught = True
-    on_steps = True
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]

@@ -45,7 +45,6 @@ class FlowMap(Objective):
     """
 
     takes_steps = True
-    on_steps = True
 
     steps: Sequence[int] = (1, 2, 4)
     pieces: int = 5

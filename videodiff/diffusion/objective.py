@@ -47,12 +47,11 @@ class Objective:
     """
 
     takes_steps = False
-    # How many forward passes without a gradient a clip takes in a step on average, beside the pass that learns.
+    # How many forward passes without a gradient a clip takes in a step on average, beside the pass that learns. An
+    # objective with such passes trains the steps of a sampler, which then needs the shift of `levels`.
     forwards = 0.0
     # How many of these take a step of a flow map.
     own_steps = 0.0
-    # Whether it trains the steps of a sampler, which then needs the shift of `levels`.
-    on_steps = False
     # Whether a second network teaches, which does not change.
     taught = False
 

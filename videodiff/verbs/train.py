@@ -331,7 +331,7 @@ def check_strategy(cfg: DictConfig, strategy: Strategy | str) -> None:
 
 def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
     """Yield a line if an objective that trains the steps of a sampler trains those of another one than the run's."""
-    if not model.objective.on_steps:
+    if not model.objective.forwards:
         return
     tokens = math.prod(latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width)[1:])
     levels = model.objective.levels

@@ -21,7 +21,7 @@ from videodiff.verbs.config.build import fill_text, load_run, read_run, shape_of
 # What makes a sample beside weights and network: other values there make other samples.
 SAMPLES = ("path", "objective.prediction", "sampler", "codec", "text", "data.frames", "data.height", "data.width")
 # What a network's answer means: another one teaches something else.
-TAUGHT = ("path", "codec._target_", "text._target_")
+TAUGHT = ("objective.prediction", "path", "codec._target_", "text._target_")
 # Of these settings no sample depends: they decide which captions are refused.
 NO_MATTER = ("text.long", "text.unknown")
 
@@ -42,7 +42,8 @@ def find_start(cfg: DictConfig) -> Start | None:
     if before.text._target_ == cfg.text._target_:
         fill_text(cfg, before)
         check_words(cfg, before, source.run)
-    check_velocity(cfg, before)
+    if issubclass(get_class(cfg.objective._target_), FlowMap):
+        check_answers(cfg, before, "start_from")
     return Start(source, cfg.fresh, lambda: network_of(before), list(unlike(cfg, before)))
 
 
@@ -54,14 +55,8 @@ def find_teacher(cfg: DictConfig, objective: Objective) -> None:
     place = find_run(objective.teacher)
     run, checkpoint = (place.parent.parent, str(place)) if (place / RECORD).is_file() else (place, None)
     before, teacher, _ = load_run(run, checkpoint, cfg.trust)
-    if teacher.objective.prediction != objective.prediction:
-        raise ValueError(
-            f"objective.prediction: found {objective.prediction}, expected {teacher.objective.prediction}, which "
-            f"{objective.teacher} predicts"
-        )
     check_words(cfg, before, run)
-    if (line := next(unlike(cfg, before, TAUGHT), None)) is not None:
-        raise ValueError(f"objective.teacher: found {run}, whose answers mean something else: {line}")
+    check_answers(cfg, before, "objective.teacher")
     objective.network = teacher.denoiser.requires_grad_(False)
 
 
@@ -81,11 +76,10 @@ def check_learns(cfg: DictConfig, objective: Objective) -> None:
         )
 
 
-def check_velocity(cfg: DictConfig, before: DictConfig) -> None:
-    """Raise if a flow map would follow answers of its source that mean something else."""
-    if issubclass(get_class(cfg.objective._target_), FlowMap):
-        for line in unlike(cfg, before, ("objective.prediction", *TAUGHT)):
-            raise ValueError(f"start_from: found {cfg.start_from}, whose velocity means something else: {line}")
+def check_answers(cfg: DictConfig, before: DictConfig, key: str) -> None:
+    """Raise if the answers of the run that a key names, which are to be learned, mean something else than one's own."""
+    for line in unlike(cfg, before, TAUGHT):
+        raise ValueError(f"{key}: found {OmegaConf.select(cfg, key)}, whose answers mean something else: {line}")
 
 
 def check_words(cfg: DictConfig, before: DictConfig, run: Path) -> None:
