@@ -32,6 +32,19 @@ def levels(name: str, t: int, seed: int = 0) -> Tensor:
     return NoiseLevels({name: 1.0})(t, tokens=1024, generator=generator(seed))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", [*POLICIES, "prefix_2", "lead_2"])
+def test_draws_do_not_follow_the_type_that_torch_makes_tensors_of(name: str, dtype: torch.dtype) -> None:
+    wanted = levels(name, 5)
+    torch.set_default_dtype(dtype)
+    try:
+        found = levels(name, 5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
 @given(shift=st.floats(0.01, 100.0))
 @QUICK
 def test_a_shift_leaves_clean_clean_and_noise_noise_to_the_bit(shift: float) -> None:

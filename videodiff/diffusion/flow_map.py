@@ -79,7 +79,7 @@ class FlowMap(Objective):
         draw = Generator().manual_seed(second_seed(seed))
         steps = self.steps[int(torch.randint(len(self.steps), (), generator=draw))]
         begin = float(torch.randint(steps, (), generator=draw))
-        halved = 2 * steps in self.steps and float(torch.rand((), generator=draw)) < self.own
+        halved = 2 * steps in self.steps and float(torch.rand((), generator=draw, dtype=torch.float32)) < self.own
 
         def at(part: float) -> Tensor:
             left = 1 - (begin + part) / steps

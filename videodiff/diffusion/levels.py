@@ -1,7 +1,8 @@
 """Noise levels of a training clip: one number per frame, and which frames are given.
 
 A policy turns one drawn level into the levels of all frames. Frames at 0 are given, so the policy alone decides
-whether a step trains text-to-video, image-to-video, continuation, interpolation or diffusion forcing.
+whether a step trains text-to-video, image-to-video, continuation, interpolation or diffusion forcing. All draws are
+float32: a training in half precision changes the type that torch makes tensors of.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ Draw = Callable[[int, Generator], Tensor]
 
 def uniform(n: int, generator: Generator) -> Tensor:
     """Draw `n` levels evenly from [0, 1)."""
-    return torch.rand(n, generator=generator, device=generator.device)
+    return torch.rand(n, generator=generator, device=generator.device, dtype=torch.float32)
 
 
 def logit_normal(n: int, generator: Generator, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Draw `n` levels whose logit is normal (Esser et al. 2024, arXiv 2403.03206, eq. 19)."""
-    return torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=generator.device))
+    normal = torch.randn(n, generator=generator, device=generator.device, dtype=torch.float32)
+    return torch.sigmoid(mean + std * normal)
 
 
 def shift_levels(tau: Tensor, shift: float) -> Tensor:
@@ -65,7 +67,7 @@ def independent(t: int, draw: Callable[[int], Tensor], generator: Generator) -> 
 
 def lead(t: int, draw: Callable[[int], Tensor], generator: Generator, first: int = 1) -> Tensor:
     """Draw a level for the first frames and leave the others pure noise: the start of sampling with `lead`."""
-    tau = torch.ones(t, device=generator.device)
+    tau = torch.ones(t, device=generator.device, dtype=torch.float32)
     tau[:first] = draw(1)
     return tau
 
@@ -117,7 +119,7 @@ class NoiseLevels:
 
         def draw(n: int) -> Tensor:
             tau = self.base(n, generator)
-            pure = torch.rand(n, generator=generator, device=generator.device) < self.pure
+            pure = uniform(n, generator) < self.pure
             tau = torch.where(pure, 1.0, tau)
             return shift_levels(tau if move is None else move(tau), shift)
 

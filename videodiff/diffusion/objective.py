@@ -92,11 +92,11 @@ class Objective:
         generator = torch.Generator().manual_seed(seed)
         _, t, h, w = clip.shape
         tau = self.levels(t, t * h * w, generator)
-        dropped = torch.rand((), generator=generator) < self.caption_dropout
+        dropped = torch.rand((), generator=generator, dtype=torch.float32) < self.caption_dropout
         if clip.device.type != "cpu":
             # Seeding does not wait for the device: the seed travels with the kernel call.
             generator = torch.Generator(clip.device).manual_seed(seed)
-        return tau, torch.randn(clip.shape, generator=generator, device=clip.device), dropped
+        return tau, torch.randn(clip.shape, generator=generator, device=clip.device, dtype=torch.float32), dropped
 
     def error(self, denoiser: Denoiser, x: Tensor, eps: Tensor, tau: Tensor, condition: Condition) -> Tensor:
         """Return the mean squared error of each clip over its noisy frames (b,), at given noise."""

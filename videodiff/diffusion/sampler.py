@@ -35,9 +35,9 @@ def schedule(
     first `lead` frames are sampled alone while the others wait at 1; then the others are sampled, given the first. That
     takes twice the steps. A clip that knows a frame, or begins below 1, does not lead: it waits for clips that do.
     """
-    begin = torch.ones(known.shape, device=known.device) if begin is None else begin
-    held = torch.zeros(len(known), device=known.device) if held is None else held
-    line = torch.linspace(1, 0, steps + 1, device=known.device)[:, None, None]
+    begin = torch.ones(known.shape, device=known.device, dtype=torch.float32) if begin is None else begin
+    held = torch.zeros(len(known), device=known.device, dtype=torch.float32) if held is None else held
+    line = torch.linspace(1, 0, steps + 1, device=known.device, dtype=torch.float32)[:, None, None]
     taus = torch.where(known, held[:, None], shift_levels(line * shift_levels(begin, 1 / shift), shift))
     whole = ~known.any(1, keepdim=True) & (begin == 1).all(1, keepdim=True)
     leads = (torch.arange(known.shape[1], device=known.device) < lead) & whole

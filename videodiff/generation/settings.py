@@ -46,7 +46,7 @@ def nothing_given(noise: Tensor) -> Given:
     """Return the `Given` of clips that are made from noise alone."""
     b, _, t, h, w = noise.shape
     mask = torch.zeros(b, 1, t, h, w, dtype=torch.bool, device=noise.device)
-    begin = torch.ones(b, t, device=noise.device)
+    begin = torch.ones(b, t, device=noise.device, dtype=torch.float32)
     return Given(torch.zeros_like(noise), mask[:, 0, :, 0, 0].clone(), begin, torch.zeros_like(begin[:, 0]), mask)
 
 
@@ -184,6 +184,5 @@ def check_seeds(seed: int, clips: int) -> None:
 
 def clip_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Return noise (len(seeds), *shape), each clip from its own seed, so the batch size does not change any clip."""
-    return torch.stack(
-        [torch.randn(*shape, generator=Generator(device).manual_seed(seed), device=device) for seed in seeds]
-    )
+    generators = [Generator(device).manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(*shape, generator=one, device=device, dtype=torch.float32) for one in generators])

@@ -192,7 +192,7 @@ class VideoDiffusion(lightning.LightningModule):
         seeds = clip_seeds(VALIDATION_SEED, 0, batch["position"].tolist())
         eps = torch.stack([self.objective.draw(clip, seed)[1] for clip, seed in zip(x, seeds, strict=True)])
         for level in VALIDATION_LEVELS:
-            tau = torch.full((len(x), x.shape[2]), level, device=x.device)
+            tau = torch.full((len(x), x.shape[2]), level, device=x.device, dtype=torch.float32)
             sums.append(self.objective.error(self.denoiser, x, eps, tau, condition).double().sum())
         self.validated += torch.stack([*sums, torch.full_like(sums[0], len(x))])
 

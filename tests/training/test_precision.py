@@ -1,0 +1,36 @@
+"""Weights in another precision meet the same noise, and are sampled from while they train."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny
+
+
+def losses(run: Path) -> list[float]:
+    """Return the losses of the steps of a run."""
+    with (run / "metrics/version_0/metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+def test_training_in_half_or_double_precision_follows_that_in_single(
+    call: Callable[..., tuple[int, str, str]], world_dataset: Path, cwd: Path
+) -> None:
+    recipe = [*tiny(world_dataset), "trainer.max_steps=3", "trainer.log_every_n_steps=1", "sampler.steps=1"]
+    # Where there are so many, the words of a caption are attended to by torch's own kernel.
+    recipe += ["callbacks.samples.every=2", "callbacks.samples.clips=2", "text.max_words=100"]
+    for precision in ("32-true", "bf16-true", "64-true"):
+        status, _, err = call("train", f"name={precision}", f"trainer.precision={precision}", *recipe)
+        assert status == 0, err
+        assert len(list(Path("runs", precision, "samples/step_00000002").glob("*.mp4"))) == 2
+    wanted = losses(Path("runs/32-true"))
+    assert len(wanted) == 3
+    for precision, off in (("bf16-true", 1e-3), ("64-true", 1e-6)):
+        found = losses(Path("runs", precision))
+        # A new network gives zeros, so that its first loss is that of the noise alone.
+        assert found[0] == pytest.approx(wanted[0], rel=1e-7)
+        assert found == pytest.approx(wanted, rel=off)
