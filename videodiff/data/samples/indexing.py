@@ -7,18 +7,20 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import cache, partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
 
+from videodiff.data.processes.child import GRACE_S, TICK, Child, Gone
 from videodiff.data.samples.manifest import NAME, Manifest, ManifestWriter, plain_name
 from videodiff.data.samples.members import (
     APART,
@@ -79,6 +81,11 @@ class Sample(NamedTuple):
     end: int
     members: dict[str, bytes]
     again: list[str]
+
+
+# The row of a sample and its captions, or why it cannot be used.
+Described = tuple[dict[str, Any], list[str]] | Unusable
+Describe = Callable[[Sample, str], Described]
 
 
 def index_tars(
@@ -197,21 +204,79 @@ def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Ind
     workers = min(workers or os.cpu_count() or 1, len(places))
     # spawn, not fork: FFmpeg and open connections do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = pool.map(partial(index_tar, limit=LIMIT_S), places)
+        results = pool.map(partial(index_tar, describing=(describe, LIMIT_S)), places)
         for place in places:
             try:
                 yield next(results)
             except BrokenProcessPool as error:
-                others = f" or one of the next {workers}" * (len(places) > 1)
                 raise ValueError(
-                    f"{place}: found a worker that crashed, or spent over {LIMIT_S:g} s on one clip, in this tar"
-                    f"{others}, expected it to finish: leave the tar out"
+                    f"{place}: found a worker that was killed, in this tar or one of the next {workers}, expected it "
+                    "to finish: memory may have run out"
                 ) from error
 
 
-def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
-    """Read one tar; a clip that takes over `limit` seconds kills this process (0: no limit)."""
-    found, unusable, passed = Runs(place.name), [], Passed()
+class Describer:
+    """Describes samples in a process of its own: one that crashes, or takes over `limit` seconds, costs its sample."""
+
+    def __init__(self, describe: Describe, limit: float) -> None:
+        self.describe, self.limit, self.child = describe, limit, None
+
+    def __call__(self, sample: Sample, shard: str) -> Described:
+        if self.child is None:
+            self.child = self.start()
+        self.child.send((sample, shard))
+        try:
+            answer = self.answer()
+        except Gone:
+            answer = f"crashed: {self.child.end(GRACE_S)}"
+            self.child = None
+        if isinstance(answer, Exception):
+            raise answer
+        return Unusable(shard, sample.offset, sample.key, answer) if isinstance(answer, str) else answer
+
+    def start(self) -> Child:
+        """Return a process when it is ready: its imports do not count."""
+        child = Child(serve, self.describe)
+        try:
+            child.receive()
+        except Gone:
+            raise RuntimeError(f"index: found a process that ended before its first clip: {child.end()}") from None
+        return child
+
+    def answer(self) -> Described | Exception | str:
+        """Return what the process answers, or why it was killed."""
+        begun = time.monotonic()
+        while not self.child.connection.poll(max(min(TICK, self.limit - self.child.spent), 0.0)):
+            if self.child.spent >= self.limit:
+                self.child.end()
+                self.child = None
+                return f"timeout: took longer than {self.limit:g} s"
+            now = time.monotonic()
+            self.child.charge(now - begun)
+            begun = now
+        return self.child.receive()
+
+
+def serve(connection: Connection, describe: Describe) -> None:
+    """Describe samples until the other end closes."""
+    connection.send(None)
+    while True:
+        try:
+            answer = describe(*connection.recv())
+        except EOFError:
+            return
+        except Exception as error:
+            answer = error
+        connection.send(answer)
+
+
+# One for each process that reads tars, whatever their number.
+describer = cache(Describer)
+
+
+def index_tar(place: Path | Url, describing: tuple[Describe, float] | None = None) -> Indexed:
+    """Read one tar; `describing`: what describes its samples in another process, and in how many seconds at most."""
+    found, unusable, passed = Runs(place.name, describer(*describing) if describing else describe), [], Passed()
     with Hashed(place) as source:
         try:
             with tarfile.open(fileobj=source, mode="r|", tarinfo=BoundedHeader) as tar:
@@ -219,10 +284,7 @@ def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
                     if isinstance(item, Unusable):
                         unusable.append(item)
                         continue
-                    # A hanging decoder never returns to Python, so no handler would run: SIGALRM kills by default.
-                    signal.setitimer(signal.ITIMER_REAL, limit)
                     found.add(item)
-                    signal.setitimer(signal.ITIMER_REAL, 0)
                 end = tar.offset
         # tarfile raises ValueError for a bad number in a header.
         except (tarfile.TarError, ValueError) as error:
@@ -244,8 +306,8 @@ def index_tar(place: Path | Url, limit: float = 0.0) -> Indexed:
 class Runs:
     """The samples of one tar; only its end shows which of them have all their members side by side."""
 
-    def __init__(self, shard: str) -> None:
-        self.shard, self.end = shard, 0
+    def __init__(self, shard: str, describe: Describe) -> None:
+        self.shard, self.describe, self.end = shard, describe, 0
         self.usable: dict[str, tuple[dict[str, Any], list[str]]] = {}
         self.seen: dict[str, tuple[int, frozenset[str]]] = {}
         self.apart: set[str] = set()
@@ -261,7 +323,7 @@ class Runs:
             if extensions - before:
                 self.apart.add(key)
         else:
-            found = describe(sample, self.shard)
+            found = self.describe(sample, self.shard)
             if isinstance(found, Unusable):
                 self.unusable.append(found)
             else:
@@ -308,7 +370,7 @@ def read_samples(tar: tarfile.TarFile, shard: str, passed: Passed) -> Iterator[S
         yield sample
 
 
-def describe(sample: Sample, shard: str) -> tuple[dict[str, Any], list[str]] | Unusable:
+def describe(sample: Sample, shard: str) -> Described:
     """Return the row of a sample and its captions, or why the sample cannot be used."""
     try:
         video = sample.members[one_video(sample.members)]
