@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import tiny
+from tests.conftest import finish, start, tiny
 
 
 def losses(run: Path) -> list[float]:
@@ -34,3 +34,18 @@ def test_training_in_half_or_double_precision_follows_that_in_single(
         # A new network gives zeros, so that its first loss is that of the noise alone.
         assert found[0] == pytest.approx(wanted[0], rel=1e-7)
         assert found == pytest.approx(wanted, rel=off)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_clips_are_sampled_under_zero_though_every_step_so_far_was_skipped(
+    strategy: str, world_dataset: Path, cwd: Path
+) -> None:
+    recipe = [*tiny(world_dataset), f"strategy={strategy}", "trainer.devices=1", "trainer.precision=16-true"]
+    recipe += ["callbacks.samples.every=1", "callbacks.samples.clips=1", "sampler.steps=1"]
+    # In float16 DeepSpeed first looks for the scale of the loss.
+    said = finish(start("train", "name=a", *recipe, "trainer.max_steps=2", cwd=cwd))
+    assert all(f"step {step}: skipped, loss or gradient not finite" in said for step in (1, 2))
+    finish(start("train", "resume=runs/a", "trainer.max_steps=4", cwd=cwd))
+    clips = [(cwd / f"runs/a/samples/step_{step:08d}/clip_0.mp4").read_bytes() for step in (1, 2, 3, 4)]
+    assert clips[0] == clips[1]
+    assert clips[1] != clips[3]

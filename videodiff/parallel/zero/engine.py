@@ -94,10 +94,11 @@ class ZeroEngine:
     def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Gather the averages from all ranks, by name; before the first step the parameters themselves."""
         found = self.found_averages(parameters)
-        return {
-            name: p.detach().float().clone() if found[name] is None else found[name].reshape(self.shape(p))
-            for name, p in parameters.items()
-        }
+        with self.gathered([p for name, p in parameters.items() if found[name] is None]):
+            return {
+                name: p.detach().float().clone() if found[name] is None else found[name].reshape(self.shape(p))
+                for name, p in parameters.items()
+            }
 
     def found_averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor | None]:
         """Gather the averages from all ranks, by name; None before the first step."""
@@ -106,6 +107,9 @@ class ZeroEngine:
         if isinstance(fragments := self.fragments, Swapped):
             return fragments.averages(parameters)
         optimizer = self.strategy.optimizers[0]
+        if not any(AVERAGE in state for state in optimizer.optimizer.state.values()):
+            # Every step so far was skipped. DeepSpeed does not look whether there is a state.
+            return dict.fromkeys(parameters)
         if hasattr(optimizer, "_hp_optimizer_states_linked"):
             # ZeRO 1 and 2 link the states of all groups when the first group has taken its first step and the others
             # have no state yet, and they link the states of a checkpoint only at the next step.
