@@ -133,6 +133,8 @@ def from_table(folder: Path, table: Path, video_column: str | None, caption_colu
     for line, record in read_rows(table):
         where = f"{table.name}:{line}"
         if isinstance(record, InputError):
+            if record.reason == "unreadable-file":
+                missing = missing or ValueError(f"{table}: {record.detail}")
             rejected[where] = Rejection(where, "line unreadable", record.detail)
             continue
         try:

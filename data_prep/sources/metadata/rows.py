@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import csv
 import json
 import lzma
@@ -10,7 +11,7 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,11 +139,34 @@ def json_rows(source: str | Path, passed: Passed | None = None) -> Rows:
 
     def read(name: str, path: str) -> Rows:
         with open_binary(path) as file:
-            for number, line in bounded_lines(file):
-                if not line.isspace():
-                    yield Place(name, number), parse_json(line)
+            lines = ((number, line) for number, line in bounded_lines(file) if not line.isspace())
+            first = list(islice(lines, 2))
+            if found := whole_document([line for _, line in first]):
+                raise InputError("unreadable-file", f"found one JSON {found}, expected JSON lines: an object a line")
+            for number, line in chain(first, lines):
+                yield Place(name, number), parse_json(line)
 
     return read_files(files_of(source, ".jsonl", passed=passed), read)
+
+
+def whole_document(lines: Sequence[bytes]) -> str:
+    """Return what a file holds that is one JSON value in several lines, or an array, by its first two lines; or empty.
+
+    A line that is whole by itself costs no other, whatever it holds.
+    """
+    start = lines[0].removeprefix(codecs.BOM_UTF8).strip() if lines else b""
+    if start == b"{":
+        return "object over several lines"
+    return "array" * (start.startswith(b"[") and (len(lines) == 1 or not is_json(start)))
+
+
+def is_json(text: bytes) -> bool:
+    """Tell whether a text is JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def parse_json(line: bytes) -> dict[str, Any] | InputError:

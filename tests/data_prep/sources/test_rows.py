@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.books.request import BadInput, ClipRequest, InputError
+from data_prep.sources import find_clips
 from data_prep.sources.hdvila import read_hdvila
 from data_prep.sources.koala import read_koala
 from data_prep.sources.metadata import rows as module
@@ -358,3 +359,34 @@ def test_compressed_tables_of_a_folder_are_read(tmp_path):
         "part-1.CSV.gz",
         "part-2.csv.xz",
     ]
+
+
+ROWS = [{"url": f"{WATCH}{number}", "clip": []} for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (json.dumps(ROWS), "array"),
+        (json.dumps(ROWS, indent=1), "array"),
+        ("[" + ",\n".join(map(json.dumps, ROWS)) + "]", "array"),
+        ("\ufeff" + json.dumps({"videos": ROWS}, indent=2), "object over several lines"),
+    ],
+)
+def test_a_file_that_is_one_json_is_one_line_that_says_what_is_expected(tmp_path, text, found) -> None:
+    (tmp_path / "list.jsonl").write_text(text)
+    ((place, error),) = module.json_rows(tmp_path / "list.jsonl")
+    assert str(place) == "list.jsonl"
+    assert str(error) == f"unreadable-file: found one JSON {found}, expected JSON lines: an object a line"
+    # pack takes a table of any ending, and has no other file to go on with.
+    (tmp_path / "list.jsonl").rename(tmp_path / "list.json")
+    with pytest.raises(ValueError, match=rf"list.json: found one JSON {found}, expected JSON lines"):
+        find_clips(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("line", ["[]", "[1, 2]", '{"url": "a', "3"])
+def test_a_first_line_that_is_no_object_costs_no_other(tmp_path, line) -> None:
+    (tmp_path / "list.jsonl").write_text("\n".join([line, *map(json.dumps, ROWS)]))
+    first, *others = module.json_rows(tmp_path / "list.jsonl")
+    assert (str(first[0]), first[1].reason) == ("list.jsonl:1", "malformed-line")
+    assert [row for _, row in others] == ROWS
