@@ -52,6 +52,16 @@ def test_the_world_decides_what_is_measured_whatever_the_walls():
     [
         ("position", None, "truth.position: found nothing"),
         ("radius", "abc", "truth: found no state of a scene"),
+        ("position.5.0.1", float("nan"), r"position: found .*, expected frames x 1 x 2 finite numbers"),
+        ("velocity.0.0.0", float("inf"), "velocity: found .*, expected 8 x 1 x 2 finite numbers"),
+        ("velocity", [[[1.0, 0.0]]], "velocity: found .*, expected 8 x 1 x 2 finite numbers"),
+        ("position", [], r"position: found \[\], expected frames x 1 x 2 finite numbers"),
+        ("radius", [1.0, 1.0], r"radius: found \[1.0, 1.0\], expected 1 finite numbers above 0"),
+        ("radius", [0.0], "radius: found .*, expected 1 finite numbers above 0"),
+        ("fps", float("nan"), "fps: found nan, expected 1 finite numbers above 0"),
+        ("gravity", float("nan"), "gravity: found nan, expected a number"),
+        ("colour", ["pink"], "colour: found 'pink', expected some of red, "),
+        ("colour", "red", "colour: found 'red', expected a list of words"),
         ("world", "uniform", "world: found 'uniform', expected an object"),
         ("world.name", "", "world.name: found '', expected the name"),
         ("world.speeds", [1], r"world.speeds: found \[1\], expected \[least, most\]"),
@@ -69,7 +79,8 @@ def test_a_truth_of_another_form_names_the_key(place, value, message):
     *way, last = place.split(".")
     node = truth
     for name in way:
-        node = node[name]
+        node = node[int(name) if name.isdecimal() else name]
+    last = int(last) if last.isdecimal() else last
     if value is None:
         del node[last]
     else:
