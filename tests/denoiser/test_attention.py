@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videodiff.denoiser import attention
-from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, backend, targeting
+from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, backend
 from videodiff.denoiser.position import rotary_table
+from videodiff.denoiser.target import targeting
 
 WIDTH, HEADS, TOKENS = 24, 2, 5
 HEAD = WIDTH // HEADS

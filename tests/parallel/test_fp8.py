@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.conftest import tiny
+from videodiff.denoiser.linear import Linear
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.compile import compile_blocks
 from videodiff.parallel.fp8 import check_card, check_training, multiply_in_fp8
@@ -61,10 +62,9 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 
 
 def changed(network: SpaceTimeTransformer) -> list[str]:
-    """Return the names of the linear layers that are no longer torch's own."""
-    return [
-        name for name, part in network.named_modules() if isinstance(part, nn.Linear) and type(part) is not nn.Linear
-    ]
+    """Return the names of the linear layers that are no longer those of a new network."""
+    layers = {name: part for name, part in network.named_modules() if isinstance(part, nn.Linear)}
+    return [name for name, part in layers.items() if type(part) not in (nn.Linear, Linear)]
 
 
 def rounded(x: np.ndarray, axis: int) -> np.ndarray:

@@ -6,19 +6,16 @@ over space, a position over time, and the clip over both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from videodiff.denoiser.change import Change, changed
+from videodiff.denoiser.linear import Linear
 from videodiff.denoiser.position import rotate
 from videodiff.denoiser.short import Normed, Parts, by_products
+from videodiff.denoiser.target import plain
 
 SPLIT = {
     "space": "b t s (three m e) -> three (b t) m s e",
@@ -31,23 +28,6 @@ JOIN = {
     "spacetime": "b m (t s) e -> b t s (m e)",
 }
 SHORT = 64
-# The type of device whose operations are chosen; None: the one that the tensors are on.
-TARGET: ContextVar[str | None] = ContextVar("target", default=None)
-
-
-@contextmanager
-def targeting(device: str) -> Iterator[None]:
-    """Choose operations as on this type of device: a planner traces what a GPU would run on a machine without one."""
-    token = TARGET.set(device)
-    try:
-        yield
-    finally:
-        TARGET.reset(token)
-
-
-def on_cpu(x: Tensor) -> bool:
-    """Tell whether the operations of a CPU are the ones to choose."""
-    return (TARGET.get() or x.device.type) == "cpu"
 
 
 def backend(device: str, head_width: int, length: int) -> str:
@@ -56,12 +36,6 @@ def backend(device: str, head_width: int, length: int) -> str:
     On a CPU products win up to about 64 keys, or 128 with wide heads; other devices were not measured.
     """
     return "products" if device == "cpu" and length <= max(SHORT, head_width) else "fused"
-
-
-def plain(x: Tensor) -> bool:
-    """Tell whether to use the plain formulas: under a compiler or forward-mode derivative, or off the CPU."""
-    # A compiler looks at nothing behind the first answer.
-    return torch.compiler.is_compiling() or not on_cpu(x) or forward_ad._current_level >= 0
 
 
 class HeadNorm(nn.RMSNorm):
@@ -82,10 +56,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, axes: str = "spacetime") -> None:
         super().__init__()
         self.heads, self.axes = heads, axes
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.norm_q = HeadNorm(width // heads, eps=1e-6)
         self.norm_k = HeadNorm(width // heads, eps=1e-6)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, rotary: Tensor, change: Change | None = None) -> Tensor:
         """Map `b t s d` to `b t s d`; `change` is that of queries, keys and values."""
@@ -105,11 +79,11 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
         self.norm_q = HeadNorm(width // heads, eps=1e-6)
         self.norm_k = HeadNorm(width // heads, eps=1e-6)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """Map `b t s d` with text `b l d` and its mask `b l` (True: a word) to `b t s d`."""

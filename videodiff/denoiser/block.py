@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, on_cpu
+from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention
 from videodiff.denoiser.change import Changes, changed
+from videodiff.denoiser.linear import Linear
+from videodiff.denoiser.target import on_cpu
 
 # The changes where none are taken: of queries, keys and values, of the layer up, and of the layer down.
 UNCHANGED = (None, None, None)
@@ -57,7 +59,7 @@ class Block(nn.Module):
         self.cross_attention = CrossAttention(width, heads) if captioned else None
         self.norm_2 = Norm(width)
         hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
         self.step = Changes(width, hidden, step_rank) if step_rank else None
         self.table = nn.Parameter(torch.zeros(6, width))
         nn.init.constant_(self.table[2], gate)

@@ -45,13 +45,13 @@ class Normed(Function):
     @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, x: Tensor, weight: Tensor, turn: Tensor | None, eps: float) -> Tensor:
         """Map `b m n e`, a weight `e` and a complex table `n e/2` or None to `b m n e`."""
-        even = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        y = torch.mul(even, even)
-        scale = y.mean(-1, keepdim=True).add_(eps).rsqrt_()
-        torch.mul(even.mul_(scale), weight.float(), out=y)
+        x = x.float()
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y = torch.mul(x, scale, out=x.new_empty(x.shape)).mul_(weight.float())
         if turn is not None:
             as_complex(y).mul_(turn)
-        ctx.save_for_backward(even, scale, weight, turn)
+        ctx.save_for_backward(x, scale, weight, turn)
         return y
 
     @staticmethod
@@ -59,13 +59,14 @@ class Normed(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Return the gradients of `x` and of `weight`."""
-        even, scale, weight, turn = ctx.saved_tensors
+        x, scale, weight, turn = ctx.saved_tensors
         if turn is not None:
             grad = torch.view_as_real(as_complex(grad.contiguous()) * turn.conj()).flatten(-2)
-        along, wide = grad * even, weight.float()
-        to_weight = along.flatten(0, -2).sum(0)
-        mean = along.mul_(wide).mean(-1, keepdim=True)
-        to_x = torch.mul(grad, wide, out=along).addcmul_(even, mean, value=-1).mul_(scale)
+        # Sums as products with a vector: they read once, and write nothing as large as x.
+        along, wide = grad * x, weight.float()
+        to_weight = along.flatten(0, -2).T @ scale.flatten()
+        mean = (along @ (wide / x.shape[-1]))[..., None].mul_(scale).mul_(scale)
+        to_x = torch.mul(grad, wide, out=along).addcmul_(x, mean, value=-1).mul_(scale)
         return to_x, to_weight, None, None
 
 
@@ -103,7 +104,7 @@ class ShortAttention(Function):
 
 def as_complex(x: Tensor) -> Tensor:
     """Return pairs of neighbouring channels `... e` as complex numbers `... e/2`, without a copy."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from videodiff.denoiser.attention import targeting
+from videodiff.denoiser.target import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.diffusion.flow_map import FlowMap
 from videodiff.diffusion.levels import NoiseLevels

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from videodiff.data.order.arithmetic import usual_batch
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
-from videodiff.denoiser.attention import targeting
+from videodiff.denoiser.target import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.planning.cost import Budget
 from videodiff.planning.flops import Network

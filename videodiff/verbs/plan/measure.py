@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from videodiff.denoiser.attention import targeting
+from videodiff.denoiser.target import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.launcher import meeting_port
 from videodiff.parallel.recompute import recompute_blocks
