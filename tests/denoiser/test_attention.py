@@ -125,8 +125,10 @@ def test_text_by_products_is_the_plain_one_with_its_gradients(words: int, padded
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_attention_by_products_in_bfloat16_is_nearer_to_float32_than_the_fused_one(autocast: bool) -> None:
-    module, x, rotary = awake(SelfAttention(WIDTH, HEADS)), randn(2, 3, 6, WIDTH), rotary_table(randn(18, 2), HEAD)
+@pytest.mark.parametrize("keys", [18, 90])
+def test_attention_by_products_in_bfloat16_is_nearer_to_float32_than_the_fused_one(keys: int, autocast: bool) -> None:
+    module, x = awake(SelfAttention(WIDTH, HEADS)), randn(2, 3, keys // 3, WIDTH)
+    rotary = rotary_table(randn(keys, 2), HEAD)
     wanted = module(x, rotary).detach()
     if not autocast:
         module, x = module.bfloat16(), x.bfloat16()
@@ -151,20 +153,22 @@ def test_a_forward_mode_derivative_is_that_of_a_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "head_width", "length", "expected"),
+    ("device", "head_width", "length", "dtype", "expected"),
     [
-        ("cpu", 32, 8, "products"),
-        ("cpu", 32, 64, "products"),
-        ("cpu", 72, 72, "products"),
-        ("cpu", 32, 65, "fused"),
-        ("cpu", 72, 256, "fused"),
-        ("cuda", 64, 16, "fused"),
+        ("cpu", 32, 8, torch.float32, "products"),
+        ("cpu", 32, 64, torch.float32, "products"),
+        ("cpu", 72, 72, torch.float32, "products"),
+        ("cpu", 32, 65, torch.float32, "fused"),
+        ("cpu", 72, 256, torch.float32, "fused"),
+        ("cpu", 72, 256, torch.bfloat16, "products"),
+        ("cpu", 72, 257, torch.bfloat16, "fused"),
+        ("cuda", 64, 16, torch.bfloat16, "fused"),
     ],
 )
 def test_short_sequences_on_a_cpu_are_attended_by_products(
-    device: str, head_width: int, length: int, expected: str
+    device: str, head_width: int, length: int, dtype: torch.dtype, expected: str
 ) -> None:
-    assert backend(device, head_width, length) == expected
+    assert backend(device, head_width, length, dtype) == expected
 
 
 def test_the_operations_of_another_device_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

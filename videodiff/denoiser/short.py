@@ -1,8 +1,8 @@
 """Attention over short sequences on a CPU: the same results as the plain formulas, with a backward pass of our own.
 
-Fused CPU kernels are made for long sequences: at 8 to 32 tokens most of their time is set-up. Here one batched matrix
-product does the work, in float32, and each backward pass is written out in few operations. `attention.py` has the plain
-formulas for compilers, for forward-mode derivatives, and for tests to compare with.
+Fused CPU kernels are made for long sequences: at 8 to 32 tokens most of their time is set-up, in bfloat16 at 256 still
+much of it. Here one batched matrix product does the work, and each backward pass is written out in few operations.
+`attention.py` has the plain formulas for compilers, for forward-mode derivatives, and for tests to compare with.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+# Up to so many keys float32 is as fast as bfloat16.
+SHORT = 64
 # torch's softmax works row by row; on rows shorter than this, operations over all rows at once are faster.
 FEW = 16
 
@@ -71,10 +73,10 @@ class Normed(Function):
 
 
 class ShortAttention(Function):
-    """softmax(q k^T / sqrt(e) + hidden) v by batched products."""
+    """softmax(q k^T / sqrt(e) + hidden) v by batched products: the logits in float32, the rest in the dtype of v."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @custom_fwd(device_type="cpu")
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
         """Map queries `a n e`, keys and values `a l e`, and `hidden` `a 1 l` or None to `a n e`."""
         factor = q.shape[-1] ** -0.5
@@ -82,7 +84,7 @@ class ShortAttention(Function):
             logits = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=factor)
         else:
             logits = torch.baddbmm(hidden, q, k.mT, alpha=factor)
-        weight = softmax(logits)
+        weight = softmax(logits).to(v.dtype)
         ctx.save_for_backward(q, k, v, weight)
         return torch.bmm(weight, v)
 
@@ -92,14 +94,15 @@ class ShortAttention(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Return the gradients of queries, keys and values."""
         q, k, v, weight = ctx.saved_tensors
-        factor, none = q.shape[-1] ** -0.5, q.new_empty(())
+        factor, none = q.shape[-1] ** -0.5, v.new_empty(())
         to_v = torch.bmm(weight.mT, grad)
         # The derivative of a softmax w: w (g - sum(w g)).
-        logits = torch.bmm(grad, v.mT).mul_(weight)
-        logits.addcmul_(weight, logits.sum(-1, keepdim=True), value=-1)
-        to_q = torch.baddbmm(none, logits, k, beta=0, alpha=factor)
-        to_k = torch.baddbmm(none, logits.mT, q, beta=0, alpha=factor)
-        return to_q, to_k, to_v, None
+        weight = weight.float()
+        logits = torch.bmm(grad, v.mT).float().mul_(weight)
+        logits = logits.addcmul_(weight, logits.sum(-1, keepdim=True), value=-1).to(v.dtype)
+        to_q = torch.baddbmm(none, logits, k.to(v.dtype), beta=0, alpha=factor)
+        to_k = torch.baddbmm(none, logits.mT, q.to(v.dtype), beta=0, alpha=factor)
+        return to_q.float(), to_k.float(), to_v, None
 
 
 def as_complex(x: Tensor) -> Tensor:
@@ -116,8 +119,14 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Map queries `b m n e` with keys and values `b m l e` to `b m n e`; `mask` `b l` is True for visible keys."""
+    """Map queries `b m n e` with keys and values `b m l e` to `b m n e`; `mask` `b l` is True for visible keys.
+
+    Few keys are attended to in float32, which is as fast; with more of them, the values keep their dtype.
+    """
     hidden = None
     if mask is not None:
         hidden = torch.where(mask, 0.0, -torch.inf).repeat_interleave(q.shape[1], 0)[:, None]
-    return ShortAttention.apply(*(x.flatten(0, 1).float() for x in (q, k, v)), hidden).unflatten(0, q.shape[:2])
+    v = v.float() if k.shape[-2] <= SHORT else v
+    parts = [x.flatten(0, 1) for x in (q.float(), k.float(), v)]
+    with torch.autocast("cpu", enabled=False):
+        return ShortAttention.apply(*parts, hidden).unflatten(0, q.shape[:2])
