@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.denoiser.attention import SPLIT
-from videodiff.denoiser.block import Block
+from videodiff.denoiser.block import Block, weighted
 from videodiff.denoiser.position import frame_coordinates, patch_coordinates, rotary_table
+from videodiff.denoiser.target import targeting
 
 B, T, S, WIDTH, HEADS = 2, 3, 4, 24, 2
 each_axes = pytest.mark.parametrize("axes", SPLIT)
@@ -77,6 +78,24 @@ def test_a_block_modulates_attends_reads_and_thinks_in_turn(axes: str) -> None:
     y = nn.functional.layer_norm(expected, (WIDTH,), eps=1e-6) * (1 + scale_2) + shift_2
     expected = expected + gate_2 * block.mlp(y)
     torch.testing.assert_close(run(block, x, modulation, text)[:, 0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("of_frame", [False, True])
+@pytest.mark.parametrize("s", [1, S])
+def test_a_weighted_sum_has_the_derivatives_of_torch(s: int, of_frame: bool, autocast: bool) -> None:
+    parts = [randn(B, T, 1 if of_frame else s, WIDTH), randn(B, T, s, WIDTH, seed=1), randn(B, T, 1, WIDTH, seed=2)]
+    if autocast:
+        parts[1] = parts[1].bfloat16()
+    parts = [part.requires_grad_() for part in parts]
+    found = []
+    for device in ("cpu", "cuda"):
+        with targeting(device), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            made = weighted(*parts)
+        found.append([made, *torch.autograd.grad(made, parts, randn(*made.shape, seed=3).to(made.dtype))])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other)
 
 
 @each_axes

@@ -8,14 +8,18 @@ token through a feed-forward layer. The noise level enters by adaLN-single (PixA
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention
 from videodiff.denoiser.change import Changes, changed
 from videodiff.denoiser.linear import Linear
-from videodiff.denoiser.target import on_cpu
+from videodiff.denoiser.target import on_cpu, plain
 
 # The changes where none are taken: of queries, keys and values, of the layer up, and of the layer down.
 UNCHANGED = (None, None, None)
@@ -31,6 +35,33 @@ class Norm(nn.LayerNorm):
         if torch.compiler.is_compiling() or not on_cpu(x):
             return super().forward(x)
         return F.layer_norm(x, self.normalized_shape, x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1]), self.eps)
+
+
+class Weighted(Function):
+    """a + b scale, where `scale` is of a frame, `b t 1 d`, and `a` is of a frame or of tokens.
+
+    torch's derivative of the same passes over the tokens once more, to multiply by one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+        """Map `b t 1 d` or `b t s d`, `b t s d` and `b t 1 d` to `b t s d`."""
+        ctx.save_for_backward(b, scale)
+        ctx.of_frame = a.shape != b.shape
+        return torch.addcmul(a, b, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of all three."""
+        b, scale = ctx.saved_tensors
+        to_a = grad.sum(2, keepdim=True) if ctx.of_frame else grad
+        return to_a, grad * scale, (grad * b).sum(2, keepdim=True)
+
+
+def weighted(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """Return a + b scale for tokens `b t s d`; `scale` is `b t 1 d`, and `a` either."""
+    return torch.addcmul(a, b, scale) if plain(b) else Weighted.apply(a, b, scale)
 
 
 class Block(nn.Module):
@@ -77,10 +108,10 @@ class Block(nn.Module):
         """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.table + modulation)[:, :, :, None].unbind(2)
         of_qkv, of_up, of_down = self.step.values() if step and self.step else UNCHANGED
-        y = self.attention(torch.addcmul(shift_1, self.norm_1(x), 1 + scale_1), rotary, of_qkv)
-        x = torch.addcmul(x, gate_1, y)
+        y = self.attention(weighted(shift_1, self.norm_1(x), 1 + scale_1), rotary, of_qkv)
+        x = weighted(x, y, gate_1)
         if self.cross_attention is not None:
             x = x + self.cross_attention(x, text, text_mask)
         up, gelu, down = self.mlp
-        y = gelu(changed(up, of_up, torch.addcmul(shift_2, self.norm_2(x), 1 + scale_2)))
-        return torch.addcmul(x, gate_2, changed(down, of_down, y))
+        y = gelu(changed(up, of_up, weighted(shift_2, self.norm_2(x), 1 + scale_2)))
+        return weighted(x, changed(down, of_down, y), gate_2)

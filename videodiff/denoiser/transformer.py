@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from videodiff.denoiser.block import Block, Norm
+from videodiff.denoiser.block import Block, Norm, weighted
 from videodiff.denoiser.patch import patchify, unpatchify
 from videodiff.denoiser.position import (
     frame_coordinates,
@@ -138,7 +138,7 @@ class SpaceTimeTransformer(nn.Module):
     def predict(self, x: Tensor, level: Tensor) -> Tensor:
         """Map the tokens after the last block to patches `b t s p`; `level` belongs to the same frames."""
         shift, scale = (self.table + level[:, :, None])[:, :, :, None].unbind(2)
-        return self.head(torch.addcmul(shift, self.norm(x), 1 + scale))
+        return self.head(weighted(shift, self.norm(x), 1 + scale))
 
     def clip(self, patches: Tensor, h: int) -> Tensor:
         """Return patches `b t s p` as a clip, float32; `h` is the number of patch rows."""
