@@ -172,8 +172,10 @@ def test_a_clip_is_the_same_whatever_is_sampled_beside_it(call: Call, trained: P
     for more, number in (([RED, BLUE], 1), ([RED, RED, RED, BLUE], 3), ([BLUE], 0)):
         prompts, out = ",".join(f'"{prompt}"' for prompt in more), tmp_path / f"batch{number}"
         how = [f"prompts=[{prompts}]", f"seed={2 - number + 10}", "batch=3", f"out={out}"]
-        status, _, err = call("sample", str(trained), *how)
+        status, said, err = call("sample", str(trained), *how)
         assert status == 0, err
+        spare = f"batch: found 3 for {len(more)} clips: the network makes the last one {3 - len(more)} times more\n"
+        assert (spare in said) == (len(more) < 3)
         made = json.loads((out / f"{number:03d}.json").read_text())
         assert (made["prompt"], made["seed"], made["batch"]) == (BLUE, 12, 3)
         sums.append(made["frames_sha256"])

@@ -80,6 +80,8 @@ def run(cfg: DictConfig) -> None:
     later = [caption for _, caption in order.rollout.later]
     notes += check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
     notes += remarks(given, order.shape) + idle(cfg, order, any(prompts))
+    if spare := max(0, cfg.batch - count):
+        notes.append(f"batch: found {cfg.batch} for {count} clips: the network makes the last one {spare} times more")
     out = Path(cfg.out or Path(cfg.run) / "generated")
     with sharing(out, "sample") as ranks:
         base = ranks.gather(next_number(out) if ranks.first else 0)[0]
