@@ -361,6 +361,14 @@ def test_a_hanging_decoder_costs_its_clip_only(models, tmp_path, monkeypatch):
     assert "timeout: took longer than 3 s" in (out / "failed.jsonl").read_text()
 
 
+def test_the_time_of_a_clip_begins_when_its_bytes_are_here(models, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    plan = plan_of(models, write_clips(tmp_path / "in", 2, 8), out, text=None, timeout=1.0, decoders=1)
+    monkeypatch.setattr(module, "PartReader", hanging_part.FromSlowHost)
+    made = precompute(plan, workers=1)
+    assert (made["samples"], made["failed"]) == (2, 0)
+
+
 def test_numbers_that_float16_does_not_hold_name_their_clip(models, tmp_path):
     source, out = write_clips(tmp_path / "in", 1, 8), tmp_path / "out"
     codec = {**codec_of(models), "mean": [0.0] * 4, "std": [1e-9] * 4}

@@ -1,8 +1,9 @@
-"""A decoder of the cache that hangs at one clip; it imports little, so that processes start fast."""
+"""Readers of the cache of which one hangs at a clip and one waits for a host; they import little, so that processes start fast."""
 
 from __future__ import annotations
 
 import signal
+import time
 
 import numpy as np
 
@@ -16,3 +17,11 @@ class AllButClip1(PartReader):
         if part.sample.key == "clip1":
             signal.pause()
         return super().__call__(part, out, members)
+
+
+class FromSlowHost(PartReader):
+    """Read parts whose bytes take three seconds to come."""
+
+    def bring(self, part: Part) -> dict[str, bytes] | None:
+        time.sleep(3.0)
+        return super().bring(part)
