@@ -1,4 +1,4 @@
-"""Readers of the cache of which one hangs at a clip and one waits for a host; they import little, so that processes start fast."""
+"""Readers of the cache: one hangs at a clip, one waits for a host. They import little, so processes start fast."""
 
 from __future__ import annotations
 
