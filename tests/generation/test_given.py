@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from videodiff.data.video.decode import decode, resize
 from videodiff.data.video.encode import encode
 from videodiff.generation.given import read_footage, read_known, read_mask, read_whole, remarks
 
@@ -84,6 +86,23 @@ def test_frames_that_a_video_does_not_have_are_an_error(video: str) -> None:
         message = message.replace("start", rf"start: found {start:g}, expected -2.4 to 2.4: .* has so many seconds")
         with pytest.raises(ValueError, match=message.replace("+", r"\+")):
             read_known([one], [0, 1, 2], CODEC, (6, 16, 24), 10.0, start)
+
+
+def test_a_large_file_is_in_memory_a_frame_at_a_time(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (24, 240, 320, 3), dtype=np.uint8)
+    (tmp_path / "large.mp4").write_bytes(encode(frames, 10.0))
+    Image.fromarray(frames[0]).save(tmp_path / "large.png")
+    for name in ("large.mp4", "large.png"):
+        one = read_footage("given", str(tmp_path / name))
+        # The first call imports torch.
+        read_whole(one, (24, 16, 16), 10.0, 0.0)
+        tracemalloc.start()
+        made = read_whole(one, (24, 16, 16), 10.0, 0.0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 3 * frames[0].nbytes
+        whole = one.picture[None] if name == "large.png" else decode(one.data, range(24))
+        assert np.array_equal(made, np.broadcast_to(resize(whole, 16, 16), made.shape))
 
 
 def test_white_of_a_mask_is_made_and_black_is_kept(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videodiff.data.video.decode import DecodeError, decode, probe, resize
+from videodiff.data.video.decode import DecodeError, decode, decode_into, probe, resize
 from videodiff.generation.known import find_known
 
 
@@ -25,11 +25,17 @@ class Footage(NamedTuple):
     fps: float | None = None
     picture: np.ndarray | None = None
 
-    def at(self, numbers: Sequence[int]) -> np.ndarray:
-        """Return the frames at these indices, uint8 `k h w c`; a picture has the same frame at every index."""
+    def at(self, numbers: Sequence[int], height: int, width: int) -> np.ndarray:
+        """Return the frames at these indices in this size, uint8 `k h w c`; a picture has one frame, at every index.
+
+        No more than one frame is in memory in the size of the file, which may be a hundred times as large.
+        """
+        frames = np.empty((len(numbers), height, width, 3), np.uint8)
         if self.picture is not None:
-            return np.repeat(self.picture[None], len(numbers), axis=0)
-        return decode(self.data, numbers)
+            frames[:] = resize(self.picture[None], height, width)
+        else:
+            decode_into(frames, self.data, numbers)
+        return frames
 
     def facts(self) -> dict[str, str]:
         """Return the facts that identify this file."""
@@ -90,8 +96,7 @@ def read_known(
     """
     numbers = find_known(known, codec, shape[0])
     if len(given) == 1 and given[0].fps is not None:
-        frames = given[0].at(frames_at(given[0], numbers, fps, start))
-        return numbers, resize(frames, *shape[1:])
+        return numbers, given[0].at(frames_at(given[0], numbers, fps, start), *shape[1:])
     if len(numbers) < len(known):
         raise ValueError(f"known: found {list(known)} for pictures, expected each frame once: a picture belongs to it")
     if len(given) != len(numbers):
@@ -102,12 +107,12 @@ def read_known(
     # Keep the order of the setting: known=[-1,0] names the last frame first.
     order = np.argsort([number % shape[0] for number in known], kind="stable")
     files = [given[place] for place in order]
-    return numbers, np.concatenate([resize(one.at(frames_at(one, [0], fps, start)), *shape[1:]) for one in files])
+    return numbers, np.concatenate([one.at(frames_at(one, [0], fps, start), *shape[1:]) for one in files])
 
 
 def read_whole(footage: Footage, shape: tuple[int, int, int], fps: float, start: float) -> np.ndarray:
     """Return all frames of a clip from a given video, in its size; a picture is repeated."""
-    return resize(footage.at(frames_at(footage, range(shape[0]), fps, start)), *shape[1:])
+    return footage.at(frames_at(footage, range(shape[0]), fps, start), *shape[1:])
 
 
 def read_mask(name: str, shape: tuple[int, int, int], fps: float, start: float) -> np.ndarray:
@@ -116,7 +121,7 @@ def read_mask(name: str, shape: tuple[int, int, int], fps: float, start: float) 
     A video runs beside the given one: its frames are taken at the same times.
     """
     footage = read_footage("mask", name)
-    frames = resize(footage.at(frames_at(footage, range(shape[0]), fps, start, "mask")), *shape[1:]).max(axis=-1)
+    frames = footage.at(frames_at(footage, range(shape[0]), fps, start, "mask"), *shape[1:]).max(axis=-1)
     # The edges of a scaled or coded mask are grey.
     new = frames > 127
     if not new.any():
