@@ -23,7 +23,7 @@ class Hands:
 
 def test_every_second_is_on_one_account() -> None:
     clock = Hands()
-    watch = Stopwatch(clock)
+    watch = Stopwatch(clock, clock)
     for account, seconds in (("compute", 3.0), ("data", 5.0), ("compute", 1.0)):
         clock.now += seconds
         watch.enter(account)
@@ -40,12 +40,12 @@ def test_every_second_is_on_one_account() -> None:
 
 def test_what_passes_between_a_checkpoint_and_the_next_step_is_a_restart() -> None:
     clock = Hands()
-    watch = Stopwatch(clock)
+    watch = Stopwatch(clock, clock)
     watch.enter("compute")
     clock.now += 8
     saved = watch.state()
     clock.now += 50
-    again = Stopwatch(clock)
+    again = Stopwatch(clock, clock)
     clock.now += 2
     again.resume(saved)
     clock.now += 1
@@ -55,18 +55,28 @@ def test_what_passes_between_a_checkpoint_and_the_next_step_is_a_restart() -> No
     assert again.seconds["compute"] == 12.0
 
 
-def test_a_clock_that_is_set_back_takes_no_time_away() -> None:
-    clock = Hands()
-    watch = Stopwatch(clock)
-    clock.now -= 40
+@pytest.mark.parametrize("moved", [-4e9, 4e9])
+def test_a_time_of_day_that_is_set_during_a_run_counts_nothing(moved: float) -> None:
+    clock, day = Hands(), Hands()
+    watch = Stopwatch(clock, day)
     watch.enter("compute")
-    clock.now += 1
-    assert watch.shares()["compute"] == 1.0
+    clock.now += 2
+    day.now += moved
+    assert watch.state() == {**dict.fromkeys(ACCOUNTS, 0.0), "compute": 2.0, "at": day.now}
+
+
+def test_a_time_of_day_that_is_set_back_between_two_processes_takes_no_time_away() -> None:
+    clock, day = Hands(), Hands()
+    saved = Stopwatch(clock, day).state()
+    day.now -= 40
+    again = Stopwatch(clock, day)
+    again.resume(saved)
+    assert again.seconds["restart"] == 0.0
 
 
 def test_validation_and_samples_are_no_time_of_training() -> None:
     clock = Hands()
-    watch = Stopwatch(clock)
+    watch = Stopwatch(clock, clock)
     watch.enter("compute")
     clock.now += 3
     begun = watch.state()

@@ -14,17 +14,19 @@ APART = ("validation", "samples")
 
 
 class Stopwatch:
-    """Count the seconds of each account; it runs from the moment it is made, on `start`."""
+    """Count the seconds of each account; it runs from the moment it is made, on `start`.
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.clock, self.account, self.since = clock, "start", clock()
+    The time of day, which may be set, counts between two processes only.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, day: Callable[[], float] = time.time) -> None:
+        self.clock, self.day, self.account, self.since = clock, day, "start", clock()
         self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
 
     def enter(self, account: str) -> None:
         """Count from now on on another account."""
         now = self.clock()
-        # The clock of a machine may be set back.
-        self.seconds[self.account] += max(0.0, now - self.since)
+        self.seconds[self.account] += now - self.since
         self.account, self.since = account, now
 
     @contextmanager
@@ -40,7 +42,7 @@ class Stopwatch:
     def state(self) -> dict[str, float]:
         """Return the seconds of all accounts and the time of day, for a checkpoint."""
         self.enter(self.account)
-        return {**self.seconds, "at": self.since}
+        return {**self.seconds, "at": self.day()}
 
     def trained_since(self, state: Mapping[str, float]) -> float:
         """Return the seconds of training since a state of this clock, without those of the accounts `APART`."""
@@ -49,10 +51,9 @@ class Stopwatch:
 
     def resume(self, state: Mapping[str, float]) -> None:
         """Go on from a checkpoint: what has passed since then is a restart."""
-        now = self.clock()
         self.seconds = {account: float(state.get(account, 0.0)) for account in ACCOUNTS}
-        self.seconds["restart"] += max(0.0, now - float(state["at"]))
-        self.account, self.since = "restart", now
+        self.seconds["restart"] += max(0.0, self.day() - float(state["at"]))
+        self.account, self.since = "restart", self.clock()
 
     def shares(self) -> dict[str, float]:
         """Return the share of each account in the time of the run, 0 to 1."""
