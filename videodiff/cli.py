@@ -246,7 +246,9 @@ def is_foreseen(error: BaseException) -> bool:
     """Return whether the message of an error is written for the user."""
     names = {kind.__name__ for kind in type(error).__mro__}
     ours = type(error).__module__.startswith(("videodiff", "data_prep"))
-    return ours or bool(names & {"ValueError", "OSError", "HydraException", "OmegaConfBaseException", "YAMLError"})
+    # The last one is Lightning's, of settings that do not fit each other or the data.
+    written = {"ValueError", "OSError", "HydraException", "OmegaConfBaseException", "YAMLError"}
+    return ours or bool(names & {*written, "MisconfigurationException"})
 
 
 def way(error: BaseException) -> str:

@@ -48,3 +48,14 @@ def test_steps_are_counted_alike_and_the_loss_of_uneven_validation_is_that_of_al
     assert [path.name for path in checkpoints(Path("runs/ranks"))] == ["step_00000002", "step_00000004"]
     assert sorted(path.name for path in Path("runs/ranks/samples").glob("step_*")) == ["step_00000002", "step_00000004"]
     assert "Trained to step 4 at" in write_report(Path("runs/ranks")).read_text()
+
+
+def test_a_share_of_too_few_clips_is_one_line(
+    call: Callable[..., tuple[int, str, str]], world_dataset: Path, cwd: Path
+) -> None:
+    share = [f"data.validation_root={world_dataset}", "data.validation_clips=1", "trainer.limit_val_batches=0.1"]
+    status, _, err = call("train", *tiny(world_dataset), *share)
+    assert status == 1
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("videodiff train: error: You requested to check 0.1 of the `val_dataloader`")
+    assert "VIDEODIFF_TRACEBACK" not in line
