@@ -125,7 +125,8 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     hidden = None
     if mask is not None:
-        hidden = torch.where(mask, 0.0, -torch.inf).repeat_interleave(q.shape[1], 0)[:, None]
+        hidden = mask.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
+        hidden = hidden.repeat_interleave(q.shape[1], 0)[:, None]
     v = v.float() if k.shape[-2] <= SHORT else v
     parts = [x.flatten(0, 1) for x in (q.float(), k.float(), v)]
     with torch.autocast("cpu", enabled=False):
