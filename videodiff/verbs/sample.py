@@ -100,7 +100,7 @@ def run(cfg: DictConfig) -> None:
     if failed := made.count(None):
         raise ValueError(f"{failed} of {count} clips were not written, for the reasons above")
     if ranks.first:
-        say(f"videodiff sample: {count} clips from {checkpoint}")
+        say(f"videodiff sample: {count} clip{'s' * (count > 1)} from {checkpoint}")
 
 
 def make(
