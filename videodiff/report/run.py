@@ -222,7 +222,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     date = find(run.environment, "date") or datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
     changed = find(run.environment, "changed") or []
     commit = str(find(run.environment, "commit") or "not recorded")[:12]
-    state = f" and {len(changed)} changed files" if changed else ""
+    state = f" and {len(changed)} changed file{'s' * (len(changed) > 1)}" if changed else ""
     return [
         ("Date", str(date).replace("T", " ").replace("+00:00", " UTC")),
         ("Commit", commit + state),
