@@ -42,18 +42,20 @@ def both(layer: Linear, x: Tensor, autocast: bool) -> list[list[Tensor]]:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("frozen", [None, "x", "weight"])
-def test_gradients_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, autocast: bool, frozen: str | None) -> None:
+@pytest.mark.parametrize("frozen", [(), ("x",), ("weight",), ("weight", "bias")])
+def test_gradients_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, autocast: bool, frozen: tuple[str, ...]) -> None:
     monkeypatch.setattr(linear, "NARROW", 1)
     monkeypatch.setattr(linear, "LEAST", 1)
     calls = []
     monkeypatch.setattr(linear, "transposed", lambda x: calls.append(x.dtype) or transposed(x))
-    layer, x = Linear(40, 24), randn(2, 3, 50, 40).requires_grad_(frozen != "x")
+    layer, x = Linear(40, 24), randn(2, 3, 50, 40).requires_grad_("x" not in frozen)
     if not autocast:
-        layer, x = layer.bfloat16(), x.detach().bfloat16().requires_grad_(frozen != "x")
-    layer.weight.requires_grad_(frozen != "weight")
+        layer, x = layer.bfloat16(), x.detach().bfloat16().requires_grad_("x" not in frozen)
+    for name, weight in layer.named_parameters():
+        weight.requires_grad_(name not in frozen)
     ours, plain = both(layer, x, autocast)
-    assert calls == [torch.bfloat16]
+    # Nothing is copied where the layer does not learn.
+    assert calls == ([] if "bias" in frozen else [torch.bfloat16])
     for one, other in zip(ours, plain, strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         # bfloat16 keeps eight bits.
@@ -61,12 +63,16 @@ def test_gradients_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, autocast:
 
 
 def test_torch_computes_where_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear.Product, "apply", lambda *_: pytest.fail("no product of ours is wanted"))
+    calls = []
+    monkeypatch.setattr(linear.Product, "apply", lambda x, *_: calls.append(x.shape))
     wide, narrow = Linear(1024, 1024), Linear(64, 64).bfloat16()
     wide(randn(2, 1024))
     narrow(randn(2, 64).bfloat16())
     with targeting("cuda"):
         wide.bfloat16()(randn(2, 1024).bfloat16())
+    assert calls == []
+    wide.bfloat16()(randn(2, 1024).bfloat16())
+    assert calls == [(2, 1024)]
 
 
 def test_the_layer_has_the_names_and_the_start_of_torch_s() -> None:

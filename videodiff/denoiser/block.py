@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention
 from videodiff.denoiser.change import Changes, changed
 from videodiff.denoiser.linear import Linear
-from videodiff.denoiser.target import on_cpu, plain
+from videodiff.denoiser.target import plain
 
 # The changes where none are taken: of queries, keys and values, of the layer up, and of the layer down.
 UNCHANGED = (None, None, None)
@@ -32,7 +32,7 @@ class Norm(nn.LayerNorm):
         super().__init__(width, eps=1e-6, elementwise_affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not on_cpu(x):
+        if plain(x):
             return super().forward(x)
         return F.layer_norm(x, self.normalized_shape, x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1]), self.eps)
 

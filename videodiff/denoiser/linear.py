@@ -17,7 +17,7 @@ NARROW, LEAST, TILE = 512, 2**20, 64
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with the same weights and results; wide ones have a backward pass of their own."""
+    """`nn.Linear` with the same weights and results; a wide one has a backward pass of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `... inputs` to `... outputs`."""
@@ -54,10 +54,12 @@ class Product(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients of `x`, of the weight and of the bias, where they are asked for."""
         x, weight = ctx.saved_tensors
         to_x = grad @ weight if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return to_x, None, None
         columns = transposed(grad.flatten(0, -2))
         to_weight = columns @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, columns.sum(1)

@@ -15,7 +15,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# Up to so many keys float32 is as fast as bfloat16.
+# Up to so many keys, products in float32 are the fastest way, whatever the dtype of the values.
 SHORT = 64
 # torch's softmax works row by row; on rows shorter than this, operations over all rows at once are faster.
 FEW = 16

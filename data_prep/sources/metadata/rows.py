@@ -150,14 +150,16 @@ def json_rows(source: str | Path, passed: Passed | None = None) -> Rows:
 
 
 def whole_document(lines: Sequence[bytes]) -> str:
-    """Return what a file holds that is one JSON value in several lines, or an array, by its first two lines; or empty.
+    """Return `array`, or `object over several lines`, if the first two lines of a file begin one; else nothing.
 
     A line that is whole by itself costs no other, whatever it holds.
     """
     start = lines[0].removeprefix(codecs.BOM_UTF8).strip() if lines else b""
     if start == b"{":
         return "object over several lines"
-    return "array" * (start.startswith(b"[") and (len(lines) == 1 or not is_json(start)))
+    if start.startswith(b"[") and (len(lines) == 1 or not is_json(start)):
+        return "array"
+    return ""
 
 
 def is_json(text: bytes) -> bool:

@@ -148,8 +148,10 @@ def micro_batches(
         key = f"data.batch.micro_batches: found {count}" if count else f"data.global_batch: found {listed(sizes)}"
         raise ValueError(f"{key}, expected a multiple of {world} {unit} (valid {unit}: {divisors(count or common)})")
     share = (count or common) // world
-    if count or limit is None:
-        return share if count else 1
+    if count:
+        return share
+    if limit is None:
+        return 1
     fitting = [n for n in range(1, share + 1) if share % n == 0 and whole <= limit * world * n]
     if not fitting:
         raise ValueError(
