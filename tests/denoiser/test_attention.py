@@ -119,6 +119,8 @@ def test_text_by_products_is_the_plain_one_with_its_gradients(words: int, padded
     text, mask = randn(3, words, WIDTH, seed=2).requires_grad_(), torch.ones(3, words, dtype=torch.bool)
     if padded:
         mask[1, words // 2 + 1 :] = False
+        mask[2] = False
+        torch.testing.assert_close(module(x, text, mask)[2], module.out.bias.expand(2, 5, WIDTH), rtol=0, atol=0)
     found = derivatives(module(x, text, mask), [x, text, *module.parameters()])
     with targeting("cuda"):
         near(found, derivatives(module(x, text, mask), [x, text, *module.parameters()]))

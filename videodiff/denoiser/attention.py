@@ -102,7 +102,10 @@ class CrossAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Map normed queries `b m n e`, keys and values `b m l e` to `b m n e`; `mask` `b l` is True for visible keys."""
+    """Map normed queries `b m n e`, keys and values `b m l e` to `b m n e`; `mask` `b l` is True for visible keys.
+
+    Where no key is visible the result is 0.
+    """
     if not plain(q) and backend("cpu", q.shape[-1], k.shape[-2], v.dtype) == "products":
         return by_products(q, k, v, mask).to(v.dtype)
     mask = None if mask is None else rearrange(mask, "b l -> b 1 1 l")

@@ -121,13 +121,16 @@ def softmax(logits: Tensor) -> Tensor:
 def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Map queries `b m n e` with keys and values `b m l e` to `b m n e`; `mask` `b l` is True for visible keys.
 
-    Few keys are attended to in float32, which is as fast; with more of them, the values keep their dtype.
+    Where no key is visible the result is 0, as in torch's own kernels. Few keys are attended to in float32, which is
+    as fast; with more of them, the values keep their dtype.
     """
     hidden = None
-    if mask is not None:
-        hidden = mask.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
-        hidden = hidden.repeat_interleave(q.shape[1], 0)[:, None]
     v = v.float() if k.shape[-2] <= SHORT else v
+    if mask is not None:
+        # Not infinite: without a visible key the weights are equal then, and no number otherwise.
+        hidden = mask.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        hidden = hidden.repeat_interleave(q.shape[1], 0)[:, None]
+        v = v.masked_fill(~mask.any(1)[:, None, None, None], 0.0)
     parts = [x.flatten(0, 1) for x in (q.float(), k.float(), v)]
     with torch.autocast("cpu", enabled=False):
         return ShortAttention.apply(*parts, hidden).unflatten(0, q.shape[:2])

@@ -128,7 +128,7 @@ class Transformers(nn.Module):
             return_tensors="pt",
         ).to(self.model.device)
         mask = tokens["attention_mask"].bool()
-        # Without start and end tokens an empty caption has no token, and attention over no token is NaN.
+        # Without start and end tokens an empty caption has no token, and many models give NaN for none.
         mask[:, 0] = True
         with torch.autocast(self.model.device.type, enabled=False):
             out = self.model(
