@@ -116,7 +116,7 @@ class Ledger:
         while group := list(islice(items, batch)):
             if before:
                 # An index of captions gives only its bad lines; its name is the origin of the others.
-                read |= before & {name for item in group for name in (item.place.file, getattr(item, "origin", ""))}
+                read |= before & {name for item in group for name in (item.place.name, item.origin)}
             with self._transaction():
                 for number in index_order([item.id for item in group]):
                     self._enter(group[number])
@@ -132,7 +132,7 @@ class Ledger:
         if not new and self._place(item.id) != place:
             self.base.execute("UPDATE inputs SET place = ? WHERE id = ?", (place, id))
         if isinstance(item, BadInput):
-            self.base.execute("INSERT OR IGNORE INTO bad VALUES (?, ?)", (id, item.place.file))
+            self.base.execute("INSERT OR REPLACE INTO bad VALUES (?, ?)", (id, item.origin or item.place.name))
             self.base.execute("INSERT OR IGNORE INTO temp.found VALUES (?)", (id,))
             last = self.base.execute("SELECT reason, detail FROM ended WHERE id = ?", (id,)).fetchone()
             if last != (item.reason, item.detail):

@@ -39,9 +39,12 @@ class Place(NamedTuple):
     item: int = 0
 
     def __str__(self) -> str:
-        # The name of a file may hold bytes that are no UTF-8.
-        file = self.file.encode("utf-8", "backslashreplace").decode()
-        return file + f":{self.line}" * bool(self.line) + f"#{self.item}" * bool(self.item)
+        return self.name + f":{self.line}" * bool(self.line) + f"#{self.item}" * bool(self.item)
+
+    @property
+    def name(self) -> str:
+        """The file as it may be written down: its name may hold bytes that are no UTF-8."""
+        return self.file.encode("utf-8", "backslashreplace").decode()
 
 
 class Caption(NamedTuple):
@@ -112,11 +115,15 @@ def admitted(request: ClipRequest) -> ClipRequest:
 
 @dataclass(frozen=True)
 class BadInput:
-    """A row, or one clip of a row, that cannot become a request: its place, the class of the reason, what was found."""
+    """A row, or one clip of a row, that cannot become a request: its place, the class of the reason, what was found.
+
+    `origin` is what has to be read again before this is known to be mended, empty for the file of the place.
+    """
 
     place: Place
     reason: str
     detail: str
+    origin: str = field(default="", compare=False)
 
     @cached_property
     def id(self) -> str:

@@ -40,7 +40,7 @@ def read_hdvila(
         if work is None:
             raise ValueError("captions: found no folder for their index, expected work=<folder>")
         private_folder(work)
-        captions = CaptionIndex(captions, work / "captions.sqlite", name_of(captions))
+        captions = CaptionIndex(captions, work / "captions.sqlite", Place(name_of(captions)).name)
     items = to_items(json_rows(source, passed), lambda place, row: parse_video(place, row, licence))
     if captions is None:
         yield from items

@@ -172,7 +172,7 @@ def parse_sample(place: Place, members: list[Member], licence: str) -> Iterator[
     if again:
         detail = f"found {show(' and '.join(again))} again, expected each name once in a tar: the first is used"
         # The request already has the place of the sample.
-        yield BadInput(Place(f"{place.file}/{again[0]}"), "repeated-name", detail)
+        yield BadInput(Place(f"{place.file}/{again[0]}"), "repeated-name", detail, place.name)
 
 
 def parse_files(place: Place, key: str, files: dict[str, Member], licence: str) -> ClipRequest:

@@ -37,7 +37,7 @@ class CaptionIndex:
     def bad(self) -> list[BadInput]:
         """The lines that hold no usable caption."""
         rows = self.base.execute("SELECT file, line, reason, detail FROM bad ORDER BY rowid")
-        return [BadInput(Place(file, line), reason, detail) for file, line, reason, detail in rows]
+        return [BadInput(Place(file, line), reason, detail, self.origin) for file, line, reason, detail in rows]
 
 
 def read_state(path: Path) -> str:
@@ -63,7 +63,7 @@ def build_index(source: str | Path, path: Path, state: str) -> None:
         try:
             base.executemany("INSERT INTO captions VALUES (?, ?)", parse_line(row))
         except InputError as error:
-            base.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (place.file, place.line, error.reason, error.detail))
+            base.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (place.name, place.line, error.reason, error.detail))
     base.execute("INSERT INTO made_of VALUES (?)", (state,))
     # Sort once at the end: inserting random keys in order would not be linear.
     base.execute("CREATE INDEX by_clip ON captions (clip)")

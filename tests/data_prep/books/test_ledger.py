@@ -109,6 +109,14 @@ def test_a_bad_line_is_forgotten_once_its_file_has_it_no_more(ledger: Ledger) ->
     assert [row.place for row in ledger.ended()] == ["b.csv:2"]
 
 
+def test_a_file_whose_name_is_not_unicode_is_noted_and_forgotten_as_any_other(ledger: Ledger) -> None:
+    name = os.fsdecode(b"caf\xe9.csv")
+    list(ledger.admit([BadInput(Place(name, 2), "malformed-line", "found no JSON")]))
+    assert [row.place for row in ledger.ended()] == ["caf\\udce9.csv:2"]
+    list(ledger.admit([ClipRequest(Place(name, 2), "mended.mp4")]))
+    assert not list(ledger.ended())
+
+
 def test_what_has_ended_stays_as_it_is(ledger: Ledger) -> None:
     (a,) = ledger.admit([request(0)])
     ledger.record([Outcome(a.id, "ok")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from data_prep.books.plan import Plan
 from data_prep.books.reading import Reading
 from data_prep.books.request import Caption, ClipRequest, Place
 from data_prep.report.summary import Summary, format_summary
+from data_prep.sources.hdvila import read_hdvila
+from data_prep.sources.webdataset import read_webdataset
 from tests.material.made_clips import encode
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning
@@ -177,3 +181,40 @@ def test_a_clip_that_was_taken_down_by_its_name_stays_out_under_another_name(tmp
     table.write_text("".join(json.dumps({"path": name, "clip": f"new {name}"}) + "\n" for name in VIDEOS))
     assert prep(tmp_path / "out", table, "table", **how)["filtered"] == {"takedown": 1}
     assert list(captions(tmp_path / "out")) == ["b.mp4"]
+
+
+def failed(folder: Path, items: Any) -> list[str]:
+    """Enter a reading into the ledger of a folder and return the places of what failed."""
+    ledger = Ledger(folder / "ledger.sqlite")
+    list(ledger.admit(items))
+    found = [row.place for row in ledger.ended()]
+    ledger.close()
+    return found
+
+
+def test_a_name_that_a_tar_holds_twice_is_forgotten_once_the_tar_is_written_anew(tmp_path: Path) -> None:
+    def tar(*names: str) -> None:
+        with tarfile.open(tmp_path / "a.tar", "w") as file:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = 3
+                file.addfile(info, io.BytesIO(b"mp4"))
+
+    tar("x.mp4", "x.mp4", "y.mp4")
+    assert failed(tmp_path, read_webdataset(tmp_path / "a.tar")) == ["a.tar/x.mp4"]
+    tar("x.mp4", "y.mp4")
+    assert failed(tmp_path, read_webdataset(tmp_path / "a.tar")) == []
+
+
+def test_a_bad_line_of_a_folder_of_captions_is_forgotten_once_it_is_mended(tmp_path: Path) -> None:
+    video = {"video_id": "v", "url": "https://a.b/v", "clip": [{"clip_id": "v.0.mp4", "span": ["0:00:01", "0:00:02"]}]}
+    (tmp_path / "meta.jsonl").write_text(json.dumps(video))
+    captions = tmp_path / "\udce9"  # a byte that is no UTF-8
+    captions.mkdir()
+    reading = lambda: read_hdvila(tmp_path / "meta.jsonl", captions, work=tmp_path / "work")  # noqa: E731
+    (captions / "\udce9.jsonl").write_text("no JSON")
+    (captions / "b.jsonl").write_text('{"clip_id": "v.0.mp4"}')
+    assert sorted(failed(tmp_path, reading())) == ["\\udce9.jsonl:1", "b.jsonl:1"]
+    (captions / "\udce9.jsonl").write_text('{"clip_id": "v.0.mp4", "text": "a ball"}')
+    (captions / "b.jsonl").unlink()
+    assert failed(tmp_path, reading()) == []
