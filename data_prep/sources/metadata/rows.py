@@ -152,9 +152,11 @@ def json_rows(source: str | Path, passed: Passed | None = None) -> Rows:
 def whole_document(lines: Sequence[bytes]) -> str:
     """Return `array`, or `object over several lines`, if the first two lines of a file begin one; else nothing.
 
-    A line that is whole by itself costs no other, whatever it holds.
+    A line that is whole by itself stands in no such value: it costs no other, whatever it holds, and no other costs it.
     """
     start = lines[0].removeprefix(codecs.BOM_UTF8).strip() if lines else b""
+    if any(map(is_json, lines[1:])):
+        return ""
     if start == b"{":
         return "object over several lines"
     if start.startswith(b"[") and (len(lines) == 1 or not is_json(start)):

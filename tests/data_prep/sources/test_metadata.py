@@ -630,10 +630,12 @@ JSON = st.recursive(
 )
 
 
+# What may begin one value over many lines is another test's.
+RUBBISH = st.binary(max_size=30).filter(lambda row: not row.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"[", b"{")))
+
+
 @settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.dictionaries(st.sampled_from(["video_id", "url", "clip"]), JSON) | st.binary(max_size=30), max_size=4)
-)
+@given(st.lists(st.dictionaries(st.sampled_from(["video_id", "url", "clip"]), JSON) | RUBBISH, max_size=4))
 def test_no_line_stops_the_reader_and_each_is_accounted_for(tmp_path_factory: Any, rows: list[Any]) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "meta.jsonl"
     in_one = bytes.maketrans(b"\r\n", b"  ")

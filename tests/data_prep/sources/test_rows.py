@@ -384,7 +384,7 @@ def test_a_file_that_is_one_json_is_one_line_that_says_what_is_expected(tmp_path
         find_clips(tmp_path / "list.json")
 
 
-@pytest.mark.parametrize("line", ["[]", "[1, 2]", '{"url": "a', "3"])
+@pytest.mark.parametrize("line", ["[]", "[1, 2]", "[", '[{"url": "a"},', "{", '{"url": "a', "3"])
 def test_a_first_line_that_is_no_object_costs_no_other(tmp_path, line) -> None:
     (tmp_path / "list.jsonl").write_text("\n".join([line, *map(json.dumps, ROWS)]))
     first, *others = module.json_rows(tmp_path / "list.jsonl")
