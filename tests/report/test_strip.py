@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from videodiff.data.video.encode import encode
-from videodiff.report.strip import EDGE, GAP, GIVEN, Example, film_strip, hero, later, read_frames, shorten
+from videodiff.report.strip import EDGE, GAP, GIVEN, Example, film_strip, fit, hero, later, read_frames, shorten
 
 
 @pytest.fixture
@@ -28,6 +28,14 @@ def test_given_frames_and_only_they_are_outlined(frames):
 def test_the_strip_is_transparent_between_its_frames(frames):
     strip = np.asarray(film_strip(frames, given=0, scale=1))
     assert (strip[:, 6 + 2 * EDGE : 6 + 2 * EDGE + GAP, 3] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(16, 4096), (4096, 16), (2, 16384), (16384, 2)])
+def test_frames_of_extreme_shape_fit_a_strip_that_webp_can_hold(size):
+    strip = fit(np.full((10, *size, 3), 200, np.uint8), 72)
+    assert strip.width < 16384
+    assert strip.height <= 72 + 2 * EDGE
+    assert (200, 200, 200, 255) in {colour for _, colour in strip.getcolors()}
 
 
 def test_a_strip_without_frames_is_an_error():

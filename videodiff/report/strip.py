@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from videodiff.data.video.decode import DecodeError, decode, probe
 GIVEN = (224, 138, 0)
 HAIRLINE = (128, 128, 128, 90)
 EDGE, GAP = 2, 3
+# A frame is shown up to so many times as wide as a cell is high: WebP ends at 16,383 pixels.
+WIDEST = 8
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,16 @@ def later(frames: int, given: int, columns: int) -> np.ndarray:
 
 
 def fit(frames: np.ndarray, cell: int, given: int = 0) -> Image.Image:
-    """Return a strip of frames about `cell` pixels high: small ones by whole multiples, large ones reduced smoothly."""
+    """Return a strip of frames about `cell` pixels high: small ones by whole multiples, large ones reduced smoothly.
+
+    Frames of extreme shape become less high, so that none is over `WIDEST` cells wide, and at least a pixel wide.
+    """
     h, w = frames.shape[1:3]
-    if h <= 1.5 * cell:
-        return film_strip(frames, given, max(round(cell / h), 1))
-    small = [np.asarray(Image.fromarray(frame).resize((w * cell // h, cell), Image.LANCZOS)) for frame in frames]
+    scale = min(Fraction(cell, h), Fraction(WIDEST * cell, w))
+    if scale >= Fraction(2, 3):
+        return film_strip(frames, given, max(round(scale), 1))
+    size = max(int(w * scale), 1), max(int(h * scale), 1)
+    small = [np.asarray(Image.fromarray(frame).resize(size, Image.LANCZOS)) for frame in frames]
     return film_strip(small, given, 1)
 
 
