@@ -14,6 +14,7 @@ from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.parallel.engine import Engine, engine_of
 from videodiff.training.encoding import counted, encode_text, encode_video, kind_of
 from videodiff.training.guard import Taken, tell_backward
+from videodiff.training.run import validated
 from videodiff.training.run.logging import log_figures
 from videodiff.training.start import Start
 from videodiff.training.state.restoring import restore
@@ -107,6 +108,7 @@ class VideoDiffusion(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Begin to count steps."""
         self.ended = self.began = self.trainer.global_step
+        validated.make_up(self.trainer)
 
     def on_train_batch_start(self, batch: dict[str, Any], index: int) -> None:
         """Count the time of a step from here on."""
@@ -196,13 +198,24 @@ class VideoDiffusion(lightning.LightningModule):
             sums.append(self.objective.error(self.denoiser, x, eps, tau, condition).double().sum())
         self.validated += torch.stack([*sums, torch.full_like(sums[0], len(x))])
 
+    def abandon_validation(self) -> None:
+        """Forget what the validation in progress has summed: it has no figures."""
+        self.validated, self.validated_figures = None, {}
+
     def on_validation_epoch_end(self) -> None:
         """Log the mean loss over the clips of all ranks, per level and over all levels; batch sizes do not matter."""
+        self.stopwatch.enter("data")
+        if self.validated is None:
+            return
         *sums, clips = self.trainer.strategy.reduce(self.validated, reduce_op="sum").tolist()
         losses = [one / clips for one in sums]
         self.validated_figures = dict(zip(VALIDATED, [sum(losses) / len(losses), *losses], strict=True))
         log_figures(self.trainer, self.validated_figures)
-        self.stopwatch.enter("data")
+
+    def on_validation_end(self) -> None:
+        """Record that it has ended."""
+        if self.validated is not None:
+            validated.note(self.trainer)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over groups of parameters and its schedule, stepped once an optimizer step."""

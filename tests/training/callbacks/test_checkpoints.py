@@ -158,6 +158,28 @@ def test_the_best_is_saved_and_stays_through_a_resume(
         assert steps("a") == expected
 
 
+def test_the_record_of_the_best_belongs_to_the_checkpoint_that_is_resumed(
+    train: Callable[..., str], call: Call, world_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {2: 1.0, 4: 2.0, 6: 0.5, 8: 3.0}
+
+    def end(self: VideoDiffusion) -> None:
+        self.validated_figures = dict.fromkeys(VALIDATED, losses[self.trainer.global_step])
+
+    monkeypatch.setattr(VideoDiffusion, "on_validation_epoch_end", end)
+    validation = [f"data.validation_root={world_dataset}", "data.validation_clips=2", "trainer.val_check_interval=2"]
+    train("a", *keys(every=2, keep=0, best="val/loss"), *validation)
+    best = Path("runs/a/checkpoints/best.json")
+    assert json.loads(best.read_text())["step"] == 6
+    # The checkpoint of step 6 is put aside, and that of step 5 is no better than the one before.
+    status, _, err = call("train", "resume=runs/a", "checkpoint=step_00000004", "trainer.max_steps=5")
+    assert status == 0, err
+    assert json.loads(best.read_text()) == {"step": 2, "val/loss": 1.0}
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=6", *keys(best="null"))
+    assert status == 0, err
+    assert not best.exists(), "nothing measures it any more"
+
+
 @pytest.mark.parametrize(
     ("best", "message"),
     [

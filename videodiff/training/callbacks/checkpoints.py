@@ -16,6 +16,7 @@ from videodiff.parallel.ranks import agreed
 from videodiff.training.average import trainable
 from videodiff.training.module import VALIDATED
 from videodiff.training.run.logging import say
+from videodiff.training.run.validated import is_due
 from videodiff.training.state.checkpoint import check_room, prune
 from videodiff.training.state.mirror import Mirror
 from videodiff.training.state.saving import Buffers, Saving
@@ -89,6 +90,11 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         # The checkpoint that a run resumes from exists; without this, the first micro-batch would save it again.
         self.saved, self.began = trainer.global_step, time.monotonic()
+        self.lowest = trainer.strategy.broadcast(self.lowest_before(trainer.global_step))
+        if trainer.is_global_zero:
+            # It may be of another loss, or of a later step that was put aside.
+            (self.folder / BEST).unlink(missing_ok=True)
+            self.record_best()
         if self.mirror is not None:
             self.mirror.start = trainer.global_step
 
@@ -107,14 +113,14 @@ class Checkpoints(Callback):
             if self.unproven and self.saving is None:
                 self.prune(trainer)
             # Its state says which one is the best, and so has to know the loss of its own step.
-            self.waiting = self.due and self.best is not None and is_validated(trainer)
+            self.waiting = self.due and self.best is not None and is_due(trainer)
             if self.due and not self.waiting:
                 self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if self.best is None or trainer.sanity_checking:
             return
-        loss = module.validated_figures[self.best]
+        loss = module.validated_figures.get(self.best, math.nan)
         # Nothing is lower than a loss that is no number.
         if math.isfinite(loss) and (self.lowest is None or loss < self.lowest[0]):
             self.lowest, self.improved = (loss, trainer.global_step), True
@@ -146,6 +152,9 @@ class Checkpoints(Callback):
         if trainer.global_step not in (self.saved, 0):
             with trainer.lightning_module.stopwatch.during("checkpoint"):
                 self.begin(trainer)
+        elif trainer.is_global_zero and self.saving is None:
+            # A resume has made up the validation of this step.
+            self.record_best()
 
     def begin(self, trainer: lightning.Trainer) -> None:
         """Begin to save when the previous checkpoint is on the disk."""
@@ -172,11 +181,27 @@ class Checkpoints(Callback):
         saving, self.saving = self.saving, None
         if saving is not None:
             saving.finish()
-            if self.lowest is not None and saving.rank == 0 and saving.step == self.lowest[1]:
-                found = {"step": saving.step, self.best: self.lowest[0]}
-                write_whole(self.folder / BEST, json.dumps(found).encode())
+            if saving.rank == 0:
+                self.record_best()
             if self.mirror is not None:
                 self.mirror.send(saving.final)
+
+    def lowest_before(self, step: int) -> tuple[float, int] | None:
+        """Return the lowest loss up to the checkpoint of a step, and its step: that state may lack its own loss."""
+        try:
+            found = json.loads((self.folder / BEST).read_text())
+            recorded = float(found[self.best]), int(found["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.lowest
+        if not math.isfinite(recorded[0]) or recorded[1] > step:
+            return self.lowest
+        return recorded if self.lowest is None else min(self.lowest, recorded)
+
+    def record_best(self) -> None:
+        """Write which checkpoint is the best one, if it is on the disk."""
+        if self.lowest is not None and (self.folder / f"step_{self.lowest[1]:08d}").is_dir():
+            found = {"step": self.lowest[1], self.best: self.lowest[0]}
+            write_whole(self.folder / BEST, json.dumps(found).encode())
 
     def prune(self, trainer: lightning.Trainer) -> None:
         """Remove the old ones."""
@@ -205,12 +230,6 @@ class Checkpoints(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["lowest"]["name"] == self.best and math.isfinite(state["lowest"]["loss"]):
             self.lowest = state["lowest"]["loss"], state["lowest"]["step"]
-
-
-def is_validated(trainer: lightning.Trainer) -> bool:
-    """Return whether a validation follows the step that has just ended."""
-    taken = trainer.global_step * trainer.accumulate_grad_batches
-    return bool(trainer.limit_val_batches) and taken % trainer.val_check_batch == 0
 
 
 def decided(trainer: lightning.Trainer, here: bool, all: bool) -> bool:

@@ -21,6 +21,7 @@ from videodiff.generation.sampling import NotFiniteError, Wanted, going_on, need
 from videodiff.generation.settings import Generation
 from videodiff.generation.shape import most_frequent_rate
 from videodiff.training.average import averaged
+from videodiff.training.callbacks.stop import Interrupted, StopGently
 from videodiff.training.run.logging import say, show_clips
 
 
@@ -99,13 +100,22 @@ class SampleClips(Callback):
 
     @needing_less("fewer callbacks.samples.clips or callbacks.samples.prompts need less")
     def made(self, trainer: lightning.Trainer) -> list[np.ndarray]:
-        """Return the clips; none, and a line that says so, where a sample is not finite: training goes on."""
+        """Return the clips; none after a signal, or with a line that says so where one is not finite."""
+        stops = [callback for callback in trainer.callbacks if isinstance(callback, StopGently)]
+        # Before the hooks of an engine, which gather weights.
+        hook = trainer.lightning_module.denoiser.register_forward_pre_hook(
+            lambda *_: [stop.interrupt(trainer) for stop in stops] and None, prepend=True
+        )
         try:
             return sample_clips(trainer.lightning_module, self.generation, self.wanted, self.shape)
         except NotFiniteError as error:
             if trainer.is_global_zero:
                 say(f"callbacks.samples: step {trainer.global_step}: {error}")
-            return []
+        except Interrupted:
+            pass
+        finally:
+            hook.remove()
+        return []
 
     def folder_of(self, step: int) -> Path:
         """Return where the clips of a step are."""

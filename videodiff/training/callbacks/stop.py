@@ -22,13 +22,17 @@ from videodiff.training.callbacks.checkpoints import Checkpoints
 ON_ITS_WAY = 1.0
 
 
+class Interrupted(Exception):
+    """A signal asks for an end while something is made that can be made again."""
+
+
 class StopGently(Callback):
     """End training after the current step, with a checkpoint, when a signal asks for it; at SIGUSR2 save and go on.
 
-    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it; nothing is validated or sampled before the checkpoint, as the time until
-    a job is killed may be short. All ranks stop, or save, at the same step. A second signal ends all processes of the
-    node at once, without a checkpoint, also while the main thread waits for another rank. `stopped`: training ended
-    before its last step because of a signal.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end it. As the time until a job is killed may be short, a validation or samples
+    in progress are given up, and none begin before the checkpoint; a resume makes them up. All ranks stop, or save, at
+    the same step. A second signal ends all processes of the node at once, without a checkpoint, also while the main
+    thread waits for another rank. `stopped`: training ended before its last step because of a signal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -88,13 +92,30 @@ class StopGently(Callback):
             return
         stops, saves = self.agreed(trainer, module.device)
         if stops:
-            self.tell()
-            self.stopped = trainer.global_step < trainer.max_steps
-            trainer.should_stop = True
-            # Lightning would validate before it ends.
-            trainer.limit_val_batches = 0
+            self.stop(trainer)
         elif saves:
             self.save(trainer)
+
+    def on_validation_batch_start(self, trainer: lightning.Trainer, module: Any, *rest: Any) -> None:
+        if self.agreed(trainer, module.device)[0]:
+            self.stop(trainer)
+            module.abandon_validation()
+            # Lightning takes it as the end of the batches.
+            raise StopIteration
+
+    def interrupt(self, trainer: lightning.Trainer) -> None:
+        """Raise Interrupted if a signal asks for an end; for what takes long between two steps, on all ranks alike."""
+        if self.agreed(trainer, trainer.lightning_module.device)[0]:
+            self.stop(trainer)
+            raise Interrupted
+
+    def stop(self, trainer: lightning.Trainer) -> None:
+        """End training at this step."""
+        self.tell()
+        self.stopped = trainer.global_step < trainer.max_steps
+        trainer.should_stop = True
+        # Lightning would validate before it ends.
+        trainer.limit_val_batches = 0
 
     def agreed(self, trainer: lightning.Trainer, device: torch.device) -> tuple[bool, bool]:
         """Return whether a signal to any rank asks for an end, and for a checkpoint."""

@@ -11,7 +11,7 @@ from videodiff.data.storage.files import inside
 # Names that training, sampling and evaluation write into a run folder.
 OURS = (
     *("config.yaml", "overrides.yaml", "command.txt", "environment.json", "quarantine.jsonl", "trained.json"),
-    *("rollbacks.jsonl", "origin.json"),
+    *("rollbacks.jsonl", "origin.json", "validated.json"),
     *(
         "metrics",
         "stacks",
