@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from videodiff.cli import understand
 from videodiff.printing import in_line, printable
 from videodiff.verbs.config.arguments import parse, positional, quoted, replacing, spell, split
 from videodiff.verbs.config.checking import composed
@@ -134,7 +135,7 @@ def test_a_text_for_a_list_of_prompts_is_one_prompt() -> None:
 @pytest.mark.parametrize(
     ("verb", "override", "said"),
     [
-        ("sample", "prompts=[a (b]", "in quotes: prompts=['a (b'], in a shell"),
+        ("sample", "prompts=[a (b]", "in quotes, lists in []: prompts=['a (b'], in a shell"),
         ("sample", "prompts=a ${b", r"write \${ for ${"),
         ("train", "trainer.max_steps=[3", "in quotes"),
         ("train", "trainer.max_steps", "found no key=value"),
@@ -160,10 +161,44 @@ def test_what_cannot_be_read_is_answered_with_how_to_write_it(verb: str, overrid
 def test_what_a_refusal_suggests_is_what_was_meant(override: str, value: object) -> None:
     with pytest.raises(ValueError, match="cannot be read") as error:
         parse(override)
-    plain, shell = str(error.value).partition("in quotes: ")[2].split(", in a shell ")
+    plain, shell = str(error.value).partition("lists in []: ")[2].split(", in a shell ")
     pasted = subprocess.run(["bash", "-c", f"printf %s {shell}"], capture_output=True, text=True, check=True).stdout
     assert pasted == plain
     assert parse(pasted).value() == value
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("freeze=denoiser.[0-3].*", "freeze=['denoiser.[0-3].*']"),
+        ("freeze=(text.*)", "freeze=[text.*]"),
+        ("freeze=[text.*", "freeze=[text.*]"),
+        ("freeze=text.*", "freeze=[text.*]"),
+        ("freeze=text.*,denoiser.*", "freeze=[text.*,denoiser.*]"),
+        ("optimizer.betas=0.9,0.95", "optimizer.betas=[0.9,0.95]"),
+        ("model.patch=(1,4,4)", "model.patch=[1,4,4]"),
+        ("callbacks.samples.prompts=a ball [x", "callbacks.samples.prompts=['a ball [x']"),
+        ("logger=[csv", "logger=[csv]"),
+        ("targets={count: 1", "targets={count: 1}"),
+        ("targets.count=1", "+targets.count=1"),
+    ],
+)
+def test_what_a_refusal_suggests_is_accepted(override: str, meant: str) -> None:
+    with pytest.raises(ValueError, match="override") as error:
+        understand("train", ["data.root=.", override])
+    assert meant in str(error.value)
+    understand("train", ["data.root=.", meant])
+
+
+def test_nothing_is_suggested_that_the_key_does_not_take() -> None:
+    for override, expected in (
+        ("trainer.max_steps=[3", "expected a whole number of at least 1"),
+        ("objective.levels.policies={shared=1}", "expected {key: a number of at least 0}, or null"),
+        ("optimizer.lr=1,2", "expected one, or --multirun for a sweep"),
+    ):
+        with pytest.raises(ValueError, match="override") as error:
+            understand("train", ["data.root=.", override])
+        assert str(error.value).endswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, Over
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import Kind
+from videodiff.verbs.config.kinds import Kind, choice, either, many
 from videodiff.verbs.config.schema import CLASSES, VERBS
 from videodiff.verbs.config.stored import built_by_conf, key_of, original
 
@@ -136,7 +136,7 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
         if value in ("", "null", "???") or is_quoted(value) or (parsed and is_meant(parsed, value, sweeps)):
             return override
         if parsed is None and ("${" in value or (value.startswith("[") and key_of(override) in LISTS)):
-            parse(override)
+            parse(override, taken_by(verb, key_of(override)))
     return f"{head}={quoted(value)}"
 
 
@@ -176,6 +176,13 @@ def kinds_of(verb: str, key: str) -> list[Kind]:
         targets = [target.strip('"') for target in known.get((*original(place, twins), "_target_"), ())]
         found = [CLASSES[t] for t in targets if t in CLASSES] if targets else [kind for kind in inner if kind]
     return found
+
+
+def taken_by(verb: str, key: str) -> list[Kind]:
+    """Return the kinds of value that a key or a group takes on a command line; none if nothing is known of it."""
+    if key in groups(verb):
+        return [either(option := choice(*options(key)), many(option))]
+    return kinds_of(verb, key)
 
 
 def quoted(text: str) -> str:
@@ -219,8 +226,36 @@ def is_quoted(value: str) -> bool:
     return parsed is not None and isinstance(parsed._value, QuotedString)
 
 
-def parse(override: str) -> Override:
-    """Parse one override; the error names an override that has not the form key=value."""
+def closed(value: str) -> str:
+    """Return a value with the brackets closed that are left open, and with square ones where round ones hold a list."""
+    if value[:1] + value[-1:] == "()":
+        return f"[{value[1:-1]}]"
+    ends: list[str] = []
+    for sign in value:
+        if sign in "[{":
+            ends.append("]" if sign == "[" else "}")
+        elif ends and sign == ends[-1]:
+            ends.pop()
+    return value + "".join(reversed(ends))
+
+
+def fitting(key: str, value: str, kinds: Sequence[Kind]) -> str | None:
+    """Return the override that was meant where a value is refused: one that these kinds of value accept, if any does.
+
+    Tried are quotes, brackets that are not closed, and a list of one value.
+    """
+    for way in (value, closed(value), f"[{value}]"):
+        meant = f"{key}={in_quotes(way)}"
+        parsed = parsed_or_none(meant)
+        if parsed is None or parsed.is_sweep_override():
+            continue
+        if not kinds or any(not list(kind.check(key, parsed.value())) for kind in kinds):
+            return meant
+    return None
+
+
+def parse(override: str, kinds: Sequence[Kind] = ()) -> Override:
+    """Parse one override; the error says how to write it, if its key takes a value like that: `kinds` of value."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
@@ -230,9 +265,12 @@ def parse(override: str) -> Override:
         if "${" in value:
             raise ValueError(f"override {override!r}: found a broken reference ${{}}{escape_hint(value)}") from error
         where = re.sub(r"[:\s]+", " ", str(error).splitlines()[0]).strip()
+        if meant := fitting(key, value, kinds):
+            expected = f"text with such signs in quotes, lists in []: {meant}, in a shell {shell(meant)}"
+        else:
+            expected = ", or ".join({kind.expected: None for kind in kinds}) or "text with such signs in quotes"
         raise ValueError(
-            f"override {override!r}: found a value that cannot be read ({where}), expected text with such signs in "
-            f"quotes: {key}={in_quotes(value)}, in a shell {shell(f'{key}={in_quotes(value)}')}"
+            f"override {override!r}: found a value that cannot be read ({where}), expected {expected}"
         ) from error
     if "{" in override:
         tree = OverrideParser(CommonTokenStream(OverrideLexer(InputStream(override)))).override()

@@ -17,7 +17,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from videodiff.shipped.runs import find_run
-from videodiff.verbs.config.arguments import Arguments, escape_hint, kinds_of, option_exists, parse, swept
+from videodiff.verbs.config.arguments import (
+    Arguments,
+    escape_hint,
+    fitting,
+    kinds_of,
+    option_exists,
+    parse,
+    shell,
+    swept,
+    taken_by,
+)
 from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.kinds import MISSING, Fault
 from videodiff.verbs.config.schema import faults
@@ -37,13 +47,16 @@ ENDS = ("--cfg", "--info", "--hydra-help")
 
 def check(verb: str, arguments: Arguments) -> None:
     """Raise if a configuration cannot be composed, or has an unknown key or a wrong value."""
-    overrides = [parse(override) for override in arguments.overrides]
+    overrides = [parse(override, taken_by(verb, key_of(override))) for override in arguments.overrides]
     check_launcher(overrides, arguments)
     for override in overrides:
         key = override.key_or_group
         if override.is_sweep_override() and not arguments.has("--multirun"):
+            head, _, value = override.input_line.partition("=")
+            meant = fitting(head, f"[{value}]", taken_by(verb, override.key_or_group))
+            said = f"a list: {meant}, in a shell {shell(meant)}" if meant else "one"
             raise ValueError(
-                f"override {override.input_line!r}: found several values, expected one, or --multirun for a sweep"
+                f"override {override.input_line!r}: found several values, expected {said}, or --multirun for a sweep"
             )
         if key in groups(verb) and override.value() is None and not override.is_delete():
             raise ValueError(f"override {override.input_line!r}: found null, expected one of {', '.join(options(key))}")
@@ -107,11 +120,22 @@ def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
             key = override.key_or_group
             if key not in known and not override.is_add() and not key.startswith("hydra"):
                 near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                near = [f"+{override.input_line}"] if may_be_added(verb, override, overrides) else near
                 raise ValueError(
                     f"override {override.input_line!r}: found no key {key!r}"
                     + (f"; did you mean {near[0]!r}?" if near else "")
                 ) from error
         raise
+
+
+def may_be_added(verb: str, override: Override, overrides: Sequence[str]) -> bool:
+    """Return whether a + before an override makes it valid: a mapping such as targets takes keys that it lacks."""
+    lines = [f"+{line}" if line == override.input_line else line for line in overrides]
+    try:
+        found = faults(verb, plain(compose(verb, overrides=lines), lines))
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return False
+    return not any(touches(override.key_or_group, fault.place) for fault in found)
 
 
 def valid_names(verb: str, group_choices: list[str]) -> list[str]:
@@ -138,7 +162,9 @@ def check_composed(verb: str, cfg: DictConfig, overrides: Sequence[str] = ()) ->
         if not fault.no_key or any(touches(key_of(override), fault.place) for override in overrides)
     ]
     if found:
-        raise ValueError(explain(found[0], overrides, left_over(found, overrides)))
+        raise ValueError(
+            explain(found[0], overrides, left_over(found, overrides)) + as_a_list(verb, found[0], overrides)
+        )
     for key in missing(verb, tree):
         raise ValueError(f"{key}: found nothing, expected {key}=<{what(verb, key)}>")
 
@@ -204,6 +230,16 @@ def explain(fault: Fault, overrides: Sequence[str], left: Sequence[str] = ()) ->
         if touches(key, fault.place):
             return f"override {override!r}: {'' if key == fault.place else f'{fault.place}: '}{said}"
     return f"{fault.place}: {said}"
+
+
+def as_a_list(verb: str, fault: Fault, overrides: Sequence[str]) -> str:
+    """Return the advice to give a value as a list, if its key takes one."""
+    given = next((override for override in reversed(overrides) if key_of(override) == fault.place), None)
+    if fault.no_key or given is None:
+        return ""
+    head, _, value = given.partition("=")
+    meant = fitting(head, f"[{value}]", taken_by(verb, fault.place))
+    return f"; did you mean {meant}, in a shell {shell(meant)}?" if meant else ""
 
 
 def touches(key: str, place: str) -> bool:

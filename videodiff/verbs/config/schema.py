@@ -454,7 +454,7 @@ TRAINING = {
     "name": NAME,
     "run": HERE,
     "seed": whole(0, 2**63 - 1),
-    "targets": optional(table(NAME, number())),
+    "targets": optional(table(NAME, number(), whole=True)),
     "trust": TRUST,
 }
 SAMPLING = {
