@@ -160,7 +160,7 @@ def test_the_generator_alone_decides() -> None:
     assert all(torch.equal(draw(6, 64, generator(s)), draw(6, 64, generator(s))) for s in range(20))
 
 
-@pytest.mark.parametrize("name", ["middle", "prefix_", "prefix_-1", "prefix_two", "shared_2"])
+@pytest.mark.parametrize("name", ["middle", "prefix_", "prefix_-1", "prefix_two", "prefix_²", "shared_2", "lead_0"])
 def test_an_unknown_policy_is_an_error_that_names_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError, match=r"levels\.policies: found '.*', expected one of shared, prefix, ends"):
         policy(name)

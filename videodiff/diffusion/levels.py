@@ -127,12 +127,16 @@ class NoiseLevels:
 
 
 def policy(name: str) -> Callable[..., Tensor]:
-    """Return the policy of this name; prefix_3 and lead_1 fix the number of frames."""
+    """Return the policy of this name; prefix_3 and lead_1 fix the number of frames.
+
+    prefix_0 is shared. lead_0 would leave every frame pure noise, with no level drawn: it is none.
+    """
     kind, _, count = name.partition("_")
-    if kind in COUNTED and count.isdigit():
+    if kind in COUNTED and count.isdecimal() and (kind, int(count)) != ("lead", 0):
         return partial(POLICIES[kind], **{COUNTED[kind]: int(count)})
     if name not in POLICIES:
         raise ValueError(
-            f"levels.policies: found {name!r}, expected one of {', '.join(POLICIES)}, prefix_<k> or lead_<k>"
+            f"levels.policies: found {name!r}, expected one of {', '.join(POLICIES)}, prefix_<k>, or lead_<k> from "
+            "lead_1 on"
         )
     return POLICIES[name]

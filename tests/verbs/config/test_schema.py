@@ -119,6 +119,7 @@ WRONG = {
     "data.budget=null": "found None, expected a whole number",
     "objective.levels.policies={shared: -1}": "found -1, expected a number of at least 0",
     "objective.levels.policies={shard: 1}": "found 'shard', expected shared, prefix",
+    "objective.levels.policies={lead_0: 1}": "found 'lead_0', expected shared, prefix, ends, independent, lead,",
     "objective.prediction=y": "found 'y', expected one of x, v, eps",
     "sampler.steps=0": "found 0, expected a whole number from 1 to 100000",
     "sampler.interval=[0,2]": "sampler.interval[1]: found 2, expected a number from 0 to 1",

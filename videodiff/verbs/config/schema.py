@@ -88,8 +88,8 @@ BUCKET = record(
     global_batch=optional(COUNT),
 )
 POLICY = kind(
-    "shared, prefix, ends, independent, lead, prefix_<k> or lead_<k>",
-    lambda name: re.fullmatch(r"shared|prefix|ends|independent|lead|(prefix|lead)_\d+", str(name)) is not None,
+    "shared, prefix, ends, independent, lead, prefix_<k>, or lead_<k> from lead_1 on",
+    lambda name: re.fullmatch(r"shared|ends|independent|prefix(_[0-9]+)?|lead(_0*[1-9][0-9]*)?", str(name)) is not None,
 )
 WEIGHT = number(0)
 
