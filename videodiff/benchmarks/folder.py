@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videodiff.benchmarks.layouts import Made
-from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.files import write_alone
 from videodiff.data.video.decode import DecodeError, decode, probe
 from videodiff.generation.files import replacing_folder
 from videodiff.metrics.consistency import temporal_flickering
@@ -92,7 +92,7 @@ def write_results(files: Mapping[str, Path], out: Path, prompt_of: Callable[[str
     dimension = ["temporal_flickering"]
     info = [{"prompt_en": one, "dimension": dimension, "video_list": paths} for one, paths in clips.items()]
     for ending, value in (("eval_results", results), ("full_info", info)):
-        write_whole(
+        write_alone(
             out.with_name(f"{out.name}_{ending}.json"), json.dumps(value, indent=4, ensure_ascii=False).encode()
         )
     return results

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.files import write_alone
 from videodiff.report.page import environment, png
 from videodiff.report.strip import fit, shorten
 
@@ -38,11 +38,11 @@ def write_batches(path: str | Path, title: str, steps: Sequence[Step]) -> Path:
         raise ValueError(f"strips: found {path}, expected a name that ends in .html or .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        return write_whole(path, png(picture(steps)))
+        return write_alone(path, png(picture(steps)))
     shown = [(step, [(clip, png(strip(clip.frames)) if clip.frames is not None else None) for clip in step.clips])
              for step in steps]  # fmt: skip
     page = environment().get_template("batches.html.j2").render(title=title, steps=shown)
-    return write_whole(path, page.encode())
+    return write_alone(path, page.encode())
 
 
 def strip(frames: np.ndarray) -> Image.Image:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from videodiff import __version__
-from videodiff.data.storage.files import check_writable, write_whole
+from videodiff.data.storage.files import check_writable, write_alone
 from videodiff.metrics.metric import BESIDE, Quantity, is_number, read_quantity
 from videodiff.report.markdown import escaped, frame, line
 from videodiff.report.table import rounded
@@ -42,7 +42,7 @@ def add_row(board: Path, run: Path, evaluation: Mapping[str, Any], facts: Mappin
     # we wrote last then lacks that row.
     while size != (size := board.stat().st_size):
         rows, damaged = read_rows(board)
-        write_whole(board.with_suffix(".md"), ("\n".join(tables(rows, damaged)) + "\n").encode())
+        write_alone(board.with_suffix(".md"), ("\n".join(tables(rows, damaged)) + "\n").encode())
     return board
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.files import write_alone
 from videodiff.metrics.metric import Quantity
 from videodiff.printing import say
 from videodiff.report import table
@@ -37,7 +37,7 @@ def write_report(run: Path, known: Mapping[str, Quantity] = table.NOTHING) -> Pa
     """
     found = read_run(run)
     template, shown = environment().get_template("template.html.j2"), content(found, known)
-    path = write_whole(found.path / "report.html", template.render(shown).encode())
+    path = write_alone(found.path / "report.html", template.render(shown).encode())
     for line in shown["left_out"]:
         say(f"videodiff report: left out {line}")
     return path
@@ -48,7 +48,7 @@ def write_hero(run: Path, path: Path, task: str = "continuation", clips: int = 3
     chosen = readable([clip for clip in read_run(run).clips if clip.task == task], as_example, clips, [])
     if not chosen:
         raise ValueError(f"{run}/evaluation/clips.json: found no clip of task {task!r}, expected at least one")
-    return write_whole(Path(path), png(hero(chosen, dark=dark)))
+    return write_alone(Path(path), png(hero(chosen, dark=dark)))
 
 
 def environment(*folders: Path) -> Environment:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -125,11 +126,11 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished files of a folder that no process holds open."""
-    for partial in folder.glob(".*.partial"):
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove the unfinished files of a folder, or of one name in it, that no process holds open."""
+    for partial in folder.glob(".*.partial" if name is None else f".{glob.escape(name)}.*.partial"):
         if partial.is_file() and not partial.is_symlink():
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, PermissionError):
                 abandoned(partial)
 
 
@@ -146,7 +147,10 @@ def abandoned(partial: Path, beside: Sequence[Path] = ()) -> bool:
     with partial.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            # Without locks nobody knows.
+            if not isinstance(error, BlockingIOError) and error.errno not in NO_LOCKS:
+                raise
             return False
         if lies_at(partial, file):
             for path in (*beside, partial):
@@ -229,6 +233,12 @@ def write_whole(path: Path, data: bytes) -> Path:
     with replacing(path) as file:
         file.write(data)
     return path
+
+
+def write_alone(path: Path, data: bytes) -> Path:
+    """Replace a file in a folder that nobody owns: what killed calls have left of it is removed first."""
+    remove_abandoned(path.parent, path.name)
+    return write_whole(path, data)
 
 
 def write_beside(path: Path, data: bytes) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -34,11 +35,15 @@ def run(cfg: DictConfig) -> None:
     else:
         files = files_of_suite(cfg, source)
     results = None
-    with owning(out.resolve().parent / f".{out.name}.lock", "arrange"):
+    lock = out.resolve().parent / f".{out.name}.lock"
+    with owning(lock, "arrange"):
         if cfg.suite == "vbench":
             # The folder comes last: a call that was killed before can be made again.
             results = write_results(files, out, prompt_of)
         lay_out(files, out)
+    with suppress(OSError):
+        # A call that was killed has left it.
+        lock.rmdir()
     say(f"{out}: {len(files)} clips as {cfg.suite} reads them")
     if results is not None:
         say(f"{out.parent / out.name}_eval_results.json: temporal flickering {results['temporal_flickering'][0]:.6f}")

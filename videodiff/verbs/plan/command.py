@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from videodiff.data.order.arithmetic import micro_batches
-from videodiff.data.storage.files import check_writable, write_whole
+from videodiff.data.storage.files import check_writable, write_alone
 from videodiff.planning.forecast.choice import Choice, Job, Plan, best, evaluate, fits, least, nearest
 from videodiff.planning.forecast.hardware import Cluster
 from videodiff.planning.forecast.pages import as_json, as_text
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> None:
     now = present(cfg, job, cluster)
     found = as_json(job, cluster, plan, budget(cfg, job)) | {"overrides": line}
     if cfg.json:
-        write_whole(Path(cfg.json), f"{json.dumps(found, indent=2)}\n".encode())
+        write_alone(Path(cfg.json), f"{json.dumps(found, indent=2)}\n".encode())
     say(as_text(str(cfg.name), job, cluster, plan, found))
     if isinstance(now, str):
         say(f"as it stands  it cannot run: {now}")
