@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -24,10 +25,17 @@ def in_line(text: object) -> str:
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print lines that may hold names and texts from outside, also where the terminal knows few characters."""
+    """Print lines that may hold names and texts from outside, also where the terminal knows few characters.
+
+    A reader that has seen enough, such as head, ends no work: what comes later is not shown.
+    """
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
-    print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    try:
+        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        # Python writes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def test_the_help_of_a_verb_shows_its_keys(call: Call, verb: str) -> None:
     own |= {"inspect": "folder:", "doctor": "folder:", "plan": "clips:"}
     assert own.get(verb, ": ???") in out
     assert "hydra" not in out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_a_reader_that_has_seen_enough_ends_no_work(words: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    asked = [sys.executable, "-m", "videodiff", *words]
+    done = subprocess.run(asked, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_version(call: Call) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -40,12 +38,8 @@ SHOWN = 5
 
 def run(cfg: DictConfig) -> None:
     """Describe a dataset, a run or a checkpoint, recognised by its files; without a folder, describe the data."""
-    try:
-        for text in describe(cfg):
-            say(text)
-    except BrokenPipeError:
-        # A reader that stops early, such as head, must cause no error, also not when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for text in describe(cfg):
+        say(text)
 
 
 def describe(cfg: DictConfig) -> Iterator[str]:
