@@ -102,6 +102,8 @@ class Endpoint:
                 await asyncio.sleep(wait + random.uniform(0, self.pause))
             try:
                 return clip, await self._ask(session, request)
+            except TimeoutError:
+                failure = AcquireError("timeout", NOW, f"found no whole answer within {self.timeout:g} s")
             except Exception as error:
                 failure = classify(error)
             wait = self.pause * 2**number * random.uniform(0.5, 1.5) if failure.wait is None else failure.wait

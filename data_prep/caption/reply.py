@@ -21,7 +21,7 @@ NOT_SEEN = r"(?! (?:that|how|why|off|up|signs?)\b)"
 ABOUT = r"\b(?:captions?|descriptions?|summary|video|clip|prompt|frames)\b"
 # Openings that say nothing of the clip, tried in this order until none fits; what follows becomes the sentence.
 OPENINGS = [
-    r"<think>.*?</think>",
+    r"(?:<think>.*?</think>\s*)+",
     r"<think>.*",  # cut off while thinking
     r"#+ [^\n]*\n",
     r"(?:sure|certainly|of course|absolutely|okay|ok)(?: thing)?[!,.:](?=\s)",
@@ -38,6 +38,7 @@ OPENINGS = [
     rf"(?![^.!?]*\b{SHOWS}\b)",
 ]
 OPENING = [re.compile(rf"\s*(?:{pattern})\s*", re.IGNORECASE | re.DOTALL) for pattern in OPENINGS]
+THOUGHTS = re.compile(r"\s*(?:<think>.*?</think>\s*)*(?:<think>.*)?", re.IGNORECASE | re.DOTALL)
 CLOSING = re.compile(
     r"(?:^|(?<=[.!?\n]))\s*(?:let me know if|i hope (?:this|that)|feel free to|would you like me to)\b[^\n]*\s*$",
     re.IGNORECASE,
@@ -83,15 +84,17 @@ def judge(answer: Reply | Failed, max_words: int) -> Judged:
         return Judged("failed", answer.reason, answer.retryable, detail=answer.detail)
     # JSON may hold half a surrogate pair, which no file can store.
     reply = answer.text.encode(errors="replace").decode()
-    text = strip_boilerplate(reply)
+    # The search for boilerplate and refusals takes seconds from here on, and hours in a reply without end.
+    endless = len(reply) - THOUGHTS.match(reply).end() > 2 * LETTERS * max_words
+    text = "" if endless else strip_boilerplate(reply)
     reason = ""
     if answer.finish == "refusal" or REFUSAL.search(text.replace("’", "'")):
         reason = "refusal"
-    elif not text:
+    elif not text and not endless:
         reason = "empty"
     elif answer.finish == "length":
         reason = "cut off"
-    elif len(text.split()) > max_words or len(text) > LETTERS * max_words:
+    elif endless or len(text.split()) > max_words or len(text) > LETTERS * max_words:
         reason = "too long"
     return Judged("refused", reason, detail=reply[:2000]) if reason else Judged("captioned", text=text)
 

@@ -82,7 +82,9 @@ def classify(error: Exception) -> AcquireError:
             raise cause
         if isinstance(cause, AcquireError):
             return cause
-    detail = " ".join(f"{type(errors[-1]).__name__}: {errors[-1]}".split())[:500]
+    # The first cause says most, but for one that says nothing.
+    said = next((cause for cause in reversed(errors) if str(cause).strip()), errors[0])
+    detail = " ".join(f"{type(said).__name__}: {said}".split())[:500].removesuffix(":")
     for cause in errors:
         status, headers = status_of(cause)
         if status >= 400:

@@ -270,6 +270,12 @@ def test_few_clips_are_enough_to_see_that_a_server_is_down(out):
     assert len(server.requests) == CLIPS
 
 
+def test_a_server_that_hangs_is_told_by_the_limit_that_it_broke(out):
+    with chat_server(lambda *_: ("hang",)) as server:
+        summary = caption(out, server, attempts=1, timeout=0.5)
+    assert "for timeout: found no whole answer within 0.5 s" in summary["captions"]["stopped"]
+
+
 def test_a_server_that_takes_no_clip_as_it_is_ends_each_for_good(out):
     with chat_server(lambda *_: ("status", 413)) as server:
         found = caption(out, server, concurrency=1, give_up=100)["captions"]

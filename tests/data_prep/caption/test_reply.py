@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,22 @@ def test_boilerplate_is_stripped(reply):
 def test_what_is_no_boilerplate_is_kept_to_the_letter(caption):
     assert strip_boilerplate(caption) == caption
     assert judge(Reply(caption), 100) == Judged("captioned", text=caption)
+
+
+@pytest.mark.parametrize(
+    ("reply", "end"),
+    [
+        ("no video " * 100_000, "too long"),
+        ("we see " * 100_000, "too long"),
+        ("<think>no video</think>" * 100_000 + "A cat.", "A cat."),
+        ("<think>" + "hm, a cat. " * 100_000 + "</think>I'm sorry, I can't help with that.", "refusal"),
+    ],
+)
+def test_a_reply_of_megabytes_is_judged_in_seconds(reply, end):
+    begun = time.process_time()
+    found = judge(Reply(reply), 200)
+    assert (found.text or found.reason) == end
+    assert time.process_time() - begun < 5
 
 
 @given(st.text(st.sampled_from("the video shows A,.: '\"“”\n*#")))

@@ -305,6 +305,13 @@ def test_what_pages_say_becomes_a_class(message: str, reason: str, retryable: bo
     assert (failure.reason, failure.retryable, message in failure.detail) == (reason, retryable, True)
 
 
+def test_a_cause_that_says_nothing_is_not_what_is_told() -> None:
+    failure = ConnectionError("found no route")
+    failure.__cause__ = TimeoutError()
+    assert classify(failure).detail == "ConnectionError: found no route"
+    assert classify(TimeoutError()).detail == "TimeoutError"
+
+
 def test_a_failure_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(AcquireError("timeout", "now", "found nothing", 3.0)))  # noqa: S301
     assert (str(error), error.retryable, error.wait) == ("timeout: found nothing", True, 3.0)
