@@ -19,22 +19,26 @@ def sweep(seconds: float = 4.0) -> np.ndarray:
     return np.stack([left, np.zeros_like(left)]).astype(np.float32)
 
 
-def with_sound(samples: np.ndarray, codec: str = "flac", container: str = "matroska", late: float = 0.0) -> bytes:
-    """Return a video of 4 s with this sound."""
+def with_sound(
+    samples: np.ndarray, codec: str = "flac", container: str = "matroska", late: float = 0.0, rate: int = RATE
+) -> bytes:
+    """Return a video of 4 s with this sound, in packets of 1,000 samples where the codec has no size of its own."""
     file, video = io.BytesIO(), io.BytesIO(write_video(moving_square(100)))
     with av.open(video) as source, av.open(file, "w", format=container) as out:
         picture = out.add_stream_from_template(source.streams.video[0])
-        sound = out.add_stream(codec, rate=RATE, layout="stereo")
+        sound = out.add_stream(codec, rate=rate, layout="stereo")
         for packet in source.demux(video=0):
             if packet.size:
                 packet.stream = picture
                 out.mux(packet)
-        planes = samples if codec == "aac" else (samples * 32767).astype(np.int16).T.reshape(1, -1)
         kind = "fltp" if codec == "aac" else "s16"
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), format=kind, layout="stereo")
-        frame.sample_rate, frame.pts = RATE, round(late * RATE)
-        for packet in [*sound.encode(frame), *sound.encode(None)]:
-            out.mux(packet)
+        for start in range(0, samples.shape[1], 1000):
+            part = samples[:, start : start + 1000]
+            planes = part if codec == "aac" else (part * 32767).astype(np.int16).T.reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), format=kind, layout="stereo")
+            frame.sample_rate, frame.pts = rate, round(late * rate) + start
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
     return file.getvalue()
 
 
@@ -60,6 +64,50 @@ def test_the_sound_is_that_of_the_span_to_the_sample(tmp_path, codec, container,
     assert abs(found.shape[1] - len(expected)) <= 1024
     assert abs(lag(found[0], expected)) <= 1
     assert np.abs(found[1]).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "rate"),
+    [
+        # Times in milliseconds, which no frame of these lasts; channels without a meaning.
+        *[("aac", "matroska", 44100), ("pcm_s16le", "matroska", 44100)],
+        # AAC has no such rate.
+        *[("flac", "matroska", 192000), ("pcm_s16le", "matroska", 6000)],
+    ],
+)
+def test_a_tone_goes_on_whatever_the_container_says_of_its_frames(tmp_path, codec, container, rate):
+    time = np.arange(4 * rate) / rate
+    path = tmp_path / "video"
+    tone = np.stack([0.5 * np.sin(2 * np.pi * 440 * time)] * 2).astype(np.float32)
+    path.write_bytes(with_sound(tone, codec, container, rate=rate))
+    sound = cut_audio(path, Span(1, 3))
+    with av.open(io.BytesIO(sound)) as file:
+        rate = file.streams.audio[0].rate
+    found = samples_of(sound)[0, rate // 2 : rate * 3 // 2]
+    time = np.arange(rate) / rate
+    waves = np.stack([np.sin(2 * np.pi * 440 * time), np.cos(2 * np.pi * 440 * time)], 1)
+    weights = np.linalg.lstsq(waves, found)[0]
+    assert np.hypot(*weights) == pytest.approx(0.5, rel=0.02)
+    assert (found - waves @ weights).std() < 0.05 * found.std()
+
+
+def test_a_frame_that_is_missing_is_silence_and_moves_no_other(tmp_path):
+    samples = sweep()
+    whole, holed = tmp_path / "whole", tmp_path / "holed"
+    whole.write_bytes(with_sound(samples, "pcm_s16le"))
+    with av.open(str(whole)) as source, av.open(str(holed), "w", format="matroska") as out:
+        streams = [out.add_stream_from_template(stream) for stream in source.streams]
+        for packet in source.demux():
+            # Each lasts a sixteenth of a second.
+            sound = packet.stream.type == "audio"
+            if packet.size and not (sound and 1.95 < packet.pts * packet.time_base < 2.05):
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    found = samples_of(cut_audio(holed, Span(1, 3)))[0]
+    assert np.abs(found[round(1.01 * RATE) : round(1.05 * RATE)]).max() < 0.02
+    after, before = (slice(round(start * RATE), round((start + 0.7) * RATE)) for start in (1.2, 2.2))
+    # Matroska rounds to milliseconds, of 16 samples.
+    assert abs(lag(found[after], samples[0, before])) <= 8
 
 
 def test_before_the_sound_begins_there_is_silence(tmp_path):
