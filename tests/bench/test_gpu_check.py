@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from tests.material import warm
 
@@ -151,3 +152,27 @@ def test_a_missing_package_is_named_with_the_proofs_that_it_costs(
     assert lost["speed"] == "diffusers"
     assert {"av", "diffusers"} <= set(lost["step"].split(", "))
     assert not {"parity", "ceilings"} & lost.keys()
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the proof of the recipes, which makes nothing: neither clips nor models."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "bench"), *sys.path])
+    module = importlib.import_module("gpu.proofs.recipes")
+    for name in ("image_autoencoder", "t5"):
+        monkeypatch.setattr(module, name, lambda folder, *_: folder)
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_the_clips_that_a_gpu_gets_are_as_long_and_as_large_as_the_recipe_reads_them(
+    recipes: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    made = []
+    monkeypatch.setattr(recipes, "world_dataset", lambda folder, *how: made.append(how) or folder)
+    recipes.data_of(SimpleNamespace(tiny=False, cuda=False, scratch=tmp_path), name)
+    ((world, _, size),) = made
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        data = compose("train", overrides=[f"experiment={name}"]).data
+    assert len(world.scene(0).position) >= data.stride * (data.frames - 1) + 1
+    assert size >= max(data.height, data.width)

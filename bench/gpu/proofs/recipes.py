@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from gpu.check import GIB, Check, settle, videodiff, watched
 from gpu.footage import image_autoencoder, t5, world_dataset
 from gpu.watch import Watch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.collision import Collision
@@ -16,7 +19,7 @@ from videodiff.worlds.parabola import Parabola
 from videodiff.worlds.uniform import Uniform
 
 CONF = Path(__file__).parents[3] / "conf" / "experiment"
-WORLDS = {"uniform_gpu": Uniform, "collision_gpu": Collision, "parabola_gpu": Parabola}
+WORLDS = {"uniform_gpu": Uniform, "collision_gpu": Collision, "parabola_gpu": Parabola, "phyworld_study": Uniform}
 # Recipes that begin with the run of another one.
 SOURCES = {"bouncing_flow_map": "bouncing_cpu", "bouncing_progressive": "bouncing_cpu"}
 SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "data.global_batch=2", "data.num_workers=0"]
@@ -58,13 +61,25 @@ def data_of(check: Check, name: str) -> list[str]:
     """Return the overrides that give a recipe its data, made here."""
     if name == "hdvila_256":
         return hdvila(check)
-    world = WORLDS[name]() if name in WORLDS else Bouncing(frames=16)
-    # Patches of the longer recipe have 6 pixels.
-    sizes = {"bouncing_cpu": (16, 20), "bouncing_cpu_long": (18, 36), "footage_cpu": (16, 48)}
-    size = sizes.get(SOURCES.get(name, name), (16, 64))[0 if check.tiny else 1]
-    data = world_dataset(check.scratch / f"{name}_{size}", world, 8 if check.tiny else 256, size)
+    world, size = clips_of(name, check.tiny)
+    data = world_dataset(check.scratch / f"{name}_{size}", world, 8 if check.tiny else 64, size)
     small = [f"data.height={size}", f"data.width={size}", "data.frames=8"] if check.tiny else []
     return [f"data.root={data}", "text.max_words=32", *small]
+
+
+def clips_of(name: str, tiny: bool) -> tuple[Any, int]:
+    """Return a world whose clips are as long as a recipe reads them, and the size in pixels at which it reads them."""
+    cfg = recipe(name)
+    frames = cfg.data.stride * (cfg.data.frames - 1) + 1
+    world = WORLDS[name]() if name in WORLDS else Bouncing(frames=max(16, frames))
+    # About 16 pixels, in whole patches.
+    return world, -(-16 // cfg.model.patch[-1]) * cfg.model.patch[-1] if tiny else max(cfg.data.height, cfg.data.width)
+
+
+def recipe(name: str) -> DictConfig:
+    """Return the configuration of a recipe."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF.parent)):
+        return compose("train", overrides=[f"experiment={name}"])
 
 
 def hdvila(check: Check) -> list[str]:
