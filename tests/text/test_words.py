@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from videodiff.text.words import Words, read_words
 from videodiff.words import split_words
 
 VOCABULARY = ["a", "red", "green", "ball", "moves", "left", "don't"]
+DIRECTIONS = ("left", "right", "up", "down")
 
 
 def test_words_are_lower_case_and_without_punctuation():
@@ -25,14 +27,61 @@ def test_an_empty_caption_is_the_start_token_alone():
 
 
 def test_the_same_word_at_another_place_has_another_feature_and_the_order_matters():
-    words = Words(VOCABULARY, width=8)
+    words = Words(VOCABULARY, width=8, near=0)
     text, _ = words(["red green", "green red"])
     assert (text[0] - text[1])[1:3].abs().min() > 0
     torch.testing.assert_close(text[0] - words.place.weight, (text[1] - words.place.weight)[[0, 2, 1, *range(3, 32)]])
 
 
+def test_a_word_sees_its_neighbours_on_each_side_and_no_others():
+    words = Words(VOCABULARY, width=8, max_words=8, near=2)
+    (one, other), _ = words(["a red ball moves left a ball", "a green ball moves left a ball"])
+    # The start token is word 0, the colour word 2.
+    assert (one != other).any(-1).tolist() == [True] * 5 + [False] * 3
+    with pytest.raises(ValueError, match=r"text\.near: found -1, expected 0 or more words"):
+        Words(VOCABULARY, near=-1)
+
+
+def test_without_neighbours_the_weights_are_those_of_older_runs():
+    assert set(Words(VOCABULARY, near=0).state_dict()) == {"word.weight", "place.weight"}
+
+
+# Who takes one of two direction words at random, of four, is right in 1/2 + 1/2 x 1/4 of the cases.
+@pytest.mark.parametrize(("near", "least", "most"), [(0, 0.55, 0.70), (4, 0.95, 1.0)])
+def test_one_look_at_a_caption_tells_which_ball_moves_where_if_words_see_their_neighbours(near, least, most):
+    generator, colours = torch.Generator().manual_seed(0), ("red", "green", "blue", "yellow")
+    torch.manual_seed(0)
+    words = Words([*colours, *DIRECTIONS, "a", "small", "large", "ball", "moves", "and"], 32, 16, near=near)
+    ask, key, value, say = nn.Embedding(4, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+    parts = [words, ask, key, value, say]
+    adam = torch.optim.Adam([p for part in parts for p in part.parameters()], lr=3e-3)
+    right = []
+    for _ in range(150):
+        asked, ways, captions = two_balls(64, colours, generator)
+        text, mask = words(captions)
+        scores = torch.einsum("b d, b l d -> b l", ask(asked), key(text)).masked_fill(~mask, -torch.inf)
+        found = say(torch.einsum("b l, b l d -> b d", (scores / 32**0.5).softmax(-1), value(text)))
+        adam.zero_grad()
+        nn.functional.cross_entropy(found, ways).backward()
+        adam.step()
+        right.append((found.argmax(-1) == ways).float().mean())
+    assert least <= torch.stack(right[-50:]).mean() <= most
+
+
+def two_balls(n, colours, generator):
+    """Return for n captions of two balls which colour is asked for, where its ball moves, and the captions."""
+    asked, ways, captions = [], [], []
+    for _ in range(n):
+        names = torch.randperm(4, generator=generator)[:2].tolist()
+        moves = torch.randint(4, (2,), generator=generator).tolist()
+        phrases = [f"a small {colours[c]} ball moves {DIRECTIONS[d]}" for c, d in zip(names, moves, strict=True)]
+        one = int(torch.randint(2, (), generator=generator))
+        asked.append(names[one]), ways.append(moves[one]), captions.append(" and ".join(phrases))
+    return torch.tensor(asked), torch.tensor(ways), captions
+
+
 def test_words_are_trained():
-    words = Words(VOCABULARY, width=8)
+    words = Words(VOCABULARY, width=8, near=0)
     words(["a red ball"])[0].sum().backward()
     touched = words.word.weight.grad.abs().sum(1) > 0
     assert Words.trainable

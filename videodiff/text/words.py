@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from videodiff.device import send
 from videodiff.text.protocol import CaptionFault
@@ -30,6 +31,10 @@ class Words(nn.Module):
     `vocabulary` is a list of words or the path of a file with one word per line. A caption has at most `max_words` - 1
     words. A longer caption is refused, or cut if `long` is cut. A caption with a word outside the vocabulary is
     refused, or loses this word if `unknown` is drop.
+
+    A word also sees the `near` words on each side. Without them "left" is the same for the red and for the blue ball of
+    "a red ball moves left and a blue ball moves up", and a network has to find out by the places of the words whose it
+    is; a small one does not.
     """
 
     unit: Literal["words"] = "words"
@@ -47,6 +52,7 @@ class Words(nn.Module):
         max_words: int | None = 32,
         long: str = "refuse",
         unknown: str = "refuse",
+        near: int = 4,
     ) -> None:
         super().__init__()
         words = read_words(vocabulary) if isinstance(vocabulary, str | Path) else vocabulary
@@ -55,6 +61,8 @@ class Words(nn.Module):
             raise ValueError("text.vocabulary: found no words, expected a list of words or a file with one a line")
         if max_words is None or max_words < 1:
             raise ValueError(f"text.max_words: found {max_words}, expected at least 1")
+        if near < 0:
+            raise ValueError(f"text.near: found {near}, expected 0 or more words")
         for name, value, options in (("long", long, ("refuse", "cut")), ("unknown", unknown, ("refuse", "drop"))):
             if value not in options:
                 raise ValueError(f"text.{name}: found {value!r}, expected {' or '.join(options)}")
@@ -62,13 +70,24 @@ class Words(nn.Module):
         self.index = {word: i + 2 for i, word in enumerate(self.vocabulary)}
         self.word = nn.Embedding(len(self.vocabulary) + 2, width, padding_idx=0)
         self.place = nn.Embedding(max_words, width)
+        self.near = near
+        # No part of it where no neighbour counts: checkpoints keep their names.
+        self.neighbours = nn.Linear((2 * near + 1) * width, width) if near else None
 
     def forward(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features `b l width` and a mask `b l`, True where there is a word; l is always `max_words`."""
         device = self.word.weight.device
         ids = send(torch.tensor([self.encode(caption) for caption in captions]), device)
         # Call the embedding: ZeRO 3 gathers the weights of a module when it is called.
-        return self.word(ids) + self.place(torch.arange(self.max_words, device=device)), ids > 0
+        words, place = self.word(ids), self.place(torch.arange(self.max_words, device=device))
+        return self.with_neighbours(words) + place, ids > 0
+
+    def with_neighbours(self, words: Tensor) -> Tensor:
+        """Add to each word `b l width` a linear function of itself and its neighbours; beyond the ends are zeros."""
+        if self.neighbours is None:
+            return words
+        windows = pad(words, (0, 0, self.near, self.near)).unfold(1, 2 * self.near + 1, 1)
+        return words + self.neighbours(windows.flatten(2))
 
     def encode(self, caption: str) -> list[int]:
         """Return start token and words as integers, padded with 0; ValueError if the caption is refused."""

@@ -231,6 +231,7 @@ CLASSES: dict[str, Kind] = {
         max_words=optional(COUNT),
         long=choice("refuse", "cut"),
         unknown=choice("refuse", "drop"),
+        near=whole(0),
     ),
     "videodiff.text.transformers.Transformers": record(
         path_or_name=PLACE,
