@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
 
 from tests.conftest import finish, start, tiny
 
@@ -33,6 +37,28 @@ def test_training_in_half_or_double_precision_follows_that_in_single(
         # A new network gives zeros, so that its first loss is that of the noise alone.
         assert found[0] == pytest.approx(wanted[0], rel=1e-7)
         assert found == pytest.approx(wanted, rel=off)
+
+
+class Rates(Callback):
+    """Looks at the frame rates of clips of which every third frame is taken."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
+        assert batch["fps"].tolist() == torch.full((4,), 5 / 3, dtype=torch.float32).tolist()
+
+    def on_validation_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
+        self.on_train_batch_start(trainer, module, batch, index)
+
+
+def test_frame_rates_are_not_rounded_to_the_precision_of_the_weights(
+    call: Callable[..., tuple[int, str, str]], world_dataset: Path, cwd: Path
+) -> None:
+    recipe = [*tiny(world_dataset), "data.frames=2", "data.stride=3", "trainer.max_steps=1", "sampler.steps=1"]
+    recipe += [f"data.validation_root={world_dataset}", "data.validation_clips=4", "trainer.val_check_interval=1"]
+    recipe += [f"+callbacks.rates._target_={__name__}.Rates"]
+    status, _, err = call("train", "name=true", *recipe, "trainer.precision=bf16-true")
+    assert status == 0, err
+    zero = ["strategy=zero2", "trainer.devices=1", "trainer.precision=bf16-mixed"]
+    finish(start("train", "name=mixed", *recipe, *zero, cwd=cwd))
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])

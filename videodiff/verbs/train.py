@@ -385,6 +385,8 @@ def build_trainer(
     )
     # Lightning's own signal handlers would communicate with other ranks at arbitrary moments; see StopGently.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    # Lightning would round frame rates and cached latents to the type of the weights; each layer chooses for itself.
+    trainer.precision_plugin.convert_input = lambda batch: batch
     share_clips(model.denoiser, trainer.strategy)
     return trainer
 
