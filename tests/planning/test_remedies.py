@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import tiny
+from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.planning.flops import network_of
 from videodiff.planning.forecast.choice import Choice, Job, Shape, memory_of
 from videodiff.planning.forecast.grown import Grown
@@ -131,3 +133,26 @@ def test_a_training_out_of_memory_is_one_line_with_remedies_that_train(
     }
     status, _, err = call("train", "name=b", *tiny(world_dataset), "trainer.max_steps=1", "data.micro_batch=2")
     assert status == 0, err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Tried: can't allocate memory"), MemoryError("Unable to allocate")])
+def test_a_network_that_memory_does_not_hold_is_such_a_line_too(
+    error: Exception,
+    world_dataset: Path,
+    cwd: Path,
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build, errors = SpaceTimeTransformer.__init__, [error]
+
+    def first_fails(self: SpaceTimeTransformer, *arguments: Any, **settings: Any) -> None:
+        if errors:
+            raise errors.pop()
+        build(self, *arguments, **settings)
+
+    monkeypatch.setattr(SpaceTimeTransformer, "__init__", first_fails)
+    status, _, err = call("train", "name=a", *tiny(world_dataset), "trainer.max_steps=1")
+    assert status == 1
+    line = err.strip().splitlines()[-1]
+    assert line.startswith(f"videodiff train: error: out of memory with 4 clips at once on each process: {error}; try ")
+    assert "VIDEODIFF_TRACEBACK" not in line

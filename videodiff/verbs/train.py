@@ -19,6 +19,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LambdaCallback
@@ -200,7 +201,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     data.check(world)
     strategy = for_world(instantiate(cfg.strategy), world)
     check_strategy(cfg, strategy)
-    with NodeCopies(processes_of_node(cfg)) as copies:
+    with NodeCopies(processes_of_node(cfg)) as copies, naming_remedies(cfg, data, world):
         model = build_model(cfg, birth_under(strategy))
     find_teacher(cfg, model.objective)
     data.check_encoders(model.codec, model.text)
@@ -236,12 +237,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         go_on_from(folder, data, checkpoint)
         module.fall_back = partial(go_on_from, folder, data) if cfg.checkpoint is None else None
     log_configuration(trainer.loggers, config)
-    try:
+    with naming_remedies(cfg, data, world):
         fit(trainer, module, data)
-    except (RuntimeError, MemoryError) as error:
-        if not is_no_room(error):
-            raise
-        raise ValueError(out_of_memory(cfg, data, world, error)) from error
 
 
 def go_on_from(folder: Path, data: BatchModule, checkpoint: Path) -> None:
@@ -265,6 +262,19 @@ def below_limit(cfg: DictConfig, data: BatchModule, world: int) -> Iterator[str]
     limit, share = cfg.data.micro_batch, data.global_batch // data.mesh(world).data_world
     if limit is not None and (taken := data.at_once(world)) < min(limit, share):
         yield f"data.micro_batch: takes {taken} at once, not {limit}: the {share} clips of a process divide by no more"
+
+
+@contextmanager
+def naming_remedies(cfg: DictConfig, data: BatchModule, world: int) -> Iterator[None]:
+    """Turn an error that says that memory is short into one line with overrides that need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, InstantiationException) as error:
+        # Hydra hides what a class has raised.
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not is_no_room(cause):
+            raise
+        raise ValueError(out_of_memory(cfg, data, world, cause)) from error
 
 
 def out_of_memory(cfg: DictConfig, data: BatchModule, world: int, error: Exception) -> str:
