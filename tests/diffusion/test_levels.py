@@ -67,6 +67,15 @@ def test_four_times_the_tokens_shift_twice_as_far() -> None:
 
 @given(seed=seeds, tokens=st.integers(1, 10**6))
 @QUICK
+def test_without_base_tokens_clips_of_all_sizes_have_the_same_levels(seed: int, tokens: int) -> None:
+    draw = NoiseLevels({"independent": 1.0}, base_shift=3.0, base_tokens=None)
+    assert torch.equal(draw(8, tokens, generator(seed)), draw(8, 1, generator(seed)))
+    plain = NoiseLevels({"independent": 1.0})(8, tokens=1024, generator=generator(seed))
+    torch.testing.assert_close(draw(8, tokens, generator(seed)), shift_levels(plain, 3.0))
+
+
+@given(seed=seeds, tokens=st.integers(1, 10**6))
+@QUICK
 def test_levels_depend_on_the_tokens_of_the_clip(seed: int, tokens: int) -> None:
     draw = NoiseLevels({"independent": 1.0}, base_shift=2.0, base_tokens=1024)
     plain = NoiseLevels({"independent": 1.0})(8, tokens=1024, generator=generator(seed)).double()

@@ -33,9 +33,12 @@ def shift_levels(tau: Tensor, shift: float) -> Tensor:
     return shift * tau / (shift * tau + (1 - tau))
 
 
-def token_shift(tokens: int, base_tokens: int, base_shift: float) -> float:
-    """Return a shift that grows with the root of the number of tokens: more tokens need more noise to be destroyed."""
-    return base_shift * math.sqrt(tokens / base_tokens)
+def token_shift(tokens: int, base_tokens: int | None, base_shift: float) -> float:
+    """Return a shift that grows with the root of the number of tokens: more tokens need more noise to be destroyed.
+
+    With `base_tokens` None it is the same for clips of any size.
+    """
+    return base_shift if base_tokens is None else base_shift * math.sqrt(tokens / base_tokens)
 
 
 def shared(t: int, draw: Callable[[int], Tensor], generator: Generator) -> Tensor:
@@ -93,7 +96,7 @@ class NoiseLevels:
         mean: float = 0.0,
         std: float = 1.0,
         base_shift: float = 1.0,
-        base_tokens: int = 1024,
+        base_tokens: int | None = 1024,
         pure: float = 0.0,
     ) -> None:
         names = dict(USUAL if policies is None else policies)

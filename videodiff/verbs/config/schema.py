@@ -197,7 +197,7 @@ CLASSES: dict[str, Kind] = {
         mean=number(),
         std=number(above=0),
         base_shift=number(above=0),
-        base_tokens=COUNT,
+        base_tokens=optional(COUNT),
         pure=SHARE,
     ),
     "videodiff.generation.settings.Generation": record(
