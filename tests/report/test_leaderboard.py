@@ -167,14 +167,14 @@ def test_a_table_that_was_written_by_another_before_ours_gets_its_row_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board = tmp_path / "leaderboard.jsonl"
-    whole = leaderboard.write_whole
+    whole = leaderboard.write_alone
 
     def late(path: Path, data: bytes) -> Path:
-        monkeypatch.setattr(leaderboard, "write_whole", whole)
+        monkeypatch.setattr(leaderboard, "write_alone", whole)
         add(board, "other", velocity_error=0.25)
         return whole(path, data)
 
-    monkeypatch.setattr(leaderboard, "write_whole", late)
+    monkeypatch.setattr(leaderboard, "write_alone", late)
     add(board, "ours", velocity_error=0.5)
     text = board.with_suffix(".md").read_text()
     assert "ours" in text

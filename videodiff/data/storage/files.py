@@ -164,13 +164,18 @@ def holding(partial: Path) -> Iterator[BinaryIO]:
 
     FileExistsError if it is there: then it is another writer's, or nobody has removed it yet.
     """
-    with partial.open("x+b") as file:
-        try:
-            with suppress(OSError):  # without locks only an owner of the folder could take it for abandoned
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield file
-        finally:
-            partial.unlink(missing_ok=True)
+    while True:
+        with partial.open("x+b") as file:
+            # Without locks only an owner of the folder could take it for abandoned; that takes the lock for a moment.
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not lies_at(partial, file):
+                continue  # it was taken for abandoned before it was locked
+            try:
+                yield file
+            finally:
+                partial.unlink(missing_ok=True)
+            return
 
 
 @contextmanager
