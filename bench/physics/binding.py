@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,15 @@ def main() -> None:
     generation = build_generation(OmegaConf.create(), run_cfg)
     shape = usual(shapes_of_run(Path(run), run_cfg.data))
     read = (candidate.read() for candidate in Dataset(Manifest.load(args.dataset), shape))
-    cases = [case for case, _ in zip(filter(None, read), range(args.clips), strict=False)]
+    cases = list(islice(filter(None, read), args.clips))
     found = defaultdict(list)
     for start in range(0, len(cases), args.batch):
         some = cases[start : start + args.batch]
         wanted = [going_on(one.caption, one.fps, start + i, 1, one.frames) for i, one in enumerate(some)]
         for case, made in zip(some, sample_clips(model, generation, wanted, shape.shape), strict=True):
             grammar = case.scene.law.grammar
-            found[len(phrases(case.caption, grammar))] += [text_to_video(made, case.caption, case.fps, grammar)]
+            clip = text_to_video(made, case.caption, case.fps, grammar)
+            found[len(phrases(case.caption, grammar))].append(clip)
     for balls, clips in sorted(found.items()):
         shares = [f"{word.partition('_')[0]} {np.mean([clip[word] for clip in clips]):.3f}" for word in WORDS]
         chance = 1 / balls + (1 - 1 / balls) / 4

@@ -52,9 +52,8 @@ def check(verb: str, arguments: Arguments) -> None:
     for override in overrides:
         key = override.key_or_group
         if override.is_sweep_override() and not arguments.has("--multirun"):
-            head, _, value = override.input_line.partition("=")
-            meant = fitting(head, f"[{value}]", taken_by(verb, override.key_or_group))
-            said = f"a list: {meant}, in a shell {shell(meant)}" if meant else "one"
+            meant = as_a_list(verb, key, override.input_line)
+            said = f"a list: {meant}" if meant else "one"
             raise ValueError(
                 f"override {override.input_line!r}: found several values, expected {said}, or --multirun for a sweep"
             )
@@ -163,7 +162,7 @@ def check_composed(verb: str, cfg: DictConfig, overrides: Sequence[str] = ()) ->
     ]
     if found:
         raise ValueError(
-            explain(found[0], overrides, left_over(found, overrides)) + as_a_list(verb, found[0], overrides)
+            explain(found[0], overrides, left_over(found, overrides)) + list_meant(verb, found[0], overrides)
         )
     for key in missing(verb, tree):
         raise ValueError(f"{key}: found nothing, expected {key}=<{what(verb, key)}>")
@@ -232,14 +231,18 @@ def explain(fault: Fault, overrides: Sequence[str], left: Sequence[str] = ()) ->
     return f"{fault.place}: {said}"
 
 
-def as_a_list(verb: str, fault: Fault, overrides: Sequence[str]) -> str:
-    """Return the advice to give a value as a list, if its key takes one."""
+def list_meant(verb: str, fault: Fault, overrides: Sequence[str]) -> str:
+    """Return the advice to give the wrong value of an override as a list, if its key takes one."""
     given = next((override for override in reversed(overrides) if key_of(override) == fault.place), None)
-    if fault.no_key or given is None:
-        return ""
-    head, _, value = given.partition("=")
-    meant = fitting(head, f"[{value}]", taken_by(verb, fault.place))
-    return f"; did you mean {meant}, in a shell {shell(meant)}?" if meant else ""
+    meant = "" if fault.no_key or given is None else as_a_list(verb, fault.place, given)
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def as_a_list(verb: str, key: str, override: str) -> str:
+    """Return how to write an override with its value as a list, empty if its key takes none."""
+    head, _, value = override.partition("=")
+    meant = fitting(head, f"[{value}]", taken_by(verb, key))
+    return f"{meant}, in a shell {shell(meant)}" if meant else ""
 
 
 def touches(key: str, place: str) -> bool:
