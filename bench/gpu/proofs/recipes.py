@@ -63,8 +63,16 @@ def data_of(check: Check, name: str) -> list[str]:
         return hdvila(check)
     world, size = clips_of(name, check.tiny)
     data = world_dataset(check.scratch / f"{name}_{size}", world, 8 if check.tiny else 64, size)
-    small = [f"data.height={size}", f"data.width={size}", "data.frames=8"] if check.tiny else []
-    return [f"data.root={data}", "text.max_words=32", *small]
+    return [f"data.root={data}", "text.max_words=32", *(small_clips(recipe(name), size) if check.tiny else [])]
+
+
+def small_clips(cfg: DictConfig, size: int) -> list[str]:
+    """Return the overrides that make every clip of a recipe at most 8 frames of size x size pixels."""
+    small = [f"data.height={size}", f"data.width={size}", "data.frames=8"]
+    for place, bucket in enumerate(cfg.data.buckets or ()):
+        shape = {"frames": min(bucket.frames, 8), "height": size, "width": size, "global_batch": 2}
+        small += [f"++data.buckets.{place}.{key}={value}" for key, value in shape.items()]
+    return small
 
 
 def clips_of(name: str, tiny: bool) -> tuple[Any, int]:
