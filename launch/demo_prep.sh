@@ -4,7 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-port=${PORT:-8765}
 bin=${BIN:-.venv/bin}
 root=datasets/demo_prep
 
@@ -16,7 +15,16 @@ cp $root/footage/*3.mp4 $root/footage/again/                      # these come t
 : > $root/footage/empty.mp4                                       # this one is empty,
 head -c 3000 $root/footage/again/*13.mp4 > $root/footage/cut.mp4  # and this one ends early.
 
-"$bin/python" - $root "http://127.0.0.1:$port" <<'END'
+# At PORT, or any port that is free; its first line says which.
+"$bin/python" -u -m http.server "${PORT:-0}" --bind 127.0.0.1 --directory $root/footage > $root/web.log 2>&1 &
+server=$!
+trap 'kill $server 2> /dev/null || true' EXIT
+until port=$(grep -m 1 -o 'port [0-9]*' $root/web.log); do
+    kill -0 $server 2> /dev/null || { echo "demo_prep.sh: no web server: $(tail -n 1 $root/web.log)" >&2; exit 1; }
+    sleep 0.2
+done
+
+"$bin/python" - $root "http://127.0.0.1:${port#port }" <<'END'
 import json, pathlib, sys
 
 root, url = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -32,11 +40,6 @@ lines.append({"url": f"{url}/0000.mp4", "start": 2, "end": 1})
 text = "".join(json.dumps(line) + "\n" for line in lines) + "this is no JSON\n"
 (root / "metadata.jsonl").write_text(text)
 END
-
-"$bin/python" -m http.server "$port" --bind 127.0.0.1 --directory $root/footage > /dev/null 2>&1 &
-server=$!
-trap 'kill $server' EXIT
-sleep 2
 
 # Discs on white ground are short, bright and flat: footage that the usual limits are not meant for.
 "$bin/videodiff" prep source=$root/metadata.jsonl format=table out=$root/out acquire.rate=1000 acquire.private=true \
