@@ -48,20 +48,25 @@ def before(tmp_path: Path, world_dataset: Path) -> Path:
 
 
 VERBS = {
-    "simulate": (20, ["simulate", "world=bouncing", "size=32", "out=more", "clips=64", "workers=1"]),
-    "pack": (20, ["pack", "source=clips", "out=data", "workers=1"]),
-    "train": (100, ["train", "name=a", *tiny(Path("data")), "trainer.max_steps=4", "callbacks.checkpoints.every=2"]),
+    "simulate": (20, ".more", ["simulate", "world=bouncing", "size=32", "out=more", "clips=64", "workers=1"]),
+    "pack": (20, "data", ["pack", "source=clips", "out=data", "workers=1"]),
+    "train": (
+        100,
+        "runs/a",
+        ["train", "name=a", *tiny(Path("data")), "trainer.max_steps=4", "callbacks.checkpoints.every=2"],
+    ),
 }
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(before: Path, tmp_path: Path, verb: str) -> None:
-    left, arguments = VERBS[verb]
+    left, place, arguments = VERBS[verb]
     done = on_a_full_disk(before, tmp_path / "after", left, *arguments)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1, done.stderr
     assert last.startswith(f"videodiff {verb}: error: "), done.stderr
     assert "No space left on device" in last
+    assert f"disk/{place}" in last or f"'{place}" in last
     assert "Traceback" not in done.stderr
     found = contents(tmp_path / "after")
     assert contents(before).items() <= found.items()
@@ -110,7 +115,8 @@ def test_prep_on_a_full_disk_is_one_line_and_goes_on_to_the_same_bytes(before: P
     assert done.returncode == 1, done.stderr
     assert len(errors) == 1, done.stderr
     assert errors[0].startswith("videodiff prep: error: ")
-    assert "No space left on device" in errors[0] or "disk is full" in errors[0]
+    assert "No space left on device" in errors[0]
+    assert f"{tmp_path}/disk/made" in errors[0]
     assert "Traceback" not in done.stderr
     assert contents(before).items() <= contents(after).items()
     assert not (after / "made/manifest.parquet").exists()

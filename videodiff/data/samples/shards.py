@@ -24,7 +24,7 @@ from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, Manifes
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
 from videodiff.data.samples.sidecars import SIDECARS, SidecarError, Text, brief, read_captions, read_notes, read_texts
 from videodiff.data.storage.cache import CachedFolder
-from videodiff.data.storage.files import owning, partial_of, sync, write_beside
+from videodiff.data.storage.files import owning, partial_of, room_at, sync, write_beside
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.info import DecodeError, VideoInfo
 from videodiff.words import split_words
@@ -155,6 +155,13 @@ class ShardWriter:
         columns are filled in here.
         """
         row, captions = self._checked(key, members, row), read_texts(members)
+        with room_at(self.root):
+            self._append(key, members, row, captions, group)
+
+    def _append(
+        self, key: str, members: dict[str, bytes], row: dict[str, Any], captions: list[Text], group: str
+    ) -> None:
+        """Append a sample that was checked."""
         size = sum(len(data) + 1024 for data in members.values())
         if group not in self.groups:
             self.groups[group] = Group(self.root, f"{self.name}-{group}" if group else self.name)
@@ -197,7 +204,8 @@ class ShardWriter:
         with self.leave:
             try:
                 if kind is None:
-                    self._commit()
+                    with room_at(self.root):
+                        self._commit()
             finally:
                 self._discard()
 

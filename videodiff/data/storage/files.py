@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 LOCK = ".videodiff.lock"
+# Errors of a disk without room, or without room for this user.
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 # Errors of file systems without locks: some mounts of Lustre, and NFS without a lock daemon.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
@@ -179,10 +181,21 @@ def holding(partial: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def room_at(path: Path) -> Iterator[None]:
+    """Name a place in the error of a full disk: an error of writing to an open file names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that is flushed to disk and takes its name when the block ends without error."""
     partial = partial_of(path)
-    with holding(partial) as file:
+    with room_at(path), holding(partial) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -250,7 +263,7 @@ def write_beside(path: Path, data: bytes) -> Path:
     """Write new content of `path` to a temporary file beside it and return its path; renaming needs no more room."""
     partial = partial_of(path)
     try:
-        with partial.open("xb") as file:
+        with room_at(path), partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
