@@ -46,6 +46,8 @@ VERBS = {
     "convert": "verify a checkpoint, export its weights, or write its state into other files",
     "doctor": "check a machine, or the machines of a job, before training there",
 }
+# Verbs whose work several processes may share: a launcher ends them by SIGTERM where one of them has an error.
+SHARED = ("train", "cache", "sample", "evaluate")
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 # Seconds in which the first rank says what is wrong on all of them; the longer time is for an error that it certainly
 # has too, because it may take long to leave its training.
@@ -69,9 +71,20 @@ def main() -> None:
         say(verb_help(verb))
         sys.exit(0)
     quiet()
+    if verb not in SHARED:
+        signal.signal(signal.SIGTERM, terminate)
     with one_line_a_failure(verb):
         arguments = understand(verb, words)
     run(verb, arguments)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, from a scheduler or a user: it ends the work like an interrupt, so that nothing unfinished stays."""
+
+
+def terminate(number: int, frame: object) -> None:
+    """Handle SIGTERM."""
+    raise Terminated
 
 
 def understand(verb: str, words: list[str]) -> Arguments:
@@ -169,8 +182,9 @@ def one_line_a_failure(verb: str) -> Iterator[None]:
     """If the block fails, exit with one line and status 1; VIDEODIFF_TRACEBACK=1 shows the traceback."""
     try:
         yield
-    except KeyboardInterrupt:
-        fail(name_of(verb), "interrupted", 130)
+    except KeyboardInterrupt as error:
+        how = "terminated" if isinstance(error, Terminated) else "interrupted"
+        fail(name_of(verb), how, 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT))
     except Exception as error:
         if "VIDEODIFF_TRACEBACK" in os.environ:
             traceback.print_exception(error)

@@ -14,9 +14,11 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import stat
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections import Counter, deque
@@ -97,10 +99,14 @@ def connect(address: str | None, workers: int | None) -> Any:
     address = address or os.environ.get("RAY_ADDRESS")
     own = {"object_store_memory": STORE, "include_dashboard": False, "_node_ip_address": LOOPBACK}
     how = {} if address else {"num_cpus": workers or os.cpu_count(), **own}
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING, **how)
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"engine.address: found no Ray cluster at {address}: {error}") from error
+    # Ray has put a handler of its own in its place.
+    if callable(terminate) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     return ray
 
 

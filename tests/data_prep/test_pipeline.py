@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -227,17 +226,22 @@ def test_killed_at_random_moments_it_ends_with_the_same_shards(prepared, tmp_pat
     check()
 
 
-def test_the_command_goes_on_after_a_kill(prepared, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_goes_on_after_a_signal(prepared, tmp_path, number):
     out = tmp_path / "out"
     columns = "{" + ",".join(f"{name}:{column}" for name, column in COLUMNS.items()) + "}"
     command = [sys.executable, "-m", "videodiff", "prep", f"source={prepared[0]}/in/list.jsonl", f"out={out}"]
     command += ["format=table", f"reader.columns={columns}", "encode.short_side=32", "shard_bytes=30000", "workers=2"]
     command += ["prep=all", "+prep.filter={duration:{min:1.0},motion:{min:0.005}}", "prep.duplicates.near=24"]
-    process = warm.start(command, stdout=subprocess.DEVNULL)
+    process = warm.start(command)
     while process.poll() is None and footprint(out) < 5:
         time.sleep(0.005)
-    process.kill()
-    process.wait()
+    process.send_signal(number)
+    printed, _ = process.communicate()
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert printed.endswith("\nvideodiff prep: error: terminated\n")
+        assert list(out.rglob("*.partial")) == []
     done = warm.run(command, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "5 of 14 inputs ok: 5 of 8 clips" in done.stdout
@@ -416,7 +420,7 @@ MISTAKES = {
     "columns": ({"reader": {}}, r"columns: found none, expected .*reader.columns=\{video: path"),
     "missing": ({"source": "nowhere"}, "nowhere"),
     "reader": ({"kind": "folder"}, "reader.columns: found .*, expected none for format=folder, which takes licence"),
-    "retry": ({"retry": "all"}, "retry=all"),
+    "retry": ({"retry": "ok"}, "retry=ok"),
     "filter": ({"filter": {"motion": {"mim": 1}}}, "filter.motion: found 'mim'"),
     "takedown": ({"takedown": "nowhere.txt"}, "takedown: nowhere.txt cannot be read"),
 }
