@@ -23,13 +23,15 @@ from data_prep.report.progress import Advance
 
 
 def make(preparation: Preparation) -> None:
-    """Make the clips of all open requests; with `retry`, of the requests that failed for now."""
+    """Make the clips of all open requests; with `retry`, of the requests that failed."""
     if not preparation.makes:
         return
     settings, work, root = preparation.settings, preparation.work, preparation.root
     plan, ledger, retry, taken = preparation.plan, preparation.ledger, preparation.retries, preparation.rules.taken
     making = Making(work, root, settings.make, settings.fetch)
     Acquirer(work / VIDEOS, root, settings.fetch)  # makes the folder
+    if settings.retry == "all":
+        ledger.reopen()
     if taken:
         down = plan.sources(retry).only(lambda request: is_taken(request, taken))
         ledger.record(Outcome(request.id, "filtered", "takedown") for request in list(down))

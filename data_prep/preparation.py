@@ -55,7 +55,7 @@ class Preparation:
 
     @property
     def retries(self) -> bool:
-        """Whether this call works only on requests that failed and may be tried again."""
+        """Whether this call works only on requests that failed."""
         return self.settings.retry is not None
 
     def candidates(self) -> Iterator[Candidate]:

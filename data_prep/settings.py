@@ -75,8 +75,8 @@ class Processes:
 class Settings:
     """All settings of one preparation.
 
-    retry: `failed` works only on requests and captions that failed and may be tried again; overrides: the overrides
-    that the work folder stores for this call, None for none.
+    retry: `failed` works only on requests and captions that failed and may be tried again, `all` also on the requests
+    that failed for good; overrides: the overrides that the work folder stores for this call, None for none.
     """
 
     output: Output
@@ -91,5 +91,5 @@ class Settings:
     overrides: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.retry not in (None, "failed"):
-            raise ValueError(f"prep: found retry={self.retry}, expected failed or null")
+        if self.retry not in (None, "failed", "all"):
+            raise ValueError(f"prep: found retry={self.retry}, expected failed, all or null")

@@ -159,6 +159,15 @@ class Ledger:
                     raise KeyError(f"{self.path}: found an outcome of {outcome.id}, expected one of its inputs")
             return [outcome for outcome in outcomes if self._add(outcome)]
 
+    def reopen(self) -> None:
+        """Let all requests that failed for good be tried again: what they failed of may be mended."""
+        with self._transaction():
+            self.base.execute(
+                "INSERT INTO outcomes (id, status, reason, retryable, detail, host, time) "
+                "SELECT id, status, reason, 1, detail, host, time FROM ended "
+                "WHERE status = 'failed' AND NOT retryable AND id NOT IN (SELECT id FROM bad)"
+            )
+
     def spend(self, spent: Mapping[str, Spent], anew: bool = False) -> None:
         """Add to the figures of operations, or replace them with `anew`."""
         with self._transaction():

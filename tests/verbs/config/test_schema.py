@@ -161,7 +161,7 @@ WRONG_ELSEWHERE = [
     *(("simulate", each) for each in ("size=0", "size=33", "crf=60", "world.fps=0", "workers=0", "world.balls={1:x}")),
     *(("pack", each) for each in ("timeout=0", "shard_bytes=0", "require_caption=maybe", "short_side=1")),
     *(("cache", each) for each in ("sizes=[256,256]", "sizes=[[256]]", "stride=0", "video=2")),
-    *(("prep", each) for each in ("caption.by=endpont", "prep.filter.motion.min=x", "acquire.rate=0", "retry=all")),
+    *(("prep", each) for each in ("caption.by=endpont", "prep.filter.motion.min=x", "acquire.rate=0", "retry=ok")),
     *(
         ("prep", each)
         for each in ("encode.fps=0", "prep.duplicates.near=300", "+prep.filter.motion.mix=1", "format=csv")
