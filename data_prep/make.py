@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from socket import gethostname
 
 from data_prep.books.ledger import Ends, Outcome
 from data_prep.books.plan import Sources
@@ -55,11 +56,13 @@ def make(preparation: Preparation) -> None:
 def read_answers(
     answers: Sequence[tuple[int, Ended | Stop | Lost]], sources: Sources
 ) -> tuple[list[Outcome], dict[str, Spent]]:
-    """Split the answers of workers into outcomes and time spent; OSError if the disk is full."""
+    """Split the answers of workers into outcomes and time spent; OSError if one of them cannot write."""
     ended, parts = [], []
     for number, answer in answers:
         if isinstance(answer, Stop):
-            raise OSError(errno.ENOSPC, f"{answer.detail}; run the same command again to continue")
+            there = "" if answer.host == gethostname() else f" on {answer.host}"
+            line = f"{os.strerror(answer.errno)}{there}; run the same command again to continue"
+            raise OSError(answer.errno, line, answer.path)
         if isinstance(answer, Lost):
             reason = answer.reason if answer.reason in ("timeout", "crashed") else "unexpected"
             # Requests of this video that ended earlier keep their outcome.

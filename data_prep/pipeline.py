@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.admit import admit, open_inputs
-from data_prep.books.begun import check_settings
+from data_prep.books.begun import check_free, check_settings
 from data_prep.books.clip_index import ClipIndex
 from data_prep.books.ledger import Ledger
 from data_prep.books.plan import Plan
@@ -62,6 +62,8 @@ def prep(settings: Settings, progress: Progress = silent) -> Summary:
     before = read_json(work / SETTINGS)
     if settings.source.path is None and not before:
         raise ValueError(f"source: found none, and no {work} of an earlier call; expected source=<path>")
+    if not before:
+        check_free(out)
     name = before["source"] if settings.source.path is None else full_name(settings.source.path)
     root = videos_root(settings.source, name)
     reads = settings.source.path is not None and settings.retry is None
@@ -136,10 +138,13 @@ def opened(settings: Settings, work: Path, root: str) -> Iterator[Preparation]:
 
 @contextmanager
 def disk_errors(work: Path) -> Iterator[None]:
-    """Turn disk errors of SQLite into OSError; for a full disk the message says how to go on."""
+    """Turn disk errors of SQLite, and damaged files, into OSError; for a full disk the message says how to go on."""
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
+        # Its other subclasses are no fault of the disk.
+        if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
+            raise
         # On a full disk SQLite may report only that a write failed.
         full = error.sqlite_errorcode == sqlite3.SQLITE_FULL or shutil.disk_usage(work).free < 2**16
         raise OSError(*((errno.ENOSPC, NO_SPACE) if full else (errno.EIO, str(error))), str(work)) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from socket import gethostname
 from typing import NamedTuple
 
 import av
@@ -20,7 +21,7 @@ import cv2
 from data_prep.books.ledger import Outcome
 from data_prep.books.made import Made, MadeClip, Sound
 from data_prep.books.request import ClipRequest
-from data_prep.books.work_folder import VIDEOS, clip_file, publish
+from data_prep.books.work_folder import VIDEOS, NotWritten, clip_file, publish
 from data_prep.cut.audio import cut_audio
 from data_prep.cut.clips import ReadyClip, make_clips
 from data_prep.cut.policy import CutPolicy, MakePolicy
@@ -60,9 +61,11 @@ class Making:
 
 
 class Stop(NamedTuple):
-    """The answer of a worker that finds the disk full: no worker can go on."""
+    """The answer of a worker that cannot write, so that no video can be made: the error, its path and its host."""
 
-    detail: str
+    errno: int
+    path: str
+    host: str
 
 
 Ended = tuple[Outcome, dict[str, Spent]]
@@ -77,9 +80,9 @@ def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iter
             for outcome in ends(requests, node, making):
                 yield outcome, clock.take()
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL and not isinstance(error, NotWritten):
             raise
-        yield Stop(str(error))
+        yield Stop(error.errno, error.filename or str(node.scratch), gethostname())
 
 
 def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Outcome]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from data_prep.books.candidate import Candidate
 from data_prep.books.ledger import Ends
 from data_prep.books.made import Made, MadeClip
-from data_prep.books.work_folder import clip_file
+from data_prep.books.work_folder import read_clip
 from data_prep.caption.captions import Captions
 from data_prep.choose.rules import Decision, decide
 from data_prep.choose.takedown import take_down
@@ -102,7 +102,7 @@ def sample_of(
     candidate: Candidate, made: Made, clip: MadeClip, captions: Captions, work: Path, buckets: Sequence[Bucket]
 ) -> tuple[str, dict[str, bytes], dict[str, Any], str]:
     """Return key, members, row and bucket of a clip in the shards, with where it comes from and how it was made."""
-    video, request, texts = clip_file(work, clip.id, "mp4").read_bytes(), candidate.request, captions.of(candidate)
+    video, request, texts = read_clip(work, clip.id, "mp4", clip.sha256), candidate.request, captions.of(candidate)
     told = [caption.text for caption in texts]
     members, row = clip_sample(video, clip.info, told, request.source, request.licence, request.notes.get("truth"))
     provenance = {
@@ -122,7 +122,7 @@ def sample_of(
     if clip.audio is not None:
         provenance["audio"] = clip.audio.to_json()
         if not clip.audio.lost:
-            members["m4a"] = clip_file(work, clip.id, "m4a").read_bytes()
+            members["m4a"] = read_clip(work, clip.id, "m4a", clip.audio.sha256)
     notes = json.loads(members["json"]) | provenance
     members["json"] = json.dumps(notes).encode()
     # No reader takes a longer file: hours of film at 60 frames a second have this many times.

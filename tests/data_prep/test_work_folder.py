@@ -1,0 +1,124 @@
+"""What a work folder goes through between two calls: killed work, mended sources, damaged files, places to write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.books.work_folder import VIDEOS
+from data_prep.engine.local import Local
+from tests.material.preparing import prep
+from tests.material.scored_clips import panning
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.video.encode import encode
+
+GOOD = encode(panning(16, height=32, width=48, speed=2, seed=0), 8.0)
+HOW = {"encode": {"short_side": 16}, "workers": 1, "score": False}
+
+
+class Killed(Local):
+    """An engine whose leading process ends before it notes the first answer of a worker."""
+
+    def run(self, work):
+        for _ in super().run(work):
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def footage(tmp_path: Path) -> Path:
+    """Return a folder with one video."""
+    (folder := tmp_path / "in").mkdir()
+    (folder / "a.mp4").write_bytes(GOOD)
+    return folder
+
+
+@pytest.fixture
+def killed(footage: Path, tmp_path: Path) -> Path:
+    """Return the dataset folder of a call that was killed when its clip lay in the work folder."""
+    with pytest.raises(KeyboardInterrupt):
+        prep(tmp_path / "out", footage, engine=Killed(), **HOW)
+    (tmp_path / "out/.work" / VIDEOS / "download").touch()
+    assert len(of_clips(tmp_path / "out")) == 2
+    return tmp_path / "out"
+
+
+def of_clips(out: Path) -> list[Path]:
+    """Return the files of clips and requests in the work folder."""
+    return [*out.glob(".work/clips/*/*")]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_takedown_leaves_nothing_of_a_call_that_was_killed(killed: Path, footage: Path, tmp_path: Path, again: bool):
+    (gone := tmp_path / "gone.txt").write_text("a.mp4\n")
+    (footage / "b.mp4").write_bytes(encode(panning(16, height=32, width=48, speed=2, seed=1), 8.0))
+    summary = prep(killed, footage if again else None, takedown=gone, **HOW)
+    assert (summary["ok"], summary["filtered"], summary["open"]) == ((1, {"takedown": 1}, 0) if again else (0, {}, 1))
+    assert len(of_clips(killed)) == (2 if again else 0)
+    assert not (killed / ".work" / VIDEOS).exists()
+    assert prep(killed, footage, **HOW)["filtered"] == {"takedown": 1}
+    assert [row["source"] for row in map(Manifest.load(killed).row, [0])] == ["b.mp4"]
+
+
+def test_files_that_were_mended_are_made_on_request(tmp_path: Path):
+    """They failed for good: nothing but a change of the files could help."""
+    names = ["cut", "gone", "good", "void"]
+    (tmp_path / "good.mp4").write_bytes(GOOD)
+    (tmp_path / "cut.mp4").write_bytes(GOOD[: len(GOOD) // 2])
+    lines = [json.dumps({"video": f"{name}.mp4", "from": 0, "to": 2}) for name in names]
+    (table := tmp_path / "list.jsonl").write_text("\n".join([*lines, "no JSON"]))
+    how = {**HOW, "reader": {"columns": {"video": "video", "start": "from", "end": "to"}}}
+    bad = {"malformed-line": {"permanent": 1}}
+    failed = {"undecodable": {"permanent": 1}, "missing": {"permanent": 2}}
+    assert prep(tmp_path / "out", table, "table", **how)["failed"] == bad | failed
+    for name in ("cut", "gone"):
+        (tmp_path / f"{name}.mp4").write_bytes(encode(panning(16, height=32, width=48, speed=2, seed=len(name)), 8.0))
+    for retry in (None, "failed"):
+        summary = prep(tmp_path / "out", table if retry is None else None, "table", retry=retry, **how)
+        assert (summary["ok"], summary["failed"]) == (1, bad | failed)
+    summary = prep(tmp_path / "out", None, "table", retry="all", **how)
+    assert (summary["inputs"], summary["ok"], summary["failed"]) == (5, 3, bad | {"missing": {"permanent": 1}})
+    manifest = Manifest.load(tmp_path / "out")
+    assert [manifest.row(n)["source"] for n in range(3)] == ["cut.mp4", "gone.mp4", "good.mp4"]
+
+
+def test_a_work_folder_that_cannot_be_written_ends_the_call_and_fails_no_input(footage: Path, tmp_path: Path):
+    (work := tmp_path / "out/.work").mkdir(parents=True)
+    (work / "clips").touch()
+    with pytest.raises(OSError, match=r"Not a directory; run the same command again to continue: '.*/\.work/clips/"):
+        prep(tmp_path / "out", footage, **HOW)
+    (work / "clips").unlink()
+    summary = prep(tmp_path / "out", footage, **HOW)
+    assert (summary["ok"], summary["failed"]) == (1, {})
+
+
+@pytest.mark.parametrize("damage", ["no file", "other bytes"])
+def test_a_clip_that_is_damaged_in_the_work_folder_is_named_and_not_packed(footage: Path, tmp_path: Path, damage: str):
+    prep(out := tmp_path / "out", footage, **HOW)
+    (clip,) = out.glob(".work/clips/*/*.mp4")
+    shard = (out / "shard-00000.tar").read_bytes()
+    clip.unlink() if damage == "no file" else clip.write_bytes(clip.read_bytes()[:-9] + bytes(9))
+    with pytest.raises(ValueError, match=rf"{clip}: found {damage}.*: restore it, or take {clip.stem} down"):
+        prep(out, **HOW)
+    assert (out / "shard-00000.tar").read_bytes() == shard
+    (tmp_path / "gone.txt").write_text(clip.stem)
+    assert prep(out, takedown=tmp_path / "gone.txt", **HOW)["filtered"] == {"takedown": 1}
+
+
+def test_a_damaged_ledger_is_named(footage: Path, tmp_path: Path):
+    (work := tmp_path / "out/.work").mkdir(parents=True)
+    (work / "ledger.sqlite").write_bytes(b"no database" * 500)
+    with pytest.raises(OSError, match=rf"not a database: '{work}'"):
+        prep(tmp_path / "out", footage, **HOW)
+
+
+def test_a_dataset_that_has_no_work_folder_is_not_replaced(footage: Path, tmp_path: Path):
+    prep(out := tmp_path / "out", footage, **HOW)
+    (other := tmp_path / "other").mkdir()
+    tar = (out / "shard-00000.tar").rename(other / "shard-00000.tar")
+    before = tar.read_bytes()
+    for source, kind in ((footage, "folder"), (tar, "webdataset")):
+        with pytest.raises(ValueError, match=rf"out: found {tar}, but no work folder .* expected another folder"):
+            prep(other, source, kind, **HOW)
+    assert [path.read_bytes() for path in other.iterdir()] == [before]
