@@ -7,6 +7,7 @@ changes. The index may be deleted at any time: the next call reads the files ane
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,18 @@ from data_prep.books.ledger import key
 from data_prep.books.made import Made
 from data_prep.books.plan import Plan
 from data_prep.books.request import ClipRequest
+from data_prep.books.work_folder import CLIPS
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS clips (number INTEGER NOT NULL, place INTEGER NOT NULL, id BLOB NOT NULL,
     start REAL NOT NULL, end REAL NOT NULL, frames INTEGER NOT NULL, sha256 BLOB NOT NULL, perceptual BLOB NOT NULL,
     lost INTEGER NOT NULL, scores TEXT NOT NULL, PRIMARY KEY (number, place)) WITHOUT ROWID;
+"""
+# Requests have records, clips have files; both have the name of their id.
+KNOWN = """
+DROP TABLE IF EXISTS temp.known;
+CREATE TEMP TABLE known (id TEXT PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO known SELECT hex(id) FROM clips UNION SELECT hex(requests.id) FROM clips JOIN requests USING (number);
 """
 COLUMNS = "id, start, end, frames, sha256, perceptual, lost, scores"
 # Rows that are entered at once.
@@ -47,6 +55,18 @@ class ClipIndex:
             if len(fresh) >= BATCH:
                 self._add(fresh)
         self._add(fresh)
+
+    def unknown(self) -> Iterator[Path]:
+        """Yield the files of clips that belong to no clip here: killed or failed work has left them.
+
+        All clips must have been iterated over before, and no worker may be at work.
+        """
+        self.base.executescript(KNOWN)
+        for folder in sorted((self.work / CLIPS).glob("*/")):
+            for entry in os.scandir(folder):
+                id = entry.name.partition(".")[0].replace("-", "").upper()
+                if not self.base.execute("SELECT 1 FROM known WHERE id = ?", (id,)).fetchone():
+                    yield folder / entry.name
 
     def _add(self, rows: list[tuple[Any, ...]]) -> None:
         """Enter rows and empty the list."""

@@ -6,6 +6,7 @@ The shards follow from the work folder and the rules alone: not from workers, re
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.books.candidate import Candidate
 from data_prep.books.ledger import Ends
 from data_prep.books.made import Made, MadeClip
-from data_prep.books.work_folder import read_clip
+from data_prep.books.work_folder import VIDEOS, read_clip
 from data_prep.caption.captions import Captions
 from data_prep.choose.rules import Decision, decide
 from data_prep.choose.takedown import take_down
@@ -72,6 +73,11 @@ def write(preparation: Preparation, captions: Captions, decision: Decision) -> N
     # Two inputs may share a clip (a scene in the spans of both), and one of them may still need it.
     used = shards.keys if kept else set()
     take_down([id for id in gone if id not in used], work, captions.forget)
+    if preparation.rules.taken:
+        # A call that was killed may have left a part of what is taken down.
+        for path in preparation.clips.unknown():
+            path.unlink(missing_ok=True)
+        shutil.rmtree(work / VIDEOS, ignore_errors=True)
     summary.clips = ClipCounts(len(decision.reasons), kept, decision.left_out, decision.lost)
     summary.clips.without_caption = shards.without_caption if kept else 0
     written = shards.shards if kept else []
