@@ -9,7 +9,8 @@ process or two.
 Memory is the most bytes that torch's allocator has given out at once, by its own records, from before the network is
 built to the end of the second step; of several processes that of the fullest one. Time is the processor time of a step.
 Beside each step runs a fixed work, whose time says how fast the machine was at that moment, as other jobs slow both.
-Tiny trainings tell what trainer and engines take beside their operations. The figures go to bench/out/planner.json, the
+A tiny training tells what the trainer takes beside its operations, and a tiny and a wide one what an engine takes
+for each block and for each byte that it sends. The figures go to bench/out/planner.json, the
 table to docs/fits.md.
 """
 
@@ -66,7 +67,7 @@ CASES = (
     Case(256, 4, 8, 32, 2, strategy="fsdp2", processes=2),
     Case(128, 4, 8, 64, 2, strategy="ddp", processes=2, sequence=2),
 )
-TINY = Case(64, 2, 2, 32, 1)
+TINY, WIDE = Case(64, 2, 2, 32, 1), Case(320, 2, 2, 32, 1)
 
 
 class Meter(Observer):
@@ -158,17 +159,27 @@ def mean(machines: Sequence[Machine]) -> Machine:
     return Machine(here, pace)
 
 
-def with_engines(machine: Machine, data: Path, tiny: Mapping[Case, float]) -> Machine:
-    """Return the machine with what trainer and engines take beside their operations, from paces of tiny trainings."""
+def with_engines(machine: Machine, data: Path, paces: Mapping[Case, float]) -> Machine:
+    """Return the machine with what trainer and engines take beside their operations, from paces of some trainings."""
+
+    def beside(case: Case) -> tuple[float, float]:
+        """Return the seconds of a step that are neither planned nor sent, and the bytes that are sent."""
+        plan = planned(case, data, cluster)
+        return machine.pace * paces[case] - (plan.seconds.total - plan.seconds.sent), plan.sent.bytes
+
     cluster = machine.cluster
-    for case, paces in tiny.items():
-        wanted = planned(case, data, cluster).seconds.total
-        beside = max(0.0, 1e3 * (machine.pace * paces - wanted))
-        if case.processes == 1:
-            cluster = replace(cluster, trainer_ms=beside)
-        else:
-            cluster = replace(cluster, engine_ms=cluster.engine_ms | {case.strategy: beside / case.depth})
+    cluster = replace(cluster, trainer_ms=1e3 * max(0.0, beside(TINY)[0]))
+    for tiny in [case for case in paces if case._replace(strategy="single", processes=1) == TINY != case]:
+        (less, few), (more, many) = beside(tiny), beside(tiny._replace(width=WIDE.width))
+        byte = max((more - less) / (many - few), 1e-12)
+        block = 1e3 * max(0.0, less - byte * few) / tiny.depth
+        cluster = replace(
+            cluster,
+            engine_ms=cluster.engine_ms | {tiny.strategy: float(block)},
+            engine_gb_per_s=cluster.engine_gb_per_s | {tiny.strategy: float(1e-9 / byte)},
+        )
     print(f"a step of the trainer {cluster.trainer_ms:.1f} ms, a block of an engine {cluster.engine_ms}", flush=True)
+    print(f"GB/s {cluster.engine_gb_per_s}, of a sum {cluster.node_gb_per_s:.2f}", flush=True)
     return machine._replace(cluster=cluster)
 
 
@@ -181,7 +192,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began, cases = time.monotonic(), [CASES[int(number)] for number in args.only.split(",")]
     engines = {case.strategy for case in cases if case.processes > 1 and case.strategy != "ddp"}
-    tiny = [TINY, *(TINY._replace(strategy=name, processes=2) for name in SPLIT if name in engines)]
+    tiny = [TINY, *(one._replace(strategy=s, processes=2) for s in SPLIT if s in engines for one in (TINY, WIDE))]
     with tempfile.TemporaryDirectory() as place:
         folder, found = Path(place), {}
         data, machines = clips(folder / "data"), [calibrated(folder / "before.json")]

@@ -68,6 +68,13 @@ def test_updates_of_a_node_go_over_its_own_link() -> None:
         assert of_sent(sent, two, Setting(strategy, 4, node=2), 1, 1.0) == pytest.approx(wanted)
 
 
+def test_an_engine_sends_at_its_own_rate_within_a_node() -> None:
+    one = replace(processor(), cards=2, network_gb_per_s=0.1, latency_us=0.0, engine_gb_per_s={"zero2": 0.5})
+    sent = Sent(10**6, 0.0, 0.0, 0)
+    for strategy, world, wanted in (("zero2", 2, 2e-3), ("zero1", 2, 1e-3), ("zero2", 4, 1e-2)):
+        assert of_sent(sent, one, Setting(strategy, world), 1, 1.0) == pytest.approx(wanted)
+
+
 def test_python_looks_twice_at_what_is_repeated() -> None:
     def trace(level: str, halved: bool) -> Grown:
         kinds = [Kind("view")] * {"none": 100, "selective": 150, "full": 190}[level]

@@ -100,11 +100,11 @@ def of_sent(sent: Sent, cluster: Cluster, setting: Setting, group: int, backward
     Training waits for weights and Muon's updates, which are sent after both passes, and for tokens, which the next
     block needs.
     """
-    link = cluster.link(setting.world)
+    link = cluster.link(setting.world, setting.strategy)
     wait = 1e-6 * cluster.latency_us * math.ceil(math.log2(max(setting.world, 2))) * sent.collectives
     ahead = sent.gradients + (sent.weights if setting.share("weights") < 1 else 0.0)
     after = sent.gradients + sent.weights - ahead
     # No computation is left to run beside the sums of the last blocks.
     hidden = min(ahead / link, 0.0 if cluster.cpu else 0.8 * backward)
-    near = cluster.link(setting.node if setting.strategy == "ddp" else setting.world)
+    near = cluster.link(setting.node if setting.strategy == "ddp" else setting.world, setting.strategy)
     return wait + (ahead + after) / link - hidden + sent.tokens / cluster.link(group) + sent.updates / near

@@ -53,8 +53,10 @@ class Cluster:
     faults: float = 0.2
     # What the trainer takes of each step besides: logs, checks, callbacks.
     trainer_ms: float = 0.0
-    # What the engine of a strategy takes of each step for each block, beside what it sends.
+    # What the engine of a strategy takes of each step for each block, beside what it sends, and the rate at which it
+    # sends within a node, its own copies included: node_gb_per_s where none was measured.
     engine_ms: Mapping[str, float] = field(default_factory=dict)
+    engine_gb_per_s: Mapping[str, float] = field(default_factory=dict)
     # Measured, by `table_of`: FLOPs a second of products by their narrowest side, bytes a second of other operations by
     # the bytes that they move; empty where nothing was measured.
     kinds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
@@ -96,9 +98,10 @@ class Cluster:
         tables = (table_of(name, 0, half), name, "add")
         return waited(next(self.kinds[table] for table in tables if table in self.kinds), size, self.kinds["add"])
 
-    def link(self, processes: int) -> float:
-        """Return the bytes a second that a process sends in a collective of `processes` neighbours."""
-        return 1e9 * (self.node_gb_per_s if processes <= self.cards else self.network_gb_per_s)
+    def link(self, processes: int, strategy: str = "") -> float:
+        """Return the bytes a second that a process sends in a collective of `processes` neighbours of a strategy."""
+        near = self.engine_gb_per_s.get(strategy, self.node_gb_per_s)
+        return 1e9 * (near if processes <= self.cards else self.network_gb_per_s)
 
 
 def table_of(name: str, width: int, half: bool) -> str:

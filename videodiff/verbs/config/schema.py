@@ -419,6 +419,7 @@ CLASSES: dict[str, Kind] = {
         products=table(whole(1), number(above=0, most=1), 1),
         kinds=table(NAME, table(whole(1), number(above=0), 1)),
         engine_ms=table(NAME, number(0), 0),
+        engine_gb_per_s=table(NAME, number(above=0), 0),
         cores=COUNT,
         traffic=number(above=0, most=1),
         fusion=number(above=0, most=1),
