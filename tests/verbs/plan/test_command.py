@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,6 +217,38 @@ def test_buckets_and_latents_are_planned(call: Call, tmp_path: Path) -> None:
     assert [shape["name"] for shape in found["shapes"]] == ["16 x 256 x 256", "1 x 128 x 128"]
     assert found["tokens"] == pytest.approx(1e9)
     assert found["memory"]["encoders"] == 0
+
+
+def test_a_mean_step_is_that_of_the_order_of_the_data(call: Call, tmp_path: Path, world_dataset: Path) -> None:
+    images = "{frames: 1, height: 16, width: 16, global_batch: 12}"
+    clips = "{frames: 8, height: 16, width: 16, global_batch: 2, keep: 0.6}"
+    overrides = [
+        *("experiment=bouncing_cpu", "objective.prediction=v", f"data.root={world_dataset}", "trainer.max_steps=100"),
+        "data.validation_root=null",
+        f"data.stages=[{{until: 30, buckets: [{images}]}}, "
+        f"{{until: null, buckets: [{clips}, {images.replace('12', '6')}]}}]",
+    ]
+    status, out, err = call("plan", *overrides, "cluster=cpux2", f"json={tmp_path / 'plan.json'}")
+    assert status == 0, err
+    found = json.loads((tmp_path / "plan.json").read_text())
+    order = build_data(composed(overrides)).order
+    taken = Counter(len(order.batch(step).position) for step in range(30, 3030))
+    wanted = {12: 0.3} | {size: 0.7 * count / 3000 for size, count in taken.items()}
+    shares = {shape["global_batch"]: shape["steps"] / 100 for shape in found["shapes"]}
+    assert shares == pytest.approx(wanted, abs=0.002)
+    assert found["clips"] == pytest.approx(100 * sum(size * share for size, share in wanted.items()), rel=0.01)
+    seconds = sum(shape["seconds"] * shares[shape["global_batch"]] for shape in found["shapes"])
+    assert found["days"] == pytest.approx(100 * seconds / 86400 / (1 - found["checkpoint"]["lost"]))
+    assert f"{shares[12]:.0%} of the steps" in out
+
+
+def test_without_the_dataset_every_bucket_has_as_many_steps(call: Call, tmp_path: Path) -> None:
+    buckets = "data.buckets=[{frames: 8, height: 20, width: 20, keep: 0.1}, {frames: 1, height: 20, width: 20}]"
+    asked = ["plan", "experiment=bouncing_cpu", "cluster=cpux2", f"json={tmp_path / 'plan.json'}"]
+    status, _, err = call(*asked, f"data.root={tmp_path / 'elsewhere'}", buckets)
+    assert status == 0, err
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert [shape["steps"] for shape in found["shapes"]] == [1.0, 1.0]
 
 
 PROFILES = {

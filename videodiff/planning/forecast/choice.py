@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -40,13 +40,17 @@ class Choice(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Clips of one bucket: tokens in time and space, pixels of a clip, and clips of a global batch."""
+    """Clips of one bucket: tokens in time and space, pixels of a clip, and clips of a global batch.
+
+    `steps`: how many steps of the training it has, in any unit.
+    """
 
     name: str
     time: int
     space: int
     pixels: int
     global_batch: int
+    steps: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -101,6 +105,10 @@ class Job:
     def batch(self) -> int:
         """The largest number that divides the global batch of every shape."""
         return math.gcd(*(shape.global_batch for shape in self.shapes))
+
+    def mean(self, figures: Iterable[float]) -> float:
+        """Return the mean over all steps of a figure of each shape."""
+        return sum(s.steps * f for s, f in zip(self.shapes, figures, strict=True)) / sum(s.steps for s in self.shapes)
 
     def micro_batch(self, shares: int, accumulate: int) -> int:
         """Return data.micro_batch for `accumulate` micro-batches of each of `shares` groups of processes."""

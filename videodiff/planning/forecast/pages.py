@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from videodiff.planning.flops import forward_and_backward
-from videodiff.planning.forecast.choice import Job, Plan
+from videodiff.planning.forecast.choice import Job, Plan, Shape
 from videodiff.planning.forecast.faults import saving
 from videodiff.planning.forecast.hardware import GIB, Cluster
 
@@ -22,9 +22,9 @@ def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, A
             f"cluster.faults: found {cluster.faults:g} for a card and year, one in {saved.between:.3g} s, expected so "
             "few that a job starts and saves between two of them"
         )
-    step = sum(plan.by_shape) / len(plan.by_shape)
-    clips = sum(shape.global_batch for shape in job.shapes) / len(job.shapes)
-    tokens = sum(shape.global_batch * shape.tokens for shape in job.shapes) / len(job.shapes)
+    step = job.mean(plan.by_shape)
+    clips = job.mean(shape.global_batch for shape in job.shapes)
+    tokens = job.mean(shape.global_batch * shape.tokens for shape in job.shapes)
     seconds = steps * step / (1 - saved.lost)
     return {
         "cluster": {"card": cluster.card, "nodes": cluster.nodes, "cards": cluster.cards, "room": cluster.room},
@@ -55,7 +55,7 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
     head = [
         ("plan", f"{name} on {cluster.nodes} x {cluster.cards} {cluster.card}, {cluster.world} processes"),
         ("network", f"{len(job.network.axes)} blocks of width {job.network.width}, {found['weights']:,} weights"),
-        *(("clips", f"{s.name}: {s.tokens:,} tokens; {s.global_batch:,} clips a step") for s in job.shapes),
+        *(("clips", described(s, job)) for s in job.shapes),
         ("work", f"{flops / 1e12:.3g} TFLOP for a clip of {shape.name}, forward and backward"),
         (
             "choice",
@@ -84,6 +84,12 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
     memory = [*parts, ("together", f"{plan.memory.total / GIB:8.2f} GiB of {cluster.room / GIB:.1f}")]
     step = [*times, ("together", f"{1e3 * plan.seconds.total:8.1f} ms")]
     return "\n".join([*rows(head), "\nmemory of a process", *rows(memory), "\na step", *rows(step), "", *rows(tail)])
+
+
+def described(shape: Shape, job: Job) -> str:
+    """Return the line about a shape, with its share of the steps if there are others."""
+    share = f"; {shape.steps / sum(one.steps for one in job.shapes):.0%} of the steps" if len(job.shapes) > 1 else ""
+    return f"{shape.name}: {shape.tokens:,} tokens; {shape.global_batch:,} clips a step{share}"
 
 
 def checkpoints(cluster: Cluster, saved: dict[str, Any]) -> list[tuple[str, str]]:

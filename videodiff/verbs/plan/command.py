@@ -105,11 +105,10 @@ def calibrate(like: Cluster, path: Path) -> None:
 
 def budget(cfg: DictConfig, job: Job) -> float:
     """Return the number of steps that the budget buys."""
-    clips = sum(shape.global_batch for shape in job.shapes) / len(job.shapes)
     if cfg.clips is not None:
-        return cfg.clips / clips
+        return cfg.clips / job.mean(shape.global_batch for shape in job.shapes)
     if cfg.tokens is not None:
-        return cfg.tokens / (sum(s.global_batch * s.tokens for s in job.shapes) / len(job.shapes))
+        return cfg.tokens / job.mean(shape.global_batch * shape.tokens for shape in job.shapes)
     return float(job.steps)
 
 

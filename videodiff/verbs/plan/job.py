@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
@@ -13,6 +15,7 @@ from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from videodiff.data.loader.datamodule import ClipDataModule
 from videodiff.data.order.arithmetic import usual_batch
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest, ManifestError
@@ -26,8 +29,9 @@ from videodiff.planning.forecast.grown import Grown, traced
 from videodiff.planning.forecast.memory import SPLIT
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
+from videodiff.planning.steps import plan
 from videodiff.training.start import matches, parts_of
-from videodiff.verbs.config.build import check_patch, costs, fill_text, network_of_run, shape_of
+from videodiff.verbs.config.build import build_data, check_patch, costs, fill_text, network_of_run, shape_of
 from videodiff.verbs.config.groups import conf_dir
 
 # Words of the longest caption if neither settings nor a dataset tell.
@@ -72,7 +76,10 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     network = network_of_run(cfg, objective, codec.shape[0], (words, text.shape))
     unit = [size * patch for size, patch in zip(codec.shape[1], cfg.model.patch, strict=True)]
     batches = batches_of(cfg, unit, network)
-    shapes = [Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size) for b, size in batches]
+    shapes = [
+        Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size, steps)
+        for (b, size), steps in zip(batches, steps_of(cfg, batches), strict=True)
+    ]
     largest = batches[max(range(len(shapes)), key=lambda n: shapes[n].tokens * shapes[n].global_batch)][0]
     latent = (codec.shape[0], *latent_size(largest, codec.shape[1]))
     half = str(cfg.trainer.precision).startswith(("bf16", "16"))
@@ -182,6 +189,28 @@ def batches_of(cfg: DictConfig, unit: list[int], network: Network) -> list[tuple
         given = [rule.get("global_batch") for rule in rules]
         found += [(bucket, own or size) for bucket, own, size in zip(buckets, given, usual, strict=True)]
     return list(dict.fromkeys(found))
+
+
+def steps_of(cfg: DictConfig, batches: Sequence[tuple[Bucket, int]]) -> list[float]:
+    """Return how many steps of a training each bucket has: as many as each other if the dataset is out of reach."""
+    even, found = [1.0] * len(batches), Counter[tuple[int, ...]]()
+    if len(batches) == 1:
+        return even
+    try:
+        data = build_data(cfg)
+        if not isinstance(data, ClipDataModule):
+            return even
+        planned = list(plan(data.stages, data.order, accumulate=1, world=1))
+    except (OSError, ManifestError):
+        return even
+    for stage, own in itertools.groupby(planned, key=lambda one: one.first):
+        own = list(own)
+        later = [one.first for one in planned if one.first > stage]
+        length = max(0, min([*later, cfg.trainer.max_steps]) - stage)
+        for one in own:
+            shape = (one.bucket.frames, one.bucket.height, one.bucket.width, one.global_batch)
+            found[shape] += length * float(one.steps / sum(other.steps for other in own))
+    return [found[b.frames, b.height, b.width, size] for b, size in batches]
 
 
 def budget_of(cfg: DictConfig, unit: list[int], network: Network) -> Budget | None:
