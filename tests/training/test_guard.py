@@ -20,7 +20,7 @@ from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
 from videodiff.training.guard import Spikes, Taken, finite, suspects, tell_backward
 from videodiff.training.rollback import Rollback, batches_to_leave, read_rollbacks, roll_back
-from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, load_average
+from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, load_average, step_of
 
 Call = Callable[..., tuple[int, str, str]]
 EVERY = [f"{n:04d}" for n in range(24)]
@@ -89,13 +89,13 @@ def test_a_bad_clip_costs_its_step_and_a_resumed_run_has_the_same_bits(
 
 @pytest.fixture
 def shout(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function after which the loss of these clips is a thousand times what it was."""
+    """Return a function after which the loss of these clips is so many times what it was."""
     step = module.VideoDiffusion.training_step
 
-    def shout(*keys: str) -> None:
+    def shout(*keys: str, by: float) -> None:
         def loud(self: module.VideoDiffusion, batch: dict[str, Any], index: int) -> torch.Tensor:
             loss = step(self, batch, index)
-            return loss * 1000 if set(keys) & set(batch["key"]) else loss
+            return loss * by if set(keys) & set(batch["key"]) else loss
 
         monkeypatch.setattr(module.VideoDiffusion, "training_step", loud)
 
@@ -108,13 +108,36 @@ def test_a_spike_costs_its_step_and_nothing_else(
 ) -> None:
     how = [f"strategy={strategy}", "optimizer=adamw", "callbacks.guard.history=2"]
     spoil()
-    shout(key)
+    shout(key, by=1000)
     status, _, err = call("train", "name=whole", *recipe(world_dataset), *how, "trainer.max_steps=4")
     assert status == 0, err
     (line,) = [line for line in err.splitlines() if "skipped" in line]
     assert line.startswith("step 3: skipped, a spike: gradient of norm ")
     assert key in line
     assert [path.name[-1] for path in checkpoints(Path("runs/whole"))] == ["1", "2", "4"]
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_scale_of_the_loss_in_float16_makes_no_spike_and_is_found_once(
+    call: Call, shout: Callable[..., None], world_dataset: Path, cwd: Path, strategy: str
+) -> None:
+    # Too much for the scale that DeepSpeed begins with.
+    shout(*EVERY, by=16)
+    how = [f"strategy={strategy}", "trainer.devices=1", "trainer.precision=16-true", "optimizer=adamw"]
+    how += ["callbacks.guard.history=2", "trainer.max_steps=12"]
+    status, _, err = call("train", "name=whole", *recipe(world_dataset), *how)
+    assert status == 0, err
+    begun = step_of(checkpoints(Path("runs/whole"))[0])
+    skipped = [line for line in err.splitlines() if "skipped" in line]
+    assert all("skipped, loss or gradient not finite" in line for line in skipped)
+    assert len(skipped) >= begun - 1 > 2
+    shutil.copytree("runs/whole", "runs/again")
+    for path in checkpoints(Path("runs/again"))[1:]:
+        shutil.rmtree(path)
+    status, _, err = call("train", "resume=runs/again")
+    assert status == 0, err
+    assert [line for line in err.splitlines() if "skipped" in line] == skipped[begun - 1 :]
+    assert_same_bits(latest_checkpoint(Path("runs/whole")), latest_checkpoint(Path("runs/again")))
 
 
 def test_a_run_that_diverges_goes_back_and_leaves_the_batches_out(

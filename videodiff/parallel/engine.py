@@ -41,6 +41,12 @@ class Engine(Protocol):
     def load(self, module: nn.Module, saved: Saved) -> None:
         """Fill weights, buffers and the optimizer's state from what any topology has saved; every rank has to call."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what else a checkpoint must hold, as plain values, the same on all ranks; often nothing."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` of this kind of engine returned, if it was not empty."""
+
     def choose_optimizer(self, make: MakeOptimizer) -> MakeOptimizer:
         """Return the optimizer to build instead of this one; often the same."""
 

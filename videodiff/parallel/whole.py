@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import Strategy
@@ -52,6 +53,13 @@ class Whole:
                     state[key] = torch.empty_like(value, dtype=dtype, requires_grad=False)
                     places.append(piece_of(name, key, state[key]))
         saved.fill(places)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: all state is in the pieces."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: there never is any."""
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
         """Return the optimizer unchanged; for Muon, one whose work the processes of a node share."""

@@ -21,6 +21,9 @@ from videodiff.parallel.zero.swapped import Swapped
 from videodiff.training.state.pieces import AVERAGE, Piece, kept
 from videodiff.training.state.saved import Saved
 
+# The attributes of DeepSpeed's scaler of losses that change while it trains.
+SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 class ZeroEngine:
     """Implements `parallel.engine.Engine` for DeepSpeed; every process saves the pieces that it holds.
@@ -58,6 +61,17 @@ class ZeroEngine:
     def load(self, module: nn.Module, saved: Saved) -> None:
         """Fill the pieces of this process; the other pieces of the weights come from the other processes."""
         self.fragments.load(kept(module), saved)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the search for a scale of the loss stands, in float16; a new search costs a step a try."""
+        scaler = self.strategy.optimizers[0].loss_scaler
+        return {key: getattr(scaler, key) for key in SCALE} if scaler.dynamic else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with that scale, if this precision has one."""
+        scaler = self.strategy.optimizers[0].loss_scaler
+        for key in SCALE if scaler.dynamic else ():
+            setattr(scaler, key, state[key])
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
         """Return an optimizer that can be split: for Muon, one that DeepSpeed knows."""
@@ -185,6 +199,17 @@ def is_muon(optimizer: Any) -> bool:
     return any(group.get("use_muon") for group in optimizer.param_groups)
 
 
+def norm_of(optimizer: Any) -> float:
+    """Return the norm of the gradient over all ranks; in float16 DeepSpeed has scaled the loss, and so the gradient."""
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    if hasattr(optimizer, "scaled_global_norm"):
+        scaled = optimizer.scaled_global_norm()
+    else:
+        scaled = combine_grad_norm_groups(optimizer._get_norm_groups())
+    return float(scaled) / optimizer.loss_scale
+
+
 def examine(engine: ZeroEngine, optimizer: Any) -> None:
     """Make a ZeRO optimizer skip a step if the gradient is not finite or larger than the engine's limit.
 
@@ -196,13 +221,8 @@ def examine(engine: ZeroEngine, optimizer: Any) -> None:
         find_infinite(*partition_gradients, **how)
         engine.norm = math.inf
         if not optimizer.overflow and math.isfinite(engine.limit) and not is_muon(optimizer):
-            engine.norm = float(norm(optimizer))
+            engine.norm = norm_of(optimizer)
             optimizer.overflow = not engine.norm <= engine.limit
-
-    def norm(optimizer: Any) -> Tensor:
-        if hasattr(optimizer, "scaled_global_norm"):
-            return optimizer.scaled_global_norm()
-        return torch.linalg.vector_norm(torch.stack(optimizer._get_norm_groups()))
 
     def check(update_scale: bool = True) -> bool:
         optimizer.overflow = False

@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 
 from videodiff.data.storage.files import inside
+from videodiff.parallel.engine import engine_of
 
 Progress = dict[str, Any]
 
@@ -22,10 +23,16 @@ def progress_of(trainer: lightning.Trainer) -> Progress:
         "lr_schedulers": [{"last_epoch": one.scheduler.last_epoch} for one in trainer.lr_scheduler_configs],
         "callbacks": {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())},
     }
-    for part in (trainer.datamodule, trainer.precision_plugin):
-        if part is not None and (state := part.state_dict()):
+    for part in parts_of(trainer):
+        if state := part.state_dict():
             found[type(part).__qualname__] = state
     return plain(found, "progress")
+
+
+def parts_of(trainer: lightning.Trainer) -> list[Any]:
+    """Return the parts of a training that have a state of their own, which a checkpoint keeps under their class."""
+    parts = [trainer.datamodule, trainer.precision_plugin, engine_of(trainer.strategy)]
+    return [part for part in parts if part is not None]
 
 
 def plain(value: Any, where: str) -> Any:
@@ -55,8 +62,8 @@ def read_progress(path: Path) -> Progress:
 
 def set_progress(trainer: lightning.Trainer, progress: Progress) -> None:
     """Restore the progress in a training that is set up: what Lightning restores from its own checkpoints."""
-    for part in (trainer.datamodule, trainer.precision_plugin):
-        if part is not None and type(part).__qualname__ in progress:
+    for part in parts_of(trainer):
+        if type(part).__qualname__ in progress:
             part.load_state_dict(progress[type(part).__qualname__])
     for callback in trainer.callbacks:
         if callback.state_key in progress["callbacks"]:
