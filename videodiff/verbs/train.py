@@ -393,8 +393,10 @@ def build_trainer(
         enable_model_summary=False,
         default_root_dir=cfg.run,
     )
-    # Lightning's own signal handlers would communicate with other ranks at arbitrary moments; see StopGently.
+    # Lightning's own signal handlers would communicate with other ranks at arbitrary moments; see StopGently. Without
+    # them Lightning still asks the first rank before each micro-batch, and the host waits for the device.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     # Lightning would round frame rates and cached latents to the type of the weights; each layer chooses for itself.
     trainer.precision_plugin.convert_input = lambda batch: batch
     share_clips(model.denoiser, trainer.strategy)

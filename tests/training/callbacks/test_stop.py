@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.conftest import tiny
@@ -57,6 +58,25 @@ class Press(Callback):
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
         assert self.passes <= 1, "sampling went on after the signal"
+
+
+class Quiet(Callback):
+    """Counts what Lightning sends to other ranks between two micro-batches."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        broadcast = torch.distributed.broadcast
+
+        def counted(*given: Any, **how: Any) -> Any:
+            self.sent += 1
+            return broadcast(*given, **how)
+
+        torch.distributed.broadcast = counted
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        assert self.sent == 0, "the host waits for the device before each micro-batch"
 
 
 def validations(run: Path) -> dict[int, float]:
@@ -133,7 +153,8 @@ def test_a_signal_to_any_rank_ends_a_validation_and_a_resume_makes_it_up(
 
 def test_a_signal_to_any_rank_saves_and_training_goes_on(tmp_path: Path, world_dataset: Path) -> None:
     more = ["optimizer=adamw", "trainer.max_steps=100000", "callbacks.checkpoints.every=100000"]
-    ranks = Ranks(2, tmp_path, ["name=one", *tiny(world_dataset), *more, "callbacks.checkpoints.keep=0"])
+    more += ["callbacks.checkpoints.keep=0", f"+callbacks.quiet._target_={__name__}.Quiet"]
+    ranks = Ranks(2, tmp_path, ["name=one", *tiny(world_dataset), *more])
     run, end = tmp_path / "runs/one", time.monotonic() + LIMIT
     try:
         saved: list[Path] = []
