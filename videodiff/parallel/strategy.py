@@ -58,7 +58,8 @@ class Ddp(SharesClips, DDPStrategy):
     """Lightning's DDP strategy, whose processes end together."""
 
     def __init__(self, sequence_parallel: int = 1, **options: Any) -> None:
-        super().__init__(**options)
+        # Also where `automatic` chooses this strategy: copies of the gradients would take 4 bytes more per weight.
+        super().__init__(**{"gradient_as_bucket_view": True, **options})
         self.sequence = SequenceGroup(sequence_parallel)
 
     def _configure_launcher(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from videodiff.parallel import recompute
+from videodiff.parallel.strategy import automatic, for_world
 from videodiff.planning.forecast.choice import LEVELS
 from videodiff.planning.forecast.faults import BYTES_OF_AVERAGE, BYTES_OF_STATE
 from videodiff.planning.forecast.memory import SPLIT, Setting
@@ -47,8 +48,9 @@ def test_buffers_of_zero_are_planned_as_large_as_they_are(name: str) -> None:
 
 
 def test_what_the_plan_of_other_strategies_leaves_out_is_off() -> None:
-    # Gradients are views of DDP's buckets, which need no memory of their own.
+    # Gradients are views of DDP's buckets, which need no memory of their own; `auto` plans as DDP on many processes.
     assert option("strategy", "ddp")["gradient_as_bucket_view"] is True
+    assert for_world(automatic(), 2)._ddp_kwargs["gradient_as_bucket_view"] is True
     split = option("strategy", "fsdp2")
     # A gathered weight and a gradient have four bytes, and a block is split again after its forward pass.
     assert (split["gather"], split["reduce"], split["reshard_after_forward"]) == ("float32", "float32", True)
