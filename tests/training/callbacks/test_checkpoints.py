@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
+from lightning.pytorch.callbacks import Callback
 
 from tests.conftest import tiny
+from tests.material.runs.ranks import LIMIT, Ranks
 from tests.material.runs.saved_state import assert_same_bits
 from videodiff.training.callbacks.checkpoints import Checkpoints
 from videodiff.training.module import VALIDATED, VideoDiffusion
@@ -115,6 +120,40 @@ def test_a_write_that_fails_is_one_line_at_a_later_step_and_nothing_of_it_stays(
     assert "No space left on device for a checkpoint, which needs about" in last
     assert "runs/a/checkpoints" in last
     assert [path.name for path in Path("runs/a/checkpoints").iterdir()] == ["step_00000002"]
+
+
+class Full(Callback):
+    """Asks for a checkpoint in step 3; from there on the last rank can write to no file."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
+        if trainer.global_step != 2:
+            return
+        # How long files do not grow where a rank is gone.
+        saving.STALL = 0.5
+        for callback in trainer.callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.due = True
+        if trainer.global_rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_rank_that_can_write_nothing_not_even_that_it_failed_ends_training_soon(
+    tmp_path: Path, world_dataset: Path
+) -> None:
+    recipe = [*tiny(world_dataset), "name=a", "optimizer=adamw", "trainer.max_steps=400", "trainer.log_every_n_steps=1"]
+    ranks = Ranks(2, tmp_path, [*recipe, f"+callbacks.full._target_={__name__}.Full"])
+    try:
+        for rank in ranks.ranks:
+            rank.wait(LIMIT)
+    finally:
+        ranks.kill()
+    said = ranks.said()
+    assert [rank.returncode for rank in ranks.ranks] == [1, 1], said
+    assert said.count("videodiff train: error: ") == 1, said
+    assert os.strerror(errno.EFBIG) in said
+    assert not list((tmp_path / "runs/a/checkpoints").iterdir())
+    (table,) = (tmp_path / "runs/a/metrics").glob("*/metrics.csv")
+    assert len(table.read_text().splitlines()) < 200
 
 
 def test_multiples_are_kept_for_good(train: Callable[..., str]) -> None:

@@ -103,10 +103,13 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
 
 @pytest.mark.parametrize("slow", [0, 2])
 def test_a_disk_that_takes_longer_than_a_collective_waits_costs_nothing(
-    save: Callable[..., list[Any]], tmp_path: Path, slow: int
+    save: Callable[..., list[Any]], tmp_path: Path, slow: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measure, sizes = saving.size_of, []
+    monkeypatch.setattr(saving, "size_of", lambda folder: sizes.append(folder) or measure(folder))
     found = save(lambda path: time.sleep(SLOW * (path.stem == f"rank_{slow:05d}")))
     assert found == [tmp_path / "step_00000001"] * WORLD
+    assert len(sizes) <= WORLD * (2 + SLOW // saving.MEASURE), "each look asks for the sizes of the files of all ranks"
     whole(found[0])
     weights = trainer(0, tmp_path).lightning_module.state_dict()
     saved = Saved(files_of(found[0]))
@@ -127,6 +130,19 @@ def test_a_rank_that_cannot_write_fails_on_all_ranks_with_its_error_and_nothing_
     assert len({str(error) for error in found}) == 1
     assert all(isinstance(error, OSError) for error in found)
     assert "No space left on device for a checkpoint, which needs about" in str(found[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_whatever_a_thread_fails_with_is_raised_on_all_ranks(
+    save: Callable[..., list[Any]], tmp_path: Path, broken: int
+) -> None:
+    def exhaust(path: Path) -> None:
+        if path.stem == f"rank_{broken:05d}":
+            raise RuntimeError("not enough memory: you tried to allocate 8 bytes")
+
+    found = save(exhaust)
+    assert [str(error) for error in found] == ["not enough memory: you tried to allocate 8 bytes"] * WORLD
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from videodiff.data.storage.files import write_whole
@@ -106,7 +107,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         if not module.step_ended():
             return
-        if self.saving is not None and decided(trainer, self.saving.done(), all=True):
+        if self.saving is not None and self.has_ended(trainer, self.saving):
             self.finish()
         self.due = self.due or trainer.global_step % self.every == 0 or self.is_late(trainer)
         if not module.was_skipped():
@@ -140,11 +141,18 @@ class Checkpoints(Callback):
         if self.mirror is not None:
             self.mirror.finish(PATIENCE)
 
+    def has_ended(self, trainer: lightning.Trainer, saving: Saving) -> bool:
+        """Return on every rank whether a save is done on all of them, or has failed on one: no other then ends."""
+        mine = trainer.world_size if saving.problem is not None else int(saving.done())
+        votes = torch.tensor(mine, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(votes, reduce_op="sum")) >= trainer.world_size
+
     def is_late(self, trainer: lightning.Trainer) -> bool:
         """Return whether the next checkpoint is due, by the clock of the first rank."""
         if self.minutes is None:
             return False
-        return decided(trainer, trainer.is_global_zero and time.monotonic() - self.began > 60 * self.minutes, all=False)
+        late = trainer.is_global_zero and time.monotonic() - self.began > 60 * self.minutes
+        return trainer.strategy.reduce_boolean_decision(late, all=False)
 
     def save(self, trainer: lightning.Trainer) -> None:
         """Begin to save, at most once per step: the last micro-batch and the end of training may both ask for it."""
@@ -230,8 +238,3 @@ class Checkpoints(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["lowest"]["name"] == self.best and math.isfinite(state["lowest"]["loss"]):
             self.lowest = state["lowest"]["loss"], state["lowest"]["step"]
-
-
-def decided(trainer: lightning.Trainer, here: bool, all: bool) -> bool:
-    """Return on every rank whether `here` is true on all ranks, or else on any rank."""
-    return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=all)

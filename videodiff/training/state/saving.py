@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import threading
@@ -50,8 +51,9 @@ from videodiff.training.state.progress import Progress, progress_of
 from videodiff.training.state.saved import Saved
 
 MARKS = ".written"
-# Seconds between two looks at the files of other ranks, and seconds without growth that mean a dead rank.
-LOOK, STALL = 0.02, 20.0
+# Seconds between two looks for a file of another rank, and between two at the sizes of all files, which on thousands of
+# ranks are many; and seconds without growth that mean a dead rank.
+LOOK, MEASURE, STALL = 0.02, 2.0, 20.0
 
 
 class Buffers:
@@ -123,27 +125,34 @@ class Saving:
 
     def write(self, pieces: list[Piece], progress: Progress, random: Mapping[str, Tensor]) -> None:
         """Write this rank's pieces in its thread; the first rank then waits for the others and completes it."""
-        mark, path = {}, self.partial / STATE / f"{name_of(self.rank)}.{SUFFIX}"
         try:
-            if self.event is not None:
-                self.event.synchronize()
-            mark = write_pieces(pieces, random, path)._asdict()
-        except (OSError, ValueError) as error:
-            self.problem = error
-            # On a full disk this makes room for the mark that tells the first rank.
-            path.unlink(missing_ok=True)
-        del pieces
-        try:
+            mark = self.write_own(pieces, random)
+            # Copies that nobody keeps are free now, though the thread holds the list.
+            pieces.clear()
             write_whole(self.partial / MARKS / f"{name_of(self.rank)}.json", json.dumps(mark).encode())
             self.own.set()
             if self.rank == 0:
                 self.end(self.marks(), progress)
-        except (OSError, ValueError) as error:
+        # Whatever it is, short memory too: the main thread waits for `own`, and then raises it on all ranks.
+        except Exception as error:
             self.problem = self.problem or error
         finally:
             self.own.set()
             # When the folder is gone, the other ranks know that it was renamed, or was given up.
             self.clean()
+
+    def write_own(self, pieces: list[Piece], random: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Write this rank's pieces; return what tells the first rank so, empty where it failed."""
+        path = self.partial / STATE / f"{name_of(self.rank)}.{SUFFIX}"
+        try:
+            if self.event is not None:
+                self.event.synchronize()
+            return write_pieces(pieces, random, path)._asdict()
+        except Exception as error:
+            self.problem = error
+            # On a full disk this makes room for the mark that tells the first rank.
+            path.unlink(missing_ok=True)
+            return {}
 
     def marks(self) -> list[Written | None]:
         """Wait until all ranks are done or nobody waits any more; return what each wrote, None for a failed rank."""
@@ -202,16 +211,18 @@ class Saving:
 
         If nothing grows any more, another rank may be dead, which only a collective detects.
         """
-        before, since = -1, time.monotonic()
+        before, since, measured = -1, time.monotonic(), -math.inf
         while self.thread.is_alive() if self.rank == 0 else self.partial.exists():
-            try:
-                size = size_of(self.partial)
-            except FileNotFoundError:
-                # The folder was renamed or removed.
-                size = before
-            if size != before:
-                before, since = size, time.monotonic()
-            elif time.monotonic() - since > STALL:
+            if (now := time.monotonic()) - measured > MEASURE:
+                measured = now
+                try:
+                    size = size_of(self.partial)
+                except FileNotFoundError:
+                    # The folder was renamed or removed.
+                    size = before
+                if size != before:
+                    before, since = size, now
+            if now - since > STALL:
                 return
             time.sleep(LOOK)
 
