@@ -31,7 +31,7 @@ from videodiff.training.state.checkpoint import (
     remove_unfinished,
     whole,
 )
-from videodiff.training.state.files import write_tensors
+from videodiff.training.state.files import Entry, write_entries
 from videodiff.training.state.pieces import Piece
 from videodiff.training.state.restoring import check_same, files_of
 from videodiff.training.state.saved import Saved
@@ -301,7 +301,7 @@ def test_a_file_of_a_rank_that_lacks_a_piece_is_a_line_that_names_it(runs: Path,
 
 def test_tensors_are_streamed_into_their_file(tmp_path: Path) -> None:
     tensors = {"z": torch.randn(3, 4), "a": torch.ones(5, dtype=torch.bfloat16), "s": torch.tensor(2.0)}
-    written = write_tensors(tensors, tmp_path / "tensors")
+    written = write_entries([Entry.of(name, tensor) for name, tensor in tensors.items()], tmp_path / "tensors")
     assert (written.bytes, written.sha256) == ((tmp_path / "tensors").stat().st_size, sha256_of(tmp_path / "tensors"))
     read = load_file(tmp_path / "tensors")
     assert read.keys() == tensors.keys()

@@ -91,7 +91,7 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
 
         def one(rank: int) -> Any:
             try:
-                return Saving(trainers[rank], tmp_path).finish()
+                return Saving(trainers[rank], tmp_path, saving.Buffers()).finish()
             except Exception as error:
                 return error
 

@@ -33,15 +33,12 @@ class Progress(ProgressBar):
         self.shown, self.peak = True, None
 
     def disable(self) -> None:
+        # Lightning calls it on all ranks but the first.
         self.shown = False
 
-    def enable(self) -> None:
-        self.shown = True
-
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        hidden = not (self.shown and trainer.is_global_zero)
         self.bar = tqdm(
-            total=trainer.max_steps, initial=trainer.global_step, disable=hidden, unit="step", mininterval=1.0
+            total=trainer.max_steps, initial=trainer.global_step, disable=not self.shown, unit="step", mininterval=1.0
         )
         if trainer.is_global_zero:
             peak = peak_flops(module.device, str(trainer.precision))

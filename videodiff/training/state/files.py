@@ -6,7 +6,7 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,11 +79,10 @@ def not_finite(value: Any, where: str = "state") -> str | None:
     return next((bad for bad in found if bad is not None), None)
 
 
-def load_state(path: Path, map_location: Any = "cpu", classes: Sequence[type] = ()) -> Any:
-    """Read plain values, tensors and objects of these classes; anything else is an error and is not executed."""
+def load_state(path: Path) -> Any:
+    """Read plain values and tensors; anything else is an error and is not executed."""
     try:
-        with torch.serialization.safe_globals(list(classes)):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
         reason = reason or first_line(error)
@@ -91,12 +90,6 @@ def load_state(path: Path, map_location: Any = "cpu", classes: Sequence[type] = 
             f"{path}: found something else than the state of a training ({reason[:200]}), expected plain values and "
             "tensors; nothing of it was run"
         ) from error
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> Written:
-    """Write tensors in the safetensors format; ValueError if one is not finite."""
-    refuse_not_finite(tensors, path)
-    return write_entries([Entry.of(name, tensor) for name, tensor in tensors.items()], path)
 
 
 def write_entries(entries: Iterable[Entry], path: Path, notes: dict[str, str] | None = None) -> Written:

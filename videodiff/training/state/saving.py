@@ -82,8 +82,8 @@ class Buffers:
 class Saving:
     """A checkpoint in progress: a thread in each process writes its part."""
 
-    def __init__(self, trainer: lightning.Trainer, folder: Path, buffers: Buffers | None = None) -> None:
-        """Copy the state and begin to write it; every rank has to call. Without buffers the copies are not kept."""
+    def __init__(self, trainer: lightning.Trainer, folder: Path, buffers: Buffers) -> None:
+        """Copy the state into buffers and begin to write it; every rank has to call."""
         self.trainer, self.folder, self.problem = trainer, folder, None
         self.step, self.world, self.rank = trainer.global_step, trainer.world_size, trainer.global_rank
         engine = engine_of(trainer.strategy)
@@ -98,7 +98,7 @@ class Saving:
             agree(self.world, self.make_folder())
             pieces = engine.pieces(trainer.lightning_module)
             if not engine.copied:
-                pieces = (buffers or Buffers()).copies(pieces)
+                pieces = buffers.copies(pieces)
             self.event = torch.cuda.Event() if torch.cuda.is_available() else None
             if self.event is not None:
                 self.event.record()
@@ -239,11 +239,6 @@ class Saving:
         needed = max(sizes, default=room_for(self.weights))
         text = f"{os.strerror(error.errno)} for a checkpoint, which needs about {needed / 2**20:,.1f} MiB"
         return OSError(error.errno, text, str(self.folder))
-
-
-def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
-    """Write the checkpoint of the current step and wait for it; every rank has to call. Returns its folder."""
-    return Saving(trainer, folder).finish()
 
 
 def name_of(rank: int) -> str:
