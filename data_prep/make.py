@@ -15,12 +15,12 @@ from data_prep.books.plan import Sources
 from data_prep.books.work_folder import VIDEOS
 from data_prep.choose.rules import is_taken
 from data_prep.engine.local import Assignment
-from data_prep.engine.pool import Lost
 from data_prep.engine.stopwatch import Spent, total
 from data_prep.fetch.acquire import Acquirer
 from data_prep.preparation import Preparation
 from data_prep.produce import Ended, Making, Stop, produce
 from data_prep.report.progress import Advance
+from videodiff.data.processes.pool import Lost
 
 
 def make(preparation: Preparation) -> None:

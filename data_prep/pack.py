@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from data_prep.cut.animated import as_video, is_animated
 from data_prep.cut.footage import FitPolicy, first_frame, fit_video
-from data_prep.engine.pool import Lost, run_ordered
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from data_prep.sources.clips import name_record
+from videodiff.data.processes.pool import Lost, run_ordered
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_texts
 from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.address import printable

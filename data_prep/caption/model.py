@@ -18,7 +18,7 @@ import numpy as np
 from data_prep.caption.frames import read_frames
 from data_prep.caption.reply import Failed, Reply
 from data_prep.engine.lock import join_run
-from data_prep.engine.pool import Lost, run_ordered
+from videodiff.data.processes.pool import Lost, run_ordered
 from videodiff.data.video.decode import DecodeError
 
 Answers = list[tuple[str, Reply | Failed]]

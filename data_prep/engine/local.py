@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from data_prep.engine.pool import Answers, run
+from videodiff.data.processes.pool import Answers, run
 
 
 class Node(NamedTuple):

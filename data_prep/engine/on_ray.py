@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 from data_prep.engine.local import Assignment, Node
 from data_prep.engine.lock import WORKERS
-from data_prep.engine.pool import Answers, Lost, Worker, collect
 from data_prep.fetch.hosts import Keeper
+from videodiff.data.processes.pool import Answers, Lost, Worker, collect
 from videodiff.data.storage.address import printable
 
 # Seconds between two checks for answers, between two checks for machines, and to wait for a first machine.

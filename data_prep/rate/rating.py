@@ -21,12 +21,12 @@ from data_prep.books.work_folder import clip_file
 from data_prep.choose.rules import refused
 from data_prep.engine.local import Assignment, Node
 from data_prep.engine.lock import join_run
-from data_prep.engine.pool import Lost
 from data_prep.preparation import Preparation
 from data_prep.rate.model_score import Network, model_scores
 from data_prep.rate.models import Models
 from data_prep.rate.ratings import Unrated, source_captions
 from data_prep.report.progress import Advance
+from videodiff.data.processes.pool import Lost
 from videodiff.data.video.decode import decode
 
 

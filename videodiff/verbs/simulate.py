@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from videodiff.data.processes.pool import run_all
 from videodiff.data.storage.files import owning
 from videodiff.data.video.encode import encode
 from videodiff.printing import say
@@ -44,8 +44,8 @@ def simulate(cfg: DictConfig, world: Any, folder: Path) -> None:
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.clips)
     write = partial(write_clip, world=world, folder=folder, size=cfg.size, crf=cfg.crf)
     workers = cfg.workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(write, seeds, chunksize=32), total=len(seeds), unit="clip", desc="simulate"):
+    with closing(run_all(write, seeds, workers)) as written:
+        for _ in tqdm(written, total=len(seeds), unit="clip", desc="simulate"):
             pass
 
 

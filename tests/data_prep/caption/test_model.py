@@ -15,9 +15,9 @@ import transformers
 from data_prep.caption import model as model_module
 from data_prep.caption.model import Asking, Model, answer, claim, generate, load
 from data_prep.caption.reply import Failed
-from data_prep.engine.pool import Lost
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning
+from videodiff.data.processes.pool import Lost
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_sample, read_texts
 from videodiff.data.video.encode import encode

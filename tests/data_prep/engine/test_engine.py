@@ -17,11 +17,11 @@ import yaml
 
 from data_prep.engine.local import Assignment, Local
 from data_prep.engine.on_ray import WORKERS, OnRay, Share, make_scratch, shares
-from data_prep.engine.pool import Lost
 from data_prep.fetch.hosts import FarHosts, Keeper
 from tests.data_prep.test_pipeline import ENDS, dataset, fill, run, temporaries
 from tests.material.tasks.engine import act, break_some
 from tests.verbs.test_conf import composed
+from videodiff.data.processes.pool import Lost
 
 ROOT = Path(__file__).parents[3]
 ABSENT = "found no package ray, expected it for these tests: pip install 'videodiff[ray]'"

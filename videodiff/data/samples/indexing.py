@@ -5,14 +5,12 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import multiprocessing
 import os
 import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 from braceexpand import braceexpand
 
 from videodiff.data.processes.child import GRACE_S, TICK, Child, Gone
+from videodiff.data.processes.pool import run_all
 from videodiff.data.samples.manifest import NAME, Manifest, ManifestWriter, plain_name
 from videodiff.data.samples.members import (
     APART,
@@ -129,8 +128,9 @@ def write_index(
     """Write manifest, words.txt and unusable.jsonl into `root`; return what is left out."""
     parent, words, usable = places[0].parent, Counter(), 0
     unusable = [Unusable(fault.name, 0, "", fault.detail) for fault in faults]
-    with ManifestWriter(root, shards_at=parent if isinstance(parent, Url) else None) as writer:
-        for done, found in enumerate(index_all(places, workers), start=1):
+    shards_at = parent if isinstance(parent, Url) else None
+    with ManifestWriter(root, shards_at=shards_at) as writer, closing(index_all(places, workers)) as results:
+        for done, found in enumerate(results, start=1):
             words.update(found.words)
             unusable += found.unusable
             passed.update(found.passed)
@@ -201,18 +201,8 @@ def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Ind
     if workers == 1:
         yield from map(index_tar, places)
         return
-    workers = min(workers or os.cpu_count() or 1, len(places))
-    # spawn, not fork: FFmpeg and open connections do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = pool.map(partial(index_tar, describing=(describe, LIMIT_S)), places)
-        for place in places:
-            try:
-                yield next(results)
-            except BrokenProcessPool as error:
-                raise ValueError(
-                    f"{place}: found a worker that was killed, in this tar or one of the next {workers}, expected it "
-                    "to finish: memory may have run out"
-                ) from error
+    function = partial(index_tar, describing=(describe, LIMIT_S))
+    yield from run_all(function, places, workers or os.cpu_count() or 1, nests=True)
 
 
 class Describer:

@@ -1,10 +1,12 @@
 import os
 import signal
+import sys
 import time
 
 import pytest
 
-from data_prep.engine.pool import Lost, run_ordered
+from tests.material import warm
+from videodiff.data.processes.pool import Lost, run_all, run_ordered
 
 
 def act(task):
@@ -74,3 +76,24 @@ def test_results_do_not_run_far_ahead_of_the_slowest_task():
 
 def test_no_tasks_start_no_process():
     assert list(run_ordered(act, [], 4, timeout=1)) == []
+
+
+def test_the_first_error_of_a_task_is_raised():
+    results = run_all(act, [("a", 0), ("raise", "no {such} frame"), ("hang", 0)], 2)
+    assert next(results)[0] == "a"
+    with pytest.raises(ValueError, match=r"no \{such\} frame"):
+        next(results)
+    with pytest.raises(ChildProcessError, match=r"'crash', 0.: the process ended by SIGSEGV: memory may have"):
+        list(run_all(act, [("crash", 0)], 1))
+
+
+def test_no_worker_of_a_killed_verb_stays(tmp_path):
+    words = ["simulate", "world=bouncing", "size=32", "out=more", "clips=5000", "workers=2"]
+    # The workers have to be its own processes.
+    environment = {**os.environ, warm.CHILDREN: "no"}
+    process = warm.start([sys.executable, "-m", "videodiff", *words], cwd=tmp_path, env=environment)
+    while process.poll() is None and not list(tmp_path.glob(".more.partial/clips/*.txt")):
+        time.sleep(0.02)
+    process.kill()
+    # They hold the other end of the pipe.
+    process.communicate(timeout=60)

@@ -1,7 +1,8 @@
 """Run a function over many tasks in worker processes that may hang or crash: native decoders do both.
 
-A thread that hangs cannot be killed, and `concurrent.futures` gives up its whole pool when one process dies. Here a
-worker that exceeds its time is killed and replaced, and its task is reported as lost.
+A thread that hangs cannot be killed, and `concurrent.futures` gives up its whole pool when one process dies, and leaves
+its processes behind when its own is killed. Here a worker that exceeds its time is killed and replaced, and its task is
+reported as lost; all workers end with the process that started them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -30,11 +32,11 @@ class Ready(NamedTuple):
 
 
 class Worker(Child):
-    """A child process and the index of its current task; time counts only after it is ready."""
+    """A child process and the index of its current task; time counts only after it is ready. nests: see `Child`."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__(work, function)
-        self.ready, self.task = False, None
+    def __init__(self, function: Callable[[Any], Any], nests: bool = False) -> None:
+        super().__init__(work, function, nests=nests)
+        self.ready, self.task, self.nests = False, None, nests
 
     def give(self, number: int, task: Any) -> None:
         """Hand over a task."""
@@ -72,13 +74,14 @@ def run(
     workers: int,
     timeout: float,
     ahead: Callable[[], float] = lambda: math.inf,
+    nests: bool = False,
 ) -> Iterator[Answers]:
     """Yield answers as they come, each with the index of its task; a task returns one answer or yields several.
 
     `function` must be importable by name. If a task raises, crashes or takes over `timeout` seconds, its last answer is
     `Lost`. Only tasks with an index below `ahead()` are started.
     """
-    pool, begun = [Worker(function) for _ in range(min(workers, len(tasks)))], 0
+    pool, begun = [Worker(function, nests) for _ in range(min(workers, len(tasks)))], 0
     try:
         while begun < len(tasks) or any(worker.task is not None for worker in pool):
             for worker in pool:
@@ -93,19 +96,39 @@ def run(
 
 
 def run_ordered(
-    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, timeout: float
+    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, timeout: float, nests: bool = False
 ) -> Iterator[Any | Lost]:
     """Yield what the function returns, in the order of the tasks; see `run`.
 
     At most 16 tasks a worker are started ahead of the slowest one: the results that wait for it take memory.
     """
     results, emitted = {}, 0
-    with contextlib.closing(run(function, tasks, workers, timeout, lambda: emitted + 16 * workers)) as batches:
+    with contextlib.closing(run(function, tasks, workers, timeout, lambda: emitted + 16 * workers, nests)) as batches:
         for answers in batches:
             results.update(answers)
             while emitted in results:
                 yield results.pop(emitted)
                 emitted += 1
+
+
+def run_all(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, nests: bool = False) -> Iterator[Any]:
+    """Yield what the function returns, in the order of the tasks; the first error of a task is raised here."""
+    results = run_ordered(partial(attempt, function=function), tasks, workers, math.inf, nests)
+    with contextlib.closing(results):
+        for task, result in zip(tasks, results, strict=True):
+            if isinstance(result, Lost):
+                raise ChildProcessError(f"{task}: {result.detail}: memory may have run out")
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+
+def attempt(task: Any, function: Callable[[Any], Any]) -> Any:
+    """Return what the function returns, or the error that it raises."""
+    try:
+        return function(task)
+    except Exception as error:
+        return error
 
 
 def collect(pool: list[Worker], function: Callable[[Any], Any], timeout: float) -> Answers:
@@ -131,5 +154,5 @@ def collect(pool: list[Worker], function: Callable[[Any], Any], timeout: float) 
         if lost is not None:
             if worker.task is not None:
                 answers.append((worker.task, lost))
-            pool[place] = Worker(function)
+            pool[place] = Worker(function, worker.nests)
     return answers
