@@ -20,6 +20,18 @@ class Hang(Callback):
             time.sleep(1000)
 
 
+class FailsAlone(Callback):
+    """Have rank 1 fail while clips are sampled."""
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        def fail(*_: Any) -> None:
+            if not module.training:
+                raise ValueError("no room for these clips")
+
+        if trainer.global_rank == 1:
+            module.denoiser.register_forward_pre_hook(fail, prepend=True)
+
+
 class Told(Callback):
     """Have each rank write the number of its process into `rank_<rank>` after its second step."""
 

@@ -366,3 +366,17 @@ def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(tmp_path: Path, wor
     stacks = [(tmp_path / f"runs/a/stacks/rank_{rank}.txt").read_text() for rank in range(3)]
     assert "odd_ranks.py" in stacks[1]
     assert all("odd_ranks.py" not in stacks[rank].split("\n\n", 1)[1] for rank in (0, 2))
+
+
+def test_a_rank_that_fails_while_it_has_averages_for_weights_waits_for_no_other(
+    tmp_path: Path, world_dataset: Path
+) -> None:
+    words = [*tiny(world_dataset), "optimizer=adamw", "strategy=zero3", "trainer.max_steps=100000", "name=a"]
+    words += ["callbacks.samples.every=2", "callbacks.samples.clips=1"]
+    processes = Ranks(2, tmp_path, [*words, "+callbacks.fails._target_=tests.parallel.odd_ranks.FailsAlone"], slurm)
+    try:
+        wait_for_a_step(tmp_path, processes)
+        (line,) = said(processes, 0, 1)
+    finally:
+        processes.kill()
+    assert line == "videodiff train (rank 1): error: no room for these clips"

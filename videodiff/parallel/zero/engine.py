@@ -137,16 +137,17 @@ class ZeroEngine:
 
     @contextmanager
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Exchange the weights for their averages; all ranks get what the first rank writes."""
+        """Exchange the weights for their averages; all ranks get what the first rank writes.
+
+        An error inside ends the training with the averages in place: a rank that fails alone must not wait for others.
+        """
         averages = self.averages(parameters)
         with self.gathered(parameters.values()):
             weights = {name: p.detach().clone() for name, p in parameters.items()}
             write(parameters, averages)
-        try:
-            yield
-        finally:
-            with self.gathered(parameters.values()):
-                write(parameters, weights)
+        yield
+        with self.gathered(parameters.values()):
+            write(parameters, weights)
 
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
         """Return a context in which parameters are whole that ZeRO 3 has split; the first rank may change them."""
