@@ -32,6 +32,18 @@ class FailsAlone(Callback):
             module.denoiser.register_forward_pre_hook(fail, prepend=True)
 
 
+class Spoils(Callback):
+    """Have a weight of rank 1 alone be no number after step 2, as after a fault of its device."""
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        def spoil(*_: Any) -> None:
+            if trainer.global_step == 1:
+                next(module.denoiser.parameters()).data.view(-1)[0] = float("nan")
+
+        if trainer.global_rank == 1:
+            trainer.optimizers[0].register_step_post_hook(spoil)
+
+
 class Told(Callback):
     """Have each rank write the number of its process into `rank_<rank>` after its second step."""
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.conftest import start, tiny
+from tests.material.runs.ranks import LIMIT, Ranks
 from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
@@ -262,6 +263,20 @@ def test_a_step_that_ruins_the_weights_is_the_last_one_and_not_saved(
     assert last.startswith("videodiff train: error: ")
     assert "lr" in last or "learning rate" in last
     assert not list(cwd.glob("runs/a/checkpoints/step_*"))
+
+
+def test_weights_that_are_ruined_on_one_rank_alone_end_training_on_all(world_dataset: Path, tmp_path: Path) -> None:
+    how = ["strategy=ddp", "optimizer=adamw", "trainer.max_steps=100000", "name=a"]
+    spoils = "+callbacks.spoils._target_=tests.parallel.odd_ranks.Spoils"
+    ranks = Ranks(2, tmp_path, [*recipe(world_dataset), *how, spoils])
+    try:
+        for rank in ranks.ranks:
+            rank.wait(LIMIT)
+    finally:
+        ranks.kill()
+    assert [rank.returncode for rank in ranks.ranks] == [1, 1], ranks.said()
+    assert ranks.said().count("videodiff train: error: step 2 with the learning rate ") == 1, ranks.said()
+    assert [path.name for path in checkpoints(tmp_path / "runs/a")] == ["step_00000001"]
 
 
 def test_a_loss_that_is_not_finite_makes_every_gradient_so_and_a_finite_one_changes_none() -> None:

@@ -109,9 +109,8 @@ class Guard(Callback):
 
 
 def sound(trainer: lightning.Trainer, engine: Engine) -> bool:
-    """Return whether the weights are finite on all ranks."""
-    fine = finite(engine.weights())
-    return trainer.strategy.reduce_boolean_decision(fine, all=True) if engine.split else fine
+    """Return whether the weights are finite on all ranks; a fault of one device may spoil them there alone."""
+    return trainer.strategy.reduce_boolean_decision(finite(engine.weights()), all=True)
 
 
 def suspects_of_all(trainer: lightning.Trainer, module: Any) -> list[str]:
