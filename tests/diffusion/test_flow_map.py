@@ -16,7 +16,7 @@ from torch import Tensor
 
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.diffusion.flow_map import FlowMap
-from videodiff.diffusion.guidance import classifier_free, denoise_function
+from videodiff.diffusion.guidance import classifier_free, denoise_function, with_history
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.diffusion.path import Cosine, Path, RectifiedFlow, per_frame
@@ -107,7 +107,7 @@ def test_the_path_of_the_velocity_ends_where_the_exact_map_does(path: Path) -> N
 
     for pieces in (8, 16, 32):
         objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=pieces, own=0.0)
-        there = objective.follow(only_slopes, z, ways(tau, rho, pieces), {"place": place})
+        there = objective.follow(only_slopes, z, ways(tau, rho, pieces), {"place": place}, z)
         errors.append(float((there - flow(path, z, tau, rho)).abs().max()))
         assert torch.equal(there[1], z[1]), "a clip that takes no step stays"
     assert len(told_of_steps) == 8 + 16 + 32
@@ -129,7 +129,7 @@ def test_the_network_takes_the_first_part_of_a_step_itself_and_the_velocity_the_
         return Exact(path)(z, tau, rho, place)
 
     objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=32)
-    there = objective.follow(network, z, levels, {"place": place})
+    there = objective.follow(network, z, levels, {"place": place}, z)
     torch.testing.assert_close(there, flow(path, z, tau, rho), rtol=0, atol=1e-2)
     assert len(told) == objective.forwards == 33
     torch.testing.assert_close(told[0], middle)
@@ -140,8 +140,34 @@ def test_the_network_takes_the_first_part_of_a_step_itself_and_the_velocity_the_
 
     # What the network makes of the first half stays in the target: the velocity goes on from there.
     half = flow(path, z, tau, middle) - 0.5 * per_frame(tau - middle)
-    there = objective.follow(off, z, levels, {"place": place})
+    there = objective.follow(off, z, levels, {"place": place}, z)
     torch.testing.assert_close(there, flow(path, half, middle, rho), rtol=0, atol=1e-2)
+
+
+def test_known_frames_guide_the_way_but_not_the_step_of_the_network_itself() -> None:
+    path, passes, z, noise, place = RectifiedFlow(), [], randn(3), randn(4), torch.arange(SHAPE[0])
+    tau = torch.full((SHAPE[0], SHAPE[2]), 0.8, dtype=torch.float64)
+    tau[:3, 1] = 0.0
+    levels = torch.stack([tau * part for part in (1.0, 0.75, 0.5)])
+
+    def network(z: Tensor, tau: Tensor, rho: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+        passes.append(rho is None)
+        # All frames count in each frame.
+        return torch.sin(z) + (z + per_frame(tau)).mean(2, keepdim=True) + (0.0 if rho is None else 0.3)
+
+    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, history=1.75)
+    there = objective.follow(network, z, levels, {"place": place}, noise)
+    assert passes == [False, True, True]
+    assert objective.forwards == len(passes)
+
+    denoise = denoise_function(network, {"place": place}, path, "x")
+    half = flow_map(denoise, z, levels[:2], path)
+    guided = with_history(denoise, path, tau == 0, noise, 1.75)
+    torch.testing.assert_close(there, euler(guided, half, levels[1:], path), rtol=0, atol=1e-12)
+    assert torch.equal(there[:3, :, 1], z[:3, :, 1]), "known frames stay"
+    plain = euler(denoise, half, levels[1:], path)
+    assert (there[:3] != plain[:3]).any()
+    torch.testing.assert_close(there[3:], plain[3:], rtol=0, atol=1e-12)
 
 
 def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> None:

@@ -12,6 +12,9 @@ v is that of the same network, called without rho: then it meets none of the wei
 and as only these learn, v stays what it was. So there is no second network, no critic, no forward mode and no division
 by a small number, and bfloat16 is enough.
 
+The way may be guided by the known frames: a step then does what costs a sampler a second pass of the network (Meng et
+al. 2023, arXiv 2210.03142, at one scale).
+
 Some steps are followed from their middle, to which the network's own step leads: that of the sampler with twice as many
 steps, which it learns too. Then v comes last, sees the clip that the network made, and sharpens that one (a Lagrangian
 target: Boffi et al. 2025, arXiv 2505.18825, without its derivative).
@@ -27,7 +30,7 @@ import torch
 from torch import Generator, Tensor
 
 from videodiff.device import send
-from videodiff.diffusion.guidance import denoise_function
+from videodiff.diffusion.guidance import denoise_function, with_history
 from videodiff.diffusion.objective import Condition, Denoiser, Objective, drop, mean_where
 from videodiff.diffusion.path import per_frame
 from videodiff.diffusion.prediction import convert
@@ -41,7 +44,8 @@ class FlowMap(Objective):
     A clip takes a step of a sampler: its number of steps is drawn from `steps`, which of them evenly. `pieces` is the
     number of steps of DPM-Solver++ that the target follows on the way. Where `steps` has a number and its double, the
     network's own step takes the first half of a share `own` of the longer steps. The error of a pixel counts by its
-    square where it is small, by its size where it is beyond `width`.
+    square where it is small, by its size where it is beyond `width`. `history` is the scale at which known frames guide
+    the way; 1 is no guidance.
     """
 
     takes_steps = True
@@ -50,11 +54,12 @@ class FlowMap(Objective):
     pieces: int = 5
     own: float = 0.5
     width: float = 0.1
+    history: float = 1.0
 
     @property
     def forwards(self) -> float:
-        """The passes without a gradient of a clip: one a piece, and one for the network's own step."""
-        return self.pieces + self.own_steps
+        """The passes without a gradient of a clip: one a piece, two where it is guided, and one for the own step."""
+        return self.pieces * (1.0 if self.history == 1.0 else 2.0) + self.own_steps
 
     @property
     def own_steps(self) -> float:
@@ -93,7 +98,7 @@ class FlowMap(Objective):
         """Return the mean error over the moving frames of each clip (b,), at given noise and levels `n b t`."""
         tau, rho = levels[0], levels[-1]
         z, step = self.path.mix(x, eps, tau), per_frame(tau - rho)
-        there = self.follow(denoiser, z, levels, condition)
+        there = self.follow(denoiser, z, levels, condition, eps)
         mean = torch.where(step > 0, (z - there) / torch.where(step > 0, step, 1.0), 0.0)
         made = convert(denoiser(z, tau, rho=rho, **condition), z, tau, self.path, self.prediction, self.floor)
         # The target goes through the same floor, so that the exact output has no error at any level.
@@ -107,12 +112,16 @@ class FlowMap(Objective):
         return mean_where(sharp, tau > rho)
 
     @torch.no_grad()
-    def follow(self, denoiser: Denoiser, z: Tensor, levels: Tensor, condition: Condition) -> Tensor:
-        """Return where the path of v leads through these levels `n b t`, after the network's own step to the second."""
+    def follow(self, denoiser: Denoiser, z: Tensor, levels: Tensor, condition: Condition, noise: Tensor) -> Tensor:
+        """Return where the path of v leads through these levels `n b t`, after the network's own step to the second.
+
+        Known frames are those at level 0 from the first level on; without them the network sees `noise` in their place.
+        """
         denoise = denoise_function(denoiser, dict(condition), self.path, self.prediction)
         if self.own:
             z = flow_map(denoise, z, levels[:2], self.path)
-        return dpm_solver_2m(denoise, z, levels[1:], self.path)
+        guided = with_history(denoise, self.path, levels[0] == 0, noise, self.history)
+        return dpm_solver_2m(guided, z, levels[1:], self.path)
 
 
 def second_seed(seed: int) -> int:

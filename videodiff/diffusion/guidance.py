@@ -70,7 +70,7 @@ def with_history(
     history (b, t): the known frames. `scale` 1 is no guidance. The prediction without the history sees these frames at
     noise level `level`: pure noise at 1; below 1 their coarse part is left (fractional history guidance).
     """
-    if scale == 1.0 or not bool(history.any()):
+    if scale == 1.0:
         return denoise
 
     def guided(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:

@@ -166,7 +166,8 @@ class Generation:
         # Beside clips with known frames there may be clips without.
         by_caption = ~given.known.any(1) if self.guide == "history" else None
         denoise = classifier_free(network.denoise(), without, self.scale, self.interval, self.rescale, by_caption)
-        denoise = with_history(denoise, path, given.known, noise, self.history_scale, self.history_level)
+        if bool(given.known.any()):
+            denoise = with_history(denoise, path, given.known, noise, self.history_scale, self.history_level)
         denoise = reconstructing(denoise, path, given.clip, given.kept, self.reconstruction)
         return holding(denoise, given.clip, given.kept) if bool(given.kept.any()) else denoise
 

@@ -185,6 +185,7 @@ CLASSES: dict[str, Kind] = {
         pieces=COUNT,
         own=SHARE,
         width=number(above=0),
+        history=number(),
     ),
     "videodiff.diffusion.distillation.ProgressiveDistillation": record(
         **OBJECTIVE,

@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 15
+RECORD, VERSION = "record", 16
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -53,6 +53,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     12: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"step_rank": 0}},
     13: {"videodiff.diffusion.flow_map.FlowMap": {"own": 0.0}},
     15: {"videodiff.text.words.Words": {"near": 0}},
+    16: {"videodiff.diffusion.flow_map.FlowMap": {"history": 1.0}},
 }
 # For each version the keys that went with it, by class.
 GONE: dict[int, dict[str, tuple[str, ...]]] = {
