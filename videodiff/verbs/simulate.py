@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from videodiff.data.processes.pool import run_all
-from videodiff.data.storage.files import owning
+from videodiff.data.storage.files import owning, room_at
 from videodiff.data.video.encode import encode
 from videodiff.printing import say
 from videodiff.worlds.scene import render
@@ -53,6 +53,7 @@ def write_clip(seed: int, world: Any, folder: Path, size: int, crf: int) -> None
     """Write one scene as mp4, caption and truth."""
     scene = world.scene(seed)
     stem = folder / f"{seed:09d}"
-    stem.with_suffix(".mp4").write_bytes(encode(render(scene, size), scene.fps, crf=crf))
-    stem.with_suffix(".txt").write_text(scene.caption)
-    stem.with_suffix(".json").write_text(json.dumps({"fps": scene.fps, "truth": scene.truth()}))
+    with room_at(folder):
+        stem.with_suffix(".mp4").write_bytes(encode(render(scene, size), scene.fps, crf=crf))
+        stem.with_suffix(".txt").write_text(scene.caption)
+        stem.with_suffix(".json").write_text(json.dumps({"fps": scene.fps, "truth": scene.truth()}))

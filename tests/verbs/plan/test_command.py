@@ -72,9 +72,9 @@ OWN_NAME = "# @package _global_\ndefaults: [bouncing_cpu, _self_]\nname: mine\n"
         (["data.batch={micro_batches: 4, tokens: 800}"], {"global_batch": 16, "accumulate": 2}),
         (["data.batch={micro_batches: 1, tokens: 800}"], {"global_batch": 4, "accumulate": 1, "sequence": 2}),
         # The micro-batch is a part of the usual batch, where a bucket has it: else of what divides all.
-        (["data.buckets=[{SHAPE}, {frames: 1, height: 40, width: 40, global_batch: 4}]"], {"global_batch": 16}),
+        (["data.buckets=[{SHAPE}, {frames: 1, height: 8, width: 8, global_batch: 4}]"], {"global_batch": 16}),
         (
-            ["data.buckets=[{SHAPE, global_batch: 8}, {frames: 1, height: 40, width: 40, global_batch: 12}]"],
+            ["data.buckets=[{SHAPE, global_batch: 8}, {frames: 1, height: 8, width: 8, global_batch: 12}]"],
             {"global_batch": 4},
         ),
         (["data.global_batch=6", "clips=20"], {"max_steps": 3}),
@@ -90,7 +90,7 @@ def test_training_takes_the_line_as_it_was_planned(
     call: Call, tmp_path: Path, world_dataset: Path, how: list[str], wanted: dict[str, int]
 ) -> None:
     recipe = [] if how[0].startswith("experiment=") else ["experiment=bouncing_cpu"]
-    more = [word.replace("SHAPE", "frames: 8, height: 20, width: 20") for word in how]
+    more = [word.replace("SHAPE", "frames: 8, height: 16, width: 16, keep: 0.5") for word in how]
     place = [f"data.root={world_dataset}", "data.validation_root=null", f"json={tmp_path / 'plan.json'}"]
     status, out, err = call("plan", *recipe, *SMALL[:4], "cluster=cpux2", *place, *more)
     assert status == 0, err
@@ -240,6 +240,14 @@ def test_a_mean_step_is_that_of_the_order_of_the_data(call: Call, tmp_path: Path
     seconds = sum(shape["seconds"] * shares[shape["global_batch"]] for shape in found["shapes"])
     assert found["days"] == pytest.approx(100 * seconds / 86400 / (1 - found["checkpoint"]["lost"]))
     assert f"{shares[12]:.0%} of the steps" in out
+
+
+def test_a_dataset_that_training_would_refuse_is_refused(call: Call, tmp_path: Path, world_dataset: Path) -> None:
+    buckets = "data.buckets=[{frames: 8, height: 20, width: 20}, {frames: 1, height: 40, width: 40}]"
+    place = [f"data.root={world_dataset}", "data.validation_root=null"]
+    status, _, err = call("plan", "experiment=bouncing_cpu", "cluster=cpux2", *place, buckets)
+    assert status == 1
+    assert f"{world_dataset}: 0000: found 8 frames of 16 x 16 pixels, expected at least 8 for 8 x 20 x 20" in err
 
 
 def test_without_the_dataset_every_bucket_has_as_many_steps(call: Call, tmp_path: Path) -> None:
