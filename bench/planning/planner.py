@@ -9,9 +9,8 @@ process or two.
 Memory is the most bytes that torch's allocator has given out at once, by its own records, from before the network is
 built to the end of the second step; of several processes that of the fullest one. Time is the processor time of a step.
 Beside each step runs a fixed work, whose time says how fast the machine was at that moment, as other jobs slow both.
-A tiny training tells what the trainer takes beside its operations, and a tiny and a wide one what an engine takes
-for each block and for each byte that it sends. The figures go to bench/out/planner.json, the
-table to docs/fits.md.
+A tiny training tells what the trainer takes beside its operations; a tiny and a wide one tell what an engine takes for
+each block and for each byte that it sends. The figures go to bench/out/planner.json, the table to docs/fits.md.
 """
 
 from __future__ import annotations
@@ -169,7 +168,7 @@ def with_engines(machine: Machine, data: Path, paces: Mapping[Case, float]) -> M
 
     cluster = machine.cluster
     cluster = replace(cluster, trainer_ms=1e3 * max(0.0, beside(TINY)[0]))
-    for tiny in [case for case in paces if case._replace(strategy="single", processes=1) == TINY != case]:
+    for tiny in [case for case in paces if case.width == TINY.width and case.processes > 1]:
         (less, few), (more, many) = beside(tiny), beside(tiny._replace(width=WIDE.width))
         byte = max((more - less) / (many - few), 1e-12)
         block = 1e3 * max(0.0, less - byte * few) / tiny.depth

@@ -200,7 +200,7 @@ def steps_of(cfg: DictConfig, batches: Sequence[tuple[Bucket, int]]) -> list[flo
         data = build_data(cfg)
         if not isinstance(data, ClipDataModule):
             return even
-        planned = list(plan(data.stages, data.order, accumulate=1, world=1))
+        planned = plan(data.stages, data.order, accumulate=1, world=1)
     except (OSError, ManifestError):
         return even
     for stage, own in itertools.groupby(planned, key=lambda one: one.first):
