@@ -137,6 +137,38 @@ def test_a_leading_frame_is_clean_before_the_others_begin() -> None:
     assert [tau[0].tolist() for tau, _ in world.calls] == [[1, 1, 1], [0.5, 1, 1], [0, 1, 1], [0, 0.5, 0.5]]
 
 
+@each_sampler
+def test_a_frame_that_leads_apart_is_a_clip_of_its_own_that_the_others_then_know(sampler: object) -> None:
+    """Clips that know a frame do not lead, and share the batch; each clip is what it is alone."""
+
+    def network(z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        seen.append(tau)
+        return torch.tanh(z.mean((2, 3, 4), keepdim=True) - z) + text.view(-1, 1, 1, 1, 1)
+
+    seen: list[Tensor] = []
+    known, clip, eps = torch.tensor([[False] * 4, [False, True, False, False]]), torch.randn(2, 2, 4, 3, 3), noise(2)
+    how = Generation(sampler, steps=3, shift=3.0, scale=2.0, lead=1, apart=True)
+    made = how(asked(network, 0.5, 0.7), eps, given(clip, known))
+    assert {tau.shape[1] for tau in seen} == {1, 4}
+    assert all(tau[0, 0] == 0 and tau[1, 1] == 0 for tau in seen if tau.shape[1] == 4)
+    # By hand: a clip of one frame, then the others around it.
+    plain = Generation(sampler, steps=3, shift=3.0, scale=2.0)
+    first = plain(asked(network, 0.5), eps[:1, :, :1])
+    led = torch.cat([first, clip[:1, :, 1:]], 2)
+    rest = plain(asked(network, 0.5), eps[:1], given(led, torch.tensor([[True, False, False, False]])))
+    torch.testing.assert_close(made[:1], rest)
+    torch.testing.assert_close(made[1:], plain(asked(network, 0.7), eps[1:], given(clip[1:], known[1:])))
+
+
+def test_a_clip_whose_first_frame_led_apart_is_still_guided_by_its_caption() -> None:
+    def network(z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        return (10.0 * (text == 2)).view(-1, 1, 1, 1, 1).expand_as(z)
+
+    how = Generation(euler, steps=1, scale=3.0, guide="history", lead=1, apart=True)
+    made = how(asked(network, 2.0), noise(1))
+    torch.testing.assert_close(made, torch.full_like(made, 30.0))
+
+
 def test_one_frame_is_a_clip() -> None:
     made = Generation(heun, steps=3)(asked(World(), 0.5), noise(1, t=1))
     torch.testing.assert_close(made, torch.full((1, 2, 1, 3, 3), 0.5))

@@ -39,11 +39,16 @@ def schedule(
     held = torch.zeros(len(known), device=known.device, dtype=torch.float32) if held is None else held
     line = torch.linspace(1, 0, steps + 1, device=known.device, dtype=torch.float32)[:, None, None]
     taus = torch.where(known, held[:, None], shift_levels(line * shift_levels(begin, 1 / shift), shift))
-    whole = ~known.any(1, keepdim=True) & (begin == 1).all(1, keepdim=True)
-    leads = (torch.arange(known.shape[1], device=known.device) < lead) & whole
-    if leads.all() or not leads.any():
+    leads = leading(known, begin, lead)
+    if not leads.any():
         return taus
     return torch.cat([torch.where(leads, taus[:-1], taus[:1]), torch.where(leads, 0.0, taus)])
+
+
+def leading(known: Tensor, begin: Tensor, lead: int) -> Tensor:
+    """Return the frames (b, t) that lead: the first `lead` of each clip that knows none and begins at 1; not all."""
+    whole = ~known.any(1, keepdim=True) & (begin == 1).all(1, keepdim=True)
+    return (torch.arange(known.shape[1], device=known.device) < lead) & whole & (lead < known.shape[1])
 
 
 def generate(sampler: Sampler, denoise: Denoise, path: Path, noise: Tensor, clip: Tensor, taus: Tensor) -> Tensor:

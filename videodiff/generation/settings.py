@@ -24,7 +24,7 @@ from videodiff.diffusion.guidance import (
     with_history,
 )
 from videodiff.diffusion.path import Path, per_frame
-from videodiff.diffusion.sampler import Sampler, generate, schedule
+from videodiff.diffusion.sampler import Sampler, generate, leading, schedule
 
 
 class Given(NamedTuple):
@@ -76,7 +76,7 @@ class Network(NamedTuple):
 MOST_STEPS = 100_000
 GUIDES = ("caption", "history")
 SETTINGS = (
-    *("steps", "scale", "shift", "interval", "lead", "rescale"),
+    *("steps", "scale", "shift", "interval", "lead", "apart", "rescale"),
     *("history", "history_level", "reconstruction", "guide"),
 )
 
@@ -84,11 +84,12 @@ SETTINGS = (
 class Generation:
     """Sample clips with `steps` steps of `sampler`; `shift` moves the steps toward noise, `scale` 1 is no guidance.
 
-    With `lead`, text-to-video samples this many frames first, and then the rest around them. `interval`: the levels
-    with guidance; `rescale`: how far frames return to their spread without guidance. `history`: the scale of guidance
-    by the known frames, against the same frames at `history_level`; `reconstruction`: the weight of guidance by the
-    kept pixels. `diffusion/guidance.py` has the formulas. `guide`: what guides a clip with known frames, its `caption`
-    or the frames alone (`history`), which take the scale of the caption if they have none of their own.
+    With `lead`, text-to-video samples this many frames first, and then the rest around them; meanwhile the rest waits
+    as noise, or, with `apart`, is not there: for a network that saw such short clips in training. `interval`: the
+    levels with guidance; `rescale`: how far frames return to their spread without guidance. `history`: the scale of
+    guidance by the known frames, against the same frames at `history_level`; `reconstruction`: the weight of guidance
+    by the kept pixels. `diffusion/guidance.py` has the formulas. `guide`: what guides a clip with known frames, its
+    `caption` or the frames alone (`history`), which take the scale of the caption if they have none of their own.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Generation:
         history_level: float = 1.0,
         reconstruction: float = 0.0,
         guide: str = "caption",
+        apart: bool = False,
     ) -> None:
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
             raise ValueError(f"sampler.steps: found {steps}, expected a whole number from 1 to {MOST_STEPS}")
@@ -128,7 +130,7 @@ class Generation:
         self.sampler, self.steps, self.shift, self.scale, self.lead = sampler, steps, shift, scale, lead
         self.interval = (float(interval[0]), float(interval[1]))
         self.rescale, self.history, self.history_level = rescale, history, history_level
-        self.reconstruction, self.guide = reconstruction, guide
+        self.reconstruction, self.guide, self.apart = reconstruction, guide, apart
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain values, with the name of the sampler."""
@@ -155,10 +157,23 @@ class Generation:
     def __call__(self, network: Network, noise: Tensor, given: Given | None = None) -> Tensor:
         """Return clips of the shape of `noise` (`b c t h w`), made around what is given."""
         given = nothing_given(noise) if given is None else given
-        taus = schedule(self.steps, given.known, self.shift, self.lead, given.begin, given.held)
         denoise = self.denoise(network, noise, given)
+        given = self.led(network, noise, given) if self.apart else given
+        taus = schedule(self.steps, given.known, self.shift, self.lead, given.begin, given.held)
         made = generate(self.sampler, denoise, network.path, noise, given.clip, taus)
         return torch.where(per_frame(given.known) | given.kept, given.clip, made)
+
+    def led(self, network: Network, noise: Tensor, given: Given) -> Given:
+        """Return `given` with the leading frames made, in clips of their own, and known."""
+        leads = leading(given.known, given.begin, self.lead)
+        if not leads.any():
+            return given
+        first, rest = slice(None, self.lead), given.clip[:, :, self.lead :]
+        short = Given(
+            given.clip[:, :, first], given.known[:, first], given.begin[:, first], given.held, given.kept[:, :, first]
+        )
+        made = torch.cat([self(network, noise[:, :, first], short), rest], 2)
+        return given._replace(clip=torch.where(per_frame(leads), made, given.clip), known=given.known | leads)
 
     def denoise(self, network: Network, noise: Tensor, given: Given) -> Denoise:
         """Return the denoise function with all requested guidance."""

@@ -208,6 +208,7 @@ CLASSES: dict[str, Kind] = {
         scale=number(),
         interval=many(SHARE, 2, 2),
         lead=whole(0),
+        apart=FLAG,
         rescale=SHARE,
         history=number(),
         history_level=number(above=0, most=1),

@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 16
+RECORD, VERSION = "record", 17
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -54,6 +54,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     13: {"videodiff.diffusion.flow_map.FlowMap": {"own": 0.0}},
     15: {"videodiff.text.words.Words": {"near": 0}},
     16: {"videodiff.diffusion.flow_map.FlowMap": {"history": 1.0}},
+    17: {"videodiff.generation.settings.Generation": {"apart": False}},
 }
 # For each version the keys that went with it, by class.
 GONE: dict[int, dict[str, tuple[str, ...]]] = {
