@@ -19,7 +19,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.material.made_clips import sample, write_dataset
-from tests.material.tasks.hasty_reader import HastyReader
+from tests.material.tasks.hasty_reader import HASTE, HastyReader
 from videodiff.data.loader.datamodule import clip_data
 from videodiff.data.samples.indexing import index_tars
 from videodiff.data.samples.manifest import Manifest, ManifestError
@@ -426,6 +426,9 @@ def test_a_host_that_hangs_ends_the_run_and_costs_no_clip(nginx, tmp_path, monke
     write_dataset(nginx.files / "set", count=9)
     if not comes_back:
         monkeypatch.setattr("videodiff.data.loader.datamodule.Reader", HastyReader)
+        # The threads of this process fetch for the disk cache too; readers wait for a shard that one of them fetches.
+        for name, value in HASTE.items():
+            monkeypatch.setattr(remote, name, value)
     cache = {"disk_cache": str(tmp_path / "cache")} if cached else {}
     how = {"num_workers": 2, "timeout": 1.0, "budget": 0, "quarantine": str(tmp_path / "quarantine.jsonl")}
     data = module(f"{nginx.url}/set", **how, **cache)

@@ -273,6 +273,29 @@ def test_a_state_that_is_none_is_a_line(runs: Path, call: Call, name: str) -> No
     assert not (runs / "mark").exists()
 
 
+@pytest.mark.parametrize("part", ["ClipDataModule", "callbacks.Guard", "loops.fit_loop", "lr_schedulers.0"])
+@pytest.mark.parametrize(
+    "state", [{}, [1], {"last_epoch": "two", "step": None, "skipped": 3}], ids=["lacks", "list", "kinds"]
+)
+def test_progress_in_another_form_is_a_line_that_names_its_part(
+    runs: Path, call: Call, part: str, state: object
+) -> None:
+    checkpoint = latest_checkpoint(Path("runs/a"))
+    path = checkpoint / "state/progress.json"
+    found = outer = json.loads(path.read_text())
+    *ways, last = [int(key) if key.isdecimal() else key for key in part.split(".")]
+    for key in ways:
+        outer = outer[key]
+    assert outer[last], "no such part"
+    outer[last] = state
+    path.write_text(json.dumps(found))
+    signed(checkpoint, "state/progress.json")
+    status, _, err = call("train", "resume=runs/a", "trainer.max_steps=4")
+    assert status == 1
+    assert f"{path}: " in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+
+
 def test_a_state_of_another_model_lists_what_differs(runs: Path, call: Call) -> None:
     config = Path("runs/a/config.yaml")
     config.write_text(config.read_text().replace("mlp_ratio: 4.0", "mlp_ratio: 2.0"))

@@ -71,7 +71,7 @@ class ZeroEngine:
         """Continue with that scale, if this precision has one."""
         scaler = self.strategy.optimizers[0].loss_scaler
         for key in SCALE if scaler.dynamic else ():
-            setattr(scaler, key, state[key])
+            setattr(scaler, key, type(getattr(scaler, key))(state[key]))
 
     def choose_optimizer(self, make: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
         """Return an optimizer that can be split: for Muon, one that DeepSpeed knows."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -60,17 +62,34 @@ def read_progress(path: Path) -> Progress:
     return found
 
 
-def set_progress(trainer: lightning.Trainer, progress: Progress) -> None:
-    """Restore the progress in a training that is set up: what Lightning restores from its own checkpoints."""
+def set_progress(trainer: lightning.Trainer, progress: Progress, source: Path) -> None:
+    """Restore the progress in a training that is set up: what Lightning restores from its own checkpoints.
+
+    ValueError if the state of a part, read from the file `source`, is none that this part writes.
+    """
     for part in parts_of(trainer):
-        if type(part).__qualname__ in progress:
-            part.load_state_dict(progress[type(part).__qualname__])
+        if (name := type(part).__qualname__) in progress:
+            with taking(name, source):
+                part.load_state_dict(progress[name])
     for callback in trainer.callbacks:
-        if callback.state_key in progress["callbacks"]:
-            callback.load_state_dict(progress["callbacks"][callback.state_key])
-    trainer.fit_loop.load_state_dict(counted_anew(progress, trainer.accumulate_grad_batches))
-    for one, state in zip(trainer.lr_scheduler_configs, progress["lr_schedulers"], strict=True):
-        go_on(one.scheduler, state["last_epoch"])
+        if (name := callback.state_key) in progress["callbacks"]:
+            with taking(name, source):
+                callback.load_state_dict(progress["callbacks"][name])
+    with taking("loops", source):
+        trainer.fit_loop.load_state_dict(counted_anew(progress, trainer.accumulate_grad_batches))
+    with taking("lr_schedulers", source):
+        for one, state in zip(trainer.lr_scheduler_configs, progress["lr_schedulers"], strict=True):
+            go_on(one.scheduler, state["last_epoch"])
+
+
+@contextmanager
+def taking(part: str, source: Path) -> Iterator[None]:
+    """Say of a state in another form, as a stranger's file may have, where it stands."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{source}: {part}: found a state of another form ({found}), expected its own") from error
 
 
 def counted_anew(progress: Progress, accumulate: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def restore(module: lightning.LightningModule, checkpoint: Path) -> None:
     else:
         saved, progress = Saved(files_of(checkpoint)), read_progress(checkpoint / STATE / PROGRESS)
     saved.check(shapes_of(module), checkpoint)
-    set_progress(trainer, progress)
+    set_progress(trainer, progress, checkpoint / STATE / PROGRESS)
     engine_of(trainer.strategy).load(module, saved)
     # Random states are restored if there are as many processes as before; only users' own code draws from them.
     if record["processes"] == trainer.world_size:
