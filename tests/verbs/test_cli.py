@@ -71,6 +71,8 @@ MISTAKES = {
     "verb": (["trian"], "found the verb 'trian', expected one of simulate, pack, prep, index, cache, plan, train"),
     "key": (["train", "trainer.max_stepz=3"], "found no key 'trainer.max_stepz'; did you mean 'trainer.max_steps'?"),
     "group": (["train", "modle=S"], "found no key 'modle'; did you mean 'model'?"),
+    "of_verb": (["sample", "sampler.scale=3.0"], "found no key 'sampler.scale'; did you mean 'scale=3.0'?"),
+    "no_option": (["evaluate", "sampler.lead=1"], "'sampler.lead'; did you mean 'sampler=<option> sampler.lead=1'?"),
     "option": (["train", "model=XXL"], "found no model 'XXL', expected one of B, L, S, XL, tiny; did you mean 'XL'?"),
     "missing": (["simulate"], "out"),
     "syntax": (["train", "trainer.max_steps=[3"], "trainer.max_steps=[3"),

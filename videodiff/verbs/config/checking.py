@@ -119,12 +119,26 @@ def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
             key = override.key_or_group
             if key not in known and not override.is_add() and not key.startswith("hydra"):
                 near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                near = [f"+{override.input_line}"] if may_be_added(verb, override, overrides) else near
+                if meant := meant_without_option(verb, override, known):
+                    near = [meant]
+                elif may_be_added(verb, override, overrides):
+                    near = [f"+{override.input_line}"]
                 raise ValueError(
                     f"override {override.input_line!r}: found no key {key!r}"
                     + (f"; did you mean {near[0]!r}?" if near else "")
                 ) from error
         raise
+
+
+def meant_without_option(verb: str, override: Override, known: Sequence[str]) -> str | None:
+    """Return what a key means in a group that has no option here, as the sampler has none where the run's counts.
+
+    None for any other key.
+    """
+    group, _, name = override.key_or_group.partition(".")
+    if not name or group not in groups(verb) or any(one.startswith(f"{group}.") for one in known):
+        return None
+    return f"{name}={override.get_value_string()}" if name in known else f"{group}=<option> {override.input_line}"
 
 
 def may_be_added(verb: str, override: Override, overrides: Sequence[str]) -> bool:
