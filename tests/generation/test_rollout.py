@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.generation.test_sampling import Overflowing
 from videodiff.codec.pixels import Pixels
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import euler
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of, seed_of, with_keys
-from videodiff.generation.sampling import Wanted, sample_clips
+from videodiff.generation.sampling import NotFiniteError, Wanted, sample_clips
 from videodiff.generation.settings import Generation
 from videodiff.text.words import Words
 
@@ -98,6 +99,13 @@ def test_frames_are_made_when_they_are_asked_for(kind: str) -> None:
     frames = KINDS[kind](model, Generation(euler, steps=6), ONE, SHAPE, HOW._replace(total=10**9))
     assert len(list(islice(frames, 20))) == 20
     assert len(model.denoiser.calls) < 200
+
+
+@each_kind
+def test_frames_that_the_codec_cannot_decode_end_a_long_clip(kind: str) -> None:
+    model = SimpleNamespace(**{**vars(parts()), "codec": Overflowing()})
+    with pytest.raises(NotFiniteError, match="pixels that are not finite"):
+        made(kind, model=model)
 
 
 def words_of_windows(kind: str, how: Rollout, one: Wanted = ONE) -> list[int]:

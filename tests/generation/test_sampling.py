@@ -155,6 +155,20 @@ def test_a_clip_that_is_not_finite_costs_itself_alone() -> None:
     assert (made[2] == 51).all()
 
 
+class Overflowing(Pixels):
+    """A codec that cannot decode bright clips, as one in float16."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return torch.where(latent > 0.5, torch.nan, latent)
+
+
+def test_a_clip_that_its_codec_cannot_decode_costs_itself_alone() -> None:
+    wanted = [Wanted("a ball", rate, seed) for seed, rate in enumerate((5.0, 80.0))]
+    made = sample_each(parts(Overflowing()), Generation(euler, steps=3), wanted, (5, 4, 6))
+    assert (made[0] == 13).all()
+    assert "sample of seed 1 ('a ball'): found 360 of 360 pixels that are not finite" in str(made[1])
+
+
 def test_clips_whose_noise_fits_but_no_layer_of_the_network_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine of 50,000 bytes: 5 frames of 4 x 6 pixels are 1,440 bytes of noise. In patches of 2 x 2 they are 30
     # tokens, and a feed-forward layer of 256 values reads and makes 2 x 30,720 bytes; one of 4 frames, 2 x 24,576.

@@ -186,9 +186,12 @@ def test_what_does_not_fit_together_is_one_line_before_anything_is_written(
         "objective=flow_map": no_rank.format("objective"),
         "sampler=flow_map": no_rank.format("sampler"),
         "objective=progressive": "objective.teacher: found none, expected a run",
+        "sampler.lead=1 sampler.apart=true model.patch=[2,4,4]": (
+            "sampler.lead: found 1 with sampler.apart=true, expected a multiple of model.patch[0] = 2"
+        ),
     }
     for mistake, said in mistakes.items():
-        status, _, err = call("train", *tiny(world_dataset), mistake, f"run={tmp_path / 'run'}")
+        status, _, err = call("train", *tiny(world_dataset), *mistake.split(), f"run={tmp_path / 'run'}")
         assert (status, err.count("\n")) == (1, 1), err
         assert said in err
         assert not (tmp_path / "run" / "config.yaml").exists()

@@ -28,12 +28,12 @@ from videodiff.generation.known import check_given, usual_given
 from videodiff.generation.sampling import (
     Parts,
     Wanted,
+    all_finite,
     as_video,
-    check_finite,
+    frames_of,
     latent_shape,
     network,
     sample_clips,
-    to_frames,
 )
 from videodiff.generation.settings import Generation, clip_noise, nothing_given
 
@@ -160,8 +160,7 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
         denoise = settings.denoise(network(parts, [one._replace(caption=caption)], device), noise, given)
         z = generation.sampler(denoise, z, ramp, path)
         ready = z[:, :, how.overlap : how.overlap + 1]
-        check_finite(ready, [one])
-        yield to_frames(parts.codec.decode(ready)[0])[0]
+        yield all_finite(frames_of(parts.codec, ready, [one]))[0][0]
         history = torch.cat([history[:, :, 1:], ready], dim=2)
         fresh = frame_noise(size, one.seed, [shape[0] + number], device)
         noise = torch.cat([noise[:, :, 1:], fresh], dim=2)

@@ -72,11 +72,15 @@ def sample_clips(
     Each clip depends only on its own `Wanted`, not on the others in the batch; NotFiniteError if one has values that
     are not finite. For `batch` see `sample_each`.
     """
-    made = sample_each(parts, generation, wanted, shape, batch)
+    return all_finite(sample_each(parts, generation, wanted, shape, batch))
+
+
+def all_finite(made: Sequence[np.ndarray | NotFiniteError]) -> list[np.ndarray]:
+    """Return the clips; raise if one of them is none."""
     for clip in made:
         if isinstance(clip, NotFiniteError):
             raise clip
-    return made
+    return list(made)
 
 
 @torch.no_grad()
@@ -108,10 +112,9 @@ def sample_batch(
     if not any(one.caption for one in wanted):
         generation = generation.without_caption()
     made = generation(network(parts, wanted, device), noise, given)
-    faults = [fault_of(values, one) for values, one in zip(made, wanted, strict=True)]
-    videos = parts.codec.decode(made)
     return [
-        fault or keep_given(to_frames(video), one) for fault, video, one in zip(faults, videos, wanted, strict=True)
+        found if isinstance(found, NotFiniteError) else keep_given(found, one)
+        for found, one in zip(frames_of(parts.codec, made, wanted), wanted, strict=True)
     ]
 
 
@@ -190,21 +193,25 @@ def check_sizes(one: Wanted, shape: tuple[int, int, int]) -> None:
             )
 
 
-def check_finite(made: Tensor, wanted: Sequence[Wanted]) -> None:
-    """Raise if a clip has infinite values or NaN; name the first such clip."""
-    for fault in [fault_of(values, one) for values, one in zip(made, wanted, strict=True)]:
-        if fault is not None:
-            raise fault
+def frames_of(codec: Any, made: Tensor, wanted: Sequence[Wanted]) -> list[np.ndarray | NotFiniteError]:
+    """Return the frames uint8 `t h w c` of sampled latents, or why they have none."""
+    videos = codec.decode(made)
+    return [
+        fault_of(values, one, "values", "try a smaller scale=, more steps= or an older checkpoint=")
+        or fault_of(video, one, "pixels", "float16 overflows in some codecs: codec.dtype in the config.yaml of the run")
+        or to_frames(video)
+        for values, video, one in zip(made, videos, wanted, strict=True)
+    ]
 
 
-def fault_of(values: Tensor, one: Wanted) -> NotFiniteError | None:
+def fault_of(values: Tensor, one: Wanted, name: str, advice: str) -> NotFiniteError | None:
     """Return the error of a clip with infinite values or NaN, None for any other clip."""
     if bool(values.isfinite().all()):
         return None
     count = int((~values.isfinite()).sum())
     return NotFiniteError(
-        f"sample of seed {one.seed} ({one.caption!r}): found {count:,} of {values.numel():,} values that are not "
-        "finite, expected numbers; try a smaller scale=, more steps= or an older checkpoint="
+        f"sample of seed {one.seed} ({one.caption!r}): found {count:,} of {values.numel():,} {name} that are not "
+        f"finite, expected numbers; {advice}"
     )
 
 

@@ -47,7 +47,7 @@ def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Mo
     codec, text = instantiate(cfg.codec), instantiate(cfg.text)
     check_patch(cfg, codec)
     objective = instantiate(cfg.objective)
-    check_steps(cfg, objective)
+    check_network(cfg, objective)
     denoiser = born(lambda: instantiate(cfg.model, channels=codec.channels, text_width=text.width))
     return Model(denoiser, objective, codec, text)
 
@@ -55,8 +55,9 @@ def build_model(cfg: DictConfig, born: Callable[[Callable[[], nn.Module]], nn.Mo
 def build_generation(cfg: DictConfig, run_cfg: DictConfig) -> Generation:
     """Return the sampler of the verb, or else of the run, with the settings that the verb overrides."""
     chosen = {key: cfg[key] for key in SETTINGS if cfg.get(key) is not None}
-    check_steps({"model": run_cfg.model, "sampler": cfg.get("sampler") or run_cfg.sampler})
-    return instantiate(cfg.sampler if cfg.get("sampler") else run_cfg.sampler, **chosen)
+    sampler = cfg.get("sampler") or run_cfg.sampler
+    check_network({"model": run_cfg.model, "sampler": sampler})
+    return instantiate(sampler, **chosen)
 
 
 def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
@@ -72,8 +73,17 @@ def instantiate_partial(name: str, part: DictConfig) -> Callable[..., Any]:
     return made
 
 
-def check_steps(cfg: Mapping[str, Any], objective: Any = None) -> None:
-    """Raise where an objective or a sampler tells the network where a step ends, and it has no weights for steps."""
+def check_network(cfg: Mapping[str, Any], objective: Any = None) -> None:
+    """Raise where an objective or a sampler asks of the network what it cannot do.
+
+    It has to have weights for steps where it is told where a step ends, and to take the frames that lead as a clip.
+    """
+    lead, patch = cfg["sampler"].get("lead", 0), cfg["model"]["patch"][0]
+    if cfg["sampler"].get("apart", False) and lead % patch:
+        raise ValueError(
+            f"sampler.lead: found {lead} with sampler.apart=true, expected a multiple of model.patch[0] = {patch}: "
+            "these frames are a clip of their own"
+        )
     if cfg["model"].get("step_rank", 0):
         return
     told = {

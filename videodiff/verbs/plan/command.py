@@ -23,7 +23,7 @@ from videodiff.planning.remedies import overrides
 from videodiff.printing import say
 from videodiff.training.start import freeze
 from videodiff.verbs.config.arguments import Arguments, split
-from videodiff.verbs.config.build import check_steps
+from videodiff.verbs.config.build import check_network
 from videodiff.verbs.config.checking import config_dirs
 from videodiff.verbs.config.origin import check_learns
 from videodiff.verbs.config.stored import key_of
@@ -84,7 +84,7 @@ def check(cfg: DictConfig) -> None:
             "knows neither memory nor speed of others"
         )
     objective = instantiate(cfg.objective)
-    check_steps(cfg, objective)
+    check_network(cfg, objective)
     check_learns(cfg, objective)
     if cfg.freeze:
         freeze(weightless(cfg), cfg.freeze, objective.learns)
