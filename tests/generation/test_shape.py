@@ -15,6 +15,7 @@ from videodiff.generation.shape import (
     least_frames,
     most_frequent_rate,
     shapes_of_run,
+    unlike_rate,
     unlike_training,
 )
 
@@ -43,6 +44,18 @@ def test_the_rate_is_the_one_asked_for_or_trained_or_given() -> None:
     for asked in (0, -1, 1000, float("nan")):
         with pytest.raises(ValueError, match="fps: found"):
             choose_rate(asked, [WIDE], WIDE.shape)
+
+
+def test_a_rate_beyond_those_of_the_training_is_told() -> None:
+    slow, picture = TALL._replace(rates={4.0: 1.0}), TALL._replace(frames=1, rates={1.0: 1.0})
+    assert [unlike_rate([WIDE, slow, picture], rate) for rate in (4, 7, 11.99, 12.1)] == [None] * 4
+    assert unlike_rate([WIDE, slow, picture], 30) == (
+        "30 frames a second is no rate of the training, which had 4 to 12"
+    )
+    assert unlike_rate([WIDE], 6) == "6 frames a second is no rate of the training, which had 12"
+    # A network that was trained on pictures alone, and a run whose dataset is gone.
+    assert unlike_rate([picture], 1) is None
+    assert unlike_rate([WIDE._replace(rates={})], 6) is None
 
 
 def test_a_run_without_a_list_of_shapes_is_read_from_its_configuration(tmp_path: Path, world_dataset: Path) -> None:

@@ -428,8 +428,9 @@ def test_a_metric_that_fails_at_a_clip_is_left_out_and_the_others_are_measured(
 def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_path: Path) -> None:
     run, root = Path(shutil.copytree(trained, tmp_path / "run")), tmp_path / "footage"
     with ShardWriter(root) as writer:
-        for number, frames in enumerate((8, 3, 8)):
-            writer.add(f"clip{number}", *sample(number, frames, captions=(f"a red zebra {number}",)))
+        for number, (frames, fps) in enumerate(((8, 5.0), (3, 5.0), (8, 12.0))):
+            members, row = sample(number, frames, captions=(f"a red zebra {number}",))
+            writer.add(f"clip{number}", members, {**row, "fps": fps})
         members, row = sample(9)
         writer.add("broken", {**members, "mp4": members["mp4"][:300]}, row)
     status, out, err = call("evaluate", str(run), f"dataset={root}")
@@ -437,5 +438,6 @@ def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_
     assert "1 of 4 clips do not fit: too few frames 1" in out
     assert "1 clips cannot be read, the first one:" in out
     assert "words that training does not know (zebra, 0, 2), left out" in out
+    assert f"{root}: 1 of 2 clips: 6 frames a second is no rate of the training, which had 2.5" in out
     result = json.loads((run / "evaluation.json").read_text())
     assert (result["clips"], result["table"][0]["name"]) == (2, "model")

@@ -111,6 +111,21 @@ def test_other_shapes_are_made_and_said_or_refused(call: Call, trained: Path, tm
     assert "6 x 16 x 24 is no shape of the training, which had 4 x 16 x 16" in out
     info = probe((tmp_path / "000.mp4").read_bytes())
     assert (info.frames, info.height, info.width) == (6, 16, 24)
+    assert "no rate of the training" not in out
+
+
+def test_rates_that_training_did_not_have_are_told(call: Call, trained: Path, tmp_path: Path) -> None:
+    how = ["sample", str(trained), f'prompts=["{RED}"]', f"out={tmp_path}"]
+    told = "frames a second is no rate of the training, which had 2.5"
+    for more, lines in (
+        (["fps=10"], [f"fps: 10 {told}"]),
+        # Of windows of 4 frames every third one is made first.
+        (["seconds=3", "rollout=keys"], [f"rollout=keys: 0.833333 {told}"]),
+        (["seconds=3"], []),
+    ):
+        status, out, err = call(*how, *more)
+        assert status == 0, err
+        assert [line for line in out.splitlines() if "no rate" in line] == lines
 
 
 def test_every_mode_keeps_what_is_given_to_the_bit(call: Call, trained: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from videodiff.data.loader.trained import Trained, read_trained, usual
+from videodiff.data.loader.trained import NEAR, Trained, read_trained, usual
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.video.encode import check_rate
 
@@ -72,6 +72,16 @@ def unlike_training(trained: Sequence[Trained], shape: tuple[int, int, int]) -> 
         return None
     known = ", ".join(dict.fromkeys(" x ".join(map(str, one.shape)) for one in trained))
     return f"{' x '.join(map(str, shape))} is no shape of the training, which had {known}"
+
+
+def unlike_rate(trained: Sequence[Trained], fps: float) -> str | None:
+    """Return a remark if every clip of the training had a lower rate, or every one a higher one."""
+    clips = [one for one in trained if one.frames > 1] or trained
+    rates = sorted(rate for one in clips for rate in one.rates)
+    if not rates or (rates[0] <= fps * NEAR and fps <= rates[-1] * NEAR):
+        return None
+    known = " to ".join(dict.fromkeys(f"{rate:g}" for rate in (rates[0], rates[-1])))
+    return f"{fps:g} frames a second is no rate of the training, which had {known}"
 
 
 def choose_rate(

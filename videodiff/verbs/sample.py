@@ -22,7 +22,15 @@ from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of, with_keys
 from videodiff.generation.sampling import NotFiniteError, Wanted, needing_less, sample_each
 from videodiff.generation.settings import Generation, check_seeds
-from videodiff.generation.shape import SIDES, choose_rate, choose_shape, least_frames, shapes_of_run, unlike_training
+from videodiff.generation.shape import (
+    SIDES,
+    choose_rate,
+    choose_shape,
+    least_frames,
+    shapes_of_run,
+    unlike_rate,
+    unlike_training,
+)
 from videodiff.generation.sharing import choose_gpu, sharing
 from videodiff.metrics.motion.drift import Drift
 from videodiff.printing import say
@@ -79,7 +87,7 @@ def run(cfg: DictConfig) -> None:
     order = order_of(cfg, run_cfg, model, trained, given, notes)
     later = [caption for _, caption in order.rollout.later]
     notes += check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
-    notes += remarks(given, order.shape) + idle(cfg, order, any(prompts))
+    notes += strange_rates(trained, order) + remarks(given, order.shape) + idle(cfg, order, any(prompts))
     if spare := max(0, cfg.batch - count):
         notes.append(f"batch: found {cfg.batch} for {count} clips: the network makes the last one {spare} times more")
     out = Path(cfg.out or Path(cfg.run) / "generated")
@@ -349,6 +357,12 @@ def shape_of(cfg: DictConfig, trained: Sequence[Trained], run_cfg: DictConfig, m
 def remarks_on(trained: Sequence[Trained], shape: tuple[int, int, int]) -> list[str]:
     """Return a line if no clip of the training had this shape."""
     return list(filter(None, [unlike_training(trained, shape)]))
+
+
+def strange_rates(trained: Sequence[Trained], order: Order) -> list[str]:
+    """Return a line for each rate that the network is told of and that lies beyond those of the training."""
+    told = {"fps": order.fps} | ({"rollout=keys": order.fps / (order.shape[0] - 1)} if order.roll == "keys" else {})
+    return [f"{name}: {remark}" for name, rate in told.items() if (remark := unlike_rate(trained, rate))]
 
 
 def peak_memory() -> float:

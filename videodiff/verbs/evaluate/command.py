@@ -21,7 +21,7 @@ from videodiff.data.storage.files import write_whole
 from videodiff.generation.known import check_given, first_frames, usual_given
 from videodiff.generation.sampling import check_memory, going_on, needing_less, sample_clips
 from videodiff.generation.settings import Generation, check_seeds
-from videodiff.generation.shape import shapes_of_run
+from videodiff.generation.shape import shapes_of_run, unlike_rate
 from videodiff.generation.sharing import Ranks, choose_gpu, sharing
 from videodiff.metrics.evaluation import (
     AnyMetric,
@@ -95,7 +95,8 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     found = held_out_of(cfg, run_cfg)
     run_cfg, model, checkpoint = load_run(cfg.run, cfg.checkpoint, cfg.trust)
     generation = build_generation(cfg, run_cfg)
-    shape = usual(begun(shapes_of_run(folder, run_cfg.data), read_record(checkpoint)["step"]))
+    trained = begun(shapes_of_run(folder, run_cfg.data), read_record(checkpoint)["step"])
+    shape = usual(trained)
     given = given_of(cfg, model, shape)
     tasks = tasks_of(cfg, given, shape, remark)
     for line in idle(cfg, generation, tasks):
@@ -111,6 +112,8 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
         return measure(fitting, {task: [case._replace(given=given * (task == CONTINUATION))] for task in tasks}).failed
 
     chosen, failed = choose(held_out, cfg.clips, ranks, check_case, remark)
+    if strange := [said for one in chosen if (said := unlike_rate(trained, one.fps))]:
+        remark(f"{held_out.name}: {len(strange)} of {len(chosen)} clips: {strange[0]}")
     captions, cut = fit_captions([one.caption for one in chosen], model.text)
     if cut:
         remark(f"{held_out.name}: {cut}")
