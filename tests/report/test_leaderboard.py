@@ -76,15 +76,16 @@ def test_each_dataset_has_its_own_table(tmp_path: Path) -> None:
     assert "**" not in text
 
 
-@pytest.mark.parametrize("change", [{"clips": 16}, {"given_frames": 1}])
-def test_figures_of_other_clips_or_of_another_task_do_not_compete(tmp_path: Path, change: dict[str, int]) -> None:
+@pytest.mark.parametrize("change", [{"clips": 16}, {"given_frames": 1}, {"shape": "16 x 36 x 36"}])
+def test_figures_of_other_clips_or_of_another_task_do_not_compete(tmp_path: Path, change: dict[str, Any]) -> None:
     board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
     for run, more in (("a", {}), ("b", change)):
-        add_row(board, Path(run), {**evaluation(velocity_error=0.5), **more}, facts)
+        add_row(board, Path(run), {**evaluation(velocity_error=0.5), "shape": "8 x 20 x 20", **more}, facts)
     text = (tmp_path / "leaderboard.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("##")] == [
-        "## d, 8 clips, 3 given frames",
-        f"## d, {change.get('clips', 8)} clips, {change.get('given_frames', 3)} given frames",
+        "## d, 8 clips of 8 x 20 x 20, 3 given frames",
+        f"## d, {change.get('clips', 8)} clips of {change.get('shape', '8 x 20 x 20')}, "
+        f"{change.get('given_frames', 3)} given frames",
     ]
     assert "**" not in text
 

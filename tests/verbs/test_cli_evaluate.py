@@ -441,3 +441,5 @@ def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_
     assert f"{root}: 1 of 2 clips: 6 frames a second is no rate of the training, which had 2.5" in out
     result = json.loads((run / "evaluation.json").read_text())
     assert (result["clips"], result["table"][0]["name"]) == (2, "model")
+    assert result["shape"] == "4 x 16 x 16, stride 2"
+    assert "2 clips of 4 x 16 x 16, stride 2, 3 given frames" in (tmp_path / "leaderboard.md").read_text()

@@ -24,7 +24,7 @@ BOARD = "leaderboard.jsonl"
 # What makes two rows rows of the same thing.
 IDENTITY = ("run", "checkpoint", "dataset", "clips", "given_frames", "seed", "sampler")
 # Rows that differ in one of these are not compared: other clips, or another task.
-APART = ("dataset", "clips", "given_frames")
+APART = ("dataset", "clips", "shape", "given_frames")
 # Columns of one table.
 MOST_COLUMNS = 12
 
@@ -76,6 +76,7 @@ def row_of(run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -
         "run": run.name,
         "checkpoint": Path(evaluation["checkpoint"]).name,
         **{name: evaluation[name] for name in ("dataset", "clips", "given_frames", "seed")},
+        "shape": evaluation.get("shape", ""),
         **facts,
         "figures": figures,
         "errors": errors,
@@ -104,7 +105,8 @@ def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             row = json.loads(text)
             quantities = {name: read_quantity(row["metrics"][name], name) for name in row["figures"]}
-            # Rows of older versions have no counts.
+            # Rows of older versions have no counts and no shape.
+            row.setdefault("shape", "")
             parts = (row["figures"], row["errors"], row.setdefault("counts", {}))
             if not all(is_number(number) for part in parts for number in part.values()):
                 raise ValueError("found no number, expected one for each figure, each error and each count")
@@ -124,8 +126,9 @@ def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
     for row in rows:
         apart.setdefault(tuple(str(row[name]) for name in APART), []).append(row)
     for place, mine in apart.items():
-        dataset, clips, given = map(escaped, place)
-        lines += [*[""] * bool(lines), f"## {dataset}, {clips} clips, {given} given frames", ""]
+        dataset, clips, shape, given = map(escaped, place)
+        size = f" of {shape}" if shape else ""
+        lines += [*[""] * bool(lines), f"## {dataset}, {clips} clips{size}, {given} given frames", ""]
         if len(mine) > MOST_COLUMNS:
             lines += [f"The last {MOST_COLUMNS} of {len(mine)} evaluations.", ""]
         mine = mine[-MOST_COLUMNS:]

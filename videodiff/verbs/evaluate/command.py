@@ -227,6 +227,7 @@ def finish(
         **origin,
         "dataset": job.held_out.name,
         "clips": len(job.chosen),
+        "shape": described(job.shape),
         "given_frames": job.given,
     }
     result |= {"seed": job.seed, "batch": job.batch}
@@ -241,6 +242,12 @@ def finish(
     unfinished.remove()
     say(format_result(result))
     say(f"{'leaderboard':<44}{board.with_suffix('.md')}")
+
+
+def described(shape: Trained) -> str:
+    """Return the shape of the clips as text: frames, height, width, and of which frames of the dataset they are."""
+    every = ", ".join(map(str, shape.strides))
+    return " x ".join(map(str, shape.shape)) + (f", stride {every}" if shape.strides != (1,) else "")
 
 
 def kept(job: Job) -> list[dict[str, Any]]:
