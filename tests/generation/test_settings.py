@@ -243,7 +243,8 @@ def test_noise_on_known_frames_is_told_and_does_not_come_back() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("shift", 0.0), ("scale", float("nan")), ("lead", -1), ("rescale", 1.5), ("history", float("inf")),
-     ("history_level", 0.0), ("reconstruction", -1.0), ("interval", (0.8, 0.2)), ("steps", True), ("steps", 1.5)],
+     ("history_level", 0.0), ("reconstruction", -1.0), ("interval", (0.8, 0.2)), ("steps", True), ("steps", 1.5),
+     ("apart", True)],
 )  # fmt: skip
 def test_a_setting_without_a_meaning_is_an_error(setting: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"sampler.{setting}: found"):

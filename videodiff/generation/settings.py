@@ -115,6 +115,8 @@ class Generation:
             raise ValueError(f"sampler.scale: found {scale}, expected a finite number; 1 is no guidance")
         if lead < 0:
             raise ValueError(f"sampler.lead: found {lead}, expected 0 or more frames")
+        if apart and not lead:
+            raise ValueError("sampler.apart: found true without frames that lead, expected lead=1 or more beside it")
         if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"sampler.interval: found {list(interval)}, expected two levels from 0 to 1, rising")
         if not 0 <= rescale <= 1:
