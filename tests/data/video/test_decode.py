@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.material.made_clips import moving_square, write_video
 from videodiff.data.video import decode as room
@@ -148,6 +149,32 @@ def test_frames_that_come_unevenly_keep_their_pace_in_training(tmp_path, monkeyp
         assert numbers == shown
     with pytest.raises(DecodeError, match="found 15 frames, expected frame 15"):
         decode(video, [15])
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "options"),
+    [("libvpx", "webm", {}), ("libvpx", "webm", {"auto-alt-ref": "1", "lag-in-frames": "4"}), ("mpeg4", "mp4", {}),
+     ("mpeg4", "mp4", {"bf": "2"}), ("mjpeg", "matroska", {})],
+)  # fmt: skip
+def test_pictures_that_only_their_decoder_tells_keep_their_pace_too(codec, container, options):
+    frames = moving_square(6, 96, 96)
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    video = write_video(frames, codec, pixels, container, times=[0, 1, 2, 12, 13, 14], b="2000000", **options)
+    info = probe(video)
+    assert (info.frames, round(info.fps)) == (15, 25)
+    found = decode(video, range(15))
+    numbers = [np.abs(frames.astype(int) - image).mean(axis=(1, 2, 3)).argmin() for image in found]
+    assert numbers == [0, 1, *[2] * 10, 3, 4, 5]
+
+
+def test_the_pictures_of_a_gif_stay_as_long_as_it_says():
+    shades, file = [0, 60, 120, 180, 240], io.BytesIO()
+    first, *others = [Image.fromarray(np.full((32, 32, 3), shade, np.uint8)) for shade in shades]
+    first.save(file, "GIF", save_all=True, append_images=others, duration=[100, 100, 1000, 100, 100])
+    info = probe(file.getvalue())
+    assert (info.frames, info.fps) == (14, 10)
+    found = decode(file.getvalue(), range(14)).mean(axis=(1, 2, 3))
+    assert found == pytest.approx([0, 60, *[120] * 10, 180, 240], abs=3)
 
 
 def edited(video: bytes, hidden: int) -> bytes:

@@ -23,7 +23,7 @@ import numpy as np
 
 from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
 from videodiff.data.video.screen import Screen
-from videodiff.data.video.timing import MICROSECOND, clock_ticks
+from videodiff.data.video.timing import MICROSECOND, clock_ticks, is_even
 
 # A decoder takes a video and frame indices, and yields index and image, uint8 `h w c`; DecodeError if one is missing.
 FindFrames = Callable[[bytes, Sequence[int]], Iterator[tuple[int, np.ndarray]]]
@@ -35,9 +35,7 @@ def probe(video: bytes) -> VideoInfo:
     Its frames are counted, as a header may promise more than is there: by their times, or where these do not tell which
     ones are shown, by decoding.
     """
-    with opened(video) as (container, stream, _):
-        pictures = read_index(container, stream)
-        ticks, fps = lay_pictures(pictures, stream)
+    pictures, ticks, fps = timed(video)
     frames, width, height = 0, 0, 0
     told = bool(pictures) and not misses_beginning(pictures)
     with opened(video) as (container, stream, screen):
@@ -112,9 +110,41 @@ SKIPPING = {"h264", "hevc"}
 INDEXED = {"h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9"}
 
 
+def timed(video: bytes) -> tuple[list[Picture] | None, np.ndarray | None, float]:
+    """Return pictures, ticks and rate of a video, see `lay_pictures`; pictures are None if only their number is known.
+
+    A packet of some codecs (GIF, VP8, MPEG-4) may hold several pictures or none that is shown. Their pictures are those
+    that come out of the decoder; where their packets come evenly, the mean rate is right without it.
+    """
+    with opened(video, quick=True) as (container, stream, _):
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        pictures = pictures_in(packets, stream)
+        times = np.array(sorted(packet.pts for packet in packets if packet.pts is not None))
+        if pictures or is_even(times):
+            return pictures, *lay_pictures(pictures, stream)
+    with opened(video) as (container, stream, _):
+        pictures = decoded_pictures(container, stream)
+        return pictures, *lay_pictures(pictures, stream)
+
+
+def decoded_pictures(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
+    """Return the pictures that come out of the decoder; None if one is damaged, or their times do not ascend."""
+    try:
+        frames = [(frame.pts, frame.duration or 0) for frame in decoded(container.demux(stream), stream)]
+    except (DecodeError, av.FFmpegError):
+        return None
+    if not all(None not in (one, other) and one < other for (one, _), (other, _) in itertools.pairwise(frames)):
+        return None
+    return [Picture(pts, pts, True, True, stays) for pts, stays in frames]
+
+
 def read_index(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
     """Return the pictures in the order of decoding; None if times do not identify them."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
+    return pictures_in([packet for packet in container.demux(stream) if packet.size], stream)
+
+
+def pictures_in(packets: list[av.Packet], stream: av.VideoStream) -> list[Picture] | None:
+    """Return the pictures of these packets in the order of decoding; None if times do not identify them."""
     times = {packet.pts for packet in packets}
     seekable = stream.codec_context.name in INDEXED and decoder_of(stream) is stream.codec_context
     if not seekable or None in times or len(times) < len(packets):
@@ -206,8 +236,7 @@ def packets_from(
 def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Decode all frames up to the last requested one: this defines what a frame index means, for every file."""
     count = 0
-    with opened(video, quick=True) as (container, stream, _):
-        ticks, _ = lay_pictures(read_index(container, stream), stream)
+    _, ticks, _ = timed(video)
     if ticks is not None and numbers[-1] >= len(ticks):
         raise DecodeError(f"found {len(ticks)} frames, expected frame {numbers[-1]}")
     left = deque((number, number if ticks is None else int(ticks[number])) for number in numbers)
