@@ -169,6 +169,22 @@ def test_a_trace_for_a_gpu_has_the_operations_of_a_gpu() -> None:
     assert passes(make(), 2, 2).kinds == here.kinds
 
 
+@pytest.mark.parametrize(("frames", "side"), [(1, 4), (2, 2), (1, 2)])
+def test_attention_of_one_token_is_traced_for_a_gpu(frames: int, side: int) -> None:
+    # A picture has one token over time, and a clip of one patch one over space.
+    def loss(clips: int) -> Tensor:
+        given = {"z": torch.ones(clips, 3, frames, side, side), "tau": torch.ones(clips, frames)}
+        given |= {"text": torch.ones(clips, 1, 16), "text_mask": torch.ones(clips, 1, dtype=torch.bool)}
+        return network(**given, fps=torch.ones(clips)).square().mean()
+
+    network = SpaceTimeTransformer(patch=(1, 2, 2), width=WIDTH, depth=2, heads=2, text_width=16)
+    with targeting("cuda"):
+        found = passes(lambda _: (network, loss), 2, 2)
+    widths = {kind.width for kind in found.kinds if "scaled_dot_product" in kind.name}
+    # Over space, over time, and to the one word.
+    assert widths == {side * side // 4, frames, 1}
+
+
 @pytest.mark.parametrize("level", ["selective", "full"])
 def test_recompute_for_a_gpu_repeats_the_operations_of_a_gpu(level: str) -> None:
     with targeting("cuda"), norms_by_one_kernel():

@@ -177,7 +177,8 @@ def width_of(operation: Any, read: list[Tensor]) -> int:
     For attention it is the number of queries or of keys, whichever is smaller.
     """
     if "scaled_dot_product" in operation.overloadpacket.__name__:
-        return min(t.shape[2] for t in read if t.ndim == 4 and t.shape[2] > 1)
+        # Queries, keys and values, or the gradient of the result before queries and keys; a mask comes later.
+        return min(t.shape[2] for t in read[:3])
     if operation.overloadpacket in (aten.mm, aten.addmm, aten.bmm, aten.baddbmm):
         a, b = read[-2:]
         return min(a.shape[-2], a.shape[-1], b.shape[-1])
