@@ -119,9 +119,19 @@ def locked(work: Path) -> Iterator[None]:
     with owning(work.parent, "prep"), (work / WORKERS).open("w") as workers:
         seize(workers, f"{work}: found a running worker of an earlier run, expected none", 30)
         fcntl.flock(workers, fcntl.LOCK_UN)
-        for folder in (work, *(work / CLIPS).glob("*/")):
-            remove_abandoned(folder)
-        yield
+        remove_unfinished(work)
+        try:
+            yield
+        except BaseException:
+            # Workers were stopped while they wrote.
+            remove_unfinished(work)
+            raise
+
+
+def remove_unfinished(work: Path) -> None:
+    """Remove the unfinished files of a work folder that no process writes."""
+    for folder in (work, *(work / CLIPS).glob("*/")):
+        remove_abandoned(folder)
 
 
 @contextmanager

@@ -248,6 +248,22 @@ def test_the_command_goes_on_after_a_signal(prepared, tmp_path, number):
     assert dataset(out) == dataset(prepared[0] / "out")
 
 
+def test_what_stopped_workers_have_not_finished_is_removed(tmp_path):
+    clips = tmp_path / "out" / ".work" / "clips" / "b4f"
+    clips.mkdir(parents=True)
+    unfinished, whole = clips / ".b4f1.mp4.here.12.0123456789ab.partial", clips / "b4f1.mp4"
+
+    def stopped() -> None:
+        with pipeline.locked(clips.parents[1]):
+            unfinished.touch()
+            whole.touch()
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        stopped()
+    assert list(clips.iterdir()) == [whole]
+
+
 def test_other_thresholds_need_no_video(copied, prepared):
     videos = prepared[0] / "in"
     hidden = videos.rename(prepared[0] / "hidden")
