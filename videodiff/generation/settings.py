@@ -41,6 +41,11 @@ class Given(NamedTuple):
     held: Tensor
     kept: Tensor
 
+    def first(self, frames: int) -> Given:
+        """Return what is given of the first frames."""
+        clip, kept = self.clip[:, :, :frames], self.kept[:, :, :frames]
+        return self._replace(clip=clip, known=self.known[:, :frames], begin=self.begin[:, :frames], kept=kept)
+
 
 def nothing_given(noise: Tensor) -> Given:
     """Return the `Given` of clips that are made from noise alone."""
@@ -159,6 +164,7 @@ class Generation:
     def __call__(self, network: Network, noise: Tensor, given: Given | None = None) -> Tensor:
         """Return clips of the shape of `noise` (`b c t h w`), made around what is given."""
         given = nothing_given(noise) if given is None else given
+        # Frames that lead are known afterwards, but guide nothing: they were not given.
         denoise = self.denoise(network, noise, given)
         given = self.led(network, noise, given) if self.apart else given
         taus = schedule(self.steps, given.known, self.shift, self.lead, given.begin, given.held)
@@ -166,16 +172,13 @@ class Generation:
         return torch.where(per_frame(given.known) | given.kept, given.clip, made)
 
     def led(self, network: Network, noise: Tensor, given: Given) -> Given:
-        """Return `given` with the leading frames made, in clips of their own, and known."""
+        """Make the frames that lead, as clips of their own, and return `given` with these frames known."""
         leads = leading(given.known, given.begin, self.lead)
         if not leads.any():
             return given
-        first, rest = slice(None, self.lead), given.clip[:, :, self.lead :]
-        short = Given(
-            given.clip[:, :, first], given.known[:, first], given.begin[:, first], given.held, given.kept[:, :, first]
-        )
-        made = torch.cat([self(network, noise[:, :, first], short), rest], 2)
-        return given._replace(clip=torch.where(per_frame(leads), made, given.clip), known=given.known | leads)
+        made = self(network, noise[:, :, : self.lead], given.first(self.lead))
+        clip = torch.cat([made, given.clip[:, :, self.lead :]], 2)
+        return given._replace(clip=torch.where(per_frame(leads), clip, given.clip), known=given.known | leads)
 
     def denoise(self, network: Network, noise: Tensor, given: Given) -> Denoise:
         """Return the denoise function with all requested guidance."""

@@ -110,13 +110,14 @@ SKIPPING = {"h264", "hevc"}
 INDEXED = {"h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9"}
 
 
-def timed(video: bytes) -> tuple[list[Picture] | None, np.ndarray | None, float]:
-    """Return pictures, ticks and rate of a video, see `lay_pictures`; pictures are None if only their number is known.
+def timed(video: bytes, quick: bool = False) -> tuple[list[Picture] | None, np.ndarray | None, float]:
+    """Return pictures, ticks and rate of a video, see `lay_pictures`; pictures are None where times do not tell them.
 
-    A packet of some codecs (GIF, VP8, MPEG-4) may hold several pictures or none that is shown. Their pictures are those
-    that come out of the decoder; where their packets come evenly, the mean rate is right without it.
+    A packet of some codecs (VP8, MPEG-4) may hold several pictures or none that is shown, so that their pictures are
+    those that the decoder gives. If their packets come evenly, nothing is decoded: the mean rate is right. quick: see
+    `opened`.
     """
-    with opened(video, quick=True) as (container, stream, _):
+    with opened(video, quick) as (container, stream, _):
         packets = [packet for packet in container.demux(stream) if packet.size]
         pictures = pictures_in(packets, stream)
         times = np.array(sorted(packet.pts for packet in packets if packet.pts is not None))
@@ -128,14 +129,15 @@ def timed(video: bytes) -> tuple[list[Picture] | None, np.ndarray | None, float]
 
 
 def decoded_pictures(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
-    """Return the pictures that come out of the decoder; None if one is damaged, or their times do not ascend."""
+    """Return the pictures that the decoder gives; None if one is damaged or has no time, or times do not ascend."""
     try:
-        frames = [(frame.pts, frame.duration or 0) for frame in decoded(container.demux(stream), stream)]
+        shown = [(frame.pts, frame.duration or 0) for frame in decoded(container.demux(stream), stream)]
     except (DecodeError, av.FFmpegError):
         return None
-    if not all(None not in (one, other) and one < other for (one, _), (other, _) in itertools.pairwise(frames)):
+    times = [pts for pts, _ in shown]
+    if None in times or any(one >= other for one, other in itertools.pairwise(times)):
         return None
-    return [Picture(pts, pts, True, True, stays) for pts, stays in frames]
+    return [Picture(pts, pts, True, True, stays) for pts, stays in shown]
 
 
 def read_index(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
@@ -236,7 +238,7 @@ def packets_from(
 def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Decode all frames up to the last requested one: this defines what a frame index means, for every file."""
     count = 0
-    _, ticks, _ = timed(video)
+    _, ticks, _ = timed(video, quick=True)
     if ticks is not None and numbers[-1] >= len(ticks):
         raise DecodeError(f"found {len(ticks)} frames, expected frame {numbers[-1]}")
     left = deque((number, number if ticks is None else int(ticks[number])) for number in numbers)

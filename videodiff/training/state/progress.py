@@ -84,12 +84,12 @@ def set_progress(trainer: lightning.Trainer, progress: Progress, source: Path) -
 
 @contextmanager
 def taking(part: str, source: Path) -> Iterator[None]:
-    """Say of a state in another form, as a stranger's file may have, where it stands."""
+    """Name the file and the part of a state that has another form, as one in a stranger's file may have."""
     try:
         yield
     except (LookupError, TypeError, AttributeError) as error:
         found = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{source}: {part}: found a state of another form ({found}), expected its own") from error
+        raise ValueError(f"{source}: {part}: found another form ({found}), expected what this part writes") from error
 
 
 def counted_anew(progress: Progress, accumulate: int) -> dict[str, Any]:
