@@ -90,6 +90,66 @@ def test_figures_of_other_clips_or_of_another_task_do_not_compete(tmp_path: Path
     assert "**" not in text
 
 
+def headings(board: Path) -> list[str]:
+    return [line for line in board.with_suffix(".md").read_text().splitlines() if line.startswith("##")]
+
+
+def test_runs_of_one_name_in_two_folders_stand_side_by_side(tmp_path: Path) -> None:
+    board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
+    # As an older version wrote it: the run lies beside its board.
+    board.write_text(json.dumps(ROW | {"run": "demo"}) + "\n")
+    for run, error in (("demo", 0.75), ("other/demo", 0.25), ("other/../demo", 0.5)):
+        add_row(board, tmp_path / run, evaluation(velocity_error=error), facts)
+    rows, _ = read_rows(board)
+    assert [(row["folder"], row["figures"]["velocity_error"]) for row in rows] == [("other/demo", 0.25), ("demo", 0.5)]
+    head = board.with_suffix(".md").read_text().splitlines()[2]
+    assert head == "| figure | demo 000100, folder other/demo | demo 000100, folder demo |"
+
+
+def test_clips_of_a_dataset_that_was_made_anew_do_not_compete_with_the_former_ones(tmp_path: Path) -> None:
+    board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
+    board.write_text(json.dumps(ROW) + "\n")
+    for run, checksum in (("a", "0123456789abcdef"), ("b", "fedcba9876543210")):
+        add_row(board, tmp_path / run, evaluation(velocity_error=0.25) | {"clips_sha256": checksum}, facts)
+    place = "## d, 8 clips, 3 given frames, checksum"
+    assert headings(board) == [f"{place} not recorded", f"{place} 01234567", f"{place} fedcba98"]
+    assert "**" not in board.with_suffix(".md").read_text()
+
+
+def measured_by(name: str, sha256: str, **more: Any) -> dict[str, Any]:
+    return {"settings": {"path": {"name": name, "sha256": sha256}, "crop": False, **more}}
+
+
+def test_figures_of_other_weights_or_settings_do_not_compete(tmp_path: Path) -> None:
+    board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
+    ways = [
+        ("a", 0.5, measured_by("clip-b", "0" * 16)),
+        ("b", 0.25, measured_by("clip-l", "1" * 16)),
+        # The weights of the first one in a folder of another name.
+        ("c", 0.75, measured_by("copy", "0" * 16)),
+        ("d", 0.125, measured_by("clip-b", "0" * 16, crop=True)),
+        ("e", 0.0, {}),
+        ("f", 0.0, {"unit": "pixels/s"}),
+    ]
+    for run, value, more in ways:
+        found = evaluation(velocity_error=value, colour_accuracy=value)
+        found["metrics"] = found["metrics"] | {"velocity_error": METRICS["velocity_error"] | more}
+        add_row(board, tmp_path / run, found, facts)
+    lines = [line for line in board.with_suffix(".md").read_text().splitlines() if "velocity" in line]
+    heads = [line.split(" | ")[0].removeprefix("| velocity error ") for line in lines]
+    assert heads == [
+        "(units/s) ↓, path clip-b 00000000, crop False",
+        "(units/s) ↓, path clip-l 11111111, crop False",
+        "(units/s) ↓, path clip-b 00000000, crop True",
+        "(units/s) ↓, path not recorded, crop not recorded",
+        "(pixels/s) ↓, path not recorded, crop not recorded",
+    ]
+    assert lines[0].endswith("| **0.500 ± 0.010** | – | 0.750 ± 0.010 | – | – | – |")
+    assert not any("**" in line for line in lines[1:])
+    # What is measured in one way stands in one line.
+    assert board.with_suffix(".md").read_text().count("colour accuracy") == 1
+
+
 def test_a_figure_that_could_not_be_measured_on_all_clips_says_on_how_many(tmp_path: Path) -> None:
     board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
     add(board, "a", dataset="d", velocity_error=0.5)
@@ -114,9 +174,11 @@ def row_without(name: str) -> str:
 @pytest.mark.parametrize(
     "broken",
     [
+        pytest.param("[" * 100_000, id="deep"),
         *('{"run": "half', "[]", "\x00", json.dumps({"metrics": {}, "figures": {}}), row_without("errors")),
         *(json.dumps({**ROW, "errors": each}) for each in (None, [0.1], {"velocity_error": "0.1"})),
         *(json.dumps({**ROW, "counts": each}) for each in (None, 3, {"velocity_error": "3"})),
+        json.dumps({**ROW, "metrics": {"velocity_error": METRICS["velocity_error"] | {"settings": "b"}}}),
         *(json.dumps({**ROW, "figures": {"velocity_error": each}}) for each in ("0.5", None, float("nan"))),
     ],
 )
@@ -155,8 +217,8 @@ def test_a_row_that_was_seen_half_written_leaves_an_empty_line_and_no_damage(
     assert damaged == 0
 
 
-@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x1c", "\r"], ids=ascii)
-def test_a_name_may_hold_what_elsewhere_ends_a_line(tmp_path: Path, end: str) -> None:
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x1c", "\r", "\udcff"], ids=ascii)
+def test_a_name_may_hold_what_elsewhere_ends_a_line_or_is_no_text(tmp_path: Path, end: str) -> None:
     board = tmp_path / "leaderboard.jsonl"
     add(board, f"one{end}two", velocity_error=0.5)
     rows, damaged = read_rows(board)

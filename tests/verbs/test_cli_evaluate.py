@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -172,6 +173,56 @@ def test_an_interrupted_evaluation_goes_on_and_leaves_the_former_one_whole(
         assert status == 0, err
         assert "goes on" not in out
         assert made(run) == figures
+
+
+def world_of(root: Path, crf: int) -> Path:
+    """Write four clips of the bouncing world, encoded so, and return their dataset."""
+    shutil.rmtree(root, ignore_errors=True)
+    with ShardWriter(root) as writer:
+        for seed in range(4):
+            scene = Bouncing(balls={1: 1.0}, split="all").scene(seed)
+            video = encode(render(scene, 16), scene.fps, crf=crf)
+            writer.add(f"{seed:04d}", *clip_sample(video, probe(video), [scene.caption], truth=scene.truth()))
+    return root
+
+
+def test_figures_are_told_from_those_of_other_weights_and_of_a_dataset_that_was_made_anew(
+    run: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, network = world_of(tmp_path / "world", 8), save_script(MeanColour(), tmp_path / "colour.pt")
+    how = ["evaluate", str(run), "clips=4", "batch=2", "keep=0", "given=2", "metric=[consistency,cdfvd]"]
+    how += [f"metric.cdfvd.path={network}", "metric.cdfvd.resamples=2"]
+
+    def evaluated(dataset: str) -> tuple[str, dict[str, Any]]:
+        status, _, err = call(*how, f"dataset={dataset}")
+        assert status == 0, err
+        result = json.loads((run / "evaluation.json").read_text())
+        assert "settings" not in result["metrics"]["truth_motion_smoothness_score"]
+        return result["clips_sha256"], result["metrics"]["continuation_cdfvd"]["settings"]
+
+    checksum, settings = evaluated(str(root))
+    weights = hashlib.sha256(network.read_bytes()).hexdigest()[:16]
+    assert settings == {"path": {"name": "colour.pt", "sha256": weights}, "crop": False}
+    # The same clips as plain tars.
+    (tar,) = root.glob("*.tar")
+    assert evaluated(str(tar))[0] == checksum
+    # An interrupted evaluation does not go on with other clips of the same names, captions and truth.
+    write = Unfinished.write
+
+    def dying(self: Unfinished, number: int, batch: Batch) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        write(self, number, batch)
+
+    monkeypatch.setattr(Unfinished, "write", dying)
+    assert call(*how, f"dataset={root}")[0] == 130
+    monkeypatch.setattr(Unfinished, "write", write)
+    status, out, err = call(*how, f"dataset={world_of(root, 30)}")
+    assert status == 0, err
+    assert "goes on" not in out
+    assert json.loads((run / "evaluation.json").read_text())["clips_sha256"] != checksum
+    board = (run.parent / "leaderboard.md").read_text()
+    assert f"## {root}, 4 clips of 4 x 16 x 16, stride 2, 2 given frames\n" in board
 
 
 def test_the_checksum_of_code_is_that_of_every_module(tmp_path: Path) -> None:
@@ -374,7 +425,8 @@ def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
     result = json.loads((run / "evaluation.json").read_text())
     assert result["sharpness"] > 0
     assert result["table"][0]["sharpness"] == result["sharpness"]
-    assert result["metrics"]["sharpness"] == {"better": "higher", "unit": "levels", "range": [0.0, None]}
+    meaning = {"better": "higher", "unit": "levels", "range": [0.0, None], "settings": {"axis": 1}}
+    assert result["metrics"]["sharpness"] == meaning
     assert (result["targets"], "count_accuracy" in result) == ({"sharpness": 1e4}, False)
     assert "| sharpness (levels) ↑ |" in (run / "evaluation.md").read_text()
     assert call("report", str(run))[0] == 0

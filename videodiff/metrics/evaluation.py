@@ -17,6 +17,7 @@ import numpy as np
 
 from videodiff.metrics.metric import BESIDE, CONTINUATION, Case, Metric, Numbers, Quantity
 from videodiff.metrics.sets.set_metric import TRUTH, SetMetric
+from videodiff.metrics.settings import deciding
 from videodiff.metrics.summary import mean_curves, predictor_table, ratio_and_error, summarise
 from videodiff.metrics.weights import reason_of
 
@@ -167,6 +168,8 @@ def check_curves(curves: Mapping[str, Sequence[float]]) -> None:
 def figures(metrics: Mapping[str, AnyMetric], batch: Batch, remark: Remark = silent) -> dict[str, Any]:
     """Return flat numbers, the table of predictors and, as `metrics`, the meaning of each of these figures.
 
+    The meaning has the `settings` that decide a figure, if there are any: see `deciding`.
+
     `intervals` are the confidence intervals of set distances, `curves` are figures frame by frame, `by_balls` are
     figures by the number of balls where clips differ in it, `left_out` the metrics that failed, each with its reason;
     ValueError if all did.
@@ -198,6 +201,9 @@ def figures(metrics: Mapping[str, AnyMetric], batch: Batch, remark: Remark = sil
     result |= {"by_balls": by_balls} if by_balls else {}
     result |= {"left_out": left_out} if left_out else {}
     meaning = {name: each.record() for name, each in declared(metrics).items() if name in present}
+    for metric in metrics.values():
+        if settings := deciding(metric):
+            meaning |= {name: meaning[name] | {"settings": settings} for name in metric.figures() if name in present}
     return result | {"metrics": meaning}
 
 

@@ -32,7 +32,7 @@ BESIDE = ("_stderr", "_clips")
 # Names in evaluation.json that are not numbers of a metric.
 TAKEN = (
     *("name", "kind", "clips", "table", "targets", "metrics", "checkpoint", "given_frames", "seed", "batch"),
-    *("intervals", "curves", "by_balls", "left_out", "dataset", "shape"),
+    *("intervals", "curves", "by_balls", "left_out", "dataset", "clips_sha256", "shape"),
 )
 Numbers = Mapping[str, float]
 

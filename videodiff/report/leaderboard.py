@@ -1,41 +1,63 @@
 """The leaderboard: one row for each evaluation, in a file that many runs share.
 
 `leaderboard.jsonl` is only ever appended to, one line an evaluation, so evaluations of several runs may end at the same
-time. `leaderboard.md` is made of it anew: a table for each dataset, a column for each run. The last row of a run, a
-checkpoint and its settings counts.
+time. `leaderboard.md` is made of it anew: a table for each dataset, a column for each run, a line for each figure and
+the settings and weights that measured it. The last row of a run, a checkpoint and its settings counts.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from videodiff import __version__
 from videodiff.data.storage.files import check_writable, write_alone
-from videodiff.metrics.metric import BESIDE, Quantity, is_number, read_quantity
+from videodiff.metrics.metric import BESIDE, is_number, read_quantity
 from videodiff.report.markdown import escaped, frame, line
-from videodiff.report.table import rounded
+from videodiff.report.table import plain, rounded
 
 BOARD = "leaderboard.jsonl"
 # What makes two rows rows of the same thing.
-IDENTITY = ("run", "checkpoint", "dataset", "clips", "given_frames", "seed", "sampler")
+IDENTITY = ("folder", "checkpoint", "dataset", "clips", "given_frames", "seed", "sampler")
 # Rows that differ in one of these are not compared: other clips, or another task.
-APART = ("dataset", "clips", "shape", "given_frames")
+APART = ("dataset", "clips", "shape", "given_frames", "clips_sha256")
+# Of these, rows of older versions lack some.
+LATER = ("shape", "clips_sha256")
+# As many digits of a checksum are shown; what an older version did not write down.
+SHOWN, UNKNOWN = 8, "not recorded"
 # Columns of one table.
 MOST_COLUMNS = 12
+
+
+class Measure(NamedTuple):
+    """What a figure is: values of two measures do not compete. `settings`: what decides the value, as JSON."""
+
+    name: str
+    unit: str
+    more_is_better: bool
+    settings: str
+
+    @property
+    def label(self) -> str:
+        """The name as words, with the unit and the direction that is better."""
+        return f"{plain(self.name)}{f' ({self.unit})' if self.unit else ''} {'↑' if self.more_is_better else '↓'}"
 
 
 def add_row(board: Path, run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
     """Append the row of an evaluation and write the table anew; return the path of the board."""
     board.parent.mkdir(parents=True, exist_ok=True)
-    row = json.dumps(row_of(run, evaluation, facts), ensure_ascii=False)
+    # The same for every process and machine that sees board and run, wherever it sees them.
+    folder = os.path.relpath(run.resolve(), board.parent.resolve())
+    row = json.dumps({"folder": folder, **row_of(run, evaluation, facts)}, ensure_ascii=False)
     # One write in append mode: rows of two processes do not mix.
     with board.open("ab", buffering=0) as file:
-        file.write(f"{'' if ends_a_line(board) else chr(10)}{row}\n".encode())
+        # Half a character in the name of a folder becomes the JSON that stands for it.
+        file.write(f"{'' if ends_a_line(board) else chr(10)}{row}\n".encode(errors="backslashreplace"))
         os.fsync(file.fileno())
     size = None
     # Another evaluation may have appended its row after ours was read and written the table before us; the table that
@@ -76,7 +98,7 @@ def row_of(run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -
         "run": run.name,
         "checkpoint": Path(evaluation["checkpoint"]).name,
         **{name: evaluation[name] for name in ("dataset", "clips", "given_frames", "seed")},
-        "shape": evaluation.get("shape", ""),
+        **{name: evaluation.get(name, "") for name in LATER},
         **facts,
         "figures": figures,
         "errors": errors,
@@ -104,19 +126,33 @@ def read_rows(board: Path) -> tuple[list[dict[str, Any]], int]:
     for text in filter(None, board.read_text(encoding="utf-8", errors="replace").split("\n")):
         try:
             row = json.loads(text)
-            quantities = {name: read_quantity(row["metrics"][name], name) for name in row["figures"]}
-            # Rows of older versions have no counts and no shape.
-            row.setdefault("shape", "")
-            parts = (row["figures"], row["errors"], row.setdefault("counts", {}))
+            measures = {name: measure_of(name, row["metrics"][name]) for name in row["figures"]}
+            # Rows of older versions lack some: their boards lie beside the folders of the runs.
+            row = {**dict.fromkeys(LATER, ""), "folder": row["run"], "counts": {}, **row}
+            parts = (row["figures"], row["errors"], row["counts"])
             if not all(is_number(number) for part in parts for number in part.values()):
                 raise ValueError("found no number, expected one for each figure, each error and each count")
             key = json.dumps([row[name] for name in IDENTITY], sort_keys=True)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged += 1
             continue
         rows.pop(key, None)
-        rows[key] = {**row, "metrics": quantities}
+        rows[key] = {**row, "measures": measures}
     return list(rows.values()), damaged
+
+
+def measure_of(name: str, record: Mapping[str, Any]) -> Measure:
+    """Return what a figure is, from its record in evaluation.json; ValueError for a record of another form."""
+    quantity, settings = read_quantity(record, name), record.get("settings", {})
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name}.settings: found {str(settings)[:60]!r}, expected an object")
+    known = {key: identity(value) for key, value in settings.items()}
+    return Measure(name, quantity.unit, quantity.more_is_better, json.dumps(known, sort_keys=True))
+
+
+def identity(setting: Any) -> Any:
+    """Return a setting as it is compared: files of one content are one, whatever their names."""
+    return setting["sha256"] if isinstance(setting, dict) and "sha256" in setting else setting
 
 
 def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
@@ -125,16 +161,18 @@ def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
     apart: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         apart.setdefault(tuple(str(row[name]) for name in APART), []).append(row)
+    named = Counter(place[:-1] for place in apart)
     for place, mine in apart.items():
-        dataset, clips, shape, given = map(escaped, place)
+        dataset, clips, shape, given, checksum = map(escaped, place)
         size = f" of {shape}" if shape else ""
-        lines += [*[""] * bool(lines), f"## {dataset}, {clips} clips{size}, {given} given frames", ""]
+        # Clips of one name that are not the same: the dataset was made anew.
+        which = f", checksum {checksum[:SHOWN] or UNKNOWN}" if named[place[:-1]] > 1 else ""
+        lines += [*[""] * bool(lines), f"## {dataset}, {clips} clips{size}, {given} given frames{which}", ""]
         if len(mine) > MOST_COLUMNS:
             lines += [f"The last {MOST_COLUMNS} of {len(mine)} evaluations.", ""]
         mine = mine[-MOST_COLUMNS:]
-        meaning = {name: quantity for row in mine for name, quantity in row["metrics"].items()}
         lines += frame(["figure", *headings(mine)])
-        lines += [figure(name, quantity, mine) for name, quantity in meaning.items()]
+        lines += figures(mine)
     return lines
 
 
@@ -153,19 +191,39 @@ def headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an evaluation that rows of one table need not share."""
     sampler = row["sampler"] if isinstance(row["sampler"], dict) else {"sampler": row["sampler"]}
-    return {"seed": row["seed"], **sampler}
+    return {"folder": row["folder"], "seed": row["seed"], **sampler}
 
 
-def figure(name: str, quantity: Quantity, rows: list[dict[str, Any]]) -> str:
-    """Return the line of a figure, its best value bold where several runs have one, and its clips where not all."""
-    values = [row["figures"][name] for row in rows if name in row["figures"]]
-    best = (max if quantity.more_is_better else min)(values)
-    cells = []
+def figures(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each measure; those of one name stand together, and say in what they differ."""
+    found: dict[str, dict[Measure, Mapping[str, Any]]] = {}
     for row in rows:
-        value, error, count = (row[part].get(name) for part in ("figures", "errors", "counts"))
+        for name, measure in row["measures"].items():
+            found.setdefault(name, {}).setdefault(measure, row["metrics"][name].get("settings", {}))
+    for measures in found.values():
+        for measure, settings in measures.items():
+            yield figure(measure, "".join(differing(settings, list(measures.values()))), rows)
+
+
+def differing(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield each setting that is another one elsewhere."""
+    for name in dict.fromkeys(name for one in others for name in one):
+        value = settings.get(name, UNKNOWN)
+        if any(identity(one.get(name, UNKNOWN)) != identity(value) for one in others):
+            is_file = isinstance(value, dict)
+            yield f", {name} {value.get('name')} {str(identity(value))[:SHOWN]}" if is_file else f", {name} {value}"
+
+
+def figure(measure: Measure, differing: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the line of a figure, its best value bold where several runs have one, and its clips where not all."""
+    parts, name = ("figures", "errors", "counts"), measure.name
+    found = [[row[part].get(name) if row["measures"].get(name) == measure else None for part in parts] for row in rows]
+    values = [value for value, _, _ in found if value is not None]
+    best = (max if measure.more_is_better else min)(values)
+    cells = []
+    for value, error, count in found:
         text = "–" if value is None else rounded(value, error)
         text += "" if error is None or value is None else f" ± {rounded(error, error)}"
         text = f"**{text}**" if value == best and len(values) > 1 else text
         cells.append(text if count is None else f"{text} on {count:,.0f}")
-    unit = f" ({quantity.unit})" if quantity.unit else ""
-    return line([f"{name.replace('_', ' ')}{unit} {'↑' if quantity.more_is_better else '↓'}", *cells])
+    return line([measure.label + differing, *cells])

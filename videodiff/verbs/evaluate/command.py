@@ -46,7 +46,17 @@ from videodiff.training.state.checkpoint import AVERAGE, of, read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.groups import options
 from videodiff.verbs.config.measuring import build_metrics
-from videodiff.verbs.evaluate.held_out import Chosen, Dataset, HeldOut, Tars, choose, held_out_of, own_clips, read_again
+from videodiff.verbs.evaluate.held_out import (
+    Chosen,
+    Dataset,
+    HeldOut,
+    Tars,
+    choose,
+    clips_sha256,
+    held_out_of,
+    own_clips,
+    read_again,
+)
 from videodiff.verbs.evaluate.unfinished import Unfinished, code_in, file_of, fingerprint
 
 # The default number of given frames of a continuation.
@@ -227,6 +237,7 @@ def finish(
         **origin,
         "dataset": job.held_out.name,
         "clips": len(job.chosen),
+        "clips_sha256": clips_sha256(job.chosen),
         "shape": described(job.shape),
         "given_frames": job.given,
     }

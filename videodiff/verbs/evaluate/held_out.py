@@ -5,7 +5,9 @@ Clips are read one by one, and a second time for their samples: they are never a
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,11 +19,13 @@ from omegaconf import DictConfig
 from videodiff.data.loader.clips import Clips, Reader, Task
 from videodiff.data.loader.trained import Trained
 from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.data.samples.members import one_video
 from videodiff.data.tars.clips import Decode, TarTask, keep_faults, tasks_of, view
 from videodiff.data.tars.source import TARS, Fault, find_tars, read_tars, shown
 from videodiff.data.video.decode import DecodeError
 from videodiff.generation.sharing import Ranks
 from videodiff.metrics.metric import Case
+from videodiff.metrics.settings import DIGITS
 from videodiff.worlds.truth import TruthError, read_scene
 
 # The dataset counts as unreadable if more clips fail than this number plus the clips that could be read.
@@ -34,10 +38,14 @@ Remark = Callable[[str], None]
 
 
 class Candidate(NamedTuple):
-    """A clip that may be measured: its name, and a function that reads it, None if it does not fit."""
+    """A clip that may be measured: its name, and functions that read it and sum up its video as it is stored.
+
+    read: None for a clip that does not fit.
+    """
 
     key: str
     read: Callable[[], Case | None]
+    sha256: Callable[[], str]
 
 
 class HeldOut(Protocol):
@@ -59,6 +67,7 @@ class Chosen(NamedTuple):
     caption: str
     fps: float
     scene: bool
+    sha256: str
 
 
 class Seen(NamedTuple):
@@ -83,7 +92,7 @@ class Dataset:
     def __iter__(self) -> Iterator[Candidate]:
         for index in self.clips.fitting():
             task = self.clips.task(index)
-            yield Candidate(task.row["key"], partial(self.read, task))
+            yield Candidate(task.row["key"], partial(self.read, task), partial(task.row.__getitem__, "sha256"))
 
     def read(self, task: Task) -> Case:
         """Return the clip of a task."""
@@ -106,7 +115,8 @@ class Tars:
         decode, self.noted = Decode([self.shape.bucket]), []
         samples = keep_faults(read_tars(self.tars, range(len(self.tars))), self.noted)
         for task in tasks_of(samples, self.tars, decode.bytes):
-            yield Candidate(f"{task.sample.shard}: {task.sample.key}", partial(self.read, decode, task))
+            name, video = f"{task.sample.shard}: {task.sample.key}", partial(sum_of, task.members)
+            yield Candidate(name, partial(self.read, decode, task), video)
 
     def read(self, decode: Decode, task: TarTask) -> Case | None:
         """Return the clip of a sample."""
@@ -119,6 +129,11 @@ class Tars:
             raise ManifestError(f"{type(error).__name__}: {error}") from error
         clip = {**found, "key": task.sample.key, "video": view(memory, self.shape.bucket)}
         return as_case(clip) if "bucket" in found else None
+
+
+def sum_of(members: Mapping[str, bytes]) -> str:
+    """Return the checksum of a sample's video."""
+    return hashlib.sha256(members[one_video(members)]).hexdigest()
 
 
 def describe(fault: Fault) -> str:
@@ -201,9 +216,17 @@ def look(index: int, candidate: Candidate, check: Callable[[Case], Mapping[str, 
         return Seen(lost=(candidate.key, str(error)))
     if case is None:
         return Seen()
-    return Seen(
-        Chosen(index, case.key, case.caption, case.fps, case.scene is not None), failed=tuple(check(case).items())
-    )
+    return Seen(chosen_of(index, candidate, case), failed=tuple(check(case).items()))
+
+
+def chosen_of(index: int, candidate: Candidate, case: Case) -> Chosen:
+    """Return what is known of a clip that was read."""
+    return Chosen(index, case.key, case.caption, case.fps, case.scene is not None, candidate.sha256())
+
+
+def clips_sha256(chosen: Sequence[Chosen]) -> str:
+    """Return a checksum of clips with captions and rates, wherever they lie; it has the first digits only."""
+    return hashlib.sha256(json.dumps([one[1:] for one in chosen]).encode()).hexdigest()[:DIGITS]
 
 
 def tell(
@@ -241,7 +264,7 @@ def read_again(held_out: HeldOut, chosen: Sequence[Chosen]) -> Iterator[Case]:
             return
         if index == one.index:
             case = candidate.read()
-            if case is None or (case.key, case.caption, case.scene is not None) != (one.key, one.caption, one.scene):
+            if case is None or chosen_of(index, candidate, case) != one:
                 raise ValueError(f"{held_out.name}: found another clip than {one.key} at its place: it has changed")
             yield case
             one = next(wanted, None)

@@ -22,6 +22,7 @@ from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import write_clip
 from videodiff.metrics.evaluation import AnyMetric, Batch, Measured
 from videodiff.metrics.metric import Case, Metric
+from videodiff.metrics.settings import deciding
 
 # The files of a kept clip.
 SHOWN = ("sampled", "truth")
@@ -124,9 +125,9 @@ def file_of(task: str, number: int, name: str) -> str:
 
 
 def fingerprint(metrics: Mapping[str, AnyMetric]) -> dict[str, Any]:
-    """Return what tells these metrics from others: their code, their settings, and the files that these name."""
+    """Return what tells these metrics from others: code, settings, and the content of the files that these name."""
     return {
-        key: [sorted((name, str(value), state_of(value)) for name, value in metric.settings.items()), code_of(metric)]
+        key: [sorted((name, str(value)) for name, value in metric.settings.items()), deciding(metric), code_of(metric)]
         for key, metric in metrics.items()
     }
 
@@ -146,11 +147,3 @@ def code_in(folder: Path) -> str:
     for path in sorted(folder.rglob("*.py")):
         found.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
-
-
-def state_of(value: Any) -> list[int]:
-    """Return size and time of a file that a setting names."""
-    if not isinstance(value, str) or not Path(value).exists():
-        return []
-    state = Path(value).stat()
-    return [state.st_size, state.st_mtime_ns]
