@@ -91,7 +91,7 @@ def scale() -> str:
             continue
         first = first or size.tokens
         plan, choice = size.plan, size.plan.choice
-        read = 16 * here.cards * training.clip_bytes / plan.seconds.total / 1e9
+        read = 16 * here.cards * training.largest.stored / plan.seconds.total / 1e9
         sent = plan.sent.bytes / 1e9
         lines.append(
             f"| {cards:,} | {choice.strategy}, {choice.recompute}, {plan.clips} clips | {plan.seconds.total:.3f} s | "

@@ -28,13 +28,12 @@ def job(half: bool = False) -> Job:
 
     def trace(level: str, halved: bool) -> Grown:
         each = np.array([kept[level], 0.0])
-        made = Passes(
-            [Kind("mm", 512), Kind("end")], np.array([1e12, 0]), each, each, np.zeros(2), 1, Weights(10**6, 0, 10**5)
-        )
+        none, kinds = np.zeros(2), [Kind("mm", 512), Kind("end")]
+        made = Passes(kinds, np.array([1e12, 0]), each, each, none, none, none, 1, Weights(10**6, 0, 10**5))
         return Grown(made, made, (2, 2), 2, 1)
 
     network = network_of(64, ("space", "time"), 2, patch=12, words=8, text_width=16)
-    return Job(network, [Shape("8 x 16 x 16", 8, 16, 2048, 8)], trace, 100, half, False, False, 1e5)
+    return Job(network, [Shape("8 x 16 x 16", 8, 16, 2048, 8, trace, 1e5)], half, False, False)
 
 
 def cards(gib: float, nodes: int = 1, count: int = 1) -> Cluster:

@@ -79,11 +79,11 @@ def test_python_looks_twice_at_what_is_repeated() -> None:
     def trace(level: str, halved: bool) -> Grown:
         kinds = [Kind("view")] * {"none": 100, "selective": 150, "full": 190}[level]
         nothing = np.zeros(len(kinds))
-        made = Passes(kinds, nothing, nothing, nothing, nothing, 1, WEIGHTS)
+        made = Passes(kinds, *[nothing] * 6, 1, WEIGHTS)
         return Grown(made, made, (2, 2), 2, 1)
 
     network = network_of(64, ("space", "time"), 2, patch=12, words=8, text_width=16)
-    job = Job(network, [Shape("clip", 8, 16, 2048, 8)], trace, 100, False, False, False, 1.0)
+    job = Job(network, [Shape("clip", 8, 16, 2048, 8, trace, 1.0)], False, False, False)
     for level, wanted in {"none": 0, "selective": 2 * 50, "full": 0}.items():
         plain, seen = (
             evaluate(job, replace(processor(), cards=1, dispatch_us=each), Choice("single", level, 1, 2)).seconds.rest
@@ -91,3 +91,14 @@ def test_python_looks_twice_at_what_is_repeated() -> None:
         )
         # Two micro-batches.
         assert seen - plain == pytest.approx(2 * wanted * 30e-6), level
+
+
+def test_of_those_that_share_a_clip_the_fullest_decides() -> None:
+    def share(time: int, *axes: str) -> float:
+        return Shape("clip", time, 16, 0, 1, trace=lambda level, halved: None).share(axes, 4)
+
+    # Ten frames are 3, 3, 2 and 2; sixteen positions are 4 each.
+    assert share(10, "space", "time") == pytest.approx((3 / 10 + 4 / 16) / 2)
+    assert share(10, "spacetime") == pytest.approx(3 / 10)
+    # One process has the picture.
+    assert share(1, "space") == 1

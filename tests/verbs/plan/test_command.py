@@ -6,15 +6,17 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from videodiff.planning.forecast.choice import Choice, Plan, evaluate
 from videodiff.planning.forecast.trace import weights_of
 from videodiff.training.start import freeze
 from videodiff.verbs.config.arguments import spell
@@ -112,7 +114,7 @@ def test_frozen_weights_of_any_block_are_counted_as_such(pattern: str) -> None:
     cfg = composed(["experiment=bouncing_cpu", *more, f"freeze=['denoiser.blocks.{pattern}']"])
     network = instantiate(cfg.model, channels=3, text_width=64)
     freeze(nn.ModuleDict({"denoiser": network}), cfg.freeze)
-    found, wanted = job_of(cfg, cpu=True).trace("none", False).weights, weights_of(network)
+    found, wanted = job_of(cfg, cpu=True).largest.trace("none", False).weights, weights_of(network)
     assert (found.all, found.tensors, found.frozen) == (wanted.all, wanted.tensors, wanted.frozen)
 
 
@@ -169,14 +171,53 @@ def test_what_fits_in_no_way_is_refused_with_what_would_fit(call: Call) -> None:
     cluster = ("cluster=l40sx8", "cluster.memory_gib=16", "cluster.host_gib=64")
     status, _, err = call("plan", *wide, *cluster)
     assert status == 1
-    assert "cluster: found" in err
-    assert "cluster.nodes=" in err
+    # The cards would hold it, with the state on the host.
+    assert "GiB of a host at least where the cards have room, expected at most 51.2 GiB" in err
+    assert "cluster.nodes=2" in err
 
 
-def test_a_batch_that_does_not_divide_is_told_with_one_that_does(call: Call) -> None:
-    status, _, err = call("plan", "experiment=hdvila_256", *SMALL, "cluster=h100x64", "data.global_batch=1")
+def test_the_nodes_of_a_refusal_are_the_fewest_that_fit(call: Call) -> None:
+    wide = ("experiment=hdvila_256", "model.depth=8", "model.width=4096", "model.heads=32", "trainer.precision=32-true")
+    batch = ("data.global_batch=240", "data.micro_batch=null")
+    cluster = ("cluster=l40sx8", "cluster.host_gib=32", "cluster.memory_gib=16")
+    status, _, err = call("plan", *wide, *batch, *cluster, "cluster.nodes=1")
     assert status == 1
-    assert "data.global_batch=" in err
+    fewest = int(err.rpartition("cluster.nodes=")[2])
+    fitting = [n for n in range(1, fewest + 1) if call("plan", *wide, *batch, *cluster, f"cluster.nodes={n}")[0] == 0]
+    assert (fewest, fitting) == (3, [3])
+
+
+@pytest.mark.parametrize(("batch", "near"), [(1, 15), (256, 255), (300, 300)])
+def test_a_batch_that_does_not_divide_is_told_with_the_nearest_that_does(call: Call, batch: int, near: int) -> None:
+    how = ("experiment=hdvila_256", *SMALL, "cluster=h100x8", "cluster.nodes=3", "cluster.cards=5")
+    status, _, err = call("plan", *how, "data.micro_batch=null", f"data.global_batch={batch}")
+    assert status == (batch != near)
+    assert batch == near or f"set data.global_batch={near}" in err
+    assert call("plan", *how, "data.micro_batch=null", f"data.global_batch={near}")[0] == 0
+
+
+def test_a_bucket_of_the_hub_s_encoders_is_planned_without_the_hub(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*given: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("videodiff.pretrained.find_config", asked)
+    buckets = "data.buckets=[{frames: 16, height: 256, width: 256}, {frames: 1, height: 256, width: 256}]"
+    batch = ("data.batch={tokens: 8192, micro_batches: 64}", "data.micro_batch=null")
+    status, _, err = call("plan", "experiment=hdvila_256", *SMALL, "cluster=h100x8", *batch, buckets)
+    assert status == 0, err
+
+
+def test_frozen_encoders_take_the_bytes_of_their_numbers() -> None:
+    codec = ("codec=wan_vae", "data.frames=161")
+    half, full = (
+        job_of(
+            composed(["experiment=hdvila_256", *codec, f"text.dtype={dtype}", f"codec.dtype={dtype}"]), False
+        ).largest.encoding
+        for dtype in ("bfloat16", "float32")
+    )
+    assert (full.weights, full.moment) == (2 * half.weights, 2 * half.moment)
+    # A clip of video passes the codec as a whole, whatever slice_frames says.
+    assert half.most >= half.moment
 
 
 @pytest.mark.parametrize(
@@ -256,7 +297,80 @@ def test_without_the_dataset_every_bucket_has_as_many_steps(call: Call, tmp_path
     status, _, err = call(*asked, f"data.root={tmp_path / 'elsewhere'}", buckets)
     assert status == 0, err
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert [shape["steps"] for shape in found["shapes"]] == [1.0, 1.0]
+    steps = composed(asked[1:2]).trainer.max_steps
+    assert [shape["steps"] for shape in found["shapes"]] == [steps / 2, steps / 2]
+    assert found["step"]["total"] == pytest.approx(sum(shape["seconds"] for shape in found["shapes"]) / 2)
+
+
+def test_each_bucket_takes_what_it_takes_alone() -> None:
+    # A clip of video takes more of the codec, pictures more of the denoiser: they have more tokens and a text each.
+    clips, pictures = (
+        f"{{frames: {frames}, height: 256, width: 256, global_batch: {size}}}" for frames, size in ((16, 64), (1, 1280))
+    )
+    cluster = replace(instantiate(OmegaConf.load(conf_dir() / "cluster" / "h100x8.yaml")), cards=1)
+
+    def plan(*buckets: str) -> Plan:
+        how = ["experiment=hdvila_256", *SMALL, f"data.buckets=[{', '.join(buckets)}]", "data.deliver=[video]"]
+        return evaluate(job_of(composed(how), False), cluster, Choice("single", "none", 1, 4))
+
+    alone, together = [plan(clips), plan(pictures)], plan(clips, pictures)
+    for found, one in zip(together.by_shape, alone, strict=True):
+        assert found == pytest.approx(one.seconds)
+    assert together.memory == max((one.memory for one in alone), key=lambda memory: memory.total)
+    assert together.seconds.total == pytest.approx(sum(one.seconds.total for one in alone) / 2)
+
+
+@pytest.mark.parametrize(
+    ("inner", "kept"),
+    [
+        (("strategy=zero3", "strategy.max_reuse_distance=7"), True),
+        (("strategy=zero2", "strategy.overlap_comm=false"), False),
+        (("recompute=full", "recompute.offload=true"), False),
+    ],
+)
+def test_settings_of_the_strategy_are_kept_where_the_plan_has_it_and_named_where_not(
+    call: Call, inner: tuple[str, str], kept: bool
+) -> None:
+    status, out, err = call("plan", "experiment=hdvila_256", "cluster=h100x64", *inner)
+    assert status == 0, err
+    assert {"strategy=zero3", "recompute=none"} <= set(line_of(out))
+    assert (inner[1] in line_of(out)) is kept
+    assert (f"left out      {inner[1]}: " in out) is not kept
+    composed([spell("train", word, sweeps=False) for word in line_of(out)])
+
+
+def test_a_teacher_keeps_what_its_student_does_not_learn() -> None:
+    how = ["experiment=bouncing_progressive", "freeze=[denoiser.blocks.0.*]"]
+    job, choice = job_of(composed(how), True), Choice("single", "none", 1, 1)
+    cpus = replace(instantiate(OmegaConf.load(conf_dir() / "cluster" / "cpux2.yaml")), cards=1)
+    found = job.weights(choice)
+    assert found.frozen
+    assert evaluate(job, cpus, choice).memory.encoders == 4 * (found.all + found.frozen)
+
+
+def test_a_budget_of_clips_is_used_up_stage_by_stage(call: Call, tmp_path: Path) -> None:
+    stages = [("30", 12), ("null", 6)]
+    words = [
+        f"{{until: {end}, buckets: [{{frames: 1, height: 16, width: 16, global_batch: {size}}}]}}"
+        for end, size in stages
+    ]
+    asked = ("plan", "experiment=bouncing_cpu", "cluster=cpux2", f"data.stages=[{', '.join(words)}]")
+    for clips, steps in ((30 * 12 + 60 * 6, 90), (10 * 12, 10)):
+        status, out, err = call(*asked, f"clips={clips}", f"json={tmp_path / 'plan.json'}")
+        assert status == 0, err
+        assert f"trainer.max_steps={steps}" in line_of(out)
+        found = json.loads((tmp_path / "plan.json").read_text())
+        assert (found["steps"], found["clips"]) == (steps, clips)
+
+
+@pytest.mark.parametrize("batch", ["data.batch=null", "data.batch={micro_batches: 2, tokens: 9999}"])
+def test_stages_that_training_refuses_are_refused_in_its_words(call: Call, batch: str) -> None:
+    status, _, err = call(
+        *("plan", "experiment=bouncing_cpu", "cluster=cpux2", batch, "data.micro_batch=null"),
+        "data.stages=[{until: 10}, {until: null}]",
+    )
+    assert status == 1
+    assert "data.stages[0].buckets: found no bucket, expected at least one" in err
 
 
 PROFILES = {

@@ -119,7 +119,7 @@ def settled(rounds: Sequence[Round]) -> Timing:
     seconds = seconds * min(1.0, whole / seconds.sum())
     found = [
         (kind, flops, traffic, float(second))
-        for kind, (flops, traffic, _, _), second in zip(seen.kinds, seen.figures, seconds, strict=True)
+        for kind, (flops, traffic, *_), second in zip(seen.kinds, seen.figures, seconds, strict=True)
     ]
     return found, whole
 

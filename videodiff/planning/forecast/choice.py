@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videodiff.planning.flops import Network, forward, forward_and_backward
+from videodiff.planning.flops import Network, forward_and_backward
 from videodiff.planning.forecast.duration import Seconds, of_optimizer, of_passes, of_sent
 from videodiff.planning.forecast.grown import Grown
 from videodiff.planning.forecast.hardware import GIB, Cluster
@@ -39,25 +39,6 @@ class Choice(NamedTuple):
     accumulate: int
 
 
-class Shape(NamedTuple):
-    """Clips of one bucket: tokens in time and space, pixels of a clip, and clips of a global batch.
-
-    `steps`: how many steps of the training it has, in any unit.
-    """
-
-    name: str
-    time: int
-    space: int
-    pixels: int
-    global_batch: int
-    steps: float = 1.0
-
-    @property
-    def tokens(self) -> int:
-        """The tokens of a clip."""
-        return self.time * self.space
-
-
 class Encoding(NamedTuple):
     """The cost of frozen encoders: bytes of weights, FLOPs of a clip, and bytes in work: of a clip, and at most."""
 
@@ -70,27 +51,52 @@ class Encoding(NamedTuple):
 NO_ENCODING = Encoding()
 
 
+class Shape(NamedTuple):
+    """Clips of one bucket: tokens in time and space, pixels of a clip, and clips of a global batch.
+
+    trace: the operations of the passes, by the level of recompute and whether weights have 16 bits. stored: the bytes
+    of a clip in storage. encoding: what frozen encoders take for it. steps: how many steps of the training it has.
+    """
+
+    name: str
+    time: int
+    space: int
+    pixels: int
+    global_batch: int
+    trace: Callable[[str, bool], Grown]
+    stored: float = 0.0
+    encoding: Encoding = NO_ENCODING
+    steps: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of a clip."""
+        return self.time * self.space
+
+    def share(self, axes: Sequence[str], processes: int) -> float:
+        """Return the share of a clip of the fullest process of those that share it, as the mean over blocks.
+
+        Blocks over time share positions, all others frames.
+        """
+        frames, positions = (math.ceil(size / processes) / size for size in (self.time, self.space))
+        return sum(positions if axis == "time" else frames for axis in axes) / len(axes)
+
+
 @dataclass(frozen=True)
 class Job:
     """A training, without the cluster that it runs on.
 
-    trace: the operations of the passes of the largest shape, by the level of recompute and whether weights have 16
-    bits. latents: whether clips are stored encoded. clip_bytes: the bytes of a clip in storage.
-    teacher: whether a second network of the same size teaches this one. stated: the global batch that a process's
-    micro-batch is a part of, 0 if it is `batch`. micro_batches: of a step of all processes; None: any number.
-    refused: strategies that training does not take with the other settings.
+    latents: whether clips are stored encoded. teacher: whether a second network of the same size teaches this one.
+    stated: the global batch that a process's micro-batch is a part of, 0 if it is `batch`. micro_batches: of a step of
+    all processes; None: any number. refused: strategies that training does not take with the other settings.
     """
 
     network: Network
     shapes: Sequence[Shape]
-    trace: Callable[[str, bool], Grown]
-    steps: int
     half: bool
     muon: bool
     compiled: bool
-    clip_bytes: float
     latents: bool = False
-    encoding: Encoding = NO_ENCODING
     teacher: bool = False
     stated: int = 0
     micro_batches: int | None = None
@@ -102,13 +108,26 @@ class Job:
         return max(self.shapes, key=lambda shape: shape.tokens * shape.global_batch)
 
     @property
+    def steps(self) -> float:
+        """The steps of the training."""
+        return sum(shape.steps for shape in self.shapes)
+
+    @property
     def batch(self) -> int:
         """The largest number that divides the global batch of every shape."""
         return math.gcd(*(shape.global_batch for shape in self.shapes))
 
     def mean(self, figures: Iterable[float]) -> float:
         """Return the mean over all steps of a figure of each shape."""
-        return sum(s.steps * f for s, f in zip(self.shapes, figures, strict=True)) / sum(s.steps for s in self.shapes)
+        return sum(s.steps * f for s, f in zip(self.shapes, figures, strict=True)) / self.steps
+
+    def weights(self, choice: Choice) -> Weights:
+        """Return how many weights the network has as a choice trains it."""
+        return self.shapes[0].trace(choice.recompute, self.halved(choice)).weights
+
+    def halved(self, choice: Choice) -> bool:
+        """Tell whether the weights of the passes have 16 bits."""
+        return self.half and choice.strategy.startswith("zero")
 
     def micro_batch(self, shares: int, accumulate: int) -> int:
         """Return data.micro_batch for `accumulate` micro-batches of each of `shares` groups of processes."""
@@ -118,8 +137,9 @@ class Job:
 class Plan(NamedTuple):
     """The cost of a choice: the memory of a process, the seconds of a step, and the model FLOPs utilisation.
 
-    `clips`: clips of a micro-batch of the largest shape; `sent`: bytes that a process sends in a step; `by_shape`:
-    seconds of a step of each shape.
+    `memory` is that of the shape that takes most, `by_shape` the seconds of a step of each shape; `seconds`, `mfu` and
+    `sent`, the bytes that a process sends in a step, are means over all steps. `clips`: clips of a micro-batch of the
+    largest shape.
     """
 
     choice: Choice
@@ -128,7 +148,7 @@ class Plan(NamedTuple):
     mfu: float
     clips: int
     sent: Sent
-    by_shape: tuple[float, ...]
+    by_shape: tuple[Seconds, ...]
 
 
 def fits(memory: Memory, cluster: Cluster) -> bool:
@@ -140,7 +160,7 @@ def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
     """Yield every choice that divides the batch of a training evenly over a cluster."""
     several = tuple(name for name in SPLIT if name != "single" and name not in job.refused)
     strategies = ("single",) if cluster.world == 1 else several
-    most = max(job.largest.time, 1)
+    most = max(shape.time for shape in job.shapes)
     for sequence in (n for n in divisors(cluster.cards) if n <= most):
         shares = cluster.world // sequence
         if job.batch % shares:
@@ -156,58 +176,66 @@ def setting_of(job: Job, cluster: Cluster, choice: Choice) -> Setting:
     return Setting(choice.strategy, cluster.world, job.half, job.muon, choice.accumulate, node=cluster.cards)
 
 
-def clips_of(job: Job, cluster: Cluster, choice: Choice) -> int:
-    """Return the clips of a micro-batch of the largest shape."""
-    return job.largest.global_batch * choice.sequence // (cluster.world * choice.accumulate)
+def clips_of(shape: Shape, cluster: Cluster, choice: Choice) -> int:
+    """Return the clips of a micro-batch of a shape."""
+    return shape.global_batch * choice.sequence // (cluster.world * choice.accumulate)
 
 
 def memory_of(job: Job, cluster: Cluster, choice: Choice) -> Memory:
-    """Return the memory of a choice; processes that share clips each hold a part of every clip's tokens."""
-    setting = setting_of(job, cluster, choice)
-    grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
-    passes = grown.peak(clips / choice.sequence, setting.growing)
-    encoding = min(job.encoding.moment * clips, job.encoding.most)
+    """Return the memory of a choice: that of the shape that takes most."""
+    found = (memory_of_shape(job, shape, cluster, choice) for shape in job.shapes)
+    return max(found, key=lambda memory: memory.total)
+
+
+def memory_of_shape(job: Job, shape: Shape, cluster: Cluster, choice: Choice) -> Memory:
+    """Return the memory in steps of a shape; processes that share clips each hold a part of every clip's tokens."""
+    setting, clips = setting_of(job, cluster, choice), clips_of(shape, cluster, choice)
+    grown = shape.trace(choice.recompute, job.halved(choice))
+    passes = grown.peak(clips * shape.share(job.network.axes, choice.sequence), setting.growing)
+    encoding = min(shape.encoding.moment * clips, shape.encoding.most)
     moment = max(encoding, step_transient(setting, grown.weights, not cluster.cpu))
-    frozen = job.encoding.weights + (4.0 * grown.weights.all if job.teacher else 0.0)
+    frozen = shape.encoding.weights + (4.0 * (grown.weights.all + grown.weights.frozen) if job.teacher else 0.0)
     return at_peak(setting, grown.weights, passes, moment, frozen)
 
 
-def seconds_of(job: Job, cluster: Cluster, choice: Choice, sent: Sent) -> Seconds:
-    """Return the seconds of a step of the largest shape."""
-    setting = setting_of(job, cluster, choice)
-    grown, clips = job.trace(choice.recompute, setting.weight == 2), clips_of(job, cluster, choice)
-    passes = of_both_passes(grown, cluster, clips / choice.sequence, job.compiled)
+def seconds_of(job: Job, shape: Shape, cluster: Cluster, choice: Choice, sent: Sent) -> Seconds:
+    """Return the seconds of a step of a shape."""
+    setting, clips = setting_of(job, cluster, choice), clips_of(shape, cluster, choice)
+    grown, own = (
+        shape.trace(choice.recompute, job.halved(choice)),
+        clips * shape.share(job.network.axes, choice.sequence),
+    )
+    passes = of_both_passes(grown, cluster, own, job.compiled)
     if job.network.forwards:
         # Passes without a gradient recompute nothing.
-        plain = job.trace("none", setting.weight == 2)
-        passes = passes + further(job) * of_both_passes(plain, cluster, clips / choice.sequence, job.compiled)
+        plain = shape.trace("none", job.halved(choice))
+        passes = passes + further(job, shape) * of_both_passes(plain, cluster, own, job.compiled)
     products, rest = choice.accumulate * passes
-    rest += choice.accumulate * seen_by_python(job, cluster, choice.recompute, setting.weight == 2)
+    rest += choice.accumulate * seen_by_python(shape, cluster, choice.recompute, job.halved(choice))
     hidden = of_sent(sent, cluster, setting, choice.sequence, (products + rest) * 2 / 3)
     engine = cluster.engine_ms.get(choice.strategy, 0.0) * len(job.network.axes)
     optimizer = of_optimizer(setting, grown.weights, cluster) + 1e-3 * (cluster.trainer_ms + engine)
     rate = float(cluster.product_rate(np.array([ENCODER_WIDTH]), job.half)[0])
-    encoders = job.encoding.flops * clips * choice.accumulate / rate
-    data = max(0.0, waiting(job, cluster) - products - rest - hidden - optimizer - encoders)
+    encoders = shape.encoding.flops * clips * choice.accumulate / rate
+    data = max(0.0, waiting(job, shape, cluster) - products - rest - hidden - optimizer - encoders)
     return Seconds(products, rest, hidden, optimizer, encoders, data)
 
 
-def seen_by_python(job: Job, cluster: Cluster, level: str, halved: bool) -> float:
+def seen_by_python(shape: Shape, cluster: Cluster, level: str, halved: bool) -> float:
     """Return the seconds in which Python decides of each operation of a micro-batch whether its result is kept."""
     if level != "selective" or not cluster.dispatch_us:
         return 0.0
     repeated, once = (
-        float(job.trace(each, halved).of(lambda one: np.array(len(one.kinds)))) for each in (level, "none")
+        float(shape.trace(each, halved).of(lambda one: np.array(len(one.kinds)))) for each in (level, "none")
     )
     # Once as a block computes, and once as it computes again.
     return 2e-6 * cluster.dispatch_us * (repeated - once)
 
 
-def further(job: Job) -> float:
+def further(job: Job, shape: Shape) -> float:
     """Return the time of passes without a gradient, as a share of that of passes that learn, without recompute."""
-    time, space, alone = job.largest.time, job.largest.space, job.network._replace(forwards=0.0, own=0.0)
-    learning = forward_and_backward(time, space, alone)
-    return (forward_and_backward(time, space, job.network) - learning) / learning
+    learning = forward_and_backward(shape.time, shape.space, job.network._replace(forwards=0.0, own=0.0))
+    return (forward_and_backward(shape.time, shape.space, job.network) - learning) / learning
 
 
 @lru_cache(maxsize=4096)
@@ -218,37 +246,41 @@ def of_both_passes(grown: Grown, cluster: Cluster, clips: float, compiled: bool)
 
 def evaluate(job: Job, cluster: Cluster, choice: Choice) -> Plan:
     """Return the plan of a choice: its memory and its time."""
-    setting, shape = setting_of(job, cluster, choice), job.largest
-    weights, clips = job.trace(choice.recompute, setting.weight == 2).weights, clips_of(job, cluster, choice)
-    sent = both(job, setting, weights, clips * choice.accumulate, choice.sequence)
-    seconds = seconds_of(job, cluster, choice, sent)
-    flops = forward_and_backward(shape.time, shape.space, job.network) * shape.global_batch / cluster.world
-    mfu = flops / seconds.total / (1e12 * cluster.tflops["half" if job.half else "full"])
-    cost = [forward(one.time, one.space, job.network).total * one.global_batch for one in job.shapes]
-    longest = forward(shape.time, shape.space, job.network).total * shape.global_batch
-    variable = seconds.total - seconds.optimizer
-    by_shape = tuple(seconds.optimizer + variable * c / longest for c in cost)
+    setting, weights = setting_of(job, cluster, choice), job.weights(choice)
+    all_sent = [both(job, shape, setting, weights, clips_of(shape, cluster, choice), choice) for shape in job.shapes]
+    by_shape = tuple(
+        seconds_of(job, shape, cluster, choice, own) for shape, own in zip(job.shapes, all_sent, strict=True)
+    )
+    seconds = Seconds(*map(job.mean, zip(*by_shape, strict=True)))
+    flops = job.mean(forward_and_backward(s.time, s.space, job.network) * s.global_batch for s in job.shapes)
+    mfu = flops / cluster.world / seconds.total / (1e12 * cluster.tflops["half" if job.half else "full"])
+    sent = Sent(*map(job.mean, zip(*all_sent, strict=True)))
+    clips = clips_of(job.largest, cluster, choice)
     return Plan(choice, memory_of(job, cluster, choice), seconds, mfu, clips, sent, by_shape)
 
 
-def both(job: Job, setting: Setting, weights: Weights, clips: int, sequence: int) -> Sent:
-    """Return what a process sends in a step: gradients and weights, and tokens of clips that processes share."""
+def both(job: Job, shape: Shape, setting: Setting, weights: Weights, clips: int, choice: Choice) -> Sent:
+    """Return what a process sends in a step: gradients and weights, and tokens of clips that processes share.
+
+    clips: those of a micro-batch.
+    """
     network, number = job.network, 2 if setting.weight == 2 else 4
     # A teacher is whole on each process: its passes gather no weights.
     state = of_state(setting, weights, len(network.axes), 0.0 if job.teacher else network.forwards)
-    tokens = of_tokens(network.axes, clips * job.largest.tokens, network.width, network.patch, sequence, number)
+    carried = clips * choice.accumulate * shape.tokens
+    tokens = of_tokens(network.axes, carried, network.width, network.patch, choice.sequence, number)
     passes = 1 + network.forwards / 2
     count = state.collectives + round(passes * tokens.collectives)
     return state._replace(tokens=passes * tokens.tokens, collectives=count)
 
 
-def waiting(job: Job, cluster: Cluster) -> float:
+def waiting(job: Job, shape: Shape, cluster: Cluster) -> float:
     """Return the seconds in which a node reads the clips of a step, and decodes them unless they are latents."""
-    clips = job.largest.global_batch / cluster.nodes
-    read = clips * job.clip_bytes / (1e9 * cluster.storage_gb_per_s)
+    clips = shape.global_batch / cluster.nodes
+    read = clips * shape.stored / (1e9 * cluster.storage_gb_per_s)
     if job.latents:
         return read
-    return max(read, clips * job.largest.pixels / (1e6 * cluster.decode_mpixel_per_s * cluster.cores))
+    return max(read, clips * shape.pixels / (1e6 * cluster.decode_mpixel_per_s * cluster.cores))
 
 
 def plainness(choice: Choice) -> int:
@@ -275,9 +307,12 @@ def best(job: Job, cluster: Cluster) -> Plan | None:
 
 
 def least(job: Job, cluster: Cluster) -> Memory | None:
-    """Return the smallest memory of all choices, or None if the batch does not divide over the cards."""
+    """Return the smallest memory of all choices, or None if the batch does not divide over the cards.
+
+    Of choices that fit on a card, the one that takes least of the host.
+    """
     found = (memory_of(job, cluster, choice) for choice in choices(job, cluster))
-    return min(found, key=lambda memory: memory.total, default=None)
+    return min(found, key=lambda memory: (max(memory.total, cluster.room), memory.host), default=None)
 
 
 def nearest(job: Job, cluster: Cluster, now: Choice) -> Plan | None:

@@ -45,7 +45,8 @@ def of_passes(passes: Passes, cluster: Cluster, scale: float, compiled: bool) ->
     """
     seconds = np.zeros(2)
     for (name, width, half), where in by_kind(passes, bool(cluster.kinds)).items():
-        flops, traffic = passes.flops[where] * scale, passes.traffic[where] * scale
+        flops, still = passes.flops[where] * scale, passes.still[where]
+        traffic = (passes.traffic[where] - still) * scale + still
         if width:
             # Of a product that was measured, the time to move its numbers is in its speed.
             moved = 0.0 * traffic if cluster.kinds else cluster.moving(name, traffic)

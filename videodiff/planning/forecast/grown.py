@@ -10,6 +10,9 @@ import numpy as np
 
 from videodiff.planning.forecast.trace import Make, Passes, Weights, passes
 
+# A prime that divides no size of a network.
+CLIPS = 1009
+
 
 @dataclass(frozen=True, eq=False)
 class Grown:
@@ -36,13 +39,12 @@ class Grown:
     def peak(self, clips: float, gradient: float) -> float:
         """Return the most bytes that the passes hold with `clips` clips and this share of the gradients.
 
-        Activations grow in proportion to clips, gradients do not.
+        Activations grow in proportion to clips; gradients, and copies of weights in another type, do not.
         """
-        scale = clips / self.clips
-        return float(self.of(lambda one: one.peaks(gradient / scale)).max()) * scale
+        return float(self.of(lambda one: one.peaks(gradient, clips / self.clips)).max())
 
 
-def traced(make: Make, cycle: int, depth: int, unlike: int = 0, clips: int = 2) -> Grown:
+def traced(make: Make, cycle: int, depth: int, unlike: int = 0, clips: int = CLIPS) -> Grown:
     """Return the operations of a network of `depth` blocks.
 
     The kinds of block repeat after `cycle` blocks, at least from the `unlike` first ones on. Both traces end with the

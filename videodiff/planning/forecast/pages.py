@@ -6,23 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from videodiff.planning.flops import forward_and_backward
-from videodiff.planning.forecast.choice import Job, Plan, Shape
+from videodiff.planning.forecast.choice import Choice, Job, Plan, Shape, clips_of
+from videodiff.planning.forecast.duration import Seconds
 from videodiff.planning.forecast.faults import saving
 from videodiff.planning.forecast.hardware import GIB, Cluster
 
 DAY = 86400.0
 
 
-def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, Any]:
+def as_json(job: Job, cluster: Cluster, plan: Plan) -> dict[str, Any]:
     """Return all figures of a plan; memory in bytes, times in seconds."""
-    weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights
+    weights = job.weights(plan.choice)
     saved = saving(cluster, weights.saved)
     if saved.lost >= 1:
         raise ValueError(
             f"cluster.faults: found {cluster.faults:g} for a card and year, one in {saved.between:.3g} s, expected so "
             "few that a job starts and saves between two of them"
         )
-    step = job.mean(plan.by_shape)
+    step, steps = plan.seconds.total, job.steps
+    stored = job.mean(shape.global_batch * shape.stored for shape in job.shapes)
     clips = job.mean(shape.global_batch for shape in job.shapes)
     tokens = job.mean(shape.global_batch * shape.tokens for shape in job.shapes)
     seconds = steps * step / (1 - saved.lost)
@@ -32,7 +34,7 @@ def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, A
         "choice": plan.choice._asdict() | {"micro_batch": plan.clips},
         "memory": plan.memory._asdict() | {"total": plan.memory.total},
         "step": plan.seconds._asdict() | {"total": plan.seconds.total},
-        "shapes": [shape._asdict() | {"seconds": s} for shape, s in zip(job.shapes, plan.by_shape, strict=True)],
+        "shapes": [of_shape(*pair, cluster, plan.choice) for pair in zip(job.shapes, plan.by_shape, strict=True)],
         "mfu": plan.mfu,
         "sent": plan.sent._asdict(),
         "tokens_per_s_per_card": tokens / step / cluster.world,
@@ -42,10 +44,16 @@ def as_json(job: Job, cluster: Cluster, plan: Plan, steps: float) -> dict[str, A
         "tokens": steps * tokens,
         "days": seconds / DAY,
         "cost": seconds / 3600 * cluster.world * cluster.price,
-        "read_gb_per_s_per_node": clips * job.clip_bytes / step / cluster.nodes / 1e9,
-        "storage_tb_of_1m_clips": job.clip_bytes * 1e6 / 1e12,
+        "read_gb_per_s_per_node": stored / step / cluster.nodes / 1e9,
+        "storage_tb_of_1m_clips": stored / clips * 1e6 / 1e12,
         "checkpoint": saved._asdict() | {"steps": max(1, round(saved.interval / step))},
     }
+
+
+def of_shape(shape: Shape, seconds: Seconds, cluster: Cluster, choice: Choice) -> dict[str, Any]:
+    """Return the figures of one shape; `micro_batch`: the clips of one."""
+    own = {name: value for name, value in shape._asdict().items() if name not in ("trace", "encoding")}
+    return own | {"micro_batch": clips_of(shape, cluster, choice), "seconds": seconds.total}
 
 
 def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, Any]) -> str:
@@ -83,12 +91,18 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
     ]
     memory = [*parts, ("together", f"{plan.memory.total / GIB:8.2f} GiB of {cluster.room / GIB:.1f}")]
     step = [*times, ("together", f"{1e3 * plan.seconds.total:8.1f} ms")]
-    return "\n".join([*rows(head), "\nmemory of a process", *rows(memory), "\na step", *rows(step), "", *rows(tail)])
+    title = "\na step"
+    if len(job.shapes) > 1:
+        title = "\na step, the mean of all"
+        step += [
+            ("", f"{1e3 * s.total:8.1f} ms of {one.name}") for one, s in zip(job.shapes, plan.by_shape, strict=True)
+        ]
+    return "\n".join([*rows(head), "\nmemory of a process", *rows(memory), title, *rows(step), "", *rows(tail)])
 
 
 def described(shape: Shape, job: Job) -> str:
     """Return the line about a shape, with its share of the steps if there are others."""
-    share = f"; {shape.steps / sum(one.steps for one in job.shapes):.0%} of the steps" if len(job.shapes) > 1 else ""
+    share = f"; {shape.steps / job.steps:.0%} of the steps" if len(job.shapes) > 1 else ""
     return f"{shape.name}: {shape.tokens:,} tokens; {shape.global_batch:,} clips a step{share}"
 
 

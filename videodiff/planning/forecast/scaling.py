@@ -75,7 +75,6 @@ def grown(job: Job, cluster: Cluster, cards: int, each: int, days: float = 30.0)
     if plan is None:
         return None
     step = slowest(plan.seconds.total, here.nodes)
-    weights = job.trace(plan.choice.recompute, job.half and plan.choice.strategy.startswith("zero")).weights
-    found = simulate(step, here, weights.saved, days)
-    tokens = found.steps * larger.largest.tokens * larger.largest.global_batch / found.seconds / cards
+    found = simulate(step, here, job.weights(plan.choice).saved, days)
+    tokens = found.steps * each * larger.mean(shape.tokens for shape in larger.shapes) / found.seconds
     return Size(cards, plan, found, tokens)

@@ -4,7 +4,9 @@ Fake tensors have shapes and types but no numbers. Autograd treats them like oth
 it, and what recompute repeats are as in a real run. The record of an operation has its FLOPs, its memory traffic and
 the bytes that are alive after it.
 
-These figures are linear in clips and in blocks, so two small traces give the figures of any network and batch.
+These figures are linear in clips and in blocks, so two small traces give the figures of any network and batch. What
+grows with the clips is told from what does not, such as copies of weights in another type, by its size: it is a
+multiple of the number of clips, which is a large prime.
 """
 
 from __future__ import annotations
@@ -90,36 +92,41 @@ class Weights(NamedTuple):
 class Passes:
     """The operations of both passes in order, with the FLOPs of each and the bytes that it reads and writes.
 
-    gradients, others: bytes of weight gradients, and of all else but weights, that are alive after each operation;
-    turn: the number of operations until the last block has all its gradients.
+    gradients, fixed, others: bytes of weight gradients, of what else does not grow with the clips, and of all else but
+    weights, that are alive after each operation; turn: the number of operations until the last block has all its
+    gradients. Of each operation's traffic, `still` does not grow.
     """
 
     kinds: list[Kind]
     flops: np.ndarray
     traffic: np.ndarray
     others: np.ndarray
+    fixed: np.ndarray
     gradients: np.ndarray
+    still: np.ndarray
     turn: int
     weights: Weights
 
-    def peaks(self, gradient: float) -> np.ndarray:
+    def peaks(self, gradient: float, scale: float = 1.0) -> np.ndarray:
         """Return the most bytes alive before the last block has all its gradients, and after that.
 
-        `gradient`: the share of the gradients that this process keeps. Each of the two is linear in the number of
-        blocks; their maximum is not, as either may be the larger one in a deeper network.
+        `gradient`: the share of the gradients that this process keeps; `scale`: clips over traced clips. Each of the
+        two is linear in the number of blocks; their maximum is not, as either may be the larger one in a deeper
+        network.
         """
-        alive = self.others + gradient * self.gradients
+        alive = scale * self.others + self.fixed + gradient * self.gradients
         return np.array([alive[: self.turn].max(), alive[self.turn :].max()])
 
 
 class Watching(TorchDispatchMode):
-    """Records each operation and the bytes that are alive after it."""
+    """Records each operation and the bytes that are alive after it; what grows is a multiple of `clips`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clips: int = 1) -> None:
         super().__init__()
-        self.alive, self.whole, self.turn, self.seen = 0, 0, 0, weakref.WeakSet()
+        self.clips, self.alive, self.fixed, self.whole, self.turn = clips, 0, 0, 0, 0
+        self.seen = weakref.WeakSet()
         self.kinds: list[Kind] = []
-        self.figures: list[tuple[float, float, int, int]] = []
+        self.figures: list[tuple[float, float, float, int, int, int]] = []
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = operation(*args, **(kwargs or {}))
@@ -131,26 +138,29 @@ class Watching(TorchDispatchMode):
             self.watch(tensor.untyped_storage())
         name = operation.overloadpacket.__name__
         kind = Kind(name, width_of(operation, read), any(t.element_size() == 2 for t in read))
-        traffic = 0 if name in FREE else sum(map(size, [*read, *written]))
-        self.write(kind, flops_of(operation, args, kwargs or {}, out), traffic)
+        moved = [] if name in FREE else [size(t) for t in (*read, *written)]
+        still = sum(n for n in moved if n % self.clips)
+        self.write(kind, flops_of(operation, args, kwargs or {}, out), sum(moved), still)
         return out
 
-    def write(self, kind: Kind, flops: float, traffic: int) -> None:
+    def write(self, kind: Kind, flops: float, traffic: int, still: int) -> None:
         """Record an operation."""
         self.kinds.append(kind)
-        self.figures.append((flops, traffic, self.alive - self.whole, self.whole))
+        fixed = self.fixed - self.whole
+        self.figures.append((flops, traffic, still, self.alive - self.fixed, fixed, self.whole))
 
     def watch(self, memory: torch.UntypedStorage) -> None:
         """Count a storage until it is freed."""
         if memory in self.seen:
             return
         self.seen.add(memory)
-        self.alive += memory.nbytes()
-        weakref.finalize(memory, self.release, memory.nbytes())
+        self.count(memory.nbytes())
+        weakref.finalize(memory, self.count, -memory.nbytes())
 
-    def release(self, size: int) -> None:
-        """Stop counting a storage."""
-        self.alive -= size
+    def count(self, size: int) -> None:
+        """Count the bytes of a storage, or with a minus no longer."""
+        self.alive += size
+        self.fixed += size if size % self.clips else 0
 
     def keep(self, last: set[Tensor], p: Tensor) -> None:
         """Count a weight's finished gradient as a gradient; weights of the `last` block finish first."""
@@ -201,7 +211,7 @@ def passes(make: Make, blocks: int, clips: int) -> Passes:
         network, loss_of = make(blocks)
         weights = [p for p in network.parameters() if p.requires_grad]
         last = {p for p in network.blocks[-1].parameters() if p.requires_grad}
-        with Watching() as seen:
+        with Watching(clips) as seen:
             for p in network.parameters():
                 # Memory of the weights is not counted here.
                 seen.seen.add(p.untyped_storage())
@@ -211,9 +221,9 @@ def passes(make: Make, blocks: int, clips: int) -> Passes:
         # Where no weight learns, as the text encoder alone trains, both passes come before it.
         turn = seen.turn or len(seen.kinds)
         # The last gradient is finished only after the last operation.
-        seen.write(Kind("end"), 0.0, 0)
-    flops, traffic, others, gradients = map(np.asarray, zip(*seen.figures, strict=True))
-    return Passes(seen.kinds, flops, traffic, others, gradients, turn, weights_of(network))
+        seen.write(Kind("end"), 0.0, 0, 0)
+    flops, traffic, still, others, fixed, gradients = map(np.asarray, zip(*seen.figures, strict=True))
+    return Passes(seen.kinds, flops, traffic, others, fixed, gradients, still, turn, weights_of(network))
 
 
 def weights_of(network: nn.Module) -> Weights:

@@ -29,7 +29,7 @@ class Sent(NamedTuple):
     gradients: float
     weights: float
     tokens: float
-    collectives: int
+    collectives: float
     updates: float = 0.0
 
     @property

@@ -171,9 +171,9 @@ def shapes(data: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         yield from ((f"{where}[{i}]", bucket) for i, bucket in enumerate(buckets or []))
 
 
-def build_data(cfg: DictConfig) -> ClipDataModule:
-    """Instantiate the data, with the cost of a clip if batches are planned by cost."""
-    data = instantiate(cfg.data, cost=clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
+def build_data(cfg: DictConfig, cost: Callable[[Bucket], Cost] | None = None) -> ClipDataModule:
+    """Instantiate the data; if batches are planned by cost, `cost` is that of a clip (None: of `clip_cost`)."""
+    data = instantiate(cfg.data, cost=cost or clip_cost(cfg)) if cfg.data.get("batch") else instantiate(cfg.data)
     data.sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
     check_sequence(cfg, data.sequence)
     return data

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from videodiff.data.order.arithmetic import micro_batches
 from videodiff.data.storage.files import check_writable, write_alone
-from videodiff.planning.forecast.choice import Choice, Job, Plan, best, evaluate, fits, least, nearest
-from videodiff.planning.forecast.hardware import Cluster
+from videodiff.planning.forecast.choice import (
+    HOST_SHARE,
+    Choice,
+    Job,
+    Plan,
+    best,
+    choices,
+    evaluate,
+    fits,
+    least,
+    memory_of,
+    nearest,
+)
+from videodiff.planning.forecast.hardware import GIB, Cluster
 from videodiff.planning.forecast.pages import as_json, as_text
 from videodiff.planning.remedies import overrides
 from videodiff.printing import say
@@ -34,6 +47,8 @@ from videodiff.verbs.plan.measure import measure
 OWN = ("cluster", "calibrate", "clips", "tokens", "clip_mb", "json", "resume", "checkpoint")
 # Keys that the plan decides.
 DECIDED = ("trainer.devices", "trainer.num_nodes", "strategy", "recompute", "data.micro_batch")
+# Keys of what it decides that it leaves to the user, and those of them that it does not.
+INNER, SETTLED = ("strategy.", "recompute."), ("strategy.sequence_parallel", "recompute.level", "recompute.every")
 # Precisions whose memory and speed the plan knows.
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 
@@ -53,7 +68,7 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(refusal(job, cluster))
     line = override_line(cfg, job, cluster, plan)
     now = present(cfg, job, cluster)
-    found = as_json(job, cluster, plan, budget(cfg, job)) | {"overrides": line}
+    found = as_json(job, cluster, plan) | {"overrides": line}
     if cfg.json:
         write_alone(Path(cfg.json), f"{json.dumps(found, indent=2)}\n".encode())
     say(as_text(str(cfg.name), job, cluster, plan, found))
@@ -61,6 +76,8 @@ def run(cfg: DictConfig) -> None:
         say(f"as it stands  it cannot run: {now}")
     elif now is not None:
         say(told(now, nearest(job, cluster, now.choice), job, cluster))
+    for override in [override for override in inner(typed()[1]) if override not in line]:
+        say(f"left out      {override}: it is no setting of the plan's choice")
     say(f"\nvideodiff train {shlex.join(line)}")
 
 
@@ -103,26 +120,14 @@ def calibrate(like: Cluster, path: Path) -> None:
     say(f"wrote {path}; in conf/cluster it is cluster={path.stem}")
 
 
-def budget(cfg: DictConfig, job: Job) -> float:
-    """Return the number of steps that the budget buys."""
-    if cfg.clips is not None:
-        return cfg.clips / job.mean(shape.global_batch for shape in job.shapes)
-    if cfg.tokens is not None:
-        return cfg.tokens / job.mean(shape.global_batch * shape.tokens for shape in job.shapes)
-    return float(job.steps)
-
-
 def override_line(cfg: DictConfig, job: Job, cluster: Cluster, plan: Plan) -> list[str]:
     """Return the overrides of videodiff train that run the plan: those of the user, then those of the plan."""
-    typed = split(sys.argv[2:]) if HydraConfig.initialized() else Arguments([], [])
-    limited = cfg.clips is not None or cfg.tokens is not None
+    (arguments, given), limited = typed(), cfg.clips is not None or cfg.tokens is not None
     decided = (*DECIDED, "trainer.max_steps") if limited else DECIDED
-    # A job of a sweep has a value of its own where several were typed.
-    given = HydraConfig.get().overrides.task if typed.has("--multirun") else typed.overrides
     kept = [o for o in given if (key := key_of(o)).partition(".")[0] not in OWN and not within(key, decided)]
     choice, level = plan.choice, plan.choice.recompute
     line = [
-        *(f"--config-dir={folder}" for folder in config_dirs(typed)),
+        *(f"--config-dir={folder}" for folder in config_dirs(arguments)),
         *kept,
         f"trainer.num_nodes={cluster.nodes}",
         f"trainer.devices={cluster.cards}",
@@ -136,8 +141,27 @@ def override_line(cfg: DictConfig, job: Job, cluster: Cluster, plan: Plan) -> li
     if choice.strategy != "single":
         line.append(f"strategy.sequence_parallel={choice.sequence}")
     if limited:
-        line.append(f"trainer.max_steps={max(1, round(budget(cfg, job)))}")
-    return line
+        line.append(f"trainer.max_steps={max(1, round(job.steps))}")
+    # Settings of a strategy, or of recompute, hold where the plan has taken it.
+    own = {"strategy": named() == choice.strategy, "recompute": level != "none"}
+    return line + [override for override in inner(given) if own[key_of(override).partition(".")[0]]]
+
+
+def typed() -> tuple[Arguments, list[str]]:
+    """Return the command line, and its overrides; those of a job of a sweep have a value each."""
+    found = split(sys.argv[2:]) if HydraConfig.initialized() else Arguments([], [])
+    return found, list(HydraConfig.get().overrides.task) if found.has("--multirun") else found.overrides
+
+
+def inner(given: Sequence[str]) -> list[str]:
+    """Return the overrides of settings of a strategy, or of recompute, that the plan leaves to the user."""
+    keys = {override: key_of(override) for override in given}
+    return [o for o, key in keys.items() if key.startswith(INNER) and not within(key, SETTLED)]
+
+
+def named() -> str | None:
+    """Return the name of the strategy that the user's configuration takes."""
+    return HydraConfig.get().runtime.choices.get("strategy") if HydraConfig.initialized() else None
 
 
 def within(key: str, names: Sequence[str]) -> bool:
@@ -147,7 +171,7 @@ def within(key: str, names: Sequence[str]) -> bool:
 
 def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
     """Return the plan of the unchanged configuration, or why it cannot run; None for a strategy of the user's own."""
-    name = HydraConfig.get().runtime.choices.get("strategy") if HydraConfig.initialized() else None
+    name = named()
     strategy = {"auto": "single" if cluster.world == 1 else "ddp"}.get(name, name)
     sequence = OmegaConf.select(cfg, "strategy.sequence_parallel") or 1
     if strategy is None:
@@ -156,9 +180,10 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
         return f"strategy=single has one process, and the cluster {cluster.world} cards"
     if strategy in job.refused:
         return f"training takes no strategy={strategy} with this compile=, optimizer or precision"
-    if cluster.cards % sequence or sequence > job.largest.time:
+    longest = max(shape.time for shape in job.shapes)
+    if cluster.cards % sequence or sequence > longest:
         return (
-            f"strategy.sequence_parallel={sequence} processes share a clip of {job.largest.time} frames in the "
+            f"strategy.sequence_parallel={sequence} processes share a clip of {longest} frames in the "
             f"denoiser, on nodes of {cluster.cards} cards"
         )
     shares = cluster.world // sequence
@@ -182,25 +207,36 @@ def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
 
 def refusal(job: Job, cluster: Cluster) -> str:
     """Return the message that says why no plan fits, and the smallest change of cluster or data that helps."""
-    smallest, room = least(job, cluster), f"{cluster.room / 2**30:.1f} GiB of a {cluster.card}"
-    if smallest is None and job.micro_batches is not None:
-        return (
-            f"cluster: found {cluster.world} cards for {job.micro_batches} micro-batches, expected a number of cards, "
-            f"or of groups that share a clip, that divides them; set data.batch.micro_batches={cluster.world}"
-        )
+    smallest = least(job, cluster)
     if smallest is None:
-        return (
-            f"cluster: found {cluster.world} cards for batches of {job.batch} clips, expected a number of cards, or of "
-            f"groups that share a clip, that divides them; set data.global_batch={cluster.world}"
-        )
-    found = f"cluster: found {smallest.total / 2**30:.1f} GiB a card at least, expected at most {room}"
-    return f"{found}; {larger(job, cluster)}"
+        return undivided(job, cluster)
+    found, room, where = smallest.total, cluster.room, f"a card at least, expected at most {{}} GiB of a {cluster.card}"
+    if found <= room:
+        found, room = smallest.host * cluster.cards, HOST_SHARE * GIB * cluster.host_gib
+        where = "of a host at least where the cards have room, expected at most {} GiB"
+    return f"cluster: found {found / GIB:.1f} GiB {where.format(f'{room / GIB:.1f}')}; {larger(job, cluster)}"
+
+
+def undivided(job: Job, cluster: Cluster) -> str:
+    """Return the message that the batch does not divide over the cards, with the nearest one that does."""
+    batches, world = sorted({shape.global_batch for shape in job.shapes}), cluster.world
+    count = job.micro_batches or max(batches)
+    near = world * max(1, round(count / world))
+    key = "data.batch.micro_batches" if job.micro_batches else "data.global_batch"
+    change = f"set {key}={near}"
+    if not job.micro_batches and len(batches) > 1:
+        change = f"set the global_batch of every bucket to a multiple of {world}"
+    found = f"{count} micro-batches" if job.micro_batches else f"batches of {', '.join(map(str, batches))} clips"
+    return (
+        f"cluster: found {world} cards for {found}, expected a number of cards, or of groups that share a clip, that "
+        f"divides them; {change}"
+    )
 
 
 def larger(job: Job, cluster: Cluster) -> str:
     """Return the part of the message with the smallest number of nodes that fits, or that no number does."""
-    for nodes in (cluster.nodes * 2**n for n in range(1, 7)):
-        grown = Cluster(**{**vars(cluster), "nodes": nodes})
-        if best(job, grown) is not None:
+    for nodes in range(cluster.nodes + 1, 64 * cluster.nodes + 1):
+        grown = replace(cluster, nodes=nodes)
+        if any(fits(memory_of(job, grown, choice), grown) for choice in choices(job, grown)):
             return f"the smallest change that fits: cluster.nodes={nodes}"
     return "no number of these nodes fits: choose cards with more memory, or a smaller clip or network"

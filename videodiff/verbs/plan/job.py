@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from videodiff.data.loader.datamodule import ClipDataModule
+from videodiff.data.loader.settings import Batches, Datasets, Shapes, built, keys_of
 from videodiff.data.order.arithmetic import usual_batch
 from videodiff.data.order.buckets import Bucket
+from videodiff.data.order.curriculum import Stage
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.denoiser.target import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
-from videodiff.planning.cost import Budget
+from videodiff.planning.cost import Cost
 from videodiff.planning.flops import Network
 from videodiff.planning.forecast.choice import Choice, Encoding, Job, Shape
 from videodiff.planning.forecast.encoders import UNKNOWN, Encoder, known
@@ -30,6 +31,7 @@ from videodiff.planning.forecast.memory import SPLIT
 from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
 from videodiff.planning.steps import plan
+from videodiff.pretrained import DTYPES
 from videodiff.training.start import matches, parts_of
 from videodiff.verbs.config.build import build_data, check_patch, costs, fill_text, network_of_run, shape_of
 from videodiff.verbs.config.groups import conf_dir
@@ -56,6 +58,18 @@ class Compression(NamedTuple):
         return k + 1
 
 
+class Batch(NamedTuple):
+    """A bucket as far as it decides the cost of a step, and its global batch size."""
+
+    bucket: Bucket
+    size: int
+
+    @classmethod
+    def of(cls, bucket: Bucket, size: int) -> Batch:
+        """Return the batch of any bucket of this shape."""
+        return cls(Bucket(bucket.frames, bucket.height, bucket.width), size)
+
+
 class Precision(NamedTuple):
     """The precision of numbers: `half`, products of 16 bits; `halved`, weights of 16 bits too (ZeRO)."""
 
@@ -75,41 +89,51 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     words = cfg.text.get("max_words") or cfg.text.get("max_length")
     network = network_of_run(cfg, objective, codec.shape[0], (words, text.shape))
     unit = [size * patch for size, patch in zip(codec.shape[1], cfg.model.patch, strict=True)]
-    batches = batches_of(cfg, unit, network)
-    shapes = [
-        Shape(str(b), *b.tokens(unit), b.frames * b.height * b.width, size, steps)
-        for (b, size), steps in zip(batches, steps_of(cfg, batches), strict=True)
-    ]
-    largest = batches[max(range(len(shapes)), key=lambda n: shapes[n].tokens * shapes[n].global_batch)][0]
-    latent = (codec.shape[0], *latent_size(largest, codec.shape[1]))
+    # As in training, whose batches do not depend on the objective.
+    cost = costs(network._replace(step_rank=0), unit)
+    batches = steps_of(cfg, stages_of(cfg, cost), unit, cost)
     half = str(cfg.trainer.precision).startswith(("bf16", "16"))
 
-    @cache
-    def trace(level: str, halved: bool) -> Grown:
-        make = maker(cfg, level, latent, network, Precision(half, halved))
-        parts = [OmegaConf.to_yaml(cfg[part], resolve=False) for part in ("model", "objective") if cfg.get(part)]
-        key = (*parts, *cfg.freeze, network, every_of(cfg), cycle_of(cfg), latent, level, half, halved, cpu)
-        if key not in TRACED:
-            with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else norms_by_one_kernel():
-                TRACED[key] = traced(make, cycle_of(cfg), cfg.model.depth, unlike_of(cfg))
-        return TRACED[key]
+    def shape(bucket: Bucket, size: int, steps: float) -> Shape:
+        # Pictures that lie and that stand have the same operations, which are traced once.
+        frames, *sides = latent_size(bucket, codec.shape[1])
+        latent = (codec.shape[0], frames, *sorted(sides))
+        return Shape(
+            str(bucket),
+            *bucket.tokens(unit),
+            bucket.frames * bucket.height * bucket.width,
+            size,
+            trace=partial(trace, cfg, latent, network, half, cpu),
+            stored=clip_bytes(cfg, bucket, latent, network),
+            encoding=encoding(cfg, codec, text, bucket, words),
+            steps=steps,
+        )
 
     return Job(
         network,
-        shapes,
-        trace,
-        steps=cfg.trainer.max_steps,
+        [shape(*batch, steps) for batch, steps in batches.items()],
         half=half,
         muon=cfg.optimizer._target_.endswith("Muon"),
         compiled=bool(cfg.get("compile")),
-        clip_bytes=clip_bytes(cfg, largest, latent, network),
         latents="latent" in delivered(cfg),
-        encoding=encoding(cfg, codec, text, largest, words),
         teacher=objective.taught,
-        stated=usual_batch(cfg.data.global_batch, [size for _, size in batches]),
+        stated=usual_batch(cfg.data.global_batch, [batch.size for batch in batches]),
         micro_batches=cfg.data.batch.micro_batches if cfg.data.get("batch") else None,
         refused=refused(cfg),
     )
+
+
+def trace(
+    cfg: DictConfig, latent: tuple[int, ...], network: Network, half: bool, cpu: bool, level: str, halved: bool
+) -> Grown:
+    """Return the operations of the passes of latents `c t h w`, traced once in a process."""
+    parts = [OmegaConf.to_yaml(cfg[part], resolve=False) for part in ("model", "objective") if cfg.get(part)]
+    key = (*parts, *cfg.freeze, network, every_of(cfg), cycle_of(cfg), latent, level, half, halved, cpu)
+    if key not in TRACED:
+        make = maker(cfg, level, latent, network, Precision(half, halved))
+        with targeting("cpu" if cpu else "cuda"), nullcontext() if cpu else norms_by_one_kernel():
+            TRACED[key] = traced(make, cycle_of(cfg), cfg.model.depth, unlike_of(cfg))
+    return TRACED[key]
 
 
 def refused(cfg: DictConfig) -> tuple[str, ...]:
@@ -177,48 +201,55 @@ def encoder(name: str, part: DictConfig) -> Encoder:
     return UNKNOWN[name]._replace(shape=shape if name == "codec" else shape[1])
 
 
-def batches_of(cfg: DictConfig, unit: list[int], network: Network) -> list[tuple[Bucket, int]]:
-    """Return the buckets of all stages of a training, each with its global batch; equal ones count once."""
-    data, found = cfg.data, []
-    single = [{"frames": data.frames, "height": data.height, "width": data.width}]
-    listed = [stage.get("buckets") or [] for stage in data.get("stages") or []]
-    budget = budget_of(cfg, unit, network)
-    for rules in listed if any(listed) else [data.get("buckets") or single]:
-        buckets = [Bucket(rule["frames"], rule["height"], rule["width"]) for rule in rules]
-        usual = budget.sizes(buckets) if budget else [data.global_batch] * len(buckets)
-        given = [rule.get("global_batch") for rule in rules]
-        found += [(bucket, own or size) for bucket, own, size in zip(buckets, given, usual, strict=True)]
-    return list(dict.fromkeys(found))
+def stages_of(cfg: DictConfig, cost: Callable[[Bucket], Cost]) -> list[Stage]:
+    """Return the stages of a training from its settings alone; raise where training would refuse them."""
+    records = (Datasets, Shapes, Batches)
+    names = [field.name for field in keys_of(records, ("cost", "root")) if field.name in cfg.data]
+    given = {name: cfg.data[name] for name in names}
+    settings = {
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in given.items()
+    }
+    datasets, shapes, batches = built(records, settings | {"root": cfg.data.get("root") or "", "cost": cost})
+    return batches.planned(datasets, shapes)
 
 
-def steps_of(cfg: DictConfig, batches: Sequence[tuple[Bucket, int]]) -> list[float]:
-    """Return how many steps of a training each bucket has: as many as each other if the dataset is out of reach."""
-    even, found = [1.0] * len(batches), Counter[tuple[int, ...]]()
-    if len(batches) == 1:
+def steps_of(
+    cfg: DictConfig, stages: Sequence[Stage], unit: Sequence[int], cost: Callable[[Bucket], Cost]
+) -> dict[Batch, float]:
+    """Return how many steps of the training each bucket has with each batch size, until its budget is used up."""
+    budget, found = cfg.get("clips") or cfg.get("tokens") or cfg.trainer.max_steps, Counter[Batch]()
+
+    def used(batch: Batch) -> float:
+        if cfg.get("clips"):
+            return batch.size
+        return batch.size * math.prod(batch.bucket.tokens(unit)) if cfg.get("tokens") else 1.0
+
+    ends = [*(stage.first for stage in stages[1:]), math.inf]
+    for stage, end, shares in zip(stages, ends, shares_of(cfg, stages, cost), strict=True):
+        own = [Batch.of(*pair) for pair in zip(stage.buckets, stage.batch_sizes, strict=True)]
+        each = sum(share * used(batch) for share, batch in zip(shares, own, strict=True))
+        length = min(end - stage.first, budget / each)
+        budget -= length * each
+        for batch, share in zip(own, shares, strict=True):
+            found[batch] += length * share
+    return found
+
+
+def shares_of(cfg: DictConfig, stages: Sequence[Stage], cost: Callable[[Bucket], Cost]) -> list[list[float]]:
+    """Return the share of the steps of each bucket of each stage: equal ones if the dataset is out of reach."""
+    even = [[1 / len(stage.buckets)] * len(stage.buckets) for stage in stages]
+    if max(map(len, even)) == 1:
         return even
     try:
-        data = build_data(cfg)
+        data = build_data(cfg, cost)
         if not isinstance(data, ClipDataModule):
             return even
         planned = plan(data.stages, data.order, accumulate=1, world=1)
     except (OSError, ManifestError):
         return even
-    for stage, own in itertools.groupby(planned, key=lambda one: one.first):
-        own = list(own)
-        later = [one.first for one in planned if one.first > stage]
-        length = max(0, min([*later, cfg.trainer.max_steps]) - stage)
-        for one in own:
-            shape = (one.bucket.frames, one.bucket.height, one.bucket.width, one.global_batch)
-            found[shape] += length * float(one.steps / sum(other.steps for other in own))
-    return [found[b.frames, b.height, b.width, size] for b, size in batches]
-
-
-def budget_of(cfg: DictConfig, unit: list[int], network: Network) -> Budget | None:
-    """Return the budget of a step, None if global batches are given."""
-    if not cfg.data.get("batch"):
-        return None
-    # As in training, whose batches do not depend on the objective.
-    return Budget(cfg.data.batch.micro_batches, cfg.data.batch.tokens, costs(network._replace(step_rank=0), unit))
+    steps = [[one.steps for one in planned if one.first == stage.first] for stage in stages]
+    return [[float(each / sum(own)) for each in own] for own in steps]
 
 
 def latent_size(bucket: Bucket, compression: tuple[int, int, int]) -> list[int]:
@@ -275,13 +306,21 @@ def clip_bytes(cfg: DictConfig, bucket: Bucket, latent: Sequence[int], network: 
 def encoding(cfg: DictConfig, codec: Encoder, text: Encoder, bucket: Bucket, words: int) -> Encoding:
     """Return the cost of the frozen encoders that run in each step."""
     weights = flops = moment = 0.0
-    most, area = math.inf, bucket.height * bucket.width
+    most, pixels = math.inf, bucket.frames * bucket.height * bucket.width
     if "latent" not in delivered(cfg) and codec.millions:
-        weights, flops = 2e6 * codec.millions, 1e6 * codec.mflop * bucket.frames * area
-        moment, most = codec.moment * bucket.frames * area, codec.moment * area * (cfg.codec.slice_frames or math.inf)
+        weights, flops = 1e6 * number(cfg.codec) * codec.millions, 1e6 * codec.mflop * pixels
+        moment = codec.moment * number(cfg.codec) / 2 * pixels
+        # A codec of video is always given whole clips.
+        once = cfg.codec.slice_frames or math.inf
+        most = moment * max(once / bucket.frames, float(codec.shape[1][0] > 1))
     if "text" not in delivered(cfg) and text.millions:
-        weights, flops = weights + 2e6 * text.millions, flops + 1e6 * text.mflop * words
+        weights, flops = weights + 1e6 * number(cfg.text) * text.millions, flops + 1e6 * text.mflop * words
     return Encoding(weights, flops, moment, most)
+
+
+def number(part: DictConfig) -> int:
+    """Return the bytes of a number of a frozen encoder."""
+    return DTYPES[part.dtype].itemsize
 
 
 def remedies_of(cfg: DictConfig, world: int, now: Choice, card: str, memory: float) -> list[str]:
