@@ -47,7 +47,8 @@ def test_a_metric_of_one_task_stands_under_its_own_name_and_in_the_table():
     found = evaluate({"mine": level}, footage(10, 20), {CONTINUATION: [grey(100), grey(200)]})
     assert (found["level"], found["level_stderr"]) == (150.0, 50.0)
     assert found["table"] == [{"name": "model", "kind": "model", "clips": 2, "level": 150.0, "level_stderr": 50.0}]
-    assert found["metrics"] == {"level": {"better": "higher", "unit": "levels", "range": [0.0, 255.0]}}
+    meaning = {"better": "higher", "unit": "levels", "range": [0.0, 255.0], "settings": {"channel": 0}}
+    assert found["metrics"] == {"level": meaning}
 
 
 def test_a_metric_of_all_tasks_stands_under_each_and_is_measured_on_the_truth_too():

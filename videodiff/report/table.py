@@ -8,10 +8,9 @@
                {"name": "ground truth", "kind": "floor", "velocity_error": 0.0003}]}
 
 `metrics` states the meaning of a figure: which direction is better, its unit, its range, and the `settings` that decide
-it if there are any. A target is the value to
-stay below, or to reach if higher is better. The kind of a row is model, reference, floor or ceiling. `<name>_clips` is
-the number of clips of a figure that was not measured on all of them. `by_balls` has such rows for the clips with one
-ball, two balls, ... `intervals` are the 95 % intervals of distances of
+it if there are any. A target is the value to stay below, or to reach if higher is better. The kind of a row is model,
+reference, floor or ceiling. `<name>_clips` is the number of clips of a figure that was not measured on all of them.
+`by_balls` has such rows for the clips with one ball, two balls, ... `intervals` are the 95 % intervals of distances of
 sets, `curves` figures frame by frame, `left_out` the metrics that could not be measured, each with its reason.
 """
 

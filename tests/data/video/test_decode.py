@@ -167,14 +167,26 @@ def test_pictures_that_only_their_decoder_tells_keep_their_pace_too(codec, conta
     assert numbers == [0, 1, *[2] * 10, 3, 4, 5]
 
 
-def test_the_pictures_of_a_gif_stay_as_long_as_it_says():
-    shades, file = [0, 60, 120, 180, 240], io.BytesIO()
-    first, *others = [Image.fromarray(np.full((32, 32, 3), shade, np.uint8)) for shade in shades]
-    first.save(file, "GIF", save_all=True, append_images=others, duration=[100, 100, 1000, 100, 100])
+@pytest.mark.parametrize(
+    ("stays", "shown", "fps"),
+    {
+        "a pause": ([100, 100, 1000, 100, 100], [0, 1, *[2] * 10, 3, 4], 10),
+        "a pause at the end": ([100, 100, 1000], [0, 1, *[2] * 10], 10),
+        "two": ([50, 450], [0, *[1] * 9], 20),
+        # As of any video whose last picture has no time of its own.
+        "two, and a short last one": ([500, 50], [0, 1], 2),
+        "even": ([100, 100, 100, 100], [0, 1, 2, 3], 10),
+        "even in turn": ([60, 40, 60, 40, 60], [0, 1, 2, 3, 4], 20),
+    }.values(),
+)
+def test_the_pictures_of_a_gif_stay_as_long_as_it_says(stays, shown, fps):
+    file = io.BytesIO()
+    first, *others = [Image.fromarray(np.full((32, 32, 3), 60 * place, np.uint8)) for place in range(len(stays))]
+    first.save(file, "GIF", save_all=True, append_images=others, duration=stays)
     info = probe(file.getvalue())
-    assert (info.frames, info.fps) == (14, 10)
-    found = decode(file.getvalue(), range(14)).mean(axis=(1, 2, 3))
-    assert found == pytest.approx([0, 60, *[120] * 10, 180, 240], abs=3)
+    assert (info.frames, info.fps) == (len(shown), fps)
+    found = decode(file.getvalue(), range(len(shown))).mean(axis=(1, 2, 3))
+    assert found == pytest.approx([60 * place for place in shown], abs=3)
 
 
 def edited(video: bytes, hidden: int) -> bytes:

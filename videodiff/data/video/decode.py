@@ -23,7 +23,7 @@ import numpy as np
 
 from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
 from videodiff.data.video.screen import Screen
-from videodiff.data.video.timing import MICROSECOND, clock_ticks, is_even
+from videodiff.data.video.timing import MICROSECOND, clock_ticks
 
 # A decoder takes a video and frame indices, and yields index and image, uint8 `h w c`; DecodeError if one is missing.
 FindFrames = Callable[[bytes, Sequence[int]], Iterator[tuple[int, np.ndarray]]]
@@ -114,15 +114,16 @@ def timed(video: bytes, quick: bool = False) -> tuple[list[Picture] | None, np.n
     """Return pictures, ticks and rate of a video, see `lay_pictures`; pictures are None where times do not tell them.
 
     A packet of some codecs (VP8, MPEG-4) may hold several pictures or none that is shown, so that their pictures are
-    those that the decoder gives. If their packets come evenly, nothing is decoded: the mean rate is right. quick: see
-    `opened`.
+    those that the decoder gives. If their packets come evenly, and the last stays no longer than the others, nothing is
+    decoded: their mean rate is right. quick: see `opened`.
     """
     with opened(video, quick) as (container, stream, _):
         packets = [packet for packet in container.demux(stream) if packet.size]
-        pictures = pictures_in(packets, stream)
-        times = np.array(sorted(packet.pts for packet in packets if packet.pts is not None))
-        if pictures or is_even(times):
+        if pictures := pictures_in(packets, stream):
             return pictures, *lay_pictures(pictures, stream)
+        ticks, rate = lay([(packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None], stream)
+        if ticks is None:
+            return None, None, rate
     with opened(video) as (container, stream, _):
         pictures = decoded_pictures(container, stream)
         return pictures, *lay_pictures(pictures, stream)
@@ -159,13 +160,18 @@ def pictures_in(packets: list[av.Packet], stream: av.VideoStream) -> list[Pictur
 
 def lay_pictures(pictures: list[Picture] | None, stream: av.VideoStream) -> tuple[np.ndarray | None, float]:
     """Return the picture that each tick of the clock shows (None if times are even), and the rate per second."""
+    known = pictures if pictures and not misses_beginning(pictures) else ()
+    return lay([(picture.pts, picture.stays) for picture in known if picture.shown], stream)
+
+
+def lay(shown: list[tuple[int, int]], stream: av.VideoStream) -> tuple[np.ndarray | None, float]:
+    """Return ticks and rate as `lay_pictures`, from when each picture comes to be shown and for how long."""
     rate = stream.average_rate or stream.guessed_rate
-    shown = sorted(picture for picture in pictures or () if picture.shown)
-    if not shown or not rate or misses_beginning(pictures):
+    if not shown or not rate:
         return None, float(rate or 0)
-    unit = float(stream.time_base) * MICROSECOND
-    times = np.round(np.array([picture.pts for picture in shown]) * unit).astype(np.int64)
-    ticks, rate = clock_ticks(times, shown[-1].stays * unit, Fraction(rate))
+    unit, shown = float(stream.time_base) * MICROSECOND, sorted(shown)
+    times = np.round(np.array([pts for pts, _ in shown]) * unit).astype(np.int64)
+    ticks, rate = clock_ticks(times, shown[-1][1] * unit, Fraction(rate))
     return ticks, float(rate)
 
 
