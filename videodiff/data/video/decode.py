@@ -114,15 +114,15 @@ def timed(video: bytes, quick: bool = False) -> tuple[list[Picture] | None, np.n
     """Return pictures, ticks and rate of a video, see `lay_pictures`; pictures are None where times do not tell them.
 
     A packet of some codecs (VP8, MPEG-4) may hold several pictures or none that is shown, so that their pictures are
-    those that the decoder gives. If their packets come evenly, and the last stays no longer than the others, nothing is
-    decoded: their mean rate is right. quick: see `opened`.
+    those that the decoder gives. If their packets come evenly at the stated rate, and the last one stays no longer than
+    the others, nothing is decoded. quick: see `opened`.
     """
     with opened(video, quick) as (container, stream, _):
         packets = [packet for packet in container.demux(stream) if packet.size]
         if pictures := pictures_in(packets, stream):
             return pictures, *lay_pictures(pictures, stream)
         ticks, rate = lay([(packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None], stream)
-        if ticks is None:
+        if ticks is None and rate == lay([], stream)[1]:
             return None, None, rate
     with opened(video) as (container, stream, _):
         pictures = decoded_pictures(container, stream)
@@ -165,7 +165,10 @@ def lay_pictures(pictures: list[Picture] | None, stream: av.VideoStream) -> tupl
 
 
 def lay(shown: list[tuple[int, int]], stream: av.VideoStream) -> tuple[np.ndarray | None, float]:
-    """Return ticks and rate as `lay_pictures`, from when each picture comes to be shown and for how long."""
+    """Return ticks and rate as `lay_pictures`, from when each picture comes to be shown and for how long.
+
+    Without any it is the stated rate.
+    """
     rate = stream.average_rate or stream.guessed_rate
     if not shown or not rate:
         return None, float(rate or 0)
