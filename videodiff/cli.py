@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from videodiff import __version__
 from videodiff.data.storage.causes import is_of_all_ranks
 from videodiff.extras import missing
-from videodiff.printing import in_line, say
+from videodiff.printing import in_line, say, say_lines
 from videodiff.verbs.config.groups import conf_dir, groups, options
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main() -> None:
     """Run one verb; every error is one line and exit status 1."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
-        say(usage())
+        say_lines(usage())
         sys.exit(0)
     if argv[0] == "--version":
         say(f"videodiff {__version__}")
@@ -68,7 +68,7 @@ def main() -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         fail("videodiff", f"found the verb {verb!r}, expected one of {', '.join(VERBS)}" + hint(near))
     if "-h" in words or "--help" in words:
-        say(verb_help(verb))
+        say_lines(verb_help(verb))
         sys.exit(0)
     quiet()
     if verb not in SHARED:

@@ -24,18 +24,25 @@ def in_line(text: object) -> str:
     return printable(" ".join(str(text).split()))
 
 
-def say(text: object, stream: TextIO | None = None) -> None:
-    """Print lines that may hold names and texts from outside, also where the terminal knows few characters.
+def say(line: object, stream: TextIO | None = None) -> None:
+    """Print a line that may hold names and texts from outside, also where the terminal knows few characters.
 
-    A reader that has seen enough, such as head, ends no work: what comes later is not shown.
+    A line end in it is escaped, as a name could go on with a line of ours. A reader that has seen enough, such as head,
+    ends no work: what comes later is not shown.
     """
-    stream = stream or sys.stdout
+    stream, text = stream or sys.stdout, printable(line).replace("\n", "\\n")
     encoding = stream.encoding or "utf-8"
     try:
-        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
         # Python writes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say_lines(text: str) -> None:
+    """Print the lines of a text; what they hold from outside has no line ends."""
+    for line in text.split("\n"):
+        say(line)
 
 
 @contextmanager

@@ -62,6 +62,18 @@ def test_samples_that_are_missing_at_the_checkpoint_are_made_again(call: Call, t
     assert not list(run.glob("samples/.*"))
 
 
+def test_a_prompt_of_several_lines_is_printed_in_one(call: Call, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps(["a large red ball\nmoves left\x1b[2J slowly"]))
+    how = [f"prompts={tmp_path / 'list.json'}", f"out={tmp_path / 'made'}", "steps=1"]
+    status, out, err = call("sample", str(trained), *how)
+    # The escape makes a word that training does not know.
+    assert (status, err.count("\n"), "\x1b" in err) == (1, 1, False)
+    (tmp_path / "list.json").write_text(json.dumps(["a large red ball\nmoves left slowly"]))
+    status, out, err = call("sample", str(trained), *how)
+    assert status == 0, err
+    assert out.splitlines()[-2:-1] == [rf"{tmp_path / 'made/000.mp4'}: a large red ball\nmoves left slowly"]
+
+
 def test_a_sample_has_the_trained_rate_and_makes_itself_again(call: Call, trained: Path, tmp_path: Path) -> None:
     out, prompts = tmp_path / "made", f'prompts=["{RED}","{BLUE}"]'
     for _ in range(2):

@@ -27,7 +27,7 @@ from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.tars.datamodule import TarDataModule
 from videodiff.planning.steps import format_plan, plan
 from videodiff.planning.throughput import measure
-from videodiff.printing import say
+from videodiff.printing import say_lines
 from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.run.attempts import check_links
 from videodiff.training.state.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
@@ -39,7 +39,7 @@ SHOWN = 5
 def run(cfg: DictConfig) -> None:
     """Describe a dataset, a run or a checkpoint, recognised by its files; without a folder, describe the data."""
     for text in describe(cfg):
-        say(text)
+        say_lines(text)
 
 
 def describe(cfg: DictConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_prep.cut.footage import FitPolicy
 from data_prep.pack import PackSettings, PackSource, pack
-from videodiff.printing import say
+from videodiff.printing import say_lines
 
 
 def run(cfg: DictConfig) -> None:
@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> None:
         report = pack(settings, show)
     finally:
         bar.close()
-    say(report.format())
+    say_lines(report.format())
 
 
 def settings_of(tree: Mapping[str, Any]) -> PackSettings:

@@ -30,7 +30,7 @@ from data_prep.settings import Output, Processes, RatePolicy, Settings, Source
 from data_prep.sources.reader import Reader
 from videodiff.data.order.curriculum import read_buckets
 from videodiff.data.storage.files import owning
-from videodiff.printing import say
+from videodiff.printing import say, say_lines
 
 ONCE = {"source", "takedown", "retry", "out", "acquire.private"}
 
@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     with owning(cfg.out, "prep"):
         with Meter() as meter:
             summary = prep(settings, meter)
-        say(format_summary(summary, cfg.out))
+        say_lines(format_summary(summary, cfg.out))
         say(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, settings.rules.filter))}")
     if summary.captions and summary.captions.stopped:
         raise ConnectionError(summary.captions.stopped)

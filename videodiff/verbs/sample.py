@@ -150,7 +150,7 @@ def write(
     if not drift:
         return {}
     found = drift.result() | {"clip": path.name, "prompt": prompt, "peak_memory_gib": peak_memory()}
-    say("\n".join(f"{name:<24}{value:10.4f}" for name, value in found.items() if isinstance(value, float)))
+    tell([f"{name:<24}{value:10.4f}" for name, value in found.items() if isinstance(value, float)])
     return found
 
 

@@ -45,7 +45,7 @@ from videodiff.parallel.strategy import birth_under, for_world
 from videodiff.planning.forecast.choice import Choice
 from videodiff.planning.steps import format_plan, plan
 from videodiff.planning.work import Shapes, work_of
-from videodiff.printing import say
+from videodiff.printing import say, say_lines
 from videodiff.training.guard import Diverged
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.rollback import batches_to_leave
@@ -215,7 +215,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     planned = isinstance(data, ClipDataModule)
     if first and planned and (cfg.data.batch or sum(len(stage.buckets) for stage in data.stages) > 1):
         shares = data.mesh(world).data_world
-        say(format_plan(plan(data.stages, data.order, data.accumulate(world), shares, clip_cost(cfg))))
+        say_lines(format_plan(plan(data.stages, data.order, data.accumulate(world), shares, clip_cost(cfg))))
     # The compiler has to see what is recomputed, and both what is computed in FP8.
     for group in ("fp8", "recompute", "compile"):
         if cfg.get(group):

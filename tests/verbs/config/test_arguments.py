@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from videodiff import printing
 from videodiff.cli import understand
 from videodiff.printing import in_line, printable
+from videodiff.training.run import logging
 from videodiff.verbs.config.arguments import parse, positional, quoted, replacing, spell, split
 from videodiff.verbs.config.checking import composed
 from videodiff.verbs.config.expand import expand
@@ -238,6 +241,14 @@ def test_a_terminal_is_not_steered() -> None:
     assert printable(hostile) == r"a\x1b[2J\x1b]0;owned\x07\x9b31m\u202eb\r\x00\udcff"
     assert in_line("one\ntwo\x1b[0m") == r"one two\x1b[0m"
     assert printable("日本語 a\tb\nc é") == "日本語 a\tb\nc é"
+
+
+@pytest.mark.parametrize("say", [printing.say, logging.say], ids=["verbs", "training"])
+def test_a_text_from_outside_does_not_go_on_with_a_line_of_ours(
+    say: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    say("a prompt: a red\nball\x1b[2J\r\u2028moves")
+    assert "".join(capfd.readouterr()) == "a prompt: a red\\nball\\x1b[2J\\r\\u2028moves\n"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from videodiff.data.storage.files import inside
+from videodiff.printing import say
 
 # Names that training, sampling and evaluation write into a run folder.
 OURS = (
@@ -43,7 +44,7 @@ def set_aside(run: Path) -> None:
     folder.mkdir(parents=True)
     for path in left:
         os.replace(path, folder / path.name)
-    print(f"{run}: found an attempt without a checkpoint, moved it to {folder}", file=sys.stderr)
+    say(f"{run}: found an attempt without a checkpoint, moved it to {folder}", sys.stderr)
 
 
 def check_links(run: Path) -> None:

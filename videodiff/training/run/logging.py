@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from tqdm import tqdm
 
+from videodiff import printing
 from videodiff.data.storage.causes import first_line
 
 # Seconds within which a server must answer, must accept a new run, and must have received a run after training.
@@ -175,4 +176,4 @@ def show_clips(
 def say(line: str) -> None:
     """Print a line to standard error, past the progress bar where there is one."""
     with tqdm.external_write_mode(file=sys.stderr):
-        print(line, file=sys.stderr, flush=True)
+        printing.say(line, sys.stderr)

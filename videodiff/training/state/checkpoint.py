@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videodiff.data.storage.files import inside, partial_of, sha256_of, sync, write_whole
+from videodiff.printing import say
 from videodiff.training.state.files import Written
 from videodiff.training.state.saved import difference
 
@@ -91,7 +92,7 @@ def latest_checkpoint(run: Path, part: str | None = None, hashed: bool = True) -
         else:
             for other, why in damaged:
                 lost = step_of(other) - step_of(checkpoint)
-                print(f"{why}; going on from {checkpoint.name}: {lost} steps are lost", file=sys.stderr)
+                say(f"{why}; going on from {checkpoint.name}: {lost} steps are lost", sys.stderr)
             return checkpoint
     raise CheckpointError(f"{damaged[0][1]}; no other checkpoint of {run} is whole")
 
@@ -206,7 +207,7 @@ def choose_checkpoint(run: Path, chosen: str | None, hashed: bool = True) -> Pat
     try:
         whole(checkpoint, AVERAGE, hashed)
     except CheckpointError as error:
-        print(f"{error}; training does not read it", file=sys.stderr)
+        say(f"{error}; training does not read it", sys.stderr)
     return checkpoint
 
 
@@ -235,7 +236,7 @@ def leave_behind(run: Path, checkpoint: Path) -> None:
             else:
                 kept = aside(other, "left")
                 os.replace(other, kept)
-                print(f"{other}: newer than the chosen checkpoint, kept as {kept.name}", file=sys.stderr)
+                say(f"{other}: newer than the chosen checkpoint, kept as {kept.name}", sys.stderr)
     (checkpoint / DAMAGED).unlink(missing_ok=True)
 
 

@@ -38,7 +38,7 @@ from videodiff.metrics.evaluation import (
 )
 from videodiff.metrics.metric import CONTINUATION, TASKS, Case
 from videodiff.metrics.sets.set_metric import TRUTH
-from videodiff.printing import say
+from videodiff.printing import say, say_lines
 from videodiff.report.leaderboard import BOARD, add_row, check_board
 from videodiff.report.markdown import write_markdown
 from videodiff.shipped.runs import take_run
@@ -251,7 +251,7 @@ def finish(
     write_markdown(folder / "evaluation.md", result)
     board = add_row(board_of(cfg), folder, result, {"sampler": job.generation.settings()})
     unfinished.remove()
-    say(format_result(result))
+    say_lines(format_result(result))
     say(f"{'leaderboard':<44}{board.with_suffix('.md')}")
 
 

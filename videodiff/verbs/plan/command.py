@@ -33,7 +33,7 @@ from videodiff.planning.forecast.choice import (
 from videodiff.planning.forecast.hardware import GIB, Cluster
 from videodiff.planning.forecast.pages import as_json, as_text
 from videodiff.planning.remedies import overrides
-from videodiff.printing import say
+from videodiff.printing import say, say_lines
 from videodiff.training.start import freeze
 from videodiff.verbs.config.arguments import Arguments, split
 from videodiff.verbs.config.build import check_network
@@ -71,14 +71,15 @@ def run(cfg: DictConfig) -> None:
     found = as_json(job, cluster, plan) | {"overrides": line}
     if cfg.json:
         write_alone(Path(cfg.json), f"{json.dumps(found, indent=2)}\n".encode())
-    say(as_text(str(cfg.name), job, cluster, plan, found))
+    say_lines(as_text(str(cfg.name), job, cluster, plan, found))
     if isinstance(now, str):
         say(f"as it stands  it cannot run: {now}")
     elif now is not None:
         say(told(now, nearest(job, cluster, now.choice), job, cluster))
     for override in [override for override in inner(typed()[1]) if override not in line]:
         say(f"left out      {override}: it is no setting of the plan's choice")
-    say(f"\nvideodiff train {shlex.join(line)}")
+    say("")
+    say(f"videodiff train {shlex.join(line)}")
 
 
 def check(cfg: DictConfig) -> None:
