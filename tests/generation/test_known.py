@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from videodiff.generation.known import check_given, find_known, first_frames, known_latents, usual_given
+from videodiff.generation.known import check_given, find_known, first_frames, known_latents, mixed, usual_given
 
 BY_FRAMES = SimpleNamespace(causal=False, compression=(1, 8, 8), name="by frames")
 
@@ -30,6 +30,25 @@ def test_of_a_causal_codec_the_first_frames_that_make_whole_latents(frames: int,
     for number in fits:
         assert find_known(range(number), causal(ft), frames) == tuple(range(number))
         assert known_latents(causal(ft), range(number)) == list(range(1 + (number - 1) // ft))
+
+
+@pytest.mark.parametrize(
+    ("patch", "clean", "shared"),
+    [
+        (1, [0, 2], False),
+        (2, [0, 1, 6, 7], False),
+        (2, [], False),
+        (2, [0], True),
+        (2, [1, 2], True),
+        (3, [0, 5], True),
+    ],
+)
+def test_latents_that_share_a_patch_with_others_are_told(patch: int, clean: list[int], shared: bool) -> None:
+    lines = mixed({"known": clean, "sampler.lead": range(patch)}, SimpleNamespace(patch=(patch, 4, 4)))
+    start = f"known: frames of different noise levels share patches of {patch} (model.patch[0])"
+    assert [line.startswith(start) for line in lines] == [True] * shared
+    # A network of the user's own does not say what its patches are.
+    assert mixed({"known": clean}, object()) == []
 
 
 @pytest.mark.parametrize("known", [[0, -1], [0, 1, 2], [0, 1], [1], [0, 4], [0, 1, 2, 3, 5]])

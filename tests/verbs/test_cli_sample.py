@@ -62,6 +62,36 @@ def test_samples_that_are_missing_at_the_checkpoint_are_made_again(call: Call, t
     assert not list(run.glob("samples/.*"))
 
 
+def test_frames_of_different_levels_in_one_patch_are_told(call: Call, world_dataset: Path, tmp_path: Path) -> None:
+    run, clip = tmp_path / "run", tmp_path / "clip.mp4"
+    clip.write_bytes(encode(np.zeros((8, 16, 16, 3), np.uint8), 5.0))
+
+    def told(*how: str) -> list[str]:
+        status, out, err = call(*how)
+        assert status == 0, err
+        names = [
+            re.search(r"(\S+): frames of different noise levels share patches of 2", line)
+            for line in (out + err).splitlines()
+        ]
+        return [name[1] for name in names if name]
+
+    train = ["model.patch=[2,4,4]", "trainer.max_steps=1", "callbacks.samples.every=1", "callbacks.samples.clips=2"]
+    train += ["sampler.steps=1", "sampler.lead=1", f"run={run}"]
+    assert told("train", *tiny(world_dataset), *train) == ["callbacks.samples.given", "sampler.lead"]
+    how = ["sample", str(run)]
+    assert told(*how, f'prompts=["{RED}"]') == ["sampler.lead"]
+    assert told(*how, f"given={clip}") == ["known"]
+    assert told(*how, f"given={clip}", "known=[0,1]") == []
+    assert told(*how, f"given={clip}", "strength=0.5") == []
+    long = [f"given={clip}", "known=[0,1]", "frames=10"]
+    assert told(*how, *long, "rollout=continue", "overlap=2") == []
+    assert told(*how, *long, "rollout=continue") == ["overlap"]
+    assert told(*how, *long, "rollout=rolling", "overlap=2") == ["rollout=rolling"]
+    evaluate = ["evaluate", str(run), f"dataset={world_dataset}", "clips=1", "metric=[consistency]"]
+    assert told(*evaluate) == ["given", "sampler.lead"]
+    assert told(*evaluate, "given=4", "tasks=[continuation]") == []
+
+
 def test_a_prompt_of_several_lines_is_printed_in_one(call: Call, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps(["a large red ball\nmoves left\x1b[2J slowly"]))
     how = [f"prompts={tmp_path / 'list.json'}", f"out={tmp_path / 'made'}", "steps=1"]

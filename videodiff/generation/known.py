@@ -7,7 +7,8 @@ latent depends on all frames before it, so only the first 1 + k ft frames may be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -42,6 +43,22 @@ def find_known(known: Sequence[int], codec: Any, frames: int) -> tuple[int, ...]
 def known_latents(codec: Any, known: Sequence[int]) -> list[int]:
     """Return the indices of the latents that these frames determine; the frames must fit."""
     return list(range(codec.latent_frames(len(known)))) if codec.causal else list(known)
+
+
+def mixed(clean: Mapping[str, Sequence[int]], denoiser: Any) -> list[str]:
+    """Return a line for each setting by which latents of different noise levels lie in one patch of the network.
+
+    clean: the latents that are known, or made before the others, by the setting that says so.
+    """
+    # A network of the user's own may have no patches.
+    patch = getattr(denoiser, "patch", (1,))[0]
+    found = {name: Counter(number // patch for number in numbers) for name, numbers in clean.items()}
+    return [
+        f"{name}: frames of different noise levels share patches of {patch} (model.patch[0]): the network is told the "
+        "mean of their levels"
+        for name, patches in found.items()
+        if any(count < patch for count in patches.values())
+    ]
 
 
 def fitting(codec: Any, frames: int) -> str:

@@ -18,6 +18,7 @@ from videodiff.data.loader.trained import Trained, begun
 from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import add_clip, next_number
 from videodiff.generation.given import Footage, read_footage, read_known, read_mask, read_whole, remarks
+from videodiff.generation.known import known_latents, mixed
 from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of, with_keys
 from videodiff.generation.sampling import NotFiniteError, Wanted, needing_less, sample_each
@@ -88,6 +89,7 @@ def run(cfg: DictConfig) -> None:
     later = [caption for _, caption in order.rollout.later]
     notes += check_prompts("prompts", prompts, model.text) + check_prompts("captions", later, model.text)
     notes += strange_rates(trained, order) + remarks(given, order.shape) + idle(cfg, order, any(prompts))
+    notes += mixed(clean_of(order), model.denoiser)
     if spare := max(0, cfg.batch - count):
         notes.append(f"batch: found {cfg.batch} for {count} clips: the network makes the last one {spare} times more")
     out = Path(cfg.out or Path(cfg.run) / "generated")
@@ -248,6 +250,20 @@ def idle(cfg: DictConfig, order: Order, prompted: bool) -> list[str]:
     usual = OmegaConf.load(conf_dir() / "sample.yaml")
     asked = [name for name in why if cfg[name] != usual[name]]
     return [f"{name}: found {plain(cfg[name])}, which changes nothing: {why[name]}" for name in asked if why[name]]
+
+
+def clean_of(order: Order) -> dict[str, Sequence[int]]:
+    """Return the latents of a window that are clean before the others, by the setting that says so."""
+    codec, known, found = order.model.codec, order.given.get("known"), {}
+    if known:
+        found["known"] = known_latents(codec, known)
+    elif order.given.get("strength", 1) == 1:
+        found["sampler.lead"] = range(order.generation.lead)
+    if order.roll is not None:
+        found["overlap"] = known_latents(codec, range(order.rollout.overlap))
+    # One frame is ready after the other; a window between keys is given both ends.
+    ready = {"rolling": [0], "keys": [0, order.shape[0] - 1]}
+    return found | ({f"rollout={order.roll}": ready[order.roll]} if order.roll in ready else {})
 
 
 def check_known(cfg: DictConfig, roll: str | None) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from videodiff.data.loader.trained import usual
 from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import write_clips
-from videodiff.generation.known import check_given, usual_given
+from videodiff.generation.known import check_given, known_latents, mixed, usual_given
 from videodiff.generation.prompts import check_prompts
 from videodiff.generation.sampling import NotFiniteError, Wanted, going_on, needing_less, sample_clips
 from videodiff.generation.settings import Generation
@@ -64,9 +64,16 @@ class SampleClips(Callback):
         else:
             examples = trainer.datamodule.examples(self.clips)
             self.wanted = [self.want(example, number) for number, example in enumerate(examples)]
-        for remark in check_prompts("callbacks.samples.prompts", self.prompts, module.text):
+        remarks = check_prompts("callbacks.samples.prompts", self.prompts, module.text)
+        for remark in (*remarks, *mixed(self.clean(codec), module.denoiser)):
             if trainer.is_global_zero:
                 say(remark)
+
+    def clean(self, codec: Any) -> dict[str, Sequence[int]]:
+        """Return the latents that are clean before the others, by the setting that says so."""
+        lead = "sampler.lead", range(self.generation.lead)
+        given = "callbacks.samples.given"
+        return dict((given, known_latents(codec, one.known)) if one.known else lead for one in self.wanted)
 
     def want(self, example: dict[str, Any], number: int) -> Wanted:
         """Return the request for a clip like this one: every other clip is continued."""

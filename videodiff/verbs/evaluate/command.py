@@ -18,7 +18,7 @@ from videodiff.data.loader.trained import Trained, begun, usual
 from videodiff.data.loader.wording import fit_captions
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.storage.files import write_whole
-from videodiff.generation.known import check_given, first_frames, usual_given
+from videodiff.generation.known import check_given, first_frames, known_latents, mixed, usual_given
 from videodiff.generation.sampling import check_memory, going_on, needing_less, sample_clips
 from videodiff.generation.settings import Generation, check_seeds
 from videodiff.generation.shape import shapes_of_run, unlike_rate
@@ -36,7 +36,7 @@ from videodiff.metrics.evaluation import (
     silent,
     usable,
 )
-from videodiff.metrics.metric import CONTINUATION, TASKS, Case
+from videodiff.metrics.metric import CONTINUATION, TASKS, TEXT_TO_VIDEO, Case
 from videodiff.metrics.sets.set_metric import TRUTH
 from videodiff.printing import say, say_lines
 from videodiff.report.leaderboard import BOARD, add_row, check_board
@@ -109,7 +109,7 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     shape = usual(trained)
     given = given_of(cfg, model, shape)
     tasks = tasks_of(cfg, given, shape, remark)
-    for line in idle(cfg, generation, tasks):
+    for line in (*idle(cfg, generation, tasks), *mixed(clean_of(generation, model, tasks, given), model.denoiser)):
         remark(line)
     held_out = Dataset(found, shape) if isinstance(found, Manifest) else Tars(found, shape)
     # A network that cannot be loaded costs its metric, not the evaluation.
@@ -177,6 +177,12 @@ def idle(cfg: DictConfig, generation: Generation, tasks: Sequence[str]) -> list[
     if CONTINUATION not in tasks:
         why["guide"] = "no frame is known"
     return [f"{key}: found {cfg[key]}, which changes nothing: {reason}" for key, reason in why.items() if cfg[key]]
+
+
+def clean_of(generation: Generation, model: Model, tasks: Sequence[str], given: int) -> dict[str, Sequence[int]]:
+    """Return the latents that are clean before the others, by the setting that says so."""
+    known = {"given": known_latents(model.codec, range(given))} if CONTINUATION in tasks else {}
+    return known | ({"sampler.lead": range(generation.lead)} if TEXT_TO_VIDEO in tasks else {})
 
 
 def identity(job: Job, checkpoint: Path) -> dict[str, Any]:
