@@ -92,6 +92,21 @@ def test_a_causal_codec_is_given_the_known_frames_alone() -> None:
     assert (clip[3:] == 51).all()
 
 
+class LengthTeller(RateTeller):
+    """A denoiser whose clip is dark, and bright where it is shorter than three latents."""
+
+    def forward(self, z: Tensor, tau: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor) -> Tensor:
+        return torch.full_like(z, 0.5 if z.shape[2] < 3 else -0.5) * self.weight
+
+
+@pytest.mark.parametrize(("codec", "lead", "bright"), [(Pixels, 2, 2), (Causal, 1, 1), (Causal, 2, 3), (Causal, 3, 0)])
+def test_what_leads_apart_is_a_clip_of_so_many_latents(codec: type[nn.Module], lead: int, bright: int) -> None:
+    network = SimpleNamespace(**{**vars(parts(codec())), "denoiser": LengthTeller()})
+    how = Generation(euler, steps=2, lead=lead, apart=True)
+    (clip,) = sample_clips(network, how, [Wanted("a ball", 20.0, 0)], (5, 4, 6))
+    assert [set(frame.flat) for frame in clip] == [{191}] * bright + [{64}] * (5 - bright)
+
+
 def test_known_latents_need_no_frames() -> None:
     latent = torch.full((3, 5, 4, 6), 0.5)
     (clip,) = made(Pixels(), Wanted("a ball", 20.0, 0, (0, 1), latent=latent))

@@ -557,6 +557,11 @@ def test_a_causal_codec_is_given_the_frames_that_it_can_hold_everywhere(call: Ca
     assert status == 0, err
     assert "6 frames are fewer than the 9 of a window: made by rollout=continue" in out
     assert probe((causal / "short/000.mp4").read_bytes()).frames == 6
+    # A clip of one latent, then the others around it.
+    leads = ["sampler=euler", "sampler.steps=1", "sampler.lead=1", "sampler.apart=true"]
+    status, _, err = call("sample", str(run), *how[:1], *leads, f"out={causal / 'led'}")
+    assert status == 0, err
+    assert probe((causal / "led/000.mp4").read_bytes()).frames == 9
     status, _, err = call("evaluate", str(run), f"dataset={data}", "clips=2")
     assert status == 0, err
     assert json.loads((run / "evaluation.json").read_text())["given_frames"] == 1

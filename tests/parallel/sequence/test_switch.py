@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from bench.sequence import Asked, Counted, clips, memory, network, sent, step, together
 from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.diffusion.path import RectifiedFlow
+from videodiff.diffusion.sampler import heun
+from videodiff.generation.settings import Generation, Network, nothing_given
 from videodiff.parallel.compile import compile_blocks
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.parallel.sequence.group import SequenceGroup, shares
@@ -104,6 +107,26 @@ def compared(case: Case, group: SequenceGroup) -> dict[str, Any]:
     return {"apart": apart, "collectives": len(counted.bytes), "names": names == list(shared.state_dict())}
 
 
+def sampled(denoiser: SpaceTimeTransformer, apart: bool) -> Tensor:
+    """Return two clips, of which one knows a frame, in which the first frame leads, apart or beside the others."""
+    inputs = given(CASES["nothing divides"])
+    condition = {name: inputs[name] for name in ("text", "text_mask", "fps")}
+    null = {"text": torch.zeros(1, 1, 8), "text_mask": torch.ones(1, 1, dtype=torch.bool)}
+    noise, how = inputs["z"], Generation(heun, steps=2, scale=2.0, lead=1, apart=apart)
+    known = torch.zeros(2, noise.shape[2], dtype=torch.bool)
+    known[1, 3] = True
+    network = Network(denoiser, condition, null, RectifiedFlow(), "v")
+    return how(network, noise, nothing_given(noise)._replace(known=known))
+
+
+def sampled_as_alone(group: SequenceGroup) -> dict[bool, float]:
+    """Return how far clips of processes that share them lie from those of one process, in parts of them."""
+    alone, shared = built(CASES["nothing divides"]), built(CASES["nothing divides"])
+    share_with(shared, group)
+    wanted, found = ({apart: sampled(one, apart) for apart in (False, True)} for one in (alone, shared))
+    return {apart: ((found[apart] - one).norm() / one.norm()).item() for apart, one in wanted.items()}
+
+
 def batch_of(rank: int) -> dict[str, Any]:
     """Return a batch that tells which rank read it, of every type that a batch holds."""
     return {
@@ -126,12 +149,13 @@ def everything(four: SequenceGroup, _: Any) -> dict[str, Any]:
     torch.set_num_threads(1)
     two, rank = SequenceGroup(2), dist.get_rank()
     two.join()
-    found: dict[str, Any] = {"shares": {}, "compared": {}}
+    found: dict[str, Any] = {"shares": {}, "compared": {}, "sampled": {}}
     for group in (two, four):
         own = batch_of(rank) if group.place == 0 else {}
         found["shares"][group.size] = plain(group.share(own, torch.device("cpu")))
         for name, case in CASES.items():
             found["compared"][group.size, name] = compared(case, group)
+        found["sampled"][group.size] = sampled_as_alone(group)
     found["sent"] = sent(two, SMALL)
     found["memory"] = [memory(group, LARGE) for group in (SequenceGroup(1), two)]
     return found
@@ -160,6 +184,14 @@ def test_all_processes_enter_the_same_collectives_also_with_an_empty_share(
     """A process that left one out, forward or backward, would be answered with what belongs to another one."""
     for size in (2, 4):
         assert len({rank["compared"][size, name]["collectives"] for rank in found}) == 1
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_sampled_clips_are_those_of_one_process_also_where_a_frame_leads_apart(
+    found: list[dict[str, Any]], size: int
+) -> None:
+    for rank in found:
+        assert max(rank["sampled"][size].values()) < 1e-4
 
 
 def test_a_group_has_the_batch_of_its_first_rank(found: list[dict[str, Any]]) -> None:
