@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def test_a_shift_of_all_clips_is_its_square(colour: SetMetric) -> None:
     assert found["continuation_cdfvd"] == pytest.approx(3 * (25 / 255) ** 2, rel=1e-4)
     assert found["text_to_video_cdfvd"] == pytest.approx(0.0, abs=1e-6)
     assert found["truth_cdfvd"] > 1e-4
-    assert found["metrics"]["continuation_cdfvd"] == {"better": "lower", "unit": "", "range": [0.0, None]}
+    weights = Path(colour.settings["path"])
+    told = {"name": "colour.pt", "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
+    meaning = {"better": "lower", "unit": "", "range": [0.0, None], "settings": {"crop": False, "path": told}}
+    assert found["metrics"]["continuation_cdfvd"] == meaning
     for name in ("continuation_cdfvd", "truth_cdfvd"):
         low, high = found["intervals"][name]
         assert low <= high
