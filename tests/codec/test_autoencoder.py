@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videodiff.codec.autoencoder import Autoencoder, measure_statistics, shared_pixels
+from videodiff.codec.autoencoder import Autoencoder, shared_pixels
 
 FOUR = (8, 8, 8, 8)
 MODELS = {
@@ -138,21 +138,6 @@ def test_statistics_that_travel_with_the_weights_are_used(tmp_path):
     codec = Autoencoder(str(tmp_path), dtype="float32")
     assert codec.mean.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert codec.std.flatten().tolist() == [0.5, 1.0, 1.5, 2.0]
-
-
-@pytest.mark.parametrize("name", ["image", "wan"])
-def test_measured_statistics_give_latents_of_zero_mean_and_unit_deviation_in_each_channel(load, name):
-    clips = [clip(2, 5, 16, 16, seed=i) for i in range(3)]
-    mean, std = measure_statistics(load(name), clips)
-    codec = load(name, mean=mean, std=std)
-    latent = torch.cat([codec.encode(c) for c in clips]).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(latent.mean(1), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latent.std(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
-
-
-def test_statistics_of_no_clips_are_an_error(load):
-    with pytest.raises(ValueError, match="at least one batch"):
-        measure_statistics(load("image"), [])
 
 
 def sizes_seen(codec: Autoencoder, part: str) -> list[tuple[int, ...]]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUITES = ("vbench", "vbench2", "physics_iq", "fvd")
 # Clips for each prompt of dimensions that need more than the others.
 VBENCH, VBENCH_MORE = 5, {"temporal_flickering": 25}
 VBENCH2, VBENCH2_MORE = 3, {"Diversity": 20}

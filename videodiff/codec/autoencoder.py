@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -233,16 +233,3 @@ def shared_pixels(tile: int, overlap: float, side: int) -> int:
     if not 0 < overlap < 1:
         raise ValueError(f"codec.tile_overlap: found {overlap}, expected a part of the tile between 0 and 1")
     return side * min(options, key=lambda k: abs(k - n * overlap))
-
-
-def measure_statistics(codec: Autoencoder, batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
-    """Measure `mean` and `std` for Autoencoder over clips `b c t h w` in [-1, 1]."""
-    count, total, square = 0, 0.0, 0.0
-    for video in batches:
-        raw = codec.raw(video).double().transpose(0, 1).flatten(1)
-        count += raw.shape[1]
-        total, square = total + raw.sum(1), square + raw.square().sum(1)
-    if not count:
-        raise ValueError("codec statistics: found no clip, expected at least one batch")
-    mean = total / count
-    return mean.tolist(), (square / count - mean.square()).clamp_min(0).sqrt().tolist()

@@ -124,11 +124,9 @@ def read_array(data: bytes, ndim: int, where: str) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-def pad_text(texts: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Join captions `l d` into `b length d`, 0 at padding, and a mask `b length`; length None: that of the longest."""
-    length = max(len(text) for text in texts) if length is None else length
-    if max(len(text) for text in texts) > length:
-        raise ValueError(f"cached text: found {max(len(text) for text in texts)} tokens, expected at most {length}")
+def pad_text(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join captions `l d` into `b length d`, 0 at padding, and a mask `b length`, by the length of the longest."""
+    length = max(len(text) for text in texts)
     padded = texts[0].new_zeros(len(texts), length, texts[0].shape[-1])
     mask = torch.zeros(len(texts), length, dtype=torch.bool)
     for i, text in enumerate(texts):

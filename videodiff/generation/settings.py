@@ -203,7 +203,7 @@ def check_seeds(seed: int, clips: int) -> None:
         raise ValueError(f"seed: found {seed} for {clips} clips, expected {most}: each has its own")
 
 
-def clip_noise(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def clip_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Return noise (len(seeds), *shape), each clip from its own seed, so the batch size does not change any clip."""
-    generators = [Generator(device).manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.randn(*shape, generator=one, device=device, dtype=torch.float32) for one in generators])
+    generators = [Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(*shape, generator=one, dtype=torch.float32) for one in generators])

@@ -43,12 +43,12 @@ def write_report(run: Path, known: Mapping[str, Quantity] = table.NOTHING) -> Pa
     return path
 
 
-def write_hero(run: Path, path: Path, task: str = "continuation", clips: int = 3, dark: bool = False) -> Path:
-    """Write the film strips of the first evaluated clips of a task as one PNG, for a README."""
-    chosen = readable([clip for clip in read_run(run).clips if clip.task == task], as_example, clips, [])
+def write_hero(run: Path, path: Path, task: str = "continuation") -> Path:
+    """Write the film strips of the first three evaluated clips of a task as one PNG, for a README."""
+    chosen = readable([clip for clip in read_run(run).clips if clip.task == task], as_example, STRIPS, [])
     if not chosen:
         raise ValueError(f"{run}/evaluation/clips.json: found no clip of task {task!r}, expected at least one")
-    return write_alone(Path(path), png(hero(chosen, dark=dark)))
+    return write_alone(Path(path), png(hero(chosen)))
 
 
 def environment(*folders: Path) -> Environment:

@@ -14,6 +14,7 @@ from videodiff.data.video.decode import DecodeError, decode, probe
 
 GIVEN = (224, 138, 0)
 HAIRLINE = (128, 128, 128, 90)
+PAPER, INK, MUTED = "#ffffff", "#1b1c1e", "#74756f"
 EDGE, GAP = 2, 3
 # A frame is shown up to so many times as wide as a cell is high: WebP ends at 16,383 pixels.
 WIDEST = 8
@@ -72,18 +73,17 @@ def paste_framed(canvas: Image.Image, image: Image.Image, corner: tuple[int, int
     canvas.paste(image, (x + EDGE, y + EDGE))
 
 
-def hero(examples: Sequence[Example], columns: int = 9, cell: int = 96, dark: bool = False) -> Image.Image:
+def hero(examples: Sequence[Example], columns: int = 9, cell: int = 96) -> Image.Image:
     """Draw clips under their captions: the given frames, then the sampled frames above the true ones.
 
     `columns` frames follow the given ones, evenly spaced; `cell` is the height of a frame in pixels.
     """
-    paper, ink, muted = ("#111214", "#ececea", "#92938f") if dark else ("#ffffff", "#1b1c1e", "#74756f")
-    blocks = [block(example, columns, cell, ink, muted) for example in examples]
+    blocks = [block(example, columns, cell) for example in examples]
     if not blocks:
         raise ValueError("hero: found no clips, expected at least one")
     margin, apart = cell // 3, cell // 3
     height = sum(image.height for image in blocks) + apart * (len(blocks) - 1) + 2 * margin
-    canvas = Image.new("RGBA", (max(image.width for image in blocks) + 2 * margin, height), paper)
+    canvas = Image.new("RGBA", (max(image.width for image in blocks) + 2 * margin, height), PAPER)
     top = margin
     for image in blocks:
         canvas.alpha_composite(image, (margin, top))
@@ -91,7 +91,7 @@ def hero(examples: Sequence[Example], columns: int = 9, cell: int = 96, dark: bo
     return canvas.convert("RGB")
 
 
-def block(example: Example, columns: int, cell: int, ink: str, muted: str) -> Image.Image:
+def block(example: Example, columns: int, cell: int) -> Image.Image:
     """Draw one clip of the hero: its caption, its given frames, and a line for each of sampled and truth."""
     lines = {"sampled": example.sampled} | ({} if example.truth is None else {"truth": example.truth})
     strips = {name: fit(frames[later(len(frames), example.given, columns)], cell) for name, frames in lines.items()}
@@ -101,7 +101,7 @@ def block(example: Example, columns: int, cell: int, ink: str, muted: str) -> Im
     indent = (known.width + GAP * 3 if known else 0) + round(cell * 0.85)
     image = Image.new("RGBA", (indent + strips["sampled"].width, top + line * len(strips) - GAP))
     draw = ImageDraw.Draw(image)
-    draw.text((0, 0), shorten(example.caption or "(no caption)", text, image.width), font=text, fill=ink)
+    draw.text((0, 0), shorten(example.caption or "(no caption)", text, image.width), font=text, fill=INK)
     if known:
         # The given frames belong to both lines, so they stand between them.
         y = top + (image.height - top - known.height) // 2
@@ -109,7 +109,7 @@ def block(example: Example, columns: int, cell: int, ink: str, muted: str) -> Im
         draw.text((EDGE, y - GAP), "given", font=label, fill=GIVEN, anchor="ld")
     for row, (name, strip) in enumerate(strips.items()):
         y = top + row * line
-        draw.text((indent - GAP * 3, y + strip.height // 2), name, font=label, fill=muted, anchor="rm")
+        draw.text((indent - GAP * 3, y + strip.height // 2), name, font=label, fill=MUTED, anchor="rm")
         image.alpha_composite(strip, (indent, y))
     return image
 

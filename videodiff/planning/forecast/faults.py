@@ -27,16 +27,15 @@ class Saving(NamedTuple):
     lost: float
 
 
-def saving(cluster: Cluster, weights: int, asynchronous: bool = True) -> Saving:
+def saving(cluster: Cluster, weights: int) -> Saving:
     """Return the best interval of checkpoints and its cost, by AdamW in float32.
 
-    Each process saves its share of the state, then the first one writes the average. With `asynchronous` training waits
-    only for the copy of the state to the host.
+    Each process saves its share of the state, then the first one writes the average. Training waits only for the copy
+    of the state to the host.
     """
     state, average = float(BYTES_OF_STATE * weights), float(BYTES_OF_AVERAGE * weights)
     written = (state / cluster.nodes + average) / (1e9 * cluster.storage_gb_per_s)
-    copied = state / cluster.world / (1e9 * cluster.host_gb_per_s)
-    blocked = cluster.stall_s + (copied if asynchronous else written)
+    blocked = cluster.stall_s + state / cluster.world / (1e9 * cluster.host_gb_per_s)
     between = YEAR / max(cluster.faults * cluster.world, 1e-9)
     # Two saves must not overlap.
     interval = max(best_interval(blocked, between), written, 1.0)

@@ -71,11 +71,10 @@ class Sample(NamedTuple):
     optimizers: Mapping[str, torch.optim.Optimizer]
 
 
-def of_processor(like: Cluster, rounds: int = 6, linked: bool = True) -> tuple[Cluster, float]:
+def of_processor(like: Cluster, rounds: int = 6) -> tuple[Cluster, float]:
     """Return this machine's processor, and the seconds of its pace; all times are processor seconds of one thread.
 
-    All networks take part in each round, as other work may slow the machine for some seconds. linked: whether to
-    measure what two processes send to each other.
+    All networks take part in each round, as other work may slow the machine for some seconds.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -87,7 +86,7 @@ def of_processor(like: Cluster, rounds: int = 6, linked: bool = True) -> tuple[C
         steps.append([stepped(one, pace) for one in samples])
         repeated.append(once(repeating.network, repeating.loss, pace, watched=False).plain)
         paces.append(pace())
-    sent = max(together(2, NUMBERS)) if linked else 1e-9 / like.node_gb_per_s
+    sent = max(together(2, NUMBERS))
     torch.set_num_threads(threads)
     timings = [settled(one) for one in zip(*timed, strict=True)]
     tables = of_steps(samples, [quickest(one) for one in zip(*steps, strict=True)])
