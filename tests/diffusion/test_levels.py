@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 from videodiff.diffusion.levels import (
     POLICIES,
     NoiseLevels,
-    logit_normal,
     policy,
     shift_levels,
     token_shift,
@@ -152,7 +151,8 @@ def test_a_share_of_the_draws_is_pure_noise() -> None:
 
 def test_logit_normal_has_the_mean_and_the_width_it_is_given() -> None:
     n, mean, std = 20_000, 0.7, 1.5
-    logit = torch.logit(logit_normal(n, generator(), mean, std).double())
+    draw = NoiseLevels({"independent": 1.0}, mean=mean, std=std)
+    logit = torch.logit(draw(n, tokens=1024, generator=generator()).double())
     assert abs(float(logit.mean()) - mean) < 4 * std / math.sqrt(n)
     assert abs(float(logit.std()) - std) < 4 * std / math.sqrt(2 * n)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from videodiff.diffusion.distillation import ProgressiveDistillation
+from videodiff.diffusion.flow_map import FlowMap
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Objective, clip_seeds, drop
 from videodiff.diffusion.path import Cosine, Path, RectifiedFlow
@@ -122,6 +125,38 @@ def test_one_seed_draws_the_same_and_another_draws_anew() -> None:
     assert torch.equal(tau, tau_again)
     assert torch.equal(eps, eps_again)
     assert not torch.isclose(eps, other).any()
+
+
+def test_draws_do_not_follow_the_type_that_torch_makes_tensors_of() -> None:
+    objective, clip = Objective(RectifiedFlow(), NoiseLevels(), caption_dropout=0.5), clips(1)[0]
+    wanted = [objective.draw(clip, seed) for seed in range(20)]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = [objective.draw(clip, seed) for seed in range(20)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pairs in zip(found, wanted, strict=True) for pair in zip(*pairs, strict=True))
+
+
+class Told(NoiseLevels):
+    """Levels that note of how many frames and tokens the clips are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[tuple[int, int]] = set()
+
+    def __call__(self, t: int, tokens: int, *rest: Any) -> Tensor:
+        self.told.add((t, tokens))
+        return super().__call__(t, tokens, *rest)
+
+
+@pytest.mark.parametrize("kind", [Objective, FlowMap, ProgressiveDistillation])
+def test_levels_are_drawn_for_the_tokens_of_the_clip(kind: type[Objective]) -> None:
+    objective = kind(RectifiedFlow(), Told())
+    objective.network = nn.Identity()
+    objective.network.forward = halved = lambda z, tau, rho=None: 0.5 * z
+    objective(halved, torch.zeros(1, 3, 2, 5, 7), {}, {}, [1])
+    assert objective.levels.told == {(2, 2 * 5 * 7)}
 
 
 def test_the_noise_is_standard_normal() -> None:

@@ -162,7 +162,9 @@ each_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @each_mask
 def test_known_frames_come_back_to_the_bit(sampler: Sampler, path: Path, mask: list[int]) -> None:
     known = torch.tensor(mask, dtype=torch.bool).expand(SHAPE[0], -1)
-    noise, clip, seen = randn(3, torch.float32), randn(4, torch.float32), []
+    noise, seen = randn(3, torch.float32), []
+    # Where no frame is known the clip may be anything.
+    clip = torch.where(per_frame(known), randn(4, torch.float32), torch.nan)
 
     def denoise(z: Tensor, tau: Tensor) -> Tensor:
         seen.append((z, tau))
@@ -220,6 +222,15 @@ def test_a_shifted_schedule_still_begins_at_noise_and_ends_clean(shift: float) -
     assert (float(taus[0]), float(taus[-1])) == (1, 0)
     assert (taus.diff() < 0).all()
     torch.testing.assert_close(taus, shift_levels(torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), shift))
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0])
+def test_a_schedule_begins_where_it_is_told_and_falls_evenly_before_the_shift(shift: float) -> None:
+    begin = torch.tensor([[0.6, 0.9]], dtype=torch.float64)
+    taus = schedule(4, torch.zeros(1, 2, dtype=torch.bool), shift, begin=begin)
+    torch.testing.assert_close(taus[0], begin, check_dtype=False)
+    plain = shift_levels(taus, 1 / shift)
+    torch.testing.assert_close(plain, plain[:1] * torch.tensor([1, 0.75, 0.5, 0.25, 0]).view(-1, 1, 1).double())
 
 
 def test_leading_frames_run_down_alone_and_the_others_follow() -> None:

@@ -24,28 +24,6 @@ def test_a_step_down_counts_as_much_as_a_step_up():
     assert temporal_flickering(levels(200, 100)) == temporal_flickering(levels(100, 200))
 
 
-def test_only_the_pixels_that_count_flicker():
-    frames = levels(0, 0, 0).copy()
-    frames[1, 2:] = 255
-    where = np.zeros((3, 4, 6), dtype=bool)
-    where[:, :2] = True
-    assert temporal_flickering(frames, where) == 1.0
-    assert temporal_flickering(frames, ~where) == 0.0
-
-
-def test_a_pixel_must_count_in_both_frames():
-    frames = levels(0, 0).copy()
-    frames[1, 0] = 255
-    where = np.ones((2, 4, 6), dtype=bool)
-    where[1, 0] = False
-    assert temporal_flickering(frames, where) == 1.0
-
-
-def test_a_pair_of_frames_without_a_common_pixel_is_refused():
-    with pytest.raises(ValueError, match="without a common pixel"):
-        temporal_flickering(levels(0, 0), np.zeros((2, 4, 6), dtype=bool))
-
-
 def test_a_steady_change_is_smooth():
     assert motion_smoothness(levels(0, 10, 20, 30, 40)) == 1.0
 

@@ -53,9 +53,9 @@ def leading(known: Tensor, begin: Tensor, lead: int) -> Tensor:
 
 def generate(sampler: Sampler, denoise: Denoise, path: Path, noise: Tensor, clip: Tensor, taus: Tensor) -> Tensor:
     """Sample clips `b c t h w`: a frame starts from `clip` at level 0, from `noise` at level 1, else from their mix."""
-    begin, level = taus[0], per_frame(taus[0])
-    mixed = torch.where(level < 1, path.mix(clip, noise, begin), noise)
-    return sampler(denoise, torch.where(level > 0, mixed, clip), taus, path)
+    # A mix at level 1 is the noise too, unless the clip, which may be anything there, is not finite.
+    begun = torch.where(per_frame(taus[0]) < 1, path.mix(clip, noise, taus[0]), noise)
+    return sampler(denoise, begun, taus, path)
 
 
 def hold(z: Tensor, stepped: Tensor, tau: Tensor, tau_next: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from videodiff.metrics.worlds.reference import (
     law,
     mean_speed,
     measure,
-    parser_floor,
     static,
 )
 from videodiff.worlds.bouncing import Bouncing
@@ -102,20 +101,9 @@ def test_clamping_is_wrong_by_the_distance_to_the_training_range():
     assert np.mean(errors) == pytest.approx(expected.mean(), abs=0.01)
 
 
-def test_the_range_of_speeds_may_be_given():
-    scene = Uniform().scene(4)
-    assert mean_speed(scene, speeds=(0.0, 1.0)).velocity[-1, 0, 0] == pytest.approx(0.5, abs=0.01)
-
-
 def test_one_given_frame_has_no_velocity():
     scene = Uniform(frames=8).scene(0)
     assert np.array_equal(constant_velocity(scene, given=1).velocity[1:], np.zeros((7, 1, 2)))
-
-
-def test_the_parser_floor_is_below_two_thousandths_of_a_unit_at_64_pixels():
-    mean, stderr = parser_floor(Uniform(), size=64, clips=20)
-    assert 0 < mean < 0.002
-    assert 0 < stderr < mean
 
 
 def test_a_ball_outside_the_view_cannot_be_read():

@@ -11,10 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from videodiff.metrics.summary import mean_and_error
 from videodiff.metrics.worlds.captions import phrases
 from videodiff.metrics.worlds.parsing import track, track_of
-from videodiff.metrics.worlds.physics import continuation, motion, norm
+from videodiff.metrics.worlds.physics import motion, norm
 from videodiff.worlds.flight import advance
 from videodiff.worlds.scene import Scene, render
 
@@ -40,16 +39,15 @@ def law(scene: Scene, given: int = 3, size: int = 64) -> Scene:
     return follow(scene, given, size, lambda speed: speed)
 
 
-def mean_speed(scene: Scene, given: int = 3, size: int = 64, speeds: tuple[float, float] | None = None) -> Scene:
+def mean_speed(scene: Scene, given: int = 3, size: int = 64) -> Scene:
     """Use the law and the direction, but the middle of the training range for the speed."""
-    low, high = speeds or scene.law.speeds
+    low, high = scene.law.speeds
     return follow(scene, given, size, lambda speed: np.full_like(speed, (low + high) / 2))
 
 
-def clamped(scene: Scene, given: int = 3, size: int = 64, speeds: tuple[float, float] | None = None) -> Scene:
+def clamped(scene: Scene, given: int = 3, size: int = 64) -> Scene:
     """Use the law, but clamp speeds to the training range: a model that reasons by cases (PhyWorld)."""
-    low, high = speeds or scene.law.speeds
-    return follow(scene, given, size, lambda speed: np.clip(speed, low, high))
+    return follow(scene, given, size, lambda speed: np.clip(speed, *scene.law.speeds))
 
 
 PREDICTORS: dict[str, Predictor] = {
@@ -64,12 +62,6 @@ PREDICTORS: dict[str, Predictor] = {
 def measure(predictor: Predictor, scene: Scene, given: int = 3, size: int = 64) -> dict[str, float]:
     """Measure one predictor on one scene; states are compared directly."""
     return motion(track_of(predictor(scene, given, size)), scene, given)
-
-
-def parser_floor(world: object, size: int, clips: int, given: int = 3) -> tuple[float, float | None]:
-    """Return the velocity error of the ground truth itself over the first clips of a world, with its standard error."""
-    scenes = [world.scene(seed) for seed in range(clips)]
-    return mean_and_error([continuation(render(s, size), s, given)["velocity_error"] for s in scenes])
 
 
 def parsed(scene: Scene, given: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
