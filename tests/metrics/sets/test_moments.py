@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from videodiff.metrics.sets.moments import Moments, frechet, frechet_distance, moments
+from videodiff.metrics.sets.moments import frechet, frechet_distance, moments
 
 
 def gaussian(rows: int, width: int, seed: int) -> np.ndarray:
@@ -63,30 +63,10 @@ def test_noise_is_as_far_as_two_gaussians_of_its_spread() -> None:
     assert frechet(moments(one), moments(other)) == pytest.approx(5 * (4 + 4), rel=0.02)
 
 
-def test_shards_in_any_order_add_up_to_the_whole() -> None:
-    rows = gaussian(1000, 24, 6)
-    parts = [moments(part) for part in np.split(rows, [1, 2, 130, 700])]
-    whole = moments(rows)
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        total = parts[order[0]]
-        for i in order[1:]:
-            total = total + parts[i]
-        assert total.count == 1000
-        np.testing.assert_allclose(total.mean, whole.mean, rtol=1e-12)
-        np.testing.assert_allclose(total.scatter, whole.scatter, rtol=1e-9, atol=1e-9)
-
-
 def test_a_mean_far_from_the_origin_costs_no_digits() -> None:
     # Raw sums of squares would leave nothing of the spread: 1e8 squared has sixteen digits.
     rows = np.random.default_rng(7).normal(size=(500, 3)) + 1e8
-    total = moments(rows[:200]) + moments(rows[200:])
-    np.testing.assert_allclose(total.covariance, np.cov(rows.T, bias=True), rtol=1e-6, atol=1e-8)
-
-
-def test_moments_travel_as_arrays() -> None:
-    whole = moments(gaussian(50, 4, 8))
-    back = Moments(**{name: array if array.ndim else int(array) for name, array in whole.arrays().items()})
-    assert frechet(whole, back) == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(moments(rows).covariance, np.cov(rows.T, bias=True), rtol=1e-6, atol=1e-8)
 
 
 def test_the_rows_of_all_clips_are_one_gaussian() -> None:

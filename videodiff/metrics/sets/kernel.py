@@ -16,7 +16,7 @@ def jedi_distance(one: np.ndarray, other: np.ndarray) -> float:
     return SCALE * polynomial_discrepancy(flat(one), flat(other))
 
 
-def polynomial_discrepancy(one: np.ndarray, other: np.ndarray, degree: int = DEGREE) -> float:
+def polynomial_discrepancy(one: np.ndarray, other: np.ndarray) -> float:
     """Return mean k(x, x') + mean k(y, y') - 2 mean k(x, y) over all pairs, a row with itself among them.
 
     As it counts the pairs (x, x), it is never below 0, and about 1 / rows for two sets of one distribution.
@@ -27,7 +27,7 @@ def polynomial_discrepancy(one: np.ndarray, other: np.ndarray, degree: int = DEG
     x, y = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     width = x.shape[1]
     return float(
-        ((x @ x.T / width) ** degree).mean()
-        + ((y @ y.T / width) ** degree).mean()
-        - 2 * ((x @ y.T / width) ** degree).mean()
+        ((x @ x.T / width) ** DEGREE).mean()
+        + ((y @ y.T / width) ** DEGREE).mean()
+        - 2 * ((x @ y.T / width) ** DEGREE).mean()
     )

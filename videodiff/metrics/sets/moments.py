@@ -1,38 +1,17 @@
-"""Mean and covariance of features, added up over shards and ranks, and the Fréchet distance of two of them."""
+"""Mean and covariance of features, and the Fréchet distance of two of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Moments:
-    """The moments of `count` rows: their `mean` (width,) and `scatter` (width, width), the sum of squared deviations.
+class Moments(NamedTuple):
+    """The `mean` (width,) and the `covariance` (width, width) of rows, divided by their count, as StyleGAN-V does."""
 
-    Moments of parts add up to the moments of the whole, in any order, but for the rounding of float64.
-    """
-
-    count: int
     mean: np.ndarray
-    scatter: np.ndarray
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """The covariance with the divisor `count`, as StyleGAN-V takes it."""
-        return self.scatter / self.count
-
-    def __add__(self, other: Moments) -> Moments:
-        """Return the moments of both parts together (Chan et al. 1979)."""
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
-        return Moments(count, self.mean + apart * (other.count / count), scatter)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the moments as arrays, for `numpy.savez` and for gathering from ranks."""
-        return {"count": np.array(self.count), "mean": self.mean, "scatter": self.scatter}
+    covariance: np.ndarray
 
 
 def moments(features: np.ndarray) -> Moments:
@@ -43,7 +22,7 @@ def moments(features: np.ndarray) -> Moments:
     if not np.isfinite(rows).all():
         raise ValueError(f"features: found {np.isnan(rows).sum()} NaN in {rows.shape}, expected finite numbers")
     mean = rows.mean(axis=0)
-    return Moments(len(rows), mean, (rows - mean).T @ (rows - mean))
+    return Moments(mean, (rows - mean).T @ (rows - mean) / len(rows))
 
 
 def frechet(one: Moments, other: Moments) -> float:
