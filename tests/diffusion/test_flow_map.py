@@ -89,9 +89,9 @@ def between(tau: Tensor, rho: Tensor, part: float) -> Tensor:
     return tau + part * (rho - tau)
 
 
-def ways(tau: Tensor, rho: Tensor, pieces: int) -> Tensor:
-    """Return the levels of a step, from its start to its end, where the network takes no part of it."""
-    return torch.stack([tau, *(between(tau, rho, i / pieces) for i in range(pieces + 1))])
+def ways(tau: Tensor, rho: Tensor, pieces: int, own: float = 0.0) -> Tensor:
+    """Return the levels of a step, from its start to its end, where the network takes a part `own` of it."""
+    return torch.stack([tau, *(between(tau, rho, own + (1 - own) * i / pieces) for i in range(pieces + 1))])
 
 
 @each_path
@@ -121,8 +121,7 @@ def test_the_network_takes_the_first_part_of_a_step_itself_and_the_velocity_the_
     tau, rho = uneven()
     tau, rho = tau.clamp(0, 0.9), torch.minimum(rho.clamp_min(0.2), tau.clamp(0, 0.9))
     place, z, told = torch.arange(SHAPE[0]), at(path, tau), []
-    middle = between(tau, rho, 0.5)
-    levels = torch.stack([tau, *(between(middle, rho, i / 32) for i in range(33))])
+    middle, levels = between(tau, rho, 0.5), ways(tau, rho, 32, own=0.5)
 
     def network(z: Tensor, tau: Tensor, rho: Tensor | None = None, place: Tensor | None = None) -> Tensor:
         told.append(rho)
@@ -187,7 +186,8 @@ def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> 
 
 @each_path
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_of_the_exact_mean_velocity_is_zero_in_every_form(path: Path, kind: str) -> None:
+@pytest.mark.parametrize("own", [0.0, 0.5])
+def test_the_loss_of_the_exact_mean_velocity_is_zero_in_every_form(path: Path, kind: str, own: float) -> None:
     tau, rho = uneven()
     tau = tau.clamp(0, 0.95)
     rho = torch.minimum(rho.clamp_min(0.1), tau)
@@ -198,12 +198,13 @@ def test_the_loss_of_the_exact_mean_velocity_is_zero_in_every_form(path: Path, k
 
     x, eps = MEAN + SPREAD * randn(5), randn(6)
     objective = FlowMap(path, NoiseLevels(), prediction=kind, loss="v", floor=0.01)
-    loss = objective.map_error(denoiser, x, eps, ways(tau, rho, 64), {"place": place})
+    levels = ways(tau, rho, 64, own)
+    loss = objective.map_error(denoiser, x, eps, levels, {"place": place})
     moving = (tau > rho).any(1)
     assert float(loss[moving].max()) < 1e-4
     assert (loss[~moving] == 0).all(), "a clip that takes no step has nothing to learn"
     wrong = objective.map_error(
-        lambda z, tau, rho=None, place=None: denoiser(z, tau, None, place), x, eps, ways(tau, rho, 64), {"place": place}
+        lambda z, tau, rho=None, place=None: denoiser(z, tau, None, place), x, eps, levels, {"place": place}
     )
     assert (wrong > 20 * loss)[moving].all(), "a network that only knows the velocity has an error"
 

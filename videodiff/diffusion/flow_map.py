@@ -33,7 +33,7 @@ from videodiff.device import send
 from videodiff.diffusion.guidance import denoise_function, with_history
 from videodiff.diffusion.objective import Condition, Denoiser, Objective, drop, mean_where
 from videodiff.diffusion.path import per_frame
-from videodiff.diffusion.prediction import convert
+from videodiff.diffusion.prediction import convert, divide
 from videodiff.diffusion.sampler import dpm_solver_2m, flow_map
 
 
@@ -99,7 +99,7 @@ class FlowMap(Objective):
         tau, rho = levels[0], levels[-1]
         z, step = self.path.mix(x, eps, tau), per_frame(tau - rho)
         there = self.follow(denoiser, z, levels, condition, eps)
-        mean = torch.where(step > 0, (z - there) / torch.where(step > 0, step, 1.0), 0.0)
+        mean = divide(z - there, step, 0.0)
         made = convert(denoiser(z, tau, rho=rho, **condition), z, tau, self.path, self.prediction, self.floor)
         # The target goes through the same floor, so that the exact output has no error at any level.
         output = getattr(convert(mean, z, tau, self.path, "v"), self.prediction)
