@@ -106,6 +106,15 @@ def test_runs_of_one_name_in_two_folders_stand_side_by_side(tmp_path: Path) -> N
     assert head == "| figure | demo 000100, folder other/demo | demo 000100, folder demo |"
 
 
+def test_a_run_has_its_name_also_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    add_row(board, Path(), evaluation(velocity_error=0.5), {"sampler": {}})
+    (row,) = read_rows(board)[0]
+    assert (row["run"], row["folder"]) == ("mine", "mine")
+
+
 def test_clips_of_a_dataset_that_was_made_anew_do_not_compete_with_the_former_ones(tmp_path: Path) -> None:
     board, facts = tmp_path / "leaderboard.jsonl", {"sampler": {}}
     board.write_text(json.dumps(ROW) + "\n")

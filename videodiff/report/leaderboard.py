@@ -95,7 +95,8 @@ def row_of(run: Path, evaluation: Mapping[str, Any], facts: Mapping[str, Any]) -
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "videodiff": __version__,
         "commit": commit_of(run),
-        "run": run.name,
+        # The folder may be called `.`.
+        "run": os.path.basename(os.path.abspath(run)),
         "checkpoint": Path(evaluation["checkpoint"]).name,
         **{name: evaluation[name] for name in ("dataset", "clips", "given_frames", "seed")},
         **{name: evaluation.get(name, "") for name in LATER},

@@ -55,7 +55,7 @@ from videodiff.training.run.record import to_tell, write_record
 from videodiff.training.start import freeze, parts_of
 from videodiff.training.state.before import is_before_pieces
 from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind, step_of
-from videodiff.training.state.mirror import bring
+from videodiff.training.state.mirror import bring, place_of
 from videodiff.verbs.config.build import (
     Model,
     build_data,
@@ -157,7 +157,7 @@ def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | 
     first, found = is_first_process(), cfg.resume == AUTO
     if found:
         if mirror := OmegaConf.select(cfg, "callbacks.checkpoints.mirror"):
-            bring(f"{mirror.rstrip('/')}/{folder.name}", folder, needed=False)
+            bring(place_of(mirror, folder), folder, needed=False)
         cfg.resume = str(folder) if checkpoints(folder) else None
     if cfg.resume is not None:
         if Path(cfg.resume).resolve() != folder.resolve():

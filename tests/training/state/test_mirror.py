@@ -272,6 +272,13 @@ def test_training_ends_where_the_store_never_answers(server, tmp_path, capsys):
     server.start()
 
 
+@pytest.mark.parametrize("folder", [".", "../mine", "checkpoints/.."])
+def test_the_place_of_a_run_has_its_name_whatever_its_folder_is_called(tmp_path, monkeypatch, folder):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert str(Mirror(URL, Path(folder), 2, lambda step: False).store.url) == f"{URL}/mine"
+
+
 @pytest.mark.parametrize(
     ("url", "line"),
     [

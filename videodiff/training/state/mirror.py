@@ -11,6 +11,7 @@ line says so, and the copy is tried again.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ class Mirror:
 
     def __init__(self, url: str, run: Path, keep: int, kept: Callable[[int], bool]) -> None:
         self.run, self.keep, self.kept = run, keep, kept
-        self.store = Store(f"{url.rstrip('/')}/{run.name}")
+        self.store = Store(place_of(url, run))
         self.waiting: list[Path] = []
         self.sending: Path | None = None
         # The step that training resumes from; newer checkpoints there belong to a training that was given up.
@@ -186,6 +187,11 @@ class Mirror:
                 self.store.write(f"{folder}/{LEFT}", self.store.read(f"{folder}/{RECORD}"))
                 self.store.remove(f"{folder}/{RECORD}")
                 say(f"{self.store.url}/{folder}: newer than the step that training goes on from, left there as {LEFT}")
+
+
+def place_of(url: str, run: Path) -> str:
+    """Return the place of a run in a store, which has the name of its folder, also where that is called `.`."""
+    return f"{url.rstrip('/')}/{os.path.basename(os.path.abspath(run))}"
 
 
 def name_of(step: int) -> str:
