@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import fsspec
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_random_exponential
 
 from videodiff.data.storage.address import bare_url, join_url
 from videodiff.data.storage.web import PUBLIC, LateError, LostError, PrivateHostError, asked, innermost
@@ -149,16 +147,24 @@ def path_or_url(name: Any) -> Any:
 
 def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
     """Return the bytes from start to stop, fewer at the end of the file; RemoteError if the ETag is not `tag`."""
-    # A random pause: a thousand ranks that failed together must not retry together.
-    pause = wait_random_exponential(multiplier=2 * WAIT)
-    again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=pause, retry=retry_if_exception_type(Broken), reraise=True)
     try:
-        piece = again(attempt_fetch, url, start, stop)
+        piece = retrying(ATTEMPTS, WAIT)(attempt_fetch, url, start, stop)
     except Broken as error:
         raise RemoteError(f"{url}: found no answer in {ATTEMPTS} attempts: {error}") from error
     if tag not in (None, piece.tag):
         raise RemoteError(f"{url}: found ETag {piece.tag}, expected {tag}: the file was replaced while it was read")
     return piece
+
+
+def retrying(attempts: int, wait: float) -> Callable[..., Any]:
+    """Return what calls a function with its arguments, again where it raises Broken; `wait`: mean seconds at first."""
+    # Who reads local files needs no tenacity.
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+    from tenacity.wait import wait_random_exponential
+
+    # A random pause: a thousand ranks that failed together must not retry together.
+    pause = wait_random_exponential(multiplier=2 * wait)
+    return Retrying(stop=stop_after_attempt(attempts), wait=pause, retry=retry_if_exception_type(Broken), reraise=True)
 
 
 def attempt_fetch(url: Url, start: int, stop: int) -> Piece:

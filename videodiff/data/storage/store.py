@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_random_exponential
 
 from videodiff.data.storage.address import without_secrets
-from videodiff.data.storage.remote import CONNECT, CREDENTIALS, READ, Broken, Url
+from videodiff.data.storage.remote import CONNECT, CREDENTIALS, READ, Broken, Url, retrying
 from videodiff.data.storage.web import innermost
 
 T = TypeVar("T")
@@ -80,11 +78,8 @@ class Store:
     def attempt(self, name: str, act: Callable[[str], T]) -> T:
         """Do something to a file of the store, again where it fails in a way that may pass."""
         place = f"{self.url.text}/{name}".rstrip("/")
-        pause = wait_random_exponential(multiplier=2 * WAIT)
-        passing = retry_if_exception_type(Broken)
-        again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=pause, retry=passing, reraise=True)
         try:
-            return again(self.once, place, act)
+            return retrying(ATTEMPTS, WAIT)(self.once, place, act)
         except Broken as error:
             shown = f"{self.url}/{name}".rstrip("/")
             raise StoreError(f"{shown}: found no answer in {ATTEMPTS} attempts: {error}", lasting=False) from error
