@@ -51,7 +51,10 @@ def average(
         state["ema_step"] = state["ema_step"] + 1 if "ema_step" in state else int(state["step"])
     if parameters:
         weights = [1 - min(decay, (1 + state["ema_step"]) / (10 + state["ema_step"])) for state in states]
-        torch._foreach_lerp_([state["ema"] for state in states], [p.float() for p in parameters], weights)
+        # With one number, not a list of equal ones: torch 2.11 knows no other form for the sharded weights of FSDP2.
+        for weight in set(weights):
+            same = [i for i, other in enumerate(weights) if other == weight]
+            torch._foreach_lerp_([states[i]["ema"] for i in same], [parameters[i].float() for i in same], weight)
 
 
 def choose_fused(optimizer: torch.optim.Optimizer, groups: Iterable[Group], fused: bool | None) -> None:
@@ -170,7 +173,9 @@ class Muon(WithAverage, torch.optim.Optimizer):
         momenta = [state["momentum"] for state in states]
         torch._foreach_add_([state["step"] for state in states], 1)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        updates = list(torch._foreach_lerp(grads, momenta, group["momentum"]))
+        # In place, the form that torch 2.11 knows for the sharded weights of FSDP2.
+        updates = [grad.clone() for grad in grads]
+        torch._foreach_lerp_(updates, momenta, group["momentum"])
         self.replace(updates)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
