@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import importlib.util
 import json
@@ -27,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT)]
 
 from gpu.proof_list import PROOFS, Proof  # noqa: E402
+
+from videodiff.parallel.node.parent import die_with_parent  # noqa: E402
 
 WORDS = {"held": 0, "passed over": 0, "failed": 1, "out of time": 1}
 
@@ -155,7 +158,7 @@ def warm(proofs: list[Proof]) -> None:
     names = {package for proof in proofs for package in proof.packages} | {
         f"gpu.proofs.{proof.name}" for proof in proofs
     }
-    if "lightning" in names:
+    if "hydra" in names:
         names |= {f"videodiff.verbs.{verb}" for verb in ("train", "sample", "evaluate", "cache")}
     from videodiff.printing import no_warnings_logged
 
@@ -195,10 +198,14 @@ def outcome(proof: Proof, args: argparse.Namespace, left: float, lacks: str | No
 def begin(proof: Proof, args: argparse.Namespace, seconds: float) -> int:
     """Start the process of a proof as the leader of its own process group; its output goes to a file."""
     args.fresh |= threading.active_count() > 1
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child:
         return child
     os.setsid()
+    # Whoever ends this script, a time limit for one, ends its proof too: else it would go on and hold the device.
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
     log = os.open(args.out / f"{proof.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
         os.dup2(file, number)
@@ -231,7 +238,10 @@ def alone(args: argparse.Namespace) -> int:
         check.write()
         return 0
     try:
-        importlib.import_module(f"gpu.proofs.{proof.name}").run(check)
+        run = importlib.import_module(f"gpu.proofs.{proof.name}").run
+        # All that is imported stays: who looks for garbage need not look at it.
+        gc.freeze()
+        run(check)
     except BaseException as error:
         import traceback
 
@@ -243,18 +253,26 @@ def alone(args: argparse.Namespace) -> int:
 
 def wait_for(child: int, seconds: float) -> int | None:
     """Wait for a process and end its whole group; return the exit status, None if it had to be killed."""
+    code = exit_status(child, seconds)
+    end_group(child)
+    if code is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        # Not for ever: a process that waits inside a driver does not end even so.
+        exit_status(child, 10)
+    return code
+
+
+def exit_status(child: int, seconds: float) -> int | None:
+    """Return the exit status of a process as soon as it has ended, None if it has not after so many seconds."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            end_group(child)
             return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            return None
         time.sleep(0.05)
-    end_group(child)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 def end_group(child: int) -> None:

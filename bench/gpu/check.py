@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import math
@@ -104,7 +105,7 @@ class Check:
             self.fail(f"{what}: {type(error).__name__}: {first_line(error)}")
         finally:
             if self.cuda:
-                torch.cuda.empty_cache()
+                release()
         return None
 
     def ends(self) -> None:
@@ -140,6 +141,18 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def in_use_gib() -> float:
+    """Return the memory of the GPU that tensors of this process hold, those of garbage left out; 0 without a GPU."""
+    gc.collect()
+    return torch.cuda.memory_allocated() / GIB
+
+
+def release() -> None:
+    """Give back to the GPU what nothing holds any more; networks hold themselves in circles."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def settle(device: torch.device) -> None:
     """Wait for the device, and begin to measure its peak memory anew."""
     if device.type == "cuda":
@@ -166,6 +179,17 @@ def seconds_of(work: Callable[[], Any], device: torch.device, rounds: int = 5, r
     return statistics.median(taken)
 
 
+def fixed_order() -> list[str]:
+    """Return the override by which a device adds in a fixed order, so that runs can be equal to the bit.
+
+    Without it, the backward pass of fused attention over more than some hundred tokens adds as its threads come.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # To find memory that is read before it is written is not the subject here.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return ["trainer.deterministic=true"]
+
+
 def videodiff(*arguments: str) -> str:
     """Run one verb in this process and return what it printed; its one line of error is raised."""
     from hydra.core.global_hydra import GlobalHydra
@@ -186,6 +210,8 @@ def videodiff(*arguments: str) -> str:
             raise Failed(lines[-1] if lines else f"videodiff {arguments[0]} left with {leave.code}") from None
     finally:
         sys.argv = before
+        # `trainer.deterministic` holds for the whole process; what follows may need other kernels.
+        torch.use_deterministic_algorithms(False)
         print(printed.getvalue(), said.getvalue(), flush=True)
     return printed.getvalue()
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from gpu.check import peak_gib, settle, wait
+from gpu.check import in_use_gib, peak_gib, settle, wait
 from lightning.pytorch.callbacks import Callback
 
 
@@ -18,6 +18,7 @@ class Watch(Callback):
         self.began: list[float] = []
         self.ended: list[float] = []
         self.peak, self.device, self.places = 0.0, torch.device("cpu"), 0
+        self.before = in_use_gib()
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.device = module.device
@@ -35,14 +36,14 @@ class Watch(Callback):
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         wait(self.device)
-        self.peak = peak_gib(self.device)
+        self.peak = peak_gib(self.device) - self.before
 
     def curve(self) -> list[float]:
         """Return the losses as they are on the host."""
         return [float(loss) for loss in self.losses]
 
     def waited(self, skip: int) -> tuple[float, float]:
-        """Return seconds of steps and seconds between them, after the first `skip`."""
-        work = sum(e - b for b, e in zip(self.began[skip:], self.ended[skip:], strict=False))
-        between = sum(b - e for e, b in zip(self.ended[skip:], self.began[skip + 1 :], strict=False))
+        """Return seconds of steps after the first `skip`, and seconds before them; `skip` is at least 1."""
+        work = sum(e - b for b, e in zip(self.began[skip:], self.ended[skip:], strict=True))
+        between = sum(b - e for e, b in zip(self.ended[skip - 1 :], self.began[skip:], strict=False))
         return work, between

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from gpu.check import Check, seconds_of
+from torch import Tensor
 
 from videodiff.planning.peaks import peak_of
 
@@ -51,21 +52,23 @@ def product(check: Check, rows: int, inner: int, outer: int, rounds: int, dtype:
 
 def attention(check: Check, what: str, batch: int, heads: int, tokens: int, head: int, rounds: int) -> None:
     """Record how long attention of all tokens takes, forward and backward."""
-    q, k, v = (
+    q, k, v, grad = (
         torch.randn(max(batch, 1), heads, tokens, head, device=check.device, dtype=torch.bfloat16, requires_grad=True)
-        for _ in range(3)
+        for _ in range(4)
     )
-
-    def work() -> None:
-        F.scaled_dot_product_attention(q, k, v).sum().backward()
-
-    seconds = seconds_of(work, check.device, rounds)
+    repeat = 1 if check.tiny else 10
+    seconds = seconds_of(lambda: forward_and_backward(q, k, v, grad.detach()), check.device, rounds, repeat)
     check.figure(f"attention over {what}, ns a token forward and backward", 1e9 * seconds / (max(batch, 1) * tokens))
+
+
+def forward_and_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of attention, where `grad` is that of its output; nothing is left for the next call."""
+    return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), grad)
 
 
 def copy(check: Check, rounds: int) -> float:
     """Return GB/s of a copy within the memory of the device, bytes read and written."""
-    source = torch.empty((2**24 if check.tiny else 2**32), dtype=torch.uint8, device=check.device)
+    source = torch.empty((2**24 if check.tiny else 2**32), dtype=torch.uint8, device=check.device).random_()
     target = torch.empty_like(source)
     return 2 * len(source) / seconds_of(lambda: target.copy_(source), check.device, rounds) / 1e9
 

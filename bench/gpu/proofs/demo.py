@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu.check import Check, seconds_of, videodiff, watched
+from gpu.check import Check, fixed_order, seconds_of, videodiff, watched
 from gpu.footage import world_dataset
 from gpu.watch import Watch
 from safetensors.torch import load_file
@@ -61,6 +61,7 @@ def recipe(check: Check, data: Path, steps: int, name: str) -> list[str]:
         "text.max_words=25",
         f"callbacks.checkpoints.every={steps // 2}",
         "callbacks.checkpoints.keep=0",
+        *fixed_order(),
         *(small if check.tiny else []),
     ]
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from gpu.check import Check, peak_gib, relative_error, settle, wait
+from gpu.check import GIB, Check, in_use_gib, peak_gib, relative_error, release, settle, wait
 from gpu.proofs.ceilings import peak_tflops
 from subjects.latte import build_latte
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.parallel.compile import compile_blocks
+from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.flops import forward_and_backward, network_of
 
 TEXT, TEXT_WIDTH = 120, 4096
+# Turns of each work, and how many steps of it are timed in a turn, unless one takes longer than a second.
+TURNS, STEPS = 4, 3
 
 
 class Size(NamedTuple):
@@ -40,12 +43,12 @@ XL, L = Size("XL", 1152, 28, 16, 16, 32), Size("L", 1024, 24, 16, 16, 32)
 
 
 def run(check: Check) -> None:
-    """Measure XL in turns with Latte, then L, then the long clip."""
+    """Measure XL in turns with Latte, then so for a long clip, then L alone."""
     backend = "eager" if check.tiny else "inductor"
-    for size in (XL, L, XL._replace(frames=64, side=64)):
+    for size in (XL, XL._replace(frames=64, side=64), L):
         if check.tiny:
             size = size._replace(width=32, depth=2, heads=2, frames=size.frames // 8, side=size.side // 8)
-        if check.left < (0 if check.tiny else 40):
+        if check.left < (0 if check.tiny else 60):
             check.note(f"{title(size)}: passed over: {check.left:.0f} s left of the proof")
             continue
         long = size.frames * size.side > 32 * 32 or (check.tiny and size.side == 8)
@@ -62,25 +65,18 @@ def title(size: Size) -> str:
 def in_turns(check: Check, size: Size, backend: str, recompute: bool, compiled: bool) -> None:
     """Measure our network and Latte, eager and compiled, some steps each in turn."""
     torch.manual_seed(0)
-    ours = network(check, size)
-    works: dict[str, Callable[[], Any]] = {}
-    clips = most_clips(check, partial(step, ours, size, recompute=recompute))
+    ours = network(check, size, recompute)
+    clips = most_clips(check, size, ours)
     inputs = batch(check, size, clips)
     name = f"{title(size)}, {clips} clips{', blocks recomputed' if recompute else ''}"
     check.figure(f"{name}: parameters, million", sum(p.numel() for p in ours.parameters()) / 1e6)
-    works["eager"] = partial(step, ours, size, inputs, recompute=recompute)
-    # Of the first call, which warms up.
-    wanted = works["eager"]()
+    works: dict[str, Callable[[], Any]] = {"eager": partial(step, ours, inputs)}
     if compiled:
-        twin = network(check, size)
-        twin.load_state_dict(ours.state_dict())
-        compile_blocks(twin, backend=backend, dynamic=False)
-        works["compiled"] = partial(step, twin, size, inputs, recompute=recompute)
-        found = works["compiled"]()
-        error = relative_error(found, wanted)
-        check.figure(f"{name}: output compiled beside eager, relative error", error)
-        check.hold(f"{name}: compiled blocks give the eager output within 2e-2", error < 2e-2, f"{error:.3g}")
-    check.part(f"{title(size)}, Latte", lambda: works.update(latte(check, size, clips, recompute, compiled, backend)))
+        twin = partial(compiled_twin, check, size, ours, inputs, backend, recompute)
+        check.part(f"{name}, compiled", lambda: works.update(twin()))
+    if size.name == "XL":
+        theirs = partial(latte, check, size, clips, recompute, compiled, backend)
+        check.part(f"{title(size)}, Latte", lambda: works.update(theirs()))
     taken, peaks = rounds(check, works)
     shape = network_of(size.width, ("space", "time"), size.depth, patch=16, words=TEXT, text_width=TEXT_WIDTH)
     flops = forward_and_backward(*size.tokens, shape) * clips
@@ -90,18 +86,34 @@ def in_turns(check: Check, size: Size, backend: str, recompute: bool, compiled: 
         if "Latte" not in kind:
             check.figure(f"{name}, {kind}: TFLOP/s", flops / seconds / 1e12)
             check.figure(f"{name}, {kind}: MFU", flops / seconds / 1e12 / peak if peak else "peak not known")
-        check.figure(f"{name}, {kind}: peak memory, GiB", peaks[kind])
-    best = min((kind for kind in taken if "Latte" not in kind), key=taken.get)
-    latte_times = [seconds for kind, seconds in taken.items() if "Latte" in kind]
-    if latte_times:
-        check.figure(f"{name}: tokens a second beside the faster Latte's", min(latte_times) / taken[best])
+        check.figure(f"{name}, {kind}: peak memory alone, GiB", peaks[kind])
+    fastest = [
+        min((seconds for kind, seconds in taken.items() if ("Latte" in kind) == peer), default=None)
+        for peer in (True, False)
+    ]
+    if all(fastest):
+        check.figure(f"{name}: tokens a second beside the faster Latte's", fastest[0] / fastest[1])
 
 
-def network(check: Check, size: Size) -> SpaceTimeTransformer:
+def compiled_twin(
+    check: Check, size: Size, ours: nn.Module, inputs: dict[str, Tensor], backend: str, recompute: bool
+) -> dict[str, Callable[[], Tensor]]:
+    """Return a step of a network with the same weights and compiled blocks, held beside the eager one."""
+    twin = network(check, size, recompute)
+    twin.load_state_dict(ours.state_dict())
+    compile_blocks(twin, backend=backend, dynamic=False)
+    error = relative_error(step(twin, inputs), step(ours, inputs))
+    check.figure(f"{title(size)}: output compiled beside eager, relative error", error)
+    check.hold(f"{title(size)}: compiled blocks give the eager output within 2e-2", error < 2e-2, f"{error:.3g}")
+    return {"compiled": partial(step, twin, inputs)}
+
+
+def network(check: Check, size: Size, recompute: bool = False) -> SpaceTimeTransformer:
     """Return our network in bfloat16, as ZeRO trains it, with weights that matter everywhere."""
     with torch.device(check.device):
         made = SpaceTimeTransformer(4, (1, 2, 2), size.width, size.depth, size.heads, text_width=TEXT_WIDTH, gate=0.1)
         nn.init.normal_(made.head.weight, std=0.02)
+    recompute_blocks(made, "full" if recompute else "none")
     return made.to(torch.bfloat16)
 
 
@@ -117,36 +129,39 @@ def batch(check: Check, size: Size, clips: int) -> dict[str, Tensor]:
     }
 
 
-def step(made: nn.Module, size: Size, inputs: dict[str, Tensor], recompute: bool) -> Tensor:
-    """Run forward and backward, with the blocks recomputed in between or not; return the output."""
+def step(made: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Run forward and backward; return the output."""
     made.zero_grad()
-    plain = [block.forward for block in made.blocks]
-    if recompute:
-        for block, forward in zip(made.blocks, plain, strict=True):
-            block.forward = partial(checkpoint, forward, use_reentrant=False)
-    try:
-        out = made(**inputs)
-        out.square().mean().backward()
-    finally:
-        for block, forward in zip(made.blocks, plain, strict=True):
-            block.forward = forward
+    out = made(**inputs)
+    out.square().mean().backward()
     return out.detach()
 
 
-def most_clips(check: Check, work: Callable[..., Any]) -> int:
-    """Return the largest of some batches that fits the memory of the device."""
-    size = work.args[1]
-    for clips in (2,) if check.tiny else (16, 8, 4, 2, 1):
-        try:
-            work(batch(check, size, clips))
-            wait(check.device)
-        except torch.OutOfMemoryError:
-            work.args[0].zero_grad()
-            torch.cuda.empty_cache()
-        else:
-            # Room for the other models that take turns with it.
-            return max(1, clips // 2) if not check.tiny else clips
+def most_clips(check: Check, size: Size, made: nn.Module) -> int:
+    """Return half of the largest batch that fits the memory of the device: room for the models that take turns.
+
+    No batch that is tried has more than 2^17 tokens: beyond, a step of XL takes seconds.
+    """
+    clip = size.tokens[0] * size.tokens[1]
+    for clips in (2,) if check.tiny else [n for n in (16, 8, 4, 2, 1) if n * clip <= 2**17]:
+        fits = one_step_fits(check, size, made, clips)
+        # Only now nothing holds the tensors of a step that broke off: its exception did, by its frames.
+        release()
+        if fits:
+            return clips if check.tiny else max(1, clips // 2)
     raise torch.OutOfMemoryError(f"{title(size)}: not even one clip fits")
+
+
+def one_step_fits(check: Check, size: Size, made: nn.Module, clips: int) -> bool:
+    """Tell whether a step of so many clips fits the memory of the device."""
+    try:
+        step(made, batch(check, size, clips))
+        wait(check.device)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        made.zero_grad()
+    return True
 
 
 def latte(check: Check, size: Size, clips: int, recompute: bool, compiled: bool, backend: str) -> dict[str, Any]:
@@ -180,30 +195,54 @@ def latte(check: Check, size: Size, clips: int, recompute: bool, compiled: bool,
 
 
 def rounds(check: Check, works: dict[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the seconds of a step of each, the median over turns, and the peak of memory of each."""
+    """Return the seconds of a step of each work, the median over turns, and its peak of memory; one that fails is out.
+
+    A work is a `partial` whose first argument is its network.
+    """
     taken: dict[str, list[float]] = {name: [] for name in works}
     peaks = {}
-    for name, work in list(works.items()):
-        if check.part(f"{name}, first step", lambda work=work: (work(), True)) is None:
-            del works[name], taken[name]
-    for _ in range(1 if check.tiny else 4):
-        for name, work in works.items():
-            settle(check.device)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if check.cuda else (None, None)
-            taken[name].append(timed(work, start, end, 1 if check.tiny else 3))
-            peaks[name] = peak_gib(check.device)
-    return {name: statistics.median(times) for name, times in taken.items()}, peaks
+    for number in range(1 if check.tiny else TURNS):
+        if number and check.left < 15:
+            check.note(f"{number} of {TURNS} turns: {check.left:.0f} s left of the proof")
+            break
+        for name, work in list(works.items()):
+            found = check.part(f"{name}, turn {number + 1}", lambda work=work: turn(check, work))
+            if found is None:
+                del works[name]
+            else:
+                taken[name].append(found[0])
+                peaks[name] = found[1]
+    return {name: statistics.median(times) for name, times in taken.items() if times}, peaks
 
 
-def timed(work: Callable[[], Any], start: Any, end: Any, steps: int) -> float:
+def turn(check: Check, work: Any) -> tuple[float, float]:
+    """Return the seconds of a step, and the most GiB in use in a step that is not timed: it also fetches the memory."""
+    network = work.args[0]
+    # The other networks wait in the memory with their weights and gradients, this one begins without gradients.
+    network.zero_grad()
+    others = in_use_gib() - weights_gib(network)
+    settle(check.device)
+    begun = time.perf_counter()
+    work()
+    wait(check.device)
+    steps = 1 if check.tiny or time.perf_counter() - begun > 1 else STEPS
+    peak = peak_gib(check.device) - others
+    return timed(check, work, steps), peak
+
+
+def weights_gib(network: nn.Module) -> float:
+    """Return the memory of the GPU that weights and buffers take, 0 where they lie on the host."""
+    return sum(t.nbytes for t in (*network.parameters(), *network.buffers()) if t.is_cuda) / GIB
+
+
+def timed(check: Check, work: Callable[[], Any], steps: int) -> float:
     """Return the seconds of a step, by the events of the device where there are some."""
-    import time
-
-    if start is None:
+    if not check.cuda:
         begun = time.perf_counter()
         for _ in range(steps):
             work()
         return (time.perf_counter() - begun) / steps
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(steps):
         work()

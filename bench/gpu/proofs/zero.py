@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from gpu.check import Check, videodiff, watched
+from gpu.check import Check, fixed_order, videodiff, watched
 from gpu.footage import world_dataset
 from gpu.watch import Watch
 from safetensors.torch import load_file
@@ -59,6 +59,7 @@ def recipe(check: Check, data: Path, name: str, optimizer: list[str]) -> list[st
         *("callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=0", "trainer.precision=bf16-mixed"),
         *("callbacks.samples.every=2", "callbacks.samples.clips=2", "sampler.steps=1"),
         f"trainer.accelerator={check.device.type}",
+        *fixed_order(),
         *optimizer,
     ]
 
