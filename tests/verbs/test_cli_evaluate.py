@@ -379,7 +379,7 @@ import numpy as np
 from videodiff.metrics.metric import Case, Quantity, metric
 
 @metric({"sharpness": Quantity("higher", "levels", 0.0)}, tasks=("continuation",))
-def sharpness(case: Case, axis: int = 2) -> dict[str, float]:
+def sharpness(case: Case, axis: int = 2, server: str = "", token: str = "") -> dict[str, float]:
     return {"sharpness": float(np.abs(np.diff(case.frames.astype(float), axis=axis)).mean())}
 
 def undeclared(case):
@@ -420,12 +420,16 @@ def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
         assert (status, err.count("\n")) == (1, 1), err
         assert message in err
         assert not (run / "evaluation.json").exists()
-    status, _, err = call(*how, "+metric.mine._target_=my_metrics.sharpness", "+metric.mine.axis=1")
+    mine = ["+metric.mine._target_=my_metrics.sharpness", "+metric.mine.axis=1", "+metric.mine.token=hidden"]
+    status, _, err = call(*how, *mine, "+metric.mine.server='https://me:hidden@host/judge'")
     assert status == 0, err
     result = json.loads((run / "evaluation.json").read_text())
+    written = [path.read_bytes() for path in tmp_path.rglob("*.json*") if path.is_file()]
+    assert not any(b"hidden" in data for data in written)
     assert result["sharpness"] > 0
     assert result["table"][0]["sharpness"] == result["sharpness"]
-    meaning = {"better": "higher", "unit": "levels", "range": [0.0, None], "settings": {"axis": 1}}
+    settings = {"axis": 1, "server": "https://host/judge", "token": "..."}
+    meaning = {"better": "higher", "unit": "levels", "range": [0.0, None], "settings": settings}
     assert result["metrics"]["sharpness"] == meaning
     assert (result["targets"], "count_accuracy" in result) == ({"sharpness": 1e4}, False)
     assert "| sharpness (levels) ↑ |" in (run / "evaluation.md").read_text()

@@ -17,6 +17,7 @@ from videodiff import __version__
 from videodiff.data.loader.trained import Trained, begun, usual
 from videodiff.data.loader.wording import fit_captions
 from videodiff.data.samples.manifest import Manifest
+from videodiff.data.storage.address import is_secret
 from videodiff.data.storage.files import write_whole
 from videodiff.generation.known import check_given, first_frames, known_latents, mixed, usual_given
 from videodiff.generation.sampling import check_memory, going_on, needing_less, sample_clips
@@ -42,6 +43,7 @@ from videodiff.printing import say, say_lines
 from videodiff.report.leaderboard import BOARD, add_row, check_board
 from videodiff.report.markdown import write_markdown
 from videodiff.shipped.runs import take_run
+from videodiff.training.run.record import to_tell
 from videodiff.training.state.checkpoint import AVERAGE, of, read_record
 from videodiff.verbs.config.build import Model, build_generation, load_run, read_run
 from videodiff.verbs.config.groups import options
@@ -249,6 +251,7 @@ def finish(
     }
     result |= {"seed": job.seed, "batch": job.batch}
     result |= figures(job.metrics, batch, remark_aloud)
+    result["metrics"] = {name: to_publish(record) for name, record in result["metrics"].items()}
     result["targets"] = reachable(targets, result)
     left_out = {**left_out, **result.get("left_out", {})}
     result |= {"left_out": left_out} if left_out else {}
@@ -259,6 +262,13 @@ def finish(
     unfinished.remove()
     say_lines(format_result(result))
     say(f"{'leaderboard':<44}{board.with_suffix('.md')}")
+
+
+def to_publish(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a figure without the secrets among its settings, as of a metric that asks a service."""
+    settings = to_tell(record.get("settings", {}))
+    hidden = {name: "..." for name, value in settings.items() if isinstance(value, str) and is_secret(name)}
+    return {**record, **({"settings": settings | hidden} if settings else {})}
 
 
 def described(shape: Trained) -> str:
