@@ -20,7 +20,8 @@ BUCKETS = [Bucket(16, 64, 64), Bucket(8, 32, 48, crop=0.3), Bucket(1, 32, 32)]
         (16, 64, 64, 0b101),  # too square for 32 x 48: a third would be cut away
         (16, 64, 96, 0b111),
         (15, 64, 96, 0b110),
-        (99, 64, 129, 0b010),  # more than half of it would be cut away for a square
+        (99, 64, 128, 0b111),  # exactly half of it would be cut away for a square
+        (99, 64, 129, 0b010),  # more than half
         (8, 31, 48, 0),
         (1, 32, 32, 0b100),
         (7, 480, 720, 0b100),
@@ -41,6 +42,16 @@ def test_there_are_no_more_buckets_than_a_kind_has_bits():
 def test_a_longer_stride_asks_for_more_frames():
     bucket = Bucket(4, 8, 8, strides=(2, 3))
     assert bucket.fits(np.array([6, 7]), np.array([8, 8]), np.array([8, 8])).tolist() == [False, True]
+
+
+def test_a_bucket_that_crops_nothing_takes_its_own_aspect_alone():
+    bucket = Bucket(1, 32, 48, crop=0.0)
+    assert [bool(bucket.fits(1, 64, width)) for width in (95, 96, 97)] == [False, True, False]
+
+
+def test_the_first_window_has_the_first_stride_that_fits():
+    bucket = Bucket(3, 8, 8, strides=(2, 1))
+    assert [bucket.first_window(frames) for frames in (3, 4, 5)] == [range(3), range(3), range(0, 5, 2)]
 
 
 def test_kinds_are_counted_shard_by_shard():
@@ -96,7 +107,9 @@ def test_every_stride_and_every_start_are_drawn():
     assert {(w.step, w.start) for w in windows} == {(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1)}
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"keep": 0.0}, {"keep": 1.5}, {"crop": 1.0}, {"strides": (1, 0)}])
+@pytest.mark.parametrize(
+    "wrong", [{"frames": 0}, {"keep": 0.0}, {"keep": 1.5}, {"crop": 1.0}, {"crop": -0.1}, {"strides": (1, 0)}]
+)
 def test_a_bucket_that_cannot_be_is_an_error(wrong):
     with pytest.raises(ValueError, match="bucket: found"):
         Bucket(**{"frames": 4, "height": 8, "width": 8, **wrong})

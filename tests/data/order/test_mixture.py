@@ -296,3 +296,15 @@ def test_what_a_step_reads_next_is_among_the_shards_that_are_upcoming(recipe, st
     batch, upcoming = mixture.batch(later), mixture.upcoming(step)
     for dataset, shard in zip(batch.dataset.tolist(), batch.shard.tolist(), strict=True):
         assert shard in upcoming[dataset]
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_few_more_shards_are_held_than_are_read(window):
+    # Two shards a step. Shuffle windows are read whole; beyond them a window of what was just read, and the next one.
+    mixture = Mixture([Dataset(np.full((50, 1), 10), np.array([1]))], [Bucket(1, 8, 8)], [20], window=window)
+    read = [set(mixture.batch(step).shard.tolist()) for step in range(60)]
+    assert len(read[0] | read[1]) <= mixture.open_shards()[0] <= len(read[0] | read[1]) + 2 * window
+    for step, later in enumerate(read[1:]):
+        upcoming = set(mixture.upcoming(step)[0].tolist())
+        assert later <= upcoming
+        assert len(upcoming) <= len(later) + 3 * window
