@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from videodiff.metrics.summary import mean_and_error, predictor_table, ratio_and_error, summarise
+from videodiff.metrics.summary import mean_and_error, mean_curves, predictor_table, ratio_and_error, summarise
 
 
 def test_mean_and_standard_error_are_those_of_the_sample():
@@ -52,6 +52,11 @@ def test_the_error_of_a_quotient_is_the_spread_of_the_quotients_of_many_sets():
 def test_a_number_that_only_some_clips_have_says_how_many():
     summary = summarise([{"a": 1.0, "b": 4.0}, {"a": 3.0}])
     assert summary == {"a": 2.0, "a_stderr": 1.0, "b": 4.0, "b_stderr": None, "b_clips": 1}
+
+
+def test_a_curve_has_the_mean_and_the_error_of_each_frame():
+    found = mean_curves([{"a": np.array([1.0, 5.0])}, {"a": np.array([3.0, 5.0])}, {}])
+    assert found == {"a": {"mean": [2.0, 5.0], "stderr": [pytest.approx(1.0), 0.0]}}
 
 
 def test_an_error_names_the_metric():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from videodiff.metrics.metric import Case
-from videodiff.metrics.motion.flow import Flow, dis_flow, disc_flow, flow_of
+from videodiff.metrics.motion.flow import Flow, dis_flow, disc_flow, flow_of, sampled
 from videodiff.metrics.motion.warping import moves, warping, warping_error
 from videodiff.worlds.bouncing import Bouncing
 from videodiff.worlds.scene import Scene, render
@@ -95,6 +95,18 @@ def test_dis_finds_a_known_shift_and_its_error_is_small(step: tuple[int, int]) -
     np.testing.assert_allclose(np.median(inner, axis=(0, 1, 2)), step, atol=0.1)
     still = float(np.square(np.diff(frames / 255, axis=0)).sum(-1).mean())
     assert warping_error(frames, flow) < 0.05 * still
+
+
+def test_between_pixels_a_picture_is_linear_in_both_directions_and_beyond_its_edges_it_ends() -> None:
+    y, x = np.mgrid[:5, :7].astype(float)
+    step = np.random.default_rng(0).uniform(-3, 3, (5, 7, 2))
+    # To stand on the last row or column, or to stay, is inside.
+    step[0, :, 1], step[:, 0, 0], step[2, 3] = 4 - y[0], 6 - x[:, 0], 0
+    found, inside = sampled(np.stack([3 * x + 5 * y, x * y], -1), step)
+    there = np.stack([x, y], -1) + step
+    assert np.array_equal(inside, ((there >= 0) & (there <= [6, 4])).all(-1))
+    at_x, at_y = np.clip(there[..., 0], 0, 6), np.clip(there[..., 1], 0, 4)
+    np.testing.assert_allclose(found, np.stack([3 * at_x + 5 * at_y, at_x * at_y], -1), atol=1e-12)
 
 
 def to_the_right(pixels: float, moving: int = 15, part: float = 1.0) -> Flow:
