@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,9 +30,10 @@ def test_the_same_clip_has_finite_decibels_and_more_than_any_other() -> None:
     assert math.inf > psnr(truth, truth) > psnr(other, truth)
 
 
-def test_clips_of_other_shapes_are_not_compared() -> None:
+@pytest.mark.parametrize("measure", [psnr, ssim_by_frame])
+def test_clips_of_other_shapes_are_not_compared(measure: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match=r"found \(1, 2, 2, 3\), expected \(2, 2, 2, 3\)"):
-        psnr(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((2, 2, 2, 3), np.uint8))
+        measure(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((2, 2, 2, 3), np.uint8))
 
 
 def windows(x: np.ndarray, y: np.ndarray) -> float:
@@ -81,6 +83,12 @@ def test_a_continuation_is_measured_frame_by_frame() -> None:
         [20 * math.log10(255 / 0.5), 20 * math.log10(255 / 10), 20 * math.log10(255 / 25)]
     )
     assert len(found["curves"]["ssim"]["mean"]) == 3
+
+
+def test_the_last_given_frame_held_stands_beside_it() -> None:
+    truth = np.stack([np.full((12, 12, 3), level, dtype=np.uint8) for level in (100, 110, 120, 140)])
+    found = evaluate({"f": fidelity}, [Case("a", truth, truth, "", 8.0, 2, None)], {"continuation": [truth]})
+    assert found["psnr_static"] == pytest.approx(10 * math.log10(255**2 / ((10**2 + 30**2) / 2)))
 
 
 def test_pictures_smaller_than_the_window_have_no_ssim() -> None:

@@ -55,4 +55,8 @@ def test_a_text_that_names_no_file_is_a_text(text: str) -> None:
         return {"number": 0.0}
 
     assert deciding(mine) == {"mode": "slow"}
-    assert deciding(mine.with_settings(mode=text, weights=[0.5])) == {"mode": text, "weights": "[0.5]"}
+    for chosen in (
+        mine.with_settings(mode=text, weights=[0.5]),
+        mine.with_settings(mode=text).with_settings(weights=[0.5]),
+    ):
+        assert deciding(chosen) == {"mode": text, "weights": "[0.5]"}

@@ -168,7 +168,7 @@ class Metric:
 
     def with_settings(self, **settings: Any) -> Metric:
         """Return the metric with arguments of its function fixed."""
-        return replace(self, measure=partial(self.measure, **settings), settings=settings) if settings else self
+        return replace(self, measure=partial(self.measure, **settings), settings={**self.settings, **settings})
 
     def parameters(self) -> list[inspect.Parameter]:
         """Return the arguments of its function besides the case."""

@@ -23,6 +23,16 @@ def test_the_interval_holds_the_distance_of_the_distributions_as_often_as_it_say
     assert 50 <= held <= 60
 
 
+@pytest.mark.parametrize(("values", "low", "high"), [((10, 1, 3), 20 - 2.95, 20 - 1.05), ((1, 5, 9), 0.0, 0.0)])
+def test_the_interval_is_mirrored_at_the_value_and_ends_at_zero(
+    values: tuple[int, ...], low: float, high: float
+) -> None:
+    told = iter(values)
+    found = estimate(lambda one, other: float(next(told)), drawn(3, 0), drawn(3, 1), resamples=2)
+    # The spread of two numbers is their distance over the root of 2.
+    assert found == pytest.approx((values[0], (values[2] - values[1]) / np.sqrt(2), low, high))
+
+
 def test_the_standard_error_is_the_spread_of_repeated_measurements() -> None:
     again = [estimate(frechet_distance, drawn(200, s), drawn(200, 500 + s, 1.0), 60, s) for s in range(40)]
     assert np.mean([one.stderr for one in again]) == pytest.approx(np.std([one.value for one in again]), rel=0.3)

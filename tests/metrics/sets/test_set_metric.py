@@ -81,6 +81,20 @@ def test_too_few_clips_are_refused_with_the_number_needed(tmp_path: Path) -> Non
     assert usable({"fvd": fvd.with_settings(path=path, least=6)}, cases(6, frames=10, side=16)[0], 6)[1] == {}
 
 
+def test_the_number_needed_counts_the_rows_of_whole_clips() -> None:
+    def six(clips: list[np.ndarray]) -> np.ndarray:
+        return np.stack([np.concatenate([clip.mean(axis=(1, 2)), clip.std(axis=(1, 2))], -1) for clip in clips])
+
+    # Seven rows are three clips of two frames and a half.
+    mine = SetMetric("mine", fvd.quantity, six, fvd.distance, NOTHING)
+    first = cases(1, frames=2)[0]
+    assert (
+        "expected at least 4, more rows than its 6 features"
+        in usable({"c": consistency, "mine": mine}, first, 3)[1]["mine"]
+    )
+    assert usable({"mine": mine}, first, 4)[1] == {}
+
+
 def test_one_clip_has_no_error_and_is_refused_however_many_rows_it_has() -> None:
     by_frame = SetMetric(
         "mine", fvd.quantity, lambda clips: np.stack([clip.mean(axis=(1, 2)) for clip in clips]), fvd.distance, NOTHING
