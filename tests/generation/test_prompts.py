@@ -38,6 +38,9 @@ def test_a_prompt_that_is_cut_is_told() -> None:
     assert check_prompts("prompts", ["a b c", "a b c d"], Tokens()) == [
         "prompts[1]: found 4 tokens, expected at most text.max_length = 3; the encoder does not see 'd'"
     ]
+    (remark,) = check_prompts("here", ["a ball", "a red ball"], Words(["a", "red", "ball"], 8, 3, long="cut"))
+    assert remark.startswith("here[1]: ")
+    assert remark.endswith("; what is left is 'a red'")
 
 
 LISTS = {

@@ -195,7 +195,7 @@ def test_a_codec_that_makes_no_single_frames_is_refused_where_they_are_needed() 
 
 
 def test_the_overlap_is_what_a_codec_can_be_given() -> None:
-    assert overlap_of(Pixels(), 8, None) == 3
+    assert [overlap_of(Pixels(), 8, asked) for asked in (None, 1, 7)] == [3, 1, 7]
     assert overlap_of(SimpleNamespace(causal=True, compression=(4, 8, 8), name="causal"), 9, None) == 1
     with pytest.raises(ValueError, match="overlap: found 8, expected 1 to 7"):
         overlap_of(Pixels(), 8, 8)

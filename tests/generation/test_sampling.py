@@ -13,7 +13,15 @@ from videodiff.codec.pixels import Pixels
 from videodiff.denoiser.transformer import SpaceTimeTransformer
 from videodiff.diffusion.path import RectifiedFlow
 from videodiff.diffusion.sampler import euler
-from videodiff.generation.sampling import NoRoomError, NotFiniteError, Wanted, going_on, sample_clips, sample_each
+from videodiff.generation.sampling import (
+    NoRoomError,
+    NotFiniteError,
+    Wanted,
+    going_on,
+    kept_latents,
+    sample_clips,
+    sample_each,
+)
 from videodiff.generation.settings import Generation
 from videodiff.text.words import Words
 
@@ -117,6 +125,34 @@ def test_known_latents_need_no_frames() -> None:
 def test_known_frames_that_are_nowhere_are_an_error() -> None:
     with pytest.raises(ValueError, match="found 2 frames to keep, expected frames or latents"):
         made(Pixels(), Wanted("a ball", 20.0, 0, (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("known", {"known": (0,), "frames": np.zeros((1, 4, 5, 3), np.uint8)}),
+        ("known", {"known": (0, 1), "frames": np.zeros((1, 4, 6, 3), np.uint8)}),
+        ("given", {"whole": np.zeros((4, 4, 6, 3), np.uint8)}),
+    ],
+)
+def test_given_frames_of_another_size_are_an_error(name: str, wrong: dict) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: found .*, expected \d of 4 x 6, the size of the clip"):
+        made(Pixels(), Wanted("a ball", 20.0, 0, **wrong))
+
+
+def test_a_latent_is_kept_where_all_its_pixels_are() -> None:
+    # A latent of the first frame and one of every two after it; 2 x 3 pixels each.
+    new = np.zeros((5, 4, 6), bool)
+    new[0, 3, 5] = new[3, 1, 2] = True
+    wanted = torch.ones(3, 2, 2, dtype=torch.bool)
+    wanted[0, 1, 1] = wanted[2, 0, 0] = False
+    pairs = SimpleNamespace(causal=True, compression=(2, 2, 3))
+    assert torch.equal(kept_latents(pairs, new, (3, 2, 2)), wanted)
+    by_frames = torch.ones(5, 2, 2, dtype=torch.bool)
+    by_frames[0, 1, 1] = by_frames[3, 0, 0] = False
+    assert torch.equal(kept_latents(SimpleNamespace(causal=False, compression=(1, 2, 3)), new, (5, 2, 2)), by_frames)
+    with pytest.raises(ValueError, match=r"mask: found \(5, 4, 6\), expected a size that gives \(2, 2, 2\) latents"):
+        kept_latents(pairs, new, (2, 2, 2))
 
 
 def test_the_size_of_a_batch_changes_no_clip() -> None:

@@ -58,11 +58,16 @@ def test_a_rate_beyond_those_of_the_training_is_told() -> None:
     assert unlike_rate([WIDE._replace(rates={})], 6) is None
 
 
-def test_a_run_without_a_list_of_shapes_is_read_from_its_configuration(tmp_path: Path, world_dataset: Path) -> None:
+def test_a_run_without_a_list_of_shapes_is_read_from_its_configuration(
+    tmp_path: Path, world_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = {"root": str(world_dataset), "frames": 4, "height": 16, "width": 16, "stride": 2}
     (one,) = shapes_of_run(tmp_path, data)
     (rate,) = set(Manifest.load(world_dataset).column("fps").tolist())
     assert (one.shape, one.strides, one.rates) == ((4, 16, 16), (2,), {rate / 2: 1.0})
+    assert shapes_of_run(tmp_path, {**data, "root": str(tmp_path / "gone")})[0].rates == {}
+    # The address may be a stranger's: nothing is read from it.
+    monkeypatch.setattr(Manifest, "load", lambda root: pytest.fail(f"read {root}"))
     buckets = [{"frames": 1, "height": 8, "width": 8, "strides": [1]}, {"frames": 9, "height": 8, "width": 8}]
     found = shapes_of_run(tmp_path, {**data, "root": "s3://somewhere/else", "buckets": buckets})
     assert [(one.shape, one.strides, one.share, one.rates) for one in found] == [
