@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from videodiff.metrics.motion.drift import Drift, sharpness
+from videodiff.metrics.worlds.captions import phrases
+from videodiff.metrics.worlds.lawful import pace_of
 from videodiff.worlds.bouncing import LAW, Bouncing
 from videodiff.worlds.scene import PALETTE, Scene, render
 
@@ -68,6 +70,19 @@ def test_a_jump_costs_the_seconds_that_see_it() -> None:
     right = seconds_that_are_right(caption, jumped)
     assert right[5] == 0.0
     assert right[:5] == [1.0] * 5
+
+
+def test_a_jump_is_forgotten_by_later_seconds() -> None:
+    # Slowly to the right, and in the sixth frame from one height to another.
+    way = np.stack([1.5 + 1.3 * np.arange(25) / 5, np.where(np.arange(25) < 6, 3.0, 7.0)], -1)
+    assert seconds_that_are_right("a small red ball moves right slowly", disc_at(way)) == [1, 0, 1, 1, 1]
+
+
+def test_the_speed_of_several_balls_is_weighted_by_their_mass() -> None:
+    asked = phrases("a red ball moves left slowly and a blue ball moves up quickly", LAW.grammar)
+    (low, high), (least, most) = LAW.grammar.paces["slowly"], LAW.grammar.paces["quickly"]
+    expected = [np.sqrt((a**2 + 4 * b**2) / 5) for a, b in ((low, least), (high, most))]
+    assert pace_of(asked, np.array([0.8, 1.6]), LAW) == pytest.approx(expected)
 
 
 def test_a_turn_where_nothing_is_breaks_the_law() -> None:

@@ -53,6 +53,20 @@ def test_the_flow_of_what_is_seen_is_that_of_the_exact_state() -> None:
     assert {tuple(row) for row in np.round(moved, 6)} <= {tuple(row) for row in inside}
 
 
+@pytest.mark.parametrize("way", [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_the_flow_of_what_leaves_the_view_does_not_hold(way: tuple[int, int]) -> None:
+    # A disc of radius 3, 4 units from the middle, goes on by 2.1 units; a pixel is half a unit, y points up.
+    position = np.array([[[5.0, 5.0]]]) + np.array([4.0, 6.1])[:, None, None] * way
+    flow = disc_flow(position, np.array([3.0]), 20)
+    moved = (flow.step[0] != 0).any(-1)
+    y, x = np.mgrid[:20, :20]
+    x, y = x + 4.2 * way[0], y - 4.2 * way[1]
+    leaves = (x > 19) | (x < 0) | (y > 19) | (y < 0)
+    assert (moved & leaves).any()
+    assert (moved & ~leaves & flow.holds[0]).any()
+    assert not (moved & leaves & flow.holds[0]).any()
+
+
 def test_a_ball_that_changes_its_colour_in_one_frame_costs_its_area_twice() -> None:
     one = replace(scene(balls=1), colour=("red",))
     still = np.broadcast_to(one.position[:1], one.position.shape).copy()
@@ -125,6 +139,11 @@ LEAST = 6 * 32 / 256
 )
 def test_a_clip_moves_from_six_pixels_of_256_on_in_a_quarter_of_the_frames(pixels, moving, expected) -> None:
     assert moves(to_the_right(pixels, moving, part=0.25), 8.0) is expected
+
+
+def test_of_two_frames_the_one_step_decides() -> None:
+    for pixels, expected in ((1.1 * LEAST, True), (0.9 * LEAST, False)):
+        assert moves(Flow(*(part[:1] for part in to_the_right(pixels))), 8.0) is expected
 
 
 def test_the_fastest_twentieth_of_the_pixels_counts() -> None:

@@ -60,6 +60,33 @@ def test_an_optimizer_takes_its_time_for_each_tensor(setting: Setting, wanted: f
     assert of_optimizer(setting, WEIGHTS, processor()) == pytest.approx(wanted)
 
 
+def card() -> Cluster:
+    """Return a node of four cards that send a gigabyte a second, and 25 to their host."""
+    return Cluster("card", 1, 4, 80, {"half": 900, "full": 60}, {64: 0.5}, 3000, 1, 1, latency_us=10.0)
+
+
+def test_a_state_on_the_host_is_stepped_and_sent_there_and_back() -> None:
+    # Half a million weights of this process: 36 bytes each at 100 GB/s, and 4 each way.
+    expected = 5e5 * (36 / 100e9 + 2 * 4 / 25e9)
+    assert of_optimizer(Setting("zero2_offload", 2), WEIGHTS, card()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "backward", "wanted"),
+    [
+        # Gradients take 4 ms, weights 2, tokens 1, and three collectives two latencies of 10 us each.
+        ("zero2", 1.0, 2e-3),
+        ("fsdp2", 1.0, 0.0),
+        # Of the backward pass four fifths hide what runs beside it.
+        ("zero2", 1e-3, 4e-3 - 0.8e-3 + 2e-3),
+        ("fsdp2", 1e-3, 4e-3 + 2e-3 - 0.8e-3),
+    ],
+)
+def test_what_is_sent_beside_the_backward_pass_takes_no_time(strategy: str, backward: float, wanted: float) -> None:
+    sent = Sent(4e6, 2e6, 1e6, 3)
+    assert of_sent(sent, card(), Setting(strategy, 4), 2, backward) == pytest.approx(wanted + 1e-3 + 60e-6)
+
+
 def test_updates_of_a_node_go_over_its_own_link() -> None:
     # A gigabyte a second within a node, a tenth of it between nodes; no collective takes time of its own.
     two = replace(processor(), nodes=2, network_gb_per_s=0.1, latency_us=0.0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videodiff.planning.forecast.faults import best_interval, lost
+from videodiff.planning.forecast.faults import best_interval, lost, restart
+from videodiff.planning.forecast.hardware import Cluster
 
 
 @pytest.mark.parametrize(("blocked", "between"), [(1.0, 1e6), (30.0, 1e5), (10.0, 1e4)])
@@ -30,6 +31,12 @@ def test_the_closed_form_is_the_mean_of_many_faults() -> None:
             clock, fault = fault, fault + draw.exponential(between)
         clock += restart
     assert 1 - done * interval / clock == pytest.approx(lost(interval, blocked, between, restart), rel=0.03)
+
+
+def test_a_job_that_starts_again_reads_its_state_on_all_nodes() -> None:
+    cluster = Cluster("card", 8, 8, 80, {"half": 900, "full": 60}, {64: 0.5}, 3000, 300, 40, storage_gb_per_s=2.0)
+    # Weight, two moments and average of a billion weights, 16 GB, at 2 GB/s for each of eight nodes.
+    assert restart(cluster, 10**9) == pytest.approx(60 * cluster.restart_minutes + 1.0)
 
 
 def test_faults_that_come_faster_than_work_leave_nothing() -> None:

@@ -37,6 +37,13 @@ def test_more_passes_gather_weights_that_are_split_once_more_each() -> None:
     assert more.weights == 2 * of_state(Setting("fsdp2", 4), WEIGHTS, BLOCKS).weights
 
 
+def test_frozen_weights_are_gathered_too() -> None:
+    frozen = WEIGHTS._replace(frozen=P // 2)
+    # A small network stays whole under ZeRO 3 from one pass to the other.
+    for strategy, times in (("fsdp2", 2), ("zero3", 1)):
+        assert of_state(Setting(strategy, 4), frozen, BLOCKS).weights == times * 1.5 * 3e6
+
+
 def test_zero_3_gathers_again_what_is_used_again_much_later() -> None:
     large = Weights(10**9, 9 * 10**8, 10**7, small=10**6)
     split = ring(4 * (10**9 - 10**6), 4)

@@ -102,7 +102,7 @@ class Drift:
         first, rows = self.seconds[0], []
         for one in self.seconds:
             row = {name: one[name] for name in NAMES if name in one}
-            row |= {f"{name}_ratio": ratio(one[name], first[name]) for name in RATIOS if name in one and name in first}
+            row |= {f"{name}_ratio": ratio(one[name], first[name]) for name in RATIOS if name in first}
             rows.append(row | {"brightness_change": one["brightness"] - first["brightness"]})
         whole = {
             name: mean([row[name] for row in rows if name in row]) for name in NAMES if any(name in row for row in rows)
