@@ -22,7 +22,7 @@ class Proof(NamedTuple):
 
 # Nine minutes do not hold all of them: what only a GPU can show stands before what a CPU shows too.
 PROOFS = (
-    Proof("parity", "denoiser, objective, samplers, optimizers: the device against the CPU", 60, LEARN, 2),
+    Proof("parity", "denoiser, objective, samplers, optimizers: the device against the CPU", 90, LEARN, 2),
     Proof("demo", "20 steps of the demo: curve, resume, sample, evaluate, workers, pinned memory", 100, TRAIN, 2),
     Proof("zero", "ZeRO 1, 2 and 3 in one process, AdamW and Muon, save and resume", 120, (*TRAIN, "deepspeed"), 4),
     Proof("ceilings", "matrix products, attention and copies: what the card can do", 30, EVERY, 4),

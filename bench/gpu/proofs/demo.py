@@ -21,6 +21,9 @@ from videodiff.diffusion.objective import Objective
 from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
 from videodiff.worlds.bouncing import Bouncing
 
+# How far a curve may lie from that of a CPU in float32. Steps amplify rounding: in bfloat16 a CPU's own lies 1e-2 away.
+MOST = {"32-true": 1e-3, "bf16-mixed": 5e-2}
+
 
 def run(check: Check) -> None:
     """Train, continue, train with workers, sample, evaluate; then the copies."""
@@ -66,8 +69,8 @@ def recipe(check: Check, data: Path, steps: int, name: str) -> list[str]:
     ]
 
 
-def there(check: Check) -> list[str]:
-    return ["trainer.precision=bf16-mixed", "trainer.accelerator=cuda" if check.cuda else "trainer.accelerator=cpu"]
+def there(check: Check, precision: str = "bf16-mixed") -> list[str]:
+    return [f"trainer.precision={precision}", "trainer.accelerator=cuda" if check.cuda else "trainer.accelerator=cpu"]
 
 
 def curve(check: Check, name: str, data: Path, steps: int, *more: str) -> list[float]:
@@ -91,12 +94,13 @@ def beside_cpu(check: Check, on_device: list[float], data: Path, steps: int) -> 
 
     Objective.draw = on_host
     try:
-        found = curve(check, "same_noise", data, steps, *there(check))
+        for precision, most in MOST.items():
+            apart = distance(curve(check, precision, data, steps, *there(check, precision)), wanted)
+            check.figure(f"the same at the CPU's noise in {precision}", apart)
+            what = f"the curve at the CPU's noise in {precision} is within {most:g} of the CPU's"
+            check.hold(what, apart < most, f"{apart:.4g}")
     finally:
         Objective.draw = draw
-    apart = distance(found, wanted)
-    check.figure("the same at the CPU's noise", apart)
-    check.hold("the curve at the CPU's noise is within 1e-2 of the CPU's", apart < 1e-2, f"{apart:.4f}")
     check.figure("first and last loss", f"{on_device[0]:.4f} {on_device[-1]:.4f}")
     check.hold("the loss falls", on_device[-1] < on_device[0], f"{on_device[0]:.4f} to {on_device[-1]:.4f}")
 
