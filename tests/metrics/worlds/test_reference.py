@@ -101,9 +101,16 @@ def test_clamping_is_wrong_by_the_distance_to_the_training_range():
     assert np.mean(errors) == pytest.approx(expected.mean(), abs=0.01)
 
 
-def test_one_given_frame_has_no_velocity():
+def test_one_given_frame_has_no_velocity_and_two_have_one():
     scene = Uniform(frames=8).scene(0)
     assert np.array_equal(constant_velocity(scene, given=1).velocity[1:], np.zeros((7, 1, 2)))
+    np.testing.assert_allclose(constant_velocity(scene, given=2).velocity[-1], scene.velocity[0], atol=0.02)
+
+
+def test_under_gravity_the_speed_is_that_of_the_launch():
+    scene = Parabola().scene(0)
+    launched = mean_speed(scene).velocity[3, 0] - [0.0, scene.law.gravity * 3 / scene.fps]
+    assert np.linalg.norm(launched) == pytest.approx(np.mean(scene.law.speeds))
 
 
 def test_a_ball_outside_the_view_cannot_be_read():
