@@ -172,7 +172,8 @@ def prepare(clip: Clip, policy: FitPolicy) -> Packable | Rejection:
     """Return a clip as it goes into a shard, or why it is rejected."""
     try:
         if not clip.path.is_file():
-            return Rejection(clip.name, "video missing", f"found no file {clip.path}")
+            slashes = "; a path has / between its parts, not \\" if "\\" in clip.name else ""
+            return Rejection(clip.name, "video missing", f"found no file {clip.path}{slashes}")
         data = clip.path.read_bytes()
         data = as_video(data) if is_animated(data) else data
         notes = first_frame(data).notes

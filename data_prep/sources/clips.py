@@ -138,8 +138,8 @@ def from_table(folder: Path, table: Path, video_column: str | None, caption_colu
             rejected[where] = Rejection(where, "line unreadable", record.detail)
             continue
         try:
-            video = column(record, video_column, VIDEO_COLUMNS, where)
-            caption = column(record, caption_column, CAPTION_COLUMNS, where)
+            video = column(record, "video_column", video_column, VIDEO_COLUMNS, where)
+            caption = column(record, "caption_column", caption_column, CAPTION_COLUMNS, where)
             if record[video] is None:
                 raise ValueError(f"{where}: found no {video}, expected the path of one")
         except ValueError as error:
@@ -178,12 +178,13 @@ def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
         yield place.line, row
 
 
-def column(record: dict[str, Any], wanted: str | None, known: tuple[str, ...], where: str) -> str:
-    """Return the name of a column: the one asked for, else the first known one."""
+def column(record: dict[str, Any], key: str, wanted: str | None, known: tuple[str, ...], where: str) -> str:
+    """Return the name of a column: the one that the setting `key` asks for, else the first known one."""
     names = [name for name in ((wanted,) if wanted else known) if name in record]
     if not names:
         columns = ", ".join(map(str, record))
-        raise ValueError(f"{where}: found columns {columns}, expected {wanted or ' or '.join(known)}")
+        expected = f"{key}={wanted}" if wanted else f"one of {', '.join(known)}, or {key}=<the name of one>"
+        raise ValueError(f"{where}: found columns {columns}, expected {expected}")
     return names[0]
 
 

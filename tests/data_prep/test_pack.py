@@ -144,6 +144,14 @@ def test_a_table_is_packed_with_its_provenance_and_missing_videos_are_told(tmp_p
     assert report.ignored_columns == ["span"]
 
 
+def test_a_path_of_windows_is_told_how_to_write_it(tmp_path):
+    source = fill(tmp_path / "in", {"a.mp4": GOOD})
+    lines = [{"video": "a.mp4", "caption": "one"}, {"video": "sub\\b.mp4", "caption": "two"}]
+    (source / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (missing,) = pack(source / "list.jsonl", tmp_path / "out", workers=1).rejected
+    assert missing.detail.endswith("b.mp4; a path has / between its parts, not \\")
+
+
 def test_a_clip_that_takes_too_long_is_rejected_and_its_process_killed(tmp_path):
     rng = np.random.default_rng(0)
     noise = np.tile(rng.integers(0, 256, (60, 360, 360, 3), dtype=np.uint8), (6, 1, 1, 1))

@@ -74,6 +74,11 @@ MISTAKES = {
     "of_verb": (["sample", "sampler.scale=3.0"], "found no key 'sampler.scale'; did you mean 'scale=3.0'?"),
     "no_option": (["evaluate", "sampler.lead=1"], "'sampler.lead'; did you mean 'sampler=<option> sampler.lead=1'?"),
     "option": (["train", "model=XXL"], "found no model 'XXL', expected one of B, L, S, XL, tiny; did you mean 'XL'?"),
+    "key of another group": (["train", "lr=1e-4"], "found no key 'lr'; did you mean 'optimizer.lr'?"),
+    "words": (["sample", "guidance_scale=4"], "found no key 'guidance_scale'; did you mean 'scale'?"),
+    "no such key": (["train", "schedule.gamma=1"], "found no key 'schedule.gamma', expected one of schedule.warmup,"),
+    "no such option": (["train", "schedule=cosine"], "found no schedule 'cosine', expected one of constant, warmup"),
+    "key as a flag": (["sample", "--num-frames", "8"], "'--num-frames', expected key=value or one of --help"),
     "missing": (["simulate"], "out"),
     "syntax": (["train", "trainer.max_steps=[3"], "trainer.max_steps=[3"),
     "run": (["report", "nowhere"], "nowhere"),
@@ -83,13 +88,17 @@ MISTAKES = {
     "clips": (["simulate", "out=there", "clips=0"], "'clips=0': found 0, expected a whole number of at least 1"),
     "size": (["simulate", "out=there", "size=33"], "'size=33': found 33, expected an even number of at least 2"),
     "split": (["simulate", "out=there", "world.split=tests"], "found 'tests', expected one of train, held_out, all"),
-    "inspect": (["inspect", "nowhere"], "folder: found no nowhere, expected a dataset, a run or a checkpoint"),
+    "inspect": (["inspect", "nowhere"], "folder: found no folder nowhere, expected a dataset, a run or a checkpoint"),
     "data": (["train", "data.root=nowhere"], "nowhere: found no such folder, expected a dataset"),
     "nothing": (["train"], "data.root: found nothing, expected data.root=<the name of a file or folder, or a URL>"),
     "flag": (["train", "--multrun"], "found the flag '--multrun', expected key=value or one of --help"),
     "value of a flag": (["train", "--cfg", "jobs"], "--cfg: found 'jobs', expected job, hydra, all"),
     "flag of Hydra": (["train", "--experimental-rerun", "job.pickle"], "it would run code from a file"),
     "sweep": (["train", "data.root=.", "optimizer.lr=1,2"], "found several values, expected one, or --multirun"),
+    "one folder for a sweep": (
+        ["train", "data.root=.", "name=same", "optimizer.lr=1e-4,1e-3", "seed=0,1", "-m"],
+        "run: found runs/same for several jobs of the sweep, expected a folder for each: 'name=${optimizer.lr}_${seed}",
+    ),
     "value in a sweep": (["train", "data.root=.", "optimizer.lr=1,-2", "-m"], "'optimizer.lr=-2': found -2, expected"),
     "reference": (["train", "data.root=.", "name=a_${b}"], r"found 'a_${b}', a reference to a missing key"),
     "null": (["train", "data.root=.", "codec=null"], "found null, expected one of pixels, sd_vae, wan_vae"),
@@ -109,6 +118,41 @@ def test_a_mistake_is_answered_by_one_line(
     assert err.startswith("videodiff")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+RECIPE = """# @package _global_
+defaults:
+  - override /model: tiny
+data: {root: .}
+"""
+MISTAKES_IN_A_RECIPE = {
+    "option": ({"mine": RECIPE}, "mien", "found no experiment 'mien', expected one of bouncing_cpu,"),
+    "near option": ({"mine": RECIPE}, "min", "did you mean 'mine'?"),
+    "key beside it": ({"mine": RECIPE}, "mine optimizer.lrr=1", "'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+    "key": ({"mine": RECIPE + "seeed: 3"}, "mine", "seeed: found no key 'seeed'; did you mean 'seed'?"),
+    "key of a part": ({"mine": RECIPE + "trainer: {max_stepz: 3}"}, "mine", "trainer.max_stepz: found no key"),
+    "file that names none": ({"mine": RECIPE.replace("/model", "/modl")}, "mine", "Could not override 'modl'"),
+    "no package": (
+        {"mine": "name: mine"},
+        "mine data.root=.",
+        "override 'experiment=mine': found a file without the line '# @package _global_', expected it first",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_A_RECIPE)
+def test_a_mistake_in_a_recipe_of_the_user_is_answered_by_one_line(
+    call: Call, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, words, wanted = MISTAKES_IN_A_RECIPE[mistake]
+    folder = tmp_path / "my conf, 2026" / "experiment"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call("train", "--config-dir", str(folder.parent), *f"experiment={words}".split())
+    assert (status, err.count("\n")) == (1, 1)
+    assert wanted in err
 
 
 def test_to_simulate_and_to_pack_clips_needs_no_torch(tmp_path: Path) -> None:

@@ -502,6 +502,7 @@ def test_clips_of_several_rates_are_sampled_at_one_that_is_asked_for(call: Call,
     assert (status, err.count("\n")) == (1, 1)
     assert "fps: found null, expected frames a second, as this run was trained on clips of" in err
     assert "5 (50%)" in err
+    assert err.endswith(("; ask for one: fps=5\n", "; ask for one: fps=10\n"))
     (tmp_path / "given.mp4").write_bytes(encode(np.full((8, 16, 16, 3), 60, dtype=np.uint8), 12.0))
     for asked, rate in ((["fps=20"], 20), ([f"given={tmp_path / 'given.mp4'}"], 12)):
         status, out, err = call("sample", str(run), "prompts=[grey]", "steps=1", *asked)

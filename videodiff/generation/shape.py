@@ -98,7 +98,8 @@ def choose_rate(
         return given / one.strides[0]
     rates = ", ".join(f"{rate:g} ({share:.0%})" for rate, share in list(one.rates.items())[:5])
     trained_on = f"clips of {rates}" if rates else "a dataset that cannot be read now"
-    raise ValueError(f"fps: found null, expected frames a second, as this run was trained on {trained_on}")
+    example = f"; ask for one: fps={most_frequent_rate(one):g}" if rates else ""
+    raise ValueError(f"fps: found null, expected frames a second, as this run was trained on {trained_on}{example}")
 
 
 def most_frequent_rate(one: Trained) -> float:

@@ -48,7 +48,7 @@ def describe(cfg: DictConfig) -> Iterator[str]:
     if cfg.folder is None:
         yield from describe_data(cfg)
     elif "://" not in cfg.folder and not path.is_dir():
-        raise FileNotFoundError(f"folder: found no {path}, expected a dataset, a run or a checkpoint")
+        raise FileNotFoundError(f"folder: found no folder {path}, expected a dataset, a run or a checkpoint")
     elif (path / "checkpoint.json").exists():
         yield describe_checkpoint(path)
     elif (path / "config.yaml").exists():

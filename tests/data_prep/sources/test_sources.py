@@ -197,7 +197,7 @@ def test_a_path_that_leaves_the_folder_is_rejected(tmp_path, name):
 
 def test_a_table_without_the_columns_is_an_error_that_lists_what_it_has(tmp_path):
     path = table(tmp_path, "list.csv", "url,words\na,b\n")
-    with pytest.raises(ValueError, match=r"list\.csv:2: found columns url, words, expected video or image or path"):
+    with pytest.raises(ValueError, match=r"list\.csv:2: found columns url, words, expected one of video, image, path,"):
         find_clips(path)
 
 

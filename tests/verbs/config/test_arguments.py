@@ -141,7 +141,7 @@ def test_a_text_for_a_list_of_prompts_is_one_prompt() -> None:
         ("sample", "prompts=[a (b]", "in quotes, lists in []: prompts=['a (b'], in a shell"),
         ("sample", "prompts=a ${b", r"write \${ for ${"),
         ("train", "trainer.max_steps=[3", "in quotes"),
-        ("train", "trainer.max_steps", "found no key=value"),
+        ("train", "trainer.max_steps", "found no =, expected key=value"),
     ],
 )
 def test_what_cannot_be_read_is_answered_with_how_to_write_it(verb: str, override: str, said: str) -> None:

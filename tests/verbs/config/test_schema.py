@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from videodiff.cli import VERBS as CLI
 from videodiff.data.video.encode import LEAST_FPS, MOST_FPS
 from videodiff.verbs.config.arguments import parse
-from videodiff.verbs.config.checking import check_composed, plain
+from videodiff.verbs.config.checking import check_composed, plain, valid_names
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import FLAG, MISSING
+from videodiff.verbs.config.kinds import ELSEWHERE, FLAG, MISSING, nearest
 from videodiff.verbs.config.schema import CLASSES, RATE, VERBS, faults
 from videodiff.verbs.config.stored import mappings
 
@@ -116,6 +116,7 @@ WRONG = {
     "data.more=[{root: x, repaet: 1}]": "found no key 'data.more[0].repaet'; did you mean 'repeat'?",
     "data.more=[{repeat: 1}]": "data.more[0].root: found nothing, expected the name of a file or folder",
     "data.buckets=[{frames: 8, height: 64}]": "data.buckets[0].width: found nothing",
+    "data.buckets=[{frame: 8, height: 64, width: 64}]": "found no key 'data.buckets[0].frame'; did you mean 'frames'?",
     "data.budget=null": "found None, expected a whole number",
     "objective.levels.policies={shared: -1}": "found -1, expected a number of at least 0",
     "objective.levels.policies={shard: 1}": "found 'shard', expected shared, prefix",
@@ -138,6 +139,7 @@ WRONG = {
     "+data.cost=1": "expected nothing, as it has no effect",
     "+callbacks.progress.work=1": "expected nothing, as it has no effect",
     "+optimizer.momentum=0.9": "found no key 'optimizer.momentum'; expected lr or betas",
+    "+callbacks.samples.sampler.steps=2": "found no key 'callbacks.samples.sampler'; expected folder or",
     "+model.widht=3": "found no key 'model.widht'; did you mean 'width'?",
     "+foo=1": "found no key 'foo'; expected model or",
 }
@@ -230,3 +232,31 @@ def test_what_is_not_given_is_missing() -> None:
 def test_the_rates_that_configuration_takes_are_those_of_a_file() -> None:
     taken = [not list(RATE.check("fps", fps)) for fps in (0.9 * LEAST_FPS, LEAST_FPS, 0.999 * MOST_FPS, MOST_FPS)]
     assert taken == [False, True, True, False]
+
+
+@pytest.mark.parametrize("verb", ["train", "sample"])
+def test_every_name_of_another_code_base_leads_to_a_key_that_exists(verb: str) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        known = valid_names(verb, [])
+    ends = {key.rpartition(".")[2] for key in known}
+    led = {name: nearest(name, known) for name, own in ELSEWHERE.items() if own in ends}
+    assert {name: str(key).rpartition(".")[2] for name, key in led.items()} == {name: ELSEWHERE[name] for name in led}
+    assert len(led) >= 4
+
+
+def test_a_mistyped_name_is_answered_by_the_one_that_is_meant_or_by_none() -> None:
+    known = ["data", "data.root", "data.validation_root", "data.frames", "logger", "path", "path.kind", "seed"]
+    known += ["optimizer.lr", "optimizer.betas", "optimizer.ema_decay", "data.batch", "data.global_batch", "steps"]
+    meant = {
+        "lr": "optimizer.lr",
+        "optimizer.ema": "optimizer.ema_decay",
+        "data.val_root": "data.validation_root",
+        "data.batch_size": "data.global_batch",
+        "num_inference_steps": "steps",
+        "seed_everything": "seed",
+        "data.path": None,
+        "data.nothing": None,
+        "end": None,
+    }
+    assert {name: nearest(name, known) for name in meant} == meant
+    assert [nearest(one, ["B", "L", "S", "XL", "tiny"]) for one in ("xxl", "large", "7b")] == ["XL", None, None]

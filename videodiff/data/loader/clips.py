@@ -150,7 +150,7 @@ class Clips:
         first = next(index for index, fits in enumerate(self._fits()) if not fits)
         row = self.manifest.row(first)
         shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
-        remedy = "skip_short=true leaves them out" if len(self) else "no clip is left to train on"
+        remedy = "data.skip_short=true leaves them out" if len(self) else "no clip is left to train on"
         return (
             f"{self.manifest.root}: {row['key']}: found {row['frames']} frames of {row['height']} x {row['width']} "
             f"pixels, expected at least {shapes} ({self.left_out}; {remedy})"

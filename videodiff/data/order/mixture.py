@@ -173,8 +173,8 @@ class Mixture:
         for bucket, share in zip(buckets, shares, strict=True):
             if not any(share):
                 raise ValueError(
-                    f"bucket {bucket}: found no sample that falls into it, expected at least one (those before it in "
-                    f"the list take their keep of what fits them)"
+                    f"bucket {bucket}: found no sample that falls into it, expected at least one (a bucket before it "
+                    f"in the list takes all that fits it, or less by its keep, for example keep: 0.5)"
                 )
         steps = [sum(share) / size for share, size in zip(shares, batch_sizes, strict=True)]
         self.epoch_steps, self.turns, self.shares = sum(steps), parts(steps), [parts(share) for share in shares]

@@ -16,7 +16,7 @@ from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, Over
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import Kind, choice, either, many
+from videodiff.verbs.config.kinds import Kind, choice, either, many, nearest
 from videodiff.verbs.config.schema import CLASSES, VERBS
 from videodiff.verbs.config.stored import built_by_conf, key_of, original
 
@@ -88,9 +88,9 @@ def split(arguments: Sequence[str]) -> Arguments:
             raise ValueError(f"{word}: this flag of Hydra is not taken: {REFUSED[name]}")
         if name not in FLAGS:
             near = difflib.get_close_matches(name, FLAGS, n=1)
+            meant = near[0] if near else f"{name.lstrip('-').replace('-', '_')}={value or '...'}"
             raise ValueError(
-                f"found the flag {word!r}, expected key=value or one of {', '.join(FLAGS)}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                f"found the flag {word!r}, expected key=value or one of {', '.join(FLAGS)}; did you mean {meant!r}?"
             )
         allowed = FLAGS[name][1]
         flags.append(name)
@@ -261,7 +261,7 @@ def parse(override: str, kinds: Sequence[Kind] = ()) -> Override:
     except HydraException as error:
         key, equals, value = override.partition("=")
         if not equals:
-            raise ValueError(f"override {override!r}: found no key=value{escape_hint(override)}") from error
+            raise ValueError(f"override {override!r}: found no =, expected key=value{escape_hint(override)}") from error
         if "${" in value:
             raise ValueError(f"override {override!r}: found a broken reference ${{}}{escape_hint(value)}") from error
         where = re.sub(r"[:\s]+", " ", str(error).splitlines()[0]).strip()
@@ -332,16 +332,16 @@ def chosen(value: Any) -> list[Any]:
     return [name.text if isinstance(name, QuotedString) else name for name in values]
 
 
-def option_exists(choice: str) -> bool:
-    """Return whether group=option names files in conf/; raise with the nearest option if a file is missing."""
+def option_exists(choice: str, folders: Sequence[str] = ()) -> bool:
+    """Return whether group=option names files in conf/ or these folders; raise with the nearest option if not."""
     group, _, value = choice.partition("=")
-    known, parsed = options(group), parse(choice)._value
+    known, parsed = options(group, folders), parse(choice)._value
     wrong = [str(name) for name in chosen(parsed) if str(name) not in known]
     if not wrong or value == "null":
         return True
     option = wrong[0]
-    near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+    near = nearest(option, known)
     raise ValueError(
         f"override {choice!r}: found no {group} {option!r}, expected one of {', '.join(known)}"
-        + (f"; did you mean {near[0]!r}?" if near else "")
+        + (f"; did you mean {near!r}?" if near else "")
     )

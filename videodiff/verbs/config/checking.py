@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,12 +23,13 @@ from videodiff.verbs.config.arguments import (
     kinds_of,
     option_exists,
     parse,
+    quoted,
     shell,
     swept,
     taken_by,
 )
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import MISSING, Fault
+from videodiff.verbs.config.kinds import MISSING, Fault, nearest
 from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import key_of, read_config
 from videodiff.verbs.config.versions import RENAMED
@@ -58,19 +58,39 @@ def check(verb: str, arguments: Arguments) -> None:
                 f"override {override.input_line!r}: found several values, expected {said}, or --multirun for a sweep"
             )
         if key in groups(verb) and override.value() is None and not override.is_delete():
-            raise ValueError(f"override {override.input_line!r}: found null, expected one of {', '.join(options(key))}")
+            known = options(key, config_dirs(arguments))
+            raise ValueError(f"override {override.input_line!r}: found null, expected one of {', '.join(known)}")
     for folder in config_dirs(arguments):
         if not Path(folder).is_dir():
             raise FileNotFoundError(
                 f"--config-dir: found no folder {folder}, expected one with files like those of conf/"
             )
-    search = [f"hydra.searchpath=[file://{Path(folder).absolute()}]" for folder in config_dirs(arguments)]
+    runs = []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         for lines in combinations([list(swept(override)) for override in overrides]):
-            cfg = composed(verb, [*lines, *search])
+            cfg = composed(verb, lines, config_dirs(arguments))
             if not any(arguments.has(flag) for flag in ENDS):
                 check_composed(verb, cfg, lines)
                 check_folders(verb, cfg, arguments.has("--multirun"))
+                runs.append(cfg.get("run"))
+    if verb == "train" and arguments.has("--multirun"):
+        check_sweep(runs, overrides)
+
+
+def check_sweep(runs: Sequence[str], overrides: Sequence[Override]) -> None:
+    """Raise if two trainings of a sweep would write into one folder: the second would fail when its turn comes.
+
+    Jobs without a name are numbered, and a run that is resumed has its folder.
+    """
+    keys = [override.key_or_group for override in overrides]
+    twice = [run for i, run in enumerate(runs) if run in runs[:i]]
+    if twice and {"name", "run"} & set(keys) and "resume" not in keys:
+        swept_keys = [override.key_or_group for override in overrides if override.is_sweep_override()]
+        name = "_".join(f"${{{key}}}" for key in swept_keys if key not in ("name", "run"))
+        raise ValueError(
+            f"run: found {twice[0]} for several jobs of the sweep, expected a folder for each: 'name={name}', or no "
+            f"name=, which numbers them"
+        )
 
 
 def check_launcher(overrides: Sequence[Override], arguments: Arguments) -> None:
@@ -95,6 +115,12 @@ def config_dirs(arguments: Arguments) -> list[str]:
     return [value for flag, value in zip(arguments.flags, arguments.flags[1:], strict=False) if flag == "--config-dir"]
 
 
+def searching(folders: Sequence[str]) -> list[str]:
+    """Return the override with which Hydra reads these folders, too."""
+    places = ",".join(quoted(f"file://{Path(folder).absolute()}") for folder in folders)
+    return [f"hydra.searchpath=[{places}]"] if folders else []
+
+
 def combinations(choices: Sequence[Sequence[str]]) -> Iterator[list[str]]:
     """Yield the first choice of each key together, then each other choice once with the rest as in the first."""
     choices = [values for values in choices if values]
@@ -106,28 +132,35 @@ def combinations(choices: Sequence[Sequence[str]]) -> Iterator[list[str]]:
     yield from others[: MOST_COMPOSED - 1]
 
 
-def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose the configuration of a verb; a mistyped key is answered with the nearest valid one."""
+def composed(verb: str, overrides: Sequence[str], folders: Sequence[str] = ()) -> DictConfig:
+    """Compose the configuration of a verb; a mistyped key is answered with the nearest valid one.
+
+    `folders`: those of the user, beside `conf/`.
+    """
+    search = searching(folders)
     try:
-        return compose(verb, overrides=list(overrides))
+        return compose(verb, overrides=[*overrides, *search])
     except (HydraException, OmegaConfBaseException) as error:
         parsed = [parse(override) for override in overrides]
-        known = valid_names(
-            verb, [o.input_line for o in parsed if o.key_or_group in groups(verb) and not o.is_delete()]
-        )
+        chosen = [o.input_line for o in parsed if o.key_or_group in groups(verb) and not o.is_delete()]
+        known = valid_names(verb, chosen, folders)
         for override in parsed:
             key = override.key_or_group
             if key not in known and not override.is_add() and not key.startswith("hydra"):
-                near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                if meant := meant_without_option(verb, override, known):
-                    near = [meant]
-                elif may_be_added(verb, override, overrides):
-                    near = [f"+{override.input_line}"]
-                raise ValueError(
-                    f"override {override.input_line!r}: found no key {key!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else "")
-                ) from error
+                near = meant_without_option(verb, override, known)
+                if near is None and may_be_added(verb, override, [*overrides, *search]):
+                    near = f"+{override.input_line}"
+                near = near or RENAMED.get(key) or nearest(key, known)
+                other = f"; did you mean {near!r}?" if near else keys_beside(key, known)
+                raise ValueError(f"override {override.input_line!r}: found no key {key!r}{other}") from error
         raise
+
+
+def keys_beside(key: str, known: Sequence[str]) -> str:
+    """Return the keys that the group of a key has, as the end of a message; nothing if there is no such group."""
+    group = key.rpartition(".")[0]
+    beside = [one for one in known if group and one.rpartition(".")[0] == group and f"{group}._" not in one]
+    return f", expected one of {', '.join(beside)}" if beside else ""
 
 
 def meant_without_option(verb: str, override: Override, known: Sequence[str]) -> str | None:
@@ -148,12 +181,13 @@ def may_be_added(verb: str, override: Override, overrides: Sequence[str]) -> boo
         found = faults(verb, plain(compose(verb, overrides=lines), lines))
     except (HydraException, OmegaConfBaseException, ValueError):
         return False
-    return not any(touches(override.key_or_group, fault.place) for fault in found)
+    return not any(concerns(override.key_or_group, fault) for fault in found)
 
 
-def valid_names(verb: str, group_choices: list[str]) -> list[str]:
+def valid_names(verb: str, group_choices: list[str], folders: Sequence[str] = ()) -> list[str]:
     """Return every key and group of a verb's configuration, with the group choices that exist."""
-    cfg = compose(verb, overrides=[choice for choice in group_choices if option_exists(choice)])
+    choices = [choice for choice in group_choices if option_exists(choice, folders)]
+    cfg = compose(verb, overrides=[*choices, *searching(folders)])
     return [*flat_keys(OmegaConf.to_container(cfg, resolve=False)), *groups(verb)]
 
 
@@ -168,12 +202,13 @@ def flat_keys(node: object, prefix: str = "") -> Iterator[str]:
 def check_composed(verb: str, cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Raise if a value is missing, has the wrong kind, or lies outside its range."""
     tree = plain(cfg, overrides)
-    # Keys of conf/ itself count as known.
-    found = [
-        fault
-        for fault in faults(verb, tree)
-        if not fault.no_key or any(touches(key_of(override), fault.place) for override in overrides)
-    ]
+    found = faults(verb, tree)
+    for fault in found:
+        if fault.no_key and fault.place in groups(verb):
+            raise ValueError(
+                f"{explain(fault, overrides).partition(': found ')[0]}: found a file without the line "
+                f"'# @package _global_', expected it first, as its keys belong to the whole configuration"
+            )
     if found:
         raise ValueError(
             explain(found[0], overrides, left_over(found, overrides)) + list_meant(verb, found[0], overrides)
@@ -227,7 +262,8 @@ def value_at(node: Any, key: Any, overrides: Sequence[str]) -> Any:
 def left_over(found: Sequence[Fault], overrides: Sequence[str]) -> list[str]:
     """Return the keys that a recipe sets and that the chosen options do not take."""
     given = [key_of(override) for override in overrides]
-    return [fault.place for fault in found if fault.no_key and fault.place not in given and "[" not in fault.place]
+    unknown = [fault.place for fault in found if fault.no_key and "[" not in fault.place]
+    return [place for place in unknown if not any(touches(place, key) for key in given)]
 
 
 def explain(fault: Fault, overrides: Sequence[str], left: Sequence[str] = ()) -> str:
@@ -240,7 +276,7 @@ def explain(fault: Fault, overrides: Sequence[str], left: Sequence[str] = ()) ->
             said += f" ({words} {'removes it' if len(left) == 1 else 'remove what the recipe sets'})"
     for override in reversed(overrides):
         key = key_of(override)
-        if touches(key, fault.place):
+        if concerns(key, fault):
             return f"override {override!r}: {'' if key == fault.place else f'{fault.place}: '}{said}"
     return f"{fault.place}: {said}"
 
@@ -262,6 +298,11 @@ def as_a_list(verb: str, key: str, override: str) -> str:
 def touches(key: str, place: str) -> bool:
     """Return whether an override of this key decides the value at a place."""
     return place == key or place.startswith((f"{key}.", f"{key}["))
+
+
+def concerns(key: str, fault: Fault) -> bool:
+    """Return whether an override of this key is behind a fault: an unknown key may also be above the one typed."""
+    return touches(key, fault.place) or (fault.no_key and touches(fault.place, key))
 
 
 def shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def groups_of(path: Path) -> list[str]:
     return [group for entry in defaults if isinstance(entry, dict) for group in entry if " " not in group]
 
 
-def options(group: str) -> list[str]:
-    """Return the options of a group; none if the group does not exist."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+def options(group: str, folders: Sequence[str] = ()) -> list[str]:
+    """Return the options of a group, also those of further configuration folders; none if it does not exist."""
+    return sorted(
+        {path.stem for folder in (conf_dir(), *map(Path, folders)) for path in (folder / group).glob("*.yaml")}
+    )

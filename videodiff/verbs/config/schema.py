@@ -461,6 +461,15 @@ TRAINING = {
     "targets": optional(table(NAME, number(), whole=True)),
     "trust": TRUST,
 }
+# The rest of what one types behind `train`, and so behind `plan` and `inspect`.
+LAUNCH = {
+    "start_from": optional(PLACE),
+    "fresh": many(NAME),
+    "freeze": many(NAME),
+    "recompute": PART,
+    "compile": part(none=True),
+    "fp8": PART,
+}
 SAMPLING = {
     "sampler": part(none=True),
     "run": HERE,
@@ -478,25 +487,15 @@ VERBS: dict[str, Kind] = {
     "train": record(
         needed=tuple(name for name in TRAINING if name != "logger"),
         **TRAINING,
+        **LAUNCH,
         resume=optional(PLACE),
         checkpoint=optional(PLACE),
-        start_from=optional(PLACE),
-        fresh=many(NAME),
-        freeze=many(NAME),
-        recompute=PART,
-        compile=part(none=True),
-        fp8=PART,
     ),
     "plan": record(
         **TRAINING,
+        **LAUNCH,
         resume=optional(PLACE),
         checkpoint=optional(PLACE),
-        start_from=optional(PLACE),
-        fresh=many(NAME),
-        freeze=many(NAME),
-        recompute=PART,
-        compile=part(none=True),
-        fp8=PART,
         cluster=PART,
         clips=optional(number(above=0)),
         tokens=optional(number(above=0)),
@@ -506,6 +505,7 @@ VERBS: dict[str, Kind] = {
     ),
     "inspect": record(
         **TRAINING,
+        **LAUNCH,
         folder=optional(PLACE),
         world_size=COUNT,
         captions=whole(0),
