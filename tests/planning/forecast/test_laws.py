@@ -12,9 +12,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from videodiff.planning.forecast.choice import GAIN, LEVELS, Choice, Job, Plan, best, divisors, evaluate, plainness
+from videodiff.planning.forecast.choice import (
+    GAIN,
+    LEVELS,
+    Choice,
+    Job,
+    Plan,
+    best,
+    divisors,
+    evaluate,
+    fitting,
+    least,
+    plainness,
+)
 from videodiff.planning.forecast.faults import saving
-from videodiff.planning.forecast.hardware import Cluster
+from videodiff.planning.forecast.hardware import GIB, Cluster
 from videodiff.planning.forecast.memory import SPLIT
 from videodiff.verbs.config.groups import conf_dir
 from videodiff.verbs.plan.job import job_of
@@ -123,3 +135,16 @@ def test_divisors_come_in_order_and_once(number: int, wanted: list[int]) -> None
     assert divisors(number) == wanted
     # A prime of ten digits is no work.
     assert divisors(1_000_000_007) == [1, 1_000_000_007]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_best_plan_is_the_best_of_all_that_fit(name: str) -> None:
+    smallest, levels = least(job(name), nodes(1, memory_gib=1e-3)).total / GIB, set()
+    # Just enough for one choice, and for some.
+    for gib in (1.0001 * smallest, 2.5 * smallest):
+        cluster = nodes(1, memory_gib=gib, context_gib=0.0, slack=0.0)
+        found, every = best(job(name), cluster), fitting(job(name), cluster)
+        costs = [plan.seconds.total * (1 + GAIN * plainness(plan.choice)) for plan in (found, *every)]
+        assert costs[0] == min(costs)
+        levels |= {plan.choice.recompute for plan in every}
+    assert len(levels) > 1

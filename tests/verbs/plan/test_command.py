@@ -323,7 +323,7 @@ def test_each_bucket_takes_what_it_takes_alone() -> None:
 @pytest.mark.parametrize(
     ("inner", "kept"),
     [
-        (("strategy=zero3", "strategy.max_reuse_distance=7"), True),
+        (("strategy=zero1", "strategy.reduce_bucket_size=1000"), True),
         (("strategy=zero2", "strategy.overlap_comm=false"), False),
         (("recompute=full", "recompute.offload=true"), False),
     ],
@@ -331,9 +331,9 @@ def test_each_bucket_takes_what_it_takes_alone() -> None:
 def test_settings_of_the_strategy_are_kept_where_the_plan_has_it_and_named_where_not(
     call: Call, inner: tuple[str, str], kept: bool
 ) -> None:
-    status, out, err = call("plan", "experiment=hdvila_256", "cluster=h100x64", *inner)
+    status, out, err = call("plan", "experiment=hdvila_256", *SMALL, "cluster=h100x64", *inner)
     assert status == 0, err
-    assert {"strategy=zero3", "recompute=none"} <= set(line_of(out))
+    assert {"strategy=zero1", "recompute=none"} <= set(line_of(out))
     assert (inner[1] in line_of(out)) is kept
     assert (f"left out      {inner[1]}: " in out) is not kept
     composed([spell("train", word, sweeps=False) for word in line_of(out)])

@@ -157,7 +157,7 @@ def fits(memory: Memory, cluster: Cluster) -> bool:
 
 
 def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
-    """Yield every choice that divides the batch of a training evenly over a cluster."""
+    """Yield every choice that divides the batch of a training evenly over a cluster, less recompute before more."""
     several = tuple(name for name in SPLIT if name != "single" and name not in job.refused)
     strategies = ("single",) if cluster.world == 1 else several
     most = max(shape.time for shape in job.shapes)
@@ -298,12 +298,20 @@ def fitting(job: Job, cluster: Cluster) -> list[Plan]:
 
 
 def best(job: Job, cluster: Cluster) -> Plan | None:
-    """Return the fastest plan that fits, or None; of about equal plans, the plainest."""
+    """Return the fastest plan that fits, or None; of about equal plans, the plainest.
+
+    More recompute never takes less time, so of choices that differ in it alone only the first that fits counts.
+    """
 
     def cost(plan: Plan) -> float:
         return plan.seconds.total * (1 + GAIN * plainness(plan.choice))
 
-    return min(fitting(job, cluster), key=cost, default=None)
+    found: dict[Choice, Plan] = {}
+    for choice in choices(job, cluster):
+        alone = choice._replace(recompute="any")
+        if alone not in found and fits(memory_of(job, cluster, choice), cluster):
+            found[alone] = evaluate(job, cluster, choice)
+    return min(found.values(), key=cost, default=None)
 
 
 def least(job: Job, cluster: Cluster) -> Memory | None:

@@ -75,7 +75,7 @@ def run(cfg: DictConfig) -> None:
     if isinstance(now, str):
         say(f"as it stands  it cannot run: {now}")
     elif now is not None:
-        say(told(now, nearest(job, cluster, now.choice), job, cluster))
+        say(told(now, job, cluster))
     for override in [override for override in inner(typed()[1]) if override not in line]:
         say(f"left out      {override}: it is no setting of the plan's choice")
     say("")
@@ -197,12 +197,12 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
     return evaluate(job, cluster, Choice(strategy, level, sequence, accumulate))
 
 
-def told(now: Plan, change: Plan, job: Job, cluster: Cluster) -> str:
+def told(now: Plan, job: Job, cluster: Cluster) -> str:
     """Return the line that says whether the unchanged configuration fits, or what would make it fit."""
     size = f"{now.memory.total / 2**30:.1f} GiB a card, {now.seconds.total:.3g} s a step"
     if fits(now.memory, cluster):
         return f"as it stands  {size}: it fits"
-    words = overrides(job, cluster, now.choice, change.choice)
+    words = overrides(job, cluster, now.choice, nearest(job, cluster, now.choice).choice)
     return f"as it stands  {size}: it does not fit; the smallest change that does: {words}"
 
 
