@@ -97,6 +97,28 @@ def test_a_network_that_gives_the_answer_has_no_error_and_the_teacher_gets_no_gr
     assert float(loss.detach().max()) > 1e-3, "one step of the teacher is not two"
 
 
+def test_the_loss_is_the_mean_over_the_noisy_frames_of_clips_where_their_step_begins() -> None:
+    made, x, bias = objective(RectifiedFlow()), clips().float(), torch.zeros(SHAPE[0])
+    seeds, seen = clip_seeds(0, 3, range(SHAPE[0])), []
+
+    def nothing(z: Tensor, tau: Tensor, bias: Tensor) -> Tensor:
+        seen.append((z, tau))
+        return 0 * z
+
+    loss = made(nothing, x, {"bias": bias}, {}, seeds)
+    taus = grid(made, x, seeds)
+    eps, level = (
+        torch.stack([made.draw(*pair)[1] for pair in zip(x, seeds, strict=True)]),
+        taus[0][:, None, :, None, None],
+    )
+    z = (1 - level) * x + level * eps
+    torch.testing.assert_close(seen, [(z, taus[0])])
+    answer, noisy = made.answer(z, taus, {"bias": bias}), taus[0] > 0
+    assert 0 < noisy.sum() < noisy.numel()
+    wanted = [one[:, where].square().mean() for one, where in zip(answer, noisy, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(wanted))
+
+
 def test_without_a_teacher_it_says_so() -> None:
     made = objective(RectifiedFlow())
     made.network = None
