@@ -45,5 +45,5 @@ class Watch(Callback):
     def waited(self, skip: int) -> tuple[float, float]:
         """Return seconds of steps after the first `skip`, and seconds before them; `skip` is at least 1."""
         work = sum(e - b for b, e in zip(self.began[skip:], self.ended[skip:], strict=True))
-        between = sum(b - e for e, b in zip(self.ended[skip - 1 :], self.began[skip:], strict=False))
+        between = sum(b - e for e, b in zip(self.ended[skip - 1 : -1], self.began[skip:], strict=True))
         return work, between

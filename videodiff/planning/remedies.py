@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from videodiff.planning.forecast.choice import Choice, Job, Plan, choices, evaluate, fits, memory_of
 from videodiff.planning.forecast.hardware import GIB, Cluster
@@ -56,4 +57,4 @@ def overrides(job: Job, cluster: Cluster, now: Choice, then: Choice) -> str:
 
 def machine(cluster: Cluster, card: str, memory: float, nodes: int, cards: int) -> Cluster:
     """Return a copy of a cluster with other cards, of this name and these bytes of memory."""
-    return Cluster(**{**vars(cluster), "card": card, "memory_gib": memory / GIB, "nodes": nodes, "cards": cards})
+    return replace(cluster, card=card, memory_gib=memory / GIB, nodes=nodes, cards=cards)

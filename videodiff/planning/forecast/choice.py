@@ -13,7 +13,7 @@ import numpy as np
 from videodiff.planning.flops import Network, forward_and_backward
 from videodiff.planning.forecast.duration import Seconds, of_optimizer, of_passes, of_sent
 from videodiff.planning.forecast.grown import Grown
-from videodiff.planning.forecast.hardware import GIB, Cluster
+from videodiff.planning.forecast.hardware import Cluster
 from videodiff.planning.forecast.memory import SPLIT, Memory, Setting, at_peak, step_transient
 from videodiff.planning.forecast.trace import Weights
 from videodiff.planning.forecast.traffic import Sent, of_state, of_tokens
@@ -23,8 +23,6 @@ LEVELS = ("none", "selective", "full")
 GAIN = 0.01
 # The width of the products of frozen encoders.
 ENCODER_WIDTH = 2048
-# The share of a host's memory that offloaded state may fill.
-HOST_SHARE = 0.8
 
 
 class Choice(NamedTuple):
@@ -108,6 +106,11 @@ class Job:
         return max(self.shapes, key=lambda shape: shape.tokens * shape.global_batch)
 
     @property
+    def longest(self) -> int:
+        """The most tokens in time of a clip: so many processes may share one."""
+        return max(shape.time for shape in self.shapes)
+
+    @property
     def steps(self) -> float:
         """The steps of the training."""
         return sum(shape.steps for shape in self.shapes)
@@ -153,15 +156,14 @@ class Plan(NamedTuple):
 
 def fits(memory: Memory, cluster: Cluster) -> bool:
     """Tell whether the memory fits on card and host."""
-    return memory.total <= cluster.room and memory.host * cluster.cards <= HOST_SHARE * GIB * cluster.host_gib
+    return memory.total <= cluster.room and memory.host * cluster.cards <= cluster.host_room
 
 
 def choices(job: Job, cluster: Cluster) -> Iterator[Choice]:
     """Yield every choice that divides the batch of a training evenly over a cluster, less recompute before more."""
     several = tuple(name for name in SPLIT if name != "single" and name not in job.refused)
     strategies = ("single",) if cluster.world == 1 else several
-    most = max(shape.time for shape in job.shapes)
-    for sequence in (n for n in divisors(cluster.cards) if n <= most):
+    for sequence in (n for n in divisors(cluster.cards) if n <= job.longest):
         shares = cluster.world // sequence
         if job.batch % shares:
             continue
@@ -201,10 +203,8 @@ def memory_of_shape(job: Job, shape: Shape, cluster: Cluster, choice: Choice) ->
 def seconds_of(job: Job, shape: Shape, cluster: Cluster, choice: Choice, sent: Sent) -> Seconds:
     """Return the seconds of a step of a shape."""
     setting, clips = setting_of(job, cluster, choice), clips_of(shape, cluster, choice)
-    grown, own = (
-        shape.trace(choice.recompute, job.halved(choice)),
-        clips * shape.share(job.network.axes, choice.sequence),
-    )
+    grown = shape.trace(choice.recompute, job.halved(choice))
+    own = clips * shape.share(job.network.axes, choice.sequence)
     passes = of_both_passes(grown, cluster, own, job.compiled)
     if job.network.forwards:
         # Passes without a gradient recompute nothing.
@@ -264,11 +264,11 @@ def both(job: Job, shape: Shape, setting: Setting, weights: Weights, clips: int,
 
     clips: those of a micro-batch.
     """
-    network, number = job.network, 2 if setting.weight == 2 else 4
+    network = job.network
     # A teacher is whole on each process: its passes gather no weights.
     state = of_state(setting, weights, len(network.axes), 0.0 if job.teacher else network.forwards)
     carried = clips * choice.accumulate * shape.tokens
-    tokens = of_tokens(network.axes, carried, network.width, network.patch, choice.sequence, number)
+    tokens = of_tokens(network.axes, carried, network.width, network.patch, choice.sequence, setting.weight)
     passes = 1 + network.forwards / 2
     count = state.collectives + round(passes * tokens.collectives)
     return state._replace(tokens=passes * tokens.tokens, collectives=count)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 GIB = 2**30
+# The share of a host's memory that offloaded state may fill.
+HOST_SHARE = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,11 @@ class Cluster:
     def room(self) -> float:
         """The bytes of a card that training may fill, after driver and fragmentation."""
         return (self.memory_gib - self.context_gib) * GIB * (1 - self.slack)
+
+    @property
+    def host_room(self) -> float:
+        """The bytes of a host that offloaded state may fill."""
+        return HOST_SHARE * GIB * self.host_gib
 
     def product_rate(self, width: np.ndarray, half: bool, name: str = "mm") -> np.ndarray:
         """Return the FLOPs a second of products with these narrowest sides."""

@@ -69,7 +69,7 @@ def simulate(step: float, cluster: Cluster, weights: int, days: float, seed: int
 
 def grown(job: Job, cluster: Cluster, cards: int, each: int, days: float = 30.0) -> Size | None:
     """Return a training of `each` clips a card on `cards` cards, or None if no plan fits."""
-    here = Cluster(**{**vars(cluster), "nodes": max(cards // cluster.cards, 1), "cards": min(cards, cluster.cards)})
+    here = replace(cluster, nodes=max(cards // cluster.cards, 1), cards=min(cards, cluster.cards))
     larger = replace(job, shapes=[shape._replace(global_batch=each * cards) for shape in job.shapes])
     plan = best(larger, here)
     if plan is None:

@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from videodiff.data.order.arithmetic import micro_batches
 from videodiff.data.storage.files import check_writable, write_alone
 from videodiff.planning.forecast.choice import (
-    HOST_SHARE,
     Choice,
     Job,
     Plan,
@@ -77,7 +76,7 @@ def run(cfg: DictConfig) -> None:
     elif now is not None:
         say(told(now, job, cluster))
     for override in [override for override in inner(typed()[1]) if override not in line]:
-        say(f"left out      {override}: it is no setting of the plan's choice")
+        say(f"left out      {override}: the plan has another strategy, or no recompute")
     say("")
     say(f"videodiff train {shlex.join(line)}")
 
@@ -181,10 +180,9 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
         return f"strategy=single has one process, and the cluster {cluster.world} cards"
     if strategy in job.refused:
         return f"training takes no strategy={strategy} with this compile=, optimizer or precision"
-    longest = max(shape.time for shape in job.shapes)
-    if cluster.cards % sequence or sequence > longest:
+    if cluster.cards % sequence or sequence > job.longest:
         return (
-            f"strategy.sequence_parallel={sequence} processes share a clip of {longest} frames in the "
+            f"strategy.sequence_parallel={sequence} processes share a clip of {job.longest} frames in the "
             f"denoiser, on nodes of {cluster.cards} cards"
         )
     shares = cluster.world // sequence
@@ -211,11 +209,13 @@ def refusal(job: Job, cluster: Cluster) -> str:
     smallest = least(job, cluster)
     if smallest is None:
         return undivided(job, cluster)
-    found, room, where = smallest.total, cluster.room, f"a card at least, expected at most {{}} GiB of a {cluster.card}"
-    if found <= room:
-        found, room = smallest.host * cluster.cards, HOST_SHARE * GIB * cluster.host_gib
-        where = "of a host at least where the cards have room, expected at most {} GiB"
-    return f"cluster: found {found / GIB:.1f} GiB {where.format(f'{room / GIB:.1f}')}; {larger(job, cluster)}"
+    if smallest.total > cluster.room:
+        found, room = smallest.total / GIB, cluster.room / GIB
+        lack = f"{found:.1f} GiB a card at least, expected at most {room:.1f} GiB of a {cluster.card}"
+    else:
+        found, room = smallest.host * cluster.cards / GIB, cluster.host_room / GIB
+        lack = f"{found:.1f} GiB of a host at least where the cards have room, expected at most {room:.1f} GiB"
+    return f"cluster: found {lack}; {larger(job, cluster)}"
 
 
 def undivided(job: Job, cluster: Cluster) -> str:
@@ -223,11 +223,13 @@ def undivided(job: Job, cluster: Cluster) -> str:
     batches, world = sorted({shape.global_batch for shape in job.shapes}), cluster.world
     count = job.micro_batches or max(batches)
     near = world * max(1, round(count / world))
-    key = "data.batch.micro_batches" if job.micro_batches else "data.global_batch"
-    change = f"set {key}={near}"
-    if not job.micro_batches and len(batches) > 1:
+    if job.micro_batches:
+        found, change = f"{count} micro-batches", f"set data.batch.micro_batches={near}"
+    elif len(batches) == 1:
+        found, change = f"batches of {count} clips", f"set data.global_batch={near}"
+    else:
+        found = f"batches of {', '.join(map(str, batches))} clips"
         change = f"set the global_batch of every bucket to a multiple of {world}"
-    found = f"{count} micro-batches" if job.micro_batches else f"batches of {', '.join(map(str, batches))} clips"
     return (
         f"cluster: found {world} cards for {found}, expected a number of cards, or of groups that share a clip, that "
         f"divides them; {change}"

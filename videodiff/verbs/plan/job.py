@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +103,8 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
             *bucket.tokens(unit),
             bucket.frames * bucket.height * bucket.width,
             size,
-            trace=partial(trace, cfg, latent, network, half, cpu),
+            # Every choice asks for it, and the key of `trace` is made of the text of the configuration.
+            trace=cache(partial(trace, cfg, latent, network, half, cpu)),
             stored=clip_bytes(cfg, bucket, latent, network),
             encoding=encoding(cfg, codec, text, bucket, words),
             steps=steps,
