@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from videodiff.diffusion.levels import (
+    APART,
     POLICIES,
     NoiseLevels,
     policy,
     shift_levels,
     token_shift,
 )
+from videodiff.generation.known import mixed
 
 QUICK = settings(deadline=None, max_examples=40)
 seeds = st.integers(0, 2**31)
@@ -184,3 +187,17 @@ def test_weights_that_are_no_weights_are_an_error(weights: dict[str, float]) -> 
 def test_an_unknown_distribution_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="found 'normal', expected uniform or logit_normal"):
         NoiseLevels(distribution="normal")
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize(
+    "name", [*POLICIES, "prefix_0", "prefix_2", "prefix_3", "prefix_9", "lead_2", "lead_3", "lead_9"]
+)
+def test_frames_with_levels_of_their_own_share_a_patch_where_draws_do(name: str, t: int) -> None:
+    assert APART.keys() == POLICIES.keys()
+    apart = NoiseLevels({"ends": 0.0} | {name: 1.0}).apart(t)
+    drawn = torch.stack([levels(name, t, seed) for seed in range(40)])
+    for patch in (patch for patch in range(1, t + 1) if t % patch == 0):
+        patches = drawn.unflatten(1, (-1, patch))
+        differ = bool((patches != patches[..., :1]).any())
+        assert bool(mixed(apart, SimpleNamespace(patch=(patch, 1, 1)))) == differ, patch

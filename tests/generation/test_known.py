@@ -44,7 +44,9 @@ def test_of_a_causal_codec_the_first_frames_that_make_whole_latents(frames: int,
     ],
 )
 def test_latents_that_share_a_patch_with_others_are_told(patch: int, clean: list[int], shared: bool) -> None:
-    lines = mixed({"known": clean, "sampler.lead": range(patch)}, SimpleNamespace(patch=(patch, 4, 4)))
+    network = SimpleNamespace(patch=(patch, 4, 4))
+    lines = mixed({"known": clean, "sampler.lead": range(patch)}, network)
+    assert mixed({"given": clean, "known": clean}, network) == [line.replace("known", "given, known") for line in lines]
     start = f"known: frames of different noise levels share patches of {patch} (model.patch[0])"
     assert [line.startswith(start) for line in lines] == [True] * shared
     # A network of the user's own does not say what its patches are.
@@ -72,5 +74,20 @@ def test_frames_that_the_clip_does_not_have_are_an_error(known: list[int]) -> No
 
 
 def test_the_usual_number_of_given_frames_is_the_nearest_to_three_that_fits() -> None:
-    assert [usual_given(codec, 9) for codec in (BY_FRAMES, causal(2), causal(4), causal(8))] == [3, 3, 1, 1]
-    assert [usual_given(BY_FRAMES, frames) for frames in (1, 2, 3, 4)] == [0, 1, 2, 3]
+    # A network of the user's own does not say what its patches are.
+    assert [usual_given(codec, 9, object()) for codec in (BY_FRAMES, causal(2), causal(4), causal(8))] == [3, 3, 1, 1]
+    assert [usual_given(BY_FRAMES, frames, object()) for frames in (1, 2, 3, 4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("codec", [BY_FRAMES, causal(2), causal(4)], ids=lambda codec: codec.name)
+@pytest.mark.parametrize("patch", [1, 2, 3, 4])
+def test_the_usual_given_frames_fill_whole_patches_where_a_clip_has_several(codec: SimpleNamespace, patch: int) -> None:
+    network = SimpleNamespace(patch=(patch, 4, 4))
+    latents = 2 * patch
+    frames = 1 + (latents - 1) * codec.compression[0] if codec.causal else latents
+    given = usual_given(codec, frames, network)
+    assert 0 < given < frames
+    assert mixed({"given": known_latents(codec, range(given))}, network) == []
+    # Half of a clip of one patch is known, or nothing is.
+    alone = 1 + (patch - 1) * codec.compression[0] if codec.causal else patch
+    assert usual_given(codec, alone, network) == usual_given(codec, alone, object())

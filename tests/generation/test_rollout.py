@@ -195,10 +195,15 @@ def test_a_codec_that_makes_no_single_frames_is_refused_where_they_are_needed() 
 
 
 def test_the_overlap_is_what_a_codec_can_be_given() -> None:
-    assert [overlap_of(Pixels(), 8, asked) for asked in (None, 1, 7)] == [3, 1, 7]
-    assert overlap_of(SimpleNamespace(causal=True, compression=(4, 8, 8), name="causal"), 9, None) == 1
+    single, double = (SimpleNamespace(patch=(patch, 4, 4)) for patch in (1, 2))
+    assert [overlap_of(Pixels(), single, 8, asked) for asked in (None, 1, 7)] == [3, 1, 7]
+    assert [overlap_of(Pixels(), double, 8, asked) for asked in (None, 3)] == [2, 3]
+    causal = SimpleNamespace(
+        causal=True, compression=(4, 8, 8), name="causal", latent_frames=lambda t: 1 + (t - 1) // 4
+    )
+    assert overlap_of(causal, single, 9, None) == 1
     with pytest.raises(ValueError, match="overlap: found 8, expected 1 to 7"):
-        overlap_of(Pixels(), 8, 8)
+        overlap_of(Pixels(), single, 8, 8)
 
 
 def test_parts_of_a_clip_have_seeds_of_their_own() -> None:

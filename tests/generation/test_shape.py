@@ -39,6 +39,12 @@ def test_the_rate_is_the_one_asked_for_or_trained_or_given() -> None:
     # Several rates: the rate of the video over the stride, else nobody knows which.
     assert choose_rate(None, [WIDE, TALL], TALL.shape, given=30.0) == 30.0
     assert most_frequent_rate(TALL) == 24.0
+    # A single frame has no rate to ask for: pictures of another size tell the network's, else the clips do.
+    picture = Trained(0, 1, 48, 48, (1,), 0.2, {25.0: 0.6, 12.0: 0.4})
+    assert choose_rate(None, [WIDE, picture, TALL], (1, 32, 64)) == 25.0
+    assert choose_rate(None, [TALL], (1, 64, 32)) == 24.0
+    with pytest.raises(ValueError, match="a dataset that cannot be read now"):
+        choose_rate(None, [TALL._replace(rates={})], (1, 64, 32))
     with pytest.raises(ValueError, match=r"trained on clips of 24 \(70%\), 12 \(30%\)"):
         choose_rate(None, [WIDE, TALL], TALL.shape)
     for asked in (0, -1, 1000, float("nan")):

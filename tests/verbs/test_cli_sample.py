@@ -70,26 +70,32 @@ def test_frames_of_different_levels_in_one_patch_are_told(call: Call, world_data
         status, out, err = call(*how)
         assert status == 0, err
         names = [
-            re.search(r"(\S+): frames of different noise levels share patches of 2", line)
+            re.search(r"((\S+, )*\S+): frames of different noise levels share patches of 2", line)
             for line in (out + err).splitlines()
         ]
-        return [name[1] for name in names if name]
+        return [one for name in names if name for one in name[1].split(", ")]
 
     train = ["model.patch=[2,4,4]", "trainer.max_steps=1", "callbacks.samples.every=1", "callbacks.samples.clips=2"]
     train += ["sampler.steps=1", "sampler.lead=1", f"run={run}"]
-    assert told("train", *tiny(world_dataset), *train) == ["callbacks.samples.given", "sampler.lead"]
+    policies = "objective.levels.policies"
+    drawn = [f"{policies}.{name}" for name in ("prefix", "ends", "independent")]
+    assert told("train", *tiny(world_dataset), *train) == [*drawn, "sampler.lead"]
+    told_whole = told(
+        "train", *tiny(world_dataset), *train[:-1], f"run={run}_whole", f"{policies}={{shared: 1, prefix_2: 1}}"
+    )
+    assert told_whole == ["sampler.lead"]
     how = ["sample", str(run)]
     assert told(*how, f'prompts=["{RED}"]') == ["sampler.lead"]
     assert told(*how, f"given={clip}") == ["known"]
     assert told(*how, f"given={clip}", "known=[0,1]") == []
     assert told(*how, f"given={clip}", "strength=0.5") == []
     long = [f"given={clip}", "known=[0,1]", "frames=10"]
-    assert told(*how, *long, "rollout=continue", "overlap=2") == []
-    assert told(*how, *long, "rollout=continue") == ["overlap"]
+    assert told(*how, *long, "rollout=continue") == []
+    assert told(*how, *long, "rollout=continue", "overlap=3") == ["overlap"]
     assert told(*how, *long, "rollout=rolling", "overlap=2") == ["rollout=rolling"]
     evaluate = ["evaluate", str(run), f"dataset={world_dataset}", "clips=1", "metric=[consistency]"]
-    assert told(*evaluate) == ["given", "sampler.lead"]
-    assert told(*evaluate, "given=4", "tasks=[continuation]") == []
+    assert told(*evaluate) == ["sampler.lead"]
+    assert told(*evaluate, "given=3", "tasks=[continuation]") == ["given"]
 
 
 def test_a_prompt_of_several_lines_is_printed_in_one(call: Call, trained: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ float32: a training in half precision changes the type that torch makes tensors 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -79,6 +80,14 @@ POLICIES = {"shared": shared, "prefix": prefix, "ends": ends, "independent": ind
 # One network for text-to-video, image-to-video, continuation, interpolation and rolling generation.
 USUAL = {"shared": 0.7, "prefix": 0.2, "ends": 0.05, "independent": 0.05}
 COUNTED = {"prefix": "known", "lead": "first"}
+# Frames of a clip of t frames that a policy gives levels of their own; where it draws how many, the fewest.
+APART: dict[str, Callable[..., Sequence[int]]] = {
+    "shared": lambda t: (),
+    "prefix": lambda t, known=1: range(min(known, t - 1)),
+    "ends": lambda t: (0, t - 1) if t > 2 else (),
+    "independent": lambda t: range(1),
+    "lead": lambda t, first=1: range(min(first, t)),
+}
 
 
 class NoiseLevels:
@@ -100,7 +109,7 @@ class NoiseLevels:
         pure: float = 0.0,
     ) -> None:
         names = dict(USUAL if policies is None else policies)
-        self.policies = [policy(name) for name in names]
+        self.policies, self.names = [policy(name) for name in names], list(names)
         self.weights = torch.tensor([float(weight) for weight in names.values()])
         if not all(weight >= 0 for weight in self.weights) or not self.weights.sum() > 0:
             raise ValueError(f"levels.policies: found the weights {names}, expected none negative and one positive")
@@ -128,18 +137,23 @@ class NoiseLevels:
 
         return self.policies[choice](t, draw, generator)
 
+    def apart(self, t: int) -> dict[str, Sequence[int]]:
+        """Return for each policy that is drawn the frames, of `t`, with levels of their own."""
+        drawn = [name for name, weight in zip(self.names, self.weights.tolist(), strict=True) if weight]
+        return {name: policy(name, APART)(t) for name in drawn}
 
-def policy(name: str) -> Callable[..., Tensor]:
-    """Return the policy of this name; prefix_3 and lead_1 fix the number of frames.
+
+def policy(name: str, of: Mapping[str, Callable[..., Any]] = POLICIES) -> Callable[..., Any]:
+    """Return what belongs to the policy of this name; prefix_3 and lead_1 fix the number of frames.
 
     prefix_0 is shared. lead_0 would leave every frame pure noise, with no level drawn: it is none.
     """
     kind, _, count = name.partition("_")
     if kind in COUNTED and count.isdecimal() and (kind, int(count)) != ("lead", 0):
-        return partial(POLICIES[kind], **{COUNTED[kind]: int(count)})
-    if name not in POLICIES:
+        return partial(of[kind], **{COUNTED[kind]: int(count)})
+    if name not in of:
         raise ValueError(
             f"levels.policies: found {name!r}, expected one of {', '.join(POLICIES)}, prefix_<k>, or lead_<k> from "
             "lead_1 on"
         )
-    return POLICIES[name]
+    return of[name]

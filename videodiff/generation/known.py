@@ -17,9 +17,17 @@ def first_frames(codec: Any, frames: int) -> list[int]:
     return list(range(1, frames, codec.compression[0] if codec.causal else 1))
 
 
-def usual_given(codec: Any, frames: int, wanted: int = 3) -> int:
-    """Return the allowed number of given first frames nearest to the wanted one, 0 if none is allowed."""
-    return min(first_frames(codec, frames), key=lambda number: (abs(number - wanted), number), default=0)
+def usual_given(codec: Any, frames: int, denoiser: Any, wanted: int = 3) -> int:
+    """Return the allowed number of given first frames nearest to the wanted one, 0 if none is allowed.
+
+    Numbers that fill whole patches of the network go before others: it is told one level for each patch.
+    """
+    patch = patch_of(denoiser)
+
+    def farness(number: int) -> tuple[bool, int, int]:
+        return len(known_latents(codec, range(number))) % patch > 0, abs(number - wanted), number
+
+    return min(first_frames(codec, frames), key=farness, default=0)
 
 
 def check_given(name: str, given: int, codec: Any, frames: int) -> None:
@@ -45,20 +53,21 @@ def known_latents(codec: Any, known: Sequence[int]) -> list[int]:
     return list(range(codec.latent_frames(len(known)))) if codec.causal else list(known)
 
 
-def mixed(clean: Mapping[str, Sequence[int]], denoiser: Any) -> list[str]:
-    """Return a line for each setting by which latents of different noise levels lie in one patch of the network.
+def patch_of(denoiser: Any) -> int:
+    """Return how many latents in time a patch of the network has; a network of the user's own may have no patches."""
+    return getattr(denoiser, "patch", (1,))[0]
 
-    clean: the latents that are known, or made before the others, by the setting that says so.
+
+def mixed(clean: Mapping[str, Sequence[int]], denoiser: Any) -> list[str]:
+    """Return a line with the settings by which latents of different noise levels lie in one patch, if there are any.
+
+    clean: the latents that are known, or have less noise than the others, by the setting that says so.
     """
-    # A network of the user's own may have no patches.
-    patch = getattr(denoiser, "patch", (1,))[0]
+    patch = patch_of(denoiser)
     found = {name: Counter(number // patch for number in numbers) for name, numbers in clean.items()}
-    return [
-        f"{name}: frames of different noise levels share patches of {patch} (model.patch[0]): the network is told the "
-        "mean of their levels"
-        for name, patches in found.items()
-        if any(count < patch for count in patches.values())
-    ]
+    names = [name for name, patches in found.items() if any(count < patch for count in patches.values())]
+    said = f"frames of different noise levels share patches of {patch} (model.patch[0]): the network is told their mean"
+    return [f"{', '.join(names)}: {said}"] if names else []
 
 
 def fitting(codec: Any, frames: int) -> str:

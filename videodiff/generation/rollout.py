@@ -76,10 +76,10 @@ def with_keys(later: Sequence[tuple[int, str]], window: int, overlap: int) -> tu
     return tuple(found.items())
 
 
-def overlap_of(codec: object, window: int, asked: int | None) -> int:
-    """Return how many of the last frames a window continues: as asked, else the allowed number nearest to 3."""
+def overlap_of(codec: object, denoiser: object, window: int, asked: int | None) -> int:
+    """Return how many of the last frames a window continues: as asked, else the usual number of given frames."""
     if asked is None:
-        return usual_given(codec, window)
+        return usual_given(codec, window, denoiser)
     check_given("overlap", asked, codec, window)
     return asked
 

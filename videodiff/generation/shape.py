@@ -87,11 +87,17 @@ def unlike_rate(trained: Sequence[Trained], fps: float) -> str | None:
 def choose_rate(
     asked: float | None, trained: Sequence[Trained], shape: tuple[int, int, int], given: float | None = None
 ) -> float:
-    """Return the frames a second of a clip: as asked, as trained, or a given video's rate over the stride."""
+    """Return the frames a second of a clip: as asked, as trained, or a given video's rate over the stride.
+
+    Nobody is asked for the rate of a single frame: it is the one that the network has met most often.
+    """
     if asked is not None:
         check_rate(asked)
         return float(asked)
-    one = next((one for one in reversed(trained) if one.shape == shape), usual(trained))
+    alike = (one for alike in (shape, shape[:1]) for one in reversed(trained) if one.shape[: len(alike)] == alike)
+    one = next(alike, usual(trained))
+    if shape[0] == 1 and one.rates:
+        return most_frequent_rate(one)
     if one.rate is not None:
         return one.rate
     if given is not None:

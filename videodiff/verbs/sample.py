@@ -208,7 +208,7 @@ def order_of(
         raise ValueError(f"rollout: found {roll} with strength= or mask=, expected one window of frames=")
     if roll is not None and cfg.batch > 1:
         raise ValueError(f"batch: found {cfg.batch} with a rollout, expected 1: a long clip is made by itself")
-    overlap = overlap_of(model.codec, shape[0], cfg.overlap) if roll else 0
+    overlap = overlap_of(model.codec, model.denoiser, shape[0], cfg.overlap) if roll else 0
     if roll is not None and not overlap:
         raise ValueError(f"rollout: found a window of {shape[0]} frame, expected more: it has none to go on from")
     later = captions_of(cfg, total, fps, roll)
@@ -377,7 +377,9 @@ def remarks_on(trained: Sequence[Trained], shape: tuple[int, int, int]) -> list[
 
 def strange_rates(trained: Sequence[Trained], order: Order) -> list[str]:
     """Return a line for each rate that the network is told of and that lies beyond those of the training."""
-    told = {"fps": order.fps} | ({"rollout=keys": order.fps / (order.shape[0] - 1)} if order.roll == "keys" else {})
+    # A single frame does not move.
+    usual_rate = {"fps": order.fps} if order.rollout.total > 1 else {}
+    told = usual_rate | ({"rollout=keys": order.fps / (order.shape[0] - 1)} if order.roll == "keys" else {})
     return [f"{name}: {remark}" for name, rate in told.items() if (remark := unlike_rate(trained, rate))]
 
 

@@ -30,7 +30,8 @@ from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
-from videodiff.diffusion.levels import token_shift
+from videodiff.diffusion.levels import NoiseLevels, token_shift
+from videodiff.generation.known import mixed
 from videodiff.generation.sampling import is_no_room, latent_shape
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
@@ -209,7 +210,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     freeze(parts, cfg.freeze, model.objective.learns)
     if start is not None:
         start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))
-    for line in (*data.check_captions(model.text), *off_the_steps(cfg, model), *below_limit(cfg, data, world)):
+    said = (*data.check_captions(model.text), *off_the_steps(cfg, model), *below_limit(cfg, data, world))
+    for line in (*said, *mixed(levels_apart(model, data), model.denoiser)):
         if first:
             say(f"videodiff train: {line}")
     planned = isinstance(data, ClipDataModule)
@@ -351,6 +353,16 @@ def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
             f"sampler.shift: found {cfg.sampler.shift:g}, expected {trained:.3g}, at which objective.levels trains the "
             "steps: samples fall between them"
         )
+
+
+def levels_apart(model: Model, data: BatchModule) -> dict[str, Sequence[int]]:
+    """Return the latents that a policy gives levels of their own in the longest clips, by its key."""
+    levels = getattr(model.objective, "levels", None)
+    # A class of the user's own has policies of its own.
+    if not isinstance(levels, NoiseLevels):
+        return {}
+    longest = model.codec.latent_frames(max(shape.frames for shape in data.trained))
+    return {f"objective.levels.policies.{name}": at for name, at in levels.apart(longest).items()}
 
 
 def check_kept(cfg: DictConfig) -> None:

@@ -29,10 +29,10 @@ class SampleClips(Callback):
     """Every `every` optimizer steps, sample clips as mp4 with the averaged weights, in the most trained shape.
 
     Captions come from the first validation clips, or from the first training clips if there is no validation. Half of
-    the clips are continued from their first `given` frames (None: 3, or the nearest number that a causal codec allows),
-    the other half are made from the caption alone. With `prompts`, only these are sampled. `captions.json` lists them.
-    The clips of a step are written all together or not at all; a run that was stopped or killed at that step samples
-    them when it resumes. Dashboards show them too.
+    the clips are continued from their first `given` frames (None: `usual_given`), the other half are made from the
+    caption alone. With `prompts`, only these are sampled. `captions.json` lists them. The clips of a step are written
+    all together or not at all; a run that was stopped or killed at that step samples them when it resumes. Dashboards
+    show them too.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SampleClips(Callback):
         """Choose what to sample before the first step, so that a mistake ends the run early."""
         codec, shape = module.codec, usual(trainer.datamodule.trained)
         if self.given is None:
-            self.given = usual_given(codec, shape.frames)
+            self.given = usual_given(codec, shape.frames, module.denoiser)
         elif self.given:
             check_given("callbacks.samples.given", self.given, codec, shape.frames)
         self.shape = shape.shape

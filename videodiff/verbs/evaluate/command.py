@@ -61,9 +61,6 @@ from videodiff.verbs.evaluate.held_out import (
 )
 from videodiff.verbs.evaluate.unfinished import Unfinished, code_in, file_of, fingerprint
 
-# The default number of given frames of a continuation.
-GIVEN = 3
-
 
 class Job(NamedTuple):
     """All that a process needs to sample and measure a batch of clips."""
@@ -324,7 +321,7 @@ def remark_aloud(line: str) -> None:
 def given_of(cfg: DictConfig, model: Model, shape: Trained) -> int:
     """Return the number of given frames of a continuation; 0 if there can be none and none are asked for."""
     if cfg.given is None:
-        return usual_given(model.codec, shape.frames, GIVEN)
+        return usual_given(model.codec, shape.frames, model.denoiser)
     if CONTINUATION in cfg.tasks:
         check_given("given", cfg.given, model.codec, shape.frames)
     return cfg.given if cfg.given in first_frames(model.codec, shape.frames) else 0
