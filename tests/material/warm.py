@@ -9,6 +9,7 @@ for it, and does not end with it. `python -m tests.material.warm SOCKET` is the 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import fcntl
 import gc
 import json
@@ -16,11 +17,13 @@ import multiprocessing.spawn
 import os
 import runpy
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +34,8 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "WARM_PYTHON"
 # The variable that says `no` if the processes that a process starts must be its own children.
 CHILDREN = "WARM_CHILDREN"
+# The signal at which a fork writes the stacks of its threads, as Java does, and seconds in which it does that.
+STACKS, WRITING = signal.SIGQUIT, 2.0
 # What `multiprocessing` calls a process that it spawns.
 SPAWNED = "--multiprocessing-fork"
 # Variables that torch reads at import must have the same values in a fork as in a process of its own.
@@ -134,9 +139,9 @@ def run(command: Sequence[Any], *, timeout: float | None = None, **how: Any) -> 
     with Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **with_server(how)) as process:
         try:
             out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
+        except subprocess.TimeoutExpired as late:
+            end_late([process])
+            raise AssertionError("\n".join(process.communicate())) from late
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -144,6 +149,15 @@ def start(command: Sequence[Any], **how: Any) -> Popen:
     """Start a command with output and errors in one text stream, by default a pipe to this process."""
     how = {"stdout": subprocess.PIPE, **how}
     return Popen(command, stderr=subprocess.STDOUT, text=True, **with_server(how))
+
+
+def end_late(processes: Sequence[Popen]) -> None:
+    """Kill processes that should have ended; before, those that still run write where they are."""
+    for process in processes:
+        process.send_signal(STACKS)
+    time.sleep(WRITING)
+    for process in processes:
+        process.kill()
 
 
 def with_server(how: dict[str, Any]) -> dict[str, Any]:
@@ -254,6 +268,7 @@ def become(wanted: dict[str, Any], fds: list[int]) -> None:
         os.chdir(wanted["cwd"])
         os.environ.clear()
         os.environ.update(wanted["env"])
+        faulthandler.register(STACKS)
         # The server's own, remembered there at first use.
         tempfile.tempdir = None
         if os.environ.get(CHILDREN) != "no":

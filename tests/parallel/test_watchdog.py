@@ -21,7 +21,7 @@ from torch import distributed
 from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks, slurm
 from videodiff.parallel import watchdog
-from videodiff.parallel.watchdog import Beat, Watch, Watchdog, call_of, gone_line, still_line
+from videodiff.parallel.watchdog import Beat, Watch, Watchdog, call_of, frames, gone_line, still_line
 
 HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
 
@@ -86,12 +86,44 @@ def test_where_a_thread_is_is_told_by_its_innermost_lines() -> None:
     thread.start()
     ready.wait()
     time.sleep(0.1)
-    where, waits = call_of(sys._current_frames()[thread.ident])
+    where, waits = call_of(frames()[thread.ident])
     leave.set()
     thread.join()
     assert where.startswith("wait (")
     assert "called from tests/parallel/test_watchdog.py:" in where
     assert not waits
+
+
+BEATS = """
+import gc, sys, threading, time
+from videodiff.parallel.watchdog import Watch
+
+class Store:
+    def set(self, key, value):
+        pass
+
+def work():
+    while True:
+        thread = threading.Thread(target=list)
+        thread.start()
+        thread.join()
+
+watch = Watch(0, 2, Store(), None)
+threading.Thread(target=work, daemon=True).start()
+# A collection lets other threads run, as a destructor that closes a file does.
+gc.callbacks.append(lambda *about: time.sleep(0.001))
+gc.set_threshold(1)
+for _ in range(300):
+    watch.tell()
+print("told", gc.isenabled())
+"""
+
+
+def test_a_collection_of_garbage_never_stops_a_process_that_reports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BEATS], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout == "told True\n", done.stderr
 
 
 KEEPS_A_STORE = """

@@ -81,13 +81,13 @@ def wait(ranks: Ranks, run: Path, chance: random.Random) -> None:
     folder, end = run / "checkpoints", time.monotonic() + LIMIT
     aim = chance.randrange(0, STEPS)
     while ranks.living() and not any(step_of(path) >= aim for path in checkpoints(run) if run.exists()):
-        assert time.monotonic() < end, ranks.said()
+        assert time.monotonic() < end, ranks.stuck()
         if aim == 0:
             break
         time.sleep(0.002)
     if chance.random() < 0.5:
         while ranks.living() and not any(folder.glob(".step_*.partial")):
-            assert time.monotonic() < end, ranks.said()
+            assert time.monotonic() < end, ranks.stuck()
             time.sleep(0.0005)
         time.sleep(chance.uniform(0, 0.02))
     else:

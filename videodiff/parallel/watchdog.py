@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
+import operator
 import os
 import socket
 import sys
@@ -119,7 +121,7 @@ class Watch:
     def tell(self) -> None:
         """Report to the first process."""
         self.count += 1
-        where, waits = call_of(sys._current_frames().get(threading.main_thread().ident))
+        where, waits = call_of(frames().get(threading.main_thread().ident))
         host = socket.gethostname()
         beat = Beat(self.count, self.marks, self.at, where, waits, host, self.done.is_set(), self.cut, self.failed)
         self.store.set(f"beat/{self.rank}", json.dumps(beat))
@@ -318,6 +320,18 @@ class Watch:
         self.done.set()
         # The first process finds those that are gone or hang also now; another one could wait for a frozen first one.
         self.thread.join(self.lost if self.rank else None)
+
+
+def frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread.
+
+    Until Python 3.12 a collection of garbage that begins inside `_current_frames` can stop the process for good: the
+    call holds a lock that other threads want (cpython issue 106883). No thread runs between these three calls.
+    """
+    automatic, _, found = map(operator.call, (gc.isenabled, gc.disable, sys._current_frames))
+    if automatic:
+        gc.enable()
+    return found
 
 
 def call_of(frame: FrameType | None) -> tuple[str, bool]:

@@ -57,7 +57,7 @@ class Ranks:
                 rank.wait(LIMIT)
             assert [rank.returncode for rank in self.ranks] == [0] * len(self.ranks), self.said()
         except subprocess.TimeoutExpired as late:
-            raise AssertionError(self.said()) from late
+            raise AssertionError(self.stuck()) from late
         finally:
             self.kill()
 
@@ -65,6 +65,11 @@ class Ranks:
         """Kill all processes."""
         for rank in self.ranks:
             rank.kill()
+
+    def stuck(self) -> str:
+        """Kill all processes; return the output of all, with the stacks of those that ran."""
+        warm.end_late(self.ranks)
+        return self.said()
 
     def printed(self, rank: int) -> Path:
         """Return the file with the output of a rank."""

@@ -19,8 +19,9 @@ from videodiff.training.state.checkpoint import checkpoints, read_record, step_o
 STEPS = 6
 RECIPE = [
     *("optimizer=adamw", "schedule=constant", "trainer.log_every_n_steps=1"),
-    *("callbacks.checkpoints.every=2", "callbacks.checkpoints.keep=2"),
+    "callbacks.checkpoints.every=2",
 ]
+KEEP = "callbacks.checkpoints.keep=2"
 THERE = "callbacks.checkpoints.mirror=s3://set/runs"
 
 
@@ -39,7 +40,7 @@ def losses(run: Path) -> list[float]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, world_dataset: Path) -> list[float]:
     """Return the losses of one process that was never stopped."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    Ranks(1, folder, ["name=a", *tiny(world_dataset), *RECIPE, f"trainer.max_steps={STEPS}"]).finish()
+    Ranks(1, folder, ["name=a", *tiny(world_dataset), *RECIPE, KEEP, f"trainer.max_steps={STEPS}"]).finish()
     return losses(folder / "runs/a")
 
 
@@ -70,11 +71,14 @@ def test_two_processes_that_are_killed_while_they_send_go_on_from_the_store_on_a
     # The file of the second rank never arrives: the record of this checkpoint must not either.
     held = f"/set/runs/{strategy}/checkpoints/step_00000004/state/rank_00001.safetensors"
     store.hold(f"PUT {held}")
-    ranks = Ranks(2, here, [*words, "trainer.max_steps=100000"])
+    # All are kept: a slow store is not sent what would be removed there at once.
+    ranks = Ranks(2, here, [*words, "callbacks.checkpoints.keep=0", "trainer.max_steps=100000"])
     try:
-        assert store.reached.wait(LIMIT), ranks.said()
+        assert store.reached.wait(LIMIT), ranks.stuck()
         # The others are sent beside it.
+        end = time.monotonic() + LIMIT
         while not any(line.startswith(f"end PUT {held.rpartition('/state/')[0]}/") for line in store.asked):
+            assert time.monotonic() < end, ranks.stuck()
             time.sleep(0.02)
         assert ranks.living(), ranks.said()
     finally:
@@ -87,7 +91,7 @@ def test_two_processes_that_are_killed_while_they_send_go_on_from_the_store_on_a
     assert not half.keys() & {"checkpoint.json", "state/rank_00001.safetensors"}
     store.release()
 
-    ranks = Ranks(2, there, [*words, "resume=auto", f"trainer.max_steps={STEPS}"])
+    ranks = Ranks(2, there, [*words, KEEP, "resume=auto", f"trainer.max_steps={STEPS}"])
     ranks.finish()
     said = ranks.said()
     assert said.count("brought step_00000002 from s3://set/runs") == 1, "one process brings it"

@@ -340,6 +340,7 @@ CLASSES: dict[str, Kind] = {
     "videodiff.training.callbacks.guard.Guard": record(
         budget=whole(0), within=COUNT, spike=optional(number(above=1)), history=COUNT, rollbacks=whole(0)
     ),
+    "videodiff.training.callbacks.garbage.CollectGarbage": record(every=COUNT),
     "videodiff.training.callbacks.goodput.Goodput": record(every=COUNT),
     "videodiff.training.callbacks.stop.StopGently": record(),
     "videodiff.parallel.watchdog.Watchdog": record(folder=PLACE, lost=SECONDS, still=SECONDS),
