@@ -33,6 +33,7 @@ from data_prep.caption.asking import caption
 from data_prep.choose.curate import curate
 from data_prep.choose.rules import Rules
 from data_prep.choose.takedown import remember
+from data_prep.cut.policy import MakePolicy
 from data_prep.engine.lock import WORKERS
 from data_prep.make import make
 from data_prep.preparation import Phase, Preparation
@@ -73,7 +74,8 @@ def prep(settings: Settings, progress: Progress = silent) -> Summary:
     with locked(work), opened(settings, work, root) as preparation:
         preparation.inputs, preparation.progress = inputs, progress
         if preparation.makes:
-            check_settings(work / SETTINGS, {"source": bare_url(name), **settings.make.parameters})
+            wanted = {"source": bare_url(name), **settings.make.to_json()}
+            check_settings(work / SETTINGS, wanted, MakePolicy().to_json())
         if settings.overrides is not None:
             write_whole(work / OVERRIDES, json.dumps(without_values(settings.overrides)).encode())
         preparation.rules = rules_now(settings, work)

@@ -19,14 +19,17 @@ def check_free(out: Path) -> None:
         raise ValueError(f"out: found {found[0]}, but no work folder that it was made from; expected another folder")
 
 
-def check_settings(path: Path, wanted: Mapping[str, Any]) -> None:
-    """Raise where a work folder was begun otherwise: clips made in two ways must not meet in one dataset."""
-    before = flat(read_json(path)) or flat(wanted)
-    for key, value in flat(wanted).items():
-        if before.get(key) != value:
-            raise ValueError(f"{key}: found {value}, expected {before.get(key)} as in {path}, or another out")
+def check_settings(path: Path, wanted: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Raise where a work folder was begun otherwise: clips made in two ways must not meet in one dataset.
+
+    usual: what the settings were where a folder that an older version has begun does not name them.
+    """
     if not path.is_file():
         write_whole(path, json.dumps(wanted, indent=1).encode())
+    before = flat(usual) | flat(read_json(path))
+    for key, value in flat(wanted).items():
+        if before[key] != value:
+            raise ValueError(f"{key}: found {value}, expected {before[key]} as in {path}, or another out")
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -54,7 +55,11 @@ class MakePolicy:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The settings that determine the bytes and the scores of a clip, as JSON."""
-        found = asdict(self)
-        # Older work folders, written before scores could be chosen, name none.
+        """The settings that determine the bytes and the scores of a clip, as the json of each clip says them."""
+        found = self.to_json()
+        # Clips that were made before scores could be chosen name none.
         return found if self.scores != DEFAULT else {key: value for key, value in found.items() if key != "scores"}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings as JSON has them: a tuple is a list there."""
+        return json.loads(json.dumps(asdict(self)))
