@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.admit import admit, open_inputs
-from data_prep.books.begun import check_free, check_settings
+from data_prep.books.begun import check_settings
 from data_prep.books.clip_index import ClipIndex
 from data_prep.books.ledger import Ledger
 from data_prep.books.plan import Plan
@@ -44,6 +44,7 @@ from data_prep.rate.ratings import Ratings
 from data_prep.report.progress import Progress, silent
 from data_prep.report.summary import Summary
 from data_prep.settings import Settings, Source
+from videodiff.data.samples.shards import check_free
 from videodiff.data.storage.address import bare_url
 from videodiff.data.storage.files import owning, remove_abandoned, write_whole
 

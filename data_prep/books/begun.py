@@ -1,4 +1,4 @@
-"""The beginning of a work folder: where it may begin, and the settings that it was begun with."""
+"""The settings that a work folder was begun with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.books.work_folder import read_json
-from videodiff.data.samples.manifest import NAME
 from videodiff.data.storage.files import write_whole
-
-
-def check_free(out: Path) -> None:
-    """Raise where a folder without a work folder holds a dataset: its shards, maybe the source, would be lost."""
-    found = [path for path in (out / NAME, *sorted(out.glob("shard-*.tar"))) if path.is_file()]
-    if found:
-        raise ValueError(f"out: found {found[0]}, but no work folder that it was made from; expected another folder")
 
 
 def check_settings(path: Path, wanted: Mapping[str, Any], usual: Mapping[str, Any]) -> None:

@@ -162,14 +162,28 @@ def test_a_clip_that_takes_too_long_is_rejected_and_its_process_killed(tmp_path)
     assert report.packed == 1
 
 
-def test_a_source_of_which_nothing_can_be_packed_leaves_the_old_dataset_and_the_reasons(tmp_path):
-    out = tmp_path / "out"
-    pack(fill(tmp_path / "in", {"a.mp4": GOOD}), out, workers=1)
-    before = Manifest.load(out).fingerprint
+def test_a_source_of_which_nothing_can_be_packed_leaves_the_reasons_alone(tmp_path, in_process):
+    source, out = fill(tmp_path / "in", {"b.mp4": b"no video"}), tmp_path / "out"
     with pytest.raises(ValueError, match=r"found no clip in .* that can be packed"):
-        pack(fill(tmp_path / "bad", {"b.mp4": b"no video"}), out, workers=1)
-    assert Manifest.load(out).fingerprint == before
+        pack(source, out)
     assert [line["name"] for line in rejected(out)] == ["b.mp4"]
+    assert [path.name for path in out.iterdir()] == ["rejected.jsonl"]
+    fill(source, {"b.mp4": GOOD})
+    assert pack(source, out).packed == 1
+    assert not rejected(out)
+
+
+@pytest.mark.parametrize("gone", ["", "manifest.parquet", "shard-00000.tar"])
+def test_a_folder_with_a_dataset_or_a_part_of_one_is_left_as_it_is(tmp_path, in_process, gone):
+    source, out = fill(tmp_path / "in", {"a.mp4": GOOD}), tmp_path / "out"
+    pack(source, out)
+    if gone:
+        (out / gone).unlink()
+    before = contents(out)
+    fill(source, {"b.mp4": b"no video"})
+    with pytest.raises(ValueError, match=rf"out: found {out}/.* of another dataset, expected a folder without one"):
+        pack(source, out)
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"short_side": 0}, {"timeout": 0}, {"crf": 52}])

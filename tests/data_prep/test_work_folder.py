@@ -119,6 +119,6 @@ def test_a_dataset_that_has_no_work_folder_is_not_replaced(footage: Path, tmp_pa
     tar = (out / "shard-00000.tar").rename(other / "shard-00000.tar")
     before = tar.read_bytes()
     for source, kind in ((footage, "folder"), (tar, "webdataset")):
-        with pytest.raises(ValueError, match=rf"out: found {tar}, but no work folder .* expected another folder"):
+        with pytest.raises(ValueError, match=rf"out: found {tar} of another dataset, expected a folder without one"):
             prep(other, source, kind, **HOW)
     assert [path.read_bytes() for path in other.iterdir()] == [before]

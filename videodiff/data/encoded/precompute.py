@@ -45,6 +45,7 @@ from videodiff.data.samples.shards import (
     VIDEOS,
     WORDS,
     add_members,
+    check_free,
     checked_video,
     end_of,
     open_tar,
@@ -191,8 +192,8 @@ def check_out(out: Path, source: Manifest) -> None:
     """Raise if the encoded dataset must not be written to `out`."""
     if isinstance(source.path, Path) and source.path.parent.resolve() == out.resolve():
         raise ValueError(f"out: found the dataset itself, {out}, expected another folder")
-    if not (out / WORK / SETTINGS).is_file() and any(out.glob("*.tar")):
-        raise ValueError(f"out: found shards of another kind in {out}, expected an empty folder")
+    if not (out / WORK / SETTINGS).is_file():
+        check_free(out)
 
 
 def comparable(setting: Any) -> tuple[Any, Any]:

@@ -269,6 +269,16 @@ def unfinished(root: Path, name: str) -> list[Path]:
     return [path for pattern in patterns for path in root.glob(pattern)]
 
 
+def check_free(root: Path) -> None:
+    """Raise where a folder holds a dataset, or shards of one: what is in them, maybe the source, would be lost."""
+    found = next((path for path in (root / NAME, *sorted(root.glob("*.tar"))) if path.is_file()), None)
+    if found is not None:
+        raise ValueError(
+            f"out: found {found} of another dataset, expected a folder without one: choose another out, or remove that "
+            "dataset first"
+        )
+
+
 def remove_shards(root: Path, name: str = "shard") -> None:
     """Remove a dataset, the manifest first, and the temporary files of a killed writer."""
     for path in (root / NAME, *root.glob(f"{name}-*.tar"), root / WORDS, *unfinished(root, name)):
