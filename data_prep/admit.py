@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from heapq import nsmallest
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_prep.books.reading import Reading
+from data_prep.books.request import ClipRequest
 from data_prep.books.work_folder import PASSED, READING, SETTINGS, read_json
+from data_prep.choose.rules import is_taken
+from data_prep.fetch.acquire import near_file, stamp_of
 from data_prep.preparation import Inputs, Preparation
 from data_prep.report.progress import counted
 from data_prep.settings import Source
 from data_prep.sources.reader import open_source
 from videodiff.data.storage.files import write_whole
 from videodiff.data.storage.listing import Passed
+
+# Changed files that are named.
+SHOWN = 3
 
 
 def admit(preparation: Preparation) -> None:
@@ -24,7 +32,9 @@ def admit(preparation: Preparation) -> None:
     if inputs is not None:
         (work / READING).unlink(missing_ok=True)
         items = counted(inputs.items, preparation.progress, "read", "inputs")
-        reading = preparation.plan.add(preparation.ledger.admit(items))
+        changed: set[str] = set()
+        reading = preparation.plan.add(watched(preparation.ledger.admit(items), preparation, changed))
+        reading.changed, reading.changed_files = len(changed), nsmallest(SHOWN, changed)
         write_whole(work / READING, json.dumps(reading.to_json()).encode())
         write_whole(work / PASSED, json.dumps(dict(inputs.passed.most_common())).encode())
     reading = Reading.from_json(read_json(work / READING))
@@ -32,6 +42,19 @@ def admit(preparation: Preparation) -> None:
         reading.updated = 0  # by an earlier call
     preparation.summary.reading = reading
     preparation.summary.passed_over = read_json(work / PASSED)
+
+
+def watched(requests: Iterable[ClipRequest], preparation: Preparation, changed: set[str]) -> Iterator[ClipRequest]:
+    """Yield requests; add to `changed` the local files that have another size or time than when they were worked on."""
+    root, fetch, ledger = preparation.root, preparation.settings.fetch, preparation.ledger
+    for request in requests:
+        near = near_file(request, root, fetch)
+        if near is not None and (before := ledger.stamp(request.id)) is not None:
+            # A file that is gone has nothing new.
+            with suppress(OSError):
+                if stamp_of(near.path) != before and not is_taken(request, preparation.rules.taken):
+                    changed.add(request.source)
+        yield request
 
 
 def open_inputs(source: Source, work: Path) -> Inputs:

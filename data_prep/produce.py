@@ -102,7 +102,8 @@ def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterato
     try:
         for outcome in cut_all(requests, video, making):
             left.discard(outcome.id)
-            yield outcome
+            # A failure may be tried again, and then has another file.
+            yield outcome if outcome.status == "failed" else replace(outcome, stamp=video.stamp)
     except (DecodeError, av.FFmpegError) as error:
         for request in requests:
             if request.id in left:

@@ -35,6 +35,7 @@ CREATE INDEX IF NOT EXISTS by_id ON outcomes (id);
 CREATE VIEW IF NOT EXISTS ended AS SELECT * FROM outcomes
     WHERE number = (SELECT max(number) FROM outcomes AS later WHERE later.id = outcomes.id);
 CREATE TABLE IF NOT EXISTS bad (id BLOB PRIMARY KEY, file TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stamps (id BLOB PRIMARY KEY, size INTEGER NOT NULL, time INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS stages (stage TEXT PRIMARY KEY, seconds REAL NOT NULL, items INTEGER NOT NULL,
     bytes INTEGER NOT NULL);
 """
@@ -45,7 +46,10 @@ BATCH = 50_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an input ended, and where: `ok`, `filtered` for a reason, or `failed` with a class, maybe worth a retry."""
+    """How an input ended, and where: `ok`, `filtered` for a reason, or `failed` with a class, maybe worth a retry.
+
+    stamp: size and time of the local file that was worked on, None for other sources.
+    """
 
     id: str
     status: str
@@ -53,6 +57,7 @@ class Outcome:
     retryable: bool = False
     detail: str = ""
     host: str = field(default_factory=socket.gethostname, compare=False)
+    stamp: tuple[int, int] | None = field(default=None, compare=False)
 
 
 class EndedInput(NamedTuple):
@@ -203,6 +208,10 @@ class Ledger:
         for id, place, status, reason, retryable, *rest in rows:
             yield EndedInput(str(uuid.UUID(bytes=id)), place, status, reason, bool(retryable), *rest)
 
+    def stamp(self, id: str) -> tuple[int, int] | None:
+        """Return size and time of the local file that an input ended with; None where none is known."""
+        return self.base.execute("SELECT size, time FROM stamps WHERE id = ?", (key(id),)).fetchone()
+
     def _place(self, id: str) -> str | None:
         row = self.base.execute("SELECT place FROM inputs WHERE id = ?", (key(id),)).fetchone()
         return row and row[0]
@@ -216,6 +225,8 @@ class Ledger:
         if self._state(outcome.id) == "ended":
             return False
         self._note(outcome)
+        if outcome.stamp is not None:
+            self.base.execute("INSERT OR REPLACE INTO stamps VALUES (?, ?, ?)", (key(outcome.id), *outcome.stamp))
         return True
 
     def _note(self, outcome: Outcome) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -53,11 +53,22 @@ log.addFilter(redact)
 
 @dataclass(frozen=True)
 class Acquired:
-    """A video on the disk: its file, its sha-256, and whether it was created here and may be deleted after use."""
+    """A video on the disk: its file, its sha-256, and whether it was created here and may be deleted after use.
+
+    stamp: of the local file that it is or is a part of, see `stamp_of`; None for what was fetched.
+    """
 
     path: Path
     sha256: str
     temporary: bool
+    stamp: tuple[int, int] | None = None
+
+
+class Near(NamedTuple):
+    """A file of this machine that a video is read from; followed: links on its path are the user's own."""
+
+    path: Path
+    followed: bool
 
 
 class Acquirer:
@@ -84,15 +95,14 @@ class Acquirer:
 
     def fetch(self, request: ClipRequest) -> Acquired:
         """Return the video of a request; an AcquireError where it does not come, an OSError where the disk is full."""
-        if (path := self._at_hand(request)) is not None:
-            return Acquired(path, digest(path), temporary=False)
-        location = request.address or request.source
-        if "://" not in location:
-            location = join_url(self.root, location) if "://" in self.root else f"{self.root}/{location}"
-        if "://" not in location:
-            check_local(Path(self.root), Path(location), request.followed)
+        location, stamp = request.address or request.source, None
+        if (near := near_file(request, self.root, self.policy)) is not None:
+            check_local(Path(self.root), *near)
+            location, stamp = str(near.path), stamp_of(near.path)
             if request.part is None:
-                return Acquired(Path(location), digest(Path(location)), temporary=False)
+                return Acquired(near.path, digest(near.path), temporary=False, stamp=stamp)
+        elif "://" not in location:
+            location = join_url(self.root, location)
         name = str(uuid.uuid5(NAMESPACE, json.dumps(request.video)))
         path, folder = self.folder / name, self.folder / f".{name}.partial"
         if not path.exists():
@@ -102,14 +112,7 @@ class Acquirer:
                 keep(self._bring(location, request.part, folder), path)
             finally:
                 shutil.rmtree(folder)
-        return Acquired(path, digest(path), temporary=True)
-
-    def _at_hand(self, request: ClipRequest) -> Path | None:
-        """Return the file of a video that was downloaded before, None where there is none."""
-        if self.policy.local is None or request.part or not request.parent:
-            return None
-        path = Path(self.policy.local.replace("{id}", request.parent))
-        return path if Path(request.parent).name == request.parent and path.is_file() else None
+        return Acquired(path, digest(path), temporary=True, stamp=stamp)
 
     def _bring(self, location: str, part: Part | None, folder: Path) -> Path:
         until = time.monotonic() + self.policy.deadline
@@ -275,6 +278,22 @@ class Acquirer:
             raise AcquireError("too-large", NEVER, f"found {size} bytes, expected at most {self.policy.max_bytes}")
         if time.monotonic() > until:
             raise AcquireError("too-slow", LATER, f"found no end within {self.policy.deadline} s")
+
+
+def near_file(request: ClipRequest, root: str, policy: FetchPolicy) -> Near | None:
+    """Return the local file of a request: one downloaded before, or one below `root`; None if the video is fetched."""
+    if policy.local is not None and not request.part and request.parent == Path(request.parent).name != "":
+        path = Path(policy.local.replace("{id}", request.parent))
+        if path.is_file():
+            return Near(path, followed=True)
+    location = request.address or request.source
+    return None if "://" in location or "://" in root else Near(Path(root) / location, request.followed)
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return size and time of a file, which tell at no cost that it may have been replaced."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def check_answer(answer: Answer, url: str) -> None:

@@ -86,7 +86,7 @@ class Summary:
     def from_json(cls, said: Mapping[str, Any]) -> Summary:
         """Return the summary that `to_json` gave, in this version or an earlier one."""
         captions = CaptionCounts(**said["captions"]) if "captions" in said else None
-        known = ("clips", "shards", "repeated", "updated", "notes_left_out", "captions", "passed_over")
+        known = ("clips", "shards", "captions", "passed_over", *Reading.KEYS)
         ends = ("inputs", "ok", "filtered", "failed", "open")
         return cls(
             Ends(**{name: said[name] for name in ends}),
@@ -119,6 +119,12 @@ def format_summary(summary: Summary, out: str | Path) -> str:
         lines.append(f"{reading.repeated:,} rows repeat the input of another row: their captions were joined")
     if reading.updated:
         lines.append(f"{reading.updated:,} inputs updated: their metadata in the source has changed")
+    if reading.changed:
+        names = ", ".join(reading.changed_files) + ", ..." * (reading.changed > len(reading.changed_files))
+        lines.append(
+            f"{reading.changed:,} files have another size or time than when they were worked on: {names}; what was "
+            "made of them stays, for new content choose another out"
+        )
     lines += [f"{count:,} notes left out: {name}" for name, count in reading.omitted.items()]
     lines += [f"{count:,} filtered: {reason}" for reason, count in ends.filtered.items()]
     lines += [f"{count:,} failed: {reason} ({kind})" for reason, kind, count in failures(ends.failed)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from data_prep.books.work_folder import VIDEOS
 from data_prep.engine.local import Local
+from data_prep.report.summary import Summary, format_summary
 from tests.material.preparing import prep
 from tests.material.scored_clips import panning
 from videodiff.data.samples.manifest import Manifest
@@ -104,6 +106,47 @@ def test_a_clip_that_is_damaged_in_the_work_folder_is_named_and_not_packed(foota
     assert (out / "shard-00000.tar").read_bytes() == shard
     (tmp_path / "gone.txt").write_text(clip.stem)
     assert prep(out, takedown=tmp_path / "gone.txt", **HOW)["filtered"] == {"takedown": 1}
+
+
+def replaced(path: Path, data: bytes) -> None:
+    """Replace a file by one of the same size and another time."""
+    time = path.stat().st_mtime_ns + 10**9
+    path.write_bytes(data.ljust(path.stat().st_size, b" ")[: path.stat().st_size])
+    os.utime(path, ns=(time, time))
+
+
+def test_a_file_that_was_replaced_under_its_name_is_named_and_its_clip_stays(footage: Path, tmp_path: Path):
+    out, other = tmp_path / "out", encode(panning(16, height=32, width=48, speed=2, seed=1), 8.0)
+    for name in ("b.mp4", "c.mp4", "short.mp4"):
+        (footage / name).write_bytes(other)
+    shots = {**HOW, "cut": {"by": "scenes", "minimum": 1.0, "maximum": 2.0}}
+    (footage / "short.mp4").write_bytes(encode(panning(4, height=32, width=48, speed=2, seed=2), 8.0))
+    assert "changed" not in (first := prep(out, footage, **shots))
+    assert (first["ok"], first["filtered"]) == (2, {"duplicate": 1, "no scene": 1})
+    assert "changed" not in prep(out, footage, **shots)
+    before = of_clips(out)
+    replaced(footage / "a.mp4", other)
+    (footage / "short.mp4").write_bytes(other)
+    (footage / "c.mp4").unlink()
+    for source in (footage, footage, None):
+        summary = prep(out, source, **shots)
+        assert (summary["changed"], summary["changed_files"]) == (2, ["a.mp4", "short.mp4"])
+    assert (of_clips(out), summary["ok"]) == (before, 2)
+    told = "2 files have another size or time than when they were worked on: a.mp4, short.mp4; what was made"
+    assert told in format_summary(Summary.from_json(summary), out)
+    # What is taken down has nothing that stays.
+    (tmp_path / "gone.txt").write_text("a.mp4\n")
+    summary = prep(out, footage, takedown=tmp_path / "gone.txt", **shots)
+    assert (summary["changed"], summary["changed_files"]) == (1, ["short.mp4"])
+
+
+def test_a_failed_input_is_no_changed_file_and_one_that_was_mended_has_its_new_time(footage: Path, tmp_path: Path):
+    (footage / "a.mp4").write_bytes(b"no video")
+    assert prep(out := tmp_path / "out", footage, **HOW)["failed"] == {"undecodable": {"permanent": 1}}
+    (footage / "a.mp4").write_bytes(GOOD)
+    assert "changed" not in prep(out, footage, **HOW)
+    assert prep(out, retry="all", **HOW)["ok"] == 1
+    assert "changed" not in prep(out, footage, **HOW)
 
 
 def test_a_damaged_ledger_is_named(footage: Path, tmp_path: Path):

@@ -71,12 +71,14 @@ def test_a_local_file_stays_where_it_is(tmp_path: Path) -> None:
     found = acquirer(tmp_path / "work", root=tmp_path / "videos").fetch(wanted("-a.mp4"))
     assert (found.path, found.temporary) == (tmp_path / "videos" / "-a.mp4", False)
     assert found.sha256 == hashlib.sha256(SMALL).hexdigest()
+    assert found.stamp == (len(SMALL), (tmp_path / "videos" / "-a.mp4").stat().st_mtime_ns)
 
 
 def test_a_part_of_a_local_archive_is_copied(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(LARGE)
     found = acquirer(tmp_path / "work", root=tmp_path).fetch(wanted("a.tar", Part("x.mp4", 1000, 500)))
     assert (found.path.read_bytes(), found.temporary) == (LARGE[1000:1500], True)
+    assert found.stamp == (len(LARGE), (tmp_path / "a.tar").stat().st_mtime_ns), "of the archive"
     with pytest.raises(AcquireError, match="truncated") as caught:
         acquirer(tmp_path / "work", root=tmp_path).fetch(wanted("a.tar", Part("y.mp4", len(LARGE) - 10, 20)))
     assert not caught.value.retryable
