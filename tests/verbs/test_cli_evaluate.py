@@ -175,14 +175,15 @@ def test_an_interrupted_evaluation_goes_on_and_leaves_the_former_one_whole(
         assert made(run) == figures
 
 
-def world_of(root: Path, crf: int) -> Path:
-    """Write four clips of the bouncing world, encoded so, and return their dataset."""
+def world_of(root: Path, crf: int, gravity: float = 0.0) -> Path:
+    """Write four clips of the bouncing world, encoded so and with this gravity told, and return their dataset."""
     shutil.rmtree(root, ignore_errors=True)
     with ShardWriter(root) as writer:
         for seed in range(4):
             scene = Bouncing(balls={1: 1.0}, split="all").scene(seed)
             video = encode(render(scene, 16), scene.fps, crf=crf)
-            writer.add(f"{seed:04d}", *clip_sample(video, probe(video), [scene.caption], truth=scene.truth()))
+            truth = scene.truth() | {"gravity": gravity}
+            writer.add(f"{seed:04d}", *clip_sample(video, probe(video), [scene.caption], truth=truth))
     return root
 
 
@@ -206,6 +207,9 @@ def test_figures_are_told_from_those_of_other_weights_and_of_a_dataset_that_was_
     # The same clips as plain tars.
     (tar,) = root.glob("*.tar")
     assert evaluated(str(tar))[0] == checksum
+    # The same videos with another truth.
+    assert evaluated(str(world_of(root, 8, gravity=1.0)))[0] != checksum
+    world_of(root, 8)
     # An interrupted evaluation does not go on with other clips of the same names, captions and truth.
     write = Unfinished.write
 

@@ -130,7 +130,7 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     left_out |= broken | failed | unfit
     for reason in left_out.values():
         remark(f"left out: {reason}")
-    metrics = applying(metrics, [one.scene for one in chosen], remark)
+    metrics = applying(metrics, [bool(one.truth) for one in chosen], remark)
     batch = min(cfg.batch, len(chosen))
     check_memory(model, shape.shape, batch)
     job = Job(model, generation, shape, held_out, chosen, captions, tasks, given, metrics, cfg.seed, batch, cfg.keep)

@@ -60,13 +60,16 @@ class HeldOut(Protocol):
 
 
 class Chosen(NamedTuple):
-    """A clip that is measured: its index among the candidates, and what is known of it without its frames."""
+    """A clip that is measured: its index among the candidates, and what is known of it without its frames.
+
+    truth: the checksum of its scene, empty where none is known; sha256: that of its video.
+    """
 
     index: int
     key: str
     caption: str
     fps: float
-    scene: bool
+    truth: str
     sha256: str
 
 
@@ -221,11 +224,12 @@ def look(index: int, candidate: Candidate, check: Callable[[Case], Mapping[str, 
 
 def chosen_of(index: int, candidate: Candidate, case: Case) -> Chosen:
     """Return what is known of a clip that was read."""
-    return Chosen(index, case.key, case.caption, case.fps, case.scene is not None, candidate.sha256())
+    truth = "" if case.scene is None else hashlib.sha256(json.dumps(case.scene.truth()).encode()).hexdigest()
+    return Chosen(index, case.key, case.caption, case.fps, truth, candidate.sha256())
 
 
 def clips_sha256(chosen: Sequence[Chosen]) -> str:
-    """Return a checksum of clips with captions and rates, wherever they lie; it has the first digits only."""
+    """Return a checksum of clips with captions, rates and truth, wherever they lie; it has the first digits only."""
     return hashlib.sha256(json.dumps([one[1:] for one in chosen]).encode()).hexdigest()[:DIGITS]
 
 
