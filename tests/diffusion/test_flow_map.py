@@ -20,7 +20,7 @@ from videodiff.diffusion.guidance import classifier_free, denoise_function, with
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Objective, clip_seeds
 from videodiff.diffusion.path import Cosine, Path, RectifiedFlow, per_frame
-from videodiff.diffusion.prediction import KINDS, convert
+from videodiff.diffusion.prediction import convert
 from videodiff.diffusion.sampler import euler, flow_map, generate, schedule
 
 each_path = pytest.mark.parametrize("path", [RectifiedFlow(), Cosine()], ids=lambda path: type(path).__name__)
@@ -185,7 +185,7 @@ def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> 
 
 
 @each_path
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["x", "v"])
 @pytest.mark.parametrize("own", [0.0, 0.5])
 def test_the_loss_of_the_exact_mean_velocity_is_zero_in_every_form(path: Path, kind: str, own: float) -> None:
     tau, rho = uneven()

@@ -211,6 +211,13 @@ def test_an_unknown_prediction_type_is_an_error_that_names_the_known_ones(name: 
         Objective(RectifiedFlow(), NoiseLevels(), **{name: "score"})
 
 
+@pytest.mark.parametrize("kind", [FlowMap, ProgressiveDistillation])
+def test_few_steps_are_not_learned_from_predicted_noise(kind: type[Objective]) -> None:
+    # Of all networks the one that answers z would have no error at the first step, and its clip would be empty.
+    with pytest.raises(ValueError, match=r"objective\.prediction: found 'eps' for few steps, expected x or v"):
+        kind(RectifiedFlow(), NoiseLevels(), prediction="eps")
+
+
 ALONE = """
 import importlib, pkgutil, sys, torch
 import videodiff.denoiser, videodiff.diffusion

@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from videodiff.diffusion.guidance import denoise_function
 from videodiff.diffusion.levels import shift_levels
 from videodiff.diffusion.path import Cosine, Path, RectifiedFlow, per_frame
+from videodiff.diffusion.prediction import convert
 from videodiff.diffusion.sampler import Denoise, Sampler, ddim, dpm_solver_2m, euler, generate, heun, schedule
 
 ORDER = {euler: 1, heun: 2, ddim: 1, dpm_solver_2m: 2}
@@ -134,6 +136,20 @@ def test_one_step_from_pure_noise_gives_the_expected_clip(sampler: Sampler, path
     tangent = randn(3) + math.pi / 2 * MEAN
     curved = isinstance(path, Cosine) and sampler in (euler, heun)
     torch.testing.assert_close(made, tangent if curved else MEAN, rtol=0, atol=1e-12)
+
+
+@each_path
+@each_sampler
+def test_what_a_network_errs_in_predicted_noise_stays_small_on_the_way(sampler: Sampler, path: Path) -> None:
+    # In pure noise alpha is 0: the clip that follows from an error of eps there would be infinite.
+    def made(wrong: float) -> Tensor:
+        def network(z: Tensor, tau: Tensor) -> Tensor:
+            return convert(best(path)(z, tau), z, tau, path, "x").eps + wrong * randn(4)
+
+        return sampler(denoise_function(network, {}, path, "eps"), randn(3), levels(8, 1.0, 0.0), path)
+
+    grown = (made(0.05) - made(0.0)).square().mean().sqrt() / 0.05
+    assert grown < 8, "no more than its own size in each of the eight steps"
 
 
 @each_path

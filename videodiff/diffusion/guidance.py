@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from videodiff.diffusion.path import Path, per_frame
-from videodiff.diffusion.prediction import convert
+from videodiff.diffusion.prediction import FLOOR, convert
 
 Denoise = Callable[..., Tensor]
 
@@ -22,8 +22,8 @@ def denoise_function(
     """
 
     def denoise(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
-        told = dict(zip(("rho",), rho, strict=False))
-        return convert(denoiser(z, tau, **condition, **told), z, tau, path, prediction, floor=1e-3).x
+        told = {"rho": rho[0]} if rho else {}
+        return convert(denoiser(z, tau, **condition, **told), z, tau, path, prediction, FLOOR).x
 
     return denoise
 

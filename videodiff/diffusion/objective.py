@@ -24,7 +24,7 @@ from torch import Tensor
 from videodiff.device import send
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.path import Path
-from videodiff.diffusion.prediction import KINDS, Prediction, convert
+from videodiff.diffusion.prediction import FLOOR, KINDS, Prediction, convert
 
 Denoiser = Callable[..., Tensor]
 Condition = Mapping[str, Tensor]
@@ -59,13 +59,18 @@ class Objective:
     levels: NoiseLevels
     prediction: str = "v"
     loss: str = "v"
-    floor: float = 0.05
+    floor: float = FLOOR
     caption_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         for name, kind in (("prediction", self.prediction), ("loss", self.loss)):
             if kind not in KINDS:
                 raise ValueError(f"objective.{name}: found {kind!r}, expected one of {', '.join(KINDS)}")
+        if self.forwards and self.prediction == "eps":
+            raise ValueError(
+                "objective.prediction: found 'eps' for few steps, expected x or v: the first step begins at pure noise, "
+                "where eps is z and says nothing of the clip"
+            )
 
     def learns(self, name: str) -> bool:
         """Tell whether a weight learns: those for steps of a flow map if the objective takes steps, else all others."""

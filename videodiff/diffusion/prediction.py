@@ -14,6 +14,8 @@ from torch import Tensor
 from videodiff.diffusion.path import Path, per_frame
 
 KINDS = ("x", "eps", "v")
+# The usual smallest divisor (JiT, arXiv 2511.13720): what a network errs by grows by 20 times at most.
+FLOOR = 0.05
 
 
 class Prediction(NamedTuple):
@@ -28,7 +30,8 @@ def convert(output: Tensor, z: Tensor, tau: Tensor, path: Path, kind: str, floor
     """Return the three forms of a network output of this `kind`.
 
     `floor` is the smallest divisor: sigma if x is given, alpha if eps is given. A training loss on v with predicted x
-    needs one (JiT, arXiv 2511.13720, uses 0.05). A divisor of 0, at a clean frame, gives eps = 0.
+    needs one, and so does a sampler with predicted eps, which begins at pure noise. A divisor of 0, at a clean frame,
+    gives eps = 0.
     """
     alpha, sigma = per_frame(path.alpha(tau)), per_frame(path.sigma(tau))
     d_alpha, d_sigma = (per_frame(slope) for slope in path.slopes(tau))
