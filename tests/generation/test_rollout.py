@@ -135,6 +135,14 @@ def test_a_window_that_slides_is_led_until_all_its_frames_are_new() -> None:
     assert model.denoiser.words[12::2] == [0] * 6 + [1] * 4 + [0] * 14
 
 
+def test_a_window_that_slides_encodes_each_caption_once() -> None:
+    model, seen = parts(), []
+    model.text.register_forward_pre_hook(lambda _, given: seen.append(*given))
+    made("rolling", HOW._replace(total=30, later=((12, "ball"),)), model=model)
+    # Two windows, and two captions while the window slides.
+    assert [captions for captions in seen if captions != [""]] == [["a ball"]] * 3 + [["ball"]]
+
+
 def test_frames_between_keys_are_led_where_the_caption_leads() -> None:
     words = words_of_windows("keys", HOW._replace(total=20, after="drop"))
     # The first keys, four segments between them, and only the first of these begins where the caption leads.

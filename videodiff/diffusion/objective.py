@@ -68,8 +68,8 @@ class Objective:
                 raise ValueError(f"objective.{name}: found {kind!r}, expected one of {', '.join(KINDS)}")
         if self.forwards and self.prediction == "eps":
             raise ValueError(
-                "objective.prediction: found 'eps' for few steps, expected x or v: the first step begins at pure noise, "
-                "where eps is z and says nothing of the clip"
+                "objective.prediction: found 'eps' for few steps, expected x or v: the first step begins at pure "
+                "noise, where eps is z and says nothing of the clip"
             )
 
     def learns(self, name: str) -> bool:

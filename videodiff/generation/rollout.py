@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
@@ -150,6 +151,8 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
     ramp = ramp_of(noisy, generation, how, device)
     noise = frame_noise(size, one.seed, range(shape[0]), device)
     path, history = parts.objective.path, clean[:, :, : how.overlap]
+    # An encoder may be larger than the denoiser, and a caption holds for many frames.
+    told = cache(lambda caption: network(parts, [one._replace(caption=caption)], device))
     z = path.mix(clean, noise, ramp[0])
     for number in range(how.total - shape[0]):
         given = nothing_given(noise)
@@ -157,7 +160,7 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
         z[:, :, : how.overlap] = path.mix(history, noise[:, :, : how.overlap], ramp[0, :, : how.overlap])
         settings, caption = how.led(generation, one.caption, shape[0] + number, noisy)
         settings = settings if caption else settings.without_caption()
-        denoise = settings.denoise(network(parts, [one._replace(caption=caption)], device), noise, given)
+        denoise = settings.denoise(told(caption), noise, given)
         z = generation.sampler(denoise, z, ramp, path)
         ready = z[:, :, how.overlap : how.overlap + 1]
         yield all_finite(frames_of(parts.codec, ready, [one]))[0][0]
