@@ -213,10 +213,11 @@ class Clips:
     def task(self, index: int, bucket: int = 0, epoch: int = 0, order: tuple[int, int] = (0, 0)) -> Task:
         """Return the task for a row, in a bucket and an epoch, at `order` (step, position)."""
         row, shape, key = self.manifest.row(index), self.buckets[bucket], (self.seed, epoch, index)
-        first = shape.first_window(row["frames"])
-        draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
-        numbers = first if self.fixed else draw_window(row["frames"], *key)
-        key = None if self.fixed else key
+        if self.fixed:
+            numbers, key = shape.first_window(row["frames"]), None
+        else:
+            draw_window = shape.window if self.windows is None else partial(self.windows.draw, shape)
+            numbers = draw_window(row["frames"], *key)
         return Task(order, self.dataset, row, numbers, shape.height, shape.width, key, self.pixels, self.windows)
 
 

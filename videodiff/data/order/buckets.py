@@ -56,15 +56,18 @@ class Bucket:
         kept = np.minimum(aspect, 1 / aspect)
         return self.long_enough(frames) & (height >= self.height) & (width >= self.width) & (kept >= 1 - self.crop)
 
+    def usable(self, frames: int) -> list[int]:
+        """Return the strides that fit a sample; one that is long enough has some."""
+        return [stride for stride in self.strides if (self.frames - 1) * stride < frames]
+
     def first_window(self, frames: int) -> range:
         """Return the frames to take without a random draw: from frame 0, at the first stride that fits."""
-        usable = (stride for stride in self.strides if (self.frames - 1) * stride < frames)
-        stride = next(usable, self.strides[0])
+        stride = self.usable(frames)[0]
         return range(0, (self.frames - 1) * stride + 1, stride)
 
     def window(self, frames: int, *key: int) -> range:
         """Return the frames to take from a sample: the key draws a stride that fits, and a start."""
-        strides = [stride for stride in self.strides if (self.frames - 1) * stride < frames]
+        strides = self.usable(frames)
         stride = strides[draw(len(strides), *key, 2)]
         span = (self.frames - 1) * stride + 1
         start = draw(frames - span + 1, *key, 0)
