@@ -43,7 +43,7 @@ def work_of(
 
 
 class Window(NamedTuple):
-    """What all processes did in some seconds: clips, their work, FLOPs of frozen encoders, text tokens, and padding."""
+    """What all processes did in some seconds: clips, their work, FLOPs of encoders, text tokens, and padding."""
 
     clips: int = 0
     tokens: int = 0
@@ -54,7 +54,7 @@ class Window(NamedTuple):
     padding: float = 0.0
 
     def plus(self, clips: int, work: Work, encoders: int, words: int) -> Window:
-        """Return the window with `clips` more; `encoders`: FLOPs of frozen encoders, `words`: text tokens, of all."""
+        """Return the window with `clips` more; `encoders`: FLOPs of encoders, `words`: text tokens, of all."""
         return self._replace(
             clips=self.clips + clips,
             tokens=self.tokens + clips * work.tokens,

@@ -28,7 +28,7 @@ OWN = ("least", "resamples")
 class SetMetric:
     """The distance of the clips of each task from the true clips, written as `<task>_<name>`.
 
-    `truth_<name>` is the distance between two halves of the true clips, which no model can be expected to beat.
+    `truth_<name>` is the distance between two halves of the true clips: of half as many clips, so its bias is larger.
 
     describe: takes clips uint8 `t h w c` and settings, returns features (clips, rows, width).
     distance: takes two arrays of features. fewest: the least number of clips; None: more rows than features, because a
