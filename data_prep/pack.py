@@ -131,7 +131,8 @@ def pack_clips(
 ) -> None:
     """Write the shards of these clips and the list of rejected clips."""
     workers = settings.workers or os.cpu_count() or 1
-    with keeping(report), ShardWriter(report.root, settings.shard_bytes) as writer:
+    # The list comes before the dataset: a call that is killed between the two leaves no dataset without it.
+    with ShardWriter(report.root, settings.shard_bytes) as writer, keeping(report):
         results = run_ordered(partial(prepare, policy=settings.fit), usable, workers, settings.timeout)
         for done, (clip, result) in enumerate(zip(usable, results, strict=True), 1):
             record(clip, result, writer, report)

@@ -19,7 +19,7 @@ from tests.material.packing import pack
 from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest
-from videodiff.data.samples.shards import read_captions, read_sample
+from videodiff.data.samples.shards import ShardWriter, read_captions, read_sample
 from videodiff.data.video.decode import DecodeError, decode, probe
 from videodiff.data.video.encode import encode
 from videodiff.data.video.geometry import even_size
@@ -486,6 +486,18 @@ def test_the_error_that_ended_the_work_is_the_one_that_is_shown(tmp_path, monkey
     with pytest.raises(ValueError, match="the first error") as caught:
         pack(source, tmp_path / "out", workers=1)
     assert "rejected.jsonl could not be written: [Errno 28]" in caught.value.__notes__[0]
+
+
+def test_a_dataset_takes_its_name_when_its_rejected_clips_are_on_the_disk(tmp_path, monkeypatch, in_process):
+    listed, commit = [], ShardWriter._commit
+
+    def committed(writer):
+        listed.extend(rejected(writer.root))
+        commit(writer)
+
+    monkeypatch.setattr(ShardWriter, "_commit", committed)
+    pack(fill(tmp_path / "in", {"a.mp4": GOOD, "b.mp4": b"no video"}), tmp_path / "out")
+    assert [line["name"] for line in listed] == ["b.mp4"]
 
 
 def picture(kind, size=(48, 32), mode="RGB", rotated=False):
