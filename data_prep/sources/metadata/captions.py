@@ -11,20 +11,20 @@ from typing import Any
 from data_prep.books.request import BadInput, Caption, InputError, Place, checked_caption, checked_name, needed
 from data_prep.sources.metadata.rows import files_of, json_rows
 from videodiff.data.storage.files import sync
+from videodiff.data.storage.listing import Fault
 
 
 class CaptionIndex:
     """The captions of a JSONL, or of a folder of them: lines of `clip_id` and `text`, one or several.
 
-    The index at `path` is written atomically, and again if the name, size or time of a JSONL has changed. `origin` is
-    noted with each caption; `bad` lists the lines without a usable caption.
+    The index at `path` is written atomically, and again if the name, size or time of a JSONL has changed, or if it lies
+    at a URL. `origin` is noted with each caption; `bad` lists the lines without a usable caption.
     """
 
     def __init__(self, source: str | Path, path: str | Path, origin: str) -> None:
         self.origin, path = origin, Path(path)
-        stats = [(name, os.stat(file)) for name, file in files_of(source, ".jsonl")]
-        state = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-        if not path.is_file() or read_state(path) != state:
+        state = json.dumps([(name, *version_of(file)) for name, file in files_of(source, ".jsonl")])
+        if "://" in str(source) or not path.is_file() or read_state(path) != state:
             build_index(source, path, state)
         self.base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
 
@@ -38,6 +38,16 @@ class CaptionIndex:
         """The lines that hold no usable caption."""
         rows = self.base.execute("SELECT file, line, reason, detail FROM bad ORDER BY rowid")
         return [BadInput(Place(file, line), reason, detail, self.origin) for file, line, reason, detail in rows]
+
+
+def version_of(file: str | Fault) -> tuple[Any, ...]:
+    """Return what tells that a file has changed: size and time, or why it cannot be read; nothing for a URL."""
+    if isinstance(file, Fault):
+        return (file.detail,)
+    if "://" in file:
+        return ()
+    stat = os.stat(file)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def read_state(path: Path) -> str:

@@ -7,8 +7,11 @@ import io
 import json
 import pickle
 import tarfile
+import threading
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,24 @@ def test_hdvila_takes_captions_of_a_second_file_by_clip_id(tmp_path: Path) -> No
     captions = [item.captions for item in read_hdvila(meta, CaptionIndex(path, tmp_path / "index", "asr"))]
     assert captions == [(Caption("first", "asr"),), ()]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_captions_of_a_folder_or_a_url_cost_only_what_cannot_be_read(tmp_path: Path) -> None:
+    folder, name = tmp_path / "captions", "QMi8x8o55Ns.1.mp4"
+    write(folder / "a.jsonl", lines({"clip_id": name, "text": "one"}))
+    (folder / "b.jsonl").symlink_to("nowhere")
+    index = CaptionIndex(folder, tmp_path / "index", "asr")
+    assert index.find(name) == (Caption("one", "asr"),)
+    assert bad(index.bad) == {"b.jsonl": "unreadable-file"}
+    (folder / "b.jsonl").unlink()
+    assert CaptionIndex(folder, tmp_path / "index", "asr").bad == []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.jsonl"
+        for text in ("one", "two"):
+            write(folder / "a.jsonl", lines({"clip_id": name, "text": text}))
+            assert CaptionIndex(url, tmp_path / "other", "asr").find(name) == (Caption(text, "asr"),)
+        server.shutdown()
 
 
 def clip(**change: Any) -> dict[str, Any]:
