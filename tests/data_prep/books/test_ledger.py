@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data_prep.books.ledger import Ends, Ledger, Outcome
 from data_prep.books.request import BadInput, ClipRequest, Place
+from data_prep.engine.stopwatch import Spent
 
 INPUTS = 300
 # It notes a group for every letter that it is sent, and all the rest once nobody sends any more.
@@ -120,8 +121,38 @@ def test_a_file_whose_name_is_not_unicode_is_noted_and_forgotten_as_any_other(le
 def test_what_has_ended_stays_as_it_is(ledger: Ledger) -> None:
     (a,) = ledger.admit([request(0)])
     ledger.record([Outcome(a.id, "ok")])
-    ledger.record([Outcome(a.id, "failed", "timeout", True)])
+    assert ledger.record([Outcome(a.id, "failed", "timeout", True)]) == []
     assert [row.status for row in ledger.ended()] == ["ok"]
+    (b,) = ledger.admit([request(1)])
+    known, new = Outcome(a.id, "ok"), Outcome(b.id, "filtered", "static")
+    assert ledger.record([known, new]) == [new], "what is counted as progress"
+
+
+def test_an_input_is_where_it_was_seen_last(ledger: Ledger) -> None:
+    (a,) = ledger.admit([request(0, line=3)])
+    ledger.record([Outcome(a.id, "ok")])
+    list(ledger.admit([request(0, line=5)]))
+    assert [row.place for row in ledger.ended()] == ["list.jsonl:5"]
+
+
+def test_the_cost_of_operations_adds_up_until_it_is_replaced(ledger: Ledger) -> None:
+    ledger.spend({"pack": Spent(1.0, 2, 3), "fetch": Spent(4.0, 5, 6)})
+    ledger.record([], {"pack": Spent(10.0, 20, 30)})
+    assert ledger.spent() == {"fetch": Spent(4.0, 5, 6), "pack": Spent(11.0, 22, 33)}
+    ledger.spend({"pack": Spent(7.0, 8, 9)}, anew=True)
+    assert ledger.spent() == {"fetch": Spent(4.0, 5, 6), "pack": Spent(7.0, 8, 9)}
+
+
+def test_only_what_failed_for_good_is_opened_again_and_no_bad_line(ledger: Ledger) -> None:
+    requests = [request(number) for number in range(4)]
+    list(ledger.admit([*requests, BadInput(Place("list.jsonl", 9), "malformed-line", "found no JSON")]))
+    kinds = [("ok", ""), ("filtered", "static"), ("failed", "missing"), ("failed", "timeout", True)]
+    ledger.record(Outcome(each.id, *kind) for each, kind in zip(requests, kinds, strict=True))
+    ledger.reopen()
+    failed = {"malformed-line": {"permanent": 1}, "missing": {"retryable": 1}, "timeout": {"retryable": 1}}
+    assert ledger.ends() == Ends(5, 1, {"static": 1}, failed, 0)
+    assert ledger.record([Outcome(requests[2].id, "ok", stamp=(9, 7))])
+    assert [ledger.stamp(each.id) for each in requests[1:3]] == [None, (9, 7)]
 
 
 def test_an_outcome_of_an_unknown_input_is_an_error_and_the_group_is_not_noted(ledger: Ledger) -> None:

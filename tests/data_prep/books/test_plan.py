@@ -55,9 +55,21 @@ def test_of_what_one_line_says_twice_the_last_counts(tmp_path):
 def test_each_source_has_its_requests_in_order(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     plan = Plan(tmp_path / "plan.sqlite", tmp_path / "ledger.sqlite")
-    requests = [request(number) for number in range(9)]
+    # In the order in which the sources are first named, not of their names.
+    requests = [request(number) for number in (6, 7, 8, 0, 1, 2, 3, 4, 5)]
     plan.add(ledger.admit(requests, batch=4), batch=4)
     ledger.record([Outcome(requests[4].id, "ok")])
     assert list(plan.sources()) == [requests[:3], [requests[3], requests[5]], requests[6:]]
     with pytest.raises(IndexError):
         plan.sources()[3]
+
+
+def test_only_what_may_pass_is_tried_again(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    plan = Plan(tmp_path / "plan.sqlite", tmp_path / "ledger.sqlite")
+    requests = [request(number) for number in range(5)]
+    plan.add(ledger.admit(requests))
+    kinds = [("failed", "missing"), ("failed", "timeout", True), ("filtered", "static"), ("ok",)]
+    ledger.record(Outcome(each.id, *kind) for each, kind in zip(requests, kinds, strict=False))
+    assert (list(plan.sources(retry=True)), plan.sources(retry=True).requests) == ([[requests[1]]], 1)
+    assert list(plan.sources()) == [[requests[4]]]

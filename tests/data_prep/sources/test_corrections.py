@@ -62,19 +62,22 @@ def texts(folder: Path, source: str = "a.mp4") -> list[str]:
 
 @pytest.mark.parametrize("batch", [1, 2, 50])
 def test_rows_of_one_id_add_captions_and_say_each_once(tmp_path: Path, batch: int) -> None:
-    rows = [row("a.mp4", "one"), row("b.mp4", "x", line=2), row("a.mp4", "two", line=3), row("a.mp4", "one", line=4)]
+    said = ["one", "two", "one", "three"]
+    rows = [row("b.mp4", "x", line=9), *(row("a.mp4", text, line=line) for line, text in enumerate(said))]
     for _ in range(2):
         found = read(tmp_path, *rows, batch=batch)
-        assert (texts(tmp_path), texts(tmp_path, "b.mp4")) == (["one", "two"], ["x"])
-        assert (found.repeated, found.updated) == (2, 0)
+        assert (texts(tmp_path), texts(tmp_path, "b.mp4")) == (["one", "two", "three"], ["x"])
+        assert (found.repeated, found.updated) == (3, 0)
 
 
 def test_a_row_that_says_nothing_takes_nothing_from_another_row(tmp_path: Path) -> None:
-    rows = [row("a.mp4", "one", licence="CC0", notes={"x": 1}), row("a.mp4", line=2, notes={"y": 2})]
+    said = {"licence": "CC0", "parent": "film", "name": "film.1", "followed": True}
+    rows = [row("a.mp4", "one", notes={"x": 1, "y": 1}, **said), row("a.mp4", line=2, notes={"y": 2})]
     for _ in range(2):
         read(tmp_path, *rows)
         found = known(tmp_path)["a.mp4"]
-        assert (texts(tmp_path), found.licence, found.notes) == (["one"], "CC0", {"x": 1, "y": 2})
+        assert (texts(tmp_path), found.notes) == (["one"], {"x": 1, "y": 2})
+        assert {name: getattr(found, name) for name in said} == said
 
 
 @pytest.mark.parametrize("file", ["list.csv", "another.csv"])
@@ -97,6 +100,15 @@ def test_licence_and_notes_are_those_of_the_last_version_of_a_file_and_join_thos
     read(tmp_path, row("a.mp4", file="more.csv", licence="none", notes={"z": 3}))
     found = known(tmp_path)["a.mp4"]
     assert (found.licence, found.notes) == ("none", {"z": 3})
+    read(tmp_path, row("a.mp4", file="more.csv"))
+    assert known(tmp_path)["a.mp4"].licence == "", "the file says nothing of it any more"
+
+
+def test_notes_that_were_left_out_are_counted_by_name(tmp_path: Path) -> None:
+    rows = [row("a.mp4", omitted=("x", "y")), row("b.mp4", line=2, omitted=("x",))]
+    found = read(tmp_path, *rows)
+    assert found.to_json() == {"notes_left_out": {"x": 2, "y": 1}}
+    assert Reading.from_json(found.to_json()) == found
 
 
 def test_a_move_to_another_line_is_no_update(tmp_path: Path) -> None:
