@@ -92,7 +92,7 @@ def understand(verb: str, words: list[str]) -> Arguments:
     from videodiff.verbs.config.arguments import Arguments, positional, replacing, spell, split
     from videodiff.verbs.config.expand import expand
 
-    flags, overrides = split(words)
+    flags, overrides = split(words, verb)
     sweeps = "--multirun" in flags
     spelled = [spell(verb, override, sweeps) for override in positional(verb, overrides)]
     whole = [line for override in spelled for line in replacing(verb, override)]

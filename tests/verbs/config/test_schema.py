@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from videodiff.cli import VERBS as CLI
 from videodiff.data.video.encode import LEAST_FPS, MOST_FPS
 from videodiff.verbs.config.arguments import parse
-from videodiff.verbs.config.checking import check_composed, plain, valid_names
+from videodiff.verbs.config.checking import check_composed, plain
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import ELSEWHERE, FLAG, MISSING, nearest
+from videodiff.verbs.config.kinds import FLAG, MISSING
 from videodiff.verbs.config.schema import CLASSES, RATE, VERBS, faults
 from videodiff.verbs.config.stored import mappings
 
@@ -232,31 +232,3 @@ def test_what_is_not_given_is_missing() -> None:
 def test_the_rates_that_configuration_takes_are_those_of_a_file() -> None:
     taken = [not list(RATE.check("fps", fps)) for fps in (0.9 * LEAST_FPS, LEAST_FPS, 0.999 * MOST_FPS, MOST_FPS)]
     assert taken == [False, True, True, False]
-
-
-@pytest.mark.parametrize("verb", ["train", "sample"])
-def test_every_name_of_another_code_base_leads_to_a_key_that_exists(verb: str) -> None:
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        known = valid_names(verb, [])
-    ends = {key.rpartition(".")[2] for key in known}
-    led = {name: nearest(name, known) for name, own in ELSEWHERE.items() if own in ends}
-    assert {name: str(key).rpartition(".")[2] for name, key in led.items()} == {name: ELSEWHERE[name] for name in led}
-    assert len(led) >= 4
-
-
-def test_a_mistyped_name_is_answered_by_the_one_that_is_meant_or_by_none() -> None:
-    known = ["data", "data.root", "data.validation_root", "data.frames", "logger", "path", "path.kind", "seed"]
-    known += ["optimizer.lr", "optimizer.betas", "optimizer.ema_decay", "data.batch", "data.global_batch", "steps"]
-    meant = {
-        "lr": "optimizer.lr",
-        "optimizer.ema": "optimizer.ema_decay",
-        "data.val_root": "data.validation_root",
-        "data.batch_size": "data.global_batch",
-        "num_inference_steps": "steps",
-        "seed_everything": "seed",
-        "data.path": None,
-        "data.nothing": None,
-        "end": None,
-    }
-    assert {name: nearest(name, known) for name in meant} == meant
-    assert [nearest(one, ["B", "L", "S", "XL", "tiny"]) for one in ("xxl", "large", "7b")] == ["XL", None, None]

@@ -16,7 +16,8 @@ from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, Over
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import Kind, choice, either, many, nearest
+from videodiff.verbs.config.kinds import Kind, choice, either, many
+from videodiff.verbs.config.names import SAID, nearest, translated
 from videodiff.verbs.config.schema import CLASSES, VERBS
 from videodiff.verbs.config.stored import built_by_conf, key_of, original
 
@@ -71,8 +72,8 @@ class Arguments(NamedTuple):
         return flag in self.flags
 
 
-def split(arguments: Sequence[str]) -> Arguments:
-    """Separate flags and overrides, which may come in any order."""
+def split(arguments: Sequence[str], verb: str = "") -> Arguments:
+    """Separate flags and overrides, which may come in any order; an unknown flag is answered by a key of the verb."""
     flags, overrides, left = [], [], list(arguments)
     while left:
         word = left.pop(0)
@@ -87,10 +88,10 @@ def split(arguments: Sequence[str]) -> Arguments:
         if name in REFUSED:
             raise ValueError(f"{word}: this flag of Hydra is not taken: {REFUSED[name]}")
         if name not in FLAGS:
-            near = difflib.get_close_matches(name, FLAGS, n=1)
-            meant = near[0] if near else f"{name.lstrip('-').replace('-', '_')}={value or '...'}"
+            following = next((word for word in left[:1] if not word.startswith("-")), "...")
             raise ValueError(
-                f"found the flag {word!r}, expected key=value or one of {', '.join(FLAGS)}; did you mean {meant!r}?"
+                f"found the flag {word!r}, expected key=value or one of {', '.join(FLAGS)}; "
+                f"{no_flag(verb, name, value or following)}"
             )
         allowed = FLAGS[name][1]
         flags.append(name)
@@ -103,6 +104,17 @@ def split(arguments: Sequence[str]) -> Arguments:
                 raise ValueError(f"{name}: found {value!r}, expected {', '.join(allowed) or 'a value'}")
             flags.append(value)
     return Arguments(flags, overrides)
+
+
+def no_flag(verb: str, flag: str, value: str) -> str:
+    """Return what to say to a flag that there is not: the override of a verb, or the flag of Hydra, that is meant."""
+    name = flag.lstrip("-").replace("-", "_")
+    keys = bool(verb) and translated(name.lower(), lambda key: key in groups(verb) or bool(kinds_of(verb, key)))
+    if not keys and name in SAID:
+        return SAID[name]
+    near = difflib.get_close_matches(flag, FLAGS, n=1)
+    meant = near[0] if near and not keys else " ".join(f"{key}={value}" for key in keys or [name])
+    return f"did you mean {meant!r}?"
 
 
 def positional(verb: str, overrides: Sequence[str]) -> list[str]:
@@ -126,8 +138,8 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
     """
     head, equals, value = override.partition("=")
     kinds = kinds_of(verb, key_of(override))
-    if head.lstrip("+") in groups(verb) and (found := parsed_or_none(override)) and is_number(found._value):
-        # The file of an option may be called 4090.yaml.
+    # The file of an option may be called 4090.yaml, and Hydra takes no other value than text for a group.
+    if is_group(head.lstrip("+")) and (found := parsed_or_none(override)) and isinstance(found._value, (int, float)):
         return f"{head}={quoted(value)}"
     if not equals or not any(kind.literal for kind in kinds):
         return override
@@ -140,9 +152,9 @@ def spell(verb: str, override: str, sweeps: bool) -> str:
     return f"{head}={quoted(value)}"
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number, not true or false."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_group(name: str) -> bool:
+    """Return whether `conf/` has a group of this name, also one that a verb does not choose from."""
+    return bool(options(name))
 
 
 def replacing(verb: str, override: str) -> list[str]:

@@ -29,8 +29,9 @@ from videodiff.verbs.config.arguments import (
     taken_by,
 )
 from videodiff.verbs.config.groups import conf_dir, groups, options
-from videodiff.verbs.config.kinds import MISSING, Fault, nearest
-from videodiff.verbs.config.schema import faults
+from videodiff.verbs.config.kinds import MISSING, Fault
+from videodiff.verbs.config.names import answer
+from videodiff.verbs.config.schema import VERBS, faults
 from videodiff.verbs.config.stored import key_of, read_config
 from videodiff.verbs.config.versions import RENAMED
 
@@ -150,17 +151,21 @@ def composed(verb: str, overrides: Sequence[str], folders: Sequence[str] = ()) -
                 near = meant_without_option(verb, override, known)
                 if near is None and may_be_added(verb, override, [*overrides, *search]):
                     near = f"+{override.input_line}"
-                near = near or RENAMED.get(key) or nearest(key, known)
-                other = f"; did you mean {near!r}?" if near else keys_beside(key, known)
-                raise ValueError(f"override {override.input_line!r}: found no key {key!r}{other}") from error
+                near = near or RENAMED.get(key)
+                other = f"did you mean {near!r}?" if near else answer(key, known)
+                said = f"; {other}" if other else keys_beside(key, known)
+                raise ValueError(f"override {override.input_line!r}: found no key {key!r}{said}") from error
         raise
 
 
 def keys_beside(key: str, known: Sequence[str]) -> str:
-    """Return the keys that the group of a key has, as the end of a message; nothing if there is no such group."""
+    """Return the keys that the group of a key has, or the verbs that have this key, as the end of a message."""
     group = key.rpartition(".")[0]
     beside = [one for one in known if group and one.rpartition(".")[0] == group and f"{group}._" not in one]
-    return f", expected one of {', '.join(beside)}" if beside else ""
+    verbs = [verb for verb, kind in VERBS.items() if not group and key in (kind.keys or {})]
+    if beside:
+        return f", expected one of {', '.join(beside)}"
+    return f"; it is a key of videodiff {', '.join(verbs)}" if verbs else ""
 
 
 def meant_without_option(verb: str, override: Override, known: Sequence[str]) -> str | None:
@@ -187,15 +192,18 @@ def may_be_added(verb: str, override: Override, overrides: Sequence[str]) -> boo
 def valid_names(verb: str, group_choices: list[str], folders: Sequence[str] = ()) -> list[str]:
     """Return every key and group of a verb's configuration, with the group choices that exist."""
     choices = [choice for choice in group_choices if option_exists(choice, folders)]
-    cfg = compose(verb, overrides=[*choices, *searching(folders)])
-    return [*flat_keys(OmegaConf.to_container(cfg, resolve=False)), *groups(verb)]
+    return [*flat_keys(compose(verb, overrides=[*choices, *searching(folders)])), *groups(verb)]
 
 
-def flat_keys(node: object, prefix: str = "") -> Iterator[str]:
-    """Yield every key of a nested dictionary, dotted."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
+def flat_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every key of a nested configuration, dotted; where one refers to a group, the keys of this group too."""
+    for key in node:
+        yield f"{prefix}{key}"
+        try:
+            value = None if OmegaConf.is_missing(node, key) else node[key]
+        except OmegaConfBaseException:
+            continue
+        if isinstance(value, DictConfig):
             yield from flat_keys(value, f"{prefix}{key}.")
 
 

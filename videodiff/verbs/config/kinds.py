@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from videodiff.verbs.config.names import answer, meant
 
 
 class Fault(NamedTuple):
@@ -28,25 +28,6 @@ class Missing:
 
 MISSING = Missing()
 Check = Callable[[str, Any], Iterator[Fault]]
-# What other code bases call a key, where neither letters nor words lead to its name here.
-ELSEWHERE = {
-    "accumulate_grad_batches": "micro_batch",
-    "batch_size": "global_batch",
-    "ckpt": "checkpoint",
-    "frame_rate": "fps",
-    "gpus": "devices",
-    "gradient_accumulation_steps": "micro_batch",
-    "hidden_size": "width",
-    "image": "given",
-    "learning_rate": "lr",
-    "mixed_precision": "precision",
-    "num_layers": "depth",
-    "output": "out",
-    "output_dir": "out",
-    "pretrained": "start_from",
-    "resolution": "height",
-    "size": "height",
-}
 
 
 @dataclass(frozen=True)
@@ -239,47 +220,13 @@ def record(needed: Sequence[str] = (), rest: Kind | None = None, **keys: Kind) -
 
 
 def unknown(place: str, name: str, value: Any, known: Mapping[str, Kind]) -> Fault:
-    """Return the fault of an unknown key, with the nearest known key."""
-    near = nearest(name, known)
-    if near and known[near].advice:
-        return Fault(place, value, f"{near} would have no effect: {known[near].advice}", no_key=True)
+    """Return the fault of an unknown key, with the known keys that it may mean."""
+    keys = meant(name, known)
+    if keys and (advice := known[keys[0]].advice):
+        return Fault(place, value, f"{keys[0]} would have no effect: {advice}", no_key=True)
     usable = [key for key, kind in known.items() if not kind.advice]
-    other = f"did you mean {near!r}?" if near else f"expected {' or '.join(usable) or 'none at all'}"
+    other = answer(name, known) or f"expected {' or '.join(usable) or 'none at all'}"
     return Fault(place, value, other, no_key=True)
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that a mistyped one most likely means, None if none is likely.
-
-    The last parts of dotted names are compared: by letters, and by words where one has all words of the other, as
-    `guidance_scale` has those of `scale`. A name of another group has to be more alike. Between equally likely names
-    the whole names decide.
-    """
-    group, _, last = name.rpartition(".")
-    wanted, known = ELSEWHERE.get(last.lower(), last.lower()), list(known)
-    above = {one.rpartition(".")[0] for one in known}
-
-    def likeness(one: str) -> tuple[float, float]:
-        own_group, _, own = one.rpartition(".")
-        alike = max(same_letters(wanted, own.lower()), same_words(wanted, own.lower()))
-        return (alike if alike >= (0.7 if own_group == group else 0.75) else 0.0), same_letters(name, one)
-
-    # A key inside a group is not meant by the name of a group.
-    likely = [(likeness(one), one) for one in known if not group or one not in above]
-    best = max(likely, default=((0.0, 0.0), ""))
-    return best[1] if best[0][0] else None
-
-
-def same_words(typed: str, known: str) -> float:
-    """Return 0.8 or more, by their number, where one text has all words of the other, whole or cut short; else 0."""
-    words, others = (re.findall(r"[^\W_]+", text) for text in (typed, known))
-    met = sum(any(other.startswith(word) for other in others) for word in words)
-    return 1 - 0.2 / met if met and met == min(len(words), len(others)) else 0.0
-
-
-def same_letters(one: str, other: str) -> float:
-    """Return how far two texts have the same letters in the same order, 0 to 1."""
-    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def instead(advice: str) -> Kind:
