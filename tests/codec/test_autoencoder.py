@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
@@ -311,3 +313,9 @@ def test_pickled_weights_are_never_read(tmp_path):
 def test_a_subfolder_of_a_pipeline_is_found(tmp_path):
     MODELS["image"]().save_pretrained(tmp_path / "vae")
     assert Autoencoder(str(tmp_path), subfolder="vae").channels == 4
+
+
+def test_a_codec_is_loaded_without_a_word_of_libraries_that_it_does_not_use(folder: Path) -> None:
+    load = f"from videodiff.codec.autoencoder import Autoencoder; Autoencoder({str(folder / 'wan')!r}, dtype='float32')"
+    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -14,16 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
 from videodiff.printing import no_warnings_logged
-
-# It imports torchao where that is installed, which warns of kernels that no codec uses.
-with no_warnings_logged():
-    import diffusers
 
 
 class Autoencoder(nn.Module):
@@ -169,7 +166,10 @@ class Autoencoder(nn.Module):
 def autoencoder_class(config: dict[str, Any], where: Path) -> type:
     """Return the diffusers class that a config.json names; ValueError unless it is an autoencoder."""
     kind = config.get("_class_name")
-    cls = getattr(diffusers, kind, None) if isinstance(kind, str) and kind.startswith("Autoencoder") else None
+    # A class is imported when it is asked for, and torchao with it, where that is installed: it warns of kernels that
+    # no codec uses.
+    with no_warnings_logged():
+        cls = getattr(diffusers, kind, None) if isinstance(kind, str) and kind.startswith("Autoencoder") else None
     if not (inspect.isclass(cls) and issubclass(cls, diffusers.ModelMixin)):
         raise ValueError(
             f"codec: {where}: found the class {kind!r} in config.json, expected an autoencoder "

@@ -74,13 +74,36 @@ def digest(how: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
 
 
+# The keys of a record that hold a model's fingerprint, and settings that it follows from, beside the weights.
+MODELS = {"codec": "codec.dtype, mean, std or tile", "encoder": "text.dtype, max_length or layer"}
+
+
+def difference(what: str, found: Any, expected: Any) -> tuple[str, Any, Any] | None:
+    """Return the first setting in which two records, or their absence, differ, and its values; None if in none."""
+    records = [record for record in (found, expected) if isinstance(record, dict)]
+    if len(records) < 2:
+        named = [named_model(record) if isinstance(record, dict) else record for record in (found, expected)]
+        return (what, *named) if found != expected else None
+    keys = sorted({*found, *expected} - {"of", "fingerprint"})
+    key = next((key for key in keys if found.get(key) != expected.get(key)), None)
+    if key in MODELS:
+        return what, named_model(found), named_model(expected)
+    return None if key is None else (key, found.get(key), expected.get(key))
+
+
+def named_model(record: dict[str, Any]) -> str:
+    """Return the model of a record in words."""
+    return f"{record['of']} (fingerprint {record['fingerprint'][:12]})"
+
+
 def check_record(what: str, found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
     """Raise if a dataset was encoded by another codec or text encoder than the configured one."""
     if found["fingerprint"] != expected["fingerprint"]:
+        same = next(settings for key, settings in MODELS.items() if key in expected)
+        other = f", which differ in weights or in {same}" if found["of"] == expected["of"] else ""
         raise ValueError(
-            f"{where}: found {what} by {found['of']} (fingerprint {found['fingerprint'][:12]}), expected {what} by the "
-            f"configured {expected['of']} (fingerprint {expected['fingerprint'][:12]}): configure the first, or encode "
-            f"the dataset again by videodiff cache"
+            f"{where}: found {what} by {named_model(found)}, expected {what} by the configured "
+            f"{named_model(expected)}{other}: configure the first, or encode the dataset again by videodiff cache"
         )
 
 

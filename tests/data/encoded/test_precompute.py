@@ -33,6 +33,7 @@ from videodiff.data.loader.quarantine import Quarantine
 from videodiff.data.loader.stream import collate
 from videodiff.data.loader.workers import read_here
 from videodiff.data.order.buckets import Bucket
+from videodiff.data.samples.inspection import describe_dataset, survey
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import ShardWriter, clip_sample, read_sample
 from videodiff.data.video.decode import DecodeError, decode, probe, resize
@@ -172,6 +173,15 @@ def batch_of(clips: Clips, places: list[tuple[int, int]], deliver=("video",), ca
 
 
 ENCODED = ("latent", "text")
+
+
+def test_the_description_of_the_dataset_says_what_was_encoded_by_which_model(models, cached):
+    manifest = Manifest.load(cached)
+    said = describe_dataset(manifest, survey(manifest))["encoded"]
+    assert said == {
+        "latent": f"by AutoencoderKL {models / 'vae'}, sizes [[16, 16]], stride 1",
+        "text": f"by T5EncoderModel {models / 't5'}",
+    }
 
 
 def test_training_gets_the_windows_and_captions_that_it_would_encode_itself(models, source, cached):
@@ -397,7 +407,7 @@ def test_another_codec_or_text_encoder_than_the_datasets_is_an_error_that_names_
         data.check_encoders(scaled, text)
     with pytest.raises(ValueError, match="found text by"):
         data.check_encoders(codec, Transformers(str(models / "t5"), dtype="float32", max_length=5))
-    with pytest.raises(ValueError, match="found latent by"):
+    with pytest.raises(ValueError, match=r"found latent by .*, which differ in weights or in codec\.dtype"):
         data.check_encoders(Autoencoder(str(models / "vae"), dtype="bfloat16"), text)
 
 
@@ -426,7 +436,9 @@ def test_latents_of_another_size_are_an_error(cached):
             r"latent: found AutoencoderKL .*other_vae .*expected AutoencoderKL .*/vae .*another out",
         ),
         ({"text": None}, r"text: found None, expected T5EncoderModel"),
-        ({"stride": 2}, r"latent: found AutoencoderKL"),
+        ({"stride": 2}, r"stride: found 2, expected 1 as in"),
+        ({"sizes": [(32, 32)]}, r"sizes: found \[\[32, 32\]\], expected \[\[16, 16\]\] as in"),
+        ({"codec": None, "video": True}, r"latent: found None, expected AutoencoderKL .*vae"),
         ({"video": True}, r"video: found True, expected False"),
     ],
 )
@@ -531,6 +543,9 @@ def test_training_from_the_cache_has_the_losses_of_encoding_on_the_fly(call, mod
     fly, cached = losses(tmp_path / "fly"), losses(tmp_path / "cached")
     assert len(fly) == 3
     assert cached == pytest.approx(fly, rel=2e-3)
+    status, _, error = call("train", *recipe(models, out, tmp_path / "other"))
+    assert (status, "found no video, expected one for data.deliver=[video]" in error) == (1, True), error
+    assert "data.deliver=[latent,text] reads what it has" in error
     other = f"codec.path_or_name={models / 'other_vae'}"
     status, _, error = call("train", *recipe(models, out, tmp_path / "other", stored, other))
     assert status == 1

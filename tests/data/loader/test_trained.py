@@ -73,13 +73,26 @@ def test_a_stage_that_training_has_not_begun_is_not_sampled_in(step: int, frames
 def test_validation_and_examples_take_the_usual_shape_not_that_beside_the_buckets(tmp_path: Path) -> None:
     root = write(tmp_path, (8, 5.0), (8, 5.0), (2, 5.0))
     rules = [{"frames": 6, "height": 32, "width": 16}, {"frames": 2, "height": 16, "width": 16}]
-    how = {"frames": 3, "height": 16, "width": 16, "global_batch": 1, "skip_short": True, "buckets": rules}
+    how = {"frames": 3, "height": 16, "width": 16, "global_batch": 1, "buckets": rules}
     data = clip_data(root=root, validation_root=root, **how)
     (batch, *_) = data.val_dataloader()
     assert tuple(batch["video"].shape[1:]) == (3, 6, 32, 16)
     for one in (data, clip_data(root=root, **how)):
         assert [example["video"].shape for example in one.examples(2)] == [(6, 32, 16, 3)] * 2
     assert [example["key"] for example in data.examples(5)] == ["clip0", "clip1"]
+    # With one shape a clip that does not fit it is a mistake, as in training.
+    alone = how | {"buckets": None, "frames": 6}
+    with pytest.raises(ValueError, match=r"data\.validation_root: .*clip2: found 2 frames"):
+        _ = clip_data(root=write(tmp_path / "long", (8, 5.0)), validation_root=root, **alone).validation
+
+
+def test_examples_say_why_no_clip_can_be_read(tmp_path: Path) -> None:
+    root = write(tmp_path, (8, 5.0), (8, 5.0))
+    (shard,) = tmp_path.glob("*.tar")
+    shard.write_bytes(shard.read_bytes().replace(b"ftyp", b"ftpy"))
+    data = clip_data(root=root, frames=4, height=16, width=16, global_batch=1, num_workers=0)
+    with pytest.raises(ValueError, match=r"too few clips that can be read, expected 2; the first that cannot: .*clip0"):
+        data.examples(2)
 
 
 def test_the_shapes_come_back_from_the_run(tmp_path: Path) -> None:

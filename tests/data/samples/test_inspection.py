@@ -19,6 +19,7 @@ from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.inspection import (
     describe_dataset,
+    encoding_of,
     format_description,
     format_fits,
     format_shares,
@@ -179,6 +180,11 @@ def test_the_loader_is_measured_against_bare_processes(tmp_path, workers):
     assert found.ceiling > found.loader / 5
     with pytest.raises(ValueError, match="found the end of the batches"):
         measure(iter([{"key": ["a"]}]), reader, tasks, 0, seconds=1.0)
+
+
+def test_a_record_of_others_is_one_line_whatever_it_says() -> None:
+    assert encoding_of({"of": "a model\nof 3", "sizes": "x", "stride": [2]}) == "by a model of 3, sizes x, stride [2]"
+    assert encoding_of({}) == "by None"
 
 
 def test_a_reason_is_given_only_where_there_is_one(tmp_path):

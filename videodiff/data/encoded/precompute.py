@@ -28,6 +28,7 @@ from torch import nn
 
 from videodiff.codec.cached import (
     EncodingError,
+    difference,
     encode_captions,
     latent_member,
     latent_record,
@@ -170,9 +171,9 @@ def begin(plan: Plan, source: Manifest, records: dict[str, Any]) -> list[int]:
     settings, path = {**records, "video": plan.video}, plan.out / WORK / SETTINGS
     before = json.loads(path.read_text()) if path.is_file() else settings
     for what in sorted(before.keys() | settings.keys()):
-        (old, old_name), (new, new_name) = (comparable(which.get(what)) for which in (before, settings))
-        if old != new:
-            raise ValueError(f"{what}: found {new_name}, expected {old_name} as in {path}, or another out")
+        if differs := difference(what, settings.get(what), before.get(what)):
+            name, new, old = differs
+            raise ValueError(f"{name}: found {new}, expected {old} as in {path}, or another out")
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         write_whole(path, json.dumps(settings, indent=1).encode())
@@ -194,13 +195,6 @@ def check_out(out: Path, source: Manifest) -> None:
         raise ValueError(f"out: found the dataset itself, {out}, expected another folder")
     if not (out / WORK / SETTINGS).is_file():
         check_free(out)
-
-
-def comparable(setting: Any) -> tuple[Any, Any]:
-    """Return a value by which a setting is compared, and its form in messages."""
-    if not isinstance(setting, dict):
-        return setting, setting
-    return setting["fingerprint"], f"{setting['of']} (fingerprint {setting['fingerprint'][:12]})"
 
 
 def note_of(out: Path, shard: dict[str, Any], lines: int = 1) -> list[Any] | None:

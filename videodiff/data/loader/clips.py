@@ -347,7 +347,10 @@ class Reader:
         needed, where = {*chain(*names.values())}, f"{root / row['shard']}: {row['key']}"
         video = video_of(members)
         if missing := (needed - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):
-            raise ManifestError(f"{where}: found no {min(missing)}, expected one for deliver={list(self.deliver)}")
+            there = [what for what in ("latent", "text") if f"{what}.npy" in read_sample(root, row)]
+            other = f"; data.deliver=[{','.join(there)}] reads what it has" if there else ""
+            asked = f"data.deliver=[{','.join(self.deliver)}]"
+            raise ManifestError(f"{where}: found no {min(missing)}, expected one for {asked}{other}")
         if "video" in self.deliver:
             data = checked_video(members, row, where)
             try:

@@ -150,10 +150,11 @@ class ClipDataModule(BatchModule):
 
     @cached_property
     def validation(self) -> Validation | None:
-        """The validation clips."""
-        root, how = self.held.validation_root, {"skip": self.shapes.skip_short, "any_size": True}
+        """The validation clips, in the usual shape; of several shapes the clips of the others are left out."""
+        root = self.held.validation_root
         if root is None:
             return None
+        how = {"skip": self.shapes.skip_short or len(self.trained) > 1, "any_size": True}
         manifest = Manifest.load(root, self.datasets.cache)
         try:
             bucket = usual(self.trained).bucket

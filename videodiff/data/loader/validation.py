@@ -43,31 +43,34 @@ class Validation:
         rows = list(islice(self.clips.fitting(), self.count))
         tasks = [self.clips.task(rows[place], order=(0, place)) for place in share_of(len(rows), mesh)]
         asked = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-        batches = [collate(read, (*self.reading.deliver, "truth")) for read in self._read(asked, no_stand_in, budget=0)]
+        batches = [
+            collate(read, (*self.reading.deliver, "truth"))
+            for read in self._read(asked, no_stand_in, Quarantine(budget=0))
+        ]
         return [batch | {"caption": self.fitted(batch["caption"])[0]} for batch in batches]
 
     def examples(self, count: int) -> list[dict[str, Any]]:
         """Return the first readable clips as the reader gives them, with their frames as `video`."""
-        rows = self.clips.fitting()
+        rows, lost = self.clips.fitting(), Quarantine(budget=math.inf)
         tasks = [self.clips.task(row, order=(0, place)) for place, row in enumerate(islice(rows, count))]
 
         def stand_in(asked: Task, attempt: int) -> Task:
             if (row := next(rows, None)) is None:
-                root = self.clips.manifest.root
-                raise ValueError(f"{root}: found too few clips that can be read, expected {count}")
+                root, first = self.clips.manifest.root, next(iter(lost.losses.values()), None)
+                why = f"; the first that cannot: {first.reason}" if first else ""
+                raise ValueError(f"{root}: found too few clips that can be read, expected {count}{why}")
             return self.clips.task(row, order=asked.order)
 
         found = []
-        for read in self._read([tasks], stand_in, budget=math.inf):
+        for read in self._read([tasks], stand_in, lost):
             for frames, sample in zip(read.frames, read.rest, strict=True):
                 found.append({**sample, "video": frames.copy()} if frames.size else sample)
         captions, _ = self.fitted([sample["caption"] for sample in found])
         return [{**sample, "caption": caption} for sample, caption in zip(found, captions, strict=True)]
 
-    def _read(self, asked: Sequence[Sequence[Task]], stand_in: StandIn, budget: float) -> Iterator[Read]:
-        """Read a few batches; QuarantineError if more clips fail than `budget`."""
+    def _read(self, asked: Sequence[Sequence[Task]], stand_in: StandIn, lost: Quarantine) -> Iterator[Read]:
+        """Read a few batches; QuarantineError if more clips fail than `lost` may hold."""
         reader = Reader.of({self.clips.dataset: self.clips.manifest.root}, self.reading, cache=False)
-        lost = Quarantine(budget=budget)
         if not self.reading.num_workers:
             yield from read_here(reader, asked, stand_in, lost)
             return

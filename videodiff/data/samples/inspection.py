@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -171,8 +171,18 @@ def describe_dataset(manifest: Manifest, found: Survey, captions_read: int = 100
         "caption_words": (min(lengths), float(np.median(lengths)), max(*lengths, found.longest)),
         "top_words": {word: n / len(captions) for word, n in share.most_common(12)},
         "first_captions": captions[:3],
+        "encoded": {
+            what: encoding_of(manifest.encoded[what]) for what in ("latent", "text") if what in manifest.encoded
+        },
         "fingerprint": manifest.fingerprint,
     }
+
+
+def encoding_of(record: Mapping[str, Any]) -> str:
+    """Return which model made cached latents or text, and of which clips: in one line, whatever the manifest says."""
+    asked = {name: record.get(name) for name in ("sizes", "stride", "frames")}
+    of = [f"{name} {value}" for name, value in asked.items() if value is not None]
+    return " ".join(f"by {record.get('of')}{''.join(f', {part}' for part in of)}".split())
 
 
 def format_description(description: dict[str, Any]) -> str:
@@ -194,6 +204,7 @@ def format_description(description: dict[str, Any]) -> str:
         ),
         ("words", ", ".join(f"{word} {share:.0%}" for word, share in d["top_words"].items())),
         *(("", f'"{caption}"') for caption in d["first_captions"]),
+        *((what, text) for what, text in d["encoded"].items()),
         ("fingerprint", d["fingerprint"][:12]),
     ]
     return "\n".join(f"{name:<12}{text}".rstrip() for name, text in lines)
