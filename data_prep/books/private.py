@@ -28,7 +28,6 @@ def private_folder(folder: Path) -> Path:
 def private_file(path: str | Path) -> str:
     """Return the name of a file that only its owner can read, made if need be."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    os.chmod(path, 0o600)
     return str(path)
 
 

@@ -284,6 +284,11 @@ def test_a_name_to_take_down_may_hold_what_ends_a_line_elsewhere(tmp_path):
     assert remember(tmp_path, frozenset()) == {name}
 
 
+def test_a_list_to_take_down_may_have_remarks_and_blanks(tmp_path):
+    (tmp_path / "gone.txt").write_text("\ufeff# by request\n\n  a.mp4 \n#b.mp4\nc #1.mp4\n")
+    assert read_lines(tmp_path / "gone.txt") == {"a.mp4", "c #1.mp4"}
+
+
 def test_a_takedown_leaves_shards_scores_and_work_folder(copied, tmp_path, prepared):
     gone = read_sample_ids(copied)[1]
     (tmp_path / "gone.txt").write_text(f"# by request\n{gone}\ngood2.mp4\n")

@@ -37,7 +37,8 @@ def test_near_duplicates_differ_in_so_many_bits_at_most_and_need_a_hash() -> Non
     assert reasons(*clips, near=8) == ["", "near duplicate", "", ""]
     assert reasons(*clips, near=7) == reasons(*clips, near=None) == [""] * 4
     # What is left out for another reason hides no other clip.
-    assert reasons(clip("a", 1, 0, licence="none"), clip("b", 2, 0), near=8, licences=["CC0"]) == ["licence", ""]
+    clips = [clip("a", 1, 0, licence="none"), clip("b", 2, 0), clip("c", 3, 99), clip("d", 4, 99)]
+    assert reasons(*clips, near=8, licences=["CC0"]) == ["licence", "", "", "near duplicate"]
 
 
 def test_a_clip_has_the_first_reason_in_the_order_of_the_rules() -> None:

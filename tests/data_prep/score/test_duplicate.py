@@ -48,6 +48,30 @@ def test_clips_of_one_frame_and_of_nothing_to_see_have_a_hash():
     assert near_duplicates(table([video_hash(black), video_hash(still()), video_hash(black)])).tolist() == [-1, -1, 0]
 
 
+def test_a_hash_is_of_the_middle_frame_of_each_quarter():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 255, (2, 9, 32, 32, 3), np.uint8)
+    mixed = other.copy()
+    mixed[[1, 3, 5, 7]] = one[[1, 3, 5, 7]]
+    assert video_hash(mixed) == video_hash(one)
+    for place in (1, 3, 5, 7):
+        changed = one.copy()
+        changed[place] = other[place]
+        assert distance(video_hash(changed), video_hash(one)) > 16, "a quarter of the bits"
+
+
+def test_the_first_match_is_found_whichever_band_finds_it():
+    """The last hash shares its first band with the first hash alone, and its last band with the second one alone."""
+    every, hashes = bands(), np.zeros((3, BITS), np.uint8)
+    shared, own = set(every[0].tolist()), set(every[-1].tolist())
+    hashes[2, [min(set(band.tolist()) - shared) for band in every[1:]]] = 1
+    hashes[1] = hashes[2]
+    hashes[1, [max(set(band.tolist()) - own) for band in every[:-1]]] ^= 1
+    packed = np.packbits(hashes, axis=1)
+    assert distance(packed[0].tobytes(), packed[1].tobytes()) > NEAR
+    assert near_duplicates(packed).tolist() == all_pairs(packed) == [-1, -1, 0]
+
+
 def all_pairs(hashes: np.ndarray) -> list[int]:
     found = []
     for number, one in enumerate(hashes):
