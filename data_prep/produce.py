@@ -86,7 +86,7 @@ def produce(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iter
 
 
 def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterator[Outcome]:
-    """Yield how each request ends, once."""
+    """Yield how each request ends; of several outcomes of one the first counts, see `Ledger.record`."""
     try:
         with clock("fetch"):
             sound = making.policy.audio == "keep"
@@ -98,16 +98,13 @@ def ends(requests: Sequence[ClipRequest], node: Node, making: Making) -> Iterato
             yield Outcome(request.id, "failed", failure.reason, failure.retryable, failure.detail)
         return
     clock.count("fetch", 1, video.path.stat().st_size)
-    left = {request.id for request in requests}
     try:
         for outcome in cut_all(requests, video, making):
-            left.discard(outcome.id)
             # A failure may be tried again, and then has another file.
             yield outcome if outcome.status == "failed" else replace(outcome, stamp=video.stamp)
     except (DecodeError, av.FFmpegError) as error:
         for request in requests:
-            if request.id in left:
-                yield Outcome(request.id, "failed", "undecodable", detail=str(error))
+            yield Outcome(request.id, "failed", "undecodable", detail=str(error))
     finally:
         if video.temporary:
             video.path.unlink()
