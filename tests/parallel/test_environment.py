@@ -21,13 +21,24 @@ SLURM = {
 LEFT_BY_LIGHTNING = {"LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 
 
+def without(environment: dict[str, str], name: str) -> dict[str, str]:
+    """Return an environment without a variable."""
+    return {key: value for key, value in environment.items() if key != name}
+
+
+OF_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
 def test_the_place_of_a_process_is_what_its_launcher_says() -> None:
     assert place_of(TORCHRUN) == Place("torchrun", 3, 4, 1, 2, "127.0.0.1", 29500)
     assert place_of(SLURM) == Place("Slurm", 9, 16, 1, 8, "127.0.0.1", 18456)
     assert place_of(SLURM | {"MASTER_ADDR": "node0", "MASTER_PORT": "1234"})[5:] == ("node0", 1234)
     assert place_of({}) == Place("nobody", 0, 1, 0, 1, "127.0.0.1", 0)
     assert started_by(LEFT_BY_LIGHTNING) == "Lightning"
-    assert started_by(SLURM | {"SLURM_JOB_NAME": "interactive"}) == "nobody"
+    for name in ("bash", "interactive"):
+        assert started_by(SLURM | {"SLURM_JOB_NAME": name}) == "nobody"
+    assert place_of(SLURM | {"SLURM_NTASKS_PER_NODE": "8(x2)"}).local_world == 8, "as Slurm writes it for two nodes"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,8 @@ SOUND = {
     "nobody": ({}, 1, 1),
     "torchrun": (TORCHRUN, 2, 2),
     "slurm": (SLURM, 8, 2),
+    "slurm's number for each of two nodes": (SLURM | {"SLURM_NTASKS_PER_NODE": "8(x2)"}, 8, 2),
+    "an older slurm": (without(SLURM, "SLURM_STEP_ID") | {"SLURM_STEPID": "0"}, 8, 2),
     "a task alone": ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_NODELIST": "n1"}, 1, 1),
     "a shell of salloc that says so": (SLURM | {"SLURM_JOB_NAME": "interactive"}, 1, 1),
     "what a training in this process left": (LEFT_BY_LIGHTNING, 1, 1),
@@ -61,22 +74,18 @@ def test_a_sound_environment_is_not_accused(name: str) -> None:
     check(*SOUND[name])
 
 
-def without(environment: dict[str, str], name: str) -> dict[str, str]:
-    """Return an environment without a variable."""
-    return {key: value for key, value in environment.items() if key != name}
-
-
 WRONG = {
     "RANK without WORLD_SIZE": ({"RANK": "1"}, "RANK: found 1, expected WORLD_SIZE beside it"),
     "a rank too high": ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK: found 4, expected a rank below WORLD_SIZE=4"),
     "WORLD_SIZE without RANK": ({"WORLD_SIZE": "2"}, "WORLD_SIZE: found 2 without RANK"),
     "a pod without torchrun": ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK: found 1 of WORLD_SIZE=2 without torchrun"),
     "no number": ({"WORLD_SIZE": "two"}, "WORLD_SIZE: found 'two', expected a whole number"),
-    "torchrun without an address": (without(TORCHRUN, "MASTER_ADDR"), "MASTER_ADDR: found nothing"),
-    "no port": (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT: found 99999, expected a port"),
+    **{f"torchrun without {name}": (without(TORCHRUN, name), f"{name}: found nothing") for name in OF_TORCHRUN},
+    **{f"port {port}": (TORCHRUN | {"MASTER_PORT": port}, f"MASTER_PORT: found {port}, ") for port in ("0", "65536")},
     "no srun": (without(SLURM, "SLURM_STEP_ID"), "SLURM_NTASKS: found 16 in a process that srun did not start"),
     "tasks in all": (without(SLURM, "SLURM_NTASKS_PER_NODE"), "ask for --ntasks-per-node instead of --ntasks"),
-    "no rank from srun": (without(SLURM, "SLURM_PROCID"), "SLURM_PROCID: found 'nothing'"),
+    **{f"no {name} from srun": (without(SLURM, name), f"{name}: found 'nothing'") for name in OF_SRUN},
+    "no number of tasks": (SLURM | {"SLURM_NTASKS": "two"}, "SLURM_NTASKS: found 'two', expected a whole number"),
     "other devices": (
         SLURM | {"SLURM_NTASKS_PER_NODE": "4"},
         "trainer.devices: found 2, expected SLURM_NTASKS_PER_NODE=4",
@@ -113,6 +122,7 @@ def test_a_port_that_is_taken_is_named_on_the_first_rank_alone() -> None:
                 check(environment | {"MASTER_PORT": port}, 2, 1)
         check({"MASTER_PORT": port}, 1, 1)
         check({"MASTER_PORT": port, "LOCAL_RANK": "1"}, 2, 1)
+        check({"MASTER_PORT": port, "NODE_RANK": "1"}, 1, 2)
         first = without(TORCHRUN, "LOCAL_RANK") | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port}
         with pytest.raises(ValueError, match=rf"^MASTER_PORT: found {port} "):
             check(first, 2, 2)

@@ -6,11 +6,12 @@ import signal
 import time
 
 import pytest
+import torch
 
 from videodiff import cli
 from videodiff.generation.sharing import Ranks
 from videodiff.parallel import ranks
-from videodiff.parallel.ranks import agree, agreed
+from videodiff.parallel.ranks import agree, agreed, count_processes, is_first_process
 
 
 @pytest.fixture
@@ -22,6 +23,23 @@ def second(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(signal, "signal", lambda number, action: None)
     monkeypatch.setattr(ranks, "gather", lambda world, value: [value, None])
     return waits
+
+
+@pytest.mark.parametrize(("devices", "processes"), [(3, 3), ("2", 2), ([0, 4], 2), ("auto", 1), (-1, 1), ("-1", 1)])
+def test_a_node_has_a_process_for_each_device(
+    devices: int | str | list[int], processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert count_processes(devices) == processes
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"])
+def test_the_first_process_has_no_number_but_0(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for one in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.setenv(one, "0")
+    assert is_first_process()
+    monkeypatch.setenv(name, "1")
+    assert not is_first_process()
 
 
 def agree_with_need() -> None:

@@ -25,13 +25,11 @@ class LostRank(ConnectionError):
     status = LOST
 
 
-def count_processes(devices: int | str | Sequence[int], nodes: int) -> int:
-    """Return how many processes train together on so many nodes, with these devices on each."""
+def count_processes(devices: int | str | Sequence[int]) -> int:
+    """Return how many processes train together on a node with these devices."""
     if not isinstance(devices, (int, str)):
-        devices = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        devices = max(torch.cuda.device_count(), 1)
-    return nodes * int(devices)
+        return len(devices)
+    return max(torch.cuda.device_count(), 1) if devices in ("auto", -1, "-1") else int(devices)
 
 
 def is_first_process() -> bool:

@@ -432,7 +432,7 @@ def world_size(cfg: DictConfig) -> int:
 def processes_of_node(cfg: DictConfig) -> int:
     """Return how many processes train on each node."""
     devices = cfg.trainer.devices
-    return count_processes(list(devices) if isinstance(devices, ListConfig) else devices, 1)
+    return count_processes(list(devices) if isinstance(devices, ListConfig) else devices)
 
 
 def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> list[str]:
