@@ -161,7 +161,7 @@ def spans_of(
     """Return the spans to cut for a request, or its outcome if there are none; missing: see `missing_end`."""
     span = Span(0.0, timeline.end / MICROSECOND) if request.span is None else Span(*map(float, request.span))
     reason = refuse(span, timeline)
-    if (reason or span.end * MICROSECOND >= timeline.end) and (found := missing()):
+    if span.end * MICROSECOND >= timeline.end and (found := missing()):
         return Outcome(request.id, "failed", "truncated", detail=found)
     if reason:
         return Outcome(request.id, "failed", "bad-span", detail=reason)
@@ -190,7 +190,10 @@ def missing_end(video: Path) -> str:
         if stream.duration is None:
             return ""
         found = [packet for packet in packets(container, stream) if packet.pts is not None]
-        last = max((packet.pts + (packet.duration or 0) for packet in found), default=0)
+        rate = stream.average_rate or stream.guessed_rate
+        # Some containers do not say how long the last frame stays.
+        usual = 1 / (rate * stream.time_base) if rate else 0
+        last = max((packet.pts + (packet.duration or usual) for packet in found), default=0)
         fewer, first = len(found) < stream.frames, stream.start_time or 0
         first = first if fewer else min(first, 0)
         found, expected = (last - first) * stream.time_base, stream.duration * stream.time_base

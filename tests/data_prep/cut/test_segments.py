@@ -97,6 +97,36 @@ def test_a_fragmented_file_that_ends_within_a_part_says_so(tmp_path):
         fit_video(b"nothing", FitPolicy(720, 18))
 
 
+def late(path: Path, frames: int, codec: str, rate: int = 8, **options: str) -> None:
+    """Write a film of 16 frames whose first one comes after so many frames."""
+    with av.open(str(path), "w", options=options) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.codec_context.max_b_frames = 64, 64, 0
+        for number, image in enumerate(moving_square(16, 64, 64), frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("frames", [0, 4])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.wmv", "msmpeg4v2"), ("a.avi", "mpeg4")]
+)
+def test_a_file_that_begins_late_is_whole_whatever_its_header_counts_from(tmp_path, name, codec, frames):
+    late(tmp_path / name, frames, codec)
+    assert missing_end(tmp_path / name) == ""
+
+
+@pytest.mark.parametrize("frames", [0, 4])
+def test_a_file_that_lacks_its_last_frame_says_so_also_where_it_begins_late(tmp_path, frames):
+    late(path := tmp_path / "film.mp4", frames, "libx264", rate=16, movflags="+faststart")
+    with av.open(str(path)) as container:
+        last = [packet for packet in container.demux(video=0) if packet.size][-1].size
+    path.write_bytes(path.read_bytes()[:-last])
+    assert missing_end(path) == "found 0.9375 s of video, expected 1 s as in its header"
+
+
 # A box of nothing, one whose length is written as 64 bits, and one that says that it is shorter than its own head.
 BOXES = [b"\0\0\0\x08free", b"\0\0\0\x01free" + (16).to_bytes(8, "big"), b"\0\0\0\x02free"]
 
