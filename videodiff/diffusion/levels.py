@@ -37,7 +37,8 @@ def shift_levels(tau: Tensor, shift: float) -> Tensor:
 def token_shift(tokens: int, base_tokens: int | None, base_shift: float) -> float:
     """Return a shift that grows with the root of the number of tokens: more tokens need more noise to be destroyed.
 
-    With `base_tokens` None it is the same for clips of any size.
+    Tokens are `t h w` of a clip before the network joins them to patches. With `base_tokens` None the shift is the same
+    for clips of any size.
     """
     return base_shift if base_tokens is None else base_shift * math.sqrt(tokens / base_tokens)
 
