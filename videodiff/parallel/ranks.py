@@ -52,6 +52,14 @@ def gather(world: int, value: T) -> list[T]:
     return values
 
 
+def summed(trainer: lightning.Trainer, *mine: int) -> list[int]:
+    """Return the sum of each number over all ranks; a process alone does not make its host wait for its device."""
+    if trainer.world_size == 1:
+        return list(mine)
+    votes = torch.tensor(mine, dtype=torch.int32, device=trainer.strategy.root_device)
+    return trainer.strategy.reduce(votes, reduce_op="sum").tolist()
+
+
 def agree(world: int, problem: Exception | None) -> None:
     """Raise on every rank if any rank has a problem: a rank that went on alone would wait for the others for ever."""
     for found in gather(world, problem):

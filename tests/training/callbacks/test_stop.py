@@ -9,16 +9,19 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from tests.conftest import tiny
 from tests.material.runs.ranks import LIMIT, Ranks
 from videodiff.parallel.launcher import AGAIN
+from videodiff.training.callbacks.checkpoints import Checkpoints
 from videodiff.training.callbacks.stop import StopGently
 from videodiff.training.state.checkpoint import checkpoints, read_record, step_of, whole
 
@@ -182,3 +185,14 @@ def test_a_signal_to_any_rank_saves_and_training_goes_on(tmp_path: Path, world_d
     asked = ranks.said().count("SIGUSR2: a checkpoint is saved, training goes on")
     assert 1 <= asked <= sent
     assert len(found) <= asked + 1, "a signal asks once"
+
+
+def test_a_process_alone_does_not_ask_its_device_at_each_step_what_it_knows(tmp_path: Path) -> None:
+    # A tensor on a device that is not here is an error; on a GPU the host would wait for it.
+    device = torch.device("cuda", 63)
+    trainer = SimpleNamespace(world_size=1, strategy=SingleDeviceStrategy(device), lightning_module=None)
+    module, stop = SimpleNamespace(device=device, step_ended=lambda: True), StopGently()
+    stop.on_train_batch_end(trainer, module, None, None, 0)
+    assert not stop.stopped
+    saving = SimpleNamespace(problem=None, done=lambda: True)
+    assert Checkpoints(tmp_path).has_ended(trainer, saving)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from videodiff.data.storage.files import write_whole
-from videodiff.parallel.ranks import agreed
+from videodiff.parallel.ranks import agreed, summed
 from videodiff.training.average import trainable
 from videodiff.training.module import VALIDATED
 from videodiff.training.run.logging import say
@@ -144,8 +143,7 @@ class Checkpoints(Callback):
     def has_ended(self, trainer: lightning.Trainer, saving: Saving) -> bool:
         """Return on every rank whether a save is done on all of them, or has failed on one: no other then ends."""
         mine = trainer.world_size if saving.problem is not None else int(saving.done())
-        votes = torch.tensor(mine, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(votes, reduce_op="sum")) >= trainer.world_size
+        return summed(trainer, mine)[0] >= trainer.world_size
 
     def is_late(self, trainer: lightning.Trainer) -> bool:
         """Return whether the next checkpoint is due, by the clock of the first rank."""

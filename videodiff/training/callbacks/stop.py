@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from videodiff.parallel.launcher import end_now, under_torchrun
+from videodiff.parallel.ranks import summed
 from videodiff.printing import say
 from videodiff.training.callbacks.checkpoints import Checkpoints
 
@@ -90,14 +90,14 @@ class StopGently(Callback):
         # In the middle of a step, the micro-batches taken so far would be lost.
         if not module.step_ended():
             return
-        stops, saves = self.agreed(trainer, module.device)
+        stops, saves = self.agreed(trainer)
         if stops:
             self.stop(trainer)
         elif saves:
             self.save(trainer)
 
     def on_validation_batch_start(self, trainer: lightning.Trainer, module: Any, *rest: Any) -> None:
-        if self.agreed(trainer, module.device)[0]:
+        if self.agreed(trainer)[0]:
             self.stop(trainer)
             module.abandon_validation()
             # Lightning takes it as the end of the batches.
@@ -105,7 +105,7 @@ class StopGently(Callback):
 
     def interrupt(self, trainer: lightning.Trainer) -> None:
         """Raise Interrupted if a signal asks for an end; for what takes long between two steps, on all ranks alike."""
-        if self.agreed(trainer, trainer.lightning_module.device)[0]:
+        if self.agreed(trainer)[0]:
             self.stop(trainer)
             raise Interrupted
 
@@ -117,10 +117,9 @@ class StopGently(Callback):
         # Lightning would validate before it ends.
         trainer.limit_val_batches = 0
 
-    def agreed(self, trainer: lightning.Trainer, device: torch.device) -> tuple[bool, bool]:
+    def agreed(self, trainer: lightning.Trainer) -> tuple[bool, bool]:
         """Return whether a signal to any rank asks for an end, and for a checkpoint."""
-        here = torch.tensor([self.asked, self.wanted], dtype=torch.int32, device=device)
-        stops, saves = trainer.strategy.reduce(here, reduce_op="sum").tolist()
+        stops, saves = summed(trainer, self.asked, self.wanted)
         return stops > 0, saves > 0
 
     def save(self, trainer: lightning.Trainer) -> None:
