@@ -21,7 +21,7 @@ from videodiff.data.processes.pool import Lost, run_ordered
 from videodiff.data.samples.shards import ShardWriter, check_free, clip_sample, read_texts
 from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.address import printable
-from videodiff.data.storage.files import owning, write_whole
+from videodiff.data.storage.files import no_file, owning, write_whole
 from videodiff.data.storage.listing import Passed
 from videodiff.data.video.decode import DecodeError
 
@@ -176,7 +176,7 @@ def prepare(clip: Clip, policy: FitPolicy) -> Packable | Rejection:
     try:
         if not clip.path.is_file():
             slashes = "; a path has / between its parts, not \\" if "\\" in clip.name else ""
-            return Rejection(clip.name, "video missing", f"found no file {clip.path}{slashes}")
+            return Rejection(clip.name, "video missing", f"found {no_file(clip.path)}{slashes}")
         data = clip.path.read_bytes()
         data = as_video(data) if is_animated(data) else data
         notes = first_frame(data).notes

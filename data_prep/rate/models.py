@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data_prep.rate.model_score import model_scores, numbers_by_key
+from videodiff.data.storage.files import no_file
 
 # Files of a repository on a hub: weights without pickles, and what says how to use them.
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -60,7 +61,7 @@ def find_models(models: Mapping[str, str | None], limits: Iterable[str] = ()) ->
                 f"models.{part}: found no models.{owners[part]}, expected it too, as the former is part of it"
             )
         if not Path(given[part]).is_file():
-            raise ValueError(f"models.{part}: found no file {given[part]!r}, expected a .safetensors file")
+            raise ValueError(f"models.{part}: found {no_file(given[part])}, expected a .safetensors file")
     return Models(
         tuple(
             (key, Path(name).resolve() if key in owners else find_folder(key, name))

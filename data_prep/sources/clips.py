@@ -16,6 +16,7 @@ from data_prep.books.request import InputError
 from data_prep.sources.folder import PREVIEW, leads_out, read_sidecars
 from data_prep.sources.metadata.rows import jsonl_rows, reader_of
 from videodiff.data.samples.sidecars import SidecarError, Text, entries, provenance, read_notes, read_texts
+from videodiff.data.storage.files import no_file
 from videodiff.data.storage.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
 
 VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "file_name", "video_path", "clip")
@@ -127,7 +128,7 @@ def said(item: Listed) -> dict[str, Any]:
 def from_table(folder: Path, table: Path, video_column: str | None, caption_column: str | None) -> Found:
     """List the clips that a CSV (with a header), a JSONL or a Parquet names; a line that names none is rejected."""
     if not table.is_file():
-        raise FileNotFoundError(f"captions: found no file {table}, expected a CSV or a JSONL")
+        raise FileNotFoundError(f"captions: found {no_file(table)}, expected a CSV or a JSONL")
     clips: dict[str, Clip] = {}
     rejected, columns, missing = {}, set(), None
     for line, record in read_rows(table):

@@ -146,6 +146,8 @@ def test_a_file_that_is_no_picture_and_no_video_is_named(tmp_path: Path, name: s
         read_footage("given", str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match="mask: found no file"):
         read_footage("mask", str(tmp_path / "none.png"))
+    with pytest.raises(FileNotFoundError, match=f"given: found the folder {tmp_path}, expected a video or a picture"):
+        read_footage("given", str(tmp_path))
 
 
 def test_a_file_that_is_cut_off_is_not_told_that_it_is_too_large(tmp_path: Path) -> None:

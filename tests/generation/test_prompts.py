@@ -118,6 +118,8 @@ def test_a_text_that_may_be_a_file_is_told_how_it_is_a_prompt(tmp_path: Path) ->
             find_prompts(name)
     with pytest.raises(FileNotFoundError, match=r"prompts: found the file .*list\.csv, expected .* ends in \.txt, "):
         find_prompts(str(tmp_path / "list.csv"))
+    with pytest.raises(FileNotFoundError, match=f"prompts: found the folder {tmp_path}, expected .* as prompts="):
+        find_prompts(str(tmp_path))
     assert find_prompts(" ") == []
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from videodiff.data.storage.files import no_file
 from videodiff.data.video.decode import DecodeError, decode, decode_into, probe, resize
 from videodiff.generation.known import find_known
 
@@ -46,7 +47,7 @@ def read_footage(key: str, name: str) -> Footage:
     """Read a given file; `key` is the setting that names it."""
     path = Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"{key}: found no file {path}, expected a video or a picture")
+        raise FileNotFoundError(f"{key}: found {no_file(path)}, expected a video or a picture")
     data = path.read_bytes()
     try:
         info = probe(data)

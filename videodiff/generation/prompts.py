@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videodiff.data.loader.wording import fit_captions
+from videodiff.data.storage.files import no_file
 from videodiff.text.protocol import TextEncoder
 
 LISTS = (".txt", ".json", ".jsonl")
@@ -26,13 +27,13 @@ def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> 
     if not isinstance(given, str):
         check_dimensions(dimensions)
         return list(given)
-    path, there = Path(given), os.path.isfile(given)
+    path, there = Path(given), os.path.exists(given)
     listed = path.suffix.lower() in LISTS
     if not listed and not there:
         check_dimensions(dimensions)
         return [given] if given.strip() else []
-    if not (listed and there):
-        found = f"no file {path}" if listed else f"the file {path}"
+    if not (listed and os.path.isfile(given)):
+        found = f"the file {path}" if os.path.isfile(given) else no_file(given)
         raise FileNotFoundError(
             f"prompts: found {found}, expected a file that ends in {', '.join(LISTS)}; this text is a prompt as "
             f"prompts=[{json.dumps(given, ensure_ascii=False)}]"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from videodiff.data.storage.files import no_file
 from videodiff.device import send
 from videodiff.text.protocol import CaptionFault
 from videodiff.words import parse_words, split_words
@@ -20,7 +21,7 @@ def read_words(path: str | Path) -> list[str]:
     """Return the words of a dataset's words.txt, one a line."""
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"text.vocabulary: found no file {path}, expected a dataset's words.txt, one word a line"
+            f"text.vocabulary: found {no_file(path)}, expected a dataset's words.txt, one word a line"
         )
     return parse_words(Path(path).read_bytes(), str(path))
 

@@ -280,3 +280,8 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def no_file(path: str | os.PathLike[str]) -> str:
+    """Return what was found in the place of a file, for a message: no file, or the folder of this name."""
+    return f"{'the folder' if os.path.isdir(path) else 'no file'} {path}"

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from videodiff.benchmarks import layouts
 from videodiff.benchmarks.folder import lay_out, read_made, read_pairs, write_results
-from videodiff.data.storage.files import owning
+from videodiff.data.storage.files import no_file, owning
 from videodiff.printing import say
 
 SHOWN = 3
@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> None:
 def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
     """Return the clip of each file that a suite expects; missing ones are an error, or are counted."""
     if cfg.info is None or not Path(cfg.info).is_file():
-        found = "null" if cfg.info is None else f"no file {cfg.info}"
+        found = "null" if cfg.info is None else no_file(cfg.info)
         raise FileNotFoundError(f"info: found {found}, expected the list of prompts of the suite, {LISTS[cfg.suite]}")
     made, strange = read_made(source, timed=cfg.suite == "physics_iq")
     if strange:
