@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import tiny
-from videodiff.verbs.train import check_same
+from videodiff.verbs.train import check_same, never_warm
 
 
 def test_a_key_that_a_later_version_added_does_not_stop_a_resume() -> None:
@@ -32,6 +32,19 @@ def test_another_value_is_refused() -> None:
     old, new = {"model": {"width": 16}}, {"model": {"width": 32}}
     with pytest.raises(ValueError, match=r"model\.width: found 32, expected 16 as in"):
         check_same(OmegaConf.create(new), OmegaConf.create(old), Path("runs/a"))
+
+
+@pytest.mark.parametrize(("warmup", "steps", "share"), [(500, 60, "12 %"), (500, 499, "99 %")])
+def test_a_run_that_ends_before_its_learning_rate_has_risen_says_how_far_it_rises(
+    warmup: int, steps: int, share: str
+) -> None:
+    def said(**schedule: object) -> list[str]:
+        return list(never_warm(OmegaConf.create({"schedule": schedule, "trainer": {"max_steps": steps}})))
+
+    (line,) = said(warmup=warmup)
+    assert f"schedule.warmup: found {warmup} with trainer.max_steps={steps}" in line
+    assert f"at most {share} of optimizer.lr" in line
+    assert [said(warmup=steps), said(), said(warmup="a tenth")] == [[], [], []]
 
 
 def test_a_key_that_a_folder_may_not_give_is_given_again(

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     freeze(parts, cfg.freeze, model.objective.learns)
     if start is not None:
         start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))
-    said = (*data.check_captions(model.text), *off_the_steps(cfg, model), *below_limit(cfg, data, world))
-    for line in (*said, *mixed(levels_apart(model, data), model.denoiser)):
+    said = (data.check_captions(model.text), off_the_steps(cfg, model), below_limit(cfg, data, world), never_warm(cfg))
+    for line in chain(*said, mixed(levels_apart(model, data), model.denoiser)):
         if first:
             say(f"videodiff train: {line}")
     planned = isinstance(data, ClipDataModule)
@@ -352,6 +353,16 @@ def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
         yield (
             f"sampler.shift: found {cfg.sampler.shift:g}, expected {trained:.3g}, at which objective.levels trains the "
             "steps: samples fall between them"
+        )
+
+
+def never_warm(cfg: DictConfig) -> Iterator[str]:
+    """Yield a line if a run ends before its learning rate has risen: a short trial then learns next to nothing."""
+    warmup, steps = cfg.schedule.get("warmup"), cfg.trainer.max_steps
+    if isinstance(warmup, int) and warmup > steps:
+        yield (
+            f"schedule.warmup: found {warmup} with trainer.max_steps={steps}: the learning rate reaches at most "
+            f"{100 * steps // warmup} % of optimizer.lr"
         )
 
 
