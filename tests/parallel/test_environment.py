@@ -34,6 +34,7 @@ def test_the_place_of_a_process_is_what_its_launcher_says() -> None:
     assert place_of(TORCHRUN) == Place("torchrun", 3, 4, 1, 2, "127.0.0.1", 29500)
     assert place_of(SLURM) == Place("Slurm", 9, 16, 1, 8, "127.0.0.1", 18456)
     assert place_of(SLURM | {"MASTER_ADDR": "node0", "MASTER_PORT": "1234"})[5:] == ("node0", 1234)
+    assert place_of(without(TORCHRUN, "LOCAL_WORLD_SIZE")).local_world == 1
     assert place_of({}) == Place("nobody", 0, 1, 0, 1, "127.0.0.1", 0)
     assert started_by(LEFT_BY_LIGHTNING) == "Lightning"
     for name in ("bash", "interactive"):
@@ -65,6 +66,7 @@ SOUND = {
     "a shell of salloc that says so": (SLURM | {"SLURM_JOB_NAME": "interactive"}, 1, 1),
     "what a training in this process left": (LEFT_BY_LIGHTNING, 1, 1),
     "what one process of another training left": ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1, 1),
+    "a rank that somebody else has placed": ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2, 1),
     "torchrun within a job": ({**SLURM, **TORCHRUN}, 2, 2),
 }
 
@@ -87,7 +89,7 @@ WRONG = {
     **{f"no {name} from srun": (without(SLURM, name), f"{name}: found 'nothing'") for name in OF_SRUN},
     "no number of tasks": (SLURM | {"SLURM_NTASKS": "two"}, "SLURM_NTASKS: found 'two', expected a whole number"),
     "other devices": (
-        SLURM | {"SLURM_NTASKS_PER_NODE": "4"},
+        SLURM | {"SLURM_NTASKS_PER_NODE": "4(x2)"},
         "trainer.devices: found 2, expected SLURM_NTASKS_PER_NODE=4",
     ),
     "other nodes": (
@@ -106,6 +108,13 @@ def test_a_contradiction_is_one_line_that_names_the_variable(name: str) -> None:
         check(environment, 2, 2)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_name_that_nobody_answers_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videodiff.parallel.environment.RESOLVE_S", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5))
+    with pytest.raises(ValueError, match=r"^MASTER_ADDR: found '127.0.0.1' \(no answer within 0 s\), expected a "):
+        check(TORCHRUN, 2, 2)
 
 
 def test_a_port_that_is_taken_is_named_on_the_first_rank_alone() -> None:

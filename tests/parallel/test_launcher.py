@@ -74,6 +74,25 @@ def test_a_process_whose_parent_ended_before_it_could_say_so_ends_too(waited_for
     parent.wait()
 
 
+@pytest.mark.parametrize(
+    ("last", "how"),
+    [("exit 1", ""), ("exit 3", "with exit status 3"), ("kill -9 $$", "by signal 9 (SIGKILL)")],
+    ids=["said", "exit", "signal"],
+)
+def test_a_rank_that_failed_without_a_word_is_named_and_all_are_ended(
+    last: str, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(launcher, "GRACE", 0.1)
+    monkeypatch.setattr(os, "_exit", left.append)
+    done, failed, runs = (subprocess.Popen(["sh", "-c", command]) for command in ("exit 0", last, "exec sleep 100"))
+    failed.wait()
+    watch([done, failed, runs])
+    line = f"videodiff train: error: rank 2 (process {failed.pid}) ended {how}; the others are ended\n"
+    assert capsys.readouterr().err == (line if how else "")
+    assert (left, runs.wait(10), done.wait()) == ([1], -signal.SIGKILL, 0)
+
+
 def test_a_rank_that_was_stopped_by_a_signal_and_saved_has_not_failed() -> None:
     processes = [subprocess.Popen(["sh", "-c", f"exit {status}"]) for status in (0, 75)]
     for process in processes:

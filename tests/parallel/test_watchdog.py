@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +23,7 @@ from torch import distributed
 from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks, slurm
 from videodiff.parallel import watchdog
+from videodiff.parallel.node.parent import PARENT
 from videodiff.parallel.watchdog import Beat, Watch, Watchdog, call_of, frames, gone_line, still_line
 
 HERE = Beat(1, 10, "the gradient of step 5", "all_reduce (torch/distributed/x.py:1)", True, "n1")
@@ -46,6 +49,8 @@ def test_a_process_that_is_done_is_not_missed(tmp_path: Path) -> None:
     assert watch.look() is None
     seen[1] = seen[1]._replace(told=seen[1].told - 100, further=seen[1].further - 100)
     assert watch.look() is None
+    watch.store.set("beat/0", json.dumps(HERE._replace(count=2, done=True)))
+    assert watch.look() is None, "all are done"
 
 
 @pytest.mark.parametrize(
@@ -60,16 +65,23 @@ def test_who_stands_still_is_told_from_those_that_wait(hangs: Beat, why: str, tm
     line = still_line({0: HERE, 1: hangs, 2: HERE}, 60, tmp_path)
     assert line.startswith(f"rank 1 on n1 stands still for 60 s after {hangs.at}, in {hangs.where}; "), why
     assert f"rank 0, 2 waits after {HERE.at}, in {HERE.where}" in line
+    # Where all wait at the same mark, nobody knows for whom.
+    line = still_line({0: HERE, 1: HERE}, 60, tmp_path)
+    assert line.startswith("rank 0, 1 on n1 stands still for 60 s")
+    assert " waits " not in line
 
 
 def test_no_process_stands_still_as_long_as_one_gets_further(tmp_path: Path) -> None:
     watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=50, still=5)
     seen = watch.seen
-    for step in range(3):
+    for step in range(1, 5):
         watch.store.set("beat/0", json.dumps(HERE._replace(count=step)))
         watch.store.set("beat/1", json.dumps(HERE._replace(count=step, marks=step)))
         assert watch.look() is None
         seen.update({rank: entry._replace(further=entry.further - 3) for rank, entry in seen.items()})
+    # Both still report, and pass no mark.
+    for rank, marks in ((0, HERE.marks), (1, 4)):
+        watch.store.set(f"beat/{rank}", json.dumps(HERE._replace(count=9, marks=marks)))
     seen.update({rank: entry._replace(further=entry.further - 3) for rank, entry in seen.items()})
     assert "stands still" in watch.look()["line"]
 
@@ -77,6 +89,7 @@ def test_no_process_stands_still_as_long_as_one_gets_further(tmp_path: Path) -> 
 def test_many_processes_that_are_gone_stay_one_line() -> None:
     line = gone_line(range(64), dict.fromkeys(range(64), HERE), 40)
     assert " and 56 more is gone" in line
+    assert line.count(" on n1 ") == 8
     assert len(line) < 500
 
 
@@ -92,6 +105,68 @@ def test_where_a_thread_is_is_told_by_its_innermost_lines() -> None:
     assert where.startswith("wait (")
     assert "called from tests/parallel/test_watchdog.py:" in where
     assert not waits
+
+
+def test_a_thread_waits_for_others_inside_of_their_calls(tmp_path: Path) -> None:
+    module = tmp_path / "site-packages" / "torch" / "distributed" / "c10d.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("import sys\n\ndef all_reduce(call_of):\n    return call_of(sys._getframe())\n")
+    where, waits = runpy.run_path(str(module))["all_reduce"](call_of)
+    assert where.startswith("all_reduce (torch/distributed/c10d.py:4) called from tests/parallel/test_watchdog.py:")
+    assert waits
+
+
+def test_a_mark_names_the_step_that_is_under_way(tmp_path: Path) -> None:
+    callback = Watchdog(tmp_path)
+    callback.mark(SimpleNamespace(global_step=4), "the batch")
+    callback.watch = Watch(0, 1, distributed.HashStore(), tmp_path)
+    callback.mark(SimpleNamespace(global_step=4), "the batch")
+    assert (callback.watch.marks, callback.watch.at) == (1, "the batch of step 5")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "lost", "parent", "limit"),
+    [
+        ({}, 40, False, 40),
+        ({"cut": "x"}, 40, False, 10),
+        ({"failed": "x"}, 40, False, 10),
+        ({"cut": "x"}, 40, True, 30),
+        ({"failed": "x"}, 5, True, 5),
+    ],
+)
+def test_a_process_is_gone_sooner_if_another_one_met_a_failure(
+    trouble: dict[str, str], lost: float, parent: bool, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PARENT, "1") if parent else monkeypatch.delenv(PARENT, raising=False)
+    watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=lost)
+    watch.seen[1] = watch.seen[1]._replace(beat=HERE._replace(**trouble))
+    assert watch.limit() == limit
+
+
+def test_the_store_is_kept_for_those_alone_that_will_read_it(tmp_path: Path) -> None:
+    watch = Watch(0, 4, distributed.HashStore(), tmp_path)
+    watch.store.set("beat/1", json.dumps(HERE._replace(done=True)))
+    watch.seen[2] = watch.seen[2]._replace(told=watch.seen[2].told - 60)
+    watch.store.set("beat/3", json.dumps(HERE))
+    kept = threading.Thread(target=watch.keep_store, args=(30.0,))
+    kept.start()
+    kept.join(0.5)
+    assert kept.is_alive(), "for rank 3"
+    watch.store.set("knows/3", "")
+    kept.join(10)
+    assert not kept.is_alive()
+
+
+class Answers:
+    """A store that answers until its keeper is gone."""
+
+    def __init__(self) -> None:
+        self.gone = threading.Event()
+
+    def check(self, keys: list[str]) -> bool:
+        if self.gone.is_set():
+            raise RuntimeError("Connection reset by peer")
+        return False
 
 
 BEATS = """
@@ -183,6 +258,25 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "BEAT_S", 0.5)
     monkeypatch.setattr(watchdog, "GRACE_S", 0.1)
     monkeypatch.setattr(os, "_exit", lambda status: None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_the_first_process_prints_it_can_print_before_another_ends_the_training(tmp_path: Path) -> None:
+    watch = Watch(1, 2, Answers(), tmp_path, lost=60)
+    ends = threading.Thread(target=watch.end, args=({"line": "rank 0 ended with an error: no room", "by": None},))
+    ends.start()
+    early = watch.found.wait(3 * watchdog.BEAT_S)
+    watch.store.gone.set()
+    ends.join(20)
+    assert (early, watch.found.is_set()) == (False, True)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_two_threads_find_is_printed_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    watch = Watch(1, 2, Answers(), tmp_path)
+    for line in ("rank 0 is gone", "rank 0 on n0 is gone"):
+        watch.end({"line": line, "by": 1})
+    assert errors(capfd) == ["videodiff train: error: rank 0 is gone"]
 
 
 def three(folder: Path) -> tuple[Watch, Watch, distributed.TCPStore]:
@@ -317,17 +411,34 @@ def test_after_an_error_of_all_processes_the_first_one_waits_for_the_slowest(
 
 
 def test_a_process_that_stood_still_itself_does_not_say_that_the_others_did(tmp_path: Path) -> None:
-    watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=30, still=1000)
+    watch = Watch(0, 2, distributed.HashStore(), tmp_path, lost=30, still=50)
     for rank in range(2):
-        watch.store.set(f"beat/{rank}", json.dumps(HERE))
-    seen = watch.seen
+        watch.store.set(f"beat/{rank}", json.dumps(HERE._replace(cut="reset by peer")))
     assert watch.look() is None
-    # It stood still for 60 s.
-    watch.looked -= 60
-    seen.update({rank: entry._replace(told=entry.told - 60) for rank, entry in seen.items()})
+    stand_still(watch, 60)
     assert watch.look() is None
-    seen.update({rank: entry._replace(told=entry.told - 60) for rank, entry in seen.items()})
+    # Only the others, then.
+    stand_still(watch, 60, itself=False)
     assert "rank 0 on n1 (the gradient of step 5), rank 1 on n1" in watch.look()["line"]
+
+
+def test_a_lost_connection_is_the_network_s_fault_only_if_no_process_fails(tmp_path: Path) -> None:
+    watch = Watch(0, 2, distributed.HashStore(), tmp_path)
+    watch.store.set("beat/0", json.dumps(HERE._replace(cut="reset by peer")))
+    for failed, told in (("no room", False), ("", True)):
+        watch.store.set("beat/1", json.dumps(HERE._replace(count=2 + told, failed=failed)))
+        watch.look()
+        watch.cut_since -= 60
+        assert bool(found := watch.look()) == told
+    assert found["line"].startswith("rank 0 lost a connection (reset by peer), but all processes still report")
+
+
+def stand_still(watch: Watch, seconds: float, itself: bool = True) -> None:
+    """Let so many seconds pass in which nobody reports; `itself`: nor does the watch look."""
+    watch.looked -= seconds * itself
+    watch.cut_since -= seconds * itself
+    for rank, entry in watch.seen.items():
+        watch.seen[rank] = entry._replace(told=entry.told - seconds, further=entry.further - seconds)
 
 
 def test_a_store_that_is_gone_after_this_process_stood_still_is_told_so(tmp_path: Path) -> None:
