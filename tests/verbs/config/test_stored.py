@@ -339,6 +339,14 @@ def test_a_class_of_ones_own_is_built_when_this_command_line_trusts_it(call: Cal
     assert spy.exists()
 
 
+def test_trust_in_a_class_is_none_in_the_values_beside_it(tmp_path: Path) -> None:
+    own = {"_target_": "my.Model", "width": -1, "anything": "x"}
+    read_run(stored(tmp_path, put("model", value=own)), ["my"])
+    run = stored(tmp_path, put("model", "width", value=10**9))
+    with pytest.raises(ValueError, match=r"model\.width: found 1000000000, expected a whole number from 1 to 65536"):
+        read_run(run, ["my"])
+
+
 def test_an_address_in_a_run_is_not_asked(tmp_path: Path) -> None:
     for address in ("http://127.0.0.1:1/x", "s3://bucket/x", "pipe:touch ran"):
         for key, value in (("validation_root", address), ("validation_urls", [address])):

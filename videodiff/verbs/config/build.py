@@ -252,8 +252,8 @@ def shape_of(part: DictConfig) -> tuple[Any, Any]:
 def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
     """Return the resolved configuration of a run folder; every class in it is checked.
 
-    Without `trust`, its values must have the kinds and ranges of the command line. A missing key, or a key of another
-    version, is no error.
+    Its values must have the kinds and ranges of the command line. A missing key, or a key of another version, is no
+    error, and nothing is known of the keys of a user's own class.
 
     `trust`: classes, or modules with classes, that the user trusts.
     """
@@ -261,8 +261,7 @@ def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
     if not path.is_file():
         raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
     tree = read_config(path, trust)
-    # The keys of a user's own class are not known here.
-    for fault in () if trust else faults("train", tree):
+    for fault in faults("train", tree):
         if not fault.no_key:
             raise ValueError(f"{path}: {fault.place}: found {shown(fault.found)}, expected {fault.expected}")
     cfg = OmegaConf.create(tree)
