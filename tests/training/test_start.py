@@ -139,12 +139,14 @@ def test_a_run_with_frozen_weights_can_be_sampled_and_begun_with(
 def test_a_network_of_the_same_weights_that_computes_something_else_is_told_of(
     source: Path, call: Call, tmp_path: Path, world_dataset: Path
 ) -> None:
-    more = [*tiny(world_dataset), "trainer.max_steps=1", "model.axes=[time]", f"run={tmp_path / 'axes'}"]
+    more = [*tiny(world_dataset), "trainer.max_steps=1", "model.axes=[time]", "trainer.precision=bf16-mixed"]
+    more += [f"run={tmp_path / 'axes'}"]
     status, out, err = call("train", *more, f"start_from={source}")
     assert status == 0, err
     gap = json.loads((tmp_path / "axes/origin.json").read_text())["output_compared"]["largest_difference"]
     assert gap > 0
     assert f"differs from the source's by at most {gap:.3g}" in out
+    assert "samples differ further by trainer.precision 'bf16-mixed' (source: '32-true')" in out
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -24,10 +26,13 @@ from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import ShardWriter, read_sample
 from videodiff.data.video.decode import decode, probe, resize
 from videodiff.data.video.encode import encode
+from videodiff.diffusion.sampler import euler
 from videodiff.generation import sampling
-from videodiff.generation.settings import clip_noise
+from videodiff.generation.sampling import Wanted, sample_each
+from videodiff.generation.settings import Generation, clip_noise
 from videodiff.parallel.launcher import meeting_port
 from videodiff.training.state.checkpoint import checkpoints
+from videodiff.verbs.config.build import load_run
 
 Call = Callable[..., tuple[int, str, str]]
 KINDS = ("json", "mp4", "poster.png", "sheet.png")
@@ -108,6 +113,30 @@ def test_a_prompt_of_several_lines_is_printed_in_one(call: Call, trained: Path, 
     status, out, err = call("sample", str(trained), *how)
     assert status == 0, err
     assert out.splitlines()[-2:-1] == [rf"{tmp_path / 'made/000.mp4'}: a large red ball\nmoves left slowly"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("32-true", torch.float32),
+        ("bf16-mixed", torch.bfloat16),
+        ("bf16-true", torch.bfloat16),
+        ("16-mixed", torch.float16),
+    ],
+)
+def test_a_network_computes_in_the_precision_of_its_training(
+    precision: str, dtype: torch.dtype, trained: Path, tmp_path: Path
+) -> None:
+    run, seen = tmp_path / "run", []
+    shutil.copytree(trained, run)
+    config = OmegaConf.load(run / "config.yaml")
+    config.trainer.precision = precision
+    OmegaConf.save(config, run / "config.yaml")
+    _, model, _ = load_run(run)
+    model.denoiser.blocks[0].mlp[0].register_forward_hook(lambda layer, given, made: seen.append(made.dtype))
+    (made,) = sample_each(model, Generation(euler, steps=1), [Wanted(RED, 5.0, 0)], (4, 16, 16))
+    assert made.shape == (4, 16, 16, 3)
+    assert set(seen) == {dtype}
 
 
 def test_a_sample_has_the_trained_rate_and_makes_itself_again(call: Call, trained: Path, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ from videodiff.verbs.config.checking import shown
 from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import read_config
 
+# The types of `trainer.precision`, such as bf16-mixed, that have 16 bits.
+HALF = {"bf16": torch.bfloat16, "16": torch.float16}
+
 
 class Model(NamedTuple):
     """The parts of a run that training and sampling share."""
@@ -273,7 +276,10 @@ def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
 def load_run(
     run: str | Path, checkpoint: str | None = None, trust: Sequence[str] = ()
 ) -> tuple[DictConfig, Model, Path]:
-    """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used."""
+    """Return the configuration of a run, its model with averaged weights, ready to sample, and the checkpoint used.
+
+    The model computes in the precision of the training.
+    """
     cfg, folder = read_run(run, trust), Path(run)
     check_links(folder)
     found = whole(find_checkpoint(folder, checkpoint), AVERAGE) if checkpoint else latest_checkpoint(folder, AVERAGE)
@@ -285,4 +291,12 @@ def load_run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for part in (model.denoiser, model.codec, model.text):
         part.to(device).eval()
+    compute_as_trained(model.denoiser, str(OmegaConf.select(cfg, "trainer.precision")), device)
     return cfg, model, found
+
+
+def compute_as_trained(denoiser: nn.Module, precision: str, device: str) -> None:
+    """Let a network compute in the precision of its training, as it does for the samples of the training."""
+    dtype = HALF.get(precision.partition("-")[0])
+    if dtype is not None:
+        denoiser.forward = torch.autocast(device, dtype)(denoiser.forward)

@@ -19,7 +19,10 @@ from videodiff.training.state.checkpoint import RECORD
 from videodiff.verbs.config.build import fill_text, load_run, read_run, shape_of
 
 # What makes a sample beside weights and network: other values there make other samples.
-SAMPLES = ("path", "objective.prediction", "sampler", "codec", "text", "data.frames", "data.height", "data.width")
+SAMPLES = (
+    *("path", "objective.prediction", "sampler", "codec", "text", "data.frames", "data.height", "data.width"),
+    "trainer.precision",
+)
 # What a network's answer means: another one teaches something else.
 TAUGHT = ("objective.prediction", "path", "codec._target_", "text._target_")
 # Of these settings no sample depends: they decide which captions are refused.
