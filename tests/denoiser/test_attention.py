@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videodiff.denoiser import attention
-from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention, backend
+from videodiff.denoiser.attention import SPLIT, CrossAttention, HeadNorm, SelfAttention, backend
 from videodiff.denoiser.position import rotary_table
 from videodiff.denoiser.target import targeting
 
@@ -81,6 +81,19 @@ def test_cross_attention_is_softmax_over_the_words_alone() -> None:
         torch.testing.assert_close(made[clip], linear(module.out, torch.cat(attended, -1)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1e-3, 1.0])
+def test_heads_are_normed_in_float32_however_small_they_are(size: float, autocast: bool) -> None:
+    norm, places = awake(HeadNorm(HEAD, eps=1e-6)), torch.arange(TOKENS) * 0.7
+    x = (size * randn(TOKENS, HEAD)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        made = norm(x[None, None], rotary_table(places[:, None], HEAD))
+    formula = turned(normed(norm, x), places)[None, None]
+    found, wanted = ([one, *torch.autograd.grad(one.sum(), [x, norm.weight])] for one in (made, formula))
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_self_attention_sees_differences_of_places_alone(axes: int) -> None:
     module, x, places = awake(SelfAttention(WIDTH, HEADS)), randn(1, TOKENS, WIDTH), randn(TOKENS, axes, seed=3)
@@ -127,8 +140,8 @@ def test_text_by_products_is_the_plain_one_with_its_gradients(words: int, padded
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("keys", [18, 90])
-def test_attention_by_products_in_bfloat16_is_nearer_to_float32_than_the_fused_one(keys: int, autocast: bool) -> None:
+@pytest.mark.parametrize("keys", [18, 90, 300])
+def test_attention_of_a_cpu_in_bfloat16_is_nearer_to_float32_than_the_fused_one(keys: int, autocast: bool) -> None:
     module, x = awake(SelfAttention(WIDTH, HEADS)), randn(2, 3, keys // 3, WIDTH)
     rotary = rotary_table(randn(keys, 2), HEAD)
     wanted = module(x, rotary).detach()
@@ -171,6 +184,13 @@ def test_short_sequences_on_a_cpu_are_attended_by_products(
     device: str, head_width: int, length: int, dtype: torch.dtype, expected: str
 ) -> None:
     assert backend(device, head_width, length, dtype) == expected
+
+
+def test_the_number_of_keys_and_the_type_of_the_values_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(attention, "backend", lambda *asked: seen.append(asked) or "products")
+    attention.attend(randn(1, HEADS, 300, HEAD), randn(1, HEADS, 20, HEAD), randn(1, HEADS, 20, HEAD).bfloat16())
+    assert seen == [("cpu", HEAD, 20, torch.bfloat16)]
 
 
 def test_the_operations_of_another_device_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.denoiser.attention import SPLIT
-from videodiff.denoiser.block import Block, weighted
+from videodiff.denoiser.block import Block
+from videodiff.denoiser.modulation import weighted
 from videodiff.denoiser.position import frame_coordinates, patch_coordinates, rotary_table
 from videodiff.denoiser.target import targeting
 
@@ -48,9 +49,11 @@ def test_a_new_block_is_the_identity_to_the_bit(axes: str) -> None:
 
 
 @each_axes
-def test_a_new_block_with_open_gates_is_not(axes: str) -> None:
-    x = randn(B, T, S, WIDTH)
-    assert not torch.isclose(run(Block(WIDTH, HEADS, axes, gate=1.0), x), x).all()
+def test_a_new_block_adds_what_its_gates_let_through(axes: str) -> None:
+    block, x = Block(WIDTH, HEADS, axes, gate=0.5), randn(B, T, S, WIDTH)
+    expected = x + 0.5 * block.attention(nn.functional.layer_norm(x, (WIDTH,), eps=1e-6), rotary(axes))
+    expected = expected + 0.5 * block.mlp(nn.functional.layer_norm(expected, (WIDTH,), eps=1e-6))
+    torch.testing.assert_close(run(block, x), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

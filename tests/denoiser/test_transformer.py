@@ -53,6 +53,17 @@ def test_a_new_network_predicts_nothing() -> None:
     assert not SpaceTimeTransformer(**SMALL)(**inputs()).any()
 
 
+@pytest.mark.parametrize(("gate", "reached"), [(0.0, [False, False, True, False]), (0.5, [True] * 4)])
+def test_in_a_new_network_frames_reach_each_other_through_the_given_gates_alone(
+    gate: float, reached: list[bool]
+) -> None:
+    net, clips = SpaceTimeTransformer(**SMALL, gate=gate), inputs()
+    nn.init.normal_(net.head.weight)
+    other = {**clips, "z": clips["z"].clone()}
+    other["z"][0, :, 2] += 1
+    assert changed_frames(net, clips, other) == reached
+
+
 @each_axes
 def test_one_frame_is_a_video_in_training(axes: list[str]) -> None:
     net, clips = model(axes), inputs()
@@ -192,10 +203,22 @@ def test_weights_of_any_type_take_float32_inputs_and_give_float32(dtype: torch.d
     assert (made - wanted).norm() < error * wanted.norm()
 
 
-@pytest.mark.parametrize(("width", "heads"), [(24, 5), (30, 3), (10, 1)])
+def test_weights_in_bfloat16_tell_levels_and_rates_apart_that_bfloat16_does_not() -> None:
+    net, tau, fps = model().bfloat16(), torch.full((1, 1), 0.5), torch.tensor([240.0])
+    here, noisier, faster = net.level(tau, fps), net.level(tau + 1e-3, fps), net.level(tau, fps + 0.4)
+    assert not torch.equal(here, noisier)
+    assert not torch.equal(here, faster)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(24, 5), (30, 3), (10, 1), (12, 4)])
 def test_a_width_that_does_not_divide_is_an_error_that_says_by_what_it_should(width: int, heads: int) -> None:
     with pytest.raises(ValueError, match=rf"model\.width: found {width}, expected a multiple of \d+ for {heads} heads"):
         SpaceTimeTransformer(**{**SMALL, "width": width, "heads": heads})
+
+
+@pytest.mark.parametrize(("ratio", "width"), [(4.0, 4 * 24), (1.0, 3 * 24)])
+def test_the_widest_layer_is_the_hidden_one_or_that_of_queries_keys_and_values(ratio: float, width: int) -> None:
+    assert model(patch=(2, 3, 2), mlp_ratio=ratio).widest(4, 6, 8) == 2 * 2 * 4 * width
 
 
 # Peebles and Xie 2022, arXiv 2212.09748, table 1: layers, width, heads.

@@ -8,60 +8,16 @@ token through a feed-forward layer. The noise level enters by adaLN-single (PixA
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from videodiff.denoiser.attention import SPLIT, CrossAttention, SelfAttention
 from videodiff.denoiser.change import Changes, changed
 from videodiff.denoiser.linear import Linear
-from videodiff.denoiser.target import plain
+from videodiff.denoiser.modulation import Norm, weighted
 
 # The changes where none are taken: of queries, keys and values, of the layer up, and of the layer down.
 UNCHANGED = (None, None, None)
-
-
-class Norm(nn.LayerNorm):
-    """Layer norm without weights. torch's kernel of a CPU is twice as fast where it is given some, so it gets ones."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6, elementwise_affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if plain(x):
-            return super().forward(x)
-        return F.layer_norm(x, self.normalized_shape, x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1]), self.eps)
-
-
-class Weighted(Function):
-    """a + b scale, where `scale` is of a frame, `b t 1 d`, and `a` is of a frame or of tokens.
-
-    torch's derivative of the same passes over the tokens once more, to multiply by one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-        """Map `b t 1 d` or `b t s d`, `b t s d` and `b t 1 d` to `b t s d`."""
-        ctx.save_for_backward(b, scale)
-        ctx.of_frame = a.shape != b.shape
-        return torch.addcmul(a, b, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of all three."""
-        b, scale = ctx.saved_tensors
-        to_a = grad.sum(2, keepdim=True) if ctx.of_frame else grad
-        return to_a, grad * scale, (grad * b).sum(2, keepdim=True)
-
-
-def weighted(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Return a + b scale for tokens `b t s d`; `scale` is `b t 1 d`, and `a` either."""
-    return torch.addcmul(a, b, scale) if plain(b) else Weighted.apply(a, b, scale)
 
 
 class Block(nn.Module):
@@ -107,7 +63,7 @@ class Block(nn.Module):
         `modulation` is `b t 6 d`, `rotary` the table of this block's axes; `step`: take the changes for a step.
         """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.table + modulation)[:, :, :, None].unbind(2)
-        of_qkv, of_up, of_down = self.step.values() if step and self.step else UNCHANGED
+        of_qkv, of_up, of_down = self.step.values() if step else UNCHANGED
         y = self.attention(weighted(shift_1, self.norm_1(x), 1 + scale_1), rotary, of_qkv)
         x = weighted(x, y, gate_1)
         if self.cross_attention is not None:

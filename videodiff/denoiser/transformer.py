@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from videodiff.denoiser.block import Block, Norm, weighted
+from videodiff.denoiser.block import Block
+from videodiff.denoiser.modulation import Norm, weighted
 from videodiff.denoiser.patch import patchify, unpatchify
 from videodiff.denoiser.position import (
     frame_coordinates,
@@ -83,6 +84,7 @@ class SpaceTimeTransformer(nn.Module):
         self.norm = Norm(width)
         self.table = nn.Parameter(torch.zeros(2, width))
         self.head = nn.Linear(width, pixels)
+        # A new network predicts zeros, opens no gate further than `gate`, and does not look at the frame rate.
         for layer in (self.modulate[-1], self.head, self.embed_fps[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -106,7 +108,7 @@ class SpaceTimeTransformer(nn.Module):
 
     def widest(self, t: int, h: int, w: int) -> int:
         """Return how many values the widest layer makes for a clip of `t h w`, which the patch divides."""
-        return t * h * w // math.prod(self.patch) * self.blocks[0].mlp[0].out_features
+        return t * h * w // math.prod(self.patch) * max(3 * self.width, self.blocks[0].mlp[0].out_features)
 
     def tokens(self, z: Tensor) -> Tensor:
         """Return the tokens `b t s d` of a clip, or of some of its frames."""
