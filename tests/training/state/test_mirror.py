@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -19,13 +18,14 @@ import pytest
 
 from tests.conftest import tiny
 from tests.data.storage.test_remote import free_port, wait_for
+from tests.material.runs.disk import Disk, content
 from tests.material.runs.saved_state import assert_same_bits
+from tests.material.runs.small_checkpoint import write_checkpoint
 from videodiff.data.storage import store
 from videodiff.data.storage.store import Store
 from videodiff.report.run import read_run
 from videodiff.training.state import mirror
 from videodiff.training.state.checkpoint import CheckpointError, checkpoints, step_of, whole
-from videodiff.training.state.files import Written
 from videodiff.training.state.mirror import Mirror, bring
 
 SECRET = "a-secret-that-nobody-prints"
@@ -84,16 +84,8 @@ def environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoint(run: Path, step: int) -> Path:
-    """Write a checkpoint of a few bytes, with its record."""
-    folder = run / "checkpoints" / f"step_{step:08d}"
-    (folder / "state").mkdir(parents=True)
-    files = {}
-    for name in ("state/rank_00000.safetensors", "state/progress.json", "average.safetensors"):
-        data = f"{name} of step {step}".encode()
-        (folder / name).write_bytes(data)
-        files[name] = Written(len(data), hashlib.sha256(data).hexdigest())._asdict()
-    record = {"version": 3, "step": step, "state": "whole", "processes": 1, "files": files}
-    (folder / "checkpoint.json").write_text(json.dumps(record))
+    """Write a checkpoint of a few bytes, and the overrides of its run."""
+    folder = write_checkpoint(run, step)
     (run / "overrides.yaml").write_text(f"- step={step}\n")
     return folder
 
@@ -188,6 +180,14 @@ def test_a_fresh_folder_gets_the_newest_that_verifies_and_a_line_says_which_does
     assert "takes the checkpoint before it" in said
     # Nothing is left of what did not verify.
     assert [path.name for path in (fresh / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+def test_what_was_brought_stays_after_a_power_cut(tmp_path, monkeypatch):
+    sent(tmp_path / "here" / "cut", 1)
+    disk, run = Disk(monkeypatch), tmp_path / "there" / "cut"
+    bring(f"{URL}/cut", run)
+    assert disk.holds(run / "checkpoints/step_00000001")
+    assert disk.kept[run / "overrides.yaml"] == content(run / "overrides.yaml")
 
 
 def test_a_missing_object_counts_as_damage_and_nothing_whole_is_an_error(server, tmp_path):

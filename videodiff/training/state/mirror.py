@@ -252,21 +252,25 @@ def bring_checkpoint(store: Store, step: int, run: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir()
     try:
-        store.get(f"{folder}/{RECORD}", partial / RECORD)
+        bring_file(store, f"{folder}/{RECORD}", partial / RECORD)
         places = {name: inside(partial, name) for name in read_record(partial)["files"]}
-        for path in places.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda name: store.get(f"{folder}/{name}", places[name]), places))
+            list(pool.map(lambda name: bring_file(store, f"{folder}/{name}", places[name]), places))
         whole(partial)
         for name in filter(is_record, store.names()):
-            path = inside(run, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.get(name, path)
-        sync(partial)
+            bring_file(store, name, inside(run, name))
+        for path in {partial, *(place.parent for place in places.values())}:
+            sync(path)
         put_in_place(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def bring_file(store: Store, name: str, path: Path) -> None:
+    """Download one file; at the end it is on the disk, not only in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.get(name, path)
+    sync(path)
 
 
 def is_record(name: str) -> bool:
