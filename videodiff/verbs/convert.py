@@ -117,8 +117,8 @@ def making(out: Path) -> Iterator[Path]:
 def write_average(checkpoint: Path, path: Path, dtype: torch.dtype | None = None) -> Written:
     """Write the averaged weights, in another type if one is given."""
     values = {name: value if dtype is None else value.to(dtype) for name, value in read_average(checkpoint).items()}
-    if (place := not_finite(values, "average")) is not None:
-        raise ValueError(f"dtype: found a value of {place} beyond the range of {dtype}, expected dtype=bfloat16")
+    if (name := not_finite(values)) is not None:
+        raise ValueError(f"dtype: found a value of {name} beyond the range of {dtype}, expected dtype=bfloat16")
     return write_entries([Entry.of(name, value) for name, value in values.items()], path)
 
 

@@ -24,7 +24,7 @@ from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, Manifes
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
 from videodiff.data.samples.sidecars import SIDECARS, SidecarError, Text, brief, read_captions, read_notes, read_texts
 from videodiff.data.storage.cache import CachedFolder
-from videodiff.data.storage.files import owning, partial_of, room_at, sync, write_beside
+from videodiff.data.storage.files import Hashed, owning, partial_of, room_at, sync, write_beside
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.info import DecodeError, VideoInfo
 from videodiff.words import split_words
@@ -93,28 +93,6 @@ class Group:
                 )
         self.shards.append({"name": self.shard, "bytes": size, "samples": self.samples, "sha256": digest})
         self.tar, self.file, self.samples = None, None, 0
-
-
-class Hashed:
-    """A new file that is written from start to end, with its size and sha256."""
-
-    def __init__(self, path: Path) -> None:
-        self.file, self.size, self.digest = path.open("xb"), 0, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def tell(self) -> int:
-        return self.size
-
-    def close(self) -> None:
-        """Flush the file to the disk and close it."""
-        if not self.file.closed:
-            with self.file:
-                self.file.flush()
-                os.fsync(self.file.fileno())
 
 
 class ShardWriter:

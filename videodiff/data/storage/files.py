@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -204,29 +204,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 class Hashed:
-    """A file to write to; it keeps the size and sha256 of the bytes written, and the error that stopped it."""
+    """A new file that is written from start to end, with its size and sha256."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest, self.size, self.error = file, hashlib.sha256(), 0, None
+    def __init__(self, path: Path) -> None:
+        self.file, self.size, self.digest = path.open("xb"), 0, hashlib.sha256()
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write bytes to the file."""
-        try:
-            self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
         self.digest.update(data)
         self.size += len(data)
-        return len(data)
+        return self.file.write(data)
 
-    def flush(self) -> None:
-        """Flush the bytes written to the file."""
-        try:
-            self.file.flush()
-        except OSError as error:
-            self.error = error
-            raise
+    def tell(self) -> int:
+        """Return how many bytes are written."""
+        return self.size
+
+    def close(self) -> None:
+        """Flush the file to the disk and close it."""
+        if not self.file.closed:
+            with self.file:
+                self.file.flush()
+                os.fsync(self.file.fileno())
 
 
 def sha256_of(path: Path) -> str:

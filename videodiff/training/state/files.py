@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,36 +46,23 @@ class Entry(NamedTuple):
 
 @contextmanager
 def streaming(path: Path) -> Iterator[Hashed]:
-    """Open a new file for a checkpoint; an error of the disk names it."""
-    file = None
+    """Open a new file for a checkpoint; at the end it is on the disk. An error of the disk names it."""
     try:
-        with path.open("xb") as raw:
-            file = Hashed(raw)
+        with closing(Hashed(path)) as file:
             yield file
-            raw.flush()
-            os.fsync(raw.fileno())
-    except (OSError, RuntimeError) as error:
-        # torch hides the error of the file behind an error of its own.
-        cause = file.error if file is not None and file.error is not None else error
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(cause.errno, cause.strerror, str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def refuse_not_finite(state: Any, path: Path) -> None:
-    """Raise if a floating-point tensor holds a value that is not finite."""
-    if (bad := not_finite(state)) is not None:
+def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise if a tensor holds a value that is not finite."""
+    if (bad := not_finite(tensors)) is not None:
         raise ValueError(f"{path}: {bad}: found values that are not finite, expected numbers: not saved")
 
 
-def not_finite(value: Any, where: str = "state") -> str | None:
-    """Return the place of the first tensor in nested values that is not finite, None if all are finite."""
-    if isinstance(value, Tensor):
-        fine = not value.is_floating_point() or not value.numel() or bool(value.isfinite().all())
-        return None if fine else where
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    found = (not_finite(inner, f"{where}.{key}") for key, inner in pairs)
-    return next((bad for bad in found if bad is not None), None)
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that is not finite, None if all are finite."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
 
 
 def load_state(path: Path) -> Any:
