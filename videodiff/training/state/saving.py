@@ -203,7 +203,6 @@ class Saving:
         finally:
             self.stop.set()
             self.thread.join()
-            self.clean()
         return self.final
 
     def settle(self) -> None:
