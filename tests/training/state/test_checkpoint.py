@@ -137,11 +137,17 @@ def test_a_chosen_checkpoint_is_gone_on_from_and_newer_ones_are_put_aside(
         assert message in err.splitlines()[-1]
 
 
+def only(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the list of files of a record with one of them."""
+    return {name: record["files"][name]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda record: record | {"version": 4}, "found version 4, expected at most 3: of a newer videodiff"),
         (lambda record: record | {"files": {}}, "found no average.safetensors in the list of files"),
+        (lambda record: record | {"files": only(record, "average.safetensors")}, "found no state in the list of files"),
         (lambda record: {}, "found no readable checkpoint.json"),
         (lambda record: record | {"files": record["files"] | {"../../x": {"bytes": 1, "sha256": "0"}}}, "not followed"),
     ],

@@ -293,7 +293,7 @@ def check_room(folder: Path, weights: int, keep: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / ".writable", b"")
     (folder / ".writable").unlink()
-    size, count, there = room_for(weights), keep + 1 if keep else 1, size_of(folder)
+    size, count, there = room_for(weights), keep + 1, size_of(folder)
     free, needed = shutil.disk_usage(folder).free, max(size * count - there, size)
     if free < needed:
         raise OSError(
