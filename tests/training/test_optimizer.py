@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.training.module import parameter_groups
 from videodiff.training.optimizer import AdamW, Muon, orthogonalise
 
 SETTINGS = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
@@ -51,6 +53,32 @@ def muon(parameters: list[nn.Parameter]) -> Muon:
 
 
 each_optimizer = pytest.mark.parametrize("make", [adamw, muon])
+
+
+def test_the_weight_matrices_of_the_blocks_are_one_group_and_the_rest_another_without_decay() -> None:
+    net = SpaceTimeTransformer(width=16, heads=2, depth=2, text_width=8, captioned=(True, False), step_rank=2)
+    whole = nn.ModuleDict({"denoiser": net, "text": nn.Embedding(5, 8)})
+    names, layers = {id(p): name for name, p in whole.named_parameters()}, ["attention.qkv", "attention.out"]
+    layers += ["mlp.0", "mlp.2", *(f"step.{layer}.{part}" for layer in ("qkv", "up", "down") for part in (0, 1))]
+    matrices = {f"denoiser.blocks.{block}.{layer}.weight" for block in (0, 1) for layer in layers}
+    matrices |= {f"denoiser.blocks.0.cross_attention.{layer}.weight" for layer in ("q", "kv", "out")}
+
+    def grouped(*shape: Callable[[nn.Parameter], torch.Size]) -> list[tuple[bool, float | None, set[str]]]:
+        groups = parameter_groups(whole.named_parameters(), *shape)
+        found = [[names[id(p)] for p in group["params"]] for group in groups]
+        assert all(len(set(one)) == len(one) for one in found)
+        return [(g["matrix"], g.get("weight_decay"), set(one)) for g, one in zip(groups, found, strict=True)]
+
+    rest = set(names.values()) - matrices
+    assert grouped() == [(True, None, matrices), (False, 0.0, rest)]
+    # Parameters that a strategy has flattened are still known by the shape that they have when whole.
+    shapes = {id(p): p.shape for p in whole.parameters()}
+    for p in whole.parameters():
+        p.data = p.data.flatten()
+    assert grouped(lambda p: shapes[id(p)]) == [(True, None, matrices), (False, 0.0, rest)]
+    for name, p in whole.named_parameters():
+        p.requires_grad_(name == "denoiser.head.bias")
+    assert grouped() == [(False, 0.0, {"denoiser.head.bias"})]
 
 
 def test_adamw_is_torchs_adamw_to_the_bit() -> None:

@@ -1,15 +1,26 @@
-"""Figures stand under the number of steps that were taken, and validation does not depend on how its clips are cut."""
+"""A step draws by seed, step and position; figures stand under the number of steps that were taken, and validation does
+not depend on how its clips are cut.
+"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from tests.conftest import finish, start, tiny
+from videodiff.codec.pixels import Pixels
+from videodiff.diffusion.levels import NoiseLevels
+from videodiff.diffusion.objective import Objective
+from videodiff.diffusion.path import RectifiedFlow
 from videodiff.report.page import write_report
+from videodiff.text.words import Words
+from videodiff.training.module import VALIDATION_LEVELS, VideoDiffusion
 from videodiff.training.state.checkpoint import checkpoints
 
 
@@ -18,6 +29,44 @@ def table(run: Path) -> list[dict[str, float]]:
     (path,) = run.glob("metrics/version_*/metrics.csv")
     with path.open() as file:
         return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+class Black(nn.Module):
+    """Stands for a network that predicts zeros."""
+
+    def forward(self, z: Tensor, tau: Tensor, **_: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+
+def module(seed: int = 0) -> VideoDiffusion:
+    objective = Objective(RectifiedFlow(), NoiseLevels(), prediction="x", loss="v")
+    return VideoDiffusion(Black(), objective, Pixels(), Words(["ball"], max_words=3, width=4), None, None, seed)
+
+
+def batch(*positions: int, step: int = 3) -> dict[str, Any]:
+    """Return a batch in which all clips are the same."""
+    video = torch.randint(256, (1, 3, 2, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    count, place = len(positions), torch.tensor(positions)
+    known = {"caption": ["ball"] * count, "fps": torch.full((count,), 8.0)}
+    return {"video": video.expand(count, -1, -1, -1, -1), "position": place, "step": step, **known}
+
+
+def test_a_step_is_the_mean_over_its_clips_of_draws_by_seed_step_and_position() -> None:
+    first, second, both = (float(module().training_step(batch(*at), 0)) for at in ([4], [9], [4, 9]))
+    assert both == pytest.approx((first + second) / 2)
+    others = [second, module(seed=1).training_step(batch(4), 0), module().training_step(batch(4, step=4), 0)]
+    assert len({first, *map(float, others)}) == 4
+
+
+def test_validation_sums_the_losses_of_its_clips_at_each_level() -> None:
+    # The velocity is (z - x) / tau: where the network predicts x = 0 it is wrong by x / tau, whatever the noise.
+    found, x = module(), batch(0)["video"] / 127.5 - 1
+    found.stopwatch.enter("validation")
+    found.validated = torch.zeros(len(VALIDATION_LEVELS) + 1, dtype=torch.float64)
+    for share in (batch(0, 1), batch(2)):
+        found.validation_step(share, 0)
+    wanted = [3 * float(x.square().mean()) / tau**2 for tau in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    torch.testing.assert_close(found.validated, torch.tensor([*wanted, 3.0], dtype=torch.float64), rtol=1e-5, atol=0)
 
 
 def test_steps_are_counted_alike_and_the_loss_of_uneven_validation_is_that_of_all_clips(
@@ -38,6 +87,10 @@ def test_steps_are_counted_alike_and_the_loss_of_uneven_validation_is_that_of_al
     finish(start("train", "name=ranks", *recipe, "strategy=ddp", "trainer.devices=2", cwd=cwd))
     wanted = [row for row in table(Path("runs/by_one")) if "val/loss" in row]
     assert [row["step"] for row in wanted] == [2, 4]
+    for row in wanted:
+        levels = [row[f"val/loss_tau_{level}"] for level in VALIDATION_LEVELS]
+        assert row["val/loss"] == pytest.approx(sum(levels) / 5)
+        assert len(set(levels)) == 5
     for name in ("by_two", "by_four", "ranks"):
         found = [row for row in table(Path("runs") / name) if "val/loss" in row]
         for one, other in zip(wanted, found, strict=True):
