@@ -244,6 +244,14 @@ def test_training_goes_on_to_the_bit_from_a_saved_state(make: Make) -> None:
 
 
 @each_optimizer
+def test_a_step_leaves_the_gradients_as_they_are(make: Make) -> None:
+    parameters, alike = weights(), weights()
+    train(make, parameters, steps=3)
+    gradients(alike, 2)
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(parameters, alike, strict=True))
+
+
+@each_optimizer
 def test_each_group_steps_at_its_own_rate(make: Make) -> None:
     parameters = weights()
     optimizer = make(parameters)
