@@ -247,6 +247,30 @@ def test_a_bomb_is_one_rejection_and_costs_little(tmp_path, monkeypatch, ending)
     assert peak_of(lambda: list(read_table(tmp_path / f"list{ending}", {"video": "path"}))) < 2**26
 
 
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (b"abcdefghijkl\nnext\n", [(1, b"abcdefgh"), (2, b"next\n")]),
+        (b"abcdefghijklmnopq", [(1, b"abcdefgh")]),
+        (b"abcdefgh", [(1, b"abcdefgh")]),
+        # A \r at the end of a block ends the line, whether a \n follows or not.
+        (b"abcdefghijk\rnext\r", [(1, b"abcdefgh"), (2, b"next\r")]),
+        (b"abcdefghijk\r\nnext\n", [(1, b"abcdefgh"), (2, b"next\n")]),
+    ],
+)
+def test_a_line_that_is_cut_off_counts_once_and_costs_no_other(text, lines, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINE", 8)
+    monkeypatch.setattr(module, "BLOCK", 4)
+    assert list(module.bounded_lines(io.BytesIO(text))) == lines
+
+
+def test_a_small_file_may_unpack_to_any_number_of_times_its_size(tmp_path) -> None:
+    row = {"text": "a" * 3_000_000}
+    (path := tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert path.stat().st_size * module.EXPANSION < 3_000_000
+    assert [found for _, found in module.json_rows(path)] == [row]
+
+
 def test_lists_in_lists_cost_no_clip(tmp_path) -> None:
     deep = "[" * 500 + "]" * 500
     (tmp_path / "list.jsonl").write_text('{"path": "a.mp4", "k": ' + deep + "}\n")

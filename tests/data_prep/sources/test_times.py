@@ -40,6 +40,25 @@ def test_a_clock_string_is_read_to_the_millisecond(ms: int, padded: bool) -> Non
     assert parse_clock(text) == parse_time(text) == Fraction(ms, 1000)
 
 
+@pytest.mark.parametrize("text", ["1 day 2:00:00.5", "1 days 02:00:00,5"])
+def test_days_as_pandas_writes_them_count(text: str) -> None:
+    assert parse_clock(text) == Fraction(26 * 3600) + Fraction(1, 2)
+
+
+def test_a_time_or_a_number_of_frames_beyond_all_videos_is_none() -> None:
+    assert parse_seconds(10**12 - 1) == 10**12 - 1
+    with pytest.raises(InputError, match="expected seconds from 0 on"):
+        parse_seconds(10**12)
+    assert parse_microseconds(10**18 - 1) == Fraction(10**18 - 1, 10**6)
+    with pytest.raises(InputError, match="expected whole microseconds from 0 on"):
+        parse_microseconds(10**18)
+
+
+@pytest.mark.parametrize(("written", "fps"), [("29.97", Fraction(30000, 1001)), ("23.98", Fraction(2398, 100))])
+def test_only_a_rate_of_ntsc_within_a_thousandth_is_one(written: str, fps: Fraction) -> None:
+    assert parse_fps(written) == fps
+
+
 @given(MILLISECONDS)
 def test_a_duration_is_the_sum_of_its_parts(ms: int) -> None:
     hours, rest = divmod(ms, 3_600_000)
