@@ -86,7 +86,7 @@ def test_hdvila_takes_captions_of_a_second_file_by_clip_id(tmp_path: Path) -> No
         {"clip_id": "QMi8x8o55Ns.16.mp4", "text": " sixteen "},
         {"clip_id": "other.1.mp4", "text": "another"},
         "{",
-        {"clip_id": "QMi8x8o55Ns.16.mp4", "text": "again"},
+        {"clip_id": "QMi8x8o55Ns.16.mp4", "text": ["again", {"caption": "again", "origin": "somebody"}]},
         {"clip_id": "QMi8x8o55Ns.1.mp4", "text": ""},
     ]
     path = write(tmp_path / "text.jsonl", lines(*texts))
