@@ -339,6 +339,20 @@ def test_a_class_of_ones_own_is_built_when_this_command_line_trusts_it(call: Cal
     assert spy.exists()
 
 
+def test_a_folder_that_is_no_run_is_called_what_it_is(call: Call, trained: Path, tmp_path: Path) -> None:
+    (checkpoint, *_) = sorted((trained / "checkpoints").iterdir())
+    for verb, *how in (["sample", str(checkpoint)], ["evaluate", str(checkpoint)], ["train", f"resume={checkpoint}"]):
+        status, _, err = call(verb, *how)
+        assert (status, f"checkpoint={checkpoint.name} chooses beside its run {trained}" in err) == (1, True), err
+    assert call("convert", str(trained), "what=run", f"out={tmp_path / 'shared'}")[0] == 0
+    status, _, err = call("train", f"resume={tmp_path / 'shared'}")
+    assert (status, f"start_from={tmp_path / 'shared'} begins a new one" in err) == (1, True), err
+    status, _, err = call("sample", str(tmp_path))
+    assert (
+        err == f"videodiff sample: error: run: found no {tmp_path}/config.yaml, expected the folder of a training run\n"
+    )
+
+
 def test_trust_in_a_class_is_none_in_the_values_beside_it(tmp_path: Path) -> None:
     own = {"_target_": "my.Model", "width": -1, "anything": "x"}
     read_run(stored(tmp_path, put("model", value=own)), ["my"])

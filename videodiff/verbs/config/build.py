@@ -26,7 +26,7 @@ from videodiff.training.run.attempts import check_links
 from videodiff.training.state.checkpoint import AVERAGE, find_checkpoint, latest_checkpoint, load_average, whole
 from videodiff.verbs.config.checking import shown
 from videodiff.verbs.config.schema import faults
-from videodiff.verbs.config.stored import read_config
+from videodiff.verbs.config.stored import no_run, read_config
 
 # The types of `trainer.precision`, such as bf16-mixed, that have 16 bits.
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -262,7 +262,7 @@ def read_run(run: str | Path, trust: Sequence[str] = ()) -> DictConfig:
     """
     path = Path(run) / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
+        raise FileNotFoundError(f"run: {no_run(path)}")
     tree = read_config(path, trust)
     for fault in faults("train", tree):
         if not fault.no_key:

@@ -32,7 +32,7 @@ from videodiff.verbs.config.groups import conf_dir, groups, options
 from videodiff.verbs.config.kinds import MISSING, Fault
 from videodiff.verbs.config.names import answer
 from videodiff.verbs.config.schema import VERBS, faults
-from videodiff.verbs.config.stored import key_of, read_config
+from videodiff.verbs.config.stored import key_of, no_run, read_config
 from videodiff.verbs.config.versions import RENAMED
 
 # The number of combinations of a sweep that are checked beforehand; the others are checked when they run.
@@ -324,7 +324,7 @@ def check_folders(verb: str, cfg: DictConfig, elsewhere: bool) -> None:
     if verb in ("sample", "evaluate", "report"):
         path = find_run(cfg.run) / "config.yaml"
         if not path.is_file():
-            raise FileNotFoundError(f"run: found no {path}, expected the folder of a training run")
+            raise FileNotFoundError(f"run: {no_run(path)}")
         if verb != "report":
             read_config(path, cfg.trust)
     if elsewhere:

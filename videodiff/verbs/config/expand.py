@@ -7,7 +7,7 @@ from pathlib import Path
 
 from videodiff.verbs.config.arguments import quoted, text_of
 from videodiff.verbs.config.groups import options
-from videodiff.verbs.config.stored import key_of, read_overrides, read_plain, read_yaml
+from videodiff.verbs.config.stored import key_of, no_run, read_overrides, read_plain, read_yaml
 from videodiff.verbs.config.versions import version_of
 
 # Where a preparation keeps the overrides of its last call, below its dataset.
@@ -36,7 +36,7 @@ def resumed(overrides: Sequence[str]) -> list[str]:
         overrides = [*(override for override in overrides if key_of(override) != "resume"), f"resume={quoted(run)}"]
     path = Path(run) / OVERRIDES
     if not path.is_file():
-        raise FileNotFoundError(f"resume: found no {path}, expected the folder of a training run")
+        raise FileNotFoundError(f"resume: {no_run(path)}")
     if given(MIRROR, overrides) is None and store is not None and stored_mirror(path) == store:
         # This command line names the store: the run goes on to send its checkpoints there.
         overrides = [*overrides, f"{MIRROR}={quoted(store)}"]

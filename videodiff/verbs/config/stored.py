@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from videodiff.verbs.config.groups import conf_dir, options
 from videodiff.verbs.config.versions import RENAMED, modern
 
+CONFIG = "config.yaml"
 MOST_BYTES, MOST_NODES, DEEPEST = 8 * 2**20, 500_000, 32
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./][A-Za-z0-9_]+)*")
 # The only reference that a stored override may hold: another key of the same configuration.
@@ -96,6 +97,20 @@ def check_events(events: Iterable[yaml.Event]) -> None:
         count += isinstance(event, yaml.NodeEvent)
         if depth > DEEPEST or count > MOST_NODES:
             raise ValueError(f"more than {DEEPEST} levels or {MOST_NODES:,} values")
+
+
+def no_run(missing: Path) -> str:
+    """Return what to say to a folder that lacks this file of a run: what it is instead, where that can be seen."""
+    folder, said = missing.parent, f"found no {missing}, expected the folder of a training run"
+    # The record of a checkpoint; the module that has its name imports torch.
+    if (folder / "checkpoint.json").is_file():
+        run = folder.absolute().parent.parent
+        return f"{said}: this is a checkpoint, which checkpoint={folder.name} chooses beside its run {run}"
+    if missing.name != CONFIG and (folder / CONFIG).is_file():
+        return (
+            f"{said}: this is a run to share, without its state; start_from={folder} begins a new one with its weights"
+        )
+    return said
 
 
 def read_config(path: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
