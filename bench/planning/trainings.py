@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -97,6 +98,8 @@ def clips(folder: Path) -> Path:
 
 def train(case: Case, data: Path, observer: Observer, steps: int, environment: dict[str, str]) -> None:
     """Train as one process; the observer writes down what it finds."""
+    # What the parent has left is not this process's garbage: threads that it belongs to are not here.
+    gc.freeze()
     os.environ.update(environment)
     log = observer.out.with_suffix(".log").open("w")
     os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)

@@ -226,8 +226,10 @@ PUBLISHED = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (
 
 
 def from_conf(size: str, **changed: object) -> tuple[SpaceTimeTransformer, dict[str, object]]:
-    """Build a network from its configuration file without memory for its weights."""
+    """Build a network from its configuration file, which changes another one, without memory for its weights."""
     settings = yaml.safe_load((CONF / f"{size}.yaml").read_text())
+    (other,) = settings.pop("defaults")
+    settings = yaml.safe_load((CONF / f"{other}.yaml").read_text()) | settings
     settings.pop("_target_")
     with torch.device("meta"):
         return SpaceTimeTransformer(**settings, **changed), settings

@@ -143,7 +143,7 @@ def test_a_run_of_half_the_steps_learns_from_its_teacher_and_goes_on_with_it(
             ["path=cosine", "objective.prediction=x"],
             "path._target_ 'videodiff.diffusion.path.Cosine' (source: '",
         ),
-        (["objective.prediction=eps"], "objective.prediction 'eps' (source: 'x')"),
+        (["objective.prediction=v"], "objective.prediction 'v' (source: 'x')"),
     ],
 )
 def test_a_teacher_whose_answers_mean_something_else_teaches_nothing(
