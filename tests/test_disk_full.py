@@ -49,7 +49,7 @@ def before(tmp_path: Path, world_dataset: Path) -> Path:
 
 VERBS = {
     "simulate": (20, ".more", ["simulate", "world=bouncing", "size=32", "out=more", "clips=64", "workers=1"]),
-    "pack": (20, "data", ["pack", "source=clips", "out=data", "workers=1"]),
+    "pack": (20, "made", ["pack", "source=clips", "out=made", "workers=1"]),
     "train": (
         100,
         "runs/a",
