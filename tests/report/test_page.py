@@ -112,6 +112,18 @@ def test_a_bare_run_says_what_is_absent_and_what_makes_it(bare):
     assert "<video" not in page
 
 
+def test_a_run_without_a_log_was_trained_as_far_as_its_checkpoints(bare):
+    assert "Nothing has been trained" in write_report(bare).read_text()
+    for name in ("step_00000900", "step_00002000", "step_00003000", "step_best"):
+        (bare / "checkpoints" / name).mkdir(parents=True)
+    # The third one was not written to its end.
+    for name in ("step_00000900", "step_00002000", "step_best"):
+        (bare / "checkpoints" / name / "checkpoint.json").write_text("{}")
+    text = write_report(bare).read_text()
+    assert "Trained to step 2,000." in text
+    assert "Nothing has been trained" not in text
+
+
 def test_a_loss_that_is_not_finite_is_said(bare):
     (bare / "metrics.csv").write_text("step,train/loss\n10,0.5\n20,nan\n30,nan\n")
     assert "not finite at 2 logged steps, first at step 20" in write_report(bare).read_text()

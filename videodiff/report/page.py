@@ -128,6 +128,9 @@ def summary(run: Run, numbers: list[table.Measured], texts: dict[str, str]) -> l
         said.append(f"Trained to step {steps[-1]:,}{pace}.")
         if len(bad):
             said.append(f"The training loss is not finite at {len(bad)} logged steps, first at step {bad[0]:,}.")
+    elif saved := saved_steps(run.path):
+        # Nothing was logged, or the run is shared without its curves.
+        said.append(f"Trained to step {max(saved):,}.")
     if "val/loss" in run.metrics:
         losses = run.metrics["val/loss"][1]
         said.append(f"The validation loss went from {losses[0]:.3g} to {losses[-1]:.3g}.")
@@ -138,6 +141,12 @@ def summary(run: Run, numbers: list[table.Measured], texts: dict[str, str]) -> l
         met = f"; {sum(bool(f.met) for f in held)} of {len(held)} targets are met" if held else ""
         said.append(f"The evaluation{dataset} gives {measured}{met}.")
     return said
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Return the steps of the checkpoints in a run folder."""
+    names = [place.parent.name.removeprefix("step_") for place in run.glob("checkpoints/step_*/checkpoint.json")]
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def headlines(numbers: list[table.Measured]) -> list[table.Measured]:
