@@ -158,7 +158,9 @@ READ = {
     "device gpu_id device_id local_rank master_port machine_rank main_process_port": (
         "CUDA_VISIBLE_DEVICES chooses GPUs, and torchrun or the cluster starts processes (docs/cluster.md)"
     ),
-    "dtype mixed_precision precision torch_dtype weight_dtype bf16 fp16 fp8": "the network samples in float32",
+    "dtype mixed_precision precision torch_dtype weight_dtype bf16 fp16 fp8": (
+        "a network samples in the precision of its training (docs/sampling.md)"
+    ),
     "revision variant cache_dir subfolder": (
         "codec= and text= name models of the hub, with keys of their own; HF_HOME is where they are kept"
     ),
