@@ -1,9 +1,11 @@
 """Random datasets, buckets, mixtures, clusters and interruptions: always the same global batches, each sample once."""
 
 import doctest
+import hashlib
 import itertools
 import json
 import os
+import struct
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from videodiff.data.order.arithmetic import Mesh, check_batch_sizes, positions, resume
 from videodiff.data.order.buckets import Bucket
-from videodiff.data.order.mixture import Curriculum, Dataset, Mixture, repeats
+from videodiff.data.order.mixture import EPOCHS_KEPT, Curriculum, Dataset, Mixture, repeats
 
 # `make soak` asks for ten times as many examples.
 RUNS = int(os.environ.get("ORDER_RUNS", "1"))
@@ -191,13 +193,15 @@ def test_a_stand_in_is_another_sample_of_the_same_bucket_and_always_the_same_one
         again = [one_dataset().stand_in(step, 1, attempt) for attempt in range(20)]
         assert [rows(b) for b in found] == [rows(b) for b in again]
         assert {b.bucket for b in found} == {batch.bucket}
+        assert {(b.step, *b.position.tolist()) for b in found} == {(step, 1)}, "its noise is that of the place it takes"
         assert len({rows(b)[0][2:] for b in found} - {rows(batch)[1][2:]}) > 2
 
 
-def test_weights_are_shares_of_the_samples_drawn():
+@pytest.mark.parametrize("weights", [[0.7, 0.1, 0.2], [7, 1, 2]])
+def test_weights_are_shares_of_the_samples_drawn(weights):
     data = [Dataset(np.full((4, 1), n), np.array([3])) for n in (10, 40, 5)]
     counts = [repeat * data.counts.sum() for repeat, data in
-              zip(repeats([0.7, 0.1, 0.2], [40, 160, 20]), data, strict=True)]  # fmt: skip
+              zip(repeats(weights, [40, 160, 20]), data, strict=True)]  # fmt: skip
     assert counts == [Fraction(7, 10) * 220, 22, 44]
 
 
@@ -212,6 +216,7 @@ def test_a_curriculum_goes_from_stage_to_stage_by_step_alone():
     for step, mixture, number in ((4, first, 0), (7, second, 1)):
         other, expected = course.stand_in(step, 1, 3), mixture.stand_in(step - 5 * number, 1, 3)
         assert (other.step, rows(other)) == (step, [(number, *row[1:]) for row in rows(expected)])
+    assert course.identity(0) == course.identity(5) == {"stages": [0], **first.identity()}
     state = {"step": 7, **course.identity(7)}
     assert resume(state, Curriculum([(0, one_dataset(seed=1)), (5, second), (7, one_dataset())]).identity(7)) == 7
     with pytest.raises(ValueError, match=r"data.stage_5.batch_sizes: found \[2, 6\], expected \[4, 12\]"):
@@ -219,6 +224,38 @@ def test_a_curriculum_goes_from_stage_to_stage_by_step_alone():
     for others in ([(0, first)], [(0, first), (4, second)], [(0, first), (5, second), (6, one_dataset())]):
         with pytest.raises(ValueError, match=r"data.stages: found .*, expected \[0, 5\] as in the checkpoint"):
             resume(state, Curriculum(others).identity(7))
+
+
+def test_a_curriculum_reads_ahead_in_its_stage_and_holds_what_any_stage_holds():
+    one, two = Dataset(COUNTS, np.array([3, 2])), Dataset(COUNTS[::-1], np.array([3, 2]))
+    first = one_dataset(datasets=[one], seed=1, window=1)
+    second = one_dataset(datasets=[one, two], seed=2, window=1, batch_sizes=[4, 12])
+    course = Curriculum([(0, first), (5, second)])
+    for step, wanted in ((4, [*first.upcoming(4), [], []]), (7, [[], *second.upcoming(2)])):
+        assert [found.tolist() for found in course.upcoming(step)] == [list(shards) for shards in wanted]
+    assert course.open_shards() == first.open_shards() + second.open_shards()
+    assert course.batch_sizes == [2, 6, 4, 12]
+
+
+def test_datasets_that_are_alike_have_orders_of_their_own():
+    data = Dataset(np.full((6, 1), 3), np.array([1]))
+    mixture = Mixture([data, data], BUCKETS[:1], [36])
+    seen = [[row[2:] for row in rows(mixture.batch(0)) if row[0] == number] for number in (0, 1)]
+    assert sorted(seen[0]) == sorted(seen[1])
+    assert seen[0] != seen[1]
+
+
+def test_few_epochs_are_held_in_memory_however_many_were_asked_for():
+    mixture, again = one_dataset(), one_dataset()
+    batches = [mixture.batch(step) for step in range(60)]
+    assert batches[-1].epoch.max() > 2 * EPOCHS_KEPT
+    assert len(mixture.streams[0].epochs) == EPOCHS_KEPT
+    assert rows(mixture.batch(0)) == rows(batches[0]) == rows(again.batch(0))
+
+
+def test_the_fingerprint_of_a_dataset_is_the_checksum_that_checkpoints_have():
+    numbers = [4, 2, 3, 1, 2, 0, 4, 2, 1, 1, 3, 2]
+    assert one_dataset().identity()["fingerprint"] == hashlib.sha256(struct.pack("<12q", *numbers)).hexdigest()
 
 
 @pytest.mark.parametrize(("steps", "seeds"), [((1, 5), (1, 2)), ((0, 0), (1, 2)), ((0, 5), (1, 1)), ((), ())])
@@ -307,4 +344,7 @@ def test_few_more_shards_are_held_than_are_read(window):
     for step, later in enumerate(read[1:]):
         upcoming = set(mixture.upcoming(step)[0].tolist())
         assert later <= upcoming
+        assert step + 2 == len(read) or read[step + 2] <= upcoming, "those of the step after that too"
         assert len(upcoming) <= len(later) + 3 * window
+    # Two buckets read the same four shards.
+    assert one_dataset().open_shards() == [4]
