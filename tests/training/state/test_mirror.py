@@ -22,10 +22,10 @@ from tests.material.runs.disk import Disk, content
 from tests.material.runs.saved_state import assert_same_bits
 from tests.material.runs.small_checkpoint import write_checkpoint
 from videodiff.data.storage import store
-from videodiff.data.storage.store import Store
+from videodiff.data.storage.store import Store, StoreError
 from videodiff.report.run import read_run
 from videodiff.training.state import mirror
-from videodiff.training.state.checkpoint import CheckpointError, checkpoints, step_of, whole
+from videodiff.training.state.checkpoint import CheckpointError, checkpoints, is_damaged, step_of, whole
 from videodiff.training.state.mirror import Mirror, bring
 
 SECRET = "a-secret-that-nobody-prints"
@@ -106,7 +106,13 @@ def sent(
 
 
 def test_the_store_keeps_what_the_disk_keeps(server, tmp_path):
-    sent(tmp_path / "keeps", 1, 2, 3, 4, 5, kept=lambda step: step == 2)
+    run = tmp_path / "keeps"
+    for name in ("metrics/version_0/metrics.csv", ".videodiff.lock", ".hidden.json", "notes.bin", "samples/clip.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("text")
+    sent(run, 1, 2, 3, 4, 5, kept=lambda step: step == 2)
+    beside = {key for key in server.objects() if key.startswith("runs/keeps/") and "/checkpoints/" not in key}
+    assert beside == {"runs/keeps/overrides.yaml", "runs/keeps/metrics/version_0/metrics.csv"}
     assert server.records("keeps") == [2, 4, 5]
     left = {key.split("/")[3] for key in server.objects() if key.startswith("runs/keeps/checkpoints/")}
     assert left == {"step_00000002", "step_00000004", "step_00000005"}
@@ -215,6 +221,31 @@ def test_a_checkpoint_that_is_here_is_not_brought_again(tmp_path, capsys):
     assert "brought" not in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_here_does_not_count(tmp_path):
+    sent(tmp_path / "here" / "worse", 1, 2)
+    run = tmp_path / "there" / "worse"
+    (checkpoint(run, 3) / "state/progress.json").unlink()
+    bring(f"{URL}/worse", run)
+    assert [(step_of(path), is_damaged(path)) for path in checkpoints(run)] == [(2, False), (3, True)]
+
+
+def test_a_store_without_a_run_is_an_error_where_one_is_needed(tmp_path):
+    bring(f"{URL}/nothing", tmp_path / "nothing", needed=False)
+    with pytest.raises(FileNotFoundError, match="resume: found no checkpoint in s3://set/runs/nothing/checkpoints"):
+        bring(f"{URL}/nothing", tmp_path / "nothing")
+
+
+def test_a_store_that_is_away_does_not_matter_where_a_checkpoint_is_here(server, tmp_path, capsys):
+    server.stop()
+    with pytest.raises(StoreError):
+        bring(f"{URL}/gone", tmp_path / "nothing" / "gone")
+    run = tmp_path / "gone"
+    checkpoint(run, 3)
+    bring(f"{URL}/gone", run)
+    assert capsys.readouterr().out.endswith("; goes on from step 3, which is here\n")
+    server.start()
+
+
 def test_a_record_that_names_a_file_outside_is_not_followed(server, tmp_path):
     sent(tmp_path / "here" / "outside", 1)
     key = "runs/outside/checkpoints/step_00000001/checkpoint.json"
@@ -236,6 +267,12 @@ def test_what_a_killed_process_left_there_is_removed_and_checkpoints_of_another_
     names = [key for key in server.objects() if key.startswith("runs/left/checkpoints/")]
     assert not any("step_00000009" in name for name in names)
     assert "runs/left/checkpoints/step_00000003/checkpoint.left.json" in names
+    # And again from step 2: now 4 is of another future, and 3 is not any more.
+    shutil.rmtree(run / "checkpoints")
+    sent(run, 3, keep=0, start=2)
+    assert server.records("left") == [1, 2, 3]
+    left = [key for key in server.objects() if key.startswith("runs/left/") and key.endswith("/checkpoint.left.json")]
+    assert left == ["runs/left/checkpoints/step_00000004/checkpoint.left.json"]
 
 
 def test_a_store_that_is_away_costs_one_line_and_gets_the_checkpoint_when_it_is_back(server, tmp_path, capsys):
@@ -258,6 +295,26 @@ def test_a_store_that_is_away_costs_one_line_and_gets_the_checkpoint_when_it_is_
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
     assert "training goes on" in said[0]
+
+
+@pytest.mark.parametrize(("keep", "waiting"), [(2, [2, 4, 5]), (1, [2, 5]), (0, [1, 2, 3, 4, 5])])
+def test_only_what_the_store_would_keep_waits(tmp_path, keep, waiting):
+    copies = Mirror(URL, tmp_path / "waits", keep, lambda step: step == 2)
+    for step in range(1, 6):
+        copies.send(tmp_path / f"waits/checkpoints/step_{step:08d}")
+    assert [step_of(one) for one in copies.waiting] == waiting
+    # Training has gone back to an older one, and this is not here any more.
+    copies.copy(copies.waiting[0])
+
+
+def test_each_failure_of_the_store_after_a_success_is_told_once(tmp_path, capsys):
+    copies = Mirror(URL, tmp_path / "told", 1, lambda step: False)
+
+    def fail():
+        raise OSError("the store is away")
+
+    assert [copies.try_to(act) for act in (fail, fail, list, fail)] == [False, False, True, False]
+    assert capsys.readouterr().out.count("the store is away; training goes on") == 2
 
 
 def test_training_ends_where_the_store_never_answers(server, tmp_path, capsys):
