@@ -42,3 +42,10 @@ def test_a_clock_that_was_set_back_stops_nobody(tmp_path: Path) -> None:
     start = time.time()
     Hosts(tmp_path, rate=1000).wait("host")
     assert time.time() - start < 60
+
+
+def test_a_shorter_pause_ends_no_longer_one(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, 100)
+    hosts.pause("a.b", 300)
+    hosts.pause("a.b", 1)
+    assert 290 < float((tmp_path / "a.b").read_text()) - time.time() <= 300
