@@ -135,7 +135,8 @@ def dataset(out: Path, scale: Scale, world: str, split: str, name: str, clips: i
     if (packed / "manifest.parquet").is_file():
         return packed
     clips_of = out / "datasets" / f"{world}_{name}_clips"
-    shutil.rmtree(clips_of, ignore_errors=True)
+    # What a study that was killed has left.
+    shutil.rmtree(clips_of, ignore_errors=True), shutil.rmtree(packed, ignore_errors=True)
     grid = [f"world.grid={name}"] if name in ("30k", "300k", "3m") else []
     how = [f"world={world}", f"world.split={split}", *grid, *scale.clip, f"clips={clips}", f"size={scale.pixels}"]
     call(["simulate", *how, f"out={clips_of}"])
