@@ -196,6 +196,26 @@ def test_what_was_brought_stays_after_a_power_cut(tmp_path, monkeypatch):
     assert disk.kept[run / "overrides.yaml"] == content(run / "overrides.yaml")
 
 
+def test_a_record_that_comes_by_half_leaves_the_one_that_is_here(tmp_path, monkeypatch):
+    sent(tmp_path / "here" / "half", 1)
+    run = tmp_path / "there" / "half"
+    run.mkdir(parents=True)
+    (run / "overrides.yaml").write_text("older\n")
+    get = Store.get
+
+    def breaks(self: Store, name: str, path: Path) -> None:
+        get(self, name, path)
+        if name == "overrides.yaml":
+            path.write_bytes(path.read_bytes()[:1])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "get", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        bring(f"{URL}/half", run)
+    assert (run / "overrides.yaml").read_text() == "older\n"
+    assert not list(run.rglob("*.partial"))
+
+
 def test_a_missing_object_counts_as_damage_and_nothing_whole_is_an_error(server, tmp_path):
     sent(tmp_path / "here" / "none", 1)
     server.client.delete_object(Bucket="set", Key="runs/none/checkpoints/step_00000001/state/progress.json")

@@ -257,20 +257,26 @@ def bring_checkpoint(store: Store, step: int, run: Path) -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda name: bring_file(store, f"{folder}/{name}", places[name]), places))
         whole(partial)
-        for name in filter(is_record, store.names()):
-            bring_file(store, name, inside(run, name))
-        for path in {partial, *(place.parent for place in places.values())}:
-            sync(path)
+        records = {name: inside(run, name) for name in filter(is_record, store.names())}
+        for name, path in records.items():
+            bring_file(store, name, path)
+        for parent in {partial, *(path.parent for path in [*places.values(), *records.values()])}:
+            sync(parent)
         put_in_place(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def bring_file(store: Store, name: str, path: Path) -> None:
-    """Download one file; at the end it is on the disk, not only in memory."""
+    """Download one file; it takes its name when all of it is on the disk, not only in memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    store.get(name, path)
-    sync(path)
+    partial = partial_of(path)
+    try:
+        store.get(name, partial)
+        sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def is_record(name: str) -> bool:
