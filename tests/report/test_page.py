@@ -112,6 +112,13 @@ def test_a_bare_run_says_what_is_absent_and_what_makes_it(bare):
     assert "<video" not in page
 
 
+@pytest.mark.parametrize(("at", "typed"), [("..", "{name}"), (".", "."), ("../..", "{parent}/{name}")])
+def test_a_command_names_the_run_as_it_is_typed_where_the_page_was_made(bare, monkeypatch, at, typed):
+    monkeypatch.chdir(bare / at)
+    page = write_report(os.path.relpath(bare)).read_text()
+    assert f"<code>videodiff evaluate {typed.format(name=bare.name, parent=bare.parent.name)}</code>" in page
+
+
 def test_a_run_without_a_log_was_trained_as_far_as_its_checkpoints(bare):
     assert "Nothing has been trained" in write_report(bare).read_text()
     for name in ("step_00000900", "step_00002000", "step_00003000", "step_best"):

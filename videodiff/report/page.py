@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import math
+import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,7 +98,8 @@ def content(run: Run, known: Mapping[str, Quantity] = table.NOTHING) -> dict[str
     return {
         "run": run,
         "title": run.path.name,
-        "folder": f"{run.path.parent.name}/{run.path.name}",
+        # As it is typed where this command was typed.
+        "folder": shlex.quote(os.path.relpath(run.path)),
         "facts": facts(run),
         "summary": summary(run, numbers, texts),
         "headlines": headlines(numbers),
