@@ -188,7 +188,7 @@ threading.Thread(target=work, daemon=True).start()
 # A collection lets other threads run, as a destructor that closes a file does.
 gc.callbacks.append(lambda *about: time.sleep(0.001))
 gc.set_threshold(1)
-for _ in range(300):
+for _ in range(60):
     watch.tell()
 print("told", gc.isenabled())
 """

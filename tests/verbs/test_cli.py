@@ -269,7 +269,7 @@ def test_a_reader_may_stop_reading(trained: Path) -> None:
 
 
 def test_a_sweep_runs_its_settings_in_processes_of_their_own(tmp_path: Path, world_dataset: Path) -> None:
-    settings = ["name=lr_${optimizer.lr}", "optimizer.lr=1e-3,3e-3", "trainer.max_steps=1"]
+    settings = ["name=lr_${optimizer.lr}", "optimizer.lr=1e-3,3e-3", "trainer.max_steps=1", "schedule.warmup=0"]
     said = finish(start("train", *tiny(world_dataset), *settings, "hydra/launcher=local", "--multirun", cwd=tmp_path))
     assert "videodiff train: the jobs print into runs/multirun/local/<job>_0_log.out and .err" in said.splitlines()
     logs = [path.read_text() for path in tmp_path.glob("runs/multirun/local/*_log.out")]
