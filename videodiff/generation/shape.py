@@ -94,7 +94,9 @@ def choose_rate(
     if asked is not None:
         check_rate(asked)
         return float(asked)
-    alike = (one for alike in (shape, shape[:1]) for one in reversed(trained) if one.shape[: len(alike)] == alike)
+    # The latest of the same shape, else of the same number of frames.
+    wanted = (shape, shape[:1])
+    alike = (one for part in wanted for one in reversed(trained) if one.shape[: len(part)] == part)
     one = next(alike, usual(trained))
     if shape[0] == 1 and one.rates:
         return most_frequent_rate(one)

@@ -347,7 +347,8 @@ class Reader:
         needed, where = {*chain(*names.values())}, f"{root / row['shard']}: {row['key']}"
         video = video_of(members)
         if missing := (needed - members.keys()) | ({"video"} if "video" in self.deliver and not video else set()):
-            there = [what for what in ("latent", "text") if f"{what}.npy" in read_sample(root, row)]
+            arrays = read_sample(root, row, {"latent.npy", "text.npy"})
+            there = [what for what in ("latent", "text") if f"{what}.npy" in arrays]
             other = f"; data.deliver=[{','.join(there)}] reads what it has" if there else ""
             asked = f"data.deliver=[{','.join(self.deliver)}]"
             raise ManifestError(f"{where}: found no {min(missing)}, expected one for {asked}{other}")
