@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from videodiff.data.storage.address import printable
 from videodiff.data.storage.files import no_file, owning, write_whole
 from videodiff.data.storage.listing import Passed
 from videodiff.data.video.decode import DecodeError
+from videodiff.machine import cores
 
 REJECTED = "rejected.jsonl"
 
@@ -130,7 +130,7 @@ def pack_clips(
     usable: list[Clip], settings: PackSettings, report: PackReport, progress: Callable[[int, int], None]
 ) -> None:
     """Write the shards of these clips and the list of rejected clips."""
-    workers = settings.workers or os.cpu_count() or 1
+    workers = settings.workers or cores()
     # The list comes before the dataset: a call that is killed between the two leaves no dataset without it.
     with ShardWriter(report.root, settings.shard_bytes) as writer, keeping(report):
         results = run_ordered(partial(prepare, policy=settings.fit), usable, workers, settings.timeout)

@@ -63,11 +63,12 @@ RULES = [
         never("lightning", "pytorch_lightning", "hydra", "omegaconf", "deepspeed"),
     ),
     Rule(
-        "data imports only data, words, the form of what is encoded, the protocol of text encoders, the cost",
+        "data imports only data, words, the machine, the form of what is encoded, the protocol of text, the cost",
         room("videodiff/data"),
         of_the_project_only(
             "videodiff.data",
             "videodiff.words",
+            "videodiff.machine",
             "videodiff.codec.cached",
             "videodiff.text.protocol",
             "videodiff.planning.cost",
@@ -85,9 +86,9 @@ RULES = [
         of_the_project_only("videodiff.worlds", "videodiff.metrics", "videodiff.pretrained", "videodiff.extras"),
     ),
     Rule(
-        "data_prep imports only data and report",
+        "data_prep imports only data, report and the machine",
         room("data_prep"),
-        of_the_project_only("videodiff.data", "videodiff.report", "data_prep"),
+        of_the_project_only("videodiff.data", "videodiff.report", "videodiff.machine", "data_prep"),
     ),
     Rule(
         "only the pack and prep verbs import data_prep",
@@ -120,6 +121,7 @@ RULES = [
             "videodiff.training.state.saved",
             "videodiff.training.optimizer",
             "videodiff.printing",
+            "videodiff.machine",
         ),
     ),
     Rule(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from videodiff.data.processes.pool import Answers, run
+from videodiff.machine import cores
 
 
 class Node(NamedTuple):
@@ -50,5 +50,5 @@ class Local:
 
     def run(self, work: Assignment) -> Iterator[Answers]:
         """See `Engine`; without `workers` there is one process a core, or a single one that uses a GPU."""
-        workers = work.workers or (1 if work.gpus else os.cpu_count() or 1)
+        workers = work.workers or (1 if work.gpus else cores())
         return run(partial(work.function, node=Node(Path(work.folders[0]))), work.tasks, workers, work.timeout)

@@ -35,6 +35,7 @@ from data_prep.engine.lock import WORKERS
 from data_prep.fetch.hosts import Keeper
 from videodiff.data.processes.pool import Answers, Lost, Worker, collect
 from videodiff.data.storage.address import printable
+from videodiff.machine import cores
 
 # Seconds between two checks for answers, between two checks for machines, and to wait for a first machine.
 TICK, LOOK, PATIENCE = 0.5, 5.0, 600.0
@@ -98,7 +99,7 @@ def connect(address: str | None, workers: int | None) -> Any:
         return ray
     address = address or os.environ.get("RAY_ADDRESS")
     own = {"object_store_memory": STORE, "include_dashboard": False, "_node_ip_address": LOOPBACK}
-    how = {} if address else {"num_cpus": workers or os.cpu_count(), **own}
+    how = {} if address else {"num_cpus": workers or cores(), **own}
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING, **how)

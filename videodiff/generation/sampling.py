@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +15,7 @@ from torch.nn.functional import max_pool3d
 from videodiff.codec.pixels import scale_pixels
 from videodiff.generation.known import known_latents
 from videodiff.generation.settings import Generation, Given, Network, clip_noise, nothing_given
+from videodiff.machine import memory
 
 
 class Parts(Protocol):
@@ -125,7 +125,7 @@ def check_memory(parts: Parts, shape: tuple[int, int, int], clips: int) -> None:
     """
     latent = latent_shape(parts.codec, *shape)
     weight = next(parts.denoiser.parameters())
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = memory()
     device = torch.cuda.get_device_properties(weight.device).total_memory if weight.is_cuda else host
     # A network of the user's own may not say how wide it is.
     widest = parts.denoiser.widest(*latent[1:]) if hasattr(parts.denoiser, "widest") else 0

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from videodiff.data.processes.pool import run_all
 from videodiff.data.storage.files import owning, room_at
 from videodiff.data.video.encode import encode
+from videodiff.machine import cores
 from videodiff.printing import say
 from videodiff.worlds.scene import render
 
@@ -43,7 +44,7 @@ def simulate(cfg: DictConfig, world: Any, folder: Path) -> None:
     folder.mkdir()
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.clips)
     write = partial(write_clip, world=world, folder=folder, size=cfg.size, crf=cfg.crf)
-    workers = cfg.workers or os.cpu_count() or 1
+    workers = cfg.workers or cores()
     with closing(run_all(write, seeds, workers)) as written:
         for _ in tqdm(written, total=len(seeds), unit="clip", desc="simulate"):
             pass

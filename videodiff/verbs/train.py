@@ -34,6 +34,7 @@ from videodiff.data.storage.files import owning
 from videodiff.diffusion.levels import NoiseLevels, token_shift
 from videodiff.generation.known import mixed
 from videodiff.generation.sampling import is_no_room, latent_shape
+from videodiff.machine import memory
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
 from videodiff.parallel.compile import check_stage
@@ -298,7 +299,7 @@ def card_of() -> tuple[str, float]:
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
         return found.name, float(found.total_memory)
-    return "CPU", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return "CPU", float(memory())
 
 
 def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -> None:

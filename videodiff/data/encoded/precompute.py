@@ -57,6 +57,7 @@ from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.cache import is_remote
 from videodiff.data.storage.files import owning, remove_abandoned, replacing, write_whole
 from videodiff.data.video.decode import decode_into
+from videodiff.machine import cores
 
 WORK, SETTINGS, FAILED = ".cache", "settings.json", "failed.jsonl"
 # Samples per batch of the text encoder.
@@ -95,10 +96,10 @@ def precompute(
     begun with are an error. After an error, such as a full disk, the same call continues.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    workers = (torch.cuda.device_count() or os.cpu_count() or 1) if workers is None else workers
+    workers = (torch.cuda.device_count() or cores()) if workers is None else workers
     if plan.decoders is None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", workers))
-        plan = replace(plan, decoders=max(1, (os.cpu_count() or 1) // max(here, 1)))
+        plan = replace(plan, decoders=max(1, cores() // max(here, 1)))
     if workers < 1 or plan.decoders < 0 or plan.timeout <= 0:
         raise ValueError(
             f"found workers={workers} decoders={plan.decoders} timeout={plan.timeout}, expected workers >= 1, "

@@ -38,6 +38,7 @@ from videodiff.data.storage.files import owning, write_whole
 from videodiff.data.storage.listing import Fault, Passed, Scan
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.decode import decode, probe
+from videodiff.machine import cores
 from videodiff.words import split_words
 
 UNUSABLE = "unusable.jsonl"
@@ -202,7 +203,7 @@ def index_all(places: Sequence[Path | Url], workers: int | None) -> Iterator[Ind
         yield from map(index_tar, places)
         return
     function = partial(index_tar, describing=(describe, LIMIT_S))
-    yield from run_all(function, places, workers or os.cpu_count() or 1, nests=True)
+    yield from run_all(function, places, workers or cores(), nests=True)
 
 
 class Describer:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from videodiff.parallel.environment import Finding, Place, cores, limited, problems
+from videodiff.machine import cores
+from videodiff.parallel.environment import Finding, Place, limited, problems
 
 GIB = 2**30
 # The processes of a node hand data on in shared memory: NCCL does, and so do torch's own workers.

@@ -17,7 +17,8 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 
-from videodiff.parallel.environment import ALONE, cores, problems, started_by
+from videodiff.machine import cores
+from videodiff.parallel.environment import ALONE, problems, started_by
 from videodiff.parallel.node.parent import PARENT, die_with_parent
 
 THREADS = "OMP_NUM_THREADS"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shlex
@@ -19,6 +18,7 @@ import yaml
 
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import write_whole
+from videodiff.machine import cores
 
 # The name at the start of a requirement: `torch>=2.13` asks for torch.
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
         "machine": {
             "system": platform.system(),
             "processor": processor(),
-            "cores": os.cpu_count(),
+            "cores": cores(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
