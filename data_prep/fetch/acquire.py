@@ -34,6 +34,7 @@ from data_prep.fetch.policy import DEFAULT, FetchPolicy, read_cookies
 from data_prep.sources.folder import VIDEOS, check_inside
 from videodiff.data.storage.address import join_url, without_secrets
 from videodiff.data.storage.files import sync
+from videodiff.data.storage.remote import version_of
 from videodiff.data.storage.web import Answer, PrivateHostError, asked, checked_lookups
 
 T = TypeVar("T")
@@ -69,6 +70,14 @@ class Near(NamedTuple):
 
     path: Path
     followed: bool
+
+
+class Range(NamedTuple):
+    """Bytes of a file, with the size and version of the whole file."""
+
+    data: bytes
+    size: int
+    version: str
 
 
 class Acquirer:
@@ -153,34 +162,34 @@ class Acquirer:
         """Copy a file, or a part of one, block by block; each block has its own retries."""
         offset, end = (part.offset, part.offset + part.size) if part else (0, None)
         self._check(part.size if part else 0, until)
-        total = None
+        first = None
         while end is None or offset < end:
             stop = offset + BLOCK if end is None else min(offset + BLOCK, end)
             # A server without ranges sends the whole file, once.
-            block, size = self._patiently(url, partial(self._range, url, offset, stop, file, until, part is None))
-            if size is None:
+            found = self._patiently(url, partial(self._range, url, offset, stop, file, until, part is None))
+            if found is None:
                 return
-            if total not in (None, size):
-                raise AcquireError("changed", LATER, f"found {size} bytes at {url}, expected {total} as before")
-            total, end = size, min(size, end) if end is not None else size
-            file.write(block)
-            offset += len(block)
-            self._check(part.size if part else size, until)
+            first = first or found
+            check_same(url, first.version, found.version)
+            end = min(found.size, end) if end is not None else found.size
+            file.write(found.data)
+            offset += len(found.data)
+            self._check(part.size if part else found.size, until)
 
     def _range(
         self, url: str, start: int, stop: int, file: BinaryIO, until: float, whole: bool, proxy: str | None
-    ) -> tuple[bytes, int | None]:
-        """Return the bytes of a range and the size of its file, None for the size if the whole file was written."""
+    ) -> Range | None:
+        """Return a range; None if the whole file was written."""
         headers, timeout = {"Range": f"bytes={start}-{stop - 1}"}, (self.policy.timeout, self.policy.timeout)
         with asked(url, headers, self.reach, self.policy.deadline, timeout, proxy) as answer:
             check_answer(answer, url)
             if answer.status == 416:
-                return b"", int(range_of(answer)[2])
+                return Range(b"", 0, version_of(answer.headers, 0))
             if answer.status != 206:
                 if not whole:
                     raise AcquireError("no-ranges", LATER, f"found status {answer.status} at {url}, expected a range")
                 self._stream(answer, url, file, until)
-                return b"", None
+                return None
             first, _, size = map(int, range_of(answer))
             count = min(stop, size) - start
             block = b"".join(answer.blocks(count + 1))
@@ -188,7 +197,7 @@ class Acquirer:
                 raise AcquireError("wrong-range", LATER, f"found other bytes at {url} than those asked for")
             if len(block) < count:
                 raise AcquireError("truncated", NOW, f"found {len(block)} bytes at {start} of {url}, expected {count}")
-            return block, size
+            return Range(block, size, version_of(answer.headers, size))
 
     def _stream(self, answer: Answer, url: str, file: BinaryIO, until: float) -> None:
         """Copy a file from its start, as its server knows no ranges."""
@@ -214,14 +223,17 @@ class Acquirer:
                 raise AcquireError("truncated", NOW, f"found {len(found)} bytes at {offset} of {url}, expected {count}")
             return found
 
-        info = self._patiently(
-            url, lambda proxy: fsspec.filesystem(scheme, **dict(self.policy.storage.get(scheme, {}))).info(url)
-        )
+        def told(proxy: str | None) -> dict[str, Any]:
+            return fsspec.filesystem(scheme, **dict(self.policy.storage.get(scheme, {}))).info(url)
+
+        info = self._patiently(url, told)
         start, size = (part.offset, part.size) if part else (0, info["size"])
         self._check(size, until)
         for offset in range(start, start + size, BLOCK):
             file.write(self._patiently(url, partial(block, offset, min(BLOCK, start + size - offset))))
             self._check(size, until)
+        now = self._patiently(url, told)
+        check_same(url, version_of(info, info["size"]), version_of(now, now["size"]))
 
     def _from_page(self, url: str, folder: Path, until: float, proxy: str | None) -> Path:
         import yt_dlp  # imported here: it takes a second, and only pages need it
@@ -294,6 +306,12 @@ def stamp_of(path: Path) -> tuple[int, int]:
     """Return size and time of a file, which tell at no cost that it may have been replaced."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
+
+
+def check_same(url: str, before: str, now: str) -> None:
+    """Raise an AcquireError if a file was replaced while it was fetched: its bytes would be of two files."""
+    if now != before:
+        raise AcquireError("changed", LATER, f"found version {now} at {url}, expected {before} as before")
 
 
 def check_answer(answer: Answer, url: str) -> None:

@@ -36,6 +36,7 @@ http {{
     server {{
         listen 127.0.0.1:{port}; root {files};
         location /denied {{ return 403; }}
+        location /untagged/ {{ alias {files}/; etag off; }}
         location /busy {{ return 503; }}
         location /slow {{ alias {files}; limit_rate 40k; }}
     }}
@@ -287,7 +288,29 @@ def test_a_manifest_replaced_under_a_running_job_is_an_error(nginx, monkeypatch)
     pieces = Url(f"{nginx.url}/a.tar").pieces()
     next(pieces)
     path.write_bytes(content(3001, seed=1))
-    with pytest.raises(RemoteError, match=r"found ETag .* replaced while it was read"):
+    with pytest.raises(RemoteError, match=r"found version .* replaced while it was read"):
+        next(pieces)
+
+
+def test_a_file_replaced_by_one_of_its_size_is_noticed_where_a_server_gives_no_etag(nginx, monkeypatch):
+    monkeypatch.setattr(remote, "PIECE", 1000)
+    path = nginx.files / "a.tar"
+    path.write_bytes(content(3000))
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    pieces = Url(f"{nginx.url}/untagged/a.tar").pieces()
+    next(pieces)
+    path.write_bytes(content(3000, seed=1))
+    was = "Sun, 09 Sep 2001 01:46:40 GMT"
+    with pytest.raises(RemoteError, match=f"found version .* GMT, expected {was}: the file was replaced"):
+        next(pieces)
+
+
+def test_a_file_replaced_by_one_of_another_size_is_noticed_where_a_server_says_nothing_of_it(faulty, monkeypatch):
+    monkeypatch.setattr(remote, "PIECE", 1000)
+    pieces = faulty.pieces()
+    next(pieces)
+    monkeypatch.setattr(Faulty, "data", content(10_001, seed=1))
+    with pytest.raises(RemoteError, match="found version 10001 bytes, expected 10000 bytes: the file was replaced"):
         next(pieces)
 
 
@@ -516,7 +539,7 @@ def test_a_store_that_stumbles_is_asked_again_and_a_file_that_changes_is_noticed
         bucket.pipe("gs://set/a#1", content(10_000, 1))
         bucket.versions["/set/a#1"] = 2
         file.seek(0)
-        with pytest.raises(RemoteError, match="found ETag 2, expected 1: the file was replaced"):
+        with pytest.raises(RemoteError, match="found version 2, expected 1: the file was replaced"):
             file.read(10)
 
 

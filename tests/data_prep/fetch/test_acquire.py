@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import pickle
 import random
 import subprocess
@@ -135,6 +136,24 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_broke(tmp_path: Path, web: 
     starts = [line.split("bytes=")[1].split("-")[0] for line in web.answered()[before:] if line.startswith("GET")]
     # The first block broke off, and came again.
     assert starts == ["0", "0", str(acquire.BLOCK), str(2 * acquire.BLOCK)]
+
+
+def test_a_file_replaced_by_one_of_its_size_is_not_mixed_with_it(
+    tmp_path: Path, web: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ask = web.files / "replaced.mp4", acquire.asked
+    path.write_bytes(LARGE)
+
+    def replacing(url: str, headers: dict[str, str], *how: object) -> object:
+        if headers["Range"].startswith(f"bytes={acquire.BLOCK}-"):
+            path.write_bytes(LARGE[::-1])
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+        return ask(url, headers, *how)
+
+    monkeypatch.setattr(acquire, "asked", replacing)
+    error = failure(tmp_path, f"{web.url}/replaced.mp4")
+    assert (error.reason, error.retryable) == ("changed", True)
+    assert acquirer(tmp_path).fetch(wanted(f"{web.url}/replaced.mp4")).path.read_bytes() == LARGE[::-1]
 
 
 def test_a_short_fault_of_the_server_passes(tmp_path: Path, web: Site) -> None:

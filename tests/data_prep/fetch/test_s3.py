@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,25 @@ def fetch(folder: Path, web: Site, source: str, part: Part | None = None, **opti
 def test_an_object_comes_whole_or_in_part(tmp_path: Path, web: Site) -> None:
     assert fetch(tmp_path, web, "s3://bucket/large.mp4", **KEYS) == LARGE
     assert fetch(tmp_path, web, "s3://bucket/large.mp4", Part("x.mp4", 100, 50), **KEYS) == LARGE[100:150]
+
+
+def test_an_object_replaced_by_one_of_its_size_is_not_mixed_with_it(
+    tmp_path: Path, web: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, check = web.files / "bucket" / "replaced.mp4", Acquirer._check
+    path.write_bytes(LARGE)
+
+    def replacing(self: Acquirer, size: int, until: float) -> None:
+        # After the first block.
+        if any(file.stat().st_size for file in tmp_path.glob(".*.partial/video")):
+            path.write_bytes(LARGE[::-1])
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+        check(self, size, until)
+
+    monkeypatch.setattr(Acquirer, "_check", replacing)
+    with pytest.raises(AcquireError) as caught:
+        fetch(tmp_path, web, "s3://bucket/replaced.mp4", **KEYS)
+    assert (caught.value.reason, caught.value.retryable) == ("changed", True)
 
 
 def test_a_missing_object_and_missing_credentials_are_told_apart(tmp_path: Path, web: Site) -> None:

@@ -1,7 +1,7 @@
 """Read files at a URL (http, https, s3, and by fsspec gs, az, abfs, hf) by ranges, with retries.
 
-http and s3 do not go through fsspec: here one request returns a range together with the ETag and size of the file, so
-that a file replaced between two reads is noticed. The address of a web host is checked before the request.
+http and s3 do not go through fsspec: here one request returns a range together with the version of the file, so that a
+file replaced between two reads is noticed. The address of a web host is checked before the request.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ CREDENTIALS = {
     "abfs": "AZURE_STORAGE_ACCOUNT_NAME with a key or a token",
     "hf": "HF_TOKEN",
 }
-# Names under which the stores of fsspec give the version of a file.
-TAGS = ("etag", "ETag", "generation", "md5Hash", "content_md5", "blob_id", "last_modified", "created", "mtime")
+# Names under which servers, in headers, and the stores of fsspec give the version of a file, the exact ones first.
+TAGS = ("etag", "ETag", "generation", "md5Hash", "content_md5", "blob_id")
+TAGS += ("last-modified", "LastModified", "last_modified", "created", "mtime")
 
 
 class RemoteError(OSError):
@@ -50,7 +51,7 @@ class Broken(Exception):
 
 
 class Piece(NamedTuple):
-    """A range of a file, with the size and ETag of the whole file; another ETag means other content."""
+    """A range of a file, with the size and version of the whole file; another version means other content."""
 
     data: bytes
     size: int
@@ -146,13 +147,13 @@ def path_or_url(name: Any) -> Any:
 
 
 def fetch(url: Url, start: int, stop: int, tag: str | None = None) -> Piece:
-    """Return the bytes from start to stop, fewer at the end of the file; RemoteError if the ETag is not `tag`."""
+    """Return the bytes from start to stop, fewer at the end of the file; RemoteError if its version is not `tag`."""
     try:
         piece = retrying(ATTEMPTS, WAIT)(attempt_fetch, url, start, stop)
     except Broken as error:
         raise RemoteError(f"{url}: found no answer in {ATTEMPTS} attempts: {error}") from error
     if tag not in (None, piece.tag):
-        raise RemoteError(f"{url}: found ETag {piece.tag}, expected {tag}: the file was replaced while it was read")
+        raise RemoteError(f"{url}: found version {piece.tag}, expected {tag}: the file was replaced while it was read")
     return piece
 
 
@@ -189,7 +190,12 @@ def attempt_fetch(url: Url, start: int, stop: int) -> Piece:
         raise RemoteError(f"{url}: found more bytes in an answer, expected the {stop - start} of the requested range")
     if len(data) != min(stop, size) - start:
         raise Broken(f"ended after {len(data)} of {min(stop, size) - start} bytes")
-    return Piece(data, size, headers.get("etag", ""))
+    return Piece(data, size, version_of(headers, size))
+
+
+def version_of(told: Mapping[str, Any], size: int) -> str:
+    """Return which version of a file the headers of an answer, or a store, tell of; its size if they do not say."""
+    return next((str(told[name])[:100] for name in TAGS if told.get(name)), f"{size} bytes")
 
 
 Reply = tuple[int, Mapping[str, str], bytes]
@@ -246,7 +252,7 @@ def from_store(url: Url, start: int, stop: int) -> Piece:
         raise Broken(innermost(error)) from error
     if len(data) != min(stop, size) - start:
         raise Broken(f"ended after {len(data)} of {min(stop, size) - start} bytes")
-    return Piece(data, size, next((str(info[name]) for name in TAGS if info.get(name)), ""))
+    return Piece(data, size, version_of(info, size))
 
 
 @functools.lru_cache(maxsize=1)
