@@ -9,6 +9,7 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videodiff import __version__
-from videodiff.data.storage.causes import is_of_all_ranks
+from videodiff.data.storage.causes import first_line, is_of_all_ranks
 from videodiff.extras import missing
 from videodiff.printing import in_line, say, say_lines
 from videodiff.verbs.config.groups import conf_dir, groups, options
@@ -46,6 +47,11 @@ VERBS = {
     "convert": "verify a checkpoint, export its weights, or write its state into other files",
     "doctor": "check a machine, or the machines of a job, before training there",
 }
+# What Hydra says of a `_target_` that it cannot import, and the files of its own and of Python's on the way there.
+TARGET, IMPORTING = (
+    re.compile("Error locating target '(.*?)'"),
+    re.compile(r"[\\/]hydra[\\/]|[\\/]importlib[\\/]|^<frozen"),
+)
 # Verbs whose work several processes may share: a launcher ends them by SIGTERM where one of them has an error.
 SHARED = ("train", "cache", "sample", "evaluate")
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
@@ -245,6 +251,8 @@ def one_line(error: BaseException) -> str:
         return line
     if type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         key = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+        if line := unimported(error):
+            return f"{key}.{line}" if key else line
         cause = one_line(error.__cause__)
         return cause if not key or cause.startswith(key.split(".")[0]) else f"{key}: {cause}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -254,6 +262,23 @@ def one_line(error: BaseException) -> str:
         return " ".join(lines) or type(error).__name__
     text = f"{type(error).__name__}: {' '.join(lines)}"[:400]
     return f"{text} (at {way(error)}; VIDEODIFF_TRACEBACK=1 shows more)"
+
+
+def unimported(error: BaseException) -> str:
+    """Return which `_target_` of a configuration cannot be imported, why, and where; empty for any other error."""
+    found, wrapped = TARGET.match(str(error)), error.__cause__ and error.__cause__.__cause__
+    if found is None or wrapped is None:
+        return ""
+    reason = f"{type(wrapped).__name__}: {first_line(wrapped)}"
+    lines = [frame for frame in traceback.extract_tb(wrapped.__traceback__) if not IMPORTING.search(frame.filename)]
+    if isinstance(wrapped, SyntaxError):
+        place = f" (at {wrapped.filename}:{wrapped.lineno})"
+    else:
+        place = f" (at {lines[-1].filename}:{lines[-1].lineno})" if lines else ""
+    module = found[1].partition(".")[0]
+    alone = isinstance(wrapped, ModuleNotFoundError) and wrapped.name == module
+    advice = f"; if {module}.py is in this folder, set PYTHONPATH=." if alone else ""
+    return f"_target_: found {found[1]}, which cannot be imported: {reason}{place}{advice}"
 
 
 def is_foreseen(error: BaseException) -> bool:

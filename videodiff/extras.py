@@ -57,7 +57,9 @@ def extras() -> dict[str, list[str]]:
         for line in installed():
             extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", line)
             found.setdefault(extra[1] if extra else "", []).append(distribution(line))
-    return {extra: names for extra, names in found.items() if extra not in WHOLE}
+    # An extra that brings others names the project itself.
+    ours = {extra: [name for name in names if normal(name) != "videodiff"] for extra, names in found.items()}
+    return {extra: names for extra, names in ours.items() if extra not in WHOLE}
 
 
 def installed() -> list[str]:

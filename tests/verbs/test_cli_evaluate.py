@@ -395,6 +395,8 @@ def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
     call: Call, trained: Path, world_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_metrics.py").write_text(MINE)
+    (tmp_path / "my_broken_metrics.py").write_text("\nRATE = 1 / 0\n")
+    (tmp_path / "my_typed_metrics.py").write_text("RATE = (\n")
     monkeypatch.syspath_prepend(tmp_path)
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -406,6 +408,19 @@ def test_a_metric_of_ones_own_is_in_the_figures_the_markdown_and_the_page(
             "metric.mine._target_: found my_metrics.undeclared, expected",
         ),
         (["+metric.mine={_target_: my_metrics.sharpness, axs: 1}"], "metric.mine.axs: found no such setting"),
+        (
+            ["+metric.mine._target_=my_metric.sharpness"],
+            "No module named 'my_metric'; if my_metric.py is in this folder",
+        ),
+        (
+            ["+metric.mine._target_=my_broken_metrics.sharpness"],
+            "metric.mine._target_: found my_broken_metrics.sharpness, which cannot be imported: ZeroDivisionError: "
+            f"division by zero (at {tmp_path / 'my_broken_metrics.py'}:2)",
+        ),
+        (
+            ["+metric.mine._target_=my_typed_metrics.sharpness"],
+            f"SyntaxError: '(' was never closed (my_typed_metrics.py, line 1) (at {tmp_path / 'my_typed_metrics.py'}:1)",
+        ),
         (["+metric.mine._target_=my_metrics.sharpness", "+metric.b._target_=my_metrics.sharpness"], "gives too"),
         (["metric=[physics,captoins]"], "found no metric 'captoins', expected one of"),
         (

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from videodiff.metrics.evaluation import AnyMetric, declared
 from videodiff.metrics.metric import CLIPS, Metric, Quantity
@@ -45,7 +46,8 @@ def build_metrics(parts: Mapping[str, Any] | None) -> dict[str, AnyMetric]:
     for key, part in (parts or {}).items():
         check_values(f"metric.{key}", part)
         chosen = {name: value for name, value in part.items() if name != "clips"}
-        made = instantiate(chosen, _partial_=True)
+        # In its place, so that an error names its key.
+        made = instantiate(OmegaConf.create({"metric": {key: chosen}})["metric"][key], _partial_=True)
         if not isinstance(made.func, (Metric, SetMetric)):
             raise ValueError(
                 f"metric.{key}._target_: found {part['_target_']}, expected a function of a case under @metric({{name: "
