@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,15 +51,60 @@ def test_a_model_is_known_by_the_files_that_it_is_read_from(tmp_path: Path) -> N
     assert sha256(one) != first
 
 
-@pytest.mark.parametrize("text", ["fast", "a\0b", "x" * 5000, ""], ids=["a word", "no name", "long", "empty"])
-def test_a_text_that_names_no_file_is_a_text(text: str) -> None:
-    @metric({"number": Quantity("higher")})
-    def mine(case: Case, mode: str = "slow", *, law: object = len, weights: tuple[float, ...] = (1.0,)) -> dict:
-        return {"number": 0.0}
+MINE = """
+from videodiff.metrics.metric import Case, Quantity, metric
 
-    assert deciding(mine) == {"mode": "slow"}
+@metric({"number": Quantity("higher")})
+def mine(case: Case, mode: str = "slow", *, law: object = len, weights: tuple[float, ...] = (1.0,)) -> dict:
+    return {"number": 0.0}
+
+@metric({"number": Quantity("higher")})
+def another(case: Case, mode: str = "slow") -> dict:
+    return {"number": 1.0}
+"""
+
+
+def module_of(path: Path, text: str) -> Any:
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.fixture
+def my_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setitem(sys.modules, "my_metrics", None)
+    return module_of(tmp_path / "my_metrics.py", MINE)
+
+
+def test_functions_of_ones_own_that_give_one_number_are_told_apart(my_metrics: Any, tmp_path: Path) -> None:
+    digest = hashlib.sha256(MINE.encode()).hexdigest()[:16]
+    assert deciding(my_metrics.mine)["_target_"] == f"my_metrics.mine {digest}"
+    assert deciding(my_metrics.another)["_target_"] == f"my_metrics.another {digest}"
+    assert deciding(my_metrics.mine.with_settings(mode="fast"))["_target_"] == f"my_metrics.mine {digest}"
+    content.cache_clear()
+    changed = module_of(tmp_path / "my_metrics.py", MINE.replace("0.0", "0.5"))
+    assert deciding(changed.mine)["_target_"] != f"my_metrics.mine {digest}"
+
+
+def test_an_object_that_measures_is_named_by_its_class() -> None:
+    class Mine:
+        def __call__(self, case: Case) -> dict[str, float]:
+            return {"number": 0.0}
+
+    named = deciding(metric({"number": Quantity("higher")})(Mine()))["_target_"]
+    assert "test_an_object_that_measures_is_named_by_its_class.<locals>.Mine " in named
+
+
+@pytest.mark.parametrize("text", ["fast", "a\0b", "x" * 5000, ""], ids=["a word", "no name", "long", "empty"])
+def test_a_text_that_names_no_file_is_a_text(text: str, my_metrics: Any) -> None:
+    mine = my_metrics.mine
+    own = {"_target_": deciding(mine)["_target_"]}
+    assert deciding(mine) == {"mode": "slow"} | own
     for chosen in (
         mine.with_settings(mode=text, weights=[0.5]),
         mine.with_settings(mode=text).with_settings(weights=[0.5]),
     ):
-        assert deciding(chosen) == {"mode": text, "weights": "[0.5]"}
+        assert deciding(chosen) == {"mode": text, "weights": "[0.5]"} | own

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -23,11 +25,29 @@ DIGITS = 16
 def deciding(metric: Metric | SetMetric) -> dict[str, Any]:
     """Return the settings that decide a metric's figures, defaults among them, as JSON holds them.
 
-    A file, or a folder of a model, is known by its content: `{"name": "i3d.pt", "sha256": "0f3c..."}`.
+    A file, or a folder of a model, is known by its content: `{"name": "i3d.pt", "sha256": "0f3c..."}`. A function of
+    the user's own is known as `_target_`, by its name and the content of its file: others may give a number of its name.
     """
     usual = {each.name: each.default for each in metric.parameters() if isinstance(each.default, PLAIN)}
     chosen = {**usual, **metric.settings}
-    return {name: told(value) for name, value in chosen.items() if name not in OTHERS}
+    function = function_of(metric)
+    own = {} if function.__module__.partition(".")[0] == "videodiff" else {"_target_": named(function)}
+    return {name: told(value) for name, value in chosen.items() if name not in OTHERS} | own
+
+
+def function_of(metric: Metric | SetMetric) -> Callable[..., Any]:
+    """Return the function that measures, without the settings that were fixed."""
+    found = metric.measure if isinstance(metric, Metric) else metric.describe
+    while isinstance(found, partial):
+        found = found.func
+    # A call may be that of an object.
+    return found if hasattr(found, "__qualname__") else type(found)
+
+
+def named(function: Callable[..., Any]) -> str:
+    """Return the name of a function, and the checksum of its file, if it has one."""
+    file = getattr(inspect.getmodule(function), "__file__", None)
+    return f"{function.__module__}.{function.__qualname__}" + (f" {content(file)}" if file else "")
 
 
 def told(value: Any) -> Any:

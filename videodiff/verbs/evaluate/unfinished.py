@@ -7,12 +7,10 @@ them. Nothing in this folder looks like the evaluation of a run.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import numpy as np
 from videodiff.data.storage.files import write_whole
 from videodiff.generation.files import write_clip
 from videodiff.metrics.evaluation import AnyMetric, Batch, Measured
-from videodiff.metrics.metric import Case, Metric
+from videodiff.metrics.metric import Case
 from videodiff.metrics.settings import deciding
 
 # The files of a kept clip.
@@ -125,20 +123,11 @@ def file_of(task: str, number: int, name: str) -> str:
 
 
 def fingerprint(metrics: Mapping[str, AnyMetric]) -> dict[str, Any]:
-    """Return what tells these metrics from others: code, settings, and the content of the files that these name."""
+    """Return what tells these metrics from others: settings, functions of the user, and the files that these name."""
     return {
-        key: [sorted((name, str(value)) for name, value in metric.settings.items()), deciding(metric), code_of(metric)]
+        key: [sorted((name, str(value)) for name, value in metric.settings.items()), deciding(metric)]
         for key, metric in metrics.items()
     }
-
-
-def code_of(metric: AnyMetric) -> str:
-    """Return the checksum of the module that measures."""
-    function: Callable[..., Any] = metric.measure if isinstance(metric, Metric) else metric.describe
-    while isinstance(function, partial):
-        function = function.func
-    place = getattr(inspect.getmodule(function), "__file__", None)
-    return hashlib.sha256(Path(place).read_bytes()).hexdigest() if place else str(function)
 
 
 def code_in(folder: Path) -> str:
