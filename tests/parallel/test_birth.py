@@ -19,6 +19,9 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("order", torch.empty(4, dtype=torch.int16).random_(7))
+        self.wait = nn.Parameter(torch.empty(2, 3).exponential_(2.0))
+        self.heads = nn.Parameter(torch.empty(5).bernoulli_(0.4))
         self.a = nn.Parameter(torch.full((3, 4), 2.0))
         self.b = nn.Linear(5, 7)
         nn.init.uniform_(self.a)
@@ -29,6 +32,7 @@ class Odd(nn.Module):
         self.c.weight.data.mul_(2)
         self.same = self.c
         self.register_buffer("m", torch.ones(3))
+        self.register_buffer("none", torch.empty(0, 3))
         self.frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
 
 
@@ -105,8 +109,25 @@ def copied() -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("make", [orthogonal, truncated, copied])
+def of_its_own_generator() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    nn.init.uniform_(layer.weight, generator=torch.Generator().manual_seed(1))
+    return layer
+
+
+@pytest.mark.parametrize("make", [orthogonal, truncated, copied, of_its_own_generator])
 def test_what_cannot_be_done_a_weight_at_a_time_is_refused_and_not_left_out(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(TypeError, match="expected weights that are made empty or constant and filled in place") as told:
         unborn(make)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(1)])
+def test_weights_that_share_their_memory_are_refused_and_not_parted(rows: slice) -> None:
+    def tied() -> nn.Module:
+        network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        network[1].weight = network[0].weight if rows == slice(None) else nn.Parameter(network[0].weight[rows])
+        return network
+
+    with pytest.raises(TypeError, match=r"found the weights 0\.weight and 1\.weight in one memory, expected one each"):
+        unborn(tied)

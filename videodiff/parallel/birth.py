@@ -25,9 +25,10 @@ MADE: dict[Any, Callable[[Any], Any]] = {
     aten.ones.default: lambda given: 1,
     aten.full.default: lambda given: given[1],
 }
-DRAWN = {aten.uniform_.default, aten.normal_.default, aten.bernoulli_.float, aten.random_.default}
 # The attribute of an unborn network that holds the record.
 RECORD = "_birth"
+# What to do with a network that cannot be built so.
+ELSE = "under ZeRO 3 and FSDP2 a network is born without memory, so choose zero2 or ddp for it"
 
 
 class Act(NamedTuple):
@@ -44,7 +45,7 @@ class Act(NamedTuple):
     @property
     def draws(self) -> bool:
         """Return whether it draws from the random generator."""
-        return self.operation in DRAWN
+        return torch.Tag.nondeterministic_seeded in self.operation.tags
 
 
 class Home(NamedTuple):
@@ -78,10 +79,9 @@ class Birth(TorchDispatchMode):
             if (value := MADE[operation](args)) is not None:
                 self.write_down(aten.fill_.Scalar, made, value)
         elif operation._schema.is_mutable:
-            if (
-                any(isinstance(value, Tensor) for value in tree_iter((args[1:], kwargs)))
-                or place(args[0]) not in self.acts
-            ):
+            # A named value, such as a random generator of its own, would not be there when it is repeated.
+            named = any(value is not None for value in (kwargs or {}).values())
+            if named or any(isinstance(value, Tensor) for value in tree_iter(args[1:])):
                 raise unknown(operation)
             self.write_down(operation, *args)
         elif any(isinstance(t, Tensor) and place(t) not in self.acts for t in tree_iter(made)):
@@ -116,7 +116,7 @@ class Birth(TorchDispatchMode):
 
 def empty_like(made: Tensor) -> Tensor:
     """Return flat host memory for a tensor of the meta device."""
-    return torch.empty(made.untyped_storage().nbytes() // made.element_size(), dtype=made.dtype)
+    return torch.empty(made.numel(), dtype=made.dtype)
 
 
 def place(t: Tensor) -> int:
@@ -128,7 +128,7 @@ def unknown(operation: Any) -> TypeError:
     """Return the error for an operation that cannot be repeated later, one tensor at a time."""
     return TypeError(
         f"model: found {operation} in the constructor of the network, expected weights that are made empty or constant "
-        "and filled in place; under ZeRO 3 and FSDP2 a network is born without memory, so choose zero2 or ddp for it"
+        f"and filled in place; {ELSE}"
     )
 
 
@@ -142,15 +142,25 @@ def unborn(make: Callable[[], nn.Module]) -> nn.Module:
     # Some of torch's initialisers do nothing if a tensor says that it is on the meta device.
     with FakeTensorMode(), Birth() as birth:
         network = make()
-    bare: dict[int, Tensor] = {}
+    check_untied(network)
     for path, module in network.named_modules():
         for own in (module._parameters, module._buffers):
             for name, t in own.items():
                 if t is not None:
                     birth.homes.append(Home(path, name, place(t), view_of(t)))
-                    own[name] = bare.setdefault(id(t), without_memory(t))
+                    own[name] = without_memory(t)
     object.__setattr__(network, RECORD, birth)
     return network
+
+
+def check_untied(network: nn.Module) -> None:
+    """Raise if two weights lie in one memory: each would get a memory of its own, and training would part them."""
+    found: dict[int, str] = {}
+    # A module in two places is met once, and stays one.
+    for path, module in network.named_modules():
+        for name, p in module.named_parameters(path, recurse=False, remove_duplicate=False):
+            if (other := found.setdefault(place(p), name)) != name:
+                raise TypeError(f"model: found the weights {other} and {name} in one memory, expected one each; {ELSE}")
 
 
 def without_memory(t: Tensor) -> Tensor:
