@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from videodiff.data.storage.files import inside, write_whole
-from videodiff.training.state.checkpoint import PROGRESS, STATE, checkpoints, is_damaged, leave_behind, step_of, whole
+from videodiff.training.state.checkpoint import PROGRESS, STATE, checkpoints, leave_behind, step_of, whole
 from videodiff.training.state.progress import read_progress
 
 FILE = "rollbacks.jsonl"
@@ -67,7 +67,7 @@ def usable(run: Path, tried: Iterable[str]) -> Iterable[Path]:
     """Yield the whole checkpoints that no rollback has gone to, newest first."""
     tried = set(tried)
     for checkpoint in reversed(checkpoints(run)):
-        if checkpoint.name not in tried and not is_damaged(checkpoint):
+        if checkpoint.name not in tried:
             try:
                 yield whole(checkpoint, STATE)
             except ValueError:

@@ -84,12 +84,17 @@ def test_a_damaged_checkpoint_of_the_same_step_is_kept_beside_however_often_it_c
     assert names(tmp_path) == ["step_00000001", *(f"step_00000001.damaged{n}" for n in ("", 1, 2))]
 
 
-def test_what_is_newer_than_the_checkpoint_to_resume_from_is_put_aside_or_marked(tmp_path: Path) -> None:
+def test_what_is_newer_than_the_checkpoint_to_resume_from_is_put_aside_or_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     older, chosen, newer, newest = (write_checkpoint(tmp_path, step) for step in (1, 2, 3, 4))
     (chosen / "damaged.txt").write_text("found out before, and mended since")
     (older / "damaged.txt").write_text("found out before")
     damage(newer)
+    disk = Disk(monkeypatch)
     leave_behind(tmp_path, chosen)
+    # After a power cut it must not be the newest again.
+    assert "step_00000004.left" in disk.kept[newest.parent]
     assert names(tmp_path) == ["step_00000001", "step_00000002", "step_00000003", "step_00000004.left"]
     assert "found a damaged file" in (newer / "damaged.txt").read_text()
     assert (older / "damaged.txt").read_text() == "found out before"

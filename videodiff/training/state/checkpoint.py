@@ -236,6 +236,7 @@ def leave_behind(run: Path, checkpoint: Path) -> None:
             else:
                 kept = aside(other, "left")
                 os.replace(other, kept)
+                sync(other.parent)
                 say(f"{other}: newer than the chosen checkpoint, kept as {kept.name}", sys.stderr)
     (checkpoint / DAMAGED).unlink(missing_ok=True)
 
