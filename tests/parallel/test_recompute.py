@@ -148,6 +148,14 @@ def test_training_with_recompute_ends_with_the_same_weights_and_goes_on_without(
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+def test_from_every_block_to_the_first_one_alone_may_be_recomputed() -> None:
+    for every in (1, DEPTH):
+        recompute.check("full", every, DEPTH, offload=False)
+    for every in (0, DEPTH + 1):
+        with pytest.raises(ValueError, match=f"recompute.every: found {every}, expected 1 to 4, the number of blocks"):
+            recompute.check("full", every, DEPTH, offload=False)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

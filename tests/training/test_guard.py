@@ -19,7 +19,7 @@ from tests.material.runs.ranks import LIMIT, Ranks
 from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff.data.storage.files import sha256_of
 from videodiff.training import module
-from videodiff.training.guard import Spikes, Taken, finite, suspects, tell_backward
+from videodiff.training.guard import Spikes, Taken, finite, shortened, suspects, tell_backward
 from videodiff.training.rollback import Rollback, batches_to_leave, read_rollbacks, roll_back
 from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint, load_average, step_of
 
@@ -103,19 +103,40 @@ def shout(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return shout
 
 
-@pytest.mark.parametrize("strategy", ["auto", "zero1", "zero3"])
-def test_a_spike_costs_its_step_and_nothing_else(
-    call: Call, spoil: Callable[..., None], shout: Callable[..., None], key: str, world_dataset: Path, strategy: str
+def test_a_bad_clip_and_a_spike_cost_their_steps_and_nothing_else_under_every_strategy(
+    call: Call, world_dataset: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = [f"strategy={strategy}", "optimizer=adamw", "callbacks.guard.history=2"]
-    spoil()
-    shout(key, by=1000)
-    status, _, err = call("train", "name=whole", *recipe(world_dataset), *how, "trainer.max_steps=4")
-    assert status == 0, err
-    (line,) = [line for line in err.splitlines() if "skipped" in line]
-    assert line.startswith("step 3: skipped, a spike: gradient of norm ")
-    assert key in line
-    assert [path.name[-1] for path in checkpoints(Path("runs/whole"))] == ["1", "2", "4"]
+    encode, training_step = module.encode_video, module.VideoDiffusion.training_step
+
+    def spoilt(batch: dict[str, Any], *rest: Any) -> torch.Tensor:
+        x = encode(batch, *rest)
+        # In the first of two micro-batches.
+        x[(batch["position"] == 0) & (batch["step"] == 2)] = float("nan")
+        return x
+
+    def loud(self: module.VideoDiffusion, batch: dict[str, Any], index: int) -> torch.Tensor:
+        loss = training_step(self, batch, index)
+        return loss * 1000 if batch["step"] == 3 else loss
+
+    monkeypatch.setattr(module, "encode_video", spoilt)
+    monkeypatch.setattr(module.VideoDiffusion, "training_step", loud)
+    how = ["optimizer=adamw", "callbacks.guard.history=2", "data.micro_batch=2", "trainer.devices=1"]
+    wanted = None
+    for strategy in ("auto", "zero1", "zero2_offload", "zero3", "zero3_offload", "fsdp2"):
+        more = [f"name={strategy}", f"strategy={strategy}", *how, "trainer.max_steps=5"]
+        status, _, err = call("train", *recipe(world_dataset), *more)
+        assert status == 0, err
+        bad, spike = (line for line in err.splitlines() if "skipped" in line)
+        assert bad.startswith("step 3: skipped, loss or gradient not finite, clips 00")
+        assert "," not in bad.partition("clips ")[2].partition(";")[0], "one clip is bad"
+        assert spike.startswith("step 4: skipped, a spike: gradient of norm ")
+        saved = checkpoints(Path("runs", strategy))
+        assert [path.name[-1] for path in saved] == ["1", "2", "5"]
+        found = tensors_of(saved[-1])
+        wanted = wanted or found
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=f"{strategy}: {name}")
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
@@ -191,12 +212,16 @@ def test_a_run_that_diverges_again_goes_back_further_and_at_last_ends(tmp_path: 
         record = {"version": 3, "step": step, "state": "whole", "processes": 1, "files": files}
         (folder / "checkpoint.json").write_text(json.dumps(record))
     (run / "checkpoints/step_00000030/state/progress.json").write_bytes(b"other")
+    # Training does not read the average.
+    (run / "checkpoints/step_00000020/average.safetensors").write_bytes(b"")
     assert roll_back(run, 37, 3, left_out=4) == Rollback(37, "step_00000020", 17), "the newest is damaged"
     assert batches_to_leave(run, run / "checkpoints/step_00000020") == 17
     assert batches_to_leave(run, run / "checkpoints/step_00000010") == 0
     # After step 25 the next batch is 25 + 21 = 46, after step 10 it was 10 + 4 = 14.
     assert roll_back(run, 25, 3, left_out=21) == Rollback(25, "step_00000010", 32)
     assert [path.name for path in checkpoints(run)] == ["step_00000010", "step_00000030"], "20 is put aside"
+    assert batches_to_leave(run, run / "checkpoints/step_00000010") == 32
+    assert batches_to_leave(run, run / "checkpoints/step_00000020") == 0, "the last rollback went further back"
     assert roll_back(run, 12, limit=3) is None, "there is no other one"
     assert roll_back(run, 12, limit=2) is None
     assert len(read_rollbacks(run)) == 2
@@ -228,6 +253,8 @@ def test_the_limit_of_a_gradient_follows_the_median() -> None:
     again = Spikes(factor=10.0, history=3)
     again.restore([*spikes.norms])
     assert again.limit() == 40.0
+    again.restore([1.0])
+    assert again.limit() == float("inf"), "of the norms before none is left"
     assert Spikes(factor=None, history=1).limit() == float("inf")
 
 
@@ -300,6 +327,11 @@ def test_suspects_are_the_clips_whose_loss_is_no_number_or_else_all() -> None:
     good, bad = Taken(["a", "b"], torch.tensor([1.0, 2.0])), Taken(["c", "d"], torch.tensor([1.0, float("nan")]))
     assert suspects([good, bad]) == ["d"]
     assert suspects([good]) == ["a", "b"]
+
+
+def test_of_many_clips_eight_are_named_and_the_others_counted() -> None:
+    assert shortened(EVERY[:8]) == "0000, 0001, 0002, 0003, 0004, 0005, 0006, 0007"
+    assert shortened(EVERY[:11]) == f"{shortened(EVERY[:8])} and 3 more"
 
 
 def test_weights_are_finite_up_to_what_a_norm_can_hold() -> None:

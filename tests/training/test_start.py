@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,11 @@ from tests.material.runs.ranks import Ranks
 from tests.material.runs.saved_state import assert_same_bits, tensors_of
 from videodiff import cli
 from videodiff.data.storage.files import sha256_of
+from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.training import start
 from videodiff.training.start import Start, Weights, check_names, compact, find_source, freeze
 from videodiff.training.state.checkpoint import checkpoints, latest_checkpoint
+from videodiff.training.state.pieces import WEIGHT, Piece
 
 Call = Callable[..., tuple[int, str, str]]
 EVERY = ["callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=0"]
@@ -98,6 +102,24 @@ def test_the_file_in_a_checkpoint_is_the_checkpoint_with_its_configuration(sourc
     assert other.run == source
     alone = find_source(shutil.copy(checkpoint / "average.safetensors", tmp_path))
     assert (alone.run, alone.step, alone.sha256) == (None, None, one.sha256)
+    # A checkpoint that somebody has handed on without its run.
+    moved = find_source(shutil.copytree(checkpoint, tmp_path / "given/away" / checkpoint.name))
+    assert (moved.run, moved.step, moved.sha256) == (None, 3, one.sha256)
+
+
+def test_a_source_with_a_link_out_of_its_folder_is_refused(source: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(source, tmp_path / "run"))
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to(source / "config.yaml")
+    with pytest.raises(ValueError, match=r"run/config\.yaml: found a path outside of"):
+        find_source(str(run))
+
+
+def test_a_network_that_is_large_is_not_built_again(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "MOST_COMPARED", 4 * sum(value.numel() for value in average(source).values()) - 1)
+    begin = Start(find_source(str(source)), network=lambda: pytest.fail("built"))
+    assert begin.gap(None) is None
+    assert "samples were not compared with the source's: the network is large" in begin.told(None)
 
 
 def test_a_pattern_of_new_weights_that_the_source_has_is_told_of(source: Path) -> None:
@@ -137,8 +159,16 @@ def test_a_run_with_frozen_weights_can_be_sampled_and_begun_with(
 
 
 def test_a_network_of_the_same_weights_that_computes_something_else_is_told_of(
-    source: Path, call: Call, tmp_path: Path, world_dataset: Path
+    source: Path, call: Call, tmp_path: Path, world_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    computed: list[tuple[bool, bool]] = []
+    forward = SpaceTimeTransformer.forward
+
+    def watched(self: SpaceTimeTransformer, *args: Any, **kwargs: Any) -> Tensor:
+        computed.append((self.training, torch.is_autocast_enabled("cpu")))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SpaceTimeTransformer, "forward", watched)
     more = [*tiny(world_dataset), "trainer.max_steps=1", "model.axes=[time]", "trainer.precision=bf16-mixed"]
     more += [f"run={tmp_path / 'axes'}"]
     status, out, err = call("train", *more, f"start_from={source}")
@@ -146,6 +176,8 @@ def test_a_network_of_the_same_weights_that_computes_something_else_is_told_of(
     gap = json.loads((tmp_path / "axes/origin.json").read_text())["output_compared"]["largest_difference"]
     assert gap > 0
     assert f"differs from the source's by at most {gap:.3g}" in out
+    # Both networks are compared as they sample, and then the one trains.
+    assert computed == [(False, True), (False, True), (True, True)]
     assert "samples differ further by trainer.precision 'bf16-mixed' (source: '32-true')" in out
 
 
@@ -190,6 +222,8 @@ def test_patterns_freeze_what_they_match_and_nothing_else() -> None:
     assert freeze(parts, []) == []
     assert freeze(parts, ["denoiser.0.*", "*.0.bias"]) == ["denoiser.0.weight", "denoiser.0.bias"]
     assert [p.requires_grad for p in parts.parameters()] == [False, False, True, True]
+    freeze(parts, [], learns=lambda name: name != "denoiser.1.bias")
+    assert [p.requires_grad for p in parts.parameters()] == [False, False, True, False]
     with pytest.raises(ValueError, match=r"freeze: found 'denoiser.7.wieght', .*; nearest: denoiser.1.weight"):
         freeze(parts, ["denoiser.7.wieght"])
     with pytest.raises(ValueError, match="found all 4 weights of the run in"):
@@ -214,10 +248,20 @@ def test_a_file_of_anything_else_is_refused_and_nothing_of_it_is_run(kind: str, 
     assert str(tmp_path / "file.safetensors") in str(told.value)
 
 
+def test_a_piece_gets_its_values_and_one_that_the_file_lacks_keeps_its_own(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(6.0).view(2, 3)}, tmp_path / "w.safetensors")
+    held, absent = torch.zeros(3, dtype=torch.bfloat16), torch.ones(2)
+    places = [Piece("a", WEIGHT, 2, held, (2, 3)), Piece("absent", WEIGHT, 0, absent, (2,))]
+    Weights(tmp_path / "w.safetensors").fill(places)
+    assert held.tolist() == [2, 3, 4]
+    assert absent.tolist() == [1, 1]
+
+
 def test_values_that_are_no_numbers_are_named_with_their_weight(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2), "b": torch.tensor([1.0, float("nan"), float("inf")])}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"w\.safetensors: weight b: found 2 of 3 values that are not finite"):
-        Weights(tmp_path / "w.safetensors").check_finite()
+    weights = {"weight": torch.zeros(3, 2), "bias": torch.tensor([1.0, float("nan"), float("inf")])}
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors: weight bias: found 2 of 3 values that are not finite"):
+        Start(find_source(str(tmp_path / "w.safetensors"))).check(torch.nn.Linear(2, 3), (3, 4, 8, 8))
 
 
 def test_mistakes_are_one_line_before_the_first_step(

@@ -70,7 +70,7 @@ def tell_backward(loss: Tensor) -> Tensor:
 
 def finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether the norm of these tensors is finite: no entry is NaN, infinite or beyond 1e19."""
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm([t.detach() for t in tensors if t.numel()])))
+    return bool(torch.nn.utils.get_total_norm(tensors).isfinite())
 
 
 def suspects(taken: Iterable[Taken]) -> list[str]:

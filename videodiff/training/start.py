@@ -313,7 +313,7 @@ def check_pattern(key: str, pattern: str, names: Iterable[str]) -> None:
     names = list(names)
     if not any(fnmatchcase(name, pattern) for name in names):
         bare = pattern.replace("*", "").replace("?", "")
-        near = difflib.get_close_matches(bare, names, n=1, cutoff=0.0) or names[:1]
+        near = difflib.get_close_matches(bare, names, n=1, cutoff=0.0)
         raise ValueError(
             f"{key}: found {pattern!r}, which matches no weight, expected the names of weights, with * for any part; "
             f"nearest: {near[0]}"
