@@ -20,6 +20,14 @@ class Hang(Callback):
             time.sleep(1000)
 
 
+class HangsAtItsStart(Callback):
+    """Have rank 1 hang before it makes its network, while the others wait for it."""
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        if trainer.global_rank == 1:
+            time.sleep(1000)
+
+
 class FailsAlone(Callback):
     """Have rank 1 fail while clips are sampled."""
 

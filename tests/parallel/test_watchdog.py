@@ -493,9 +493,18 @@ def test_a_rank_that_is_killed_ends_the_others_within_a_minute_and_in_one_line(
     assert len(lines) == (1 if dead else 2), lines
 
 
-def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(tmp_path: Path, world_dataset: Path) -> None:
-    hang = "+callbacks.hang._target_=tests.parallel.odd_ranks.Hang"
-    processes = ranks(tmp_path, world_dataset, hang, "callbacks.watchdog.still=6")
+@pytest.mark.parametrize(
+    ("odd", "after", "place"),
+    [
+        ("Hang", "after the batch of step 4", "on_train_batch_start"),
+        ("HangsAtItsStart", "after the start", "on_fit_start"),
+    ],
+)
+def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(
+    tmp_path: Path, world_dataset: Path, odd: str, after: str, place: str
+) -> None:
+    hang = f"+callbacks.hang._target_=tests.parallel.odd_ranks.{odd}"
+    processes = ranks(tmp_path, world_dataset, hang, "callbacks.watchdog.still=15")
     try:
         lines = said(processes, 0, 1, 2)
     finally:
@@ -503,8 +512,8 @@ def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(tmp_path: Path, wor
     assert [rank.returncode for rank in processes.ranks] == [76, 76, 76], lines
     (line,) = lines
     assert "rank 1 on " in line
-    assert "stands still for 6 s" in line
-    assert "in on_train_batch_start (tests/parallel/odd_ranks.py:" in line
+    assert f"stands still for 15 s {after}, " in line
+    assert f"in {place} (tests/parallel/odd_ranks.py:" in line
     assert "rank 0, 2 waits" in line
     stacks = [(tmp_path / f"runs/a/stacks/rank_{rank}.txt").read_text() for rank in range(3)]
     assert "odd_ranks.py" in stacks[1]

@@ -256,7 +256,9 @@ class Watch:
         """Return when all know the finding but those that are silent for so long; the store ends with this process."""
         while True:
             now = self.hear()
-            there = [r for r, entry in self.seen.items() if r and not entry.beat.done and now - entry.told <= silent]
+            beats = {rank: entry.beat for rank, entry in self.seen.items() if rank and now - entry.told <= silent}
+            # One that fails prints its own error and reads no finding.
+            there = [rank for rank, beat in beats.items() if not beat.done and not beat.failed]
             if all(self.store.check([f"knows/{rank}"]) for rank in there):
                 return
             time.sleep(BEAT_S / 20)
@@ -398,8 +400,9 @@ class Watchdog(Callback):
     def __init__(self, folder: str | Path, lost: float = 40.0, still: float = 1800.0) -> None:
         self.folder, self.lost, self.still, self.watch = Path(folder), lost, still, None
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        if trainer.world_size > 1:
+    def setup(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
+        # From here on a process can wait for others: for weights, a checkpoint, the first batch.
+        if stage == "fit" and trainer.world_size > 1:
             store = open_store(trainer.global_rank, trainer.strategy.broadcast)
             place = trainer.global_rank, trainer.world_size, store, self.folder
             self.watch = Watch(*place, self.lost, self.still, partial(is_leaving, trainer))
@@ -409,6 +412,9 @@ class Watchdog(Callback):
         """Record progress of this process."""
         if self.watch is not None:
             self.watch.mark(f"{at} of step {trainer.global_step + 1:,}")
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.mark(trainer, "what comes before the batch")
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
         self.mark(trainer, "the batch")
