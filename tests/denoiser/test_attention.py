@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -206,3 +207,36 @@ def test_the_operations_of_another_device_are_asked_for_by_name(monkeypatch: pyt
         attention.attend(q, q, q)
     attention.attend(q, q, q)
     assert chosen == ["products", "fused", "products", "fused", "products"]
+
+
+def noted(work: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[str]]:
+    """Return compiled work, and a list that will hold the names of the operations that the compiler is given."""
+    called: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch._dynamo.reset()
+    return torch.compile(work, backend=note, fullgraph=True), called
+
+
+@pytest.mark.parametrize(("words", "fused"), [(9, False), (64, False), (65, True)])
+def test_compiled_attention_to_few_words_is_made_of_products_and_is_the_plain_one(words: int, fused: bool) -> None:
+    module, x = awake(CrossAttention(WIDTH, HEADS)), randn(3, 2, 5, WIDTH).requires_grad_()
+    text, mask = randn(3, words, WIDTH, seed=2).requires_grad_(), torch.ones(3, words, dtype=torch.bool)
+    mask[1, words // 2 :], mask[2] = False, False
+    compiled, called = noted(module)
+    made = compiled(x, text, mask)
+    assert any("scaled_dot_product" in name for name in called) == fused, called
+    torch.testing.assert_close(made[2], module.out.bias.expand(2, 5, WIDTH), rtol=0, atol=0)
+    found = derivatives(made, [x, text, *module.parameters()])
+    with targeting("cuda"):
+        near(found, derivatives(module(x, text, mask), [x, text, *module.parameters()]))
+
+
+def test_compiled_attention_in_bfloat16_takes_the_fused_kernel() -> None:
+    q = randn(1, HEADS, TOKENS, HEAD)
+    compiled, called = noted(attention.attend)
+    compiled(q, q, q.bfloat16())
+    assert any("scaled_dot_product" in name for name in called), called

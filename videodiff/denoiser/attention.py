@@ -109,4 +109,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if not plain(q) and backend("cpu", q.shape[-1], k.shape[-2], v.dtype) == "products":
         return by_products(q, k, v, mask).to(v.dtype)
     mask = None if mask is None else rearrange(mask, "b l -> b 1 1 l")
+    compiled = torch.compiler.is_compiling() and q.device.type == "cpu" and v.dtype == torch.float32
+    if compiled and backend("cpu", q.shape[-1], k.shape[-2], v.dtype) == "products":
+        return to_be_compiled(q, k, v, mask)
     return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+
+
+def to_be_compiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend as `attend` does in plain products, which a compiler joins with their surroundings; `mask` `b 1 1 l`."""
+    logits = q.float() * q.shape[-1] ** -0.5 @ k.float().mT
+    if mask is not None:
+        # Not infinite: without a visible key the weights are equal then, and no number otherwise.
+        logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
+        v = v.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    return logits.softmax(-1) @ v
