@@ -26,7 +26,7 @@ def deciding(metric: Metric | SetMetric) -> dict[str, Any]:
     """Return the settings that decide a metric's figures, defaults among them, as JSON holds them.
 
     A file, or a folder of a model, is known by its content: `{"name": "i3d.pt", "sha256": "0f3c..."}`. A function of
-    the user's own is known as `_target_`, by its name and the content of its file: others may give a number of its name.
+    the user's own is known as `_target_`, by its name and its file's content: others may give a number of its name.
     """
     usual = {each.name: each.default for each in metric.parameters() if isinstance(each.default, PLAIN)}
     chosen = {**usual, **metric.settings}
