@@ -28,14 +28,13 @@ from data_prep.cut.policy import CutPolicy, MakePolicy
 from data_prep.cut.scenes import find_scenes, fit_durations
 from data_prep.cut.spans import (
     MICROSECOND,
-    MILLISECOND,
-    SLACK,
     Span,
     Timeline,
     microseconds,
     packets,
     read_timeline,
     refuse,
+    shortfall,
 )
 from data_prep.engine.local import Node
 from data_prep.engine.lock import join_run
@@ -176,9 +175,8 @@ def spans_of(
 def missing_end(video: Path) -> str:
     """Say how much earlier a file ends than its header says; empty if it is complete.
 
-    A span says how long a clip must be; if the clip reaches the end of the file, only the header can say it. Some
-    headers count from time 0, others from the first frame. The header of a segment may give the length of the whole
-    film: for a segment, the last box must be complete instead.
+    A span says how long a clip must be; if the clip reaches the end of the file, only the header can say it. The header
+    of a segment may give the length of the whole film: for a segment, the last box must be complete instead.
     """
     with video.open("rb") as file:
         boxes = dict(top_boxes(file))
@@ -187,19 +185,7 @@ def missing_end(video: Path) -> str:
         return f"found {size:,} bytes, expected {end:,} as its last part says" if end > size else ""
     with open_video(video) as container:
         stream = best_stream(container)
-        if stream.duration is None:
-            return ""
-        found = [packet for packet in packets(container, stream) if packet.pts is not None]
-        rate = stream.average_rate or stream.guessed_rate
-        # Some containers do not say how long the last frame stays.
-        usual = 1 / (rate * stream.time_base) if rate else 0
-        last = max((packet.pts + (packet.duration or usual) for packet in found), default=0)
-        fewer, first = len(found) < stream.frames, stream.start_time or 0
-        first = first if fewer else min(first, 0)
-        found, expected = (last - first) * stream.time_base, stream.duration * stream.time_base
-        # Headers round times, so a small difference is allowed, unless the header also counts more frames.
-        early = microseconds(expected - found) > (MILLISECOND if fewer else SLACK)
-        return f"found {float(found):g} s of video, expected {float(expected):g} s as in its header" if early else ""
+        return shortfall(stream, packets(container, stream))
 
 
 def clip_id(request: ClipRequest, span: Span, making: Making) -> str:

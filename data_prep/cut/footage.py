@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from data_prep.cut.clips import make_clips
 from data_prep.cut.encode import DEINTERLACE, EncodePolicy
-from data_prep.cut.spans import Clock, Span, read_timeline
+from data_prep.cut.spans import Clock, Span, read_timeline, shortfall
 from data_prep.score.interlaced import COMBED, Combs
 from videodiff.data.video.decode import decoded, opened, probe, read_frames
 from videodiff.data.video.geometry import UPRIGHT, Display
@@ -134,10 +134,11 @@ def read_header(video: bytes) -> Header:
             hidden, name = sum(packet.is_discard for packet in packets), container.format.name
             coded = context.width, context.height
             pixels, codec = context.pix_fmt or "unknown", context.codec.canonical_name
+            early = shortfall(stream, packets) if len(packets) < promised else ""
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
-    if len(packets) < promised:
-        raise DecodeError(f"found {len(packets)} frames, expected {promised} as in its header: cut short")
+    if early:
+        raise DecodeError(f"found {len(packets)} frames, expected {promised} as in its header: cut short, {early}")
     if not all(coded):
         raise DecodeError(f"found a size of {coded[0]} x {coded[1]} pixels, expected a picture")
     if len(packets) == hidden or not rate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -102,16 +102,19 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
             stream = best_stream(container)
             clock, rate = Clock(container, stream), stream.average_rate or stream.guessed_rate
             # `stays`: when the last frame comes, and how long it stays, in units of the stream.
-            times, keys, stays, ranked = [], [], (0, 0), stream.codec_context.has_b_frames
+            times, keys, stays, delays = [], [], (0, 0), set()
             for packet in packets(container, stream):
                 if not packet.size or stamp(packet) is None:
                     continue
                 if not packet.is_discard:
                     times.append(clock(stamp(packet)))
                     stays = max(stays, (times[-1], packet.duration or 0))
-                ranked = ranked and packet.pts == packet.dts
+                delays.add(None if None in (packet.pts, packet.dts) else packet.pts - packet.dts)
                 if packet.is_keyframe:
                     keys.append((clock(stamp(packet)), packet.pts if packet.dts is None else packet.dts))
+            # Where frames are shown in another order than decoded, some wait longer than others. AVI states no times of
+            # showing: ffmpeg says there that all wait as long.
+            ranked = bool(stream.codec_context.has_b_frames) and len(delays) == 1 and None not in delays
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
     keys = sorted(keys)[: 1 if ranked else None]
@@ -122,7 +125,29 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
     rate = even_rate(times, Fraction(rate))
     usual = rate if is_even(times) else usual_rate(times)
     end = end_of(times, float(stays[1] * clock.unit), rate)
-    return Timeline(times, end, keys, rate, usual, bool(ranked))
+    return Timeline(times, end, keys, rate, usual, ranked)
+
+
+def shortfall(stream: av.VideoStream, coded: Iterable[av.Packet]) -> str:
+    """Say how much earlier the packets of a stream end than its header says; empty if they do not.
+
+    Some headers count from time 0, others from the first frame. Fewer frames than a header counts may be all there are:
+    an edit list leaves out the last ones, and AVI counts a frame that stays as often as it is shown.
+    """
+    if stream.duration is None:
+        return ""
+    rate = stream.average_rate or stream.guessed_rate
+    # Some containers do not say how long the last frame stays.
+    usual, count, last = 1 / (rate * stream.time_base) if rate else 0, 0, 0
+    for packet in coded:
+        if (time := stamp(packet)) is not None:
+            count, last = count + 1, max(last, time + (packet.duration or usual))
+    fewer, first = count < stream.frames, stream.start_time or 0
+    first = first if fewer else min(first, 0)
+    found, expected = (last - first) * stream.time_base, stream.duration * stream.time_base
+    # Headers round times, so a small difference is allowed, unless the header also counts more frames.
+    early = microseconds(expected - found) > (MILLISECOND if fewer else SLACK)
+    return f"found {float(found):g} s of video, expected {float(expected):g} s as in its header" if early else ""
 
 
 def refuse(span: Span, timeline: Timeline) -> str:

@@ -328,6 +328,28 @@ def test_hidden_frames_of_an_edit_list_are_left_out():
     assert np.abs(moving_square(20, 64, 64).astype(int) - first).mean(axis=(1, 2, 3)).argmin() == 5
 
 
+def test_a_video_that_was_trimmed_by_its_edit_list_is_whole():
+    """As phones trim: all frames stay in the file, and the list shows 20 of the 60 that the header counts."""
+    video = bytearray(write_video(moving_square(60, 64, 64), g="10", bf="2"))
+    at, second = video.index(b"elst") + 12, 1000
+    assert int.from_bytes(video[at : at + 4], "big") == 60 * second // 25
+    video[at : at + 4] = (20 * second // 25).to_bytes(4, "big")
+    header = read_header(bytes(video))
+    assert (header.frames, header.hidden > 0) == (20, True)
+    fit, info, _ = fit_video(bytes(video), FitPolicy(720, 10))[:3]
+    assert (info.frames, info.duration) == (20, 0.8)
+    assert np.abs(decode(fit, [19])[0].astype(int) - moving_square(60, 64, 64)[19]).mean() < 4
+
+
+def test_a_frame_that_stays_is_counted_twice_in_the_header_of_an_avi():
+    times = [*range(5), *range(6, 16)]
+    video = write_video(moving_square(15, 64, 64), "mpeg4", container="avi", times=times, bf="0")
+    with av.open(io.BytesIO(video)) as container:
+        assert container.streams.video[0].frames == 16
+    _, info, _ = fit_video(video, FitPolicy(720, 18))[:3]
+    assert (info.frames, info.fps) == (16, 25)
+
+
 def test_an_open_group_of_pictures_that_decord_misreads_is_encoded_again():
     rng = np.random.default_rng(0)
     still = rng.integers(0, 128, (64, 64, 3), dtype=np.uint8)

@@ -70,6 +70,10 @@ def make(kind: str, seed: int = 0) -> tuple[bytes, dict[int, float]]:
     if kind == "edit list":
         video = write_video(frames, g="20", bf="3")
         return remux(video, hide(27)), {number: (number - 27) / 25 for number in range(27, COUNT)}
+    if kind == "avi":
+        # It states no times of showing; ffmpeg adds a frame to those of decoding.
+        avi = write_video(frames, g="20", bf="3", container="avi")
+        return avi, {number: (number + 1) / 25 for number in range(COUNT)}
     if kind == "stamped by decoding":
         return remux(write_video(frames, g="20", bf="3"), stamp_by_decoding), even
     options = {
@@ -100,4 +104,5 @@ KINDS = [
     "uneven",
     "edit list",
     "stamped by decoding",
+    "avi",
 ]

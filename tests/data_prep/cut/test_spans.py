@@ -73,8 +73,9 @@ def test_a_span_gets_exactly_its_frames_wherever_it_begins_and_ends(numbered_cli
     path, shown = numbered_clip(kind)
     rng, end = np.random.default_rng(0), max(shown.values()) + 0.04
     edges = np.sort(np.round(rng.uniform(0, end, (20, 2)), 3), axis=1)
-    spans = [Span(start, stop) for start, stop in edges.tolist() if any(start <= t < stop for t in shown.values())]
+    spans = [Span(start, stop) for start, stop in edges.tolist()]
     spans += [Span(0, end), Span(end - 0.05, end), Span(0, 0.001), Span(0.4, 0.8), Span(0.8, 1.2)]
+    spans = [span for span in spans if any(span.start <= time < span.end for time in shown.values())]
     # One after the other too, so that each begins with a seek of its own.
     alone = [numbers_in(path, [span])[0] for span in spans[::3]]
     assert numbers_in(path, spans) == {number: expected(shown, span) for number, span in enumerate(spans)}
@@ -89,8 +90,7 @@ def test_the_kinds_are_what_they_are_called(numbered_clip):
     assert timelines["edit list"].keys[0][0] < 0
     assert np.diff(timelines["uneven"].times).max() > 1.4 * np.diff(timelines["uneven"].times).min()
     assert len(timelines["intra refresh"].keys) > 1
-    assert timelines["stamped by decoding"].ranked
-    assert not timelines["b-frames"].ranked
+    assert [kind for kind in KINDS if timelines[kind].ranked] == ["stamped by decoding", "avi"]
     # An open group: its keyframe is decoded before frames that are shown earlier.
     with av.open(str(numbered_clip("open groups")[0])) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
