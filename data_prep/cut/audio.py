@@ -18,9 +18,11 @@ SETTLE = 1.0
 # others round times to milliseconds, and a millisecond is 48 samples. Frames that may be lost have 20 ms and more.
 JITTER = 0.01
 # The samples a second that AAC can have; other sound gets RATE.
-RATES, RATE = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350), 48000
+RATES, RATE = av.Codec("aac", "w").audio_rates, 48000
 # What channels mean where a file does not say it, by their number: PCM in AVI and Matroska.
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+# All channels in one plane: PyAV crashes when it counts eight planes.
+PACKED = "flt"
 
 
 def cut_audio(source: str | Path, span: Span, bitrate: int = 128_000) -> bytes | None:
@@ -33,13 +35,25 @@ def cut_audio(source: str | Path, span: Span, bitrate: int = 128_000) -> bytes |
         with open_video(source) as container:
             if not container.streams.audio:
                 return None
-            stream = container.streams.audio[0]
-            layout = stream.layout.name
-            if layout == f"{stream.channels} channels":
-                layout = LAYOUTS.get(stream.channels, layout)
-            return encode_audio(read_blocks(container, stream, layout, span), stream.rate, layout, bitrate)
+            try:
+                origin = (container.start_time or 0) / MICROSECOND
+                container.seek(round((origin + max(span.start - SETTLE, 0)) * MICROSECOND))
+            except av.FFmpegError:
+                # A seek that fails, as in FLV to a time before the first keyframe, may have skipped a part of the file.
+                with open_video(source) as start:
+                    return read_sound(start, span, bitrate)
+            return read_sound(container, span, bitrate)
     except av.FFmpegError as error:
         raise DecodeError(f"its sound cannot be decoded: {error.strerror}") from error
+
+
+def read_sound(container: av.container.InputContainer, span: Span, bitrate: int) -> bytes:
+    """Return the sound of a span, see `cut_audio`; the container is read on from where it is."""
+    stream = container.streams.audio[0]
+    layout = stream.layout.name
+    if layout == f"{stream.channels} channels":
+        layout = LAYOUTS.get(stream.channels, layout)
+    return encode_audio(read_blocks(container, stream, layout, span), stream.rate, layout, bitrate)
 
 
 def read_blocks(
@@ -48,8 +62,7 @@ def read_blocks(
     """Yield the samples of a span in blocks, float32 `channels samples`, of a second at most where there is silence."""
     rate, origin = stream.rate, (container.start_time or 0) / MICROSECOND
     length, done, end = round((span.end - span.start) * rate), 0, None
-    container.seek(round((origin + max(span.start - SETTLE, 0)) * MICROSECOND))
-    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    resampler = av.AudioResampler(format=PACKED, layout=layout, rate=rate)
     for frame in container.decode(stream):
         start = round((frame.time - origin - span.start) * rate)
         if end is not None and abs(start - end) <= JITTER * rate:
@@ -58,7 +71,8 @@ def read_blocks(
         if start >= length:
             break
         for part in resampler.resample(frame):
-            new = part.to_ndarray()[:, max(done - start, 0) : max(length - start, 0)]
+            samples = part.to_ndarray().reshape(-1, stream.channels).T
+            new = samples[:, max(done - start, 0) : max(length - start, 0)]
             if new.shape[1]:
                 yield from silence(stream.channels, start - done, rate)
                 yield new
@@ -83,7 +97,7 @@ def encode_audio(blocks: Iterable[np.ndarray], rate: int, layout: str, bitrate: 
         )
         stream.bit_rate = bitrate
         for block in blocks:
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout=layout)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block.T).reshape(1, -1), PACKED, layout)
             frame.sample_rate, frame.pts = rate, done
             done += block.shape[1]
             out.mux(stream.encode(frame))
