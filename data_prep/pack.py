@@ -17,7 +17,14 @@ from data_prep.cut.footage import FitPolicy, first_frame, fit_video
 from data_prep.sources import Clip, Found, Rejection, find_clips
 from data_prep.sources.clips import name_record
 from videodiff.data.processes.pool import Lost, run_ordered
-from videodiff.data.samples.shards import ShardWriter, check_free, clip_sample, read_texts
+from videodiff.data.samples.shards import (
+    ShardWriter,
+    check_free,
+    clip_sample,
+    half_named,
+    read_texts,
+    remove_half_named,
+)
 from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.address import printable
 from videodiff.data.storage.files import no_file, owning, write_whole
@@ -110,7 +117,7 @@ def pack(settings: PackSettings, progress: Callable[[int, int], None] = lambda d
 
     Every clip is decoded in full; `FitPolicy` says what stays as it is and what is encoded again. What cannot be used
     is listed in the report and in `rejected.jsonl` of the dataset. A clip that takes too long is one of these. A folder
-    that holds a dataset is refused.
+    that holds a dataset is refused; what a killed call left there is removed.
     `progress` is called with clips done and clips in all.
     """
     start, source = time.perf_counter(), settings.source
@@ -119,7 +126,9 @@ def pack(settings: PackSettings, progress: Callable[[int, int], None] = lambda d
     report.passed = found.passed
     report.rejected += found.rejected
     usable = captioned(found, report) if source.require_caption else found.clips
+    left = half_named(settings.out)
     with owning(settings.out, "pack"):
+        remove_half_named(settings.out, left)
         check_free(settings.out)
         pack_clips(usable, settings, report, progress)
     report.seconds = time.perf_counter() - start

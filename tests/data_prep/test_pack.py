@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 from data_prep.cut.footage import FitPolicy, every_frame, fit_video, read_header, unfit
 from tests.material.made_clips import by_decord, moving_square, write_video
 from tests.material.packing import pack
+from tests.material.processes.kills import killed_at_rename
 from videodiff.data.loader.clips import Clips, Reader
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.samples.manifest import Manifest
@@ -184,6 +186,30 @@ def test_a_folder_with_a_dataset_or_a_part_of_one_is_left_as_it_is(tmp_path, in_
     with pytest.raises(ValueError, match=rf"out: found {out}/.* of another dataset, expected a folder without one"):
         pack(source, out)
     assert contents(out) == before
+
+
+def test_a_call_killed_at_any_rename_is_finished_by_the_next_one(tmp_path, in_process):
+    source = fill(tmp_path / "in", {f"{name}.mp4": encode(moving_square(seed=ord(name)), 5.0) for name in "abc"})
+    pack(source, tmp_path / "whole", shard_bytes=1)
+    expected, half_named = contents(tmp_path / "whole"), 0
+    for number in itertools.count(1):
+        out = tmp_path / str(number)
+        if not killed_at_rename(number, lambda out=out: pack(source, out, shard_bytes=1)):
+            break
+        half_named += (out / "shard-00000.tar").exists() and not (out / "manifest.parquet").exists()
+        pack(source, out, shard_bytes=1)
+        assert contents(out) == expected
+    # The second shard, the third one, the words and the manifest had no name yet.
+    assert half_named == 4
+
+
+def test_the_shards_of_others_stay_whatever_a_killed_call_left_beside_them(tmp_path, in_process):
+    source, out = fill(tmp_path / "in", {"a.mp4": GOOD}), tmp_path / "out"
+    assert killed_at_rename(2, lambda: pack(source, out))
+    (out / "shard-00000.tar").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"out: found .*shard-00000\.tar of another dataset"):
+        pack(source, out)
+    assert (out / "shard-00000.tar").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"short_side": 0}, {"timeout": 0}, {"crf": 52}])

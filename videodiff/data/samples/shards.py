@@ -20,7 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from videodiff.data.samples.manifest import FIELDS, NAME, ManifestError, ManifestWriter
+import pyarrow as pa
+
+from videodiff.data.samples.manifest import FIELDS, NAME, Manifest, ManifestError, ManifestWriter
 from videodiff.data.samples.members import MOVIES, STILLS, BoundedHeader, is_hidden, video_of
 from videodiff.data.samples.sidecars import SIDECARS, SidecarError, Text, brief, read_captions, read_notes, read_texts
 from videodiff.data.storage.cache import CachedFolder
@@ -255,6 +257,25 @@ def check_free(root: Path) -> None:
             f"out: found {found} of another dataset, expected a folder without one: choose another out, or remove that "
             "dataset first"
         )
+
+
+def half_named(root: Path) -> list[Path]:
+    """Return the shards of a writer that was killed before its manifest, the last file, took its name.
+
+    Under its temporary name the manifest tells whose shards they are. Whoever locks the folder removes it: ask before.
+    """
+    found = []
+    for partial in root.glob(f".{NAME}.*.partial"):
+        # If the manifest is not complete, no shard has its name yet.
+        with contextlib.suppress(ManifestError, pa.ArrowException, KeyError, TypeError, ValueError):
+            found += [(root / shard["name"], shard["bytes"]) for shard in Manifest(partial).shards]
+    return [path for path, size in found if path.is_file() and path.stat().st_size == size]
+
+
+def remove_half_named(root: Path, shards: Sequence[Path]) -> None:
+    """Remove what `half_named` has found, unless the writer has ended well since; the caller owns the folder."""
+    for path in shards if not (root / NAME).exists() else ():
+        path.unlink()
 
 
 def remove_shards(root: Path, name: str = "shard") -> None:
