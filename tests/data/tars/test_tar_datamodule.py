@@ -278,8 +278,23 @@ def test_a_resumed_run_leaves_out_the_tars_that_were_read_whole_and_says_so(tmp_
     capfd.readouterr()
     model = train(data, tmp_path, 4, tmp_path / "2.ckpt")
     said = capfd.readouterr().err
-    assert "continues at step 2, but not at the exact sample: in epoch 0 the 2 of 4 tars that were read" in said
+    told = "not at the exact sample: from epoch 0 on, 2 tars that were read completely are left out (an epoch has 4)"
+    assert f"continues at step 2, but {told}, samples of partly read tars" in said
     assert {of[key] for key in trained_keys(model)} == {0, 1, 2, 3} - set(done)
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        ({6: [0, 1], 7: [2, 0]}, "from epoch 6 on, 4 tars that were read completely are left out (an epoch has 3)"),
+        ({4: []}, "no tar of epoch 4 was read completely, so any of its samples may come again"),
+    ],
+)
+def test_a_resumed_run_counts_the_tars_of_all_epochs_that_have_begun(tars, capfd, done, said):
+    data = module(tars)
+    data.resumed, data.progress = True, Progress(done)
+    data.say_resumed(Mesh())
+    assert said in capfd.readouterr().err
 
 
 def trained_keys(model):

@@ -369,12 +369,15 @@ class TarDataModule(BatchModule):
             return
         self.resumed = False
         epoch, left_out = min(self.progress.done, default=0), sum(map(len, self.progress.done.values()))
-        what = (
-            "tars are drawn anew, any sample may come again"
-            if self.settings.resampled
-            else f"in epoch {epoch} the {left_out:,} of {len(self.tars):,} tars that were read completely are left "
-            f"out, samples of partly read tars may come again"
-        )
+        if self.settings.resampled:
+            what = "tars are drawn anew, any sample may come again"
+        elif left_out:
+            what = (
+                f"from epoch {epoch} on, {left_out:,} tars that were read completely are left out (an epoch has "
+                f"{len(self.tars):,}), samples of partly read tars may come again"
+            )
+        else:
+            what = f"no tar of epoch {epoch} was read completely, so any of its samples may come again"
         print(f"data.urls: continues at step {self.step:,}, but not at the exact sample: {what}", file=sys.stderr)
 
     @property

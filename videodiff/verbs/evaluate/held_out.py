@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from videodiff.data.loader.clips import Clips, Reader, Task
 from videodiff.data.loader.trained import Trained
-from videodiff.data.samples.manifest import Manifest, ManifestError
+from videodiff.data.samples.manifest import NAME, Manifest, ManifestError
 from videodiff.data.samples.members import one_video
 from videodiff.data.tars.clips import Decode, TarTask, keep_faults, tasks_of, view
 from videodiff.data.tars.source import TARS, Fault, find_tars, read_tars, shown
@@ -151,7 +151,7 @@ def held_out_of(cfg: DictConfig, run_cfg: DictConfig) -> Manifest | list[str]:
         root, urls = run_cfg.data.validation_root, run_cfg.data.get("validation_urls")
         for name in own_clips(run_cfg):
             refuse_address(name, cfg.run)
-    elif root.partition("?")[0].endswith(TARS):
+    elif names_tars(root):
         root, urls = None, root
     if root is None and urls is None:
         raise ValueError(
@@ -165,6 +165,13 @@ def held_out_of(cfg: DictConfig, run_cfg: DictConfig) -> Manifest | list[str]:
     except OSError as error:
         where = "dataset" if cfg.dataset is not None else f"dataset: found none, and data.validation_root of {cfg.run}"
         raise FileNotFoundError(f"{where}: {error}") from error
+
+
+def names_tars(name: str) -> bool:
+    """Return whether a name stands for tars without a manifest: by its extension, or as a folder that holds some."""
+    if os.path.isdir(name):
+        return NAME not in (held := os.listdir(name)) and any(one.lower().endswith(TARS) for one in held)
+    return name.partition("?")[0].lower().endswith(TARS)
 
 
 def own_clips(run_cfg: DictConfig) -> list[str]:
