@@ -73,5 +73,8 @@ def begun(items: Iterator[Any], path: str | Path, passed: Passed, work: Path) ->
     first = next(items, None)
     if first is None and not (work / SETTINGS).is_file():
         beside = f"; there are {passed}" if passed else ""
-        raise ValueError(f"source: found no inputs in {path}, expected at least one{beside}")
+        raise ValueError(
+            f"source: found no inputs in {path}, expected videos for format=folder, lines of metadata for "
+            f"others{beside}"
+        )
     return items if first is None else chain([first], items)

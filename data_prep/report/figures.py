@@ -28,6 +28,8 @@ from videodiff.data.storage.address import without_secrets
 BATCH, BINS = 65_536, 40
 # Clips that are shown, kept and for each reason; reasons; rows of a table.
 KEPT, LEFT, REASONS, ROWS = 12, 4, 16, 20
+# Characters of an example of a failure, in the output of the call.
+LINE = 200
 # The range of a histogram follows from the first rows of so many row groups; this share of them is beyond an end.
 GROUPS, HEAD, TAIL = 64, 4096, 0.005
 
@@ -291,6 +293,15 @@ def failures(plan: Plan, most: int = ROWS) -> list[Failure]:
         Failure(reason, bool(again), host, count, without_secrets(detail), without_secrets(place))
         for reason, again, host, count, detail, place in rows
     ]
+
+
+def examples(failed: Sequence[Failure]) -> dict[tuple[str, str], str]:
+    """Return place and cause of one failed input for each class and kind, of the host where most failed."""
+    found: dict[tuple[str, str], str] = {}
+    for one in failed:
+        kind = "retryable" if one.retryable else "permanent"
+        found.setdefault((one.reason, kind), f"{one.place}: {one.detail}"[:LINE])
+    return found
 
 
 def host_of(video: str | None) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data_prep.books.ledger import Ends
@@ -108,8 +109,10 @@ class Summary:
         return cls.from_json(json.loads((out / SUMMARY).read_bytes()))
 
 
-def format_summary(summary: Summary, out: str | Path) -> str:
-    """Return a summary as lines."""
+def format_summary(
+    summary: Summary, out: str | Path, examples: Mapping[tuple[str, str], str] = MappingProxyType({})
+) -> str:
+    """Return a summary as lines; examples: an input that failed, by class and kind, and why."""
     ends, clips, shards, reading = summary.ends, summary.clips, summary.shards, summary.reading
     lines = [
         f"{ends.ok:,} of {ends.inputs:,} inputs ok: {clips.kept:,} of {clips.made:,} clips in "
@@ -127,7 +130,9 @@ def format_summary(summary: Summary, out: str | Path) -> str:
         )
     lines += [f"{count:,} notes left out: {name}" for name, count in reading.omitted.items()]
     lines += [f"{count:,} filtered: {reason}" for reason, count in ends.filtered.items()]
-    lines += [f"{count:,} failed: {reason} ({kind})" for reason, kind, count in failures(ends.failed)]
+    for reason, kind, count in failures(ends.failed):
+        example = examples.get((reason, kind))
+        lines.append(f"{count:,} failed: {reason} ({kind})" + (f"; the first one: {example}" if example else ""))
     lines += [f"{ends.open:,} not worked on yet"] * bool(ends.open)
     lines += [f"{clips.without_caption:,} clips have no caption"] * bool(clips.without_caption)
     lines += [f"passed over: {Passed(summary.passed_over)}"] * bool(summary.passed_over)

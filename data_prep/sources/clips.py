@@ -17,7 +17,7 @@ from data_prep.sources.folder import PREVIEW, leads_out, read_sidecars
 from data_prep.sources.metadata.rows import jsonl_rows, reader_of
 from videodiff.data.samples.sidecars import SidecarError, Text, entries, provenance, read_notes, read_texts
 from videodiff.data.storage.files import no_file
-from videodiff.data.storage.listing import PICTURES, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan, ending_of
+from videodiff.data.storage.listing import PICTURES, SIDECARS, TABLES, VIDEOS, Fault, Listed, Passed, Scan, ending_of
 
 VIDEO_COLUMNS = ("video", "image", "path", "file", "filename", "file_name", "video_path", "clip")
 CAPTION_COLUMNS = ("caption", "captions", "text")
@@ -88,7 +88,7 @@ def find_clips(
         folder = source if source.is_dir() else source.parent
         found = from_table(folder, Path(table), video_column, caption_column)
     if table is not None and source.is_dir():
-        count_unnamed(source, found)
+        count_unnamed(source, Path(table), found)
     if not found.clips and not found.rejected:
         beside = f"; there are {found.passed}" if found.passed else ""
         raise ValueError(
@@ -161,13 +161,18 @@ def from_table(folder: Path, table: Path, video_column: str | None, caption_colu
             rejected[where] = Rejection(where, "caption unreadable", str(error))
     if missing is not None and not clips:
         raise missing
+    if not clips and reader_of(table.name) is None:
+        raise ValueError(
+            f"{table}: found no line of JSON that names a clip, expected JSON lines, or another ending: "
+            f"{', '.join(TABLES)}"
+        )
     return Found(list(clips.values()), list(rejected.values()), sorted(map(str, columns)))
 
 
-def count_unnamed(folder: Path, found: Found) -> None:
-    """Count the files of a folder that its table does not name."""
+def count_unnamed(folder: Path, table: Path, found: Found) -> None:
+    """Count the files of a folder that its table does not name; the table itself may lie there."""
     named = {one.name for one in (*found.clips, *found.rejected)}
-    for item in Scan(folder, VIDEOS + PICTURES, found.passed, SIDECARS):
+    for item in Scan(folder, VIDEOS + PICTURES, found.passed, SIDECARS, apart=table):
         if item.name not in named:
             found.passed["video or picture without a line in the table"] += 1
 

@@ -50,14 +50,14 @@ def read_table(
     """
     if not columns:
         raise ValueError(
-            "columns: found none, expected the column of each meaning, as in "
+            "reader.columns: found none, expected the column of each meaning, as in "
             "reader.columns={video: path, caption: text}; meanings: " + ", ".join(MEANINGS)
         )
     unknown, one = [meaning for meaning in columns if meaning not in MEANINGS], "start" in columns
     if unknown or "video" not in columns or one != ("end" in columns) or (unit == "frames" and "fps" not in columns):
         raise ValueError(
-            f"columns: found {show(dict(columns))} with unit {unit!r}, expected video, start and end together, fps for "
-            f"frames, and none but {', '.join(MEANINGS)}"
+            f"reader.columns: found {show(dict(columns))} with reader.unit={unit!r}, expected video, start and end "
+            f"together, fps for frames, and none but {', '.join(MEANINGS)}"
         )
     rows = rows_of(source, columns.values(), passed)
     return to_items(rows, lambda place, row: parse_clip(place, row, columns, unit, licence, origin))

@@ -438,7 +438,7 @@ def test_the_scenes_of_a_folder_of_footage_become_clips_of_their_own(tmp_path):
 
 MISTAKES = {
     "nothing": ({"source": None}, "source: found none"),
-    "columns": ({"reader": {}}, r"columns: found none, expected .*reader.columns=\{video: path"),
+    "columns": ({"reader": {}}, r"^reader.columns: found none, expected .*reader.columns=\{video: path"),
     "missing": ({"source": "nowhere"}, "nowhere"),
     "reader": ({"kind": "folder"}, "reader.columns: found .*, expected none for format=folder, which takes licence"),
     "retry": ({"retry": "ok"}, "retry=ok"),

@@ -21,7 +21,7 @@ from data_prep.fetch.policy import FetchPolicy
 from data_prep.pipeline import prep
 from data_prep.rate.model_score import rated_numbers
 from data_prep.rate.models import find_models
-from data_prep.report.figures import figures
+from data_prep.report.figures import examples, figures
 from data_prep.report.page import write_preparation
 from data_prep.report.progress import Meter
 from data_prep.report.summary import format_summary
@@ -43,8 +43,9 @@ def run(cfg: DictConfig) -> None:
     with owning(cfg.out, "prep"):
         with Meter() as meter:
             summary = prep(settings, meter)
-        say_lines(format_summary(summary, cfg.out))
-        say(f"report: {write_preparation(Path(cfg.out), figures(cfg.out, settings.rules.filter))}")
+        found = figures(cfg.out, settings.rules.filter)
+        say_lines(format_summary(summary, cfg.out, examples(found.failures)))
+        say(f"report: {write_preparation(Path(cfg.out), found)}")
     if summary.captions and summary.captions.stopped:
         raise ConnectionError(summary.captions.stopped)
 

@@ -11,7 +11,7 @@ import pytest
 from data_prep.books.request import ClipRequest, Place
 from data_prep.fetch.acquire import Acquirer, check_local
 from data_prep.fetch.failures import AcquireError
-from data_prep.report.figures import figures
+from data_prep.report.figures import examples, figures
 from data_prep.report.page import write_preparation
 from data_prep.report.summary import Summary, format_summary
 from tests.material.made_clips import moving_square, write_video
@@ -69,6 +69,18 @@ def test_what_is_passed_over_and_has_no_caption_is_told_also_in_later_calls(prep
     assert prep(out, **HOW)["passed_over"] == passed
 
 
+def test_an_input_of_each_class_that_failed_is_named_with_its_cause(prepared):
+    out, summary = prepared
+    lines = format_summary(Summary.from_json(summary), out, examples(figures(out, {}).failures)).splitlines()
+    starts = [line.partition(" (permanent); the first one: ") for line in lines if " failed: " in line]
+    assert [(what, found.partition(": ")[0]) for what, _, found in starts] == [
+        ("1 failed: undecodable", "g.mp4"),
+        ("1 failed: unreadable-file", "gone.mp4"),
+    ]
+    assert "cannot be opened" in starts[0][2]
+    assert "link to 'nowhere', which does not exist" in starts[1][2]
+
+
 def test_the_page_tells_it_too(prepared):
     out, _ = prepared
     page = write_preparation(out, figures(out, {})).read_text()
@@ -80,7 +92,9 @@ def test_the_page_tells_it_too(prepared):
 def test_a_folder_without_videos_tells_what_is_there(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").touch()
-    with pytest.raises(ValueError, match=r"found no inputs in .*; there are \.tar 1 \(`videodiff index`"):
+    with pytest.raises(
+        ValueError, match=r"found no inputs in .*, expected .* format=folder, .*; there are \.tar 1 \(`videodiff index`"
+    ):
         prep(tmp_path / "out", tmp_path / "in", **HOW)
     assert not (tmp_path / "out").exists()
 

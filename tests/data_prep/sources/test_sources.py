@@ -186,6 +186,25 @@ def test_a_folder_and_a_table_elsewhere_go_together(tmp_path):
     assert found.passed == {"video or picture without a line in the table": 1}
 
 
+@pytest.mark.parametrize("name", ["list.jsonl", "a.csv"])
+def test_a_table_in_its_own_folder_is_not_passed_over(tmp_path, name):
+    videos = folder(tmp_path / "videos", a_dot_mp4="", other_dot_jsonl="")
+    text = '{"video": "a.mp4", "caption": "one"}\n' if name == "list.jsonl" else "video,caption\na.mp4,one\n"
+    found = find_clips(videos, captions=table(videos, name, text))
+    assert captions(found) == {"a.mp4": ("one",)}
+    assert found.passed == {".jsonl": 1}
+
+
+def test_a_table_of_another_ending_is_read_as_json_lines_or_refused_with_the_known_endings(tmp_path):
+    path = table(tmp_path, "list.json", '{"video": "a.mp4", "caption": "one"}\n')
+    assert captions(find_clips(path)) == {"a.mp4": ("one",)}
+    with pytest.raises(ValueError, match=r"list\.txt: found no line of JSON .*: \.csv, \.tsv, \.jsonl, \.parquet"):
+        find_clips(table(tmp_path, "list.txt", "video\tcaption\na.mp4\tone\n"))
+    # What a line lacks is said first.
+    with pytest.raises(ValueError, match=r"list\.json:1: found columns video, words"):
+        find_clips(table(tmp_path, "list.json", '{"video": "a.mp4", "words": "one"}\n'))
+
+
 @pytest.mark.parametrize("name", ["../secret.mp4", "/etc/passwd", "sub/../../x.mp4", ""])
 def test_a_path_that_leaves_the_folder_is_rejected(tmp_path, name):
     rows = [{"video": name, "caption": "x"}, {"video": "a.mp4", "caption": "y"}]

@@ -95,12 +95,20 @@ class Scan:
 
     Case of endings is ignored. Links are followed, because the folder is the user's own. A linked folder is read once;
     it is not read if it contains the scanned folder or lies in it. `passed` counts the skipped files; the count is
-    complete when the iterator ends. `deep`: also scan the folders in it. Memory holds the names of a few folders.
+    complete when the iterator ends. `deep`: also scan the folders in it. `apart`: a file that is neither given nor
+    counted. Memory holds the names of a few folders.
     """
 
     def __init__(
-        self, folder: Path, endings: Collection[str], passed: Passed, beside: Collection[str] = (), deep: bool = True
+        self,
+        folder: Path,
+        endings: Collection[str],
+        passed: Passed,
+        beside: Collection[str] = (),
+        deep: bool = True,
+        apart: Path | None = None,
     ) -> None:
+        self.apart = apart
         self.folder, self.endings, self.beside, self.deep = folder, frozenset(endings), frozenset(beside), deep
         self.passed, self.root, self.seen = passed, folder.resolve(), {identity(folder.stat())}
 
@@ -126,6 +134,8 @@ class Scan:
         found, beside, sidecars, videos = [], defaultdict(dict), [], set()
         for entry in entries:
             name, ours = entry.name, is_ours(entry.name)
+            if self.apart is not None and name == self.apart.name and self.apart.samefile(entry.path):
+                continue
             if ours or name.startswith("."):
                 self.passed[LEFT if ours else HIDDEN] += 1
                 continue
