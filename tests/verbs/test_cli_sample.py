@@ -573,7 +573,7 @@ def test_a_causal_codec_is_given_the_frames_that_it_can_hold_everywhere(call: Ca
     run, data = causal / "run", causal / "data"
     labels = json.loads((run / "samples/captions.json").read_text())
     # Of three frames a causal codec of 1 + 4 k can hold one.
-    assert labels["clip_0"] == "a square (continued from 1 frames)"
+    assert labels["clip_0"] == "a square (continued from 1 frame)"
     manifest = Manifest.load(data)
     video = read_sample(manifest.root, manifest.row(0))["mp4"]
     (causal / "given.mp4").write_bytes(video)

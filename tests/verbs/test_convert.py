@@ -32,7 +32,10 @@ def test_weights_and_averages_are_exported_and_nothing_is_written_over(run: Path
     status, out, err = call("convert", "runs/a")
     assert status == 0, err
     assert f"{checkpoint}: step 2, 61 weights of " in out
-    assert "values, with ema, ema_step, exp_avg, exp_avg_sq, momentum, step; state whole in 1 files; whole" in out
+    assert (
+        "values, with ema, ema_step, exp_avg, exp_avg_sq, momentum, step; layout whole in 1 file; all checksums match"
+        in out
+    )
     for what, wanted in (
         ("average", load_file(checkpoint / "average.safetensors")),
         ("weights", weights_of(checkpoint)),

@@ -191,14 +191,15 @@ class Start:
             why = "the file has no configuration" if self.network is None else "the network is large"
             return f"{line}; samples were not compared with the source's: {why}"
         shape = " x ".join(map(str, self.shape))
-        if gap[0] == 0 and not self.unlike:
-            return (
-                f"{line}; on a seeded clip of {shape} the network's output equals the source's bit by bit, and so do "
-                "the settings of sampling: its samples equal the source's at the same seed"
-            )
-        line += f"; on a seeded clip of {shape} the network's output differs from the source's by at most {gap[0]:.3g} "
-        line += f"(largest value {gap[1]:.3g})"
-        return line + (f"; samples differ further by {'; '.join(self.unlike)}" if self.unlike else "")
+        line += f"; on a seeded clip of {shape} the network's output "
+        unlike = "; ".join(self.unlike)
+        if gap[0] != 0:
+            line += f"differs from the source's by at most {gap[0]:.3g} (largest value {gap[1]:.3g})"
+            return line + (f"; samples differ further by {unlike}" if unlike else "")
+        line += "equals the source's bit by bit"
+        if unlike:
+            return f"{line}; samples differ by {unlike}"
+        return f"{line}, and so do the settings of sampling: its samples equal the source's at the same seed"
 
     def facts(self, gap: tuple[float, float] | None, frozen: Sequence[str]) -> dict[str, Any]:
         """Return the facts about the origin for the run's record."""

@@ -86,8 +86,8 @@ def verified(checkpoint: Path) -> str:
     if not of(record["files"], STATE):
         count = sum(value.numel() for value in average.values())
         return (
-            f"{checkpoint}: step {record['step']:,}, {len(average):,} averaged weights of {count:,} values; whole, to "
-            "sample and to start from; no state to resume from"
+            f"{checkpoint}: step {record['step']:,}, {len(average):,} averaged weights of {count:,} values, to "
+            "sample and to start from; no state to resume from; all checksums match"
         )
     saved = Saved(files_of(checkpoint))
     saved.check_complete()
@@ -96,7 +96,7 @@ def verified(checkpoint: Path) -> str:
     kept = sorted({key for _, key in saved.shapes} - {WEIGHT})
     return (
         f"{checkpoint}: step {record['step']:,}, {len(weights):,} weights of {count:,} values, with {', '.join(kept)}; "
-        f"state {record['state']} in {len(saved.files)} files; whole"
+        f"layout {record['state']} in {len(saved.files)} file{'s' * (len(saved.files) != 1)}; all checksums match"
     )
 
 

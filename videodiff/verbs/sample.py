@@ -148,7 +148,7 @@ def write(
     except NotFiniteError as error:
         say(f"videodiff sample: {error}")
         return None
-    say(f"{path}: {prompt}")
+    say(f"{path}: {prompt or 'without a caption'}")
     if not drift:
         return {}
     found = drift.result() | {"clip": path.name, "prompt": prompt, "peak_memory_gib": peak_memory()}

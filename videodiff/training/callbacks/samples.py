@@ -131,8 +131,8 @@ class SampleClips(Callback):
     def write(self, trainer: lightning.Trainer, step: int, made: list[np.ndarray]) -> None:
         """Write the clips of a step and their captions, and show them."""
         names = [f"clip_{number}" for number in range(len(made))]
-        continued = f" (continued from {self.given} frames)"
-        labels = [one.caption + (continued if one.known else "") for one in self.wanted]
+        continued = f" (continued from {self.given} frame{'s' * (self.given != 1)})"
+        labels = [(one.caption or "(no caption)") + (continued if one.known else "") for one in self.wanted]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "captions.json", json.dumps(dict(zip(names, labels, strict=True)), indent=1).encode())
         rates = [one.fps for one in self.wanted]

@@ -43,14 +43,18 @@ RATE = number(least=0.001, below=1000)
 TRUST = many(NAME)
 
 
-def part(none: bool = False) -> Kind:
-    """Return the kind of a mapping with `_target_`; `CLASSES` says which other keys the class takes."""
+def part(none: bool = False, named: bool = False) -> Kind:
+    """Return the kind of a mapping with `_target_`; `CLASSES` says which other keys the class takes.
+
+    named: it is one of several under names of their own, which may be taken away.
+    """
 
     def check(place: str, value: Any) -> Iterator[Fault]:
         if value is MISSING or (none and value is None):
             return
         if not isinstance(value, Mapping):
-            yield Fault(place, value, "an option of the group")
+            expected = f"a class with its arguments; ~{place} leaves it out" if named else "an option of the group"
+            yield Fault(place, value, expected)
             return
         if "_target_" not in value:
             yield Fault(f"{place}._target_", MISSING, "the class of this part, as the files of conf/ name it")
@@ -74,7 +78,7 @@ def part(none: bool = False) -> Kind:
 
 
 PART = part()
-PARTS = table(NAME, PART)
+PARTS = table(NAME, part(named=True))
 NO_PARTS = optional(PARTS)
 
 BUCKET = record(
@@ -100,6 +104,7 @@ def shares(key: Kind, least: int = 0) -> Kind:
 
 
 EVERY = whole(1)
+SAMPLED = kind(f"{EVERY.expected}; ~callbacks.samples samples nothing", lambda value: is_whole(value) and value >= 1)
 CAPTION_MIX = optional(
     record(
         weights=optional(shares(ANYTHING)),
@@ -335,7 +340,7 @@ CLASSES: dict[str, Kind] = {
         mirror=optional(PLACE),
     ),
     "videodiff.training.callbacks.samples.SampleClips": record(
-        folder=PLACE, generation=PART, every=EVERY, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)
+        folder=PLACE, generation=PART, every=SAMPLED, clips=COUNT, given=optional(whole(0)), prompts=many(TEXT)
     ),
     "videodiff.training.callbacks.guard.Guard": record(
         budget=whole(0), within=COUNT, spike=optional(number(above=1)), history=COUNT, rollbacks=whole(0)
