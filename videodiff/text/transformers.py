@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from videodiff.device import send
 from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
 
 # model_type in config.json -> class; from a whole CLIP (`clip`) only the text half is loaded.
@@ -126,14 +127,13 @@ class Transformers(nn.Module):
             truncation=True,
             max_length=self.max_length,
             return_tensors="pt",
-        ).to(self.model.device)
-        mask = tokens["attention_mask"].bool()
+        )
+        ids, mask = (send(tokens[name], self.model.device) for name in ("input_ids", "attention_mask"))
+        mask = mask.bool()
         # Without start and end tokens an empty caption has no token, and many models give NaN for none.
         mask[:, 0] = True
         with torch.autocast(self.model.device.type, enabled=False):
-            out = self.model(
-                input_ids=tokens["input_ids"], attention_mask=mask.long(), output_hidden_states=self.layer != -1
-            )
+            out = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=self.layer != -1)
         features = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
         return features.float().masked_fill(~mask[..., None], 0.0), mask
 

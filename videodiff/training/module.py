@@ -126,7 +126,9 @@ class VideoDiffusion(lightning.LightningModule):
         """Return clips and conditions of a micro-batch; count the FLOPs of the first one of its kind, and padding."""
 
         def both() -> tuple[Tensor, dict[str, Tensor]]:
-            return encode_video(batch, self.codec, self.device), self.condition(batch)
+            # The text first: a library's encoder may look at its mask, and would wait until the clips are encoded.
+            condition = self.condition(batch)
+            return encode_video(batch, self.codec, self.device), condition
 
         if (kind := kind_of(batch)) in self.encoding:
             x, condition = both()
@@ -189,8 +191,8 @@ class VideoDiffusion(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Add the losses at fixed noise, the same in every run and at every step."""
-        x = encode_video(batch, self.codec, self.device)
         condition, sums = self.condition(batch), []
+        x = encode_video(batch, self.codec, self.device)
         seeds = clip_seeds(VALIDATION_SEED, 0, batch["position"].tolist())
         eps = torch.stack([self.objective.draw(clip, seed)[1] for clip, seed in zip(x, seeds, strict=True)])
         for level in VALIDATION_LEVELS:
