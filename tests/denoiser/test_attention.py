@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videodiff.denoiser import attention
-from videodiff.denoiser.attention import SPLIT, CrossAttention, HeadNorm, SelfAttention, backend
+from videodiff.denoiser.attention import SPLIT, CrossAttention, HeadNorm, SelfAttention, at_once, backend, in_parts
 from videodiff.denoiser.position import rotary_table
 from videodiff.denoiser.target import targeting
 
@@ -240,3 +241,24 @@ def test_compiled_attention_in_bfloat16_takes_the_fused_kernel() -> None:
     compiled, called = noted(attention.attend)
     compiled(q, q, q.bfloat16())
     assert any("scaled_dot_product" in name for name in called), called
+
+
+def test_sequences_on_cuda_are_as_many_as_its_kernels_can_count() -> None:
+    # Frames of a video network for which flash attention's backward pass read beyond its memory: 16 heads of 72 and 15
+    # frames are padded to 96 and 128, and 2^31 / (16 x 96 x 128) is 10,922.7.
+    assert at_once(16, 15, 72) == 10_922
+    assert at_once(4, 10_496, 128) == 399, "400 were seen to fail"
+    assert at_once(1, 2, 8) == 65_535, "the rows of a grid"
+    assert at_once(64, 2**20, 256) == 1, "one sequence cannot be split"
+
+
+@pytest.mark.parametrize("most", [3, 4, 8])
+def test_attention_in_parts_is_the_whole_one_with_its_gradients(most: int) -> None:
+    given = [randn(8, 2, 5, 4, seed=seed) for seed in range(3)]
+    whole, parts = ([x.clone().requires_grad_() for x in given] for _ in range(2))
+    wanted, made = F.scaled_dot_product_attention(*whole), in_parts(*parts, most)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-6)
+    weight = randn(8, 2, 5, 4, seed=4)
+    expected, found = (torch.autograd.grad((y * weight).sum(), x) for y, x in ((wanted, whole), (made, parts)))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

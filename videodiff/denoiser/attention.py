@@ -30,6 +30,9 @@ JOIN = {
 
 # The most keys that products are faster for in bfloat16.
 LONG = 256
+# What CUDA's fused kernels take at once: the rows of a grid, and the numbers that the backward pass of flash attention
+# counts with 32 bits (Dao-AILab/flash-attention#1311: attention over time in a video network).
+ROWS, NUMBERS = 2**16 - 1, 2**31
 
 
 def backend(device: str, head_width: int, length: int, dtype: torch.dtype) -> str:
@@ -112,7 +115,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     compiled = torch.compiler.is_compiling() and q.device.type == "cpu" and v.dtype == torch.float32
     if compiled and backend("cpu", q.shape[-1], k.shape[-2], v.dtype) == "products":
         return to_be_compiled(q, k, v, mask)
-    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    if mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return in_parts(q, k, v, at_once(*q.shape[1:]) if q.is_cuda else len(q))
 
 
 def to_be_compiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -123,3 +129,20 @@ def to_be_compiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
         logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
         v = v.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     return logits.softmax(-1) @ v
+
+
+def at_once(heads: int, length: int, head_width: int) -> int:
+    """Return how many sequences CUDA's fused attention takes in one call.
+
+    It counts numbers in tiles of 128 queries by 32 channels: attention over 16 frames pads them eightfold.
+    """
+    padded = heads * (-(-length // 128) * 128) * (-(-head_width // 32) * 32)
+    return max(1, min(ROWS, NUMBERS // padded))
+
+
+def in_parts(q: Tensor, k: Tensor, v: Tensor, most: int) -> Tensor:
+    """Return the fused attention of `b m n e`, of at most so many sequences at a time."""
+    if len(q) <= most:
+        return F.scaled_dot_product_attention(q, k, v)
+    parts = zip(q.split(most), k.split(most), v.split(most), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
