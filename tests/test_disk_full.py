@@ -58,6 +58,14 @@ VERBS = {
 }
 
 
+def test_a_disk_without_any_room_is_named_and_has_no_lock_left(before: Path, tmp_path: Path) -> None:
+    done = on_a_full_disk(before, tmp_path / "after", 0, "train", "name=a", *tiny(Path("data")))
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("videodiff train: error: [Errno 28] No space left on device: "), done.stderr
+    assert "disk/runs/a/.videodiff.lock" in done.stderr
+    assert contents(tmp_path / "after") == contents(before)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(before: Path, tmp_path: Path, verb: str) -> None:
     left, place, arguments = VERBS[verb]

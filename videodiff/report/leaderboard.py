@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from videodiff import __version__
-from videodiff.data.storage.files import check_writable, write_alone
+from videodiff.data.storage.files import check_writable, room_at, write_alone
 from videodiff.metrics.metric import BESIDE, is_number, read_quantity
 from videodiff.report.markdown import escaped, frame, line
 from videodiff.report.table import plain, rounded
@@ -55,7 +55,7 @@ def add_row(board: Path, run: Path, evaluation: Mapping[str, Any], facts: Mappin
     folder = os.path.relpath(run.resolve(), board.parent.resolve())
     row = json.dumps({"folder": folder, **row_of(run, evaluation, facts)}, ensure_ascii=False)
     # One write in append mode: rows of two processes do not mix.
-    with board.open("ab", buffering=0) as file:
+    with room_at(board), board.open("ab", buffering=0) as file:
         # Half a character in the name of a folder becomes the JSON that stands for it.
         file.write(f"{'' if ends_a_line(board) else chr(10)}{row}\n".encode(errors="backslashreplace"))
         os.fsync(file.fileno())

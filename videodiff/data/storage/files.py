@@ -87,7 +87,14 @@ def own(folder: Path, verb: str) -> FileLock:
             return lock
     if lock.lock_counter == 1:
         since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-        path.write_text(json.dumps({"verb": verb, "pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        record = {"verb": verb, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        try:
+            with room_at(path):
+                path.write_text(json.dumps(record))
+        except OSError:
+            path.unlink()
+            lock.release()
+            raise
         remove_abandoned(folder)
     return lock
 

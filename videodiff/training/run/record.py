@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from videodiff.data.storage.address import without_secrets
-from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.files import room_at, write_whole
 from videodiff.machine import cores
 
 # The name at the start of a requirement: `torch>=2.13` asks for torch.
@@ -29,7 +29,7 @@ def write_record(folder: Path, config: dict[str, Any], overrides: list[str]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     write_whole(folder / "overrides.yaml", yaml.safe_dump(overrides).encode())
-    with (folder / "command.txt").open("a") as file:
+    with room_at(folder / "command.txt"), (folder / "command.txt").open("a") as file:
         file.write(f"{shlex.join(['videodiff', *map(told, sys.argv[1:])])}\n")
     write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())
 
