@@ -33,6 +33,7 @@ from videodiff.data.video.decode import DecodeError
 from videodiff.machine import cores
 
 REJECTED = "rejected.jsonl"
+NO_CAPTION = "caption missing"
 
 
 @dataclass
@@ -58,11 +59,24 @@ class PackReport:
         """The number of rejected clips for each class of reason."""
         return dict(Counter(rejection.reason for rejection in self.rejected).most_common())
 
+    def why(self) -> list[str]:
+        """Return the number of rejected clips for each class of reason as lines."""
+        advice = {NO_CAPTION: " (require_caption=false packs such clips)"}
+        return [f"{count:,} rejected: {reason}{advice.get(reason, '')}" for reason, count in self.reasons.items()]
+
+    def nothing(self) -> str:
+        """Return one line that says why no clip was packed, with a rejected clip of each class of reason."""
+        first = {one.reason: f"{one.name}: {one.detail}" for one in reversed(self.rejected)}
+        told = [
+            f"{line}, the first one: {first[reason]}" for line, reason in zip(self.why(), self.reasons, strict=True)
+        ]
+        return printable("; ".join(told + [f"passed over: {self.passed}"] * bool(self.passed)))
+
     def format(self, shown: int = 10) -> str:
         """Return the report as lines, with the first rejected clips by name."""
         lines = [f"{self.packed:,} of {self.found:,} clips packed into {self.root} in {self.seconds:.1f} s"]
         lines += [f"{len(self.reencoded):,} encoded again"] * bool(self.reencoded)
-        lines += [f"{count:,} rejected: {reason}" for reason, count in self.reasons.items()]
+        lines += self.why()
         lines += [printable(f"    {clip.name}: {clip.reason}: {clip.detail}") for clip in self.rejected[:shown]]
         lines += [f"    all in {self.root / REJECTED}"] * (len(self.rejected) > shown)
         lines += [f"{self.without_caption:,} clips have no caption"] * bool(self.without_caption)
@@ -148,7 +162,7 @@ def pack_clips(
             progress(done, len(usable))
         report.without_caption = writer.without_caption
         if not report.packed:
-            raise ValueError(f"source: found no clip in {settings.source.path} that can be packed\n{report.format()}")
+            raise ValueError(f"source: found no clip in {settings.source.path} that can be packed: {report.nothing()}")
 
 
 @contextmanager
@@ -176,7 +190,7 @@ def captioned(found: Found, report: PackReport) -> list[Clip]:
     """Return the clips that have a caption and report the others."""
     for clip in found.clips:
         if not clip.captions:
-            report.rejected.append(Rejection(clip.name, "caption missing", "found no caption, or an empty one"))
+            report.rejected.append(Rejection(clip.name, NO_CAPTION, "found no caption, or an empty one"))
     return [clip for clip in found.clips if clip.captions]
 
 

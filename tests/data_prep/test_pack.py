@@ -166,13 +166,26 @@ def test_a_clip_that_takes_too_long_is_rejected_and_its_process_killed(tmp_path)
 
 def test_a_source_of_which_nothing_can_be_packed_leaves_the_reasons_alone(tmp_path, in_process):
     source, out = fill(tmp_path / "in", {"b.mp4": b"no video"}), tmp_path / "out"
-    with pytest.raises(ValueError, match=r"found no clip in .* that can be packed"):
+    with pytest.raises(ValueError, match=r"found no clip in .* that can be packed: 1 rejected: video undecodable, the"):
         pack(source, out)
     assert [line["name"] for line in rejected(out)] == ["b.mp4"]
     assert [path.name for path in out.iterdir()] == ["rejected.jsonl"]
     fill(source, {"b.mp4": GOOD})
     assert pack(source, out).packed == 1
     assert not rejected(out)
+
+
+def test_a_source_without_captions_is_one_line_that_says_what_to_do(tmp_path, in_process):
+    # As CogVideo's trainer has them: two lists side by side.
+    source = fill(tmp_path / "in", {"1.mp4": (GOOD, None), "2.mp4": (GOOD, None)})
+    (source / "prompts.txt").write_text("a cat\na dog\n")
+    with pytest.raises(ValueError, match="that can be packed") as told:
+        pack(source, tmp_path / "out")
+    assert str(told.value).partition("packed: ")[2] == (
+        "2 rejected: caption missing (require_caption=false packs such clips), the first one: 1.mp4: found no "
+        "caption, or an empty one; passed over: .txt without a video 1 (the captions of one video are in a file of its "
+        "name, those of many in a table)"
+    )
 
 
 @pytest.mark.parametrize("gone", ["", "manifest.parquet", "shard-00000.tar"])

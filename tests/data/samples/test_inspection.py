@@ -64,6 +64,10 @@ def test_the_lines_show_what_matters(description):
     assert "8 (2), 20 (1)" in text
     assert '"a blue ball"' in text
     assert "3 of 2 to 4 words (median 3, 3 read); 1 clips have none" in text
+    # A caption may have as many words as a book.
+    long = format_description({**description, "first_captions": ["word " * 40 + "end", "x" * 200]})
+    assert f'"{"word " * 40}..."' in long
+    assert f'"{"x" * 200}"' in long
 
 
 def test_of_a_large_dataset_only_some_captions_are_read(tmp_path):

@@ -23,6 +23,8 @@ from videodiff.words import split_words
 COLUMNS = ("frames", "height", "width", "fps", "duration", "captions", "source", "licence")
 # At most so many different values of a column are counted; beyond that the rarest are dropped.
 VALUES = 100_000
+# Characters of a caption that are shown.
+LINE = 200
 # Captions are read from few shards, because reading one row reads its whole row group.
 SHARDS_READ, THREADS = 32, 8
 
@@ -178,6 +180,11 @@ def describe_dataset(manifest: Manifest, found: Survey, captions_read: int = 100
     }
 
 
+def shorten(caption: str) -> str:
+    """Return the beginning of a caption that is too long for a line."""
+    return caption if len(caption) <= LINE else f"{caption[:LINE]}..."
+
+
 def encoding_of(record: Mapping[str, Any]) -> str:
     """Return which model made cached latents or text, and of which clips: in one line, whatever the manifest says."""
     asked = {name: record.get(name) for name in ("sizes", "stride", "frames")}
@@ -203,7 +210,7 @@ def format_description(description: dict[str, Any]) -> str:
             f"{d['without_caption']:,} clips have none",
         ),
         ("words", ", ".join(f"{word} {share:.0%}" for word, share in d["top_words"].items())),
-        *(("", f'"{caption}"') for caption in d["first_captions"]),
+        *(("", f'"{shorten(caption)}"') for caption in d["first_captions"]),
         *((what, text) for what, text in d["encoded"].items()),
         ("fingerprint", d["fingerprint"][:12]),
     ]

@@ -71,6 +71,8 @@ def advice(kind: str) -> str:
     kind, beside = kind.lower(), kind.endswith(" without a video")
     if COMPRESSED.fullmatch(kind):
         return " (unpack it first)"
+    if kind == ".txt without a video":
+        return " (the captions of one video are in a file of its name, those of many in a table)"
     if kind == ".tar":
         return " (`videodiff index` and prep format=webdataset read tars)"
     if kind in PICTURES:
