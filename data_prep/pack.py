@@ -31,6 +31,7 @@ from videodiff.data.storage.files import no_file, owning, write_whole
 from videodiff.data.storage.listing import Passed
 from videodiff.data.video.decode import DecodeError
 from videodiff.machine import cores
+from videodiff.words import count_text
 
 REJECTED = "rejected.jsonl"
 NO_CAPTION = "caption missing"
@@ -74,12 +75,14 @@ class PackReport:
 
     def format(self, shown: int = 10) -> str:
         """Return the report as lines, with the first rejected clips by name."""
-        lines = [f"{self.packed:,} of {self.found:,} clips packed into {self.root} in {self.seconds:.1f} s"]
+        lines = [f"{self.packed:,} of {count_text(self.found, 'clip')} packed into {self.root} in {self.seconds:.1f} s"]
         lines += [f"{len(self.reencoded):,} encoded again"] * bool(self.reencoded)
         lines += self.why()
         lines += [printable(f"    {clip.name}: {clip.reason}: {clip.detail}") for clip in self.rejected[:shown]]
         lines += [f"    all in {self.root / REJECTED}"] * (len(self.rejected) > shown)
-        lines += [f"{self.without_caption:,} clips have no caption"] * bool(self.without_caption)
+        lines += [f"{count_text(self.without_caption, 'clip has', 'clips have')} no caption"] * bool(
+            self.without_caption
+        )
         lines += [f"passed over: {self.passed}"] * bool(self.passed)
         lines += [f"columns not read: {', '.join(self.ignored_columns)}"] * bool(self.ignored_columns)
         return "\n".join(lines)

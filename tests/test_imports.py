@@ -75,20 +75,22 @@ RULES = [
         ),
     ),
     Rule(
-        "planning imports only data and planning",
+        "planning imports only data, planning and words",
         room("videodiff/planning"),
-        of_the_project_only("videodiff.data", "videodiff.planning"),
+        of_the_project_only("videodiff.data", "videodiff.planning", "videodiff.words"),
     ),
     Rule("worlds imports only worlds", room("videodiff/worlds"), of_the_project_only("videodiff.worlds")),
     Rule(
-        "metrics imports only worlds, metrics, the loader of others' models and the names of extras",
+        "metrics imports only worlds, metrics, words, the loader of others' models and the names of extras",
         room("videodiff/metrics"),
-        of_the_project_only("videodiff.worlds", "videodiff.metrics", "videodiff.pretrained", "videodiff.extras"),
+        of_the_project_only(
+            *(f"videodiff.{name}" for name in ("worlds", "metrics", "words", "pretrained", "extras")),
+        ),
     ),
     Rule(
-        "data_prep imports only data, report and the machine",
+        "data_prep imports only data, report, the machine and words",
         room("data_prep"),
-        of_the_project_only("videodiff.data", "videodiff.report", "videodiff.machine", "data_prep"),
+        of_the_project_only("videodiff.data", "videodiff.report", "videodiff.machine", "videodiff.words", "data_prep"),
     ),
     Rule(
         "only the pack and prep verbs import data_prep",
@@ -122,12 +124,13 @@ RULES = [
             "videodiff.training.optimizer",
             "videodiff.printing",
             "videodiff.machine",
+            "videodiff.words",
         ),
     ),
     Rule(
         "what parallel knows of training knows nothing of parallel",
         room(*(f"videodiff/training/{name}.py" for name in ("state/pieces", "state/saved", "optimizer"))),
-        of_the_project_only("videodiff.data.storage", "videodiff.training.state.pieces"),
+        of_the_project_only("videodiff.data.storage", "videodiff.training.state.pieces", "videodiff.words"),
     ),
     Rule(
         "generation imports neither training nor verbs",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.node_copy import load_once
+from videodiff.words import count_text
 
 # What a config.json says of who wrote it, and of how it is loaded.
 IRRELEVANT = ("transformers_version", "dtype", "torch_dtype")
@@ -95,7 +96,9 @@ def read_weights(
         raise ValueError(f"{where}: cannot load {cls.__name__}: {' '.join(str(error).split())}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(f"{where}: {len(missing)} weights of {cls.__name__} are not in the file, first {missing[0]}")
+        raise ValueError(
+            f"{where}: {count_text(len(missing), 'weight')} of {cls.__name__} not in the file, first {missing[0]}"
+        )
     return model.eval().requires_grad_(False)
 
 

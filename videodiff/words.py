@@ -1,8 +1,14 @@
-"""The words of captions: one rule for the data, which counts them, and for the text encoder, which learns them."""
+"""Words: those of captions, by one rule for the data and for the text encoder, and those behind a number of things."""
 
 from __future__ import annotations
 
 import re
+
+
+def count_text(count: int, one: str, several: str = "") -> str:
+    """Return a number of things: `1 shard`, `1,024 shards`; `several` where not the last word alone ends otherwise."""
+    ending = "es" if one.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count:,} {one if count == 1 else several or one + ending}"
 
 
 def split_words(caption: str) -> list[str]:

@@ -24,6 +24,7 @@ from videodiff.planning.forecast.hardware import GIB, Cluster  # noqa: E402
 from videodiff.planning.forecast.scaling import grown  # noqa: E402
 from videodiff.verbs.config.groups import conf_dir  # noqa: E402
 from videodiff.verbs.plan.job import job_of  # noqa: E402
+from videodiff.words import count_text  # noqa: E402
 
 CARDS = ("4090x1", "l40sx8", "a100x8", "h100x8", "h200x8", "b200x8")
 CACHED = "data.deliver=[latent,text]"
@@ -70,7 +71,8 @@ def cell(training: Job, here: Cluster) -> str:
     choice = plan.choice
     share = f", {choice.sequence} a clip" if choice.sequence > 1 else ""
     return (
-        f"{choice.strategy}, {choice.recompute}, {plan.clips} clips{share}: {plan.memory.total / GIB:.0f} GiB, "
+        f"{choice.strategy}, {choice.recompute}, {count_text(plan.clips, 'clip')}{share}: "
+        f"{plan.memory.total / GIB:.0f} GiB, "
         f"{plan.seconds.total:.2g} s, MFU {plan.mfu:.0%}"
     )
 

@@ -22,6 +22,7 @@ from data_prep.choose.rules import decide
 from data_prep.preparation import Preparation
 from data_prep.report.progress import Advance, Progress
 from data_prep.report.summary import CaptionCounts
+from videodiff.words import count_text
 
 # How the clips of one request ended, by id.
 Ends = list[tuple[str, Judged]]
@@ -92,8 +93,10 @@ def why_stopped(streak: Sequence[Ends], policy: CaptionPolicy, found: CaptionCou
     asked = f"{policy.url}, model {policy.model}" if policy.by == "endpoint" else policy.model
     last = last_lost(streak)
     return (
-        f"caption: {asked}: found no answer to {len(streak)} requests in a row, the last for {last.reason}: "
-        f"{last.detail}; {found.clips - found.captioned} of {found.clips} clips not captioned; what is done is kept, "
+        f"caption: {asked}: found no answer to {count_text(len(streak), 'request')} in a row, the last for "
+        f"{last.reason}: "
+        f"{last.detail}; {found.clips - found.captioned} of {count_text(found.clips, 'clip')} not captioned; what is "
+        "done is kept, "
         "run the same command again to continue"
     )
 

@@ -22,6 +22,7 @@ from videodiff.data.video.geometry import UPRIGHT, Display
 from videodiff.data.video.info import DecodeError, VideoInfo, best_stream, open_video
 from videodiff.data.video.screen import color_notes, gamut_of, orientation, transfer_of
 from videodiff.data.video.timing import MICROSECOND, clock_ticks
+from videodiff.words import count_text
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -100,7 +101,7 @@ def fit_video(video: bytes, policy: FitPolicy) -> Fit:
     if isinstance(clip, DecodeError):
         raise clip
     if clip.info.frames != len(clip.times):
-        raise DecodeError(f"found {clip.info.frames} frames that decode, expected {len(clip.times)}")
+        raise DecodeError(f"found {count_text(clip.info.frames, 'frame')} that decode, expected {len(clip.times)}")
     return Fit(clip.video, probe(clip.video), reason, clip.deinterlaced)
 
 
@@ -138,11 +139,13 @@ def read_header(video: bytes) -> Header:
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
     if early:
-        raise DecodeError(f"found {len(packets)} frames, expected {promised} as in its header: cut short, {early}")
+        raise DecodeError(
+            f"found {count_text(len(packets), 'frame')}, expected {promised} as in its header: cut short, {early}"
+        )
     if not all(coded):
         raise DecodeError(f"found a size of {coded[0]} x {coded[1]} pixels, expected a picture")
     if len(packets) == hidden or not rate:
-        raise DecodeError(f"found {len(packets) - hidden} frames at {rate} fps, expected at least one")
+        raise DecodeError(f"found {count_text(len(packets) - hidden, 'frame')} at {rate} fps, expected at least one")
     frames, ticks = len(packets) - hidden, None
     if len(times) == frames:
         ticks, rate = clock_ticks(times, float(stays * clock.unit), Fraction(rate))
@@ -160,7 +163,7 @@ def unfit(header: Header, policy: FitPolicy) -> str:
         f"odd size {width}x{height}": width % 2 or height % 2,
         f"pixels not square, shown as {header.shown[0]}x{header.shown[1]}": header.shown != header.coded,
         f"size {width}x{height}": min(width, height) > policy.short_side,
-        f"{header.hidden} hidden frames": header.hidden,
+        count_text(header.hidden, "hidden frame"): header.hidden,
         "uneven frame times": header.ticks is not None,
         "deinterlaced": policy.deinterlace == "on",
     }
@@ -200,7 +203,7 @@ def differs(video: bytes, header: Header, combs_wanted: bool = False) -> str:
     try:
         reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
         if len(reader) != header.frames:
-            return f"decord finds {len(reader)} of {header.frames} frames"
+            return f"decord finds {len(reader)} of {count_text(header.frames, 'frame')}"
         found = reader.get_batch(checked).asnumpy()
     except (decord.DECORDError, RuntimeError):
         return "decord cannot read it"
@@ -217,4 +220,4 @@ def every_frame(video: bytes, header: Header) -> Iterator[av.VideoFrame]:
         yield frame
         count += 1
     if count != header.frames:
-        raise DecodeError(f"found {count} frames that decode, expected {header.frames}")
+        raise DecodeError(f"found {count_text(count, 'frame')} that decode, expected {header.frames}")

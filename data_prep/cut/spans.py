@@ -16,6 +16,7 @@ import numpy as np
 from videodiff.data.video.info import DecodeError, best_stream, decoder_of, open_video
 from videodiff.data.video.screen import Screen
 from videodiff.data.video.timing import MICROSECOND, PAUSE, end_of, even_rate, is_even, usual_rate
+from videodiff.words import count_text
 
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
 SLACK = 100_000
@@ -121,7 +122,7 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
     # No decoder can decode the frames before the first keyframe.
     times = np.unique(np.array([time for time in times if keys and time >= keys[0][0]], dtype=np.int64))
     if not len(times) or not rate:
-        raise DecodeError(f"found {len(times)} frames at {rate} fps, expected at least one")
+        raise DecodeError(f"found {count_text(len(times), 'frame')} at {rate} fps, expected at least one")
     rate = even_rate(times, Fraction(rate))
     usual = rate if is_even(times) else usual_rate(times)
     end = end_of(times, float(stays[1] * clock.unit), rate)

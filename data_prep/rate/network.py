@@ -13,6 +13,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from videodiff.words import count_text
+
 # Frames a clip that a network looks at, evenly spread.
 LOOKS = 3
 
@@ -112,14 +114,17 @@ def read_head(path: str | Path, width: int) -> nn.Sequential:
     for name in names:
         weight = weights[f"{name}weight"]
         if weight.shape[1] != width:
-            raise ValueError(f"score.aesthetic: {path}: {name}weight reads {weight.shape[1]} features, found {width}")
+            raise ValueError(
+                f"score.aesthetic: {path}: {name}weight reads {count_text(weight.shape[1], 'feature')}, found {width}"
+            )
         layer = nn.Linear(width, weight.shape[0])
         layer.load_state_dict({"weight": weight, "bias": weights[f"{name}bias"]})
         layers.append(layer)
         width = weight.shape[0]
     if width != 1 or not layers:
         raise ValueError(
-            f"score.aesthetic: {path}: found {len(layers)} layers that end in {width}, expected one rating"
+            f"score.aesthetic: {path}: found {count_text(len(layers), 'layer')} that end in {width}, expected one "
+            "rating"
         )
     return nn.Sequential(*layers).eval().requires_grad_(False)
 

@@ -23,7 +23,8 @@ from videodiff.data.video.geometry import even_size
 from videodiff.report.curves import GIVEN, MODEL, MUTED, Panel, draw
 from videodiff.report.page import environment
 from videodiff.report.strip import fit, later
-from videodiff.report.units import count_text, rate_text, size_text, time_text
+from videodiff.report.units import rate_text, size_text, time_text
+from videodiff.words import count_text
 
 # Pixels: the height of a frame in a strip, and how wide a strip becomes about.
 CELL, WIDE = 72, 500
@@ -144,8 +145,8 @@ def lede(summary: Summary, seconds: Seconds) -> str:
     said = f"{ends.ok:,} of {ends.inputs:,} inputs are in the dataset: {held}, {files}."
     retryable = sum(kinds.get("retryable", 0) for kinds in ends.failed.values())
     if retryable:
-        said += f" {retryable:,} failures may be temporary: retry=failed tries them again."
-    return said + f" {ends.open:,} inputs are not worked on yet." * bool(ends.open)
+        said += f" {count_text(retryable, 'failure')} may be temporary: retry=failed tries them again."
+    return said + f" {count_text(ends.open, 'input is', 'inputs are')} not worked on yet." * bool(ends.open)
 
 
 def headlines(summary: Summary, seconds: Seconds) -> list[tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from data_prep.books.reading import Reading
 from videodiff.data.storage.address import printable
 from videodiff.data.storage.files import write_whole
 from videodiff.data.storage.listing import Passed
+from videodiff.words import count_text
 
 SUMMARY = "summary.json"
 
@@ -115,26 +116,30 @@ def format_summary(
     """Return a summary as lines; examples: an input that failed, by class and kind, and why."""
     ends, clips, shards, reading = summary.ends, summary.clips, summary.shards, summary.reading
     lines = [
-        f"{ends.ok:,} of {ends.inputs:,} inputs ok: {clips.kept:,} of {clips.made:,} clips in "
-        f"{shards.count:,} shards, {shards.bytes / 2**20:.1f} MiB, in {out}"
+        f"{ends.ok:,} of {count_text(ends.inputs, 'input')} ok: {clips.kept:,} of {count_text(clips.made, 'clip')} in "
+        f"{count_text(shards.count, 'shard')}, {shards.bytes / 2**20:.1f} MiB, in {out}"
     ]
     if reading.repeated:
-        lines.append(f"{reading.repeated:,} rows repeat the input of another row: their captions were joined")
+        lines.append(
+            f"{count_text(reading.repeated, 'row repeats', 'rows repeat')} the input of another row: captions were "
+            "joined"
+        )
     if reading.updated:
-        lines.append(f"{reading.updated:,} inputs updated: their metadata in the source has changed")
+        lines.append(f"{count_text(reading.updated, 'input')} updated: metadata in the source has changed")
     if reading.changed:
         names = ", ".join(reading.changed_files) + ", ..." * (reading.changed > len(reading.changed_files))
         lines.append(
-            f"{reading.changed:,} files have another size or time than when they were worked on: {names}; what was "
-            "made of them stays, for new content choose another out"
+            f"{count_text(reading.changed, 'file')} with another size or time than when worked on: {names}; what was "
+            "made "
+            "stays, for new content choose another out"
         )
-    lines += [f"{count:,} notes left out: {name}" for name, count in reading.omitted.items()]
+    lines += [f"{count_text(count, 'note')} left out: {name}" for name, count in reading.omitted.items()]
     lines += [f"{count:,} filtered: {reason}" for reason, count in ends.filtered.items()]
     for reason, kind, count in failures(ends.failed):
         example = examples.get((reason, kind))
         lines.append(f"{count:,} failed: {reason} ({kind})" + (f"; the first one: {example}" if example else ""))
     lines += [f"{ends.open:,} not worked on yet"] * bool(ends.open)
-    lines += [f"{clips.without_caption:,} clips have no caption"] * bool(clips.without_caption)
+    lines += [f"{count_text(clips.without_caption, 'clip has', 'clips have')} no caption"] * bool(clips.without_caption)
     lines += [f"passed over: {Passed(summary.passed_over)}"] * bool(summary.passed_over)
     lines += format_captions(summary.captions) if summary.captions else []
     return "\n".join(map(printable, lines))
@@ -142,10 +147,12 @@ def format_summary(
 
 def format_captions(found: CaptionCounts) -> list[str]:
     """Return the lines of a summary about captions."""
-    lines = [f"{found.captioned:,} of {found.clips:,} clips captioned by {found.origin}"]
-    lines += [f"{count:,} captions refused: {reason}" for reason, count in found.refused.items()]
-    lines += [f"{count:,} captions failed: {reason} ({kind})" for reason, kind, count in failures(found.failed)]
-    return lines + [f"{found.open:,} captions not asked for yet"] * bool(found.open)
+    lines = [f"{found.captioned:,} of {count_text(found.clips, 'clip')} captioned by {found.origin}"]
+    lines += [f"{count_text(count, 'caption')} refused: {reason}" for reason, count in found.refused.items()]
+    lines += [
+        f"{count_text(count, 'caption')} failed: {reason} ({kind})" for reason, kind, count in failures(found.failed)
+    ]
+    return lines + [f"{count_text(found.open, 'caption')} not asked for yet"] * bool(found.open)
 
 
 def failures(failed: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, int]]:

@@ -224,7 +224,7 @@ def test_the_doctor_looks_at_both_nodes(cluster: Slurm, tmp_path: Path) -> None:
     assert status == 0, lines
     said = "\n".join(lines)
     assert "variables: started by Slurm: process 0 of 2" in said
-    assert "meeting: 2 processes on 1 hosts" in said, "both nodes are this machine"
+    assert "meeting: 2 processes on 1 host" in said, "both nodes are this machine"
     assert re.search(r"all-reduce: \d+\.\d\d GB/s for each process \(gloo, 4 MiB", said)
 
 

@@ -64,7 +64,7 @@ def test_a_missing_weight_is_an_error_that_names_it(saved):
     kept = load_file(weights(saved))
     del kept["decoder.conv_out.weight"]
     save_file(kept, weights(saved), metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights of AutoencoderKL .* first decoder\.conv_out\.weight"):
+    with pytest.raises(ValueError, match=r"1 weight of AutoencoderKL not in the file, first decoder\.conv_out\.weight"):
         Autoencoder(str(saved), dtype="float32")
 
 

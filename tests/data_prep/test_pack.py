@@ -493,7 +493,7 @@ def test_captions_that_are_too_long_together_cost_their_clip_only(tmp_path, in_p
 def test_clips_without_a_caption_are_counted(tmp_path, in_process):
     source = fill(tmp_path / "in", {"a.mp4": (GOOD, None), "b.mp4": GOOD})
     report = pack(source, tmp_path / "out", workers=1, require_caption=False)
-    assert "1 clips have no caption" in report.format()
+    assert "1 clip has no caption" in report.format()
 
 
 def test_containers_and_moving_pictures_are_packed_whatever_their_endings(tmp_path, in_process):

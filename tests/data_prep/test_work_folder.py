@@ -132,7 +132,7 @@ def test_a_file_that_was_replaced_under_its_name_is_named_and_its_clip_stays(foo
         summary = prep(out, source, **shots)
         assert (summary["changed"], summary["changed_files"]) == (2, ["a.mp4", "short.mp4"])
     assert (of_clips(out), summary["ok"]) == (before, 2)
-    told = "2 files have another size or time than when they were worked on: a.mp4, short.mp4; what was made"
+    told = "2 files with another size or time than when worked on: a.mp4, short.mp4; what was made"
     assert told in format_summary(Summary.from_json(summary), out)
     # What is taken down has nothing that stays.
     (tmp_path / "gone.txt").write_text("a.mp4\n")

@@ -85,7 +85,7 @@ def test_figures_of_other_clips_or_of_another_task_do_not_compete(tmp_path: Path
     assert [line for line in text.splitlines() if line.startswith("##")] == [
         "## d, 8 clips of 8 x 20 x 20, 3 given frames",
         f"## d, {change.get('clips', 8)} clips of {change.get('shape', '8 x 20 x 20')}, "
-        f"{change.get('given_frames', 3)} given frames",
+        f"{change.get('given_frames', 3)} given frame{'s' * (change.get('given_frames') != 1)}",
     ]
     assert "**" not in text
 
@@ -200,7 +200,7 @@ def test_a_damaged_line_costs_itself_and_is_counted(tmp_path: Path, broken: str)
     rows, damaged = read_rows(board)
     assert [row["run"] for row in rows] == ["a", "b"]
     assert damaged == 1
-    assert (tmp_path / "leaderboard.md").read_text().startswith("1 lines of the file are no rows")
+    assert (tmp_path / "leaderboard.md").read_text().startswith("1 line of the file left out: no row.")
 
 
 def test_rows_that_are_written_at_the_same_time_are_all_there(tmp_path: Path) -> None:

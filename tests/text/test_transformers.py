@@ -201,7 +201,7 @@ def test_a_missing_tokenizer_is_one_clear_line(tmp_path):
 
 def test_a_missing_tokenizer_of_t5_is_an_error_although_the_library_makes_an_empty_one(tmp_path):
     transformers.T5EncoderModel(transformers.T5Config(**{**T5, "vocab_size": 128})).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="found a tokenizer of 1 words"):
+    with pytest.raises(ValueError, match="found a tokenizer of 1 word "):
         Transformers(str(tmp_path))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from videodiff.text.words import Words, read_words
-from videodiff.words import split_words
+from videodiff.words import count_text, split_words
 
 VOCABULARY = ["a", "red", "green", "ball", "moves", "left", "don't"]
 DIRECTIONS = ("left", "right", "up", "down")
@@ -13,6 +13,16 @@ DIRECTIONS = ("left", "right", "up", "down")
 
 def test_words_are_lower_case_and_without_punctuation():
     assert split_words("A Red-ball, don't_move: 3!") == ["a", "red", "ball", "don't", "move", "3"]
+
+
+def test_a_number_of_things_has_their_plural_where_they_are_several():
+    assert [count_text(count, "shard") for count in (0, 1, 1024)] == ["0 shards", "1 shard", "1,024 shards"]
+    assert [count_text(2, one) for one in ("process", "micro-batch", "box")] == [
+        "2 processes",
+        "2 micro-batches",
+        "2 boxes",
+    ]
+    assert [count_text(count, "clip has", "clips have") for count in (1, 2)] == ["1 clip has", "2 clips have"]
 
 
 def test_the_mask_is_true_at_the_start_token_and_the_words():

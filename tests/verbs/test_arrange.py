@@ -96,7 +96,7 @@ def test_missing_clips_are_refused_with_their_names_or_counted(call: Call, sampl
     assert (
         f"found 8 of 10 clips that vbench reads in {sampled}/made, expected all of them, missing {MOVING}-3.mp4" in err
     )
-    assert "2 files are no clips of `videodiff sample`, the first one: 006.mp4" in out
+    assert "2 files that `videodiff sample` did not make, first 006.mp4" in out
     assert not (sampled / "vbench").exists()
     status, out, err = call(*how, "complete=false")
     assert status == 0, err

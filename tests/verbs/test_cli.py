@@ -274,8 +274,8 @@ def test_a_sweep_runs_its_settings_in_processes_of_their_own(tmp_path: Path, wor
     assert "videodiff train: the jobs print into runs/multirun/local/<job>_0_log.out and .err" in said.splitlines()
     logs = [path.read_text() for path in tmp_path.glob("runs/multirun/local/*_log.out")]
     assert sorted(line for log in logs for line in log.splitlines() if line.startswith("videodiff")) == [
-        "videodiff train: 1 steps in runs/lr_0.001",
-        "videodiff train: 1 steps in runs/lr_0.003",
+        "videodiff train: 1 step in runs/lr_0.001",
+        "videodiff train: 1 step in runs/lr_0.003",
     ]
     assert len(logs) == 2
 

@@ -75,7 +75,7 @@ def test_several_processes_give_the_figures_and_the_clips_of_one(
     status, out, err = call("evaluate", str(run), *how)
     assert status == 0, err
     assert "1 of 16 clips do not fit: too few frames 1" in out
-    assert f"{held}: 1 clips cannot be read, the first one: 0003: " in out
+    assert f"{held}: 1 clip cannot be read, the first one: 0003: " in out
     alone = made(run)
     assert [one["key"] for one in alone[1][:6]] == ["0000", "0001", "0002", "0004", "0005", "0006"]
     assert alone[0]["clips"] == 14
@@ -512,7 +512,7 @@ def test_footage_with_strange_words_is_evaluated(call: Call, trained: Path, tmp_
     status, out, err = call("evaluate", str(run), f"dataset={root}")
     assert status == 0, err
     assert "1 of 4 clips do not fit: too few frames 1" in out
-    assert "1 clips cannot be read, the first one:" in out
+    assert "1 clip cannot be read, the first one:" in out
     assert "words that training does not know (zebra, 0, 2), left out" in out
     assert f"{root}: 1 of 2 clips: 6 frames a second is no rate of the training, which had 2.5" in out
     result = json.loads((run / "evaluation.json").read_text())

@@ -56,13 +56,13 @@ def stages(images: Path) -> list[str]:
 def test_inspect_tells_what_training_takes(call: Call, world_dataset: Path, images: Path) -> None:
     status, out, err = call("inspect", *tiny(world_dataset), *stages(images), "world_size=2")
     assert status == 0, err
-    assert re.search(r"^clips +24 in 1 shards", out, re.MULTILINE)
-    assert re.search(r"^clips +12 in 1 shards", out, re.MULTILINE)
+    assert re.search(r"^clips +24 in 1 shard,", out, re.MULTILINE)
+    assert re.search(r"^clips +12 in 1 shard,", out, re.MULTILINE)
     assert "step 0 on   12 fit 1 x 16 x 16; 0 of 12 fit none" in out
     assert "step 3 on   24 fit 8 x 16 x 16, 36 fit 1 x 16 x 16; 0 of 36 fit none" in out
     assert f"drawn from  {world_dataset} 75.0%, {images} 25.0%" in out
     assert "drawn 100.0%" in out
-    assert "2, each with 1 micro-batches a step; valid numbers of them: 1, 2" in out
+    assert "2, each with 1 micro-batch a step; valid numbers of them: 1, 2" in out
     # 36 samples an epoch, 27 of them of the videos: half of these are clips.
     table = [line.split() for line in out.splitlines() if re.match(r" *[03]  \d x", line)]
     assert [(row[0], row[1], row[6]) for row in table] == [("0", "1", "12"), ("3", "8", "14"), ("3", "1", "22")]
@@ -101,7 +101,7 @@ def test_inspect_reads_a_dataset_at_a_url(call: Call, world_dataset: Path, tmp_p
         for arguments in ([f"data={server.url}/world", "data.frames=8"], [f"{server.url}/world"]):
             status, out, err = call("inspect", *arguments)
             assert status == 0, err
-            assert re.search(r"^clips +24 in 1 shards", out, re.MULTILINE)
+            assert re.search(r"^clips +24 in 1 shard,", out, re.MULTILINE)
 
 
 MISTAKES = {

@@ -494,7 +494,7 @@ def test_a_caption_that_is_too_long_is_found_before_the_first_step(call: Call, t
     assert "stops: " in call("inspect", *tiny(root))[1]
     status, out, err = call(*how, "text.long=cut")
     assert status == 0, err
-    assert f"videodiff train: {root}: 1 clips have a caption of more than 24 words, which is cut" in out
+    assert f"videodiff train: {root}: 1 clip has a caption of more than 24 words, which is cut" in out
     status, _, err = call(*how, "text.max_words=null", f"run={run}_null")
     assert status == 0, err
     assert "max_words: 41" in Path(f"{run}_null/config.yaml").read_text()

@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 
 from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
 from videodiff.printing import no_warnings_logged
+from videodiff.words import count_text
 
 
 class Autoencoder(nn.Module):
@@ -74,7 +75,9 @@ class Autoencoder(nn.Module):
         k, rest = divmod(t - 1, ft)
         if t < 1 or rest:
             near = f"{max(k, 0) * ft + 1}" + (f" or {(k + 1) * ft + 1}" if k >= 0 else "")
-            raise ValueError(f"codec {self.kind}: found {t} frames, expected 1 + {ft} k (nearest: {near})")
+            raise ValueError(
+                f"codec {self.kind}: found {count_text(t, 'frame')}, expected 1 + {ft} k (nearest: {near})"
+            )
         return 1 + k
 
     def frames(self, latent_t: int) -> int:
@@ -101,7 +104,8 @@ class Autoencoder(nn.Module):
         latent_t, (_, fh, fw) = self.latent_frames(t), self.compression
         if c != 3 or h % fh or w % fw:
             raise ValueError(
-                f"codec {self.kind}: found clips of {c} channels, {h} x {w}, expected 3 channels, a height divisible "
+                f"codec {self.kind}: found clips of {count_text(c, 'channel')}, {h} x {w}, expected 3 channels, a "
+                "height divisible "
                 f"by {fh} and a width divisible by {fw}"
             )
 
@@ -117,7 +121,9 @@ class Autoencoder(nn.Module):
         """Return clips in [-1, 1], float32, of normalised latents."""
         _, c, latent_t, h, w = latent.shape
         if c != self.channels:
-            raise ValueError(f"codec {self.kind}: found latents of {c} channels, expected {self.channels}")
+            raise ValueError(
+                f"codec {self.kind}: found latents of {count_text(c, 'channel')}, expected {self.channels}"
+            )
         t, (_, fh, fw) = self.frames(latent_t), self.compression
 
         def network(part: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 from videodiff.data.storage.files import no_file
 from videodiff.data.video.decode import DecodeError, decode, decode_into, probe, resize
 from videodiff.generation.known import find_known
+from videodiff.words import count_text
 
 
 class Footage(NamedTuple):
@@ -81,7 +82,8 @@ def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float
         )
     if found[-1] >= footage.frames:
         raise ValueError(
-            f"{key}: {footage.name} has {footage.frames} frames, expected at least {found[-1] + 1} for the frames "
+            f"{key}: {footage.name} has {count_text(footage.frames, 'frame')}, expected at least {found[-1] + 1} for "
+            "the frames "
             f"{shown(numbers)} of the clip at {fps:g} a second from {first:g} s"
         )
     return found
@@ -102,7 +104,8 @@ def read_known(
         raise ValueError(f"known: found {list(known)} for pictures, expected each frame once: a picture belongs to it")
     if len(given) != len(numbers):
         raise ValueError(
-            f"given: found {len(given)} files for known={list(known)}, expected one video, or a picture for each of "
+            f"given: found {count_text(len(given), 'file')} for known={list(known)}, expected one video, or a "
+            "picture for each of "
             f"the {len(numbers)} known frames"
         )
     # Keep the order of the setting: known=[-1,0] names the last frame first.

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from videodiff.words import count_text
+
 
 def first_frames(codec: Any, frames: int) -> list[int]:
     """Return the allowed numbers of given first frames; at least one frame is left to sample."""
@@ -42,7 +44,9 @@ def find_known(known: Sequence[int], codec: Any, frames: int) -> tuple[int, ...]
     if not found or found[0] < 0 or found[-1] >= frames:
         raise ValueError(f"known: found {list(known)}, expected frame numbers from {-frames} to {frames - 1}")
     if len(found) == frames:
-        raise ValueError(f"known: found all {frames} frames of the clip, expected at least one that is sampled")
+        raise ValueError(
+            f"known: found all {count_text(frames, 'frame')} of the clip, expected at least one that is sampled"
+        )
     if codec.causal and (found != list(range(len(found))) or len(found) not in first_frames(codec, frames)):
         raise ValueError(f"known: found {list(known)}, expected {fitting(codec, frames)}")
     return tuple(found)
@@ -76,10 +80,11 @@ def fitting(codec: Any, frames: int) -> str:
     if not fits:
         return f"none: a clip of {frames} frame has no other frame"
     if not codec.causal:
-        return f"1 to {fits[-1]} of the clip's {frames} frames"
+        return f"1 to {fits[-1]} of the clip's {count_text(frames, 'frame')}"
     shown = [str(number) for number in fits]
     listed = ", ".join([*shown[:3], *(["..."] if len(shown) > 4 else []), *shown[3:][-1:]])
     return (
-        f"the first {listed} of the clip's {frames} frames: the codec {codec.name} makes one latent from the first "
+        f"the first {listed} of the clip's {count_text(frames, 'frame')}: the codec {codec.name} makes one latent "
+        "from the first "
         f"frame and one from every {codec.compression[0]} after it"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from videodiff.data.loader.wording import fit_captions
 from videodiff.data.storage.files import no_file
 from videodiff.text.protocol import TextEncoder
+from videodiff.words import count_text
 
 LISTS = (".txt", ".json", ".jsonl")
 # The keys of a prompt in benchmarks' records: VBench prompt_en, PhyGenBench caption.
@@ -126,7 +127,8 @@ def check_prompts(name: str, prompts: Sequence[Any], text: TextEncoder) -> list[
             if tokens > text.max_length:
                 cut = text.cut(prompts[number])
                 remarks.append(
-                    f"{name}[{number}]: found {tokens} tokens, expected at most text.max_length = {text.max_length}; "
+                    f"{name}[{number}]: found {count_text(tokens, 'token')}, expected at most text.max_length = "
+                    f"{text.max_length}; "
                     f"the encoder does not see {cut!r}"
                 )
     return remarks

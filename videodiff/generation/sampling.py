@@ -16,6 +16,7 @@ from videodiff.codec.pixels import scale_pixels
 from videodiff.generation.known import known_latents
 from videodiff.generation.settings import Generation, Given, Network, clip_noise, nothing_given
 from videodiff.machine import memory
+from videodiff.words import count_text
 
 
 class Parts(Protocol):
@@ -136,7 +137,8 @@ def check_memory(parts: Parts, shape: tuple[int, int, int], clips: int) -> None:
 def no_room(shape: tuple[int, int, int], clips: int) -> NoRoomError:
     """Return the error of a batch that does not fit into the memory."""
     return NoRoomError(
-        f"memory: found too little for {f'{clips} clips' if clips > 1 else 'a clip'} of {shape[0]} frames of "
+        f"memory: found too little for {f'{clips} clips' if clips > 1 else 'a clip'} of "
+        f"{count_text(shape[0], 'frame')} of "
         f"{shape[1]} x {shape[2]} pixels, expected room for all of it"
     )
 
@@ -188,7 +190,8 @@ def check_sizes(one: Wanted, shape: tuple[int, int, int]) -> None:
     for name, frames, count in (("known", one.frames, len(one.known)), ("given", one.whole, shape[0])):
         if frames is not None and one.latent is None and frames.shape[:3] != (count, *shape[1:]):
             raise ValueError(
-                f"{name}: found {len(frames)} frames of {frames.shape[1]} x {frames.shape[2]}, expected {count} of "
+                f"{name}: found {count_text(len(frames), 'frame')} of {frames.shape[1]} x {frames.shape[2]}, "
+                f"expected {count} of "
                 f"{shape[1]} x {shape[2]}, the size of the clip"
             )
 
@@ -239,7 +242,9 @@ def latents_of(codec: Any, one: Wanted, where: list[int], device: torch.device) 
     if one.latent is not None:
         return one.latent.to(device, torch.float32)[:, where]
     if one.frames is None:
-        raise ValueError(f"known: found {len(one.known)} frames to keep, expected frames or latents to take them from")
+        raise ValueError(
+            f"known: found {count_text(len(one.known), 'frame')} to keep, expected frames or latents to take them from"
+        )
     return codec.encode(as_video(one.frames, device))[0]
 
 

@@ -20,6 +20,7 @@ from videodiff.metrics.sets.set_metric import TRUTH, SetMetric
 from videodiff.metrics.settings import deciding
 from videodiff.metrics.summary import mean_curves, predictor_table, ratio_and_error, summarise
 from videodiff.metrics.weights import reason_of
+from videodiff.words import count_text
 
 AnyMetric = Metric | SetMetric
 Remark = Callable[[str], None]
@@ -244,7 +245,7 @@ def table_by_balls(parts: Sequence[Sequence[tuple[int, dict[str, float]]]]) -> l
         groups.setdefault(clips[0][0], []).append({name: one[name] for _, one in clips for name in one})
     if len(groups) < 2:
         return []
-    named = {f"{balls} ball{'s' * (balls > 1)}": groups[balls] for balls in sorted(groups)}
+    named = {count_text(balls, "ball"): groups[balls] for balls in sorted(groups)}
     return [{"name": name, "kind": MODEL, "clips": len(each), **summarise(each)} for name, each in named.items()]
 
 

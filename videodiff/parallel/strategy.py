@@ -18,6 +18,7 @@ from videodiff.parallel.sequence.group import SequenceGroup
 from videodiff.parallel.sequence.strategy import SharesClips
 from videodiff.parallel.zero.config import configuration
 from videodiff.parallel.zero.strategy import Zero
+from videodiff.words import count_text
 
 
 def automatic(sequence_parallel: int = 1) -> Strategy | str:
@@ -42,7 +43,8 @@ def for_world(strategy: Strategy | str, world: int) -> Strategy | str:
     """Return the strategy for so many processes: the configured one, or the one that `automatic` leaves open."""
     if strategy == "single" and world > 1:
         raise ValueError(
-            f"trainer.devices: found {world} processes for strategy=single, expected 1; choose strategy=ddp, zero1, "
+            f"trainer.devices: found {count_text(world, 'process')} for strategy=single, expected 1; choose "
+            "strategy=ddp, zero1, "
             "zero2, zero3 or fsdp2"
         )
     return strategy if isinstance(strategy, Strategy) else ddp() if world > 1 else "auto"

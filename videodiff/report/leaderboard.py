@@ -20,6 +20,7 @@ from videodiff.data.storage.files import check_writable, room_at, write_alone
 from videodiff.metrics.metric import BESIDE, is_number, read_quantity
 from videodiff.report.markdown import escaped, frame, line
 from videodiff.report.table import plain, rounded
+from videodiff.words import count_text
 
 BOARD = "leaderboard.jsonl"
 # What makes two rows rows of the same thing.
@@ -158,7 +159,7 @@ def identity(setting: Any) -> Any:
 
 def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
     """Return the lines of the Markdown: a table for each set of clips and task, a column for each of the last runs."""
-    lines = [f"{damaged} lines of the file are no rows and are left out."] if damaged else []
+    lines = [f"{count_text(damaged, 'line')} of the file left out: no row."] if damaged else []
     apart: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         apart.setdefault(tuple(str(row[name]) for name in APART), []).append(row)
@@ -168,7 +169,11 @@ def tables(rows: list[dict[str, Any]], damaged: int) -> list[str]:
         size = f" of {shape}" if shape else ""
         # Clips of one name that are not the same: the dataset was made anew.
         which = f", checksum {checksum[:SHOWN] or UNKNOWN}" if named[place[:-1]] > 1 else ""
-        lines += [*[""] * bool(lines), f"## {dataset}, {clips} clips{size}, {given} given frames{which}", ""]
+        lines += [
+            *[""] * bool(lines),
+            f"## {dataset}, {clips} clip{'s' * (clips != '1')}{size}, {given} given frame{'s' * (given != '1')}{which}",
+            "",
+        ]
         if len(mine) > MOST_COLUMNS:
             lines += [f"The last {MOST_COLUMNS} of {len(mine)} evaluations.", ""]
         mine = mine[-MOST_COLUMNS:]

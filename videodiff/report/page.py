@@ -23,6 +23,7 @@ from videodiff.report import table
 from videodiff.report.curves import Panel, draw, panels, plot_ranking
 from videodiff.report.run import Clip, Run, facts, flatten, read_run
 from videodiff.report.strip import Example, UnreadableError, fit, hero, later, read_frames
+from videodiff.words import count_text
 
 Item, Shown = TypeVar("Item"), TypeVar("Shown")
 WALL, STRIPS, STEPS, LEARNING, RANKINGS = 12, 3, 7, 4, 2
@@ -130,7 +131,9 @@ def summary(run: Run, numbers: list[table.Measured], texts: dict[str, str]) -> l
         pace = f" at {np.nanmedian(rate[1]):,.3g} clips a second" if rate else ""
         said.append(f"Trained to step {steps[-1]:,}{pace}.")
         if len(bad):
-            said.append(f"The training loss is not finite at {len(bad)} logged steps, first at step {bad[0]:,}.")
+            said.append(
+                f"The training loss is not finite at {count_text(len(bad), 'logged step')}, first at step {bad[0]:,}."
+            )
     elif saved := saved_steps(run.path):
         # Nothing was logged, or the run is shared without its curves.
         said.append(f"Trained to step {max(saved):,}.")
@@ -214,7 +217,9 @@ def as_example(clip: Clip) -> Example:
     """Decode a clip's videos; a caption has many true clips, so only a continuation is held against one."""
     sampled = read_frames(clip.sampled)
     if len(sampled) <= clip.given:
-        raise ValueError(f"{clip.sampled}: found {len(sampled)} frames, expected more than the {clip.given} given ones")
+        raise ValueError(
+            f"{clip.sampled}: found {count_text(len(sampled), 'frame')}, expected more than the {clip.given} given ones"
+        )
     truth = read_frames(clip.truth) if clip.truth and clip.given else None
     if truth is not None and truth.shape != sampled.shape:
         raise ValueError(

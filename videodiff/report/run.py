@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from videodiff.data.storage.files import inside as within
+from videodiff.words import count_text
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -141,7 +142,7 @@ def check_header(cells: list[str], where: str) -> list[str]:
 def read_row(columns: dict[str, dict[int, float]], header: list[str], cells: list[str], where: str) -> None:
     """Add the filled cells of one line to `columns`."""
     if len(cells) != len(header):
-        raise ValueError(f"{where}: found {len(cells)} cells, expected {len(header)} as in the header")
+        raise ValueError(f"{where}: found {count_text(len(cells), 'cell')}, expected {len(header)} as in the header")
     row = {name: as_number(cell, f"{where}, column {name}") for name, cell in zip(header, cells, strict=True) if cell}
     if not math.isfinite(row.get("step", math.nan)):
         raise ValueError(f"{where}, column step: found {row.get('step', 'nothing')}, expected a number")
@@ -222,7 +223,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     date = find(run.environment, "date") or datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
     changed = find(run.environment, "changed") or []
     commit = str(find(run.environment, "commit") or "not recorded")[:12]
-    state = f" and {len(changed)} changed file{'s' * (len(changed) > 1)}" if changed else ""
+    state = f" and {count_text(len(changed), 'changed file')}" if changed else ""
     return [
         ("Date", str(date).replace("T", " ").replace("+00:00", " UTC")),
         ("Commit", commit + state),

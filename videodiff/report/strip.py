@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from videodiff.data.video.decode import DecodeError, decode, probe
+from videodiff.words import count_text
 
 GIVEN = (224, 138, 0)
 HAIRLINE = (128, 128, 128, 90)
@@ -118,7 +119,9 @@ def later(frames: int, given: int, columns: int) -> np.ndarray:
     """Return the indices of at most `columns` frames after the given ones, evenly spaced, the last one included."""
     rest = frames - given
     if rest < 1:
-        raise ValueError(f"film strip: found {frames} frames of which {given} are given, expected some that are not")
+        raise ValueError(
+            f"film strip: found {count_text(frames, 'frame')} of which {given} are given, expected some that are not"
+        )
     return given + np.unique(np.linspace(0, rest - 1, min(columns, rest)).round().astype(int))
 
 

@@ -1,11 +1,6 @@
-"""Units: counts, rates, bytes and seconds as people read them."""
+"""Units: rates, bytes and seconds as people read them."""
 
 from __future__ import annotations
-
-
-def count_text(count: int, name: str) -> str:
-    """Write a number of things: `1 shard`, `1,024 shards`."""
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def rate_text(rate: float) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from videodiff.device import send
 from videodiff.pretrained import essential, fingerprint, load_frozen, read_config
+from videodiff.words import count_text
 
 # model_type in config.json -> class; from a whole CLIP (`clip`) only the text half is loaded.
 CLASSES = {
@@ -156,7 +157,8 @@ def load_tokenizer(
     words = len(ids.keys() - tokenizer.get_added_vocab().keys())
     if words < 2 or max(ids.values()) >= vocabulary:
         raise ValueError(
-            f"text: {name}: found a tokenizer of {words} words with ids up to {max(ids.values())}, expected that of "
-            f"a model of {vocabulary} words (subfolder {subfolder!r})"
+            f"text: {name}: found a tokenizer of {count_text(words, 'word')} with ids up to {max(ids.values())}, "
+            "expected that of "
+            f"a model of {count_text(vocabulary, 'word')} (subfolder {subfolder!r})"
         )
     return tokenizer

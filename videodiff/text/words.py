@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from videodiff.data.storage.files import no_file
 from videodiff.device import send
 from videodiff.text.protocol import CaptionFault
-from videodiff.words import parse_words, split_words
+from videodiff.words import count_text, parse_words, split_words
 
 
 def read_words(path: str | Path) -> list[str]:
@@ -107,7 +107,9 @@ class Words(nn.Module):
             )
             return CaptionFault("unknown", reason)
         if self.long == "refuse" and len(words) >= self.max_words:
-            reason = f"caption has {len(words)} words, expected at most {self.max_words - 1}: {shown(caption)}"
+            reason = (
+                f"caption has {count_text(len(words), 'word')}, expected at most {self.max_words - 1}: {shown(caption)}"
+            )
             return CaptionFault("long", reason)
         return None
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from videodiff.codec.pixels import scale_pixels
+from videodiff.words import count_text
 
 Made = TypeVar("Made")
 
@@ -34,7 +35,8 @@ def encode_video(batch: dict[str, Any], codec: nn.Module, device: torch.device |
     latent = batch["latent"].to(device, torch.float32, non_blocking=True)
     if latent.shape[1] != codec.channels:
         raise ValueError(
-            f"cached latents {first_key(batch)}: found {latent.shape[1]} channels, expected the {codec.channels} of "
+            f"cached latents {first_key(batch)}: found {count_text(latent.shape[1], 'channel')}, expected the "
+            f"{codec.channels} of "
             f"the codec {type(codec).__name__}"
         )
     return latent
@@ -57,7 +59,8 @@ def encode_text(batch: dict[str, Any], encoder: nn.Module, device: torch.device 
     spare = encoder.max_length - text.shape[1]
     if text.shape[2] != encoder.width or spare < 0:
         raise ValueError(
-            f"cached text {first_key(batch)}: found {text.shape[1]} tokens of width {text.shape[2]}, expected at most "
+            f"cached text {first_key(batch)}: found {count_text(text.shape[1], 'token')} of width {text.shape[2]}, "
+            "expected at most "
             f"{encoder.max_length} of width {encoder.width}, as the encoder gives"
         )
     text, mask = F.pad(text, (0, 0, 0, spare)), F.pad(mask, (0, spare))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from videodiff.data.storage.files import inside, write_whole
 from videodiff.training.state.checkpoint import PROGRESS, STATE, checkpoints, leave_behind, step_of, whole
 from videodiff.training.state.progress import read_progress
+from videodiff.words import count_text
 
 FILE = "rollbacks.jsonl"
 
@@ -29,7 +30,7 @@ class Rollback(NamedTuple):
 
     def line(self) -> str:
         """Return it as a sentence."""
-        return f"goes back to {self.checkpoint} and leaves out {self.batches} batches from there on"
+        return f"goes back to {self.checkpoint} and leaves out {count_text(self.batches, 'batch')} from there on"
 
 
 def read_rollbacks(run: Path) -> list[Rollback]:

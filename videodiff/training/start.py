@@ -28,6 +28,7 @@ from videodiff.training.run.attempts import check_links
 from videodiff.training.state.checkpoint import AVERAGE, RECORD, latest_checkpoint, read_record, whole
 from videodiff.training.state.pieces import WEIGHT, Piece
 from videodiff.training.state.saved import Saved
+from videodiff.words import count_text
 
 ORIGIN = "origin.json"
 # A network of more bytes is not built a second time for the comparison.
@@ -181,9 +182,8 @@ class Start:
     def told(self, gap: tuple[float, float] | None) -> str:
         """Return the line that says which weights the run begins with, and how its samples differ from the source's."""
         of = f"step {self.source.step}, " if self.source.step is not None else ""
-        line = (
-            f"begins with {self.source.place} ({of}sha256 {self.source.sha256[:12]}): {len(self.weights.held)} weights"
-        )
+        held = count_text(len(self.weights.held), "weight")
+        line = f"begins with {self.source.place} ({of}sha256 {self.source.sha256[:12]}): {held}"
         line += f", {len(self.new)} more are new ({compact(self.new)})" if self.new else ""
         idle = [pattern for pattern in self.fresh if not any(fnmatchcase(name, pattern) for name in self.new)]
         line += f"; fresh={idle} changes nothing, as the source has these weights" if idle else ""
@@ -299,7 +299,8 @@ def freeze(parts: nn.Module, patterns: Sequence[str], learns: Callable[[str], bo
         named[name].requires_grad_(False)
     if frozen and not any(p.requires_grad for p in named.values()):
         raise ValueError(
-            f"freeze: found all {len(named)} weights of the run in {list(patterns)}, expected some to train"
+            f"freeze: found all {count_text(len(named), 'weight')} of the run in {list(patterns)}, expected some to "
+            "train"
         )
     return frozen
 

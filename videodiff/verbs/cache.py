@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from videodiff.data.encoded.precompute import FAILED, Plan, precompute
 from videodiff.printing import say
+from videodiff.words import count_text
 
 SHOWN = 5
 
@@ -39,12 +40,13 @@ def run(cfg: DictConfig) -> None:
         bar.close()
     if made:
         say(
-            f"{cfg.out}: {made['samples']:,} samples in {made['shards']:,} shards, {made['bytes'] / 2**20:.1f} MiB, "
+            f"{cfg.out}: {count_text(made['samples'], 'sample')} in {count_text(made['shards'], 'shard')}, "
+            f"{made['bytes'] / 2**20:.1f} MiB, "
             f"{made['failed']:,} left out"
         )
         if made["enlarged"]:
             sizes = list(map(list, settings["sizes"]))
-            say(f"{made['enlarged']:,} clips are smaller than their size in sizes={sizes} and are enlarged")
+            say(f"{count_text(made['enlarged'], 'clip')} smaller than the size in sizes={sizes}, enlarged")
         lines = (Path(cfg.out) / FAILED).read_text().splitlines()
         for entry in map(json.loads, lines[:SHOWN]):
             say(f"  {entry['shard']}: {entry['key']}: {entry['reason']}")

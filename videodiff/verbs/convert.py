@@ -36,6 +36,7 @@ from videodiff.training.state.pieces import RANDOM, SUFFIX, WEIGHT, Piece, label
 from videodiff.training.state.restoring import files_of, random_of
 from videodiff.training.state.saved import Saved
 from videodiff.training.state.saving import name_of
+from videodiff.words import count_text
 
 
 def run(cfg: DictConfig) -> None:
@@ -86,7 +87,8 @@ def verified(checkpoint: Path) -> str:
     if not of(record["files"], STATE):
         count = sum(value.numel() for value in average.values())
         return (
-            f"{checkpoint}: step {record['step']:,}, {len(average):,} averaged weights of {count:,} values, to "
+            f"{checkpoint}: step {record['step']:,}, {count_text(len(average), 'averaged weight')} of "
+            f"{count_text(count, 'value')}, to "
             "sample and to start from; no state to resume from; all checksums match"
         )
     saved = Saved(files_of(checkpoint))
@@ -95,8 +97,9 @@ def verified(checkpoint: Path) -> str:
     count = sum(torch.Size(shape).numel() for shape in weights.values())
     kept = sorted({key for _, key in saved.shapes} - {WEIGHT})
     return (
-        f"{checkpoint}: step {record['step']:,}, {len(weights):,} weights of {count:,} values, with {', '.join(kept)}; "
-        f"layout {record['state']} in {len(saved.files)} file{'s' * (len(saved.files) != 1)}; all checksums match"
+        f"{checkpoint}: step {record['step']:,}, {count_text(len(weights), 'weight')} of "
+        f"{count_text(count, 'value')}, with {', '.join(kept)}; "
+        f"layout {record['state']} in {count_text(len(saved.files), 'file')}; all checksums match"
     )
 
 

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from videodiff.data.samples.indexing import UNUSABLE, index_tars
 from videodiff.data.storage.listing import Passed
 from videodiff.printing import say
+from videodiff.words import count_text
 
 SHOWN = 5
 
@@ -26,9 +27,12 @@ def run(cfg: DictConfig) -> None:
         manifest, unusable = index_tars(**settings, progress=show, passed=passed)
     finally:
         bar.close()
-    say(f"{manifest.path}: {len(manifest):,} samples in {len(manifest.shards)} shards, {len(unusable)} unusable")
+    say(
+        f"{manifest.path}: {count_text(len(manifest), 'sample')} in {count_text(len(manifest.shards), 'shard')}, "
+        f"{len(unusable)} unusable"
+    )
     if silent := sum(int((captions == 0).sum()) for (captions,) in manifest.by_shard("captions")):
-        say(f"{silent:,} clips have no caption")
+        say(f"{count_text(silent, 'clip has', 'clips have')} no caption")
     if passed:
         say(f"passed over: {passed}")
     for entry in unusable[:SHOWN]:

@@ -32,6 +32,7 @@ from videodiff.report.batches import Shown, Step, write_batches
 from videodiff.training.run.attempts import check_links
 from videodiff.training.state.checkpoint import CheckpointError, checkpoints, read_average, read_record, whole
 from videodiff.verbs.config.build import build_data, clip_cost, fill_text, read_run
+from videodiff.words import count_text
 
 SHOWN = 5
 
@@ -64,8 +65,10 @@ def verify(manifest: Manifest) -> str:
     """Return a line if all shards agree with the manifest; damaged shards are an error that names them."""
     if damaged := damaged_shards(manifest):
         more = f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
-        raise ManifestError(f"{manifest.path}: found {len(damaged)} damaged shards: {'; '.join(damaged[:SHOWN])}{more}")
-    return f"{'verified':<12}{len(manifest.shards):,} shards have the sha256 of the manifest"
+        raise ManifestError(
+            f"{manifest.path}: found {count_text(len(damaged), 'damaged shard')}: {'; '.join(damaged[:SHOWN])}{more}"
+        )
+    return f"{'verified':<12}{count_text(len(manifest.shards), 'shard has', 'shards have')} the sha256 of the manifest"
 
 
 def describe_data(cfg: DictConfig) -> Iterator[str]:
@@ -103,7 +106,8 @@ def describe_data(cfg: DictConfig) -> Iterator[str]:
     shares = data.mesh(world).data_world
     yield f"\n{format_plan(plan(data.stages, order, accumulate, shares, cost))}"
     valid = divisors(data.batches.count or math.gcd(*data.batch_sizes))
-    yield f"{'processes':<12}{world}, each with {accumulate} micro-batches a step; valid numbers of them: {valid}"
+    micro = count_text(accumulate, "micro-batch")
+    yield f"{'processes':<12}{world}, each with {micro} a step; valid numbers of them: {valid}"
     yield from (f"{'training':<12}{line}" for line in said_of(cfg, data))
     if cfg.strips or cfg.throughput:
         batches = GlobalBatches(data.order, data.training, accumulate, data.mesh(world))
@@ -119,12 +123,12 @@ def describe_stream(cfg: DictConfig, data: TarDataModule) -> Iterator[str]:
     if cfg.strips or cfg.throughput:
         raise ValueError("strips, throughput: found one with data=webdataset, expected data=folder")
     data.check(cfg.world_size)
-    yield f"{'tars':<12}{len(data.tars):,}, without a manifest; by {len(data.looks):,} examined samples:"
+    yield f"{'tars':<12}{len(data.tars):,}, without a manifest; by {count_text(len(data.looks), 'examined sample')}:"
     for one in data.trained:
         rates = ", ".join(f"{rate:g} fps {share:.0%}" for rate, share in list(one.rates.items())[:SHOWN])
         yield f"{one.bucket!s:<16}{one.share:.0%} of the clips; {rates}"
     accumulate = data.accumulate(cfg.world_size)
-    yield f"{'processes':<12}{cfg.world_size}, each with {accumulate} micro-batches a step"
+    yield f"{'processes':<12}{cfg.world_size}, each with {count_text(accumulate, 'micro-batch')} a step"
 
 
 def said_of(cfg: DictConfig, data: ClipDataModule) -> list[str]:
@@ -150,7 +154,7 @@ def describe_run(run: Path, trust: Sequence[str]) -> str:
     lines = [f"run         {run}", f"command     {(run / 'command.txt').read_text().strip()}"]
     lines += [f"{key:<12}{cfg[key]._target_}" for key in ("model", "path", "objective", "codec", "text", "optimizer")]
     place = cfg.data.get("root") or cfg.data.get("urls")
-    lines += [f"data        {place}: {cfg.data.frames} frames of {cfg.data.height} x {cfg.data.width}"]
+    lines += [f"data        {place}: {count_text(cfg.data.frames, 'frame')} of {cfg.data.height} x {cfg.data.width}"]
     return "\n".join([*lines, *(describe_any(found) for found in checkpoints(run))])
 
 
@@ -159,7 +163,8 @@ def describe_checkpoint(checkpoint: Path) -> str:
     record = read_record(whole(checkpoint))
     count = sum(value.numel() for value in read_average(checkpoint).values())
     size = sum(file.bytes for file in record["files"].values())
-    return f"checkpoint  {checkpoint}: step {record['step']}, {count:,} parameters, {size / 2**20:.1f} MiB, whole"
+    parameters = count_text(count, "parameter")
+    return f"checkpoint  {checkpoint}: step {record['step']}, {parameters}, {size / 2**20:.1f} MiB, whole"
 
 
 def describe_any(checkpoint: Path) -> str:
@@ -188,7 +193,10 @@ def show(data: ClipDataModule, batches: GlobalBatches, step: int, clips: int) ->
         except ValueError as error:
             shown.append(Shown("", f"cannot be read: {error}", None))
     bucket = data.training[items[0].dataset].buckets[items[0].bucket]
-    return Step(f"step {step:,}: {bucket}, epoch {items[0].epoch}, the first {len(shown)} of {len(items)} clips", shown)
+    return Step(
+        f"step {step:,}: {bucket}, epoch {items[0].epoch}, the first {len(shown)} of {count_text(len(items), 'clip')}",
+        shown,
+    )
 
 
 def throughput(data: ClipDataModule, batches: GlobalBatches, seconds: float) -> str:
@@ -201,6 +209,7 @@ def throughput(data: ClipDataModule, batches: GlobalBatches, seconds: float) -> 
     finally:
         data.teardown("fit")
     return (
-        f"{'throughput':<12}{found.loader:,.1f} clips a second by the loader with {data.reading.num_workers} workers, "
+        f"{'throughput':<12}{found.loader:,.1f} clips a second by the loader with "
+        f"{count_text(data.reading.num_workers, 'worker')}, "
         f"{found.loader / found.ceiling:.0%} of the {found.ceiling:,.1f} of bare decoding"
     )

@@ -39,6 +39,7 @@ from videodiff.shipped.runs import take_run
 from videodiff.training.state.checkpoint import read_record
 from videodiff.verbs.config.build import Model, build_generation, check_shape, load_run, read_run
 from videodiff.verbs.config.groups import conf_dir
+from videodiff.words import count_text
 
 EVALUATION = "evaluation.json"
 # The prompts of a run that is sampled without any.
@@ -91,7 +92,10 @@ def run(cfg: DictConfig) -> None:
     notes += strange_rates(trained, order) + remarks(given, order.shape) + idle(cfg, order, any(prompts))
     notes += mixed(clean_of(order), model.denoiser)
     if spare := max(0, cfg.batch - count):
-        notes.append(f"batch: found {cfg.batch} for {count} clips: the network makes the last one {spare} times more")
+        notes.append(
+            f"batch: found {cfg.batch} for {count_text(count, 'clip')}: the network makes the last one "
+            f"{count_text(spare, 'time')} more"
+        )
     out = Path(cfg.out or Path(cfg.run) / "generated")
     with sharing(out, "sample") as ranks:
         base = ranks.gather(next_number(out) if ranks.first else 0)[0]
@@ -110,7 +114,7 @@ def run(cfg: DictConfig) -> None:
     if failed := made.count(None):
         raise ValueError(f"{failed} of {count} clips were not written, for the reasons above")
     if ranks.first:
-        say(f"videodiff sample: {count} clip{'s' * (count > 1)} from {checkpoint}")
+        say(f"videodiff sample: {count_text(count, 'clip')} from {checkpoint}")
 
 
 def make(
@@ -328,7 +332,7 @@ def given_to(
     found: dict[str, Any] = {}
     if around:
         if len(given) > 1:
-            raise ValueError(f"given: found {len(given)} files, expected one for strength= and mask=")
+            raise ValueError(f"given: found {count_text(len(given), 'file')}, expected one for strength= and mask=")
         found["whole"] = read_whole(given[0], shape, fps, cfg.start)
         found["strength"] = 1.0 if cfg.strength is None else float(cfg.strength)
         if cfg.mask is not None:

@@ -19,6 +19,7 @@ from videodiff.data.storage.files import owning, room_at
 from videodiff.data.video.encode import encode
 from videodiff.machine import cores
 from videodiff.printing import say
+from videodiff.words import count_text
 from videodiff.worlds.scene import render
 
 
@@ -35,7 +36,7 @@ def run(cfg: DictConfig) -> None:
             os.replace(work / "clips", out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    say(f"videodiff simulate: {cfg.clips} clips of {cfg.size} px in {out}")
+    say(f"videodiff simulate: {count_text(cfg.clips, 'clip')} of {cfg.size} px in {out}")
 
 
 def simulate(cfg: DictConfig, world: Any, folder: Path) -> None:

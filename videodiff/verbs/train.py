@@ -75,6 +75,7 @@ from videodiff.verbs.config.origin import find_start, find_teacher
 from videodiff.verbs.config.stored import dotted, is_magic, is_only_here, key_of, leaves, names_command, read_plain
 from videodiff.verbs.config.versions import signed
 from videodiff.verbs.plan.job import remedies_of
+from videodiff.words import count_text
 
 # Keys that may change at a resume: they do not change the weights, or are meant to.
 FREE = (
@@ -252,7 +253,10 @@ def go_on_from(folder: Path, data: BatchModule, checkpoint: Path) -> None:
         leave_behind(folder, checkpoint)
     data.leave_out = batches
     if first and batches:
-        say(f"videodiff train: leaves out {batches} batches after {checkpoint.name}: there training had diverged")
+        say(
+            f"videodiff train: leaves out {count_text(batches, 'batch')} after {checkpoint.name}: there training had "
+            "diverged"
+        )
 
 
 def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusion) -> None:
@@ -291,7 +295,8 @@ def out_of_memory(cfg: DictConfig, data: BatchModule, world: int, error: Excepti
     tried = remedies_of(cfg, world, now, *card_of())
     told = " ".join(str(error).split(" See documentation")[0].split())
     what = f"try {', or '.join(tried)}" if tried else "it takes more processes, or a smaller network or clip"
-    return f"out of memory with {data.at_once(world)} clips at once on each process: {told[:300].rstrip('.')}; {what}"
+    clips = count_text(data.at_once(world), "clip")
+    return f"out of memory with {clips} at once on each process: {told[:300].rstrip('.')}; {what}"
 
 
 def card_of() -> tuple[str, float]:
@@ -316,7 +321,7 @@ def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -
             raise OSError(error.errno, error.strerror, folder) from error
         raise
     if trainer.is_global_zero:
-        say(f"videodiff train: {trainer.global_step} steps in {folder}")
+        say(f"videodiff train: {count_text(trainer.global_step, 'step')} in {folder}")
     if any(getattr(callback, "stopped", False) for callback in trainer.callbacks):
         sys.exit(AGAIN)
 

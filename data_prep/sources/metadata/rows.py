@@ -25,6 +25,7 @@ from data_prep.books.request import BadInput, ClipRequest, InputError, Place, sh
 from videodiff.data.samples.parquet import TooLargeError, open_parquet, weight
 from videodiff.data.storage.address import bare_url
 from videodiff.data.storage.listing import PICTURES, VIDEOS, Fault, Passed, Scan, ending_of
+from videodiff.words import count_text
 
 MAX_LINE = 4 * 2**20
 MAX_CELL = 2**20
@@ -254,7 +255,7 @@ def csv_records(name: str, header: list[str], lines: Rewound, delimiter: str) ->
 def csv_record(header: list[str], cells: list[str]) -> dict[str, Any] | InputError:
     """Return the cells by column, or what is wrong with them."""
     if len(cells) != len(header):
-        return InputError("malformed-line", f"found {len(cells)} cells, expected {len(header)}")
+        return InputError("malformed-line", f"found {count_text(len(cells), 'cell')}, expected {len(header)}")
     for cell in cells:
         if "\0" in cell:
             return InputError("malformed-line", f"found a NUL byte in {show(cell)}, expected text")

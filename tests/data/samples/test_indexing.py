@@ -355,7 +355,7 @@ def test_compressed_tars_are_told_what_to_do(tmp_path):
 
 def test_tars_without_anything_usable_are_an_error_and_leave_no_manifest(tmp_path):
     write_tar(tmp_path / "a.tar", ("a.txt", b"text"))
-    with pytest.raises(ValueError, match="found no usable sample in 1 tars"):
+    with pytest.raises(ValueError, match="found no usable sample in 1 tar:"):
         index_tars(str(tmp_path), workers=1)
     assert not list(tmp_path.glob("*manifest*"))
 
@@ -382,7 +382,7 @@ def test_the_verb_prints_what_there_is_and_what_could_not_be_used(tmp_path, call
     (tmp_path / "notes.md").touch()
     status, out, _ = call("index", str(tmp_path), "workers=1")
     assert status == 0
-    assert "1 samples in 1 shards, 1 unusable" in out
-    assert "1 clips have no caption" in out
+    assert "1 sample in 1 shard, 1 unusable" in out
+    assert "1 clip has no caption" in out
     assert "passed over: .md 1" in out
     assert "b: found txt, expected one of mp4" in out

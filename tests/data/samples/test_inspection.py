@@ -60,10 +60,10 @@ def test_a_description_tells_of_the_captions(description):
 
 def test_the_lines_show_what_matters(description):
     text = format_description(description)
-    assert "3 in 1 shards" in text
+    assert "3 in 1 shard," in text
     assert "8 (2), 20 (1)" in text
     assert '"a blue ball"' in text
-    assert "3 of 2 to 4 words (median 3, 3 read); 1 clips have none" in text
+    assert "3 of 2 to 4 words (median 3, 3 read); 1 clip has none" in text
     # A caption may have as many words as a book.
     long = format_description({**description, "first_captions": ["word " * 40 + "end", "x" * 200]})
     assert f'"{"word " * 40}..."' in long
@@ -199,7 +199,7 @@ def test_verify_names_the_shards_whose_bytes_have_changed(world_dataset, call, t
     root = Path(shutil.copytree(world_dataset, tmp_path / "data"))
     status, out, err = call("inspect", str(root), "verify=true")
     assert status == 0, err
-    assert "1 shards have the sha256 of the manifest" in out
+    assert "1 shard has the sha256 of the manifest" in out
     with next(root.glob("*.tar")).open("r+b") as file:
         file.seek(700)
         byte = file.read(1)
@@ -207,7 +207,7 @@ def test_verify_names_the_shards_whose_bytes_have_changed(world_dataset, call, t
         file.write(bytes([255 - byte[0]]))
     status, _, err = call("inspect", str(root), "verify=true")
     assert status == 1
-    assert "found 1 damaged shards: shard-00000.tar: sha256 " in err.splitlines()[-1]
+    assert "found 1 damaged shard: shard-00000.tar: sha256 " in err.splitlines()[-1]
 
 
 def test_a_clip_whose_bytes_have_changed_is_replaced_and_named(world_dataset, call, tmp_path, monkeypatch):

@@ -236,7 +236,7 @@ def test_tars_of_nothing_that_can_be_trained_on_are_refused_before_the_first_ste
     with pytest.raises(ValueError, match=r"found none of 1 samples with the frames .* expected 4 .*3 frames of 32"):
         module(str(short)).check(1)
     texts = by_tarfile(tmp_path / "texts.tar", {"clip0": {"txt": b"a"}})
-    with pytest.raises(ValueError, match=r"found no usable sample in 1 tars; .*texts.tar: clip0 ValueError: found txt"):
+    with pytest.raises(ValueError, match=r"found no usable sample in 1 tar; .*texts.tar: clip0 ValueError: found txt"):
         module(str(texts)).check(1)
     with pytest.raises(ValueError, match="global_batch: found 4, expected a multiple"):
         module(str(short)).check(3)

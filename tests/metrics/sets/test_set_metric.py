@@ -100,11 +100,11 @@ def test_one_clip_has_no_error_and_is_refused_however_many_rows_it_has() -> None
         "mine", fvd.quantity, lambda clips: np.stack([clip.mean(axis=(1, 2)) for clip in clips]), fvd.distance, NOTHING
     )
     metrics, first = {"consistency": consistency, "mine": by_frame}, cases(1, frames=16)[0]
-    assert usable(metrics, first, 1)[1] == {"mine": "metric.mine: found 1 clips, expected at least 2; clips=2"}
+    assert usable(metrics, first, 1)[1] == {"mine": "metric.mine: found 1 clip, expected at least 2; clips=2"}
     assert usable(metrics, first, 2)[1] == {}
     # Least cannot be 1.
     reasons = usable({"consistency": consistency, "jedi": replace(by_frame, fewest=200)}, first, 1)[1]
-    assert reasons["jedi"] == "metric.jedi: found 1 clips, expected at least 200; clips=200"
+    assert reasons["jedi"] == "metric.jedi: found 1 clip, expected at least 200; clips=200"
 
 
 def test_clips_that_a_network_cannot_take_cost_their_metric_before_anything_is_sampled(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_resume_goes_on_from_the_newest_whole_state_and_the_damaged_one_stays(
     status, _, err = call("train", "resume=runs/a", "trainer.max_steps=6", "callbacks.checkpoints.keep=1")
     assert status == 0, err
     assert "step_00000003/state/rank_00000.safetensors: found a damaged file" in err
-    assert "going on from step_00000002: 1 steps are lost" in err
+    assert "going on from step_00000002: 1 step is lost" in err
     assert "step_00000002/average.safetensors: found a damaged file" in err
     assert "training does not read it" in err
     found = {path.name for path in Path("runs/a/checkpoints").iterdir()}

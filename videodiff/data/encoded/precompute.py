@@ -58,6 +58,7 @@ from videodiff.data.storage.cache import is_remote
 from videodiff.data.storage.files import owning, remove_abandoned, replacing, write_whole
 from videodiff.data.video.decode import decode_into
 from videodiff.machine import cores
+from videodiff.words import count_text
 
 WORK, SETTINGS, FAILED = ".cache", "settings.json", "failed.jsonl"
 # Samples per batch of the text encoder.
@@ -353,7 +354,7 @@ class Reads:
 
     def clip(self, row: dict[str, Any], count: int, reads: Iterable[Read]) -> Iterator[np.ndarray]:
         """Yield the parts of one clip; EncodingError after the last part if one of them failed."""
-        reason = None if count else f"found {row['frames']} frames, too few for a window: {self.windows}"
+        reason = None if count else f"found {count_text(row['frames'], 'frame')}, too few for a window: {self.windows}"
         for read in reads:
             reason = reason or self.failure(row, read)
             if reason is None:

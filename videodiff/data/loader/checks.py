@@ -11,6 +11,7 @@ from videodiff.data.loader.clips import Clips
 from videodiff.data.loader.wording import check_captions
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.storage.cache import CachedFolder
+from videodiff.words import count_text
 
 
 def check_texts(roots: Sequence[str], training: Sequence[Clips], mix: CaptionMix, text: nn.Module | None) -> list[str]:
@@ -34,6 +35,7 @@ def check_room(manifest: Manifest, shards: int) -> None:
         room, needed = manifest.root.cache.bytes, sum(sizes[:shards])
         if needed > room:
             raise ValueError(
-                f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for {shards} shards "
+                f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for "
+                f"{count_text(shards, 'shard')} "
                 f"of {manifest.root} that are read at once, or a smaller data.window"
             )

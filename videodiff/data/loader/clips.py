@@ -41,6 +41,7 @@ from videodiff.data.samples.sidecars import SidecarError
 from videodiff.data.storage.cache import is_remote
 from videodiff.data.video.decode import DecodeError, decode_into
 from videodiff.data.video.decoders import decoder_named
+from videodiff.words import count_text
 
 # Parts of a sample that a reader can deliver.
 DELIVER = ("video", "latent", "text")
@@ -152,7 +153,8 @@ class Clips:
         shapes = " or ".join(f"{bucket.span} for {bucket}" for bucket in self.buckets)
         remedy = "data.skip_short=true leaves them out" if len(self) else "no clip is left to train on"
         return (
-            f"{self.manifest.root}: {row['key']}: found {row['frames']} frames of {row['height']} x {row['width']} "
+            f"{self.manifest.root}: {row['key']}: found {count_text(row['frames'], 'frame')} of {row['height']} x "
+            f"{row['width']} "
             f"pixels, expected at least {shapes} ({self.left_out}; {remedy})"
         )
 

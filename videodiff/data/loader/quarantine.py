@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from videodiff.words import count_text
+
 
 class SampleId(NamedTuple):
     """The identity of a sample: its shard, key, offset in the shard, and the index of its dataset."""
@@ -64,7 +66,7 @@ class Quarantine:
         sample, loss = max(self.losses.items(), key=lambda item: item[1].order)
         what = most(reasons), most(shards), *([f"{self.before} before this start"] if self.before else [])
         return (
-            f"quarantine: found {len(self.losses)} samples that cannot be read ({'; '.join(what)}), "
+            f"quarantine: found {count_text(len(self.losses), 'sample')} that cannot be read ({'; '.join(what)}), "
             f"expected at most {self.before + self.budget}; the last one: {sample.shard}: {sample.key}: {loss.reason}"
             + (f"; all of them: {self.path}" if self.path else "")
         )

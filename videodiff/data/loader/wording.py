@@ -15,7 +15,7 @@ from videodiff.data.loader.clips import Clips
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import WORDS, Text, texts_of
 from videodiff.text.protocol import CaptionFault, TextEncoder, TokenEncoder, WordEncoder
-from videodiff.words import parse_words, split_words
+from videodiff.words import count_text, parse_words, split_words
 
 # Captions are read from at most READ samples on disk or READ_REMOTE at a URL, AT_ONCE at a time; messages name NAMED.
 READ, READ_REMOTE, AT_ONCE, THREADS, NAMED = 10_000, 200, 256, 8, 3
@@ -55,9 +55,23 @@ def check_words(clips: Sequence[Clips], mix: CaptionMix, text: WordEncoder) -> l
         # Otherwise training would end at the first step with such a caption.
         text.accept_all()
         unread = len(suspects) - len(read)
-        said.append(f"{unread:,} clips whose captions were not read lose words beyond {most}, and unknown ones")
-    said += [f"{long:,} clips have a caption of more than {most} words, which is cut"] if long else []
-    said += [f"{strange:,} clips have a caption with words that the encoder does not know and drops"] if strange else []
+        said.append(
+            f"{count_text(unread, 'clip')} with captions that were not read: words beyond {most} and unknown ones "
+            "are lost"
+        )
+    said += (
+        [f"{count_text(long, 'clip has', 'clips have')} a caption of more than {most} words, which is cut"]
+        if long
+        else []
+    )
+    said += (
+        [
+            f"{count_text(strange, 'clip has', 'clips have')} a caption with words that the encoder does not know "
+            "and drops"
+        ]
+        if strange
+        else []
+    )
     return [f"{manifest.root}: {line}" for line in said]
 
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from videodiff.data.loader.quarantine import Quarantine, SampleId
 from videodiff.data.processes.child import GRACE_S, TICK, Child, Gone, forkserver
+from videodiff.words import count_text
 
 READY, BROUGHT = "ready", "brought"
 START_S, STARTS = 180.0, 3
@@ -402,7 +403,8 @@ class Workers:
         self.failed_starts += not worker.ready
         if self.failed_starts >= STARTS + len(self.pool):
             raise RuntimeError(
-                f"workers: found {self.failed_starts} processes that ended before their first clip: {reason}"
+                f"workers: found {count_text(self.failed_starts, 'process')} that ended before their first clip: "
+                f"{reason}"
             )
         if worker.heir is not None:
             self.pool.remove(worker)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from videodiff.words import count_text
+
 ROUNDS = 6
 PARTS = 2**31
 
@@ -40,10 +42,13 @@ class Mesh(NamedTuple):
     def data_world(self) -> int:
         """The number of shares of a global batch; an error if the sequence groups do not fill the world."""
         if not 0 <= self.rank < self.world:
-            raise ValueError(f"mesh: found rank {self.rank} of {self.world} processes, expected one of them")
+            raise ValueError(
+                f"mesh: found rank {self.rank} of {count_text(self.world, 'process')}, expected one of them"
+            )
         if self.sequence < 1 or self.world % self.sequence:
             raise ValueError(
-                f"strategy.sequence_parallel: found {self.sequence} for {self.world} processes, expected one of "
+                f"strategy.sequence_parallel: found {self.sequence} for {count_text(self.world, 'process')}, "
+                "expected one of "
                 f"{divisors(self.world)} (nearest: {nearest_divisor(self.world, self.sequence)})"
             )
         return self.world // self.sequence

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from videodiff.data.order.arithmetic import draw
+from videodiff.words import count_text
 
 UNIT = 2**20
 # Bits of a kind: an int64 without its sign.
@@ -131,7 +132,9 @@ def count_kinds(shards: Iterable[np.ndarray], leave_out: bool = False) -> tuple[
     counts[row, column] = np.concatenate([count for _, count in found])
     if none := int(counts[:, kinds == 0].sum()):
         if not leave_out:
-            raise ValueError(f"buckets: found {none} of {counts.sum()} samples that fit no bucket, expected none")
+            raise ValueError(
+                f"buckets: found {none} of {count_text(counts.sum(), 'sample')} that fit no bucket, expected none"
+            )
         counts, kinds = counts[:, kinds > 0], kinds[kinds > 0]
     return counts, kinds
 

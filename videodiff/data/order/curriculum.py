@@ -13,6 +13,7 @@ import numpy as np
 from videodiff.data.order.arithmetic import absorb
 from videodiff.data.order.buckets import Bucket
 from videodiff.data.order.mixture import Curriculum, Dataset, Mixture, repeats
+from videodiff.words import count_text
 
 BUCKET_KEYS = [*(field.name for field in fields(Bucket)), "global_batch"]
 STAGE_KEYS = ["until", "buckets", "weights"]
@@ -88,7 +89,8 @@ def read_weights(where: str, weights: Sequence[float] | None, datasets: int) -> 
         return list(range(datasets)), None
     if len(weights) != datasets or min(weights) < 0 or not any(weights):
         raise ValueError(
-            f"{where}: found {list(weights)}, expected {datasets} numbers, one for root and each of more, 0 or larger"
+            f"{where}: found {list(weights)}, expected {count_text(datasets, 'number')}, one for root and each of "
+            "more, 0 or larger"
         )
     chosen = [number for number, weight in enumerate(weights) if weight]
     return chosen, [weights[number] for number in chosen]

@@ -18,6 +18,7 @@ import numpy as np
 
 from videodiff.data.order.arithmetic import ALONE, Mesh, absorb, deal, draw, parts, permute, positions
 from videodiff.data.order.buckets import Bucket, cascade
+from videodiff.words import count_text
 
 # What is permuted, as a part of the key.
 SHARDS, WINDOW, KIND = range(3)
@@ -153,7 +154,8 @@ class Mixture:
     ) -> None:
         if not datasets or not buckets or len(buckets) != len(batch_sizes) or min(batch_sizes) < 1:
             raise ValueError(
-                f"mixture: found {len(datasets)} datasets and global batches {list(batch_sizes)} for {len(buckets)} "
+                f"mixture: found {count_text(len(datasets), 'dataset')} and global batches {list(batch_sizes)} for "
+                f"{len(buckets)} "
                 f"buckets, expected datasets, and a batch of at least 1 for each bucket"
             )
         if window is not None and window < 1:
@@ -162,7 +164,8 @@ class Mixture:
         for data in datasets:
             if data.repeat <= 0 or data.counts.shape[1:] != data.kinds.shape:
                 raise ValueError(
-                    f"mixture: found repeat {data.repeat} and counts {data.counts.shape} for {len(data.kinds)} kinds, "
+                    f"mixture: found repeat {data.repeat} and counts {data.counts.shape} for "
+                    f"{count_text(len(data.kinds), 'kind')}, "
                     f"expected a repeat above 0 and counts by shard and kind"
                 )
         self.seed, self.window = seed, window
@@ -311,5 +314,7 @@ def repeats(weights: Sequence[float], samples: Sequence[int]) -> list[Fraction]:
     """
     shares = [Fraction(str(weight)) for weight in weights]
     if min(shares) <= 0 or len(weights) != len(samples):
-        raise ValueError(f"weights: found {list(weights)} for {len(samples)} datasets, expected one above 0 for each")
+        raise ValueError(
+            f"weights: found {list(weights)} for {count_text(len(samples), 'dataset')}, expected one above 0 for each"
+        )
     return [share / sum(shares) * sum(samples) / count for share, count in zip(shares, samples, strict=True)]

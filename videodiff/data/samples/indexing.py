@@ -39,7 +39,7 @@ from videodiff.data.storage.listing import Fault, Passed, Scan
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.decode import decode, probe
 from videodiff.machine import cores
-from videodiff.words import split_words
+from videodiff.words import count_text, split_words
 
 UNUSABLE = "unusable.jsonl"
 LIMIT_S = 300.0
@@ -143,7 +143,8 @@ def write_index(
         if not usable:
             first = f"; the first: {unusable[0]}" if unusable else ""
             raise ValueError(
-                f"{parent}: found no usable sample in {len(places)} tars: {root / UNUSABLE} says why{first}"
+                f"{parent}: found no usable sample in {count_text(len(places), 'tar')}: {root / UNUSABLE} says "
+                f"why{first}"
             )
         write_whole(root / WORDS, rank_words(words))
     return unusable

@@ -18,7 +18,7 @@ from videodiff.data.order.buckets import Bucket, kinds_of, misfits
 from videodiff.data.samples.manifest import Manifest, ManifestError
 from videodiff.data.samples.shards import texts_of
 from videodiff.data.storage.address import printable
-from videodiff.words import split_words
+from videodiff.words import count_text, split_words
 
 COLUMNS = ("frames", "height", "width", "fps", "duration", "captions", "source", "licence")
 # At most so many different values of a column are counted; beyond that the rarest are dropped.
@@ -198,7 +198,7 @@ def format_description(description: dict[str, Any]) -> str:
     fewest, median, most = d["caption_words"]
     lines = [
         ("dataset", d["root"]),
-        ("clips", f"{d['samples']:,} in {d['shards']:,} shards, {size(d['bytes'])}, {length(d['hours'])}"),
+        ("clips", f"{d['samples']:,} in {count_text(d['shards'], 'shard')}, {size(d['bytes'])}, {length(d['hours'])}"),
         ("pixels", some(d["sizes"])),
         ("fps", some(d["fps"])),
         ("frames", some(d["frames"])),
@@ -207,7 +207,7 @@ def format_description(description: dict[str, Any]) -> str:
         (
             "captions",
             f"{d['captions']:,} of {fewest} to {most} words (median {median:g}, {d['captions_read']:,} read); "
-            f"{d['without_caption']:,} clips have none",
+            f"{count_text(d['without_caption'], 'clip has', 'clips have')} none",
         ),
         ("words", ", ".join(f"{word} {share:.0%}" for word, share in d["top_words"].items())),
         *(("", f'"{shorten(caption)}"') for caption in d["first_captions"]),

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from videodiff.data.samples.parquet import Pages, TooLargeError, longest_text, open_parquet, weight
 from videodiff.data.storage.files import partial_of, sync
 from videodiff.data.storage.remote import Url, path_or_url
+from videodiff.words import count_text
 
 if TYPE_CHECKING:
     from videodiff.data.storage.cache import Cache
@@ -124,7 +125,9 @@ class Manifest:
         rows = table.metadata.num_rows
         # Each row has a checksum of 32 bytes, which do not compress.
         if rows > ROWS_KEPT and size < LEAST_BYTES * rows:
-            raise ManifestError(f"{self.path}: found {rows} rows in {size} bytes, expected at least {LEAST_BYTES} each")
+            raise ManifestError(
+                f"{self.path}: found {count_text(rows, 'row')} in {size} bytes, expected at least {LEAST_BYTES} each"
+            )
         return table
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,7 +178,8 @@ class Manifest:
         size = sum(map(weight, column.chunks))
         if longest > TEXT or size > FREE_BYTES + MEAN_TEXT * len(column):
             raise ManifestError(
-                f"{self.path}: column {name}: found texts of up to {longest} bytes, {size} in {len(column)} rows, "
+                f"{self.path}: column {name}: found texts of up to {longest} bytes, {size} in "
+                f"{count_text(len(column), 'row')}, "
                 f"expected at most {TEXT}, and {MEAN_TEXT} on average"
             )
         return column.cast(column.type.value_type)
@@ -257,7 +261,8 @@ class Manifest:
         if outside.any():
             row = table.slice(int(np.argmax(outside)), 1).to_pylist()[0]
             raise ManifestError(
-                f"{self.root / row['shard']}: {row['key']}: found {row['frames']} frames in {row['size']} bytes from "
+                f"{self.root / row['shard']}: {row['key']}: found {count_text(row['frames'], 'frame')} in "
+                f"{row['size']} bytes from "
                 f"{row['offset']}, expected at least one, inside the shard's {room[int(np.argmax(outside))]} bytes"
             )
 

@@ -29,7 +29,7 @@ from videodiff.data.storage.cache import CachedFolder
 from videodiff.data.storage.files import Hashed, owning, partial_of, room_at, sync, write_beside
 from videodiff.data.storage.remote import Url, path_or_url
 from videodiff.data.video.info import DecodeError, VideoInfo
-from videodiff.words import split_words
+from videodiff.words import count_text, split_words
 
 __all__ = [
     "SIDECARS",
@@ -217,9 +217,12 @@ class ShardWriter:
 
     def _counted(self, rows: int) -> dict[str, Path]:
         """Return the temporary paths of the new shards by name; ValueError if one has changed since it was written."""
-        counted = sum(shard["samples"] for shard in self.shards)
-        if not rows == counted == len(self.keys):
-            raise ValueError(f"{self.root}: found {rows} rows and {counted} samples, expected {len(self.keys)}")
+        samples = sum(shard["samples"] for shard in self.shards)
+        if not rows == samples == len(self.keys):
+            raise ValueError(
+                f"{self.root}: found {count_text(rows, 'row')} and {count_text(samples, 'sample')}, expected "
+                f"{len(self.keys)}"
+            )
         partials = {name: path for _, group in sorted(self.groups.items()) for name, path in group.partials.items()}
         for shard in self.shards:
             path = partials[shard["name"]]

@@ -24,6 +24,7 @@ from videodiff.data.tars.source import Fault, Item, Raw, read_tars, shown
 from videodiff.data.video.decode import decode_into, probe
 from videodiff.data.video.decoders import decoder_named
 from videodiff.data.video.info import VideoInfo
+from videodiff.words import count_text
 
 UNIT = 2**20
 # The kind of a refused sample that cannot be read; the other kinds are those of `misfits`.
@@ -137,7 +138,7 @@ class Refusals:
         for sample, loss in lost.losses.items():
             reasons.setdefault(loss.reason, f"{sample.shard}: {sample.key}: {loss.reason}")
         first = f"; the first reasons: {'; '.join(list(reasons.values())[:3])}" if reasons else ""
-        return f"{self.count:,} samples in a row, expected some: {kinds}{first}"
+        return f"{count_text(self.count, 'sample')} in a row, expected some: {kinds}{first}"
 
 
 def view(out: np.ndarray, bucket: Bucket) -> np.ndarray:
@@ -233,7 +234,8 @@ def first_clips(
                 break
     if not found:
         raise ValueError(
-            f"{shown(tars[0])}: found no usable sample in {len(tars)} tars, expected some{why(lost, faults)}"
+            f"{shown(tars[0])}: found no usable sample in {count_text(len(tars), 'tar')}, expected "
+            f"some{why(lost, faults)}"
         )
     return found
 

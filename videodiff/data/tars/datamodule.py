@@ -51,6 +51,7 @@ from videodiff.data.tars.clips import (
 )
 from videodiff.data.tars.settings import NEED_A_MANIFEST, RECORDS, TarHeld, Tars
 from videodiff.data.tars.source import End, Fault, Item, Source, find_tars, read_tars, shown
+from videodiff.words import count_text
 
 # Samples that are examined before the first step, and the number of tars that they come from.
 LOOKED_AT, LOOKED_IN = 128, 8
@@ -134,7 +135,9 @@ class TarDataModule(BatchModule):
         lost = Quarantine(budget=math.inf)
         found = [rest for _, rest, _ in read_tasks(tasks(), look, 1, self.reading, lost) if isinstance(rest, Look)]
         if not found:
-            raise ValueError(f"data.urls: found no usable sample in {len(self.tars)} tars{why(lost, faults)}")
+            raise ValueError(
+                f"data.urls: found no usable sample in {count_text(len(self.tars), 'tar')}{why(lost, faults)}"
+            )
         return found
 
     @cached_property
@@ -155,7 +158,7 @@ class TarDataModule(BatchModule):
             first = self.looks[0].info
             raise ValueError(
                 f"data.urls: found none of {len(self.looks)} samples with the frames for a clip, expected {shapes}; "
-                f"the first one has {first.frames} frames of {first.height} x {first.width} pixels"
+                f"the first one has {count_text(first.frames, 'frame')} of {first.height} x {first.width} pixels"
             )
         return [
             Trained(0, b.frames, b.height, b.width, b.strides, own / sum(clips), mix([counted], [1.0]))

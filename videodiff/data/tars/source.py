@@ -48,6 +48,7 @@ from videodiff.data.storage.address import bare_url
 from videodiff.data.storage.listing import Fault as Unread
 from videodiff.data.storage.listing import Passed, Scan
 from videodiff.data.storage.remote import CREDENTIALS, Url
+from videodiff.words import count_text
 
 PIPE = "pipe:"
 # Extensions of tars that Python reads; they may be compressed, because a stream never seeks.
@@ -366,7 +367,7 @@ class Fertile:
             if self.notes.barren >= self.most:
                 last = self.notes.last
                 why = f"; the last fault: {last.tar}: {last.reason}" if last else ""
-                raise ValueError(f"data.urls: found no sample in {self.most} tars, expected some{why}")
+                raise ValueError(f"data.urls: found no sample in {count_text(self.most, 'tar')}, expected some{why}")
             self.notes.barren += 1
             yield tar
 

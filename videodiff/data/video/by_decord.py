@@ -28,6 +28,7 @@ from videodiff.data.video.decode import (
 from videodiff.data.video.geometry import UPRIGHT
 from videodiff.data.video.info import DecodeError
 from videodiff.data.video.screen import Screen, is_plain
+from videodiff.words import count_text
 
 CODECS, CONTAINERS, PIXELS = ("h264", "hevc", "vp9"), ("mov,mp4", "matroska"), ("yuv420p", "yuvj420p")
 
@@ -51,11 +52,11 @@ def frames_by_decord(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int
             raise refusal(reason)
     count = len(pictures) if ticks is None else len(ticks)
     if numbers[-1] >= count:
-        raise DecodeError(f"found {count} frames, expected frame {numbers[-1]}")
+        raise DecodeError(f"found {count_text(count, 'frame')}, expected frame {numbers[-1]}")
     try:
         reader = decord.VideoReader(io.BytesIO(video), num_threads=1)
         if len(reader) != len(pictures):
-            raise refusal(f"it counts {len(reader)} of {len(pictures)} pictures")
+            raise refusal(f"it counts {len(reader)} of {count_text(len(pictures), 'picture')}")
         shown = [number if ticks is None else int(ticks[number]) for number in numbers]
         images = reader.get_batch(shown).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:

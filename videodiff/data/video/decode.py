@@ -24,6 +24,7 @@ import numpy as np
 from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
 from videodiff.data.video.screen import Screen
 from videodiff.data.video.timing import MICROSECOND, clock_ticks
+from videodiff.words import count_text
 
 # A decoder takes a video and frame indices, and yields index and image, uint8 `h w c`; DecodeError if one is missing.
 FindFrames = Callable[[bytes, Sequence[int]], Iterator[tuple[int, np.ndarray]]]
@@ -46,7 +47,9 @@ def probe(video: bytes) -> VideoInfo:
                 frames = sum(picture.shown for picture in pictures) if ticks is None else len(ticks)
                 break
     if not (frames and fps and width and height):
-        raise DecodeError(f"found {frames} frames of {width} x {height} at {fps} fps, expected at least one frame")
+        raise DecodeError(
+            f"found {count_text(frames, 'frame')} of {width} x {height} at {fps} fps, expected at least one frame"
+        )
     return VideoInfo(width, height, frames, fps, frames / fps)
 
 
@@ -249,7 +252,7 @@ def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[in
     count = 0
     _, ticks, _ = timed(video, quick=True)
     if ticks is not None and numbers[-1] >= len(ticks):
-        raise DecodeError(f"found {len(ticks)} frames, expected frame {numbers[-1]}")
+        raise DecodeError(f"found {count_text(len(ticks), 'frame')}, expected frame {numbers[-1]}")
     left = deque((number, number if ticks is None else int(ticks[number])) for number in numbers)
     with opened(video) as (container, stream, screen):
         for count, frame in enumerate(decoded(container.demux(stream), stream), 1):
@@ -258,7 +261,7 @@ def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[in
                 yield left.popleft()[0], image
             if not left:
                 return
-    raise DecodeError(f"found {count} frames, expected frame {numbers[-1]}")
+    raise DecodeError(f"found {count_text(count, 'frame')}, expected frame {numbers[-1]}")
 
 
 def read_frames(video: bytes) -> Iterator[av.VideoFrame]:

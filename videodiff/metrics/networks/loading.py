@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from videodiff.pretrained import load_frozen
+from videodiff.words import count_text
 
 
 def choose_device(device: str) -> str:
@@ -77,5 +78,5 @@ def to_features(output: Any, rows: int, path: str) -> np.ndarray:
     """Return the answer of a network as float64 (rows, width)."""
     if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != rows or not output.numel():
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"{path}: found {found} for {rows} clips, expected features ({rows}, width)")
+        raise ValueError(f"{path}: found {found} for {count_text(rows, 'clip')}, expected features ({rows}, width)")
     return output.detach().flatten(1).double().cpu().numpy()

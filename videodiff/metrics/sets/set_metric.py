@@ -13,6 +13,7 @@ import numpy as np
 from videodiff.metrics.metric import CLIPS, TASKS, Case, Quantity
 from videodiff.metrics.sets.bootstrap import Distance, Estimate, estimate
 from videodiff.metrics.weights import Weights
+from videodiff.words import count_text
 
 Describe = Callable[..., np.ndarray]
 TRUTH = "truth"
@@ -96,9 +97,9 @@ class SetMetric:
         least = own or max(full, LEAST)
         if count is None or count >= least:
             return ""
-        why = f", more rows than its {width} features" if not own and least == full else ""
+        why = f", more rows than its {count_text(width, 'feature')}" if not own and least == full else ""
         fewer = f", or least={count} to measure fewer, which makes it larger" if count >= LEAST else ""
-        return f"found {count} clips, expected at least {least}{why}; clips={least}{fewer}"
+        return f"found {count_text(count, 'clip')}, expected at least {least}{why}; clips={least}{fewer}"
 
     def measure(self, truth: np.ndarray, made: np.ndarray, paired: bool) -> Estimate:
         """Return the distance of two sets of features, with its interval."""

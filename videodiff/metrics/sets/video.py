@@ -22,6 +22,7 @@ from videodiff.metrics.sets.kernel import jedi_distance
 from videodiff.metrics.sets.moments import frechet_distance
 from videodiff.metrics.sets.set_metric import SetMetric
 from videodiff.metrics.weights import Weights
+from videodiff.words import count_text
 
 # With fewer frames, I3D's pooling over time leaves nothing.
 LEAST_FRAMES = 10
@@ -38,7 +39,7 @@ def i3d_features(
     """
     frames = clips[0].shape[0]
     if frames < LEAST_FRAMES:
-        raise ValueError(f"found clips of {frames} frames, expected at least {LEAST_FRAMES} for I3D")
+        raise ValueError(f"found clips of {count_text(frames, 'frame')}, expected at least {LEAST_FRAMES} for I3D")
     network, made = load_script(path, device), []
     for some in batches(clips, batch):
         video = np.stack([squares(clip, crop) for clip in some])
@@ -85,7 +86,9 @@ def vjepa_features(
     config, how = network.config, read_normalisation(path)
     tubes = config.tubelet_size
     if clips[0].shape[0] % tubes:
-        raise ValueError(f"{path}: found clips of {clips[0].shape[0]} frames, expected a multiple of {tubes}")
+        raise ValueError(
+            f"{path}: found clips of {count_text(clips[0].shape[0], 'frame')}, expected a multiple of {tubes}"
+        )
     pooler, base = getattr(network, "pooler", None), getattr(network, "vjepa2", network)
 
     def features(pixels: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ def vjepa_features(
 def check_frames(clips: Sequence[np.ndarray], frames: int, path: str) -> None:
     """Raise if clips do not have the number of frames that a network was trained with."""
     if clips[0].shape[0] != frames:
-        raise ValueError(f"{path}: found clips of {clips[0].shape[0]} frames, expected {frames}")
+        raise ValueError(f"{path}: found clips of {count_text(clips[0].shape[0], 'frame')}, expected {frames}")
 
 
 def scripted(

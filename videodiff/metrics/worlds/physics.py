@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from videodiff.metrics.worlds.parsing import Track, track, track_phyworld
+from videodiff.words import count_text
 from videodiff.worlds.scene import SIDE, Scene
 
 # PhyWorld's least speed for a division, so that a ball at rest has a scale too.
@@ -112,7 +113,8 @@ def scored_frames(scene: Scene, given: int) -> np.ndarray:
     found = in_view(scene, given)
     if len(found) < 2:
         raise ValueError(
-            f"scene: found {len(found)} predicted frames with every ball in view after {given} given ones, "
+            f"scene: found {count_text(len(found), 'predicted frame')} with every ball in view after {given} given "
+            "ones, "
             f"expected at least 2 to measure a velocity"
         )
     return found

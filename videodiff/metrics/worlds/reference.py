@@ -14,6 +14,7 @@ import numpy as np
 from videodiff.metrics.worlds.captions import phrases
 from videodiff.metrics.worlds.parsing import track, track_of
 from videodiff.metrics.worlds.physics import motion, norm
+from videodiff.words import count_text
 from videodiff.worlds.flight import advance
 from videodiff.worlds.scene import Scene, render
 
@@ -73,7 +74,8 @@ def parsed(scene: Scene, given: int, size: int) -> tuple[np.ndarray, np.ndarray,
     seen = track(render(first, size), scene.colour)
     if not seen.visible.all():
         raise ValueError(
-            f"scene: found a ball that is not seen in the {given} given frames, expected every ball in view"
+            f"scene: found a ball that is not seen in the {count_text(given, 'given frame')}, expected every ball in "
+            "view"
         )
     time = (np.arange(given) - (given - 1)) / scene.fps
     straight = seen.position.copy()

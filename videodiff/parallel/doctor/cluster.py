@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from videodiff.parallel.environment import Finding, Place
+from videodiff.words import count_text
 
 LOOK_S = 0.05
 # If clocks differ by more, logs, file times and leases of locks cannot be trusted.
@@ -63,11 +64,13 @@ def meet(place: Place, seconds: float) -> tuple[Any, list[Finding]]:
         if time.monotonic() > end:
             do = "look at what these print: did they start, and do they reach the address?"
             absent = ", ".join(map(str, missing))
-            found = f"{place.world - len(missing)} of {place.world} processes; rank {absent} is missing"
+            found = f"{place.world - len(missing)} of {count_text(place.world, 'process')}; rank {absent} is missing"
             return None, [Finding("meeting", found, f"all within {seconds:.0f} s", do, True)]
         time.sleep(LOOK_S)
     hosts = {store.get(f"here/{rank}").decode() for rank in range(place.world)}
-    return store, [Finding("meeting", f"{place.world} processes on {len(hosts)} hosts at {where}")]
+    return store, [
+        Finding("meeting", f"{count_text(place.world, 'process')} on {count_text(len(hosts), 'host')} at {where}")
+    ]
 
 
 def clocks(group: Group) -> Iterator[Finding]:

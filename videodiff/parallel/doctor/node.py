@@ -15,6 +15,7 @@ import torch
 
 from videodiff.machine import cores
 from videodiff.parallel.environment import Finding, Place, limited, problems
+from videodiff.words import count_text
 
 GIB = 2**30
 # The processes of a node hand data on in shared memory: NCCL does, and so do torch's own workers.
@@ -99,7 +100,7 @@ def ask_driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     lines = answer.stdout.split()
-    return f"driver {lines[0]} with {len(lines)} GPUs" if answer.returncode == 0 and lines else ""
+    return f"driver {lines[0]} with {count_text(len(lines), 'GPU')}" if answer.returncode == 0 and lines else ""
 
 
 def variables(place: Place, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -109,7 +110,12 @@ def variables(place: Place, environment: Mapping[str, str]) -> Iterator[Finding]
     threads, there = environment.get("OMP_NUM_THREADS"), cores()
     if threads is None and place.local_world > 1:
         do = f"export OMP_NUM_THREADS={max(there // place.local_world, 1)}"
-        yield Finding("OMP_NUM_THREADS", f"nothing, with {place.local_world} processes on {there} cores", "a share", do)
+        yield Finding(
+            "OMP_NUM_THREADS",
+            f"nothing, with {place.local_world} processes on {count_text(there, 'core')}",
+            "a share",
+            do,
+        )
     elif threads is not None and threads.isdigit() and int(threads) * place.local_world > there:
         do = f"export OMP_NUM_THREADS={max(there // place.local_world, 1)}"
         yield Finding("OMP_NUM_THREADS", f"{threads} for each of {place.local_world} processes", f"{there} in all", do)

@@ -18,6 +18,7 @@ from videodiff.parallel.muon.rows import ShardedMuon
 from videodiff.parallel.whole import Whole
 from videodiff.training.optimizer import Muon
 from videodiff.training.state.pieces import WEIGHT, Piece, kept, piece_of, share, state_pieces
+from videodiff.words import count_text
 
 
 class FsdpEngine(Whole):
@@ -34,7 +35,7 @@ class FsdpEngine(Whole):
 
     def layout(self, world: int) -> str:
         """Return how many processes hold the rows."""
-        return f"FSDP2 over {world} processes"
+        return f"FSDP2 over {count_text(world, 'process')}"
 
     def pieces(self, module: nn.Module) -> list[Piece]:
         """Return the rows of this process and its share of common values; the holder of the first row saves numbers."""

@@ -20,6 +20,7 @@ from videodiff.parallel.zero.nvme import Folder
 from videodiff.parallel.zero.swapped import Swapped
 from videodiff.training.state.pieces import AVERAGE, Piece, kept
 from videodiff.training.state.saved import Saved
+from videodiff.words import count_text
 
 # The attributes of DeepSpeed's scaler of losses that change while it trains.
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -52,7 +53,7 @@ class ZeroEngine:
 
     def layout(self, world: int) -> str:
         """Return the stage and the number of processes."""
-        return f"ZeRO {self.stage} over {world} processes"
+        return f"ZeRO {self.stage} over {count_text(world, 'process')}"
 
     def pieces(self, module: nn.Module) -> list[Piece]:
         """Return the pieces of weights and state that ZeRO assigned to this process, and its share of what all hold."""

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from videodiff.words import count_text
+
 LIBRARY, KERNELS = "libaio.so.1", ("pin_memory", "async_io")
 PREFIX, LOCK = ".videodiff-", "lock"
 # Weights, gradients, two moments and an average of 4 bytes each.
@@ -153,7 +155,8 @@ class Folder:
             return None
         return ValueError(
             f"strategy.nvme: found {free / 2**30:,.2f} GiB free in {self.path.parent} of {socket.gethostname()}, "
-            f"expected at least {needed / 2**30:,.2f} for the state of {processes} processes; make room, or use more "
+            f"expected at least {needed / 2**30:,.2f} for the state of {count_text(processes, 'process')}; make "
+            "room, or use more "
             "nodes"
         )
 

@@ -10,6 +10,7 @@ from videodiff.planning.forecast.choice import Choice, Job, Plan, Shape, clips_o
 from videodiff.planning.forecast.duration import Seconds
 from videodiff.planning.forecast.faults import saving
 from videodiff.planning.forecast.hardware import GIB, Cluster
+from videodiff.words import count_text
 
 DAY = 86400.0
 
@@ -61,14 +62,19 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
     shape, choice, saved = job.largest, plan.choice, found["checkpoint"]
     flops = forward_and_backward(shape.time, shape.space, job.network)
     head = [
-        ("plan", f"{name} on {cluster.nodes} x {cluster.cards} {cluster.card}, {cluster.world} processes"),
-        ("network", f"{len(job.network.axes)} blocks of width {job.network.width}, {found['weights']:,} weights"),
+        ("plan", f"{name} on {cluster.nodes} x {cluster.cards} {cluster.card}, {count_text(cluster.world, 'process')}"),
+        (
+            "network",
+            f"{count_text(len(job.network.axes), 'block')} of width {job.network.width}, "
+            f"{count_text(found['weights'], 'weight')}",
+        ),
         *(("clips", described(s, job)) for s in job.shapes),
         ("work", f"{flops / 1e12:.3g} TFLOP for a clip of {shape.name}, forward and backward"),
         (
             "choice",
-            f"strategy={choice.strategy} recompute={choice.recompute}, {choice.sequence} processes a clip, "
-            f"{plan.clips} clips at once, {choice.accumulate} micro-batches a step",
+            f"strategy={choice.strategy} recompute={choice.recompute}, {count_text(choice.sequence, 'process')} a "
+            "clip, "
+            f"{count_text(plan.clips, 'clip')} at once, {count_text(choice.accumulate, 'micro-batch')} a step",
         ),
     ]
     parts = [(part, f"{size / GIB:8.2f} GiB") for part, size in plan.memory._asdict().items() if size]
@@ -103,7 +109,7 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
 def described(shape: Shape, job: Job) -> str:
     """Return the line about a shape, with its share of the steps if there are others."""
     share = f"; {shape.steps / job.steps:.0%} of the steps" if len(job.shapes) > 1 else ""
-    return f"{shape.name}: {shape.tokens:,} tokens; {shape.global_batch:,} clips a step{share}"
+    return f"{shape.name}: {shape.tokens:,} tokens; {count_text(shape.global_batch, 'clip')} a step{share}"
 
 
 def checkpoints(cluster: Cluster, saved: dict[str, Any]) -> list[tuple[str, str]]:
@@ -111,7 +117,8 @@ def checkpoints(cluster: Cluster, saved: dict[str, Any]) -> list[tuple[str, str]
     size = f"{saved['size'] / 1e9:.1f} GB, written in {saved['written']:.0f} s"
     if not cluster.faults:
         return [("checkpoint", f"{size}; no faults: save when you like")]
-    often = f"best every {saved['steps']:,} steps, {saved['interval'] / 60:.0f} min; {saved['lost']:.2%} is lost"
+    every = count_text(saved["steps"], "step")
+    often = f"best every {every}, {saved['interval'] / 60:.0f} min; {saved['lost']:.2%} is lost"
     return [("checkpoint", f"{size}; a fault every {saved['between'] / DAY:.1f} days"), ("", often)]
 
 

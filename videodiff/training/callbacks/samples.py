@@ -23,6 +23,7 @@ from videodiff.generation.shape import most_frequent_rate
 from videodiff.training.average import averaged
 from videodiff.training.callbacks.stop import Interrupted, StopGently
 from videodiff.training.run.logging import say, show_clips
+from videodiff.words import count_text
 
 
 class SampleClips(Callback):
@@ -131,7 +132,7 @@ class SampleClips(Callback):
     def write(self, trainer: lightning.Trainer, step: int, made: list[np.ndarray]) -> None:
         """Write the clips of a step and their captions, and show them."""
         names = [f"clip_{number}" for number in range(len(made))]
-        continued = f" (continued from {self.given} frame{'s' * (self.given != 1)})"
+        continued = f" (continued from {count_text(self.given, 'frame')})"
         labels = [(one.caption or "(no caption)") + (continued if one.known else "") for one in self.wanted]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "captions.json", json.dumps(dict(zip(names, labels, strict=True)), indent=1).encode())

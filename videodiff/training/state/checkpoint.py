@@ -33,6 +33,7 @@ from videodiff.data.storage.files import inside, partial_of, sha256_of, sync, wr
 from videodiff.printing import say
 from videodiff.training.state.files import Written
 from videodiff.training.state.saved import difference
+from videodiff.words import count_text
 
 AVERAGE, STATE, RECORD, DAMAGED = "average.safetensors", "state", "checkpoint.json", "damaged.txt"
 # PROGRESS lies in STATE. Since version 3 the state consists of pieces; before, it was one torch file, or under ZeRO a
@@ -92,7 +93,10 @@ def latest_checkpoint(run: Path, part: str | None = None, hashed: bool = True) -
         else:
             for other, why in damaged:
                 lost = step_of(other) - step_of(checkpoint)
-                say(f"{why}; going on from {checkpoint.name}: {lost} steps are lost", sys.stderr)
+                say(
+                    f"{why}; going on from {checkpoint.name}: {count_text(lost, 'step is', 'steps are')} lost",
+                    sys.stderr,
+                )
             return checkpoint
     raise CheckpointError(f"{damaged[0][1]}; no other checkpoint of {run} is whole")
 
@@ -180,7 +184,8 @@ def read_average(checkpoint: Path) -> dict[str, Tensor]:
         if value.is_floating_point() and not value.isfinite().all():
             count = int((~value.isfinite()).sum())
             raise CheckpointError(
-                f"{path}: weight {name}: found {count:,} of {value.numel():,} values that are not finite, expected "
+                f"{path}: weight {name}: found {count:,} of {count_text(value.numel(), 'value')} that are not "
+                "finite, expected "
                 "numbers; use an older checkpoint"
             )
     return saved
@@ -299,7 +304,7 @@ def check_room(folder: Path, weights: int, keep: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"{os.strerror(errno.ENOSPC)} for {count} checkpoints of {size / 2**20:,.1f} MiB "
+            f"{os.strerror(errno.ENOSPC)} for {count_text(count, 'checkpoint')} of {size / 2**20:,.1f} MiB "
             f"(callbacks.checkpoints.keep={keep}): found {free / 2**20:,.1f} MiB free, expected {needed / 2**20:,.1f}",
             str(folder),
         )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from videodiff.training.state.pieces import RANDOM, WEIGHT, Piece
+from videodiff.words import count_text
 
 Shape = tuple[int, ...] | None
 SHOWN = 4
@@ -131,5 +132,9 @@ def difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tupl
         if shapes[0] != shapes[1]:
             told = ["no such weight" if shape is None else f"shape {tuple(shape)}" for shape in shapes]
             lines.append(f"weight {name}: found {told[0]}, expected {told[1]}")
-    more = f"; {len(lines) - SHOWN} more weights differ" if len(lines) > SHOWN else ""
+    more = (
+        f"; {count_text(len(lines) - SHOWN, 'more weight differs', 'more weights differ')}"
+        if len(lines) > SHOWN
+        else ""
+    )
     return "; ".join(lines[:SHOWN]) + more if lines else None

@@ -21,6 +21,7 @@ from videodiff.training.state.checkpoint import (
     whole,
 )
 from videodiff.training.state.files import Written
+from videodiff.words import count_text
 
 
 def verified(trainer: lightning.Trainer, checkpoint: Path, fall_back: Callable[[Path], None] | None) -> Path:
@@ -37,7 +38,7 @@ def verified(trainer: lightning.Trainer, checkpoint: Path, fall_back: Callable[[
             raise CheckpointError(f"{problem}; no other checkpoint of {checkpoint.parent.parent} is whole")
         if first:
             lost = step_of(checkpoint) - step_of(older)
-            say(f"{problem}; going on from {older.name}: {lost} steps are lost")
+            say(f"{problem}; going on from {older.name}: {count_text(lost, 'step is', 'steps are')} lost")
         checkpoint = checkpoint.with_name(older.name)
         fall_back(checkpoint)
     return checkpoint

@@ -11,9 +11,14 @@ from videodiff.benchmarks import layouts
 from videodiff.benchmarks.folder import lay_out, read_made, read_pairs, write_results
 from videodiff.data.storage.files import no_file, owning
 from videodiff.printing import say
+from videodiff.words import count_text
 
 SHOWN = 3
-LISTS = {"vbench": "VBench_full_info.json", "vbench2": "VBench2_full_info.json", "physics_iq": "descriptions.csv"}
+LISTS = {
+    "vbench": "VBench_full_info.json",
+    "vbench2": "VBench2_full_info.json",
+    "physics_iq": "descriptions.csv",
+}
 # The keys that mean nothing to a suite.
 WITHOUT = {"fvd": ("info", "dimensions"), "physics_iq": ("dimensions",)}
 
@@ -44,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     with suppress(OSError):
         # A call that was killed has left it.
         lock.rmdir()
-    say(f"{out}: {len(files)} clips as {cfg.suite} reads them")
+    say(f"{out}: {count_text(len(files), 'clip')} as {cfg.suite} reads them")
     if results is not None:
         say(f"{out.parent / out.name}_eval_results.json: temporal flickering {results['temporal_flickering'][0]:.6f}")
 
@@ -56,7 +61,7 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"info: found {found}, expected the list of prompts of the suite, {LISTS[cfg.suite]}")
     made, strange = read_made(source, timed=cfg.suite == "physics_iq")
     if strange:
-        say(f"{source}: {len(strange)} files are no clips of `videodiff sample`, the first one: {strange[0]}")
+        say(f"{source}: {count_text(len(strange), 'file')} that `videodiff sample` did not make, first {strange[0]}")
     if cfg.suite == "physics_iq":
         names = layouts.physics_iq(read_text(Path(cfg.info)))
         files, missing = layouts.by_scenario(names, made)
@@ -66,7 +71,8 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
     if missing and (cfg.complete or not files):
         first = ", ".join([*(place.name for place in missing[:SHOWN]), *["..."] * (len(missing) > SHOWN)])
         raise ValueError(
-            f"source: found {len(files)} of {len(files) + len(missing)} clips that {cfg.suite} reads in {source}, "
+            f"source: found {len(files)} of {count_text(len(files) + len(missing), 'clip')} that {cfg.suite} reads "
+            f"in {source}, "
             f"expected all of them, missing {first}; complete=false takes what is there"
         )
     if missing:

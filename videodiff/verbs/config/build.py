@@ -27,6 +27,7 @@ from videodiff.training.state.checkpoint import AVERAGE, find_checkpoint, latest
 from videodiff.verbs.config.checking import shown
 from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import no_run, read_config
+from videodiff.words import count_text
 
 # The types of `trainer.precision`, such as bf16-mixed, that have 16 bits.
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -191,7 +192,8 @@ def check_sequence(cfg: DictConfig, processes: int) -> None:
     if processes > most:
         nearest = max(size for size in range(1, most + 1) if processes % size == 0)
         raise ValueError(
-            f"strategy.sequence_parallel: found {processes} for clips of {max(frames)} frames, {most} in the denoiser, "
+            f"strategy.sequence_parallel: found {processes} for clips of {count_text(max(frames), 'frame')}, {most} "
+            "in the denoiser, "
             f"expected at most {most} (nearest: {nearest})"
         )
 

@@ -17,6 +17,7 @@ from videodiff.text.words import read_words
 from videodiff.training.start import Start, find_source
 from videodiff.training.state.checkpoint import RECORD
 from videodiff.verbs.config.build import fill_text, load_run, read_run, shape_of
+from videodiff.words import count_text
 
 # What makes a sample beside weights and network: other values there make other samples.
 SAMPLES = (
@@ -91,7 +92,8 @@ def check_words(cfg: DictConfig, before: DictConfig, run: Path) -> None:
     if new != old:
         first = next((n for n, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old)))
         raise ValueError(
-            f"text.vocabulary: found {len(new)} words, expected the {len(old)} of {run} in their order (the "
+            f"text.vocabulary: found {count_text(len(new), 'word')}, expected the {len(old)} of {run} in their order "
+            "(the "
             f"first difference is at index {first}); text.vocabulary=null takes them"
         )
 

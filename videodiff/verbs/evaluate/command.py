@@ -60,6 +60,7 @@ from videodiff.verbs.evaluate.held_out import (
     read_again,
 )
 from videodiff.verbs.evaluate.unfinished import Unfinished, code_in, file_of, fingerprint
+from videodiff.words import count_text
 
 
 class Job(NamedTuple):
@@ -122,7 +123,7 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
 
     chosen, failed = choose(held_out, cfg.clips, ranks, check_case, remark)
     if strange := [said for one in chosen if (said := unlike_rate(trained, one.fps))]:
-        remark(f"{held_out.name}: {len(strange)} of {len(chosen)} clips: {strange[0]}")
+        remark(f"{held_out.name}: {len(strange)} of {count_text(len(chosen), 'clip')}: {strange[0]}")
     captions, cut = fit_captions([one.caption for one in chosen], model.text)
     if cut:
         remark(f"{held_out.name}: {cut}")
@@ -137,7 +138,9 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     unfinished = Unfinished(folder)
     with ranks.together():
         if ranks.first and (there := unfinished.begin(identity(job, checkpoint))):
-            remark(f"goes on from {there} of {len(job.batches)} batches of an evaluation that was interrupted")
+            remark(
+                f"goes on from {there} of {count_text(len(job.batches), 'batch')} of an evaluation that was interrupted"
+            )
     make(job, unfinished, ranks)
     ranks.wait()
     if ranks.first:
@@ -162,7 +165,7 @@ def tasks_of(cfg: DictConfig, given: int, shape: Trained, remark: Remark) -> lis
     tasks = list(dict.fromkeys(cfg.tasks))
     if not given and CONTINUATION in tasks:
         tasks.remove(CONTINUATION)
-        remark(f"continuation: left out, as a clip of {shape.frames} frames has none to continue")
+        remark(f"continuation: left out, as a clip of {count_text(shape.frames, 'frame')} has none to continue")
     if not tasks:
         raise ValueError(f"tasks: found {list(cfg.tasks)}, expected text_to_video, the only task of this run")
     return tasks

@@ -26,6 +26,7 @@ from videodiff.data.video.decode import DecodeError
 from videodiff.generation.sharing import Ranks
 from videodiff.metrics.metric import Case
 from videodiff.metrics.settings import DIGITS
+from videodiff.words import count_text
 from videodiff.worlds.truth import TruthError, read_scene
 
 # The dataset counts as unreadable if more clips fail than this number plus the clips that could be read.
@@ -253,15 +254,16 @@ def tell(
     why = "".join(f"; the first one: {f'{key}: ' * bool(key)}{reason}" for key, reason in first)
     if not found or len(lost) > LOST + len(found):
         raise ValueError(
-            f"{held_out.name}: found {len(lost)} clips that cannot be read and {len(found)} that can, expected a "
+            f"{held_out.name}: found {count_text(len(lost), 'clip')} that cannot be read and {len(found)} that can, "
+            "expected a "
             f"dataset of videos{why}"
         )
     for fault in held_out.faults:
         remark(f"{held_out.name}: {fault}")
     if unfit:
-        remark(f"{held_out.name}: {unfit} clips do not fit the shape of the run, left out")
+        remark(f"{held_out.name}: {count_text(unfit, 'clip does', 'clips do')} not fit the shape of the run, left out")
     if lost:
-        remark(f"{held_out.name}: {len(lost)} clips cannot be read, the first one: {': '.join(lost[0])}")
+        remark(f"{held_out.name}: {count_text(len(lost), 'clip')} cannot be read, the first one: {': '.join(lost[0])}")
     if len(found) < count:
         remark(f"clips: found {len(found)} in {held_out.name}, fewer than {count}: all of them are used")
 

@@ -41,6 +41,7 @@ from videodiff.verbs.config.origin import check_learns
 from videodiff.verbs.config.stored import key_of
 from videodiff.verbs.plan.job import every_of, job_of, weightless
 from videodiff.verbs.plan.measure import measure
+from videodiff.words import count_text
 
 # Keys of the command line that only this verb has.
 OWN = ("cluster", "calibrate", "clips", "tokens", "clip_mb", "json", "resume", "checkpoint")
@@ -177,13 +178,14 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
     if strategy is None:
         return None
     if strategy == "single" and cluster.world > 1:
-        return f"strategy=single has one process, and the cluster {cluster.world} cards"
+        return f"strategy=single has one process, and the cluster {count_text(cluster.world, 'card')}"
     if strategy in job.refused:
         return f"training takes no strategy={strategy} with this compile=, optimizer or precision"
     if cluster.cards % sequence or sequence > job.longest:
         return (
-            f"strategy.sequence_parallel={sequence} processes share a clip of {job.longest} frames in the "
-            f"denoiser, on nodes of {cluster.cards} cards"
+            f"strategy.sequence_parallel={sequence} processes share a clip of {count_text(job.longest, 'frame')} in "
+            "the "
+            f"denoiser, on nodes of {count_text(cluster.cards, 'card')}"
         )
     shares = cluster.world // sequence
     sizes, limit = [shape.global_batch for shape in job.shapes], cfg.data.get("micro_batch")
@@ -224,14 +226,15 @@ def undivided(job: Job, cluster: Cluster) -> str:
     count = job.micro_batches or max(batches)
     near = world * max(1, round(count / world))
     if job.micro_batches:
-        found, change = f"{count} micro-batches", f"set data.batch.micro_batches={near}"
+        found, change = count_text(count, "micro-batch"), f"set data.batch.micro_batches={near}"
     elif len(batches) == 1:
-        found, change = f"batches of {count} clips", f"set data.global_batch={near}"
+        found, change = f"batches of {count_text(count, 'clip')}", f"set data.global_batch={near}"
     else:
         found = f"batches of {', '.join(map(str, batches))} clips"
         change = f"set the global_batch of every bucket to a multiple of {world}"
     return (
-        f"cluster: found {world} cards for {found}, expected a number of cards, or of groups that share a clip, that "
+        f"cluster: found {count_text(world, 'card')} for {found}, expected a number of cards, or of groups that "
+        "share a clip, that "
         f"divides them; {change}"
     )
 

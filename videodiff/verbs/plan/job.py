@@ -35,6 +35,7 @@ from videodiff.pretrained import DTYPES
 from videodiff.training.start import matches, parts_of
 from videodiff.verbs.config.build import build_data, check_patch, costs, fill_text, network_of_run, shape_of
 from videodiff.verbs.config.groups import conf_dir
+from videodiff.words import count_text
 
 # Words of the longest caption if neither settings nor a dataset tell.
 WORDS = 64
@@ -53,7 +54,8 @@ class Compression(NamedTuple):
         k, rest = divmod(t - 1, ft)
         if rest:
             raise ValueError(
-                f"codec: found {t} frames, expected 1 + {ft} k (nearest: {k * ft + 1} or {k * ft + ft + 1})"
+                f"codec: found {count_text(t, 'frame')}, expected 1 + {ft} k (nearest: {k * ft + 1} or "
+                f"{k * ft + ft + 1})"
             )
         return k + 1
 
