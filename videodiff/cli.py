@@ -41,7 +41,7 @@ VERBS = {
     "train": "train a denoiser on a dataset; resume=<run> continues a run bit by bit",
     "sample": "sample clips from captions and given frames",
     "evaluate": "measure a run: physics against the truth, caption following, flicker",
-    "arrange": "lay sampled clips out as VBench, VBench-2.0, Physics-IQ or tools for FVD read them",
+    "arrange": "lay sampled clips out as VBench, VBench-2.0, PhyGenBench, Physics-IQ or tools for FVD read them",
     "report": "write one self-contained HTML page about a run",
     "inspect": "show what is in a dataset, a run or a checkpoint",
     "convert": "verify a checkpoint, export its weights, or write its state into other files",

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from videodiff.benchmarks.layouts import Made, by_prompt, by_scenario, physics_iq, read_info, vbench, vbench2
+from videodiff.benchmarks.layouts import (
+    Made,
+    by_prompt,
+    by_scenario,
+    phygenbench,
+    physics_iq,
+    read_info,
+    vbench,
+    vbench2,
+)
 
 INFO = [
     {"prompt_en": "a toilet, frozen in time", "dimension": ["temporal_flickering"]},
@@ -33,6 +42,21 @@ def test_vbench_2_has_a_folder_a_dimension_180_letters_and_20_clips_of_diversity
         f"Material/b-{i}.mp4" for i in range(3)
     ]
     assert places[0].prompt == long
+
+
+def test_phygenbench_has_a_clip_a_prompt_in_the_order_of_its_list() -> None:
+    prompts = ["an egg hits a rock", "a cork on water", "an egg hits a rock"]
+    made = [Made(Path(f"{number:03d}.mp4"), prompts[number]) for number in (1, 2, 0)]
+    files, missing = by_prompt(phygenbench(prompts), made)
+    assert files == {
+        "output_video_1.mp4": Path("000.mp4"),
+        "output_video_2.mp4": Path("001.mp4"),
+        "output_video_3.mp4": Path("002.mp4"),
+    }
+    assert not missing
+    assert [place.name for place in by_prompt(phygenbench(prompts), made[1:])[1]] == [
+        "output_video_2.mp4",
+    ]
 
 
 def test_clips_of_a_prompt_are_numbered_by_their_names_and_missing_ones_are_told() -> None:

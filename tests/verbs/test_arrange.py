@@ -104,6 +104,26 @@ def test_missing_clips_are_refused_with_their_names_or_counted(call: Call, sampl
     assert len(list((sampled / "vbench").iterdir())) == 8
 
 
+def test_phygenbench_gets_a_number_a_prompt(call: Call, sampled: Path) -> None:
+    prompts = [{"caption": prompt, "physical_laws": "x", "sub_category": "y"} for prompt in ("a cat", MOVING)]
+    (sampled / "prompts.json").write_text(json.dumps(prompts))
+    how = ["arrange", str(sampled / "made"), "suite=phygenbench", f"out={sampled}/phygenbench"]
+    status, out, err = call(*how, f"info={sampled}/prompts.json")
+    assert status == 0, err
+    assert "2 clips as phygenbench reads them" in out
+    made = {path.name: path.read_bytes() for path in (sampled / "phygenbench").iterdir()}
+    clips = {"output_video_1.mp4": "010.mp4", "output_video_2.mp4": "005.mp4"}
+    assert made == {name: (sampled / "made" / clip).read_bytes() for name, clip in clips.items()}
+    for wrong, text, message in (
+        ("lines.json", "[1]", "lines.json: record 0: found no prompt, expected a text"),
+        ("half.json", b"\xff", "half.json: found bytes that are no UTF-8 at 0"),
+    ):
+        (sampled / wrong).write_bytes(text if isinstance(text, bytes) else text.encode())
+        status, _, err = call(*how[:-1], f"out={sampled}/other", f"info={sampled}/{wrong}")
+        assert (status, err.count("\n"), err.count("info:")) == (1, 1, 1), err
+        assert message in err
+
+
 def test_vbench_2_gets_a_folder_a_dimension(call: Call, sampled: Path) -> None:
     (sampled / "info.json").write_text(json.dumps([{"prompt_en": MOVING, "dimension": ["Material"]}]))
     status, _, err = call(
@@ -159,7 +179,7 @@ def test_tools_for_fvd_get_sampled_and_true_clips_side_by_side(call: Call, tmp_p
     [
         (["suite=vbench"], "info: found null, expected the list of prompts of the suite, VBench_full_info.json"),
         (["suite=vbench2", "info=nowhere.json"], "info: found no file nowhere.json"),
-        (["suite=vbanch"], "expected one of vbench, vbench2, physics_iq, fvd"),
+        (["suite=vbanch"], "expected one of vbench, vbench2, phygenbench, physics_iq, fvd"),
         (["suite=fvd"], "clips.json, expected a run that was evaluated"),
         (
             ["suite=vbench", "info={sampled}/bad.json"],

@@ -1,8 +1,9 @@
 """The file names that benchmarks expect, by prompt and number or by scenario.
 
 VBench: `<prompt>-<0..4>.mp4` in one folder, but 25 clips for each prompt of temporal_flickering. VBench-2.0:
-`<dimension>/<the first 180 letters of the prompt>-<0..2>.mp4`, but 20 clips for each prompt of Diversity. Physics-IQ:
-the names in its descriptions.csv, clips of exactly 5 seconds. FVD tools: `real/` and `fake/` with equally many clips.
+`<dimension>/<the first 180 letters of the prompt>-<0..2>.mp4`, but 20 clips for each prompt of Diversity. PhyGenBench:
+`output_video_<1..160>.mp4` in the order of its prompts.json. Physics-IQ: the names in its descriptions.csv, clips of
+exactly 5 seconds. FVD tools: `real/` and `fake/` with equally many clips.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,16 @@ def vbench2(info: Sequence[Mapping[str, Any]], dimensions: Sequence[str] = ()) -
                         f"{stem[:40]!r}..., expected a file name of its own for each"
                     )
     return list(places.values())
+
+
+def phygenbench(prompts: Sequence[str]) -> list[Place]:
+    """Return the files of PhyGenBench for the prompts of its prompts.json; one that is there twice has two clips."""
+    before: Counter[str] = Counter()
+    places = []
+    for number, prompt in enumerate(prompts, 1):
+        places.append(Place(f"output_video_{number}.mp4", prompt, before[prompt]))
+        before[prompt] += 1
+    return places
 
 
 def numbered(folder: str, stem: str, prompt: str, count: int) -> Iterator[Place]:

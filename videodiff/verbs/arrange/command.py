@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from videodiff.benchmarks import layouts
 from videodiff.benchmarks.folder import lay_out, read_made, read_pairs, write_results
 from videodiff.data.storage.files import no_file, owning
+from videodiff.generation.prompts import parse_prompts
 from videodiff.printing import say
 from videodiff.words import count_text
 
@@ -17,10 +18,11 @@ SHOWN = 3
 LISTS = {
     "vbench": "VBench_full_info.json",
     "vbench2": "VBench2_full_info.json",
+    "phygenbench": "prompts.json",
     "physics_iq": "descriptions.csv",
 }
 # The keys that mean nothing to a suite.
-WITHOUT = {"fvd": ("info", "dimensions"), "physics_iq": ("dimensions",)}
+WITHOUT = {"fvd": ("info", "dimensions"), "physics_iq": ("dimensions",), "phygenbench": ("dimensions",)}
 
 
 def run(cfg: DictConfig) -> None:
@@ -65,6 +67,8 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
     if cfg.suite == "physics_iq":
         names = layouts.physics_iq(read_text(Path(cfg.info)))
         files, missing = layouts.by_scenario(names, made)
+    elif cfg.suite == "phygenbench":
+        files, missing = layouts.by_prompt(layouts.phygenbench(read_prompts(Path(cfg.info))), made)
     else:
         places_of = {"vbench": layouts.vbench, "vbench2": layouts.vbench2}[cfg.suite]
         files, missing = layouts.by_prompt(places_of(layouts.read_info(Path(cfg.info)), list(cfg.dimensions)), made)
@@ -78,6 +82,14 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
     if missing:
         say(f"{len(missing)} of {len(files) + len(missing)} clips are missing, the first one: {missing[0].name}")
     return files
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts of a list in JSON, as `sample` reads them."""
+    try:
+        return parse_prompts(read_text(path), ".json")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"info: {path}: {str(error).removeprefix(f'info: {path}: ')}") from error
 
 
 def read_text(path: Path) -> str:

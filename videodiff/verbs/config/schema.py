@@ -566,7 +566,7 @@ VERBS: dict[str, Kind] = {
     ),
     "arrange": record(
         source=PLACE,
-        suite=choice("vbench", "vbench2", "physics_iq", "fvd"),
+        suite=choice("vbench", "vbench2", "phygenbench", "physics_iq", "fvd"),
         out=HERE,
         info=optional(PLACE),
         dimensions=many(NAME),
