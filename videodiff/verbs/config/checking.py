@@ -332,4 +332,9 @@ def check_folders(verb: str, cfg: DictConfig, elsewhere: bool) -> None:
     for key in READ.get(verb, ()):
         root = OmegaConf.select(cfg, key)
         if root is not None and "://" not in root and ":" not in root and not os.path.isdir(root):
-            raise FileNotFoundError(f"{key}: {root}: found no such folder, expected a dataset")
+            resumed = OmegaConf.select(cfg, "resume") is not None and not os.path.isabs(root)
+            where = (
+                f"; a run that is resumed looks for it below the current folder, {os.getcwd()}: change to the folder "
+                f"where the run began, or give {key}=<where it is now>"
+            )
+            raise FileNotFoundError(f"{key}: {root}: found no such folder, expected a dataset{where * resumed}")
