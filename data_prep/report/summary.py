@@ -139,6 +139,8 @@ def format_summary(
         example = examples.get((reason, kind))
         lines.append(f"{count:,} failed: {reason} ({kind})" + (f"; the first one: {example}" if example else ""))
     lines += [f"{ends.open:,} not worked on yet"] * bool(ends.open)
+    if clips.made and not clips.kept:
+        lines.append(f"no clip is kept, so {out} is no dataset; other limits (prep.filter), or prep=all, keep more")
     lines += [f"{count_text(clips.without_caption, 'clip has', 'clips have')} no caption"] * bool(clips.without_caption)
     lines += [f"passed over: {Passed(summary.passed_over)}"] * bool(summary.passed_over)
     lines += format_captions(summary.captions) if summary.captions else []

@@ -65,8 +65,25 @@ def test_a_missing_folder_is_an_error(tmp_path):
 
 
 def test_a_folder_without_manifest_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"found no manifest\.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"found no manifest\.parquet, .* by `videodiff pack` or `prep`$"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        (["a.tar"], "`videodiff index` makes one for its tars"),
+        ([".work/plan.sqlite", "shard-00000.tar"], "`videodiff prep` has not ended there: the same command goes on"),
+        ([".work/plan.sqlite", "summary.json"], "by its summary.json `videodiff prep` kept no clip: other limits"),
+    ],
+)
+def test_a_folder_without_manifest_is_answered_by_what_made_it(tmp_path, held, told):
+    for name in held:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError) as found:
+        Manifest.load(tmp_path)
+    assert str(found.value).partition("`prep`; ")[2].startswith(told)
 
 
 def test_a_manifest_without_samples_is_an_error(root):

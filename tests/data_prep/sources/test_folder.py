@@ -13,7 +13,7 @@ from data_prep.fetch.acquire import Acquirer, check_local
 from data_prep.fetch.failures import AcquireError
 from data_prep.report.figures import examples, figures
 from data_prep.report.page import write_preparation
-from data_prep.report.summary import Summary, format_summary
+from data_prep.report.summary import ClipCounts, Summary, format_summary
 from tests.material.made_clips import moving_square, write_video
 from tests.material.preparing import prep
 from videodiff.data.samples.manifest import Manifest
@@ -79,6 +79,14 @@ def test_an_input_of_each_class_that_failed_is_named_with_its_cause(prepared):
     ]
     assert "cannot be opened" in starts[0][2]
     assert "link to 'nowhere', which does not exist" in starts[1][2]
+
+
+@pytest.mark.parametrize(("kept", "told"), [(0, True), (1, False)])
+def test_a_call_that_keeps_no_clip_says_that_there_is_no_dataset(kept, told):
+    lines = format_summary(Summary(clips=ClipCounts(made=2, kept=kept)), "out").splitlines()
+    assert (
+        "no clip is kept, so out is no dataset; other limits (prep.filter), or prep=all, keep more" in lines
+    ) == told
 
 
 def test_the_page_tells_it_too(prepared):

@@ -56,6 +56,17 @@ ROWS_KEPT = 2**20
 LEAST_BYTES, TEXT, MEAN_TEXT, FREE_BYTES = 4, 2**16, 2**12, 2**24
 
 
+def instead_of(folder: Path) -> str:
+    """Return what is to be done with a folder that has no manifest, empty if it holds nothing of a dataset."""
+    if (folder / "summary.json").is_file():
+        return "; by its summary.json `videodiff prep` kept no clip: other limits, or prep=all, keep more"
+    if (folder / ".work").is_dir():
+        return "; `videodiff prep` has not ended there: the same command goes on"
+    if next(folder.glob("*.tar"), None) is not None:
+        return f"; `videodiff index` makes one for its tars, data=webdataset data.urls={folder} streams them"
+    return ""
+
+
 class ManifestError(ValueError):
     """A dataset whose manifest cannot be used, or does not fit its shards."""
 
@@ -96,10 +107,9 @@ class Manifest:
         if isinstance(root, Path) and not root.is_dir():
             raise FileNotFoundError(f"{root}: found no such folder, expected a dataset")
         if isinstance(root, Path) and not path.is_file():
-            tars = next(root.glob("*.tar"), None) is not None
-            other = f"; `videodiff index` makes one for its tars, data=webdataset data.urls={root} streams them" * tars
             raise FileNotFoundError(
-                f"{root}: found no {NAME}, expected a dataset as written by `videodiff pack`{other}"
+                f"{root}: found no {NAME}, expected a dataset as written by `videodiff pack` or `prep`"
+                f"{instead_of(root)}"
             )
         try:
             manifest = cls(path)
