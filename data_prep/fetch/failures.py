@@ -40,10 +40,13 @@ ERRORS = {
     "FileNotFoundError": ("missing", NEVER),
     "PermissionError": ("forbidden", LATER),
 }
-# Failures that only the text of a message tells.
+# Failures that only the text of a message tells. The first entry that matches decides: YouTube also calls a video
+# unavailable where it refuses for now only.
 MESSAGES = {
     "support range requests": ("no-ranges", LATER),
-    "not a bot": ("bot-check", NOW),
+    "not a bot|captcha": ("bot-check", NOW),
+    "try again later|temporarily unavailable": ("busy", LATER),
+    "in your country": ("geo-blocked", NEVER),
     "confirm your age": ("age-restricted", NEVER),
     "private video|members-only|join this channel": ("private", NEVER),
     "terminated|removed|no longer available|unavailable|does not exist": ("gone", NEVER),
