@@ -89,6 +89,12 @@ def test_an_orientation_is_what_pillow_makes_of_it(exif):
         assert Display(orientation=found).size(7, 5) == transposed(image, exif).shape[1::-1]
 
 
+def test_an_orientation_is_told_as_exif_numbers_it():
+    turns = {3: "rotated by 180 degrees", 6: "rotated by 90 degrees", 8: "rotated by 270 degrees"}
+    for exif in range(2, 9):
+        assert str(EXIF[exif - 1]) == turns.get(exif, f"mirrored (EXIF {exif})")
+
+
 @given(st.sampled_from(sorted(MATRICES)), st.floats(-0.9, 0.9), st.floats(0.01, 30), st.floats(0.01, 30))
 def test_a_matrix_may_be_scaled_and_a_degree_off(exif, degrees, wide, high):
     turn = np.array([[math.cos(math.radians(degrees)), -math.sin(math.radians(degrees))]] * 2)

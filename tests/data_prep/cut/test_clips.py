@@ -97,6 +97,15 @@ def test_a_frame_that_stays_is_repeated_and_the_slide_before_a_span_is_shown_in_
     assert (kept / 500_000).tolist() == [0, 0, 0, 0, 6, 7]
 
 
+def test_a_stretch_of_another_rate_is_played_at_its_own_and_a_few_frames_at_that_of_their_source():
+    tenths = np.array([0, 1, 2, 4, 5, 6, 7, 9, 10, 11])
+    kept, rate = schedule(tenths * 100_000, (0, 1_200_000), Fraction(25), None)
+    assert rate == 10
+    assert (kept // 100_000).tolist() == [0, 1, 2, 2, 4, 5, 6, 7, 7, 9, 10, 11]
+    kept, rate = schedule(tenths[:8] * 100_000, (0, 1_000_000), Fraction(25), None)
+    assert (rate, len(kept)) == (25, 25)
+
+
 @settings(deadline=None)
 @given(st.integers(2, 4000), st.integers(2, 4000), st.integers(2, 1080))
 def test_sizes_are_even_never_larger_and_keep_their_shape(width, height, short_side):
