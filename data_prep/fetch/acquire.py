@@ -160,9 +160,9 @@ class Acquirer:
 
     def _from_web(self, url: str, part: Part | None, file: BinaryIO, until: float) -> None:
         """Copy a file, or a part of one, block by block; each block has its own retries."""
-        offset, end = (part.offset, part.offset + part.size) if part else (0, None)
+        start, end = (part.offset, part.offset + part.size) if part else (0, None)
         self._check(part.size if part else 0, until)
-        first = None
+        offset, first = start, None
         while end is None or offset < end:
             stop = offset + BLOCK if end is None else min(offset + BLOCK, end)
             # A server without ranges sends the whole file, once.
@@ -172,9 +172,12 @@ class Acquirer:
             first = first or found
             check_same(url, first.version, found.version)
             end = min(found.size, end) if end is not None else found.size
+            # An answer without ranges that broke off before has left its bytes.
+            file.seek(offset - start)
             file.write(found.data)
             offset += len(found.data)
             self._check(part.size if part else found.size, until)
+        file.truncate(offset - start)
 
     def _range(
         self, url: str, start: int, stop: int, file: BinaryIO, until: float, whole: bool, proxy: str | None

@@ -156,6 +156,12 @@ def test_a_file_replaced_by_one_of_its_size_is_not_mixed_with_it(
     assert acquirer(tmp_path).fetch(wanted(f"{web.url}/replaced.mp4")).path.read_bytes() == LARGE[::-1]
 
 
+@pytest.mark.parametrize("how", ["whole", "fickle"])
+def test_a_transfer_without_ranges_that_breaks_off_begins_again(tmp_path: Path, web: Site, how: str) -> None:
+    # A fickle server, as one of several behind an address, answers the second time with ranges.
+    assert acquirer(tmp_path).fetch(wanted(f"{web.url}/odd/{how}-cut-once/large.mp4")).path.read_bytes() == LARGE
+
+
 def test_a_short_fault_of_the_server_passes(tmp_path: Path, web: Site) -> None:
     assert acquirer(tmp_path).fetch(wanted(f"{web.url}/odd/busy-once/small.mp4")).path.read_bytes() == SMALL
 
@@ -168,6 +174,9 @@ def test_a_short_fault_of_the_server_passes(tmp_path: Path, web: Site) -> None:
         ("busy/a.mp4", "http-503", True),
         ("far/a.mp4", "http-429", True),
         ("odd/cut/small.mp4", "truncated", True),
+        ("odd/whole-cut/small.mp4", "truncated", True),
+        ("odd/less/small.mp4", "truncated", True),
+        ("odd/later/small.mp4", "wrong-range", True),
         ("empty.mp4", "empty", False),
         ("odd/well/page.html.mp4", "not-a-video", False),
         # Pages: what has not the ending of a video.

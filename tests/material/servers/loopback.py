@@ -47,7 +47,11 @@ http {{
 
 
 class Odd(BaseHTTPRequestHandler):
-    """`/<how>/<file>`: sends a file and breaks off, hangs, trickles or is busy; `-once` means the first time only."""
+    """`/<how>/<file>`: sends a file and breaks off, hangs, trickles or is busy; `-once` means the first time only.
+
+    whole: ranges are ignored, fickle: the first time only; later: a range begins a byte later; less: a range lacks the
+    last byte that it states.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -61,10 +65,14 @@ class Odd(BaseHTTPRequestHandler):
         how, name = self.path.lstrip("/").split("/", 1)
         self.server.asked[f"{self.command} {self.path}"] += 1
         first = self.server.asked[f"{self.command} {self.path}"] == 1
-        how = how.removesuffix("-once") if not how.endswith("-once") or first else "well"
+        if how.endswith("-once"):
+            how = how.removesuffix("-once") if first else "whole" if how.startswith("whole") else "well"
         data = (self.server.files / name).read_bytes()
-        start, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
-        part = data[int(start) : int(last or len(data) - 1) + 1]
+        asked = None if how.startswith(("whole", "fickle")) else self.headers.get("Range")
+        start, last = (int(at or len(data) - 1) for at in (asked or "bytes=0-").removeprefix("bytes=").split("-"))
+        start += how == "later"
+        part = data[start : last + 1]
+        stated, part = f"bytes {start}-{start + len(part) - 1}/{len(data)}", part[:-1] if how == "less" else part
         if how == "hang":
             self.server.released.wait(600)
         if how == "busy":
@@ -72,16 +80,16 @@ class Odd(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_response(206 if asked else 200)
         self.send_header("Content-Type", "text/html" if ".html" in name else "video/mp4")
         if how != "endless":
             self.send_header("Content-Length", str(len(part)))
-        if "Range" in self.headers:
-            self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(data)}")
+        if asked:
+            self.send_header("Content-Range", stated)
         self.end_headers()
         if not body:
             return
-        if how == "cut":
+        if how.endswith("cut"):
             self.wfile.write(part[: len(part) // 2])
         elif how == "trickle":
             for letter in part:
@@ -93,7 +101,7 @@ class Odd(BaseHTTPRequestHandler):
                 self.wfile.write(part)
         else:
             self.wfile.write(part)
-        self.close_connection = how in ("cut", "trickle", "endless")
+        self.close_connection = how.endswith("cut") or how in ("trickle", "endless")
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
