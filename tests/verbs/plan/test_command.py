@@ -16,6 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.samples.shards import ShardWriter
 from videodiff.planning.forecast.choice import Choice, Plan, evaluate
 from videodiff.planning.forecast.trace import weights_of
 from videodiff.training.start import freeze
@@ -218,6 +220,31 @@ def test_frozen_encoders_take_the_bytes_of_their_numbers() -> None:
     assert (full.weights, full.moment) == (2 * half.weights, 2 * half.moment)
     # A clip of video passes the codec as a whole, whatever slice_frames says.
     assert half.most >= half.moment
+
+
+def test_a_codec_in_tiles_takes_the_memory_of_a_tile() -> None:
+    shape = ["data.height=512", "data.width=384"]
+    whole, tiled, larger = (
+        job_of(composed(["experiment=hdvila_256", *shape, f"codec.tile={tile}"]), False).largest.encoding
+        for tile in ("null", "256", "448")
+    )
+    assert tiled.moment == pytest.approx(whole.moment * (256 * 256) / (512 * 384))
+    # A side that is shorter than a tile is not cut.
+    assert larger.moment == pytest.approx(whole.moment * 448 / 512)
+    assert (tiled.weights, tiled.flops) == (whole.weights, whole.flops)
+
+
+def test_pictures_are_stored_in_the_bytes_of_pictures(tmp_path: Path) -> None:
+    videos, pictures = [b"v" * size for size in (9000, 7000)], [b"p" * 500]
+    with ShardWriter(tmp_path, 10**6) as writer:
+        for number, (data, frames) in enumerate([*((video, 16) for video in videos), *((one, 1) for one in pictures)]):
+            row = {"width": 32, "height": 32, "frames": frames, "fps": 8.0, "duration": frames / 8}
+            writer.add(f"{number}", {"mp4": data, "txt": b"a ball"}, row)
+    sizes = Manifest.load(tmp_path).column("size")
+    buckets = "data.buckets=[{frames: 16, height: 32, width: 32}, {frames: 1, height: 32, width: 32}]"
+    job = job_of(composed(["experiment=bouncing_cpu", f"data.root={tmp_path}", buckets, "data.frames=16"]), True)
+    stored = {shape.name.split("x")[0].strip(): shape.stored for shape in job.shapes}
+    assert stored == {"16": sizes[:2].mean(), "1": sizes[2]}
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,11 @@ def clip_bytes(cfg: DictConfig, bucket: Bucket, latent: Sequence[int], network: 
     if "latent" in delivered(cfg):
         return size + 2.0 * math.prod(latent)
     try:
-        return size + float(Manifest.load(cfg.data.get("root") or ".").column("size").mean())
+        manifest = Manifest.load(cfg.data.get("root") or ".")
+        sizes, pictures = manifest.column("size"), manifest.column("frames") == 1
+        # Of a dataset of both, a bucket of pictures holds the pictures, and every other one the videos.
+        own = sizes[pictures == (bucket.frames == 1)]
+        return size + float((own if len(own) else sizes).mean())
     except (OSError, ManifestError):
         # H.264 at the quality of `videodiff pack` takes about a tenth of a bit for each pixel of the whole span.
         return size + 0.1 / 8 * bucket.span * bucket.height * bucket.width
@@ -312,7 +316,10 @@ def encoding(cfg: DictConfig, codec: Encoder, text: Encoder, bucket: Bucket, wor
     most, pixels = math.inf, bucket.frames * bucket.height * bucket.width
     if "latent" not in delivered(cfg) and codec.millions:
         weights, flops = 1e6 * number(cfg.codec) * codec.millions, 1e6 * codec.mflop * pixels
-        moment = codec.moment * number(cfg.codec) / 2 * pixels
+        # One tile of all clips is encoded after the other.
+        side = cfg.codec.get("tile") or math.inf
+        seen = bucket.frames * min(bucket.height, side) * min(bucket.width, side)
+        moment = codec.moment * number(cfg.codec) / 2 * seen
         # A codec of video is always given whole clips.
         once = cfg.codec.slice_frames or math.inf
         most = moment * max(once / bucket.frames, float(codec.shape[1][0] > 1))
