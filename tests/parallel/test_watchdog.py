@@ -144,8 +144,9 @@ def test_a_process_is_gone_sooner_if_another_one_met_a_failure(
 
 
 def test_the_store_is_kept_for_those_alone_that_will_read_it(tmp_path: Path) -> None:
-    watch = Watch(0, 4, distributed.HashStore(), tmp_path)
+    watch = Watch(0, 5, distributed.HashStore(), tmp_path)
     watch.store.set("beat/1", json.dumps(HERE._replace(done=True)))
+    watch.store.set("beat/4", json.dumps(HERE._replace(failed="no room")))
     watch.seen[2] = watch.seen[2]._replace(told=watch.seen[2].told - 60)
     watch.store.set("beat/3", json.dumps(HERE))
     kept = threading.Thread(target=watch.keep_store, args=(30.0,))
