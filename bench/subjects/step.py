@@ -40,7 +40,7 @@ def measure(settings: Settings) -> Iterator[Figure]:
             yield figure(f"milliseconds a step: {name}", [1000 * one for one in taken[name]])
         # The optimizer's step moves the average too: it counts once.
         whole = [sum(one.values()) - one["average"] for one in rounds]
-        shares = [(r["average"] + r["checks"] + r["log"]) / all_ for r, all_ in zip(rounds, whole, strict=True)]
+        shares = [(r["average"] + r["check"] + r["log"]) / all_ for r, all_ in zip(rounds, whole, strict=True)]
         yield figure("share of average, checks and log in a step", shares, "overhead_fraction", "below 0.02")
         if not settings.tiny:
             yield from start(Path(folder), settings)
@@ -81,7 +81,7 @@ def parts(folder: Path) -> dict[str, Callable[[], object]]:
         "forward and backward": forward_and_backward,
         "optimizer with average": optimizer.step,
         "average": lambda: average(optimizer, 0.99),
-        "checks": lambda: (finite(p.grad for p in weights if p.grad is not None), finite(weights)),
+        "check": lambda: finite(p.grad for p in weights if p.grad is not None),
         "log": log,
     }
 

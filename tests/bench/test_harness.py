@@ -66,7 +66,7 @@ def test_what_is_not_training_has_a_share_of_the_step(harness) -> None:
     subject = importlib.import_module("subjects.step")
     found = {one.what: one.value for one in subject.measure(harness.Settings(1, tiny=True))}
     parts = {what.partition(": ")[2]: value for what, value in found.items() if what.startswith("milliseconds")}
-    beside = sum(parts[name] for name in ("average", "checks", "log"))
+    beside = sum(parts[name] for name in ("average", "check", "log"))
     whole = sum(parts.values()) - parts["average"]
     assert found["share of average, checks and log in a step"] == pytest.approx(beside / whole)
 

@@ -52,6 +52,14 @@ class Spoils(Callback):
             trainer.optimizers[0].register_step_post_hook(spoil)
 
 
+class SpoilsUnseen(Callback):
+    """Have the row of the last word be no number after step 1: no gradient shows it if no caption has this word."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if trainer.global_step == 1:
+            module.text.word.weight.data[-1] = float("nan")
+
+
 class Told(Callback):
     """Have each rank write the number of its process into `rank_<rank>` after its second step."""
 

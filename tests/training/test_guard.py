@@ -292,6 +292,32 @@ def test_a_step_that_ruins_the_weights_is_the_last_one_and_not_saved(
     assert not list(cwd.glob("runs/a/checkpoints/step_*"))
 
 
+@pytest.mark.parametrize(
+    ("how", "last"),
+    [
+        (["callbacks.checkpoints.every=3"], 3),
+        (["callbacks.checkpoints.every=9", "trainer.val_check_interval=2", "trainer.limit_val_batches=1"], 2),
+        (["~callbacks.checkpoints"], 4),
+    ],
+)
+def test_weights_are_looked_at_before_they_are_saved_or_validated_and_at_the_end(
+    call: Call, world_dataset: Path, cwd: Path, how: list[str], last: int
+) -> None:
+    Path("words.txt").write_text((world_dataset / "words.txt").read_text() + "zebra\n")
+    spoils = ["+callbacks.spoils._target_=tests.parallel.odd_ranks.SpoilsUnseen", "text.vocabulary=words.txt"]
+    words = [
+        "trainer.max_steps=4",
+        f"data.validation_root={world_dataset}",
+        "trainer.val_check_interval=9",
+        *how,
+        *spoils,
+    ]
+    status, _, err = call("train", "name=a", *tiny(world_dataset), *words)
+    assert status == 1, err
+    assert f"error: step {last} with the learning rate " in err.strip().splitlines()[-1], err
+    assert not list(cwd.glob("runs/a/checkpoints/step_*"))
+
+
 def test_weights_that_are_ruined_on_one_rank_alone_end_training_on_all(world_dataset: Path, tmp_path: Path) -> None:
     how = ["strategy=ddp", "optimizer=adamw", "trainer.max_steps=100000", "name=a"]
     spoils = "+callbacks.spoils._target_=tests.parallel.odd_ranks.Spoils"

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from videodiff.data.storage.files import write_whole
 from videodiff.parallel.ranks import agreed, summed
 from videodiff.training.average import trainable
+from videodiff.training.guard import prove
 from videodiff.training.module import VALIDATED
 from videodiff.training.run.logging import say
 from videodiff.training.run.validated import is_due
@@ -163,7 +164,8 @@ class Checkpoints(Callback):
             self.record_best()
 
     def begin(self, trainer: lightning.Trainer) -> None:
-        """Begin to save when the previous checkpoint is on the disk."""
+        """Begin to save weights that are numbers, when the previous checkpoint is on the disk."""
+        prove(trainer)
         if self.saving is not None:
             before, began = self.saving.step, time.monotonic()
             self.finish()

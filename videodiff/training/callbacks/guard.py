@@ -27,6 +27,9 @@ class Guard(Callback):
     average unchanged; the data and the schedule go on. At most `budget` of any `within` steps may be skipped. If more
     are, training goes back to an older checkpoint and leaves out the batches since then, at most `rollbacks` times;
     after that it ends.
+
+    Weights that are not finite give a gradient that is not, so the weights are looked at when a step is skipped, and
+    before they are saved or validated: no other step waits for it.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Guard(Callback):
         if (spike is not None and not spike > 1) or history < 1:
             raise ValueError(f"guard: found spike={spike} history={history}, expected above 1, or null, and at least 1")
         self.budget, self.within, self.skipped, self.spikes = budget, within, [], Spikes(spike, history)
+        # The last step that was taken, and its learning rate.
+        self.taken = 0, 0.0
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
         module.engine.limit = self.spikes.limit()
@@ -55,12 +60,26 @@ class Guard(Callback):
         if self.spikes.factor is not None:
             self.spikes.add(module.engine.gradient_norm())
         if module.was_skipped():
+            self.prove(trainer)
             self.count(trainer, module)
-        elif not sound(trainer, module.engine):
+        else:
+            self.taken = trainer.global_step, module.rate
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.prove(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        self.prove(trainer)
+
+    def prove(self, trainer: lightning.Trainer) -> None:
+        """End training if the last step that was taken left weights that are not finite; every rank has to call."""
+        step, rate = self.taken
+        if not sound(trainer, trainer.lightning_module.engine):
             raise self.ended(
                 trainer,
-                f"step {trainer.global_step:,} with the learning rate {module.rate:g} left weights that are not "
-                "finite, or beyond 1e19, expected numbers; try a lower optimizer.lr",
+                step,
+                f"step {step:,} with the learning rate {rate:g} left weights that are not finite, or beyond 1e19, "
+                "expected numbers; try a lower optimizer.lr",
             )
 
     def count(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -75,14 +94,15 @@ class Guard(Callback):
         if len(self.skipped) > self.budget:
             raise self.ended(
                 trainer,
+                step,
                 f"step {step:,}: {why}, clips {where}; {many} "
                 "(callbacks.guard.budget); try a lower optimizer.lr, or look at these clips",
             )
         if trainer.is_global_zero:
             say(f"step {step:,}: skipped, {why}, clips {where}; {many}")
 
-    def ended(self, trainer: lightning.Trainer, why: str) -> BaseException:
-        """Return the exception that ends training on this rank; the first rank says why and where to resume."""
+    def ended(self, trainer: lightning.Trainer, step: int, why: str) -> BaseException:
+        """Return the exception that ends training on this rank, as `step` diverged; the first rank says why."""
         run, back = Path(trainer.default_root_dir), None
         for callback in trainer.callbacks:
             if isinstance(callback, Checkpoints):
@@ -91,7 +111,7 @@ class Guard(Callback):
         # A stream without an order has no batches that can be left out.
         data = trainer.datamodule
         if trainer.is_global_zero and data.ordered:
-            back = roll_back(run, trainer.global_step, self.rollbacks, data.left_out)
+            back = roll_back(run, step, self.rollbacks, data.left_out)
         back = gather(trainer.world_size, back)[0]
         if not trainer.is_global_zero:
             return SystemExit(SAID if back is None else AGAIN)
