@@ -28,6 +28,14 @@ def add(board: Path, run: str, dataset: str = "datasets/held_out", steps: int = 
     add_row(board, Path("runs") / run, evaluation(**figures) | {"dataset": dataset}, {"sampler": {"steps": steps}})
 
 
+def test_figures_that_are_shown_as_the_same_have_the_same_mark(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    for run, value in {"a": 0.25001, "b": 0.25, "c": 0.251}.items():
+        add(board, run, velocity_error=value)
+    *_, last = (tmp_path / "leaderboard.md").read_text().splitlines()
+    assert last == "| velocity error (units/s) ↓ | **0.250 ± 0.010** | **0.250 ± 0.010** | 0.251 ± 0.010 |"
+
+
 def test_runs_stand_side_by_side_and_the_best_is_bold(tmp_path: Path) -> None:
     board = tmp_path / "leaderboard.jsonl"
     add(board, "a", velocity_error=0.5, colour_accuracy=0.75)

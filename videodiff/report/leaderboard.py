@@ -226,10 +226,12 @@ def figure(measure: Measure, differing: str, rows: Sequence[Mapping[str, Any]]) 
     found = [[row[part].get(name) if row["measures"].get(name) == measure else None for part in parts] for row in rows]
     values = [value for value, _, _ in found if value is not None]
     best = (max if measure.more_is_better else min)(values)
+    # What is shown as the same figure has the same mark.
+    shown = {rounded(value, error) for value, error, _ in found if value == best}
     cells = []
     for value, error, count in found:
-        text = "–" if value is None else rounded(value, error)
+        own = text = "–" if value is None else rounded(value, error)
         text += "" if error is None or value is None else f" ± {rounded(error, error)}"
-        text = f"**{text}**" if value == best and len(values) > 1 else text
+        text = f"**{text}**" if own in shown and len(values) > 1 else text
         cells.append(text if count is None else f"{text} on {count:,.0f}")
     return line([measure.label + differing, *cells])
