@@ -343,6 +343,21 @@ def test_what_pages_say_becomes_a_class(message: str, reason: str, retryable: bo
     assert (failure.reason, failure.retryable, message in failure.detail) == (reason, retryable, True)
 
 
+def test_a_status_says_whether_to_ask_again() -> None:
+    again = {400: "never", 401: "later", 403: "later", 404: "never", 407: "later", 410: "never", 451: "never"}
+    again |= dict.fromkeys((408, 425, 429, 500, 502, 503, 504), "now")
+    for status, expected in again.items():
+        error = RuntimeError("refused")
+        error.status = status
+        assert (classify(error).reason, classify(error).again) == (f"http-{status}", expected)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_no_failure_of_the_input(number: int) -> None:
+    with pytest.raises(OSError, match="no room"):
+        classify(OSError(number, "no room"))
+
+
 def test_a_cause_that_says_nothing_is_not_what_is_told() -> None:
     failure = ConnectionError("found no route")
     failure.__cause__ = TimeoutError()
