@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import finish, start, tiny
 from videodiff import cli
+from videodiff.machine import cores
 from videodiff.parallel.launcher import first_failure
 from videodiff.parallel.node import forks
 from videodiff.parallel.node.forks import Fork
@@ -43,12 +44,18 @@ print("imported", flush=True)
 """
 
 
-def first_rank(folder: Path, rest: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def first_rank(folder: Path, rest: str) -> subprocess.Popen[str]:
     """Start a first rank of three, which forks the others and then does the rest."""
-    outer = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+    return python(folder, BEGIN + rest)
+
+
+def python(folder: Path, code: str) -> subprocess.Popen[str]:
+    """Start a process without the variables of a launcher, whose output waits until it is flushed."""
+    left_out = (*LAUNCHERS, "PYTHONUNBUFFERED")
+    outer = {name: value for name, value in os.environ.items() if name not in left_out}
     return subprocess.Popen(
-        [sys.executable, "-c", BEGIN + rest],
-        **{"cwd": folder, "env": {**outer, "PYTHONPATH": str(ROOT), **(env or {})}},
+        [sys.executable, "-c", code],
+        **{"cwd": folder, "env": {**outer, "PYTHONPATH": str(ROOT)}},
         **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
     )
 
@@ -76,6 +83,48 @@ print([rank.poll() for rank in ranks], forks.WAITING)
     for rank in ("1", "2"):
         environment = json.loads((tmp_path / f"went_{rank}").read_text())
         assert environment == {"LOCAL_RANK": rank, "MASTER_PORT": "4711", "odd": "a\né"}
+
+
+# What waits to be printed, an import that fails, and what a rank has when it goes on.
+FAILING = """
+import json, os, signal, sys, time
+from pathlib import Path
+from videodiff.parallel.node import forks
+print("begun")
+had = "open(f'had_{os.environ[\\"LOCAL_RANK\\"]}', 'w').write(os.environ[\\"THREADS\\"])"
+Path("fails.py").write_text(f"import os; {had}; 1 / 0")
+sys.path.insert(0, "")
+forks.fork_ranks(3, "fails")
+if "LOCAL_RANK" in os.environ:
+    here = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    Path(f"went_{os.environ['LOCAL_RANK']}").write_text(json.dumps([here, len(forks.WAITING)]))
+    sys.exit()
+ranks = forks.take(2)
+for number, rank in enumerate(ranks, 1):
+    rank.go_on({"LOCAL_RANK": str(number)})
+while None in [rank.poll() for rank in ranks]:
+    time.sleep(0.01)
+print([rank.poll() for rank in ranks])
+""".replace("THREADS", forks.THREADS)
+
+
+def test_a_rank_whose_import_fails_goes_on_in_silence_as_a_process_of_its_own(tmp_path: Path) -> None:
+    out, _ = python(tmp_path, FAILING).communicate(timeout=60)
+    # The first rank meets the same error; what waited to be printed is printed once.
+    assert out == "begun\n[0, 0]\n"
+    for rank in ("1", "2"):
+        assert json.loads((tmp_path / f"went_{rank}").read_text()) == [True, 0]
+        assert (tmp_path / f"had_{rank}").read_text() == str(max(cores() // 3, 1))
+
+
+def test_a_rank_whose_import_hangs_ends_with_the_first(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(1000)")
+    code = "import sys, time; sys.path.insert(0, ''); from videodiff.parallel.node import forks\n"
+    first = python(tmp_path, code + "forks.fork_ranks(2, 'hangs'); time.sleep(1000)")
+    pid = int(first.stdout.readline())
+    first.kill()
+    first.wait()
+    assert ended(pid)
 
 
 @pytest.mark.parametrize("how", ["leaves", "is killed", "fails"])
