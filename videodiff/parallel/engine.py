@@ -65,9 +65,6 @@ class Engine(Protocol):
     def count(self, parameters: Iterable[nn.Parameter]) -> int:
         """Return how many weights these parameters hold when they are whole."""
 
-    def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Return the whole averages of these parameters by name; every rank has to call."""
-
     def shape(self, p: nn.Parameter) -> torch.Size:
         """Return the full shape of a parameter."""
 

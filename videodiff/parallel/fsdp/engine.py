@@ -24,7 +24,7 @@ from videodiff.words import count_text
 class FsdpEngine(Whole):
     """Implements `parallel.engine.Engine` for FSDP2; `how` are the arguments of `fully_shard`.
 
-    Each process works on its rows of a weight; norms and averages are gathered from all ranks.
+    Each process works on its rows of a weight; norms are gathered from all ranks.
     """
 
     split = True
@@ -83,15 +83,11 @@ class FsdpEngine(Whole):
         """Return the rows of the trainable weights that this process holds."""
         return [local(p) for p in super().weights()]
 
-    def averages(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Gather the averages from all ranks, by name; before the first step the parameters themselves."""
-        return {name: whole(average) for name, average in super().averages(self.rows(parameters)).items()}
-
     @contextmanager
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Exchange the rows of the weights for the rows of the averages; nothing is gathered."""
         parameters = self.rows(parameters)
-        averages = super().averages(parameters)
+        averages = self.averages(parameters)
         weights = {name: local(p).detach().clone() for name, p in parameters.items()}
         self.put(parameters, averages)
         try:
