@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.cut.scenes import between, find_scenes, fit_durations
+from data_prep.cut.scenes import Transitions, between, find_scenes, fit_durations, small
 from data_prep.cut.spans import Span
 from tests.material.made_clips import write_video
 from tests.material.scored_clips import panning
@@ -83,6 +83,17 @@ def test_a_short_scene_between_cuts_is_merged_within_the_shortest_allowed(scenes
     assert (40, 48) in scenes(film, min_scene=0.2)
     assert (40, 48) not in scenes(film)
     assert (40, 48) not in scenes(film, min_scene=1)
+
+
+def test_what_lies_at_the_edge_of_the_frames_held_is_judged_with_those_that_follow():
+    """At 10 frames a second 300 are held, and the last 40 wait: a flash in frame 299 is over in frame 300."""
+    film = shot(0, 340)
+    film[299], film[320:] = shot(1, 1)[0], shot(2, 20)
+    transitions = Transitions(10.0, 0.6)
+    for number, image in enumerate(film):
+        transitions.add(number, small(image), [number] if number in (299, 300, 320) else [])
+    transitions.settle(last=True)
+    assert (transitions.cuts, transitions.dissolves) == ([320], [])
 
 
 def test_an_unknown_detector_is_an_error(scenes):
