@@ -13,12 +13,21 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.conftest import finish, start, tiny
+from videodiff.training.limits import half_type
+
+BF16, FP16 = ("bf16", "bf16-mixed", "bf16-true"), ("16", "16-mixed", "16-true")
 
 
 def losses(run: Path) -> list[float]:
     """Return the losses of the steps of a run."""
     with (run / "metrics/version_0/metrics.csv").open() as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+@pytest.mark.parametrize("precision", [*BF16, *FP16, "32", "32-true", "64", "64-true"])
+def test_the_type_of_16_bits_is_that_of_the_precision(precision: str) -> None:
+    expected = torch.bfloat16 if precision in BF16 else torch.float16 if precision in FP16 else None
+    assert half_type(precision) is expected
 
 
 def test_training_in_half_or_double_precision_follows_that_in_single(

@@ -10,6 +10,13 @@ import torch
 from videodiff.planning.peaks import peak_of
 
 SIDE, ROUNDS = 768, 4
+# The types of 16 bits by the beginning of a precision of Lightning's, such as bf16-mixed.
+HALF = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+def half_type(precision: str) -> torch.dtype | None:
+    """Return the type of 16 bits that a precision of Lightning's computes in; None for one of 32 or 64 bits."""
+    return HALF.get(precision.partition("-")[0])
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -17,7 +24,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
     `precision` is Lightning's. On a CPU the fastest of some matrix products tells what all its threads reach.
     """
-    half = precision.startswith(("bf16", "16"))
+    half = half_type(precision) is not None
     if device.type == "cuda":
         return peak_of(torch.cuda.get_device_name(device), half)
     if device.type != "cpu":

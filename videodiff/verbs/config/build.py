@@ -22,15 +22,13 @@ from videodiff.diffusion.objective import Objective
 from videodiff.generation.settings import SETTINGS, Generation
 from videodiff.planning.cost import Cost
 from videodiff.planning.flops import Network, forward, network_of
+from videodiff.training.limits import half_type
 from videodiff.training.run.attempts import check_links
 from videodiff.training.state.checkpoint import AVERAGE, find_checkpoint, latest_checkpoint, load_average, whole
 from videodiff.verbs.config.checking import shown
 from videodiff.verbs.config.schema import faults
 from videodiff.verbs.config.stored import no_run, read_config
 from videodiff.words import count_text
-
-# The types of `trainer.precision`, such as bf16-mixed, that have 16 bits.
-HALF = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Model(NamedTuple):
@@ -299,6 +297,6 @@ def load_run(
 
 def compute_as_trained(denoiser: nn.Module, precision: str, device: str) -> None:
     """Let a network compute in the precision of its training, as it does for the samples of the training."""
-    dtype = HALF.get(precision.partition("-")[0])
+    dtype = half_type(precision)
     if dtype is not None:
         denoiser.forward = torch.autocast(device, dtype)(denoiser.forward)

@@ -32,6 +32,7 @@ from videodiff.planning.forecast.trace import halve, norms_by_one_kernel
 from videodiff.planning.remedies import machine, remedies
 from videodiff.planning.steps import plan
 from videodiff.pretrained import DTYPES
+from videodiff.training.limits import half_type
 from videodiff.training.start import matches, parts_of
 from videodiff.verbs.config.build import build_data, check_patch, costs, fill_text, network_of_run, shape_of
 from videodiff.verbs.config.groups import conf_dir
@@ -94,7 +95,7 @@ def job_of(cfg: DictConfig, cpu: bool) -> Job:
     # As in training, whose batches do not depend on the objective.
     cost = costs(network._replace(step_rank=0), unit)
     batches = steps_of(cfg, stages_of(cfg, cost), unit, cost)
-    half = str(cfg.trainer.precision).startswith(("bf16", "16"))
+    half = half_type(str(cfg.trainer.precision)) is not None
 
     def shape(bucket: Bucket, size: int, steps: float) -> Shape:
         # Pictures that lie and that stand have the same operations, which are traced once.
