@@ -110,7 +110,7 @@ def test_all_go_on_from_the_newest_state_that_is_whole(
 
     found, out = ranks(world, look), capfd.readouterr().out
     assert out.count("training does not read it") == (case == "an average")
-    assert out.count("1 steps are lost") == len(fell) / world
+    assert out.count("1 step is lost") == len(fell) / world
     if wanted is None:
         assert len({str(error) for error in found}) == 1
         assert "state/rank_00000.safetensors: found a damaged file" in str(found[0])
