@@ -264,7 +264,7 @@ def test_no_frames_are_an_error_too(load):
 @pytest.mark.parametrize("shape", [(1, 3, 1, 20, 16), (1, 3, 1, 16, 20), (1, 1, 1, 16, 16)])
 def test_a_clip_that_cannot_be_divided_or_has_other_channels_is_an_error(load, shape):
     c, h, w = shape[1], *shape[3:]
-    with pytest.raises(ValueError, match=rf"found clips of {c} channels, {h} x {w}, expected 3 .* divisible by 8"):
+    with pytest.raises(ValueError, match=rf"found clips of {c} channels?, {h} x {w}, expected 3 .* divisible by 8"):
         load("wan").encode(torch.zeros(shape))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,7 +49,10 @@ def test_a_metric_of_one_task_stands_under_its_own_name_and_in_the_table():
     found = evaluate({"mine": level}, footage(10, 20), {CONTINUATION: [grey(100), grey(200)]})
     assert (found["level"], found["level_stderr"]) == (150.0, 50.0)
     assert found["table"] == [{"name": "model", "kind": "model", "clips": 2, "level": 150.0, "level_stderr": 50.0}]
-    meaning = {"better": "higher", "unit": "levels", "range": [0.0, 255.0], "settings": {"channel": 0}}
+    # A function that is not the project's is known by its name and its file.
+    own = f"{__name__}.level {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
+    settings = {"channel": 0, "_target_": own}
+    meaning = {"better": "higher", "unit": "levels", "range": [0.0, 255.0], "settings": settings}
     assert found["metrics"] == {"level": meaning}
 
 

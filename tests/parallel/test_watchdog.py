@@ -507,7 +507,7 @@ def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(
     tmp_path: Path, world_dataset: Path, odd: str, after: str, place: str
 ) -> None:
     hang = f"+callbacks.hang._target_=tests.parallel.odd_ranks.{odd}"
-    processes = ranks(tmp_path, world_dataset, hang, "callbacks.watchdog.still=15")
+    processes = ranks(tmp_path, world_dataset, hang, "callbacks.watchdog.still=10")
     try:
         lines = said(processes, 0, 1, 2)
     finally:
@@ -515,7 +515,7 @@ def test_a_rank_that_hangs_ends_all_and_the_stacks_say_where(
     assert [rank.returncode for rank in processes.ranks] == [76, 76, 76], lines
     (line,) = lines
     assert "rank 1 on " in line
-    assert f"stands still for 15 s {after}, " in line
+    assert f"stands still for 10 s {after}, " in line
     assert f"in {place} (tests/parallel/odd_ranks.py:" in line
     assert "rank 0, 2 waits" in line
     stacks = [(tmp_path / f"runs/a/stacks/rank_{rank}.txt").read_text() for rank in range(3)]

@@ -261,13 +261,15 @@ def test_a_clip_is_the_same_whatever_is_sampled_beside_it(call: Call, trained: P
     assert alone["frames_sha256"] == facts[2]["frames_sha256"]
     sums = []
     # In batches of three, the clip stands in the first batch, in the second, and beside copies of itself.
-    for more, number in (([RED, BLUE], 1), ([RED, RED, RED, BLUE], 3), ([BLUE], 0)):
+    last = "the network makes the last one"
+    spares = (f"2 clips: {last} 1 time more", "", f"1 clip: {last} 2 times more")
+    for more, number, spare in zip(([RED, BLUE], [RED, RED, RED, BLUE], [BLUE]), (1, 3, 0), spares, strict=True):
         prompts, out = ",".join(f'"{prompt}"' for prompt in more), tmp_path / f"batch{number}"
         how = [f"prompts=[{prompts}]", f"seed={2 - number + 10}", "batch=3", f"out={out}"]
         status, said, err = call("sample", str(trained), *how)
         assert status == 0, err
-        spare = f"batch: found 3 for {len(more)} clips: the network makes the last one {3 - len(more)} times more\n"
-        assert (spare in said) == (len(more) < 3)
+        told = [line for line in said.splitlines() if "batch: found" in line]
+        assert told == [f"batch: found 3 for {spare}"] * bool(spare)
         made = json.loads((out / f"{number:03d}.json").read_text())
         assert (made["prompt"], made["seed"], made["batch"]) == (BLUE, 12, 3)
         sums.append(made["frames_sha256"])

@@ -95,8 +95,8 @@ MISTAKES = {
     "key of a bucket": ([{"buckets": [{**SMALL, "hight": 3}]}], "data.buckets[0].hight: found no such key"),
     "shape": ([{"buckets": [{"frames": 1, "height": 3}]}], "data.buckets[0]: found frames, height, expected width too"),
     "twice": ([{"buckets": [SMALL, {**SMALL, "global_batch": 8}]}], "data.buckets[1]: found 1 x 16 x 16 a second time"),
-    "weights": ([{"buckets": [SMALL], "weights": [1, 2]}], "data.weights: found [1, 2], expected 1 numbers"),
-    "no weight": ([{"buckets": [SMALL], "weights": [0]}], "data.weights: found [0], expected 1 numbers"),
+    "weights": ([{"buckets": [SMALL], "weights": [1, 2]}], "data.weights: found [1, 2], expected 1 number,"),
+    "no weight": ([{"buckets": [SMALL], "weights": [0]}], "data.weights: found [0], expected 1 number,"),
 }  # fmt: skip
 
 
