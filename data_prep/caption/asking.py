@@ -94,10 +94,8 @@ def why_stopped(streak: Sequence[Ends], policy: CaptionPolicy, found: CaptionCou
     last = last_lost(streak)
     return (
         f"caption: {asked}: found no answer to {count_text(len(streak), 'request')} in a row, the last for "
-        f"{last.reason}: "
-        f"{last.detail}; {found.clips - found.captioned} of {count_text(found.clips, 'clip')} not captioned; what is "
-        "done is kept, "
-        "run the same command again to continue"
+        f"{last.reason}: {last.detail}; {found.clips - found.captioned} of {count_text(found.clips, 'clip')} not "
+        "captioned; what is done is kept, run the same command again to continue"
     )
 
 

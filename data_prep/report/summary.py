@@ -130,8 +130,7 @@ def format_summary(
         names = ", ".join(reading.changed_files) + ", ..." * (reading.changed > len(reading.changed_files))
         lines.append(
             f"{count_text(reading.changed, 'file')} with another size or time than when worked on: {names}; what was "
-            "made "
-            "stays, for new content choose another out"
+            "made stays, for new content choose another out"
         )
     lines += [f"{count_text(count, 'note')} left out: {name}" for name, count in reading.omitted.items()]
     lines += [f"{count:,} filtered: {reason}" for reason, count in ends.filtered.items()]

@@ -92,8 +92,8 @@ def find_clips(
     if not found.clips and not found.rejected:
         beside = f"; there are {found.passed}" if found.passed else ""
         raise ValueError(
-            f"source: found no clip in {source}, expected {', '.join(VIDEOS[:5])}, ... or a table that names them"
-            f"{beside}"
+            f"source: found no clip in {source}, expected {', '.join(VIDEOS[:5])}, ... or a table that names "
+            f"them{beside}"
         )
     found.clips = with_keys(found.clips)
     return found

@@ -105,8 +105,7 @@ class Autoencoder(nn.Module):
         if c != 3 or h % fh or w % fw:
             raise ValueError(
                 f"codec {self.kind}: found clips of {count_text(c, 'channel')}, {h} x {w}, expected 3 channels, a "
-                "height divisible "
-                f"by {fh} and a width divisible by {fw}"
+                f"height divisible by {fh} and a width divisible by {fw}"
             )
 
         def network(part: Tensor) -> Tensor:

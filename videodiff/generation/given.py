@@ -83,8 +83,7 @@ def frames_at(footage: Footage, numbers: Sequence[int], fps: float, start: float
     if found[-1] >= footage.frames:
         raise ValueError(
             f"{key}: {footage.name} has {count_text(footage.frames, 'frame')}, expected at least {found[-1] + 1} for "
-            "the frames "
-            f"{shown(numbers)} of the clip at {fps:g} a second from {first:g} s"
+            f"the frames {shown(numbers)} of the clip at {fps:g} a second from {first:g} s"
         )
     return found
 
@@ -104,9 +103,8 @@ def read_known(
         raise ValueError(f"known: found {list(known)} for pictures, expected each frame once: a picture belongs to it")
     if len(given) != len(numbers):
         raise ValueError(
-            f"given: found {count_text(len(given), 'file')} for known={list(known)}, expected one video, or a "
-            "picture for each of "
-            f"the {len(numbers)} known frames"
+            f"given: found {count_text(len(given), 'file')} for known={list(known)}, expected one video, or a picture "
+            f"for each of the {len(numbers)} known frames"
         )
     # Keep the order of the setting: known=[-1,0] names the last frame first.
     order = np.argsort([number % shape[0] for number in known], kind="stable")

@@ -84,7 +84,6 @@ def fitting(codec: Any, frames: int) -> str:
     shown = [str(number) for number in fits]
     listed = ", ".join([*shown[:3], *(["..."] if len(shown) > 4 else []), *shown[3:][-1:]])
     return (
-        f"the first {listed} of the clip's {count_text(frames, 'frame')}: the codec {codec.name} makes one latent "
-        "from the first "
-        f"frame and one from every {codec.compression[0]} after it"
+        f"the first {listed} of the clip's {count_text(frames, 'frame')}: the codec {codec.name} makes one latent from "
+        f"the first frame and one from every {codec.compression[0]} after it"
     )

@@ -128,7 +128,6 @@ def check_prompts(name: str, prompts: Sequence[Any], text: TextEncoder) -> list[
                 cut = text.cut(prompts[number])
                 remarks.append(
                     f"{name}[{number}]: found {count_text(tokens, 'token')}, expected at most text.max_length = "
-                    f"{text.max_length}; "
-                    f"the encoder does not see {cut!r}"
+                    f"{text.max_length}; the encoder does not see {cut!r}"
                 )
     return remarks

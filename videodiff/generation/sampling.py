@@ -190,9 +190,8 @@ def check_sizes(one: Wanted, shape: tuple[int, int, int]) -> None:
     for name, frames, count in (("known", one.frames, len(one.known)), ("given", one.whole, shape[0])):
         if frames is not None and one.latent is None and frames.shape[:3] != (count, *shape[1:]):
             raise ValueError(
-                f"{name}: found {count_text(len(frames), 'frame')} of {frames.shape[1]} x {frames.shape[2]}, "
-                f"expected {count} of "
-                f"{shape[1]} x {shape[2]}, the size of the clip"
+                f"{name}: found {count_text(len(frames), 'frame')} of {frames.shape[1]} x {frames.shape[2]}, expected "
+                f"{count} of {shape[1]} x {shape[2]}, the size of the clip"
             )
 
 

@@ -44,8 +44,7 @@ def for_world(strategy: Strategy | str, world: int) -> Strategy | str:
     if strategy == "single" and world > 1:
         raise ValueError(
             f"trainer.devices: found {count_text(world, 'process')} for strategy=single, expected 1; choose "
-            "strategy=ddp, zero1, "
-            "zero2, zero3 or fsdp2"
+            "strategy=ddp, zero1, zero2, zero3 or fsdp2"
         )
     return strategy if isinstance(strategy, Strategy) else ddp() if world > 1 else "auto"
 

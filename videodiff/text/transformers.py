@@ -158,7 +158,6 @@ def load_tokenizer(
     if words < 2 or max(ids.values()) >= vocabulary:
         raise ValueError(
             f"text: {name}: found a tokenizer of {count_text(words, 'word')} with ids up to {max(ids.values())}, "
-            "expected that of "
-            f"a model of {count_text(vocabulary, 'word')} (subfolder {subfolder!r})"
+            f"expected that of a model of {count_text(vocabulary, 'word')} (subfolder {subfolder!r})"
         )
     return tokenizer

@@ -36,8 +36,7 @@ def encode_video(batch: dict[str, Any], codec: nn.Module, device: torch.device |
     if latent.shape[1] != codec.channels:
         raise ValueError(
             f"cached latents {first_key(batch)}: found {count_text(latent.shape[1], 'channel')}, expected the "
-            f"{codec.channels} of "
-            f"the codec {type(codec).__name__}"
+            f"{codec.channels} of the codec {type(codec).__name__}"
         )
     return latent
 
@@ -60,8 +59,7 @@ def encode_text(batch: dict[str, Any], encoder: nn.Module, device: torch.device 
     if text.shape[2] != encoder.width or spare < 0:
         raise ValueError(
             f"cached text {first_key(batch)}: found {count_text(text.shape[1], 'token')} of width {text.shape[2]}, "
-            "expected at most "
-            f"{encoder.max_length} of width {encoder.width}, as the encoder gives"
+            f"expected at most {encoder.max_length} of width {encoder.width}, as the encoder gives"
         )
     text, mask = F.pad(text, (0, 0, 0, spare)), F.pad(mask, (0, spare))
     if "" in batch.get("caption", ()):

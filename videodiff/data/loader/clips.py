@@ -154,8 +154,7 @@ class Clips:
         remedy = "data.skip_short=true leaves them out" if len(self) else "no clip is left to train on"
         return (
             f"{self.manifest.root}: {row['key']}: found {count_text(row['frames'], 'frame')} of {row['height']} x "
-            f"{row['width']} "
-            f"pixels, expected at least {shapes} ({self.left_out}; {remedy})"
+            f"{row['width']} pixels, expected at least {shapes} ({self.left_out}; {remedy})"
         )
 
     def __len__(self) -> int:

@@ -56,8 +56,8 @@ def check_words(clips: Sequence[Clips], mix: CaptionMix, text: WordEncoder) -> l
         text.accept_all()
         unread = len(suspects) - len(read)
         said.append(
-            f"{count_text(unread, 'clip')} with captions that were not read: words beyond {most} and unknown ones "
-            "are lost"
+            f"{count_text(unread, 'clip')} with captions that were not read: words beyond {most} and unknown ones are "
+            "lost"
         )
     said += (
         [f"{count_text(long, 'clip has', 'clips have')} a caption of more than {most} words, which is cut"]
@@ -66,8 +66,8 @@ def check_words(clips: Sequence[Clips], mix: CaptionMix, text: WordEncoder) -> l
     )
     said += (
         [
-            f"{count_text(strange, 'clip has', 'clips have')} a caption with words that the encoder does not know "
-            "and drops"
+            f"{count_text(strange, 'clip has', 'clips have')} a caption with words that the encoder does not know and "
+            "drops"
         ]
         if strange
         else []

@@ -47,9 +47,8 @@ class Mesh(NamedTuple):
             )
         if self.sequence < 1 or self.world % self.sequence:
             raise ValueError(
-                f"strategy.sequence_parallel: found {self.sequence} for {count_text(self.world, 'process')}, "
-                "expected one of "
-                f"{divisors(self.world)} (nearest: {nearest_divisor(self.world, self.sequence)})"
+                f"strategy.sequence_parallel: found {self.sequence} for {count_text(self.world, 'process')}, expected "
+                f"one of {divisors(self.world)} (nearest: {nearest_divisor(self.world, self.sequence)})"
             )
         return self.world // self.sequence
 

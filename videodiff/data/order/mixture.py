@@ -155,8 +155,7 @@ class Mixture:
         if not datasets or not buckets or len(buckets) != len(batch_sizes) or min(batch_sizes) < 1:
             raise ValueError(
                 f"mixture: found {count_text(len(datasets), 'dataset')} and global batches {list(batch_sizes)} for "
-                f"{len(buckets)} "
-                f"buckets, expected datasets, and a batch of at least 1 for each bucket"
+                f"{len(buckets)} buckets, expected datasets, and a batch of at least 1 for each bucket"
             )
         if window is not None and window < 1:
             raise ValueError(f"window: found {window}, expected at least one shard, or null for all")
@@ -260,7 +259,7 @@ class Curriculum:
         if self.first[:1] != [0] or sorted(set(self.first)) != self.first or len(set(seeds)) != len(seeds):
             raise ValueError(
                 f"curriculum: found first steps {self.first} and seeds {seeds}, expected rising steps from 0 and "
-                f"different seeds"
+                "different seeds"
             )
         self.batch_sizes = [size for mixture in self.stages for size in mixture.batch_sizes]
         self.before = [0, *itertools.accumulate(len(mixture.datasets) for mixture in self.stages)]

@@ -108,8 +108,8 @@ class Manifest:
             raise FileNotFoundError(f"{root}: found no such folder, expected a dataset")
         if isinstance(root, Path) and not path.is_file():
             raise FileNotFoundError(
-                f"{root}: found no {NAME}, expected a dataset as written by `videodiff pack` or `prep`"
-                f"{instead_of(root)}"
+                f"{root}: found no {NAME}, expected a dataset as written by `videodiff pack` or "
+                f"`prep`{instead_of(root)}"
             )
         try:
             manifest = cls(path)

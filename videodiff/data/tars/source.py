@@ -123,7 +123,7 @@ def tars_at(name: str, pipes: bool, where: str) -> list[str]:
         if not pipes:
             raise ValueError(
                 f"{where}: found {name!r}, a command for a shell, expected data.pipes=true on this command line, which "
-                f"allows it to run"
+                "allows it to run"
             )
         return [name]
     if "://" in name:

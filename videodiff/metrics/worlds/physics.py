@@ -114,8 +114,7 @@ def scored_frames(scene: Scene, given: int) -> np.ndarray:
     if len(found) < 2:
         raise ValueError(
             f"scene: found {count_text(len(found), 'predicted frame')} with every ball in view after {given} given "
-            "ones, "
-            f"expected at least 2 to measure a velocity"
+            "ones, expected at least 2 to measure a velocity"
         )
     return found
 

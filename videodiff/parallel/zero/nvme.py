@@ -155,9 +155,8 @@ class Folder:
             return None
         return ValueError(
             f"strategy.nvme: found {free / 2**30:,.2f} GiB free in {self.path.parent} of {socket.gethostname()}, "
-            f"expected at least {needed / 2**30:,.2f} for the state of {count_text(processes, 'process')}; make "
-            "room, or use more "
-            "nodes"
+            f"expected at least {needed / 2**30:,.2f} for the state of {count_text(processes, 'process')}; make room, "
+            "or use more nodes"
         )
 
     def remove(self) -> None:

@@ -73,8 +73,7 @@ def as_text(name: str, job: Job, cluster: Cluster, plan: Plan, found: dict[str, 
         (
             "choice",
             f"strategy={choice.strategy} recompute={choice.recompute}, {count_text(choice.sequence, 'process')} a "
-            "clip, "
-            f"{count_text(plan.clips, 'clip')} at once, {count_text(choice.accumulate, 'micro-batch')} a step",
+            f"clip, {count_text(plan.clips, 'clip')} at once, {count_text(choice.accumulate, 'micro-batch')} a step",
         ),
     ]
     parts = [(part, f"{size / GIB:8.2f} GiB") for part, size in plan.memory._asdict().items() if size]

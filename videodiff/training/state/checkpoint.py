@@ -184,9 +184,8 @@ def read_average(checkpoint: Path) -> dict[str, Tensor]:
         if value.is_floating_point() and not value.isfinite().all():
             count = int((~value.isfinite()).sum())
             raise CheckpointError(
-                f"{path}: weight {name}: found {count:,} of {count_text(value.numel(), 'value')} that are not "
-                "finite, expected "
-                "numbers; use an older checkpoint"
+                f"{path}: weight {name}: found {count:,} of {count_text(value.numel(), 'value')} that are not finite, "
+                "expected numbers; use an older checkpoint"
             )
     return saved
 

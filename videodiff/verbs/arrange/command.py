@@ -75,9 +75,8 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
     if missing and (cfg.complete or not files):
         first = ", ".join([*(place.name for place in missing[:SHOWN]), *["..."] * (len(missing) > SHOWN)])
         raise ValueError(
-            f"source: found {len(files)} of {count_text(len(files) + len(missing), 'clip')} that {cfg.suite} reads "
-            f"in {source}, "
-            f"expected all of them, missing {first}; complete=false takes what is there"
+            f"source: found {len(files)} of {count_text(len(files) + len(missing), 'clip')} that {cfg.suite} reads in "
+            f"{source}, expected all of them, missing {first}; complete=false takes what is there"
         )
     if missing:
         say(f"{len(missing)} of {len(files) + len(missing)} clips are missing, the first one: {missing[0].name}")

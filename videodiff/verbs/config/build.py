@@ -120,8 +120,8 @@ def check_shape(where: str, shape: Sequence[int], patch: Sequence[int], codec: A
     latent_frames = codec.latent_frames(frames)
     if latent_frames % pt:
         raise ValueError(
-            f"{where}frames: found {frames}, {latent_frames} after the codec, expected a multiple of "
-            f"model.patch[0] = {pt}"
+            f"{where}frames: found {frames}, {latent_frames} after the codec, expected a multiple of model.patch[0] = "
+            f"{pt}"
         )
 
 
@@ -190,9 +190,8 @@ def check_sequence(cfg: DictConfig, processes: int) -> None:
     if processes > most:
         nearest = max(size for size in range(1, most + 1) if processes % size == 0)
         raise ValueError(
-            f"strategy.sequence_parallel: found {processes} for clips of {count_text(max(frames), 'frame')}, {most} "
-            "in the denoiser, "
-            f"expected at most {most} (nearest: {nearest})"
+            f"strategy.sequence_parallel: found {processes} for clips of {count_text(max(frames), 'frame')}, {most} in "
+            f"the denoiser, expected at most {most} (nearest: {nearest})"
         )
 
 

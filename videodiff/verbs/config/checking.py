@@ -262,8 +262,8 @@ def value_at(node: Any, key: Any, overrides: Sequence[str]) -> Any:
         where = f"{node._get_full_key(key)}"
         found = next((o for o in reversed(overrides) if touches(key_of(o), where)), None)
         raise ValueError(
-            f"{f'override {found!r}' if found else where}: found {text!r}, a reference to a missing key"
-            f"{escape_hint(text)}"
+            f"{f'override {found!r}' if found else where}: found {text!r}, a reference to a missing "
+            f"key{escape_hint(text)}"
         ) from error
 
 

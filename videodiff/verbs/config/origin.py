@@ -93,8 +93,7 @@ def check_words(cfg: DictConfig, before: DictConfig, run: Path) -> None:
         first = next((n for n, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old)))
         raise ValueError(
             f"text.vocabulary: found {count_text(len(new), 'word')}, expected the {len(old)} of {run} in their order "
-            "(the "
-            f"first difference is at index {first}); text.vocabulary=null takes them"
+            f"(the first difference is at index {first}); text.vocabulary=null takes them"
         )
 
 

@@ -255,8 +255,7 @@ def tell(
     if not found or len(lost) > LOST + len(found):
         raise ValueError(
             f"{held_out.name}: found {count_text(len(lost), 'clip')} that cannot be read and {len(found)} that can, "
-            "expected a "
-            f"dataset of videos{why}"
+            f"expected a dataset of videos{why}"
         )
     for fault in held_out.faults:
         remark(f"{held_out.name}: {fault}")

@@ -184,8 +184,7 @@ def present(cfg: DictConfig, job: Job, cluster: Cluster) -> Plan | str | None:
     if cluster.cards % sequence or sequence > job.longest:
         return (
             f"strategy.sequence_parallel={sequence} processes share a clip of {count_text(job.longest, 'frame')} in "
-            "the "
-            f"denoiser, on nodes of {count_text(cluster.cards, 'card')}"
+            f"the denoiser, on nodes of {count_text(cluster.cards, 'card')}"
         )
     shares = cluster.world // sequence
     sizes, limit = [shape.global_batch for shape in job.shapes], cfg.data.get("micro_batch")
@@ -233,9 +232,8 @@ def undivided(job: Job, cluster: Cluster) -> str:
         found = f"batches of {', '.join(map(str, batches))} clips"
         change = f"set the global_batch of every bucket to a multiple of {world}"
     return (
-        f"cluster: found {count_text(world, 'card')} for {found}, expected a number of cards, or of groups that "
-        "share a clip, that "
-        f"divides them; {change}"
+        f"cluster: found {count_text(world, 'card')} for {found}, expected a number of cards, or of groups that share "
+        f"a clip, that divides them; {change}"
     )
 
 
