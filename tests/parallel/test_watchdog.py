@@ -189,7 +189,7 @@ threading.Thread(target=work, daemon=True).start()
 # A collection lets other threads run, as a destructor that closes a file does.
 gc.callbacks.append(lambda *about: time.sleep(0.001))
 gc.set_threshold(1)
-for _ in range(60):
+for _ in range(20):
     watch.tell()
 # Python's own end collects much garbage, each time with the pause above.
 gc.callbacks.clear()
