@@ -114,15 +114,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     mask = None if mask is None else rearrange(mask, "b l -> b 1 1 l")
     compiled = torch.compiler.is_compiling() and q.device.type == "cpu" and v.dtype == torch.float32
     if compiled and backend("cpu", q.shape[-1], k.shape[-2], v.dtype) == "products":
-        return to_be_compiled(q, k, v, mask)
+        return plain_products(q, k, v, mask)
     q, k = q.to(v.dtype), k.to(v.dtype)
     if mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return in_parts(q, k, v, at_once(*q.shape[1:]) if q.is_cuda else len(q))
 
 
-def to_be_compiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend as `attend` does in plain products, which a compiler joins with their surroundings; `mask` `b 1 1 l`."""
+def plain_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend by plain products, which a compiler joins with the operations around them; `mask` is `b 1 1 l`."""
     logits = q.float() * q.shape[-1] ** -0.5 @ k.float().mT
     if mask is not None:
         # Not infinite: without a visible key the weights are equal then, and no number otherwise.

@@ -394,7 +394,7 @@ class Watchdog(Callback):
     """Watch the processes of a training: if one is gone or hangs, all end with one line.
 
     A process that does not report for `lost` seconds is gone; if none makes progress for `still` seconds, they hang.
-    `still` must be longer than every normal pause between two steps: a save, a validation batch, sampled clips.
+    `still` must be longer than every normal pause: the start, a save, a validation batch, sampled clips.
     """
 
     def __init__(self, folder: str | Path, lost: float = 40.0, still: float = 1800.0) -> None:

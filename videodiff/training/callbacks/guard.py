@@ -48,8 +48,8 @@ class Guard(Callback):
         if (spike is not None and not spike > 1) or history < 1:
             raise ValueError(f"guard: found spike={spike} history={history}, expected above 1, or null, and at least 1")
         self.budget, self.within, self.skipped, self.spikes = budget, within, [], Spikes(spike, history)
-        # The last step that was taken, and its learning rate.
-        self.taken = 0, 0.0
+        # The last step that was not skipped, and its learning rate.
+        self.last = 0, 0.0
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
         module.engine.limit = self.spikes.limit()
@@ -63,7 +63,7 @@ class Guard(Callback):
             self.prove(trainer)
             self.count(trainer, module)
         else:
-            self.taken = trainer.global_step, module.rate
+            self.last = trainer.global_step, module.rate
 
     def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.prove(trainer)
@@ -72,8 +72,8 @@ class Guard(Callback):
         self.prove(trainer)
 
     def prove(self, trainer: lightning.Trainer) -> None:
-        """End training if the last step that was taken left weights that are not finite; every rank has to call."""
-        step, rate = self.taken
+        """End training if the last step left weights that are not finite; every rank has to call."""
+        step, rate = self.last
         if not sound(trainer, trainer.lightning_module.engine):
             raise self.ended(
                 trainer,
