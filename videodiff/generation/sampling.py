@@ -138,8 +138,7 @@ def no_room(shape: tuple[int, int, int], clips: int) -> NoRoomError:
     """Return the error of a batch that does not fit into the memory."""
     return NoRoomError(
         f"memory: found too little for {f'{clips} clips' if clips > 1 else 'a clip'} of "
-        f"{count_text(shape[0], 'frame')} of "
-        f"{shape[1]} x {shape[2]} pixels, expected room for all of it"
+        f"{count_text(shape[0], 'frame')} of {shape[1]} x {shape[2]} pixels, expected room for all of it"
     )
 
 

@@ -41,8 +41,7 @@ def run(cfg: DictConfig) -> None:
     if made:
         say(
             f"{cfg.out}: {count_text(made['samples'], 'sample')} in {count_text(made['shards'], 'shard')}, "
-            f"{made['bytes'] / 2**20:.1f} MiB, "
-            f"{made['failed']:,} left out"
+            f"{made['bytes'] / 2**20:.1f} MiB, {made['failed']:,} left out"
         )
         if made["enlarged"]:
             sizes = list(map(list, settings["sizes"]))

@@ -88,8 +88,7 @@ def verified(checkpoint: Path) -> str:
         count = sum(value.numel() for value in average.values())
         return (
             f"{checkpoint}: step {record['step']:,}, {count_text(len(average), 'averaged weight')} of "
-            f"{count_text(count, 'value')}, to "
-            "sample and to start from; no state to resume from; all checksums match"
+            f"{count_text(count, 'value')}, to sample and to start from; no state to resume from; all checksums match"
         )
     saved = Saved(files_of(checkpoint))
     saved.check_complete()
@@ -97,9 +96,9 @@ def verified(checkpoint: Path) -> str:
     count = sum(torch.Size(shape).numel() for shape in weights.values())
     kept = sorted({key for _, key in saved.shapes} - {WEIGHT})
     return (
-        f"{checkpoint}: step {record['step']:,}, {count_text(len(weights), 'weight')} of "
-        f"{count_text(count, 'value')}, with {', '.join(kept)}; "
-        f"layout {record['state']} in {count_text(len(saved.files), 'file')}; all checksums match"
+        f"{checkpoint}: step {record['step']:,}, {count_text(len(weights), 'weight')} of {count_text(count, 'value')}, "
+        f"with {', '.join(kept)}; layout {record['state']} in {count_text(len(saved.files), 'file')}; all checksums "
+        "match"
     )
 
 

@@ -210,6 +210,6 @@ def throughput(data: ClipDataModule, batches: GlobalBatches, seconds: float) -> 
         data.teardown("fit")
     return (
         f"{'throughput':<12}{found.loader:,.1f} clips a second by the loader with "
-        f"{count_text(data.reading.num_workers, 'worker')}, "
-        f"{found.loader / found.ceiling:.0%} of the {found.ceiling:,.1f} of bare decoding"
+        f"{count_text(data.reading.num_workers, 'worker')}, {found.loader / found.ceiling:.0%} of the "
+        f"{found.ceiling:,.1f} of bare decoding"
     )

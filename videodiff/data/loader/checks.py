@@ -36,6 +36,5 @@ def check_room(manifest: Manifest, shards: int) -> None:
         if needed > room:
             raise ValueError(
                 f"disk_cache_gib: found {room / 2**30:.3g}, expected at least {needed / 2**30:.3g} for "
-                f"{count_text(shards, 'shard')} "
-                f"of {manifest.root} that are read at once, or a smaller data.window"
+                f"{count_text(shards, 'shard')} of {manifest.root} that are read at once, or a smaller data.window"
             )

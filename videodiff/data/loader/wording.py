@@ -59,19 +59,11 @@ def check_words(clips: Sequence[Clips], mix: CaptionMix, text: WordEncoder) -> l
             f"{count_text(unread, 'clip')} with captions that were not read: words beyond {most} and unknown ones are "
             "lost"
         )
-    said += (
-        [f"{count_text(long, 'clip has', 'clips have')} a caption of more than {most} words, which is cut"]
-        if long
-        else []
-    )
-    said += (
-        [
-            f"{count_text(strange, 'clip has', 'clips have')} a caption with words that the encoder does not know and "
-            "drops"
-        ]
-        if strange
-        else []
-    )
+    if long:
+        said.append(f"{count_text(long, 'clip has', 'clips have')} a caption of more than {most} words, which is cut")
+    if strange:
+        having = count_text(strange, "clip has", "clips have")
+        said.append(f"{having} a caption with words that the encoder does not know and drops")
     return [f"{manifest.root}: {line}" for line in said]
 
 

@@ -164,8 +164,7 @@ class Mixture:
             if data.repeat <= 0 or data.counts.shape[1:] != data.kinds.shape:
                 raise ValueError(
                     f"mixture: found repeat {data.repeat} and counts {data.counts.shape} for "
-                    f"{count_text(len(data.kinds), 'kind')}, "
-                    f"expected a repeat above 0 and counts by shard and kind"
+                    f"{count_text(len(data.kinds), 'kind')}, expected a repeat above 0 and counts by shard and kind"
                 )
         self.seed, self.window = seed, window
         self.streams = [Shuffled(data, self.buckets, window, seed, i) for i, data in enumerate(datasets)]

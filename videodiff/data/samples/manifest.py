@@ -189,8 +189,7 @@ class Manifest:
         if longest > TEXT or size > FREE_BYTES + MEAN_TEXT * len(column):
             raise ManifestError(
                 f"{self.path}: column {name}: found texts of up to {longest} bytes, {size} in "
-                f"{count_text(len(column), 'row')}, "
-                f"expected at most {TEXT}, and {MEAN_TEXT} on average"
+                f"{count_text(len(column), 'row')}, expected at most {TEXT}, and {MEAN_TEXT} on average"
             )
         return column.cast(column.type.value_type)
 
@@ -272,8 +271,8 @@ class Manifest:
             row = table.slice(int(np.argmax(outside)), 1).to_pylist()[0]
             raise ManifestError(
                 f"{self.root / row['shard']}: {row['key']}: found {count_text(row['frames'], 'frame')} in "
-                f"{row['size']} bytes from "
-                f"{row['offset']}, expected at least one, inside the shard's {room[int(np.argmax(outside))]} bytes"
+                f"{row['size']} bytes from {row['offset']}, expected at least one, inside the shard's "
+                f"{room[int(np.argmax(outside))]} bytes"
             )
 
 

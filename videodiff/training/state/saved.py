@@ -132,9 +132,6 @@ def difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tupl
         if shapes[0] != shapes[1]:
             told = ["no such weight" if shape is None else f"shape {tuple(shape)}" for shape in shapes]
             lines.append(f"weight {name}: found {told[0]}, expected {told[1]}")
-    more = (
-        f"; {count_text(len(lines) - SHOWN, 'more weight differs', 'more weights differ')}"
-        if len(lines) > SHOWN
-        else ""
-    )
+    left = len(lines) - SHOWN
+    more = f"; {count_text(left, 'more weight differs', 'more weights differ')}" if left > 0 else ""
     return "; ".join(lines[:SHOWN]) + more if lines else None

@@ -85,10 +85,11 @@ def files_of_suite(cfg: DictConfig, source: Path) -> dict[str, Path]:
 
 def read_prompts(path: Path) -> list[str]:
     """Return the prompts of a list in JSON, as `sample` reads them."""
+    text = read_text(path)
     try:
-        return parse_prompts(read_text(path), ".json")
+        return parse_prompts(text, ".json")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"info: {path}: {str(error).removeprefix(f'info: {path}: ')}") from error
+        raise ValueError(f"info: {path}: {error}") from error
 
 
 def read_text(path: Path) -> str:
