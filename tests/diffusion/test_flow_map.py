@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from videodiff.denoiser.transformer import SpaceTimeTransformer
-from videodiff.diffusion.flow_map import FlowMap
+from videodiff.diffusion.flow_map import FlowMap, frame_error
 from videodiff.diffusion.guidance import classifier_free, denoise_function, with_history
 from videodiff.diffusion.levels import NoiseLevels
 from videodiff.diffusion.objective import Objective, clip_seeds
@@ -107,7 +107,7 @@ def test_the_path_of_the_velocity_ends_where_the_exact_map_does(path: Path) -> N
 
     for pieces in (8, 16, 32):
         objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=pieces, own=0.0)
-        there = objective.follow(only_slopes, z, ways(tau, rho, pieces), {"place": place}, z)
+        there = objective.follow(only_slopes, z, ways(tau, rho, pieces), {"place": place}, {}, z)
         errors.append(float((there - flow(path, z, tau, rho)).abs().max()))
         assert torch.equal(there[1], z[1]), "a clip that takes no step stays"
     assert len(told_of_steps) == 8 + 16 + 32
@@ -128,7 +128,7 @@ def test_the_network_takes_the_first_part_of_a_step_itself_and_the_velocity_the_
         return Exact(path)(z, tau, rho, place)
 
     objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=32)
-    there = objective.follow(network, z, levels, {"place": place}, z)
+    there = objective.follow(network, z, levels, {"place": place}, {}, z)
     torch.testing.assert_close(there, flow(path, z, tau, rho), rtol=0, atol=1e-2)
     assert len(told) == objective.forwards == 33
     torch.testing.assert_close(told[0], middle)
@@ -139,7 +139,7 @@ def test_the_network_takes_the_first_part_of_a_step_itself_and_the_velocity_the_
 
     # What the network makes of the first half stays in the target: the velocity goes on from there.
     half = flow(path, z, tau, middle) - 0.5 * per_frame(tau - middle)
-    there = objective.follow(off, z, levels, {"place": place}, z)
+    there = objective.follow(off, z, levels, {"place": place}, {}, z)
     torch.testing.assert_close(there, flow(path, half, middle, rho), rtol=0, atol=1e-2)
 
 
@@ -154,8 +154,8 @@ def test_known_frames_guide_the_way_but_not_the_step_of_the_network_itself() -> 
         # All frames count in each frame.
         return torch.sin(z) + (z + per_frame(tau)).mean(2, keepdim=True) + (0.0 if rho is None else 0.3)
 
-    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, history=1.75)
-    there = objective.follow(network, z, levels, {"place": place}, noise)
+    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, history=1.75, lead=0)
+    there = objective.follow(network, z, levels, {"place": place}, {}, noise)
     assert passes == [False, True, True]
     assert objective.forwards == len(passes)
 
@@ -169,6 +169,39 @@ def test_known_frames_guide_the_way_but_not_the_step_of_the_network_itself() -> 
     torch.testing.assert_close(there[3:], plain[3:], rtol=0, atol=1e-12)
 
 
+def test_a_clip_with_no_more_known_frames_than_lead_is_guided_by_its_caption() -> None:
+    path, z, noise, words = RectifiedFlow(), randn(3), randn(4), torch.arange(1.0, 1 + SHAPE[0], dtype=torch.float64)
+    tau = torch.full((SHAPE[0], SHAPE[2]), 0.8, dtype=torch.float64)
+    tau[0, 0] = tau[1, :2] = 0.0
+    levels, null = torch.stack([tau * part for part in (1.0, 1.0, 0.5)]), {"words": torch.zeros(())}
+
+    def network(z: Tensor, tau: Tensor, rho: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+        return torch.sin(z) + (z + per_frame(tau)).mean(2, keepdim=True) + words.view(-1, 1, 1, 1, 1)
+
+    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, own=0.0, history=1.75, scale=2.0, lead=1)
+    alone = FlowMap(path, NoiseLevels(), pieces=3, own=0.0, scale=2.0)
+    assert (objective.forwards, alone.forwards) == (2, 6), "either guidance takes a second pass"
+    there = objective.follow(network, z, levels, {"words": words}, null, noise)
+    told, untold = (denoise_function(network, {"words": of}, path, "x") for of in (words, 0 * words))
+    by_caption = euler(classifier_free(told, untold, 2.0), z, levels[1:], path)
+    by_history = euler(with_history(told, path, tau == 0, noise, 1.75), z, levels[1:], path)
+    assert not torch.allclose(by_caption, by_history)
+    for clip, wanted in enumerate([by_caption, by_history, *[by_caption] * (SHAPE[0] - 2)]):
+        torch.testing.assert_close(there[clip], wanted[clip], rtol=0, atol=1e-12)
+
+
+def test_the_error_of_a_frame_is_that_of_its_pixels_of_their_means_around_and_of_its_mean() -> None:
+    difference = torch.zeros(2, 1, 3, 5, 5)
+    # Every window of 5 x 5 around a pixel of this frame sees its middle: each of these means is a 25th of it.
+    difference[0, 0, 0, 2, 2] = 5.0
+    # Beside the middle of the frame: the windows of 20 of 25 pixels see both, those of 5 see one of them.
+    difference[0, 0, 1, 2, 1], difference[0, 0, 1, 2, 2] = 5.0, -5.0
+    wanted = torch.zeros(2, 3)
+    wanted[0, 0] = 25 / 25 + 3.0 * 25 / 625 + 20.0 * 25 / 625
+    wanted[0, 1] = 2 * 25 / 25 + 3.0 * 25 / 625 * 5 / 25
+    torch.testing.assert_close(frame_error(difference, 3.0, 20.0), wanted)
+
+
 def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> None:
     path, place = RectifiedFlow(), torch.arange(SHAPE[0])
     tau = torch.full((SHAPE[0], SHAPE[2]), 0.9, dtype=torch.float64)
@@ -178,10 +211,27 @@ def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> 
         exact = Exact(path)(z, tau, rho, place)
         return exact if rho is None else exact + 0.1 * per_frame(tau > rho)
 
-    objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=64, width=10.0)
+    objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=64, width=10.0, near=0.0, whole=0.0)
     x, eps = MEAN + SPREAD * randn(5), randn(6)
-    loss = objective.map_error(off, x, eps, ways(tau, rho, 64), {"place": place})
+    loss = objective.map_error(off, x, eps, ways(tau, rho, 64), {"place": place}, {})
     torch.testing.assert_close(loss, torch.full_like(loss, 1e-2), rtol=0.05, atol=0)
+
+
+def test_the_errors_of_means_count_as_asked() -> None:
+    path, place = RectifiedFlow(), torch.arange(SHAPE[0])
+    tau = torch.full((SHAPE[0], SHAPE[2]), 0.9, dtype=torch.float64)
+    difference = torch.sin(torch.arange(math.prod(SHAPE), dtype=torch.float64)).view(SHAPE) + 0.3
+
+    def off(z: Tensor, tau: Tensor, rho: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+        exact = Exact(path)(z, tau, rho, place)
+        return exact if rho is None else exact + difference
+
+    x, eps = MEAN + SPREAD * randn(5), randn(6)
+    for near, whole in ((0.0, 0.0), (4.0, 0.0), (0.0, 30.0)):
+        objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=64, width=1e3, near=near, whole=whole)
+        loss = objective.map_error(off, x, eps, ways(tau, tau - 0.5, 64), {"place": place}, {})
+        wanted = frame_error(difference, near, whole).mean(1)
+        torch.testing.assert_close(loss, wanted, rtol=0.05, atol=0)
 
 
 @each_path
@@ -199,12 +249,12 @@ def test_the_loss_of_the_exact_mean_velocity_is_zero_in_every_form(path: Path, k
     x, eps = MEAN + SPREAD * randn(5), randn(6)
     objective = FlowMap(path, NoiseLevels(), prediction=kind, loss="v", floor=0.01)
     levels = ways(tau, rho, 64, own)
-    loss = objective.map_error(denoiser, x, eps, levels, {"place": place})
+    loss = objective.map_error(denoiser, x, eps, levels, {"place": place}, {})
     moving = (tau > rho).any(1)
     assert float(loss[moving].max()) < 1e-4
     assert (loss[~moving] == 0).all(), "a clip that takes no step has nothing to learn"
     wrong = objective.map_error(
-        lambda z, tau, rho=None, place=None: denoiser(z, tau, None, place), x, eps, levels, {"place": place}
+        lambda z, tau, rho=None, place=None: denoiser(z, tau, None, place), x, eps, levels, {"place": place}, {}
     )
     assert (wrong > 20 * loss)[moving].all(), "a network that only knows the velocity has an error"
 
@@ -222,7 +272,7 @@ def test_an_error_counts_by_its_square_up_to_the_width_and_by_its_size_beyond() 
             return Exact(path)(z, tau, rho, place) + (0.0 if rho is None else error)
 
         objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=8, width=0.5)
-        losses.append(objective.map_error(off, x, eps, levels, {"place": place}))
+        losses.append(objective.map_error(off, x, eps, levels, {"place": place}, {}))
     torch.testing.assert_close(losses[1] / losses[0], torch.full_like(losses[0], 4.0), rtol=0.02, atol=0)
     torch.testing.assert_close(losses[3] / losses[2], torch.full_like(losses[0], 2.0), rtol=0.02, atol=0)
 

@@ -12,8 +12,8 @@ v is that of the same network, called without rho: then it meets none of the wei
 and as only these learn, v stays what it was. So there is no second network, no critic, no forward mode and no division
 by a small number, and bfloat16 is enough.
 
-The way may be guided by the known frames: a step then does what costs a sampler a second pass of the network (Meng et
-al. 2023, arXiv 2210.03142, at one scale).
+The way may be guided, by the known frames or by the caption where hardly any are known: a step then does what costs a
+sampler a second pass of the network (Meng et al. 2023, arXiv 2210.03142, at one scale).
 
 Some steps are followed from their middle, to which the network's own step leads: that of the sampler with twice as many
 steps, which it learns too. Then v comes last, sees the clip that the network made, and sharpens that one (a Lagrangian
@@ -27,7 +27,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Generator, Tensor
+from torch.nn.functional import avg_pool2d
 
 from videodiff.device import send
 from videodiff.diffusion.guidance import denoise_function, with_history
@@ -43,9 +45,10 @@ class FlowMap(Objective):
 
     A clip takes a step of a sampler: its number of steps is drawn from `steps`, which of them evenly. `pieces` is the
     number of steps of DPM-Solver++ that the target follows on the way. Where `steps` has a number and its double, the
-    network's own step takes the first half of a share `own` of the longer steps. The error of a pixel counts by its
-    square where it is small, by its size where it is beyond `width`. `history` is the scale at which known frames guide
-    the way; 1 is no guidance.
+    network's own step takes the first half of a share `own` of the longer steps. `frame_error` measures a frame, with
+    the weights `near` and `whole`; its root counts by its square where it is small, by its size where it is beyond
+    `width`. `history` is the scale at which known frames guide the way. With at most `lead` known frames, as many as
+    lead in a sampler, a clip is guided by its caption instead, at `scale`; 1 is no guidance.
     """
 
     takes_steps = True
@@ -54,12 +57,21 @@ class FlowMap(Objective):
     pieces: int = 5
     own: float = 0.5
     width: float = 0.1
+    near: float = 3.0
+    whole: float = 20.0
     history: float = 1.0
+    scale: float = 1.0
+    lead: int = 1
 
     @property
     def forwards(self) -> float:
         """The passes without a gradient of a clip: one a piece, two where it is guided, and one for the own step."""
-        return self.pieces * (1.0 if self.history == 1.0 else 2.0) + self.own_steps
+        return self.pieces * (2.0 if self.guided else 1.0) + self.own_steps
+
+    @property
+    def guided(self) -> bool:
+        """Whether a piece takes a second pass, without what guides."""
+        return self.history != 1.0 or self.scale != 1.0
 
     @property
     def own_steps(self) -> float:
@@ -73,7 +85,7 @@ class FlowMap(Objective):
         draws = [self.draw(clip, seed) for clip, seed in zip(x, seeds, strict=True)]
         dropped, eps = torch.stack([d[2] for d in draws]), torch.stack([d[1] for d in draws])
         levels = send(torch.stack([self.way(clip, seed) for clip, seed in zip(x, seeds, strict=True)], 1), x.device)
-        return self.map_error(denoiser, x, eps, levels, drop(condition, null, send(dropped, x.device)))
+        return self.map_error(denoiser, x, eps, levels, drop(condition, null, send(dropped, x.device)), null)
 
     def way(self, clip: Tensor, seed: int) -> Tensor:
         """Return the levels `pieces + 2, t` that a clip passes, on the host; known and waiting frames stay.
@@ -94,34 +106,57 @@ class FlowMap(Objective):
         middle = 0.5 if halved else 0.0
         return torch.stack([at(0.0), *(at(part) for part in np.linspace(middle, 1.0, self.pieces + 1).tolist())])
 
-    def map_error(self, denoiser: Denoiser, x: Tensor, eps: Tensor, levels: Tensor, condition: Condition) -> Tensor:
+    def map_error(
+        self, denoiser: Denoiser, x: Tensor, eps: Tensor, levels: Tensor, condition: Condition, null: Condition
+    ) -> Tensor:
         """Return the mean error over the moving frames of each clip (b,), at given noise and levels `n b t`."""
         tau, rho = levels[0], levels[-1]
         z, step = self.path.mix(x, eps, tau), per_frame(tau - rho)
-        there = self.follow(denoiser, z, levels, condition, eps)
-        mean = divide(z - there, step, 0.0)
+        there = self.follow(denoiser, z, levels, condition, null, eps)
+        average = divide(z - there, step, 0.0)
         made = convert(denoiser(z, tau, rho=rho, **condition), z, tau, self.path, self.prediction, self.floor)
         # The target goes through the same floor, so that the exact output has no error at any level.
-        output = getattr(convert(mean, z, tau, self.path, "v"), self.prediction)
+        output = getattr(convert(average, z, tau, self.path, "v"), self.prediction)
         wanted = convert(output, z, tau, self.path, self.prediction, self.floor)
-        squared = (getattr(made, self.loss) - getattr(wanted, self.loss)).square()
-        # The end of a path is one clip, not a mean over many: by its square a misplaced edge would cost more than a
-        # blurred one.
+        squared = frame_error(getattr(made, self.loss) - getattr(wanted, self.loss), self.near, self.whole)
+        # The end of a path is one clip, not a mean over many: by its square a misplaced ball would cost more than a
+        # blurred one. By the size of each pixel's error a small ball would cost less than none at all, so frames count.
         sharp = 2 * self.width * ((squared + self.width**2).sqrt() - self.width)
         # A frame that waits while others move learns nothing new. If it counted, it would only dilute their errors.
         return mean_where(sharp, tau > rho)
 
     @torch.no_grad()
-    def follow(self, denoiser: Denoiser, z: Tensor, levels: Tensor, condition: Condition, noise: Tensor) -> Tensor:
+    def follow(
+        self, denoiser: Denoiser, z: Tensor, levels: Tensor, condition: Condition, null: Condition, noise: Tensor
+    ) -> Tensor:
         """Return where the path of v leads through these levels `n b t`, after the network's own step to the second.
 
-        Known frames are those at level 0 from the first level on; without them the network sees `noise` in their place.
+        Known frames are those at level 0 from the first level on. Without them the network sees `noise` in their place,
+        without the caption `null`.
         """
         denoise = denoise_function(denoiser, dict(condition), self.path, self.prediction)
         if self.own:
             z = flow_map(denoise, z, levels[:2], self.path)
-        guided = with_history(denoise, self.path, levels[0] == 0, noise, self.history)
-        return dpm_solver_2m(guided, z, levels[1:], self.path)
+        if self.guided:
+            known = levels[0] == 0
+            told = known.sum(1) <= self.lead
+            blind = denoise_function(denoiser, drop(condition, null, told), self.path, self.prediction)
+            scale, known = torch.where(told, self.scale, self.history), known & ~told[:, None]
+            denoise = with_history(denoise, self.path, known, noise, scale, blind=blind)
+        return dpm_solver_2m(denoise, z, levels[1:], self.path)
+
+
+def frame_error(difference: Tensor, near: float, whole: float) -> Tensor:
+    """Return the mean square (b, t) of a difference `b c t h w`, plus those of its means, over 5 x 5 and a whole frame.
+
+    These count `near` and `whole` times. A ball beside its place and a blurred one have errors of both signs, which a
+    mean leaves out; a ball that is too small or too faint has not.
+    """
+    frames = rearrange(difference, "b c t h w -> (b t) c h w")
+    around = avg_pool2d(frames, 5, stride=1, padding=2)
+    over = [(1.0, frames), (near, around), (whole, frames.mean((2, 3), keepdim=True))]
+    errors = torch.stack([weight * part.square().mean((1, 2, 3)) for weight, part in over]).sum(0)
+    return rearrange(errors, "(b t) -> b t", b=len(difference))
 
 
 def second_seed(seed: int) -> int:

@@ -63,21 +63,31 @@ def classifier_free(
 
 
 def with_history(
-    denoise: Denoise, path: Path, history: Tensor, noise: Tensor, scale: float, level: float = 1.0
+    denoise: Denoise,
+    path: Path,
+    history: Tensor,
+    noise: Tensor,
+    scale: float | Tensor,
+    level: float = 1.0,
+    blind: Denoise | None = None,
 ) -> Denoise:
     """Push away from the prediction without the history (Song et al. 2025, arXiv 2502.06764, eq. 5 and 6).
 
-    history (b, t): the known frames. `scale` 1 is no guidance. The prediction without the history sees these frames at
-    noise level `level`: pure noise at 1; below 1 their coarse part is left (fractional history guidance).
+    history (b, t): the known frames. `scale`: one number, where 1 is no guidance, or one for each clip (b,). The
+    prediction without the history sees these frames at noise level `level`: pure noise at 1; below 1 their coarse part
+    is left (fractional history guidance). `blind` makes it, None: `denoise`; one that leaves more out, such as the
+    captions of some clips, pushes away from that too.
     """
-    if scale == 1.0:
+    if isinstance(scale, Tensor):
+        scale = per_frame(scale[:, None])
+    elif scale == 1.0:
         return denoise
 
     def guided(z: Tensor, tau: Tensor, *rho: Tensor) -> Tensor:
         x = denoise(z, tau, *rho)
-        blind_tau = torch.where(history, level, tau)
-        blind = torch.where(per_frame(history), path.mix(z, noise, blind_tau), z)
-        x_blind = denoise(blind, blind_tau, *(torch.where(history, level, one) for one in rho))
+        without_tau = torch.where(history, level, tau)
+        without = torch.where(per_frame(history), path.mix(z, noise, without_tau), z)
+        x_blind = (blind or denoise)(without, without_tau, *(torch.where(history, level, one) for one in rho))
         return torch.where(per_frame(~history), x_blind + scale * (x - x_blind), x)
 
     return guided

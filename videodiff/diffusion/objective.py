@@ -117,13 +117,13 @@ class Objective:
 
 def mean_over_noisy(difference: Tensor, tau: Tensor) -> Tensor:
     """Return the mean square (b,) of a difference `b c t h w` over the frames of each clip with tau > 0."""
-    return mean_where(difference.square(), tau > 0)
+    return mean_where(difference.square().mean(dim=(1, 3, 4)), tau > 0)
 
 
 def mean_where(error: Tensor, counted: Tensor) -> Tensor:
-    """Return the mean (b,) of an error `b c t h w` over the frames of each clip that are counted (b, t)."""
+    """Return the mean (b,) of the errors of frames (b, t) over those of each clip that are counted (b, t)."""
     weight = counted.to(error.dtype)
-    return (error.mean(dim=(1, 3, 4)) * weight).sum(1) / weight.sum(1).clamp_min(1)
+    return (error * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 def drop(condition: Condition, null: Condition, dropped: Tensor) -> dict[str, Tensor]:

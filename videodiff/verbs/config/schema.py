@@ -190,7 +190,11 @@ CLASSES: dict[str, Kind] = {
         pieces=COUNT,
         own=SHARE,
         width=number(above=0),
+        near=number(0),
+        whole=number(0),
         history=number(),
+        scale=number(),
+        lead=whole(0),
     ),
     "videodiff.diffusion.distillation.ProgressiveDistillation": record(
         **OBJECTIVE,

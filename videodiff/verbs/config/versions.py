@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 17
+RECORD, VERSION = "record", 18
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -55,6 +55,8 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     15: {"videodiff.text.words.Words": {"near": 0}},
     16: {"videodiff.diffusion.flow_map.FlowMap": {"history": 1.0}},
     17: {"videodiff.generation.settings.Generation": {"apart": False}},
+    # Errors of pixels counted by their size, which no key brings back: a run that goes on counts those of frames.
+    18: {"videodiff.diffusion.flow_map.FlowMap": {"scale": 1.0, "lead": 0, "near": 0.0, "whole": 0.0}},
 }
 # For each version the keys that went with it, by class.
 GONE: dict[int, dict[str, tuple[str, ...]]] = {
