@@ -154,7 +154,7 @@ def test_known_frames_guide_the_way_but_not_the_step_of_the_network_itself() -> 
         # All frames count in each frame.
         return torch.sin(z) + (z + per_frame(tau)).mean(2, keepdim=True) + (0.0 if rho is None else 0.3)
 
-    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, history=1.75, lead=0)
+    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, history=1.75, lead=1)
     there = objective.follow(network, z, levels, {"place": place}, {}, noise)
     assert passes == [False, True, True]
     assert objective.forwards == len(passes)

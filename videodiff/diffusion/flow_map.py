@@ -47,8 +47,8 @@ class FlowMap(Objective):
     number of steps of DPM-Solver++ that the target follows on the way. Where `steps` has a number and its double, the
     network's own step takes the first half of a share `own` of the longer steps. `frame_error` measures a frame, with
     the weights `near` and `whole`; its root counts by its square where it is small, by its size where it is beyond
-    `width`. `history` is the scale at which known frames guide the way. With at most `lead` known frames, as many as
-    lead in a sampler, a clip is guided by its caption instead, at `scale`; 1 is no guidance.
+    `width`. `history` is the scale at which known frames guide the way; 1 is no guidance. With a `scale` other than 1
+    the caption guides clips with at most `lead` known frames instead, as many as lead in a sampler.
     """
 
     takes_steps = True
@@ -120,7 +120,7 @@ class FlowMap(Objective):
         wanted = convert(output, z, tau, self.path, self.prediction, self.floor)
         squared = frame_error(getattr(made, self.loss) - getattr(wanted, self.loss), self.near, self.whole)
         # The end of a path is one clip, not a mean over many: by its square a misplaced ball would cost more than a
-        # blurred one. By the size of each pixel's error a small ball would cost less than none at all, so frames count.
+        # blurred one. By the size of each pixel's error, a small ball beside its place would cost more than no ball.
         sharp = 2 * self.width * ((squared + self.width**2).sqrt() - self.width)
         # A frame that waits while others move learns nothing new. If it counted, it would only dilute their errors.
         return mean_where(sharp, tau > rho)
@@ -139,10 +139,10 @@ class FlowMap(Objective):
             z = flow_map(denoise, z, levels[:2], self.path)
         if self.guided:
             known = levels[0] == 0
-            told = known.sum(1) <= self.lead
+            told = known.sum(1) <= (0 if self.scale == 1.0 else self.lead)
             blind = denoise_function(denoiser, drop(condition, null, told), self.path, self.prediction)
-            scale, known = torch.where(told, self.scale, self.history), known & ~told[:, None]
-            denoise = with_history(denoise, self.path, known, noise, scale, blind=blind)
+            scale = torch.where(told, self.scale, self.history).to(z.dtype)
+            denoise = with_history(denoise, self.path, known & ~told[:, None], noise, scale, blind=blind)
         return dpm_solver_2m(denoise, z, levels[1:], self.path)
 
 
