@@ -61,7 +61,7 @@ class FlowMap(Objective):
     whole: float = 20.0
     history: float = 1.0
     scale: float = 1.0
-    lead: int = 1
+    lead: int = 0
 
     @property
     def forwards(self) -> float:
@@ -119,8 +119,8 @@ class FlowMap(Objective):
         output = getattr(convert(average, z, tau, self.path, "v"), self.prediction)
         wanted = convert(output, z, tau, self.path, self.prediction, self.floor)
         squared = frame_error(getattr(made, self.loss) - getattr(wanted, self.loss), self.near, self.whole)
-        # The end of a path is one clip, not a mean over many: by its square a misplaced ball would cost more than a
-        # blurred one. By the size of each pixel's error, a small ball beside its place would cost more than no ball.
+        # The end of a path is one clip, but the network is unsure which. By the square its best answer is the mean of
+        # all ends, a blur; by the size of each pixel's error it is each pixel's median, which has no small ball.
         sharp = 2 * self.width * ((squared + self.width**2).sqrt() - self.width)
         # A frame that waits while others move learns nothing new. If it counted, it would only dilute their errors.
         return mean_where(sharp, tau > rho)
@@ -139,18 +139,19 @@ class FlowMap(Objective):
             z = flow_map(denoise, z, levels[:2], self.path)
         if self.guided:
             known = levels[0] == 0
-            told = known.sum(1) <= (0 if self.scale == 1.0 else self.lead)
-            blind = denoise_function(denoiser, drop(condition, null, told), self.path, self.prediction)
-            scale = torch.where(told, self.scale, self.history).to(z.dtype)
-            denoise = with_history(denoise, self.path, known & ~told[:, None], noise, scale, blind=blind)
+            by_caption = (known.sum(1) <= self.lead) & (self.scale != 1.0)
+            blind = denoise_function(denoiser, drop(condition, null, by_caption), self.path, self.prediction)
+            # Of the clips' type: a training in half precision makes tensors of another.
+            scale = torch.where(by_caption, torch.full_like(z[:, 0, 0, 0, 0], self.scale), self.history)
+            denoise = with_history(denoise, self.path, known & ~by_caption[:, None], noise, scale, blind=blind)
         return dpm_solver_2m(denoise, z, levels[1:], self.path)
 
 
 def frame_error(difference: Tensor, near: float, whole: float) -> Tensor:
     """Return the mean square (b, t) of a difference `b c t h w`, plus those of its means, over 5 x 5 and a whole frame.
 
-    These count `near` and `whole` times. A ball beside its place and a blurred one have errors of both signs, which a
-    mean leaves out; a ball that is too small or too faint has not.
+    These count `near` and `whole` times; beyond the frame are zeros. A ball a little beside its place and a blurred one
+    have errors of both signs, which a mean leaves out; a ball that is too small or too faint has not.
     """
     frames = rearrange(difference, "b c t h w -> (b t) c h w")
     around = avg_pool2d(frames, 5, stride=1, padding=2)

@@ -46,7 +46,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "velocity": lambda: Objective(RectifiedFlow(), LEVELS),
     "clip predicted, loss on velocity": lambda: Objective(RectifiedFlow(), LEVELS, "x", "v"),
     "noise predicted, cosine path": lambda: Objective(Cosine(), LEVELS, "eps", "x"),
-    "flow map": lambda: FlowMap(RectifiedFlow(), LEVELS, "x", "x", pieces=2, history=1.5),
+    "flow map": lambda: FlowMap(RectifiedFlow(), LEVELS, "x", "x", pieces=2, history=1.5, scale=2.0),
     "progressive distillation": lambda: ProgressiveDistillation(RectifiedFlow(), LEVELS, "x", "x"),
 }
 SAMPLERS = ("euler", "heun", "ddim", "dpm_solver_2m", "flow_map")
