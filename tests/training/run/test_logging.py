@@ -22,7 +22,6 @@ from videodiff.data.video.encode import encode
 from videodiff.report.run import read_metrics
 from videodiff.training.run import logging
 from videodiff.training.run.logging import (
-    BEGUN,
     Board,
     earlier_id,
     log_configuration,
@@ -39,7 +38,15 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return the home of somebody who has never used wandb."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_BASE_URL",
+        "WANDB_PROJECT",
+        "WANDB_NAME",
+        "WANDB_RUN_ID",
+        "NETRC",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     yield tmp_path
@@ -173,7 +180,75 @@ def test_a_resumed_run_goes_on_under_its_id_and_another_run_has_its_own(tmp_path
 @pytest.mark.parametrize("name", ["run-20261128_161907-457fe7d8", "offline-run-20261128_161907-457fe7d8-1"])
 def test_the_id_of_a_run_is_found_though_it_began_twice_within_a_second(tmp_path: Path, name: str) -> None:
     (tmp_path / "wandb" / name).mkdir(parents=True)
+    (tmp_path / "wandb" / name / "run-457fe7d8.wandb").touch()
     assert earlier_id(tmp_path) == "457fe7d8"
+
+
+def test_wandbs_own_variables_name_the_run_where_no_argument_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MODE": "offline", "PROJECT": "theirs", "NAME": "night", "RUN_ID": "night-1"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    logger = wandb_logger(None, "run", str(tmp_path))
+    assert (logger.experiment.project, logger.experiment.name, logger.experiment.id) == ("theirs", "night", "night-1")
+    logger.finalize("success")
+    for name in ("PROJECT", "NAME", "RUN_ID"):
+        monkeypatch.delenv(f"WANDB_{name}")
+    wandb.teardown()
+    # Another time, another place: the id that the variable gave stays the id of the run.
+    logger = wandb_logger(None, "run", str(tmp_path))
+    assert (logger.experiment.project, logger.experiment.name, logger.experiment.id) == ("videodiff", "run", "night-1")
+
+
+def test_an_argument_comes_before_wandbs_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MODE": "online", "PROJECT": "theirs", "RUN_ID": "abc"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    logger = wandb_logger("mine", "run", str(tmp_path), id="one", mode="offline", tags=["night"])
+    run = logger.experiment
+    assert (run.project, run.id, run.tags, run.offline) == ("mine", "one", ("night",), True)
+
+
+@pytest.mark.parametrize("asked", [{"mode": "offline"}, {"offline": True}, {"mode": "disabled"}])
+def test_a_run_that_is_to_stay_here_asks_no_server(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Lightning sets it for `offline`.
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = wandb_logger(None, "run", str(tmp_path), **asked)
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    logger.finalize("success")
+    assert bool(list(tmp_path.glob("wandb/offline-run-*"))) == (asked != {"mode": "disabled"})
+    assert "permission denied" not in capfd.readouterr().out
+
+
+def test_settings_of_wandb_are_those_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = wandb_logger(None, "run", str(tmp_path), settings={"console": "off", "init_timeout": 7})
+    found = logger.experiment.settings
+    assert (found.console, found.init_timeout, found.finish_timeout, found.silent) == ("off", 7, logging.UPLOAD_S, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"entty": "team"}, "found no argument 'entty' of wandb; did you mean 'entity'"),
+        ({"log_model": True}, "log_model: found True, which would have no effect: callbacks.checkpoints.mirror="),
+        ({"settings": {"consle": "off"}}, "settings.consle: Extra inputs are not permitted"),
+    ],
+)
+def test_an_argument_that_wandb_does_not_have_is_an_error_before_training(
+    tmp_path: Path, options: dict, error: str
+) -> None:
+    with pytest.raises(ValueError, match=error):
+        wandb_logger(None, "run", str(tmp_path), **options)
+
+
+def test_an_argument_that_tensorboard_does_not_have_is_an_error_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found no argument 'flush_sec' of tensorboard; did you mean 'flush_secs'"):
+        Board(tmp_path, flush_sec=5)
+    assert Board(tmp_path, flush_secs=5, version="one").version == "one"
 
 
 def test_every_logger_has_the_configuration(tmp_path: Path) -> None:
@@ -264,7 +339,7 @@ def test_a_run_with_two_loggers_and_its_resume_tell_both_the_same(
     assert status == 0, err
     folders = sorted(run.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime)
     assert len(folders) == 2
-    assert len({BEGUN.fullmatch(path.name)[2] for path in folders}) == 1
+    assert len({file.name for folder in folders for file in folder.glob("run-*.wandb")}) == 1
     curves = read_metrics(*sorted(run.glob("metrics/version_*/metrics.csv")))
     steps, losses = curves["train/loss"]
     assert steps.tolist() == [1, 2, 3, 4]

@@ -6,7 +6,8 @@ method `show_clips(step, videos, clips, labels)`; other loggers get numbers and 
 
 from __future__ import annotations
 
-import re
+import difflib
+import inspect
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,17 +27,27 @@ from videodiff.data.storage.causes import first_line
 
 # Seconds within which a server must answer, must accept a new run, and must have received a run after training.
 ANSWER_S, START_S, UPLOAD_S = 10.0, 30.0, 300.0
-# How wandb names the folder of a run: its time of start, its id, and a number if it began twice within a second.
-BEGUN = re.compile(r"(?:offline-)?run-([0-9]{8}_[0-9]{6})-([A-Za-z0-9_]+)(?:-[0-9]+)?")
+# Settings of Lightning's logger that would have no effect here, with what to use.
+IDLE = {
+    "log_model": "callbacks.checkpoints.mirror= copies checkpoints to an object store",
+    "dir": "save_dir= decides it",
+}
 
 
 class RunTracker(WandbLogger):
     """Weights & Biases; offline if its server cannot accept the run, because a tracker must not stop training.
 
-    `WANDB_MODE`, `WANDB_BASE_URL`, `WANDB_API_KEY` and wandb's other variables and settings apply.
+    `WANDB_MODE`, `WANDB_BASE_URL`, `WANDB_API_KEY` and wandb's other variables and settings apply. An argument comes
+    before them, but for `name`, which every run has.
     """
 
     failed = False
+
+    def __init__(self, project: str | None, name: str, save_dir: str, id: str | None, mode: str | None, **options: Any):
+        self.mode, self.settings = mode, dict(options.pop("settings", None) or {})
+        super().__init__(project=project, name=name, save_dir=save_dir, id=id, **options)
+        # Lightning has its own project where there is none.
+        self._wandb_init["project"] = project
 
     @property
     @rank_zero_experiment
@@ -50,12 +61,16 @@ class RunTracker(WandbLogger):
         """Start wandb's run."""
         import wandb
 
-        mode, reason = usable_mode()
-        settings = wandb.Settings(init_timeout=START_S, finish_timeout=UPLOAD_S, silent=bool(reason))
-        self._wandb_init["settings"] = settings
-        self._wandb_init.pop("anonymous", None)
+        init, own = self._wandb_init, wandb.setup().settings
+        init["project"] = init["project"] or own.project or "videodiff"
+        init["name"] = own.run_name or init["name"]
+        init["id"] = init["id"] or own.run_id or earlier_id(Path(self.save_dir)) or secrets.token_hex(4)
+        init["mode"], reason = usable_mode(self.mode)
+        quiet = {"silent": True} if reason else {}
+        limits = {"init_timeout": START_S, "finish_timeout": UPLOAD_S}
+        init["settings"] = wandb.Settings(**limits | quiet | self.settings)
+        init.pop("anonymous", None)
         try:
-            self._wandb_init["mode"] = mode
             run = super().experiment
         except (wandb.errors.Error, TimeoutError) as error:
             # Otherwise the refused run would occupy the id.
@@ -105,6 +120,9 @@ class Board(TensorBoardLogger):
     def __init__(self, save_dir: str | Path, name: str | None = "lightning_logs", **options: Any) -> None:
         if find_spec("tensorboard") is None:
             raise ModuleNotFoundError("logger=tensorboard: found no package tensorboard", name="tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        check_names("tensorboard", options, SummaryWriter, TensorBoardLogger.__init__)
         super().__init__(save_dir, name, **options)
 
     def show_clips(self, step: int, videos: Sequence[Path], clips: Sequence[np.ndarray], labels: Sequence[str]) -> None:
@@ -113,20 +131,57 @@ class Board(TensorBoardLogger):
             self.experiment.add_images(f"samples/{path.stem}", frames, step, dataformats="NHWC")
 
 
-def wandb_logger(project: str, name: str, save_dir: str, **options: Any) -> RunTracker:
-    """Return a Weights & Biases logger for the run in a folder; a resumed run keeps its id."""
+def wandb_logger(
+    project: str | None,
+    name: str,
+    save_dir: str,
+    id: str | None = None,
+    mode: str | None = None,
+    **options: Any,
+) -> RunTracker:
+    """Return a Weights & Biases logger for the run in a folder; a resumed run keeps its id.
+
+    options: further arguments of `wandb.init` and of Lightning's logger.
+    """
+    check_options(options)
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    id = earlier_id(Path(save_dir)) or secrets.token_hex(4)
-    return RunTracker(project=project, name=name, save_dir=save_dir, id=id, **options)
+    # Lightning's own way would write into the environment, for the trainings after this one too.
+    offline = options.pop("offline", False)
+    return RunTracker(project, name, save_dir, id, mode or ("offline" if offline else None), **options)
 
 
-def usable_mode() -> tuple[str, str]:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise for an argument that neither wandb nor Lightning's logger has, or that would have no effect."""
+    import wandb
+
+    for name, advice in IDLE.items():
+        if options.get(name):
+            raise ValueError(f"{name}: found {options[name]!r}, which would have no effect: {advice}")
+    check_names("wandb", options, wandb.init, WandbLogger.__init__)
+    try:
+        wandb.Settings(**dict(options.get("settings") or {}))
+    except ValueError as error:
+        # The first line counts the faults, the next two are the first one.
+        place, *reason = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise ValueError(f"settings.{place}: {' '.join(reason)}, expected a setting of wandb.Settings") from error
+
+
+def check_names(package: str, options: Mapping[str, Any], *parts: Callable[..., Any]) -> None:
+    """Raise for an argument that none of these functions of a package has."""
+    known = set().union(*(inspect.signature(part).parameters for part in parts)) - {"self", "kwargs"}
+    for name in options.keys() - known:
+        near = difflib.get_close_matches(name, known, n=1)
+        expected = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
+        raise ValueError(f"found no argument {name!r} of {package}; {expected}")
+
+
+def usable_mode(asked: str | None = None) -> tuple[str, str]:
     """Return the mode in which wandb works here, and the reason if it is offline unasked."""
     import wandb
 
     settings = wandb.setup().settings
-    if settings.mode != "online":
-        return settings.mode, ""
+    if (mode := asked or settings.mode) != "online":
+        return mode, ""
     try:
         if not wandb.login(prompt=False, verify=False):
             return "offline", f"found no key for {settings.base_url} (`wandb login` or WANDB_API_KEY)"
@@ -141,9 +196,11 @@ def usable_mode() -> tuple[str, str]:
 
 
 def earlier_id(folder: Path) -> str | None:
-    """Return wandb's id of the run in this folder, None if it has none yet."""
-    begun = [found.groups() for path in (folder / "wandb").glob("*") if (found := BEGUN.fullmatch(path.name))]
-    return max(begun)[1] if begun else None
+    """Return wandb's id of the newest run in this folder, None if it has none yet."""
+    # The folder of a run is named by time and id, and by a number if it began twice within a second; its file by the
+    # id alone, which may have dashes itself.
+    begun = [(path.parent.name.removeprefix("offline-"), path.stem) for path in folder.glob("wandb/*run-*/run-*.wandb")]
+    return max(begun)[1].removeprefix("run-") if begun else None
 
 
 def log_configuration(loggers: Sequence[Logger], config: dict[str, Any]) -> None:

@@ -362,7 +362,14 @@ CLASSES: dict[str, Kind] = {
         flush_logs_every_n_steps=EVERY,
     ),
     "videodiff.training.run.logging.Board": record(rest=ANYTHING, save_dir=PLACE, name=optional(TEXT)),
-    "videodiff.training.run.logging.wandb_logger": record(rest=ANYTHING, project=NAME, name=NAME, save_dir=PLACE),
+    "videodiff.training.run.logging.wandb_logger": record(
+        rest=ANYTHING,
+        project=optional(NAME),
+        name=NAME,
+        save_dir=PLACE,
+        id=optional(NAME),
+        mode=optional(choice("online", "offline", "disabled")),
+    ),
     "lightning.Trainer": record(
         accelerator=choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
         devices=DEVICES,
