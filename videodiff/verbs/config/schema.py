@@ -357,7 +357,8 @@ CLASSES: dict[str, Kind] = {
     "lightning.pytorch.loggers.CSVLogger": record(
         save_dir=PLACE,
         name=optional(TEXT),
-        version=optional(either(whole(0), TEXT)),
+        # With a version of its own, Lightning deletes the table of the attempt before.
+        version=kind("null: each attempt of a run has a table of its own", lambda value: value is None),
         prefix=TEXT,
         flush_logs_every_n_steps=EVERY,
     ),
