@@ -53,7 +53,7 @@ from videodiff.training.guard import Diverged
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.rollback import batches_to_leave
 from videodiff.training.run.attempts import check_links, set_aside
-from videodiff.training.run.logging import log_configuration
+from videodiff.training.run.logging import check_tables, log_configuration
 from videodiff.training.run.record import to_tell, write_record
 from videodiff.training.start import freeze, parts_of
 from videodiff.training.state.before import is_before_pieces
@@ -241,6 +241,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if checkpoint is not None:
         go_on_from(folder, data, checkpoint)
         module.fall_back = partial(go_on_from, folder, data) if cfg.checkpoint is None else None
+    check_tables(trainer.loggers)
     log_configuration(trainer.loggers, config)
     with naming_remedies(cfg, data, world):
         fit(trainer, module, data)

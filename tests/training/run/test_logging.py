@@ -236,6 +236,7 @@ def test_settings_of_wandb_are_those_of_its_run(tmp_path: Path, monkeypatch: pyt
         ({"entty": "team"}, "found no argument 'entty' of wandb; did you mean 'entity'"),
         ({"log_model": True}, "log_model: found True, which would have no effect: callbacks.checkpoints.mirror="),
         ({"settings": {"consle": "off"}}, "settings.consle: Extra inputs are not permitted"),
+        ({"mode": "ofline"}, "settings.mode: Input should be 'online', 'offline'"),
     ],
 )
 def test_an_argument_that_wandb_does_not_have_is_an_error_before_training(
@@ -352,6 +353,19 @@ def test_a_run_with_two_loggers_and_its_resume_tell_both_the_same(
         (clip,) = folder.glob("files/media/videos/**/*.mp4")
         assert clip.read_bytes() in {path.read_bytes() for path in run.glob("samples/step_*/*.mp4")}
     np.testing.assert_allclose(kept, losses, rtol=1e-6)
+
+
+def test_the_curves_of_an_earlier_attempt_are_not_deleted(call: Call, world_dataset: Path, tmp_path: Path) -> None:
+    run, own = tmp_path / "run", ["logger=csv", "+logger.csv.version=one", "trainer.log_every_n_steps=1"]
+    status, _, err = call("train", *tiny(world_dataset), f"run={run}", *own, "trainer.max_steps=1")
+    assert status == 0, err
+    before = (run / "metrics/one/metrics.csv").read_bytes()
+    status, _, err = call("train", f"resume={run}", *own, "trainer.max_steps=2")
+    assert status == 1
+    assert "found the curves of an earlier attempt, which this one would delete, expected another logger.csv.ver" in err
+    assert (run / "metrics/one/metrics.csv").read_bytes() == before
+    # What a run holds may have any version: it is only read.
+    assert call("inspect", str(run))[0] == 0
 
 
 def test_without_loggers_a_run_trains_and_its_report_says_there_are_no_curves(

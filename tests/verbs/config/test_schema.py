@@ -139,7 +139,6 @@ WRONG = {
     "+trainer.limit_train_batches=3": "expected nothing, as it has no effect: trainer.max_steps",
     "+model.channels=4": "expected nothing, as it has no effect: codec= decides it",
     "+data.cost=1": "expected nothing, as it has no effect",
-    "+logger.csv.version=one": "found 'one', expected null: each attempt of a run has a table of its own",
     "+callbacks.progress.work=1": "expected nothing, as it has no effect",
     "+optimizer.momentum=0.9": "found no key 'optimizer.momentum'; expected lr or betas",
     "+callbacks.samples.sampler.steps=2": "found no key 'callbacks.samples.sampler'; expected folder or",

@@ -143,7 +143,7 @@ def wandb_logger(
 
     options: further arguments of `wandb.init` and of Lightning's logger.
     """
-    check_options(options)
+    check_options({**options, "settings": {**(options.get("settings") or {}), **({"mode": mode} if mode else {})}})
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     # Lightning's own way would write into the environment, for the trainings after this one too.
     offline = options.pop("offline", False)
@@ -201,6 +201,17 @@ def earlier_id(folder: Path) -> str | None:
     # id alone, which may have dashes itself.
     begun = [(path.parent.name.removeprefix("offline-"), path.stem) for path in folder.glob("wandb/*run-*/run-*.wandb")]
     return max(begun)[1].removeprefix("run-") if begun else None
+
+
+def check_tables(loggers: Sequence[Logger]) -> None:
+    """Raise if a logger would delete the table of an earlier attempt, as Lightning's does for one of its version."""
+    for logger in loggers:
+        table = Path(logger.log_dir) / "metrics.csv" if isinstance(logger, CSVLogger) else None
+        if table and table.exists():
+            raise ValueError(
+                f"{table}: found the curves of an earlier attempt, which this one would delete, expected another "
+                "logger.csv.version, or null: each attempt then has a table of its own"
+            )
 
 
 def log_configuration(loggers: Sequence[Logger], config: dict[str, Any]) -> None:

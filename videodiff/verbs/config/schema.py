@@ -357,8 +357,7 @@ CLASSES: dict[str, Kind] = {
     "lightning.pytorch.loggers.CSVLogger": record(
         save_dir=PLACE,
         name=optional(TEXT),
-        # With a version of its own, Lightning deletes the table of the attempt before.
-        version=kind("null: each attempt of a run has a table of its own", lambda value: value is None),
+        version=optional(either(whole(0), TEXT)),
         prefix=TEXT,
         flush_logs_every_n_steps=EVERY,
     ),
@@ -369,7 +368,7 @@ CLASSES: dict[str, Kind] = {
         name=NAME,
         save_dir=PLACE,
         id=optional(NAME),
-        mode=optional(choice("online", "offline", "disabled")),
+        mode=optional(NAME),
     ),
     "lightning.Trainer": record(
         accelerator=choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
