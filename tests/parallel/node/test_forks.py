@@ -90,6 +90,8 @@ FAILING = """
 import json, os, signal, sys, time
 from pathlib import Path
 from videodiff.parallel.node import forks
+# A job in the background begins without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("begun")
 had = "open(f'had_{os.environ[\\"LOCAL_RANK\\"]}', 'w').write(os.environ[\\"THREADS\\"])"
 Path("fails.py").write_text(f"import os; {had}; 1 / 0")
