@@ -45,6 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "WANDB_PROJECT",
         "WANDB_NAME",
         "WANDB_RUN_ID",
+        "WANDB_SILENT",
         "NETRC",
     ):
         monkeypatch.delenv(name, raising=False)
@@ -236,6 +237,8 @@ def test_settings_of_wandb_are_those_of_its_run(tmp_path: Path, monkeypatch: pyt
         ({"entty": "team"}, "found no argument 'entty' of wandb; did you mean 'entity'"),
         ({"log_model": True}, "log_model: found True, which would have no effect: callbacks.checkpoints.mirror="),
         ({"settings": {"consle": "off"}}, "settings.consle: Extra inputs are not permitted"),
+        ({"settings": {"mode": "offline"}}, "settings.mode: found 'offline', expected it as mode="),
+        ({"settings": {"run_id": "a"}}, "settings.run_id: found 'a', expected it as id="),
         ({"mode": "ofline"}, "settings.mode: Input should be 'online', 'offline'"),
     ],
 )

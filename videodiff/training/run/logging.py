@@ -32,6 +32,8 @@ IDLE = {
     "log_model": "callbacks.checkpoints.mirror= copies checkpoints to an object store",
     "dir": "save_dir= decides it",
 }
+# Settings of wandb with an argument of their own, which would come before them.
+ARGUMENTS = {"project": "project", "run_name": "name", "run_id": "id", "mode": "mode"}
 
 
 class RunTracker(WandbLogger):
@@ -43,9 +45,9 @@ class RunTracker(WandbLogger):
 
     failed = False
 
-    def __init__(self, project: str | None, name: str, save_dir: str, id: str | None, mode: str | None, **options: Any):
-        self.mode, self.settings = mode, dict(options.pop("settings", None) or {})
-        super().__init__(project=project, name=name, save_dir=save_dir, id=id, **options)
+    def __init__(self, project: str | None, mode: str | None, settings: dict[str, Any], **options: Any):
+        self.mode, self.settings = mode, settings
+        super().__init__(project=project, **options)
         # Lightning has its own project where there is none.
         self._wandb_init["project"] = project
 
@@ -75,7 +77,7 @@ class RunTracker(WandbLogger):
         except (wandb.errors.Error, TimeoutError) as error:
             # Otherwise the refused run would occupy the id.
             wandb.teardown()
-            reason, self._wandb_init["mode"] = first_line(error), "offline"
+            reason, init["mode"] = first_line(error), "offline"
             run = super().experiment
         if reason:
             print(f"wandb: {reason}; the run is kept offline, `wandb sync {run.settings.sync_dir}` uploads it")
@@ -141,13 +143,16 @@ def wandb_logger(
 ) -> RunTracker:
     """Return a Weights & Biases logger for the run in a folder; a resumed run keeps its id.
 
-    options: further arguments of `wandb.init` and of Lightning's logger.
+    options: further arguments of `wandb.init` and of Lightning's logger; `settings` is a mapping.
     """
-    check_options({**options, "settings": {**(options.get("settings") or {}), **({"mode": mode} if mode else {})}})
-    Path(save_dir).mkdir(parents=True, exist_ok=True)
     # Lightning's own way would write into the environment, for the trainings after this one too.
     offline = options.pop("offline", False)
-    return RunTracker(project, name, save_dir, id, mode or ("offline" if offline else None), **options)
+    mode = mode or ("offline" if offline else None)
+    settings = dict(options.pop("settings", None) or {})
+    check_options(options)
+    check_settings(settings, mode)
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    return RunTracker(project, mode, settings, name=name, save_dir=save_dir, id=id, **options)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -158,8 +163,17 @@ def check_options(options: Mapping[str, Any]) -> None:
         if options.get(name):
             raise ValueError(f"{name}: found {options[name]!r}, which would have no effect: {advice}")
     check_names("wandb", options, wandb.init, WandbLogger.__init__)
+
+
+def check_settings(settings: Mapping[str, Any], mode: str | None) -> None:
+    """Raise for a setting, or a mode, that wandb does not have, and for a setting that has an argument of its own."""
+    import wandb
+
+    for name, argument in ARGUMENTS.items():
+        if name in settings:
+            raise ValueError(f"settings.{name}: found {settings[name]!r}, expected it as {argument}=")
     try:
-        wandb.Settings(**dict(options.get("settings") or {}))
+        wandb.Settings(**settings, **({"mode": mode} if mode else {}))
     except ValueError as error:
         # The first line counts the faults, the next two are the first one.
         place, *reason = [line.strip() for line in str(error).splitlines()[1:3]]
