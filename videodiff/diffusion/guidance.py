@@ -75,8 +75,8 @@ def with_history(
 
     history (b, t): the known frames. `scale`: one number, where 1 is no guidance, or one for each clip (b,). The
     prediction without the history sees these frames at noise level `level`: pure noise at 1; below 1 their coarse part
-    is left (fractional history guidance). `blind` makes it, None: `denoise`; one that leaves more out, such as the
-    captions of some clips, pushes away from that too.
+    is left (fractional history guidance). `blind` makes this prediction, None: `denoise`. It may also leave out the
+    captions of some clips, which then guide too.
     """
     if isinstance(scale, Tensor):
         scale = per_frame(scale[:, None])

@@ -90,7 +90,7 @@ FAILING = """
 import json, os, signal, sys, time
 from pathlib import Path
 from videodiff.parallel.node import forks
-# A job in the background begins without it.
+# A shell starts a job in the background with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 print("begun")
 had = "open(f'had_{os.environ[\\"LOCAL_RANK\\"]}', 'w').write(os.environ[\\"THREADS\\"])"
