@@ -80,25 +80,35 @@ def main() -> None:
 
 def together(processes: int, function: Callable[[SequenceGroup, Any], Any], asked: Any) -> list[Any]:
     """Return what a function returns on each of some processes that form one group."""
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    first = context.Process(target=take_parts, args=(function, asked, processes, writer))
+    first.start()
+    writer.close()
+    try:
+        # A process that ends without an answer is the end of its pipe.
+        return reader.recv()
+    finally:
+        first.join()
+
+
+def take_parts(function: Callable[..., Any], asked: Any, processes: int, answer: Any) -> None:
+    """Call the function on each of some processes, forked from this one: what takes seconds to import, it imports."""
     port = meeting_port()
-    context, started, answers = multiprocessing.get_context("forkserver"), [], []
-    # What takes seconds to import is imported once.
-    context.set_forkserver_preload([function.__module__])
+    context, started, answers = multiprocessing.get_context("fork"), [], []
     for rank in range(processes):
         reader, writer = context.Pipe(duplex=False)
-        started.append(context.Process(target=take_part, args=(function, asked, rank, processes, port, writer)))
+        part = (function, asked, rank, processes, port, writer)
+        started.append(context.Process(target=take_part, args=part, daemon=True))
         started[-1].start()
         writer.close()
         answers.append(reader)
     found: dict[int, Any] = {}
-    try:
-        while waiting := [answer for rank, answer in enumerate(answers) if rank not in found]:
-            # A process that ends without an answer is the end of its pipe.
-            found |= {answers.index(answer): answer.recv() for answer in multiprocessing.connection.wait(waiting)}
-    finally:
-        for process in started:
-            process.kill() if len(found) < processes else process.join()
-    return [found[rank] for rank in range(processes)]
+    while waiting := [answer for rank, answer in enumerate(answers) if rank not in found]:
+        found |= {answers.index(answer): answer.recv() for answer in multiprocessing.connection.wait(waiting)}
+    for process in started:
+        process.join()
+    answer.send([found[rank] for rank in range(processes)])
 
 
 def take_part(function: Callable[..., Any], asked: Any, rank: int, world: int, port: int, answer: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,7 +24,7 @@ from videodiff.parallel.muon.rows import ShardedMuon
 from videodiff.parallel.muon.whole import SharedMuon
 from videodiff.parallel.strategy import ddp
 from videodiff.parallel.whole import Whole
-from videodiff.training.optimizer import AdamW, Muon
+from videodiff.training.optimizer import AdamW, Muon, step_along
 
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "ema_decay": 0.9}
 STEPS = 5
@@ -84,9 +84,8 @@ def differences(alone: Muon, shared: Muon) -> list[str]:
     return found
 
 
-def compared(group: Any, asked: tuple[str, bool]) -> Found:
+def compared(name: str, by_rows: bool) -> Found:
     """Take the steps alone and together, in this process."""
-    name, by_rows = asked
     division.LEAST, world = 0, dist.get_world_size()
     parameters = weights(NAMES[name])
     alone = Muon(groups(parameters), **SETTINGS)
@@ -100,29 +99,18 @@ def compared(group: Any, asked: tuple[str, bool]) -> Found:
     shared = make(groups(others), **SETTINGS)
     module = muon_rows if by_rows else muon_whole
     counted: list[int] = []
-    plain = module.step_along
-    module.step_along = lambda updates: (counted.append(len(updates)), plain(updates))
-    with Called() as called:
+
+    def counting(updates: list[Tensor]) -> None:
+        counted.append(len(updates))
+        step_along(updates)
+
+    with pytest.MonkeyPatch.context() as patch, Called() as called:
+        patch.setattr(module, "step_along", counting)
         train(shared, others, split)
     return Found(differences(alone, shared), sum(counted), [call.name for call in called.calls])
 
 
-@pytest.mark.parametrize("by_rows", [False, True], ids=["whole", "rows"])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("processes", [2, 4])
-def test_weights_and_state_are_those_of_one_process_to_the_bit(processes: int, name: str, by_rows: bool) -> None:
-    found = together(processes, compared, (name, by_rows))
-    assert [one.other for one in found] == [[]] * processes
-    # The first matrix has no gradient in the second step, and in the third nothing has one.
-    taken = [len(NAMES[name])] * 3 + [len(NAMES[name]) - 1]
-    assert sum(one.iterated for one in found) == sum(taken)
-    assert all(one.iterated < sum(taken) for one in found) or name == "one"
-    collective, times = ("alltoall_base_", 2) if by_rows else ("_allgather_base_", 1)
-    wanted = times * sum(count > 0 for count in taken)
-    assert all(one.calls.count(collective) == wanted == len(one.calls) for one in found)
-
-
-def gathered(group: Any, least: int) -> list[str]:
+def gathered(least: int) -> list[str]:
     """Return the collectives of a step over matrices that save no more FLOPs than `least`."""
     division.LEAST = least
     parameters = weights(UNEVEN)
@@ -134,13 +122,7 @@ def gathered(group: Any, least: int) -> list[str]:
     return [call.name for call in called.calls]
 
 
-def test_a_node_gathers_its_steps_and_sends_nothing_to_another_one() -> None:
-    found = together(4, of_two_nodes, None)
-    assert [ranks for ranks, _ in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
-    assert all(same for _, same in found)
-
-
-def of_two_nodes(group: Any, nothing: None) -> tuple[list[int], bool]:
+def of_two_nodes() -> tuple[list[int], bool]:
     """Return who shares with this process, and whether its steps are those of one process."""
     division.LEAST = 1
     parameters, others = weights(UNEVEN), weights(UNEVEN)
@@ -150,9 +132,44 @@ def of_two_nodes(group: Any, nothing: None) -> tuple[list[int], bool]:
     return dist.get_process_group_ranks(shared.sharing), not differences(alone, shared)
 
 
+def everything(group: Any, processes: int) -> dict[Any, Any]:
+    """Return all that this file asks of these processes, which take seconds to start."""
+    found: dict[Any, Any] = {(name, by_rows): compared(name, by_rows) for name in NAMES for by_rows in (False, True)}
+    if processes == 4:
+        return {**found, "nodes": of_two_nodes()}
+    return {**found, "much": gathered(1), "little": gathered(10**8)}
+
+
+@cache
+def of_each(processes: int) -> list[dict[Any, Any]]:
+    """Return what each process found."""
+    return together(processes, everything, processes)
+
+
+@pytest.mark.parametrize("by_rows", [False, True], ids=["whole", "rows"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_weights_and_state_are_those_of_one_process_to_the_bit(processes: int, name: str, by_rows: bool) -> None:
+    found = [each[name, by_rows] for each in of_each(processes)]
+    assert [one.other for one in found] == [[]] * processes
+    # The first matrix has no gradient in the second step, and in the third nothing has one.
+    taken = [len(NAMES[name])] * 3 + [len(NAMES[name]) - 1]
+    assert sum(one.iterated for one in found) == sum(taken)
+    assert all(one.iterated < sum(taken) for one in found) or name == "one"
+    collective, times = ("alltoall_base_", 2) if by_rows else ("_allgather_base_", 1)
+    wanted = times * sum(count > 0 for count in taken)
+    assert all(one.calls.count(collective) == wanted == len(one.calls) for one in found)
+
+
+def test_a_node_gathers_its_steps_and_sends_nothing_to_another_one() -> None:
+    found = [each["nodes"] for each in of_each(4)]
+    assert [ranks for ranks, _ in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert all(same for _, same in found)
+
+
 def test_little_work_is_done_by_everybody_and_nothing_is_sent() -> None:
-    assert together(2, gathered, 10**8) == [[], []]
-    assert together(2, gathered, 1) == [["_allgather_base_"]] * 2
+    assert [each["little"] for each in of_each(2)] == [[], []]
+    assert [each["much"] for each in of_each(2)] == [["_allgather_base_"]] * 2
 
 
 def test_the_processes_of_a_node_share_only_muon_and_only_where_there_are_several() -> None:
