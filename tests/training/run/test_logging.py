@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from videodiff.training.run.logging import (
     usable_mode,
     wandb_logger,
 )
+from videodiff.training.state.mirror import is_record
 
 FRAMES = np.zeros((5, 16, 16, 3), dtype=np.uint8)
 KEY = "0123456789" * 4
@@ -178,11 +180,28 @@ def test_a_resumed_run_goes_on_under_its_id_and_another_run_has_its_own(tmp_path
     assert len(list(tmp_path.glob("two/wandb/offline-run-*"))) == 1
 
 
-@pytest.mark.parametrize("name", ["run-20261128_161907-457fe7d8", "offline-run-20261128_161907-457fe7d8-1"])
-def test_the_id_of_a_run_is_found_though_it_began_twice_within_a_second(tmp_path: Path, name: str) -> None:
-    (tmp_path / "wandb" / name).mkdir(parents=True)
-    (tmp_path / "wandb" / name / "run-457fe7d8.wandb").touch()
-    assert earlier_id(tmp_path) == "457fe7d8"
+def test_a_run_keeps_its_id_where_wandbs_own_files_did_not_come_along(tmp_path: Path) -> None:
+    ids = []
+    for folder in ("here", "elsewhere"):
+        logger = wandb_logger("videodiff", "run", str(tmp_path / folder))
+        logger.log_metrics({"train/loss": 1.0}, step=len(ids))
+        ids.append(logger.experiment.id)
+        logger.finalize("success")
+        if folder == "here":
+            records = [path for path in (tmp_path / "here").iterdir() if is_record(path.name)]
+            (tmp_path / "elsewhere").mkdir()
+            for path in records:
+                shutil.copy(path, tmp_path / "elsewhere")
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"id": 7}', '{"id": ""}', '"id"'])
+def test_a_file_without_an_id_is_named(tmp_path: Path, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wandb.json").write_text(text)
+    with pytest.raises(ValueError, match=r"wandb.json: found no id, expected"):
+        earlier_id(tmp_path)
+    wandb_logger("videodiff", "run", str(tmp_path)).log_metrics({"train/loss": 1.0}, step=0)
+    assert "wandb.json: found no id" in capfd.readouterr().out
 
 
 def test_wandbs_own_variables_name_the_run_where_no_argument_does(

@@ -12,7 +12,7 @@ from videodiff.printing import say
 # Names that training, sampling and evaluation write into a run folder.
 OURS = (
     *("config.yaml", "overrides.yaml", "command.txt", "environment.json", "quarantine.jsonl", "trained.json"),
-    *("rollbacks.jsonl", "origin.json", "validated.json"),
+    *("rollbacks.jsonl", "origin.json", "validated.json", "wandb.json"),
     *(
         "metrics",
         "stacks",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from videodiff import printing
 from videodiff.data.storage.causes import first_line
+from videodiff.data.storage.files import write_whole
 
 # Seconds within which a server must answer, must accept a new run, and must have received a run after training.
 ANSWER_S, START_S, UPLOAD_S = 10.0, 30.0, 300.0
@@ -32,6 +34,8 @@ IDLE = {
     "log_model": "callbacks.checkpoints.mirror= copies checkpoints to an object store",
     "dir": "save_dir= decides it",
 }
+# The file of a run folder with wandb's id of the run.
+IDENTITY = "wandb.json"
 # Settings of wandb with an argument of their own, which would come before them.
 ARGUMENTS = {"project": "project", "run_name": "name", "run_id": "id", "mode": "mode"}
 
@@ -79,6 +83,7 @@ class RunTracker(WandbLogger):
             wandb.teardown()
             reason, init["mode"] = first_line(error), "offline"
             run = super().experiment
+        write_whole(Path(self.save_dir) / IDENTITY, json.dumps({"id": run.id}).encode())
         if reason:
             print(f"wandb: {reason}; the run is kept offline, `wandb sync {run.settings.sync_dir}` uploads it")
 
@@ -210,11 +215,20 @@ def usable_mode(asked: str | None = None) -> tuple[str, str]:
 
 
 def earlier_id(folder: Path) -> str | None:
-    """Return wandb's id of the newest run in this folder, None if it has none yet."""
-    # The folder of a run is named by time and id, and by a number if it began twice within a second; its file by the
-    # id alone, which may have dashes itself.
-    begun = [(path.parent.name.removeprefix("offline-"), path.stem) for path in folder.glob("wandb/*run-*/run-*.wandb")]
-    return max(begun)[1].removeprefix("run-") if begun else None
+    """Return wandb's id of the run in this folder, None if it has none yet; ValueError if its file holds none.
+
+    The folder comes back with it from a mirror, without wandb's own files.
+    """
+    path = folder / IDENTITY
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())["id"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, str) or not found:
+        raise ValueError(f'{path}: found no id, expected {{"id": "..."}}; remove the file to begin a new run of wandb')
+    return found
 
 
 def check_tables(loggers: Sequence[Logger]) -> None:
