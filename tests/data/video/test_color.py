@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import struct
@@ -12,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from data_prep.cut.clips import make_clips
 from data_prep.cut.encode import EncodePolicy
@@ -107,11 +108,20 @@ def srgb_signal(light: np.ndarray) -> np.ndarray:
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "APNG", "JPEG", "TIFF", "WEBP", "AVIF"])
 def test_a_picture_of_another_profile_is_shown_in_srgb(kind, tmp_path):
     coded = srgb_signal(srgb_light(patches(PATCHES)) @ TO_P3.T)
-    file, how = io.BytesIO(), {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     image = Image.fromarray(np.round(255 * coded).astype(np.uint8))
+    file, how = (
+        io.BytesIO(),
+        {
+            "JPEG": {"quality": 100, "subsampling": 0},
+            "WEBP": {"lossless": True},
+            "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+            "APNG": {"save_all": True, "append_images": [ImageOps.invert(image)]},
+        }.get(kind, {}),
+    )
+    kind = kind.replace("APNG", "PNG")
     image.save(file, kind, icc_profile=display_p3(), **how)
     data = file.getvalue()
     packed = fit_video(data, FitPolicy(crf=1)).video
@@ -121,6 +131,22 @@ def test_a_picture_of_another_profile_is_shown_in_srgb(kind, tmp_path):
     file = io.BytesIO()
     image.save(file, kind, icc_profile=b"no profile" * 20, **how)
     assert np.abs(colours(decode(file.getvalue(), [0])[0]) - colours(255 * coded)).max() < 9
+
+
+def test_a_video_of_png_pictures_with_profiles_is_read():
+    pictures, file = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8), io.BytesIO()
+    with av.open(file, "w", format="mov") as out:
+        stream = out.add_stream("png", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+        for number, picture in enumerate(pictures):
+            coded = io.BytesIO()
+            Image.fromarray(picture).save(coded, "PNG", icc_profile=display_p3())
+            packet = av.Packet(coded.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 25), number, number
+            out.mux(packet)
+    np.testing.assert_array_equal(decode(file.getvalue(), range(4)), pictures)
+    # Where the frames are freed a name that was freed before would crash the process.
+    gc.collect()
 
 
 def test_colours_beyond_bt709_are_cut_at_its_edge():

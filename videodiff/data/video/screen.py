@@ -21,6 +21,11 @@ from videodiff.data.video.geometry import (
 )
 from videodiff.data.video.info import DecodeError, is_still, read_still
 
+# These decoders name the colour profile beside a frame; PyAV frees the name, as ffmpeg does, and the process crashes.
+NAMING = ("png", "apng")
+# Brands of files of pictures in the boxes of MP4. In videos players follow the transfer, not a colour profile.
+PICTURES = ("avif", "avis", "heic", "heix", "mif1")
+
 
 class Screen:
     """Shows the frames of one stream; frames of other sizes are scaled to the size of the first one.
@@ -35,9 +40,10 @@ class Screen:
         stream: av.VideoStream,
     ) -> None:
         self.context = stream.codec_context
-        found = read_still(source) if is_still(container) else None
+        found = read_still(source) if is_still(container) or container.format.name == "apng" else None
         self.still = orientation_of_exif(found.exif) if found else None
-        self.profile = found.profile if found and found.profile and to_srgb(found.profile) else b""
+        self.profile = usable(found.profile) if found else b""
+        self.boxed = container.metadata.get("major_brand") in PICTURES
         # The pixel shape in the container counts. Without one, each picture states its own.
         ratio, before = stream.sample_aspect_ratio, self.context.sample_aspect_ratio
         self.ratio, self.fixed = ratio or Fraction(1), ratio is not None and ratio != before
@@ -49,10 +55,13 @@ class Screen:
 
     def display_of(self, frame: av.VideoFrame) -> Display:
         """Return how the last decoded frame is shown."""
-        turned = orientation(frame) if self.still is None else self.still
-        return Display(
-            self.ratio if self.fixed else self.context.sample_aspect_ratio or self.ratio, turned, self.profile
-        )
+        turned = self.still
+        if turned is None:
+            turned = rotation(frame) if self.context.name in NAMING else orientation(frame)
+        if self.boxed and not self.profile:
+            self.profile = usable(beside(frame, "ICC_PROFILE"))
+        ratio = self.ratio if self.fixed else self.context.sample_aspect_ratio or self.ratio
+        return Display(ratio, turned, self.profile)
 
     def measure(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Return the shown width and height of the last decoded frame, before it is scaled to the first."""
@@ -82,12 +91,29 @@ def show_size(size: tuple[int, int]) -> str:
 
 def orientation(frame: av.VideoFrame) -> Orientation:
     """Return the orientation of a frame from its display matrix."""
+    matrix = beside(frame, "DISPLAYMATRIX")
+    if matrix is None:
+        return rotation(frame)
+    return orientation_of_matrix(matrix) if matrix else UPRIGHT
+
+
+def rotation(frame: av.VideoFrame) -> Orientation:
+    """Return the orientation of a frame of which only the rotation can be read."""
+    return orientation_of_exif({90: 8, -90: 6, 180: 3, -180: 3}.get(frame.rotation, 1))
+
+
+def beside(frame: av.VideoFrame, kind: str) -> bytes | None:
+    """Return side data of a frame, empty if it has none of this kind, None where none can be read."""
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    # PyAV raises for side data that newer versions of ffmpeg added; then no side data can be read.
+        return bytes(frame.side_data.get(kind, b""))
+    # PyAV raises for kinds that newer versions of ffmpeg added.
     except ValueError:
-        return orientation_of_exif({90: 8, -90: 6, 180: 3, -180: 3}.get(frame.rotation, 1))
-    return UPRIGHT if matrix is None else orientation_of_matrix(bytes(matrix))
+        return None
+
+
+def usable(profile: bytes | None) -> bytes:
+    """Return an ICC profile, empty where it is none that colours can be converted by."""
+    return profile if profile and to_srgb(profile) else b""
 
 
 def transfer_of(frame: av.VideoFrame) -> str:
