@@ -18,8 +18,9 @@ from data_prep.cut.encode import DEINTERLACE, EncodePolicy
 from data_prep.cut.spans import Clock, Span, read_timeline, shortfall
 from data_prep.score.interlaced import COMBED, Combs
 from videodiff.data.video.decode import decoded, opened, probe, read_frames
+from videodiff.data.video.fields import Fields
 from videodiff.data.video.geometry import UPRIGHT, Display
-from videodiff.data.video.info import DecodeError, VideoInfo, best_stream, open_video
+from videodiff.data.video.info import DecodeError, VideoInfo, best_stream, open_video, stated_rate
 from videodiff.data.video.screen import color_notes, gamut_of, orientation, transfer_of
 from videodiff.data.video.timing import MICROSECOND, clock_ticks
 from videodiff.words import count_text
@@ -126,8 +127,10 @@ def read_header(video: bytes) -> Header:
         with open_video(video) as container:
             stream = best_stream(container)
             context, promised, clock = stream.codec_context, stream.frames, Clock(container, stream)
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            rate, ratio = stream.average_rate or stream.guessed_rate, stream.sample_aspect_ratio or 1
+            packets, second = [packet for packet in container.demux(stream) if packet.size], Fields(stream)
+            early = shortfall(stream, packets) if len(packets) < promised else ""
+            found, packets = len(packets), [packet for packet in packets if not second(packet)]
+            rate, ratio = stated_rate(stream), stream.sample_aspect_ratio or 1
             timed = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
             times = np.sort(np.array([clock(packet.pts) for packet in timed], np.int64))
             stays = max(((packet.pts, packet.duration or 0) for packet in timed), default=(0, 0))[1]
@@ -135,12 +138,11 @@ def read_header(video: bytes) -> Header:
             hidden, name = sum(packet.is_discard for packet in packets), container.format.name
             coded = context.width, context.height
             pixels, codec = context.pix_fmt or "unknown", context.codec.canonical_name
-            early = shortfall(stream, packets) if len(packets) < promised else ""
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
     if early:
         raise DecodeError(
-            f"found {count_text(len(packets), 'frame')}, expected {promised} as in its header: cut short, {early}"
+            f"found {count_text(found, 'frame')}, expected {promised} as in its header: cut short, {early}"
         )
     if not all(coded):
         raise DecodeError(f"found a size of {coded[0]} x {coded[1]} pixels, expected a picture")

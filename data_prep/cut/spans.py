@@ -13,7 +13,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from videodiff.data.video.info import DecodeError, best_stream, decoder_of, open_video
+from videodiff.data.video.fields import Fields
+from videodiff.data.video.info import DecodeError, best_stream, decoder_of, open_video, stated_rate
 from videodiff.data.video.screen import Screen
 from videodiff.data.video.timing import MICROSECOND, PAUSE, end_of, even_rate, is_even, usual_rate
 from videodiff.words import count_text
@@ -49,7 +50,7 @@ class Timeline:
 
     times: when each frame is shown, ascending; end: when the last frame ends; keys: time and seek position of every
     keyframe; fps: mean rate in frames a second; usual: `fps`, or the rate that fits best where frames come unevenly;
-    ranked: B-frames carry the time of their decoding, so the frame at index i is shown at `times[i]`.
+    ranked: frames carry no time, or that of their decoding, so the frame at index i is shown at `times[i]`.
     """
 
     times: np.ndarray
@@ -101,11 +102,14 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
     try:
         with open_video(source) as container:
             stream = best_stream(container)
-            clock, rate = Clock(container, stream), stream.average_rate or stream.guessed_rate
+            clock, rate, second = Clock(container, stream), stated_rate(stream), Fields(stream)
             # `stays`: when the last frame comes, and how long it stays, in units of the stream.
-            times, keys, stays, delays = [], [], (0, 0), set()
+            times, keys, stays, delays, untimed = [], [], (0, 0), set(), 0
             for packet in packets(container, stream):
-                if not packet.size or stamp(packet) is None:
+                if not packet.size or second(packet):
+                    continue
+                if stamp(packet) is None:
+                    untimed += 1
                     continue
                 if not packet.is_discard:
                     times.append(clock(stamp(packet)))
@@ -116,6 +120,10 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
             # Where frames are shown in another order than decoded, some wait longer than others. AVI states no times of
             # showing: ffmpeg says there that all wait as long.
             ranked = bool(stream.codec_context.has_b_frames) and len(delays) == 1 and None not in delays
+            # H.264 and HEVC without a container, as cameras write them, have a rate and no times.
+            if not times and rate:
+                times = [round(place * MICROSECOND / rate) for place in range(untimed)]
+                ranked, keys = True, [(0, 0)]
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
     keys = sorted(keys)[: 1 if ranked else None]

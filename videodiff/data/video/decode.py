@@ -21,7 +21,16 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from videodiff.data.video.info import QUICK, DecodeError, VideoInfo, best_stream, decoder_of, open_video
+from videodiff.data.video.fields import Fields
+from videodiff.data.video.info import (
+    QUICK,
+    DecodeError,
+    VideoInfo,
+    best_stream,
+    decoder_of,
+    open_video,
+    stated_rate,
+)
 from videodiff.data.video.screen import Screen
 from videodiff.data.video.timing import MICROSECOND, clock_ticks
 from videodiff.words import count_text
@@ -121,7 +130,7 @@ def timed(video: bytes, quick: bool = False) -> tuple[list[Picture] | None, np.n
     the others, nothing is decoded. quick: see `opened`.
     """
     with opened(video, quick) as (container, stream, _):
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        packets = coded_pictures(container, stream)
         if pictures := pictures_in(packets, stream):
             return pictures, *lay_pictures(pictures, stream)
         ticks, rate = lay([(packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None], stream)
@@ -146,7 +155,13 @@ def decoded_pictures(container: av.container.InputContainer, stream: av.VideoStr
 
 def read_index(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
     """Return the pictures in the order of decoding; None if times do not identify them."""
-    return pictures_in([packet for packet in container.demux(stream) if packet.size], stream)
+    return pictures_in(coded_pictures(container, stream), stream)
+
+
+def coded_pictures(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.Packet]:
+    """Return the packets of a stream, of two that hold the fields of one picture the first."""
+    second = Fields(stream)
+    return [packet for packet in container.demux(stream) if packet.size and not second(packet)]
 
 
 def pictures_in(packets: list[av.Packet], stream: av.VideoStream) -> list[Picture] | None:
@@ -172,7 +187,7 @@ def lay(shown: list[tuple[int, int]], stream: av.VideoStream) -> tuple[np.ndarra
 
     Without any it is the stated rate.
     """
-    rate = stream.average_rate or stream.guessed_rate
+    rate = stated_rate(stream)
     if not shown or not rate:
         return None, float(rate or 0)
     unit, shown = float(stream.time_base) * MICROSECOND, sorted(shown)
@@ -215,7 +230,7 @@ def seek_frames(video: bytes, numbers: Sequence[int]) -> Iterator[np.ndarray]:
                 # If times do not ascend in the order of display, they are times of decoding.
                 if frame.pts is None or frame.pts > wanted[0] or (ascending and stream.codec_context.has_b_frames):
                     return
-                # In interlaced video a picture may be one field.
+                # Of two fields the second one must not be skipped.
                 if frame.interlaced_frame:
                     return
                 if frame.pts == wanted[0]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,6 +157,13 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream:
     if stream.disposition & Disposition.dependent:
         raise DecodeError("found a picture that is cut into tiles, expected one piece: convert it to jpg or png")
     return stream
+
+
+def stated_rate(stream: av.VideoStream) -> Fraction | None:
+    """Return the frames per second that a file states, None if it states none."""
+    # Of H.264 and HEVC without a container ffmpeg says 25 in the mean, whatever their headers say.
+    bare = stream.container.format.name in ("h264", "hevc")
+    return (None if bare else stream.average_rate) or stream.guessed_rate
 
 
 def decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
