@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.books.request import BadInput, Caption, ClipRequest, InputError, Place, checked_path, checked_text, show
+from data_prep.books.request import BadInput, Caption, ClipRequest, InputError, Place, checked_path, show
 from data_prep.sources.metadata.rows import MAX_DEPTH, Items
-from data_prep.sources.table import depth
+from data_prep.sources.table import depth, licence_of
 from videodiff.data.samples.sidecars import CAPTIONS, TEXT_LIMIT, CaptionError, SidecarError, read_notes, read_texts
 from videodiff.data.storage.listing import MOVING, SIDECARS, VIDEOS, Fault, Listed, Passed, Scan
 
@@ -88,9 +88,10 @@ def parse_video(name: str, members: Mapping[str, bytes], licence: str, followed:
     except SidecarError as error:
         raise InputError("bad-sidecar", str(error)) from error
     captions = tuple(Caption(caption.text, caption.origin or "sidecar") for caption in texts)
-    licence = next((checked_text(notes[field]) for field in LICENCES if notes.get(field)), licence)
+    omitted: list[str] = []
+    licence = licence_of(next((notes[field] for field in LICENCES if notes.get(field)), None), licence, omitted)
     rest: dict[str, Any] = {field: value for field, value in notes.items() if field not in CAPTIONS + LICENCES}
     if depth(rest) > MAX_DEPTH:
         raise InputError("bad-sidecar", f"found nested lists over {MAX_DEPTH} deep, expected fewer")
     said = {"captions": captions, "licence": licence, "notes": rest, "origin": "sidecar"}
-    return ClipRequest(Place(name), checked_path(name), **said, followed=followed)
+    return ClipRequest(Place(name), checked_path(name), **said, omitted=tuple(omitted), followed=followed)

@@ -95,7 +95,7 @@ def parse_clip(
         source,
         span,
         checked_caption(cell.get("caption"), origin),
-        text_of(cell.get("licence")) or licence,
+        licence_of(cell.get("licence"), licence, omitted),
         text_of(cell.get("parent")),
         checked_name(cell["name"]) if cell.get("name") else "",
         notes=notes,
@@ -107,6 +107,18 @@ def parse_clip(
 def text_of(value: Any) -> str:
     """Return a cell of text or of a number as text; anything else is an InputError."""
     return checked_text(str(value) if isinstance(value, int | float) and value == value else value)
+
+
+def licence_of(value: Any, otherwise: str, omitted: list[str]) -> str:
+    """Return the licence that a row states, or `otherwise` where it states none; one that is no text is in `omitted`.
+
+    Such a clip has no known licence: not `otherwise`, which is for clips that state none.
+    """
+    try:
+        return text_of(value) or otherwise
+    except InputError:
+        omitted.append("licence")
+        return ""
 
 
 def plain(value: Any) -> Any:

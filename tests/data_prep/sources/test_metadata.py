@@ -472,6 +472,20 @@ def test_a_folder_of_video(tmp_path: Path) -> None:
     }
 
 
+def test_a_licence_that_is_no_text_costs_no_clip(tmp_path: Path) -> None:
+    stated = {"text": "CC0", "number": 4, "list": ["CC-BY-4.0"], "object": {"name": "CC0"}, "none": None, "empty": ""}
+    known = {"text": "CC0", "number": "4", "list": "", "object": "", "none": "ours", "empty": "ours"}
+    for name, licence in stated.items():
+        write(tmp_path / "videos" / f"{name}.mp4", "")
+        write(tmp_path / "videos" / f"{name}.json", json.dumps({"license": licence}))
+    lines = [json.dumps({"video": f"{name}.mp4", "license": licence}) for name, licence in stated.items()]
+    write(tmp_path / "table.jsonl", "\n".join(lines))
+    table = read_table(tmp_path / "table.jsonl", {"video": "video", "licence": "license"}, licence="ours")
+    for items in (list(read_folder(tmp_path / "videos", licence="ours")), list(table)):
+        assert {Path(item.source).stem: item.licence for item in good(items)} == known
+        assert {Path(item.source).stem for item in good(items) if item.omitted == ("licence",)} == {"list", "object"}
+
+
 def tar_of(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
