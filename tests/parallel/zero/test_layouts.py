@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 
 from bench.sequence import together
 from videodiff.parallel.fsdp.engine import FsdpEngine
-from videodiff.parallel.zero.engine import ZeroEngine
+from videodiff.parallel.zero.engine import ZeroEngine, split_weight
 from videodiff.training.optimizer import AdamW
 from videodiff.training.state.pieces import Piece, kept
 from videodiff.training.state.saved import Saved
@@ -59,7 +59,8 @@ def given(step: int) -> Tensor:
 
 def begun(layout: str, seed: int) -> tuple[nn.Module, Any, Any]:
     """Return the network under a layout, its engine, and what takes its steps."""
-    network, strategy = Small(seed), SimpleNamespace(global_rank=dist.get_rank(), world_size=3)
+    network = Small(seed)
+    strategy = SimpleNamespace(global_rank=dist.get_rank(), world_size=3, lightning_module=network)
     if layout == "fsdp2":
         fully_shard(network, mesh=init_device_mesh("cpu", (3,)))
         strategy.optimizers = [AdamW(groups(network), lr=0.1, ema_decay=0.9)]
@@ -71,8 +72,8 @@ def begun(layout: str, seed: int) -> tuple[nn.Module, Any, Any]:
     zero = {"stage": stage, "stage3_param_persistence_threshold": 4}
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "gradient_clipping": 0.0}
     config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    if stage == 3:
-        deepspeed.zero.Init(module=network, config_dict_or_path=config)
+    for p in network.parameters() if stage == 3 else ():
+        split_weight(p, config)
     optimizer = AdamW(groups(network), lr=0.1, ema_decay=0.9)
     trainer, zero, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
     strategy.optimizers = [zero]
@@ -90,6 +91,17 @@ def advance(network: nn.Module, takes_steps: Any, step: int) -> None:
         takes_steps.step()
 
 
+def outputs(network: nn.Module, engine: Any) -> list[list[float]]:
+    """Return what the network gives with its weights, with their averages, and with its weights again."""
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        # A pass without gradients may leave whole weights behind.
+        before = network(given(99))
+        with engine.exchanged(parameters):
+            within = network(given(99))
+        return [made.flatten().tolist() for made in (before, within, network(given(99)))]
+
+
 def told(pieces: list[Piece]) -> list[tuple[str, str, int, list[float]]]:
     """Return pieces as plain values."""
     return [(one.name, one.key, one.start, one.values.double().tolist()) for one in pieces]
@@ -102,11 +114,14 @@ def everything(_: Any, folder: Path) -> dict[str, Any]:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
-    found: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
     for layout in LAYOUTS:
         network, engine, takes_steps = begun(layout, seed=0)
+        found[f"{layout} outputs", 0] = outputs(network, engine)
         for step in range(STEPS):
             advance(network, takes_steps, step)
+        found[f"{layout} weights"] = float(sum(part.double().square().sum() for part in engine.weights()))
+        found[f"{layout} outputs", STEPS] = outputs(network, engine)
         pieces = engine.pieces(network)
         found[layout] = told(pieces)
         write_pieces(pieces, {}, folder / f"{layout}_{dist.get_rank()}.safetensors")
@@ -117,6 +132,7 @@ def everything(_: Any, folder: Path) -> dict[str, Any]:
         advance(network, takes_steps, 9)
         engine.load(network, Saved(folder / f"{before}_{rank}.safetensors" for rank in range(3)))
         found[f"{layout} after {before}"] = told(engine.pieces(network))
+        found[f"{layout} outputs", f"after {before}"] = outputs(network, engine)
         advance(network, takes_steps, STEPS)
         found[f"{layout} goes on"] = told(engine.pieces(network))
     return found
@@ -128,12 +144,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return together(3, everything, tmp_path_factory.mktemp("pieces"))
 
 
-def alone(steps: int) -> dict[tuple[str, str], list[float]]:
-    """Return all values after so many steps of one process."""
+def trained(steps: int) -> tuple[Small, AdamW]:
+    """Return network and optimizer after so many steps of one process."""
     network = Small(0)
     optimizer = AdamW(groups(network), lr=0.1, ema_decay=0.9)
     for step in range(steps):
         advance(network, optimizer, step)
+    return network, optimizer
+
+
+def alone(steps: int) -> dict[tuple[str, str], list[float]]:
+    """Return all values after so many steps of one process."""
+    network, optimizer = trained(steps)
     values = {(name, "weight"): value for name, value in kept(network).items()}
     for name, p in network.named_parameters():
         values |= {(name, key): torch.as_tensor(value) for key, value in optimizer.state.get(p, {}).items()}
@@ -162,3 +184,30 @@ def test_the_pieces_of_all_are_the_values_of_one_process_each_once(found: list[d
     assert pieces.keys() == wanted.keys()
     for place, values in pieces.items():
         assert values == pytest.approx(wanted[place], rel=1e-5, abs=1e-6), f"{name}: {place}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_averages_take_the_place_of_weights_for_a_while(found: list[dict[Any, Any]], layout: str) -> None:
+    before = LAYOUTS[LAYOUTS.index(layout) - 1]
+    for steps, name in ((0, 0), (STEPS, STEPS), (STEPS, f"after {before}")):
+        network, optimizer = trained(steps)
+        by_weights = network(given(99)).flatten().tolist()
+        for p, state in optimizer.state.items():
+            p.data.copy_(state["ema"])
+        by_averages = network(given(99)).flatten().tolist()
+        assert (by_averages == pytest.approx(by_weights, abs=1e-3)) == (steps == 0)
+        wanted = [by_weights, by_averages, by_weights]
+        for rank in found:
+            for made, one in zip(rank[f"{layout} outputs", name], wanted, strict=True):
+                assert made == pytest.approx(one, rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_trained_weight_is_looked_at_before_it_is_kept(found: list[dict[Any, Any]], layout: str) -> None:
+    network, _ = trained(STEPS)
+    wanted = float(sum(p.double().square().sum() for p in network.parameters() if p.requires_grad).detach())
+    seen = [rank[f"{layout} weights"] for rank in found]
+    # Either all of them on every process, or each on one.
+    split = layout in ("zero3", "fsdp2")
+    for one in [sum(seen)] if split else seen:
+        assert one == pytest.approx(wanted)
