@@ -27,6 +27,8 @@ KINDS = {
     "pairs": (np.sort(np.concatenate([FRAMES / 15, FRAMES / 15 + 1 / 90_000])), 30),
     "threes": (np.sort(np.concatenate([FRAMES / 10 + late / 1000 for late in range(3)])), 30),
     "two fields, then three": (np.cumsum(np.where(FRAMES % 2, 2, 3)) / 60, 24),
+    "a second of frames at a time, as a network brings them": (FRAMES // 30 + FRAMES % 30 / 3000, 30),
+    "fives, and a long pause": (FRAMES // 5 / 6 + FRAMES % 5 / 90_000 + 60 * (FRAMES >= 50), 30),
     "bursts of sixty a second": ((FRAMES % 20) / 60 + 5 * (FRAMES // 20), 60),
 }
 
@@ -34,7 +36,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rate_is_the_one_that_the_frames_fit(kind):
     seconds, rate = KINDS[kind]
-    assert usual_rate(at(seconds)) == pytest.approx(rate, rel=0.15 if kind == "threes" else 1e-9)
+    assert usual_rate(at(seconds)) == pytest.approx(rate, rel=1e-9)
 
 
 def test_frames_at_one_moment_have_no_rate():

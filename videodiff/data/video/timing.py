@@ -17,6 +17,8 @@ STRETCH = 8
 ON_GRID, NEAR = 0.9, 0.15
 # The step is one of these percentiles of the gaps, and at least this part of the usual distance between two frames.
 STEPS, FINEST = (50, 25, 10), 4
+# If so many of the gaps are shorter than the fastest clock can show, frames come in bursts, as over a network.
+BURSTS = 0.25
 # Far less than the thousandth between 30 and 29.97, more than what rounding to milliseconds does in some seconds.
 SAME_RATE = 2e-4
 
@@ -44,12 +46,18 @@ def even_rate(times: np.ndarray, said: Fraction) -> Fraction:
 def usual_rate(times: np.ndarray) -> Fraction:
     """Return the rate of the clock, frames a second, that frames of these ascending times in microseconds fit best.
 
-    Where they keep to a grid from which some are missing it is the rate of the grid. Else it is the rate at which
-    frames come in most stretches: one tiny gap between two frames is no rate, and a long pause does not lower it.
+    Where they keep to a grid from which some are missing it is the rate of the grid. Where they come in bursts it is
+    the number of frames in a burst over the usual time between bursts. Else it is the rate at which frames come in most
+    stretches. One tiny gap between two frames is no rate, and a long pause does not lower it.
     """
     gaps = np.diff(np.unique(times))
     if not len(gaps):
         raise ValueError(f"times: found {len(times)} at one moment, expected two moments to tell a rate from")
+    apart = gaps >= MICROSECOND / FASTEST_CLOCK
+    if apart.any() and apart.mean() <= 1 - BURSTS:
+        begins = np.concatenate([[0], np.cumsum(gaps)[apart]])
+        between = float(np.median(np.diff(begins)))
+        return named_rate(MICROSECOND / between * (len(gaps) + 1) / len(begins))
     # An even number of gaps, as frames may come in pairs.
     stretch = min(STRETCH, max(len(gaps) // 2 * 2, 1))
     spans = np.convolve(gaps, np.ones(stretch), "valid")
