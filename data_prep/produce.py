@@ -138,7 +138,7 @@ def cut_all(requests: Sequence[ClipRequest], video: Acquired, making: Making) ->
             clock.count("encode", 1, len(clip.video))
             if policy.audio == "keep":
                 with clock("sound"):
-                    kept = replace(kept, audio=keep_audio(making.work, id, spans[place], video.path))
+                    kept = replace(kept, audio=keep_audio(making.work, id, spans[place], video.path, timeline.joined))
             made[number].append(kept)
         else:
             lost[number].append(str(clip))
@@ -215,8 +215,10 @@ def keep_clip(folder: Path, id: str, span: Span, clip: ReadyClip) -> MadeClip:
     )
 
 
-def keep_audio(folder: Path, id: str, span: Span, video: Path) -> Sound:
-    """Write the sound of a clip and return its record, or the reason why it has none."""
+def keep_audio(folder: Path, id: str, span: Span, video: Path, joined: bool) -> Sound:
+    """Write the sound of a clip and return its record, or the reason why it has none; joined: see `Timeline`."""
+    if joined:
+        return Sound(lost="found several recordings joined into one file, expected one to find the sound by its time")
     try:
         sound = cut_audio(video, span)
     # A fault of the sound never rejects the clip.

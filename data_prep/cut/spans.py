@@ -16,7 +16,7 @@ import numpy as np
 from videodiff.data.video.fields import Fields
 from videodiff.data.video.info import DecodeError, best_stream, decoder_of, open_video, stated_rate
 from videodiff.data.video.screen import Screen
-from videodiff.data.video.timing import MICROSECOND, PAUSE, end_of, even_rate, is_even, usual_rate
+from videodiff.data.video.timing import MICROSECOND, PAUSE, begins_anew, end_of, even_rate, is_even, usual_rate
 from videodiff.words import count_text
 
 # How far a span may reach beyond the end of its source, in microseconds: annotations round, and sound may end later.
@@ -50,7 +50,8 @@ class Timeline:
 
     times: when each frame is shown, ascending; end: when the last frame ends; keys: time and seek position of every
     keyframe; fps: mean rate in frames a second; usual: `fps`, or the rate that fits best where frames come unevenly;
-    ranked: frames carry no time, or that of their decoding, so the frame at index i is shown at `times[i]`.
+    ranked: frames carry no time, or that of their decoding, so the frame at index i is shown at `times[i]`; joined: so
+    too, as several recordings lie one behind the other in the file, each with times of its own.
     """
 
     times: np.ndarray
@@ -59,6 +60,7 @@ class Timeline:
     fps: Fraction
     usual: Fraction
     ranked: bool
+    joined: bool = False
 
     def within(self, span: Span) -> np.ndarray:
         """Return the times of the frames of a span: from its start on and before its end, rounded as the span is.
@@ -105,12 +107,17 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
             clock, rate, second = Clock(container, stream), stated_rate(stream), Fields(stream)
             # `stays`: when the last frame comes, and how long it stays, in units of the stream.
             times, keys, stays, delays, untimed = [], [], (0, 0), set(), 0
+            last, begins = None, []
             for packet in packets(container, stream):
                 if not packet.size or second(packet):
                     continue
                 if stamp(packet) is None:
                     untimed += 1
                     continue
+                if packet.dts is not None:
+                    if begins_anew(container.format.name, last, clock(packet.dts)):
+                        begins.append(len(times))
+                    last = clock(packet.dts)
                 if not packet.is_discard:
                     times.append(clock(stamp(packet)))
                     stays = max(stays, (times[-1], packet.duration or 0))
@@ -124,6 +131,9 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
             if not times and rate:
                 times = [round(place * MICROSECOND / rate) for place in range(untimed)]
                 ranked, keys = True, [(0, 0)]
+            if begins:
+                parts = np.split(np.array(times, np.int64), begins)
+                times, ranked, keys = in_a_row(parts, round(MICROSECOND / rate) if rate else 0), True, keys[:1]
     except av.FFmpegError as error:
         raise DecodeError(f"cannot be opened: {error.strerror}") from error
     keys = sorted(keys)[: 1 if ranked else None]
@@ -134,7 +144,19 @@ def read_timeline(source: bytes | str | Path) -> Timeline:
     rate = even_rate(times, Fraction(rate))
     usual = rate if is_even(times) else usual_rate(times)
     end = end_of(times, float(stays[1] * clock.unit), rate)
-    return Timeline(times, end, keys, rate, usual, ranked)
+    return Timeline(times, end, keys, rate, usual, ranked, bool(begins))
+
+
+def in_a_row(parts: Sequence[np.ndarray], gap: int) -> np.ndarray:
+    """Return the times of the parts of a recording, each moved to begin a frame after the part before it.
+
+    gap: after a part of one frame.
+    """
+    found, end = [], int(parts[0].min())
+    for part in parts:
+        found.append(part + (end - part.min()))
+        end = int(found[-1].max()) + (int(np.median(np.diff(np.sort(part)))) if len(part) > 1 else gap)
+    return np.concatenate(found)
 
 
 def shortfall(stream: av.VideoStream, coded: Iterable[av.Packet]) -> str:

@@ -32,7 +32,7 @@ from videodiff.data.video.info import (
     stated_rate,
 )
 from videodiff.data.video.screen import Screen
-from videodiff.data.video.timing import MICROSECOND, clock_ticks
+from videodiff.data.video.timing import JOINED, MICROSECOND, begins_anew, clock_ticks
 from videodiff.words import count_text
 
 # A decoder takes a video and frame indices, and yields index and image, uint8 `h w c`; DecodeError if one is missing.
@@ -131,6 +131,8 @@ def timed(video: bytes, quick: bool = False) -> tuple[list[Picture] | None, np.n
     """
     with opened(video, quick) as (container, stream, _):
         packets = coded_pictures(container, stream)
+        if is_joined(packets, stream):
+            return None, None, lay([], stream)[1]
         if pictures := pictures_in(packets, stream):
             return pictures, *lay_pictures(pictures, stream)
         ticks, rate = lay([(packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None], stream)
@@ -168,12 +170,22 @@ def pictures_in(packets: list[av.Packet], stream: av.VideoStream) -> list[Pictur
     """Return the pictures of these packets in the order of decoding; None if times do not identify them."""
     times = {packet.pts for packet in packets}
     seekable = stream.codec_context.name in INDEXED and decoder_of(stream) is stream.codec_context
-    if not seekable or None in times or len(times) < len(packets):
+    if not seekable or None in times or len(times) < len(packets) or is_joined(packets, stream):
         return None
     return [
         Picture(packet.pts, decoding_time(packet), packet.is_keyframe, not packet.is_discard, packet.duration or 0)
         for packet in packets
     ]
+
+
+def is_joined(packets: list[av.Packet], stream: av.VideoStream) -> bool:
+    """Return whether these packets are of several recordings, one behind the other, each with times of its own."""
+    unit, name = stream.time_base * MICROSECOND, stream.container.format.name
+    # Most clips are in other containers, and the loader opens thousands a second.
+    if name not in JOINED:
+        return False
+    times = [int(packet.dts * unit) for packet in packets if packet.dts is not None]
+    return any(begins_anew(name, before, now) for before, now in itertools.pairwise(times))
 
 
 def lay_pictures(pictures: list[Picture] | None, stream: av.VideoStream) -> tuple[np.ndarray | None, float]:

@@ -21,6 +21,9 @@ STEPS, FINEST = (50, 25, 10), 4
 BURSTS = 0.25
 # Far less than the thousandth between 30 and 29.97, more than what rounding to milliseconds does in some seconds.
 SAME_RATE = 2e-4
+# Where recordings were joined into one file, as these containers allow, times go back by more than BACK, or forward by
+# more than FORWARD, in microseconds. ffmpeg corrects the same.
+JOINED, BACK, FORWARD = ("mpegts", "mpeg"), 100_000, 10_000_000
 
 
 def is_even(times: np.ndarray) -> bool:
@@ -33,6 +36,14 @@ def is_even(times: np.ndarray) -> bool:
     gaps = np.diff(times)
     drift = times - times[0] - gaps.mean() * np.arange(len(times))
     return bool(gaps.max() <= PAUSE * gaps.mean() and np.abs(drift).max() <= gaps.mean())
+
+
+def begins_anew(container: str, before: int | None, now: int) -> bool:
+    """Tell whether another recording begins at this time of decoding, in microseconds; `before`: that of its neighbour.
+
+    container: the name that ffmpeg has for it.
+    """
+    return container in JOINED and before is not None and not -BACK <= now - before <= FORWARD
 
 
 def even_rate(times: np.ndarray, said: Fraction) -> Fraction:
