@@ -136,16 +136,18 @@ def shares(resources: Mapping[str, float], gpus: float) -> list[Share]:
     Processes that have GPUs take no cores, so that neither kind of work waits for the other.
     """
     if gpus:
-        return [Share(0, gpus, 1)] * int(resources.get("GPU", 0) / gpus)
+        there = resources.get("GPU", 0)
+        # Ray gives no process parts of two GPUs.
+        return [Share(0, gpus, 1)] * (int(there) * int(1 / gpus) if gpus < 1 else int(there / gpus))
     cpus = int(resources.get("CPU", 0))
     return [Share(cpus, 0, cpus)] if cpus else []
 
 
 class Team:
-    """A foreman as the leader sees it: its actor, its number of processes, and how many tasks it has now."""
+    """A foreman as the leader sees it: its place, actor and number of processes, and how many tasks it has now."""
 
-    def __init__(self, actor: Any, processes: int) -> None:
-        self.actor, self.processes, self.ready, self.load = actor, processes, False, 0
+    def __init__(self, slot: tuple[str, int], actor: Any, processes: int) -> None:
+        self.slot, self.actor, self.processes, self.ready, self.load = slot, actor, processes, False, 0
 
 
 class Crew:
@@ -154,8 +156,9 @@ class Crew:
     def __init__(self, ray: Any, about: tuple, workers: int | None, gpus: float) -> None:
         self.ray, self.about, self.workers, self.gpus = ray, about, workers, gpus
         self.teams: dict[tuple[str, int], Team] = {}
-        self.starting: dict[Any, tuple[str, int]] = {}
-        self.flying: dict[Any, tuple[int, tuple[str, int]]] = {}
+        # By team, not by place: answers of a lost foreman may come after another one has its place.
+        self.starting: dict[Any, Team] = {}
+        self.flying: dict[Any, tuple[int, Team]] = {}
         self.waiting: deque[int] = deque()
         self.losses: Counter[int] = Counter()
         self.refused: dict[str, str] = {}
@@ -190,17 +193,17 @@ class Crew:
             max_concurrency=share.processes,
             scheduling_strategy=NodeAffinitySchedulingStrategy(slot[0], soft=False),
         )
-        team = self.teams[slot] = Team(actor_class.remote(), share.processes)
-        self.starting[team.actor.begin.remote(share.processes, *self.about)] = slot
+        team = self.teams[slot] = Team(slot, actor_class.remote(), share.processes)
+        self.starting[team.actor.begin.remote(share.processes, *self.about)] = team
 
     def give(self, tasks: Sequence[Any]) -> None:
         """Give every process a task, then each one more to keep in its queue."""
         for depth in (1, 2):
-            for slot, team in self.teams.items():
+            for team in self.teams.values():
                 while team.ready and team.load < depth * team.processes and (self.waiting or self.begun < len(tasks)):
                     number = self.waiting.popleft() if self.waiting else self.begun
                     self.begun = max(self.begun, number + 1)
-                    self.flying[team.actor.do.remote(tasks[number])] = number, slot
+                    self.flying[team.actor.do.remote(tasks[number])] = number, team
                     team.load += 1
 
     def take(self) -> Answers:
@@ -220,40 +223,51 @@ class Crew:
                 answers += self.take_answers(ref, *self.flying.pop(ref))
         return answers
 
-    def take_start(self, ref: Any, slot: tuple[str, int]) -> None:
-        """Mark a foreman as ready, or refuse its machine for the rest of the run if the foreman reports a problem."""
+    def take_start(self, ref: Any, team: Team) -> None:
+        """Mark a foreman as ready, or refuse its machine if the foreman reports a problem."""
         try:
             complaint = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
-            complaint = f"no foreman starts there: {str(error).strip().splitlines()[-1].strip()}"
-        if not complaint:
-            self.teams[slot].ready = True
-            return
-        self.refused[slot[0]] = complaint
-        log.warning("machine %s of the Ray cluster is not used: %s", slot[0][:8], printable(complaint))
-        self.drop(slot)
+            complaint = f"no foreman starts there: {last_line(error)}"
+        if complaint:
+            self.refuse(team, complaint)
+        else:
+            team.ready = True
+
+    def take_answers(self, ref: Any, number: int, team: Team) -> Answers:
+        """Return the answers of a task; if its machine was lost, queue the task for another machine."""
+        errors = self.ray.exceptions
+        team.load -= 1
+        try:
+            answers = [(number, answer) for answer in self.ray.get(ref)]
+        except errors.RayTaskError as error:
+            # Errors of tasks are answers. This one is of the foreman: no process of this machine can start, say.
+            self.refuse(team, f"its foreman failed: {last_line(error)}")
+        except (errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError):
+            # OutOfMemoryError: Ray has killed the foreman because the machine had little memory left.
+            self.drop(team)
+        else:
+            self.losses.pop(number, None)
+            return answers
+        self.losses[number] += 1
+        if self.losses[number] < LOSSES:
+            self.waiting.append(number)
+            return []
+        return [(number, Lost("crashed", f"{LOSSES} machines were lost while they worked on it"))]
+
+    def refuse(self, team: Team, complaint: str) -> None:
+        """Give up a foreman, and start none on its machine for the rest of the run."""
+        name = team.slot[0]
+        self.refused[name] = complaint
+        log.warning("machine %s of the Ray cluster is not used: %s", name[:8], printable(complaint))
+        self.drop(team)
         if not self.teams:
             raise ValueError(f"engine=ray: found no machine that can be used: {complaint}")
 
-    def take_answers(self, ref: Any, number: int, slot: tuple[str, int]) -> Answers:
-        """Return the answers of a task; if its machine was lost, queue the task for another machine."""
-        try:
-            answers = [(number, answer) for answer in self.ray.get(ref)]
-        except (self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError):
-            self.drop(slot)
-            self.losses[number] += 1
-            if self.losses[number] < LOSSES:
-                self.waiting.append(number)
-                return []
-            return [(number, Lost("crashed", f"{LOSSES} machines were lost while they worked on it"))]
-        self.losses.pop(number, None)
-        if slot in self.teams:
-            self.teams[slot].load -= 1
-        return answers
-
-    def drop(self, slot: tuple[str, int]) -> None:
+    def drop(self, team: Team) -> None:
         """Give up a foreman, and kill it in case it was only out of reach."""
-        if (team := self.teams.pop(slot, None)) is not None:
+        if self.teams.get(team.slot) is team:
+            del self.teams[team.slot]
             self.ray.kill(team.actor, no_restart=True)
 
     def dismiss(self) -> None:
@@ -261,8 +275,13 @@ class Crew:
         idle = [team.actor.end.remote() for team in self.teams.values() if team.ready and not team.load]
         if idle:
             self.ray.wait(idle, num_returns=len(idle), timeout=10)
-        for slot in list(self.teams):
-            self.drop(slot)
+        for team in list(self.teams.values()):
+            self.drop(team)
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error, which is the error itself where it came with a traceback."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 class Foreman:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from data_prep.engine.local import Assignment, Local
-from data_prep.engine.on_ray import WORKERS, OnRay, Share, make_scratch, shares
+from data_prep.engine.on_ray import WORKERS, Crew, OnRay, Share, Team, make_scratch, shares
 from data_prep.fetch.hosts import FarHosts, Keeper
 from tests.data_prep.test_pipeline import ENDS, dataset, fill, run, temporaries
 from tests.material.tasks.engine import act, break_some
@@ -55,12 +56,7 @@ def parent_of(process: int) -> int:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Return a cluster of one machine that leads and has two GPUs, or says so, and two with a core each."""
-    if not has_ray():
-        # A laptop may do without; the check of a change may not.
-        assert "CI" not in os.environ, ABSENT
-        pytest.skip(ABSENT)
-    import ray
-
+    ray = found_ray()
     # Its workers find the tasks of the tests, and nobody is told of them.
     places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     settings = {
@@ -83,12 +79,14 @@ def cluster() -> Iterator[Cluster]:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def has_ray() -> bool:
+def found_ray():
+    """Return the module ray; a laptop may do without, the check of a change may not."""
     try:
-        import ray  # noqa: F401
+        import ray
     except ModuleNotFoundError:
-        return False
-    return True
+        assert "CI" not in os.environ, ABSENT
+        pytest.skip(ABSENT)
+    return ray
 
 
 def answers_of(engine, tasks, folder, timeout=20.0, workers=None, **how) -> list[list]:
@@ -116,6 +114,11 @@ def test_a_task_that_hangs_crashes_or_raises_is_lost_alone_and_what_it_said_befo
     assert [answers[0][0] for answers in found] == [kind for kind, _ in tasks]
     assert {kind: answers[1] for (kind, _), answers in zip(tasks, found, strict=True) if kind in LOST} == LOST
     assert all(answers[1][0] == "end" for (kind, _), answers in zip(tasks, found, strict=True) if kind not in LOST)
+
+
+def test_machines_have_no_more_processes_together_than_asked_for(cluster, tmp_path):
+    found = answers_of(OnRay(), [("sleep", 0.2)] * 6, tmp_path, workers=1)
+    assert len({answers[0][1] for answers in found}) == 1
 
 
 def test_processes_with_gpus_have_one_each(cluster, tmp_path):
@@ -183,7 +186,59 @@ def test_a_machine_is_shared_out_by_cores_or_by_gpus():
     assert shares(machine, 0) == [Share(8, 0, 8)]
     assert shares(machine, 1) == [Share(0, 1, 1)] * 2
     assert shares(machine, 0.5) == [Share(0, 0.5, 1)] * 4
+    assert shares(machine, 0.4) == [Share(0, 0.4, 1)] * 4, "no process has a part of each GPU"
+    assert shares(machine, 2) == [Share(0, 2, 1)]
     assert shares({"CPU": 0.5}, 0) == shares({"CPU": 8.0}, 1) == []
+
+
+def leader(error: Exception) -> tuple[Crew, list[str]]:
+    """Return a crew whose tasks end with an error of Ray's, and the actors that it kills."""
+    killed: list[str] = []
+
+    def get(ref):
+        raise error
+
+    def kill(actor, no_restart):
+        killed.append(actor)
+
+    return Crew(SimpleNamespace(exceptions=found_ray().exceptions, get=get, kill=kill), (), None, 0.0), killed
+
+
+def busy(node: str, actor: str) -> Team:
+    """Return a foreman with a task."""
+    team = Team((node, 0), actor, 1)
+    team.ready, team.load = True, 1
+    return team
+
+
+def test_a_foreman_that_ray_kills_for_its_memory_counts_as_a_lost_machine():
+    crew, killed = leader(found_ray().exceptions.OutOfMemoryError("1 worker was killed"))
+    crew.teams = {("a", 0): (team := busy("a", "foreman"))}
+    assert crew.take_answers(None, 7, team) == []
+    assert (list(crew.waiting), killed, crew.teams, crew.refused) == ([7], ["foreman"], {}, {})
+    for _ in range(2):
+        found = crew.take_answers(None, 7, team)
+    assert found == [(7, Lost("crashed", "3 machines were lost while they worked on it"))]
+
+
+def test_late_answers_of_a_lost_foreman_are_not_those_of_the_one_in_its_place():
+    crew, killed = leader(found_ray().exceptions.ActorDiedError())
+    crew.teams = {("a", 0): (new := busy("a", "new"))}
+    crew.take_answers(None, 7, busy("a", "old"))
+    assert (list(crew.waiting), killed, crew.teams, new.load) == ([7], [], {("a", 0): new}, 1)
+
+
+def test_a_machine_whose_foreman_fails_is_left_out_and_others_take_its_tasks(caplog):
+    trace = "Traceback:\nRuntimeError: a worker ended before its first task: the process exited with 1"
+    error = found_ray().exceptions.RayTaskError("do", trace, RuntimeError()).as_instanceof_cause()
+    (crew, killed), one, other = leader(error), busy("a", "one"), busy("b", "other")
+    crew.teams = {("a", 0): one, ("b", 0): other}
+    assert crew.take_answers(None, 7, one) == []
+    assert (list(crew.waiting), killed, crew.teams, list(crew.refused)) == ([7], ["one"], {("b", 0): other}, ["a"])
+    line = "its foreman failed: RuntimeError: a worker ended before its first task: the process exited with 1"
+    assert caplog.messages == [f"machine a of the Ray cluster is not used: {line}"]
+    with pytest.raises(ValueError, match=f"^engine=ray: found no machine that can be used: {line}$"):
+        crew.take_answers(None, 7, other)
 
 
 def test_the_folders_of_killed_foremen_are_removed_and_those_of_others_stay(tmp_path):
