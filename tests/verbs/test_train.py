@@ -47,6 +47,26 @@ def test_a_run_that_ends_before_its_learning_rate_has_risen_says_how_far_it_rise
     assert [said(warmup=steps), said(), said(warmup="a tenth")] == [[], [], []]
 
 
+def test_single_frames_that_see_few_of_the_levels_that_begin_a_clip_are_named(
+    call: Callable[..., tuple[int, str, str]], world_dataset: Path, cwd: Path
+) -> None:
+    shapes = "data.buckets=[{frames: 4, height: 16, width: 16, keep: 0.5}, {frames: 1, height: 16, width: 16}]"
+    recipe = [*tiny(world_dataset), shapes, "trainer.max_steps=1", "objective.levels.base_shift=6.0"]
+    grown = [*recipe, f"objective.levels.base_tokens={4 * 16 * 16}", "sampler.shift=6.0"]
+    # The root of a quarter of the tokens is half of the shift; below a half, and only where a frame leads, it is said.
+    said = []
+    for name, more in {
+        "below": ["sampler.lead=1", "sampler.shift=6.1"],
+        "half": ["sampler.lead=1"],
+        "none leads": ["sampler.shift=6.1"],
+        "equal": ["sampler.lead=1", "sampler.shift=6.1", "objective.levels.base_tokens=null"],
+    }.items():
+        status, out, err = call("train", *grown, *more, f"name={name.replace(' ', '_')}")
+        assert status == 0, err
+        said.append("found a shift of 3 for clips of 1 x 16 x 16, expected about 6.1" in out)
+    assert said == [True, False, False, False]
+
+
 def test_a_key_that_a_folder_may_not_give_is_given_again(
     call: Callable[..., tuple[int, str, str]], world_dataset: Path, cwd: Path
 ) -> None:

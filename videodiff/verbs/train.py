@@ -214,7 +214,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if start is not None:
         start.check(parts, latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width))
     said = (data.check_captions(model.text), off_the_steps(cfg, model), below_limit(cfg, data, world), never_warm(cfg))
-    for line in chain(*said, mixed(levels_apart(model, data), model.denoiser)):
+    for line in chain(*said, rarely_begun(cfg, model, data), mixed(levels_apart(model, data), model.denoiser)):
         if first:
             say(f"videodiff train: {line}")
     planned = isinstance(data, ClipDataModule)
@@ -361,6 +361,24 @@ def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
             f"sampler.shift: found {cfg.sampler.shift:g}, expected {trained:.3g}, at which objective.levels trains the "
             "steps: samples fall between them"
         )
+
+
+def rarely_begun(cfg: DictConfig, model: Model, data: BatchModule) -> Iterator[str]:
+    """Yield a line for clips as short as those that begin a sample, if they are trained at much lower levels.
+
+    A shift that grows with the number of tokens leaves a single frame few high levels, at which it is decided what is
+    where.
+    """
+    lead, shift, levels = cfg.sampler.lead, cfg.sampler.shift, model.objective.levels
+    for shape in dict.fromkeys(one.shape for one in data.trained) if lead else ():
+        _, t, h, w = latent_shape(model.codec, *shape)
+        found = token_shift(t * h * w, levels.base_tokens, levels.base_shift)
+        if t <= lead and found < shift / 2:
+            yield (
+                f"objective.levels: found a shift of {found:.3g} for clips of {' x '.join(map(str, shape))}, expected "
+                f"about {shift:g}, with which sampler.lead={lead} begins every clip; objective.levels.base_tokens=null "
+                "gives all shapes the same shift"
+            )
 
 
 def never_warm(cfg: DictConfig) -> Iterator[str]:
