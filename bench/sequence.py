@@ -93,7 +93,7 @@ def together(processes: int, function: Callable[[SequenceGroup, Any], Any], aske
 
 
 def take_parts(function: Callable[..., Any], asked: Any, processes: int, answer: Any) -> None:
-    """Call the function on each of some processes, forked from this one: what takes seconds to import, it imports."""
+    """Call the function on each of some processes; they are forked from this one, which has imported everything."""
     port = meeting_port()
     context, started, answers = multiprocessing.get_context("fork"), [], []
     for rank in range(processes):

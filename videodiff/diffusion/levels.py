@@ -119,6 +119,10 @@ class NoiseLevels:
         self.base: Draw = uniform if distribution == "uniform" else partial(logit_normal, mean=mean, std=std)
         self.base_shift, self.base_tokens, self.pure = base_shift, base_tokens, pure
 
+    def shift(self, tokens: int) -> float:
+        """Return the shift of the levels of a clip of so many tokens."""
+        return token_shift(tokens, self.base_tokens, self.base_shift)
+
     def __call__(
         self, t: int, tokens: int, generator: Generator, move: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
@@ -128,7 +132,7 @@ class NoiseLevels:
         the second levels of a step: frames that a policy gives or lets wait do not move.
         """
         choice = int(torch.multinomial(self.weights.to(generator.device), 1, generator=generator))
-        shift = token_shift(tokens, self.base_tokens, self.base_shift)
+        shift = self.shift(tokens)
 
         def draw(n: int) -> Tensor:
             tau = self.base(n, generator)

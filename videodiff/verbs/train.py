@@ -31,7 +31,7 @@ from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
-from videodiff.diffusion.levels import NoiseLevels, token_shift
+from videodiff.diffusion.levels import NoiseLevels
 from videodiff.generation.known import mixed
 from videodiff.generation.sampling import is_no_room, latent_shape
 from videodiff.machine import memory
@@ -354,8 +354,7 @@ def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
     if not model.objective.forwards:
         return
     tokens = math.prod(latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width)[1:])
-    levels = model.objective.levels
-    trained = token_shift(tokens, levels.base_tokens, levels.base_shift)
+    trained = model.objective.levels.shift(tokens)
     if not math.isclose(trained, cfg.sampler.shift, rel_tol=0.01):
         yield (
             f"sampler.shift: found {cfg.sampler.shift:g}, expected {trained:.3g}, at which objective.levels trains the "
@@ -364,15 +363,15 @@ def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
 
 
 def rarely_begun(cfg: DictConfig, model: Model, data: BatchModule) -> Iterator[str]:
-    """Yield a line for clips as short as those that begin a sample, if they are trained at much lower levels.
+    """Yield a line for clips no longer than the frames that lead, if they are trained at much lower levels.
 
-    A shift that grows with the number of tokens leaves a single frame few high levels, at which it is decided what is
-    where.
+    A shift that grows with the number of tokens gives a single frame few high levels. At high levels the network
+    decides what is where.
     """
-    lead, shift, levels = cfg.sampler.lead, cfg.sampler.shift, model.objective.levels
+    lead, shift = cfg.sampler.lead, cfg.sampler.shift
     for shape in dict.fromkeys(one.shape for one in data.trained) if lead else ():
         _, t, h, w = latent_shape(model.codec, *shape)
-        found = token_shift(t * h * w, levels.base_tokens, levels.base_shift)
+        found = model.objective.levels.shift(t * h * w)
         if t <= lead and found < shift / 2:
             yield (
                 f"objective.levels: found a shift of {found:.3g} for clips of {' x '.join(map(str, shape))}, expected "

@@ -181,18 +181,20 @@ def test_a_resumed_run_goes_on_under_its_id_and_another_run_has_its_own(tmp_path
 
 
 def test_a_run_keeps_its_id_where_wandbs_own_files_did_not_come_along(tmp_path: Path) -> None:
-    ids = []
-    for folder in ("here", "elsewhere"):
-        logger = wandb_logger("videodiff", "run", str(tmp_path / folder))
-        logger.log_metrics({"train/loss": 1.0}, step=len(ids))
-        ids.append(logger.experiment.id)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+
+    def begun(folder: Path) -> str:
+        logger = wandb_logger("videodiff", "run", str(folder))
+        begun = logger.experiment.id
         logger.finalize("success")
-        if folder == "here":
-            records = [path for path in (tmp_path / "here").iterdir() if is_record(path.name)]
-            (tmp_path / "elsewhere").mkdir()
-            for path in records:
-                shutil.copy(path, tmp_path / "elsewhere")
-    assert ids[0] == ids[1]
+        return begun
+
+    first = begun(here)
+    elsewhere.mkdir()
+    for path in here.iterdir():
+        if is_record(path.name):
+            shutil.copy(path, elsewhere)
+    assert begun(elsewhere) == first
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"id": 7}', '{"id": ""}', '"id"'])

@@ -157,7 +157,8 @@ def decoded_pictures(container: av.container.InputContainer, stream: av.VideoStr
 
 def read_index(container: av.container.InputContainer, stream: av.VideoStream) -> list[Picture] | None:
     """Return the pictures in the order of decoding; None if times do not identify them."""
-    return pictures_in(coded_pictures(container, stream), stream)
+    packets = coded_pictures(container, stream)
+    return None if is_joined(packets, stream) else pictures_in(packets, stream)
 
 
 def coded_pictures(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.Packet]:
@@ -170,7 +171,7 @@ def pictures_in(packets: list[av.Packet], stream: av.VideoStream) -> list[Pictur
     """Return the pictures of these packets in the order of decoding; None if times do not identify them."""
     times = {packet.pts for packet in packets}
     seekable = stream.codec_context.name in INDEXED and decoder_of(stream) is stream.codec_context
-    if not seekable or None in times or len(times) < len(packets) or is_joined(packets, stream):
+    if not seekable or None in times or len(times) < len(packets):
         return None
     return [
         Picture(packet.pts, decoding_time(packet), packet.is_keyframe, not packet.is_discard, packet.duration or 0)

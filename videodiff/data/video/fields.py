@@ -1,4 +1,4 @@
-"""Fields: television and camcorders code H.264 by fields: two packets, of which a decoder makes one frame."""
+"""Fields: television and camcorders code H.264 field by field, so that a decoder makes one frame of two packets."""
 
 from __future__ import annotations
 
