@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import tiny
-from videodiff.verbs.train import check_same, never_warm
+from videodiff.codec.pixels import Pixels
+from videodiff.verbs.train import check_same, never_warm, rarely_begun
 
 
 def test_a_key_that_a_later_version_added_does_not_stop_a_resume() -> None:
@@ -65,6 +68,13 @@ def test_single_frames_that_see_few_of_the_levels_that_begin_a_clip_are_named(
         assert status == 0, err
         said.append("found a shift of 3 for clips of 1 x 16 x 16, expected about 6.1" in out)
     assert said == [True, False, False, False]
+
+
+def test_levels_of_a_class_of_ones_own_are_not_asked_for_their_shift() -> None:
+    cfg = OmegaConf.create({"sampler": {"lead": 1, "shift": 5.0}})
+    data = SimpleNamespace(trained=[SimpleNamespace(shape=(1, 16, 16))])
+    for objective in (SimpleNamespace(), SimpleNamespace(levels=lambda t, tokens, generator: torch.rand(t))):
+        assert list(rarely_begun(cfg, SimpleNamespace(objective=objective, codec=Pixels()), data)) == []
 
 
 def test_a_key_that_a_folder_may_not_give_is_given_again(

@@ -368,10 +368,10 @@ def rarely_begun(cfg: DictConfig, model: Model, data: BatchModule) -> Iterator[s
     A shift that grows with the number of tokens gives a single frame few high levels. At high levels the network
     decides what is where.
     """
-    lead, shift = cfg.sampler.lead, cfg.sampler.shift
-    for shape in dict.fromkeys(one.shape for one in data.trained) if lead else ():
+    lead, shift, levels = cfg.sampler.lead, cfg.sampler.shift, noise_levels(model)
+    for shape in dict.fromkeys(one.shape for one in data.trained) if lead and levels else ():
         _, t, h, w = latent_shape(model.codec, *shape)
-        found = model.objective.levels.shift(t * h * w)
+        found = levels.shift(t * h * w)
         if t <= lead and found < shift / 2:
             yield (
                 f"objective.levels: found a shift of {found:.3g} for clips of {' x '.join(map(str, shape))}, expected "
@@ -390,11 +390,16 @@ def never_warm(cfg: DictConfig) -> Iterator[str]:
         )
 
 
+def noise_levels(model: Model) -> NoiseLevels | None:
+    """Return the noise levels of the objective, None if a class of the user's draws them in its own way."""
+    levels = getattr(model.objective, "levels", None)
+    return levels if isinstance(levels, NoiseLevels) else None
+
+
 def levels_apart(model: Model, data: BatchModule) -> dict[str, Sequence[int]]:
     """Return the latents that a policy gives levels of their own in the longest clips, by its key."""
-    levels = getattr(model.objective, "levels", None)
-    # A class of the user's own has policies of its own.
-    if not isinstance(levels, NoiseLevels):
+    levels = noise_levels(model)
+    if levels is None:
         return {}
     longest = model.codec.latent_frames(max(shape.frames for shape in data.trained))
     return {f"objective.levels.policies.{name}": at for name, at in levels.apart(longest).items()}
