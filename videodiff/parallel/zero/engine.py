@@ -138,10 +138,43 @@ class ZeroEngine:
 
     @contextmanager
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Exchange the weights for their averages; all ranks get what the first rank writes.
+        """Exchange the weights for their averages, under ZeRO 3 part by part: no process holds them whole.
 
         An error inside ends the training with the averages in place: a rank that fails alone must not wait for others.
         """
+        with (self.parts_exchanged if self.by_parts(parameters) else self.whole_exchanged)(parameters):
+            yield
+
+    def by_parts(self, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Return whether a process can exchange its own part of each weight.
+
+        Not if weights lie on a disk, or if each node keeps another copy of them (`zero_hpz_partition_size`).
+        """
+        return all(
+            hasattr(p, "ds_id") and p.ds_tensor.final_location is None and p.ds_zero_param_process_group is None
+            for p in parameters.values()
+        )
+
+    @contextmanager
+    def parts_exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Exchange this process's parts; DeepSpeed then gathers averages where it would gather weights.
+
+        What is gathered is released before, and what DeepSpeed keeps gathered is gathered again after.
+        """
+        zero = self.strategy.optimizers[0]
+        zero.checkpoint_event_prologue()
+        weights = self.fragments.exchange(parameters)
+        zero.checkpoint_event_epilogue()
+        yield
+        zero.checkpoint_event_prologue()
+        with torch.no_grad():
+            for name, part in weights.items():
+                parameters[name].ds_tensor[: part.numel()].copy_(part)
+        zero.checkpoint_event_epilogue()
+
+    @contextmanager
+    def whole_exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Exchange whole weights; every process holds all averages and weights, and gets what the first rank writes."""
         averages = self.averages(parameters)
         with self.gathered(parameters.values()):
             weights = {name: p.detach().clone() for name, p in parameters.items()}

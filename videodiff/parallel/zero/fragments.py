@@ -161,6 +161,22 @@ class Partitions(Fragments):
             state["momentum_buffer"] = torch.zeros_like(fragment.flat, requires_grad=False)
         return Piece(name, "momentum", fragment.start, fragment.of(state["momentum_buffer"]), tuple(shape_of(p)))
 
+    @torch.no_grad()
+    def exchange(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Write this process's parts of the averages into its parts of the weights; return copies of the latter.
+
+        A weight without an average stays as it is. What fills up the last part is left alone.
+        """
+        weights: dict[str, Tensor] = {}
+        for name, p in parameters.items():
+            fragment = self.fragment(p)
+            average = None if fragment is None else self.optimizer.state.get(fragment.flat, {}).get(AVERAGE)
+            if average is not None:
+                part = p.ds_tensor[: fragment.count]
+                weights[name] = part.clone()
+                part.copy_(fragment.of(average))
+        return weights
+
     def load(self, values: Mapping[str, Tensor], saved: Saved) -> None:
         """Fill what this process holds, then update the weights; before, split small parameters that are kept whole."""
         self.zero.checkpoint_event_prologue()

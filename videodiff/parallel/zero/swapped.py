@@ -48,6 +48,14 @@ class Swapped(Partitions):
                     self.zero._reassign_or_swap_out_partitioned_parameters(group)
         self.zero.checkpoint_event_epilogue()
 
+    def exchange(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Exchange this process's parts for their averages; return copies of the weights, which are in memory."""
+        weights: dict[str, Tensor] = {}
+        for group, names in self.by_group(parameters).items():
+            with self.in_memory(group):
+                weights |= super().exchange({name: parameters[name] for name in names})
+        return weights
+
     def averages(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """Gather the averages of these parameters from all processes; None for a weight that no step has changed."""
         found: dict[str, Tensor | None] = {}
