@@ -82,7 +82,7 @@ def sampled(way: str, network: Deep, engine: ZeroEngine, dtype: torch.dtype) -> 
     return {"made": made, "same": same(before, state_of(network, zero)), "more": more}
 
 
-def trained(dtype: torch.dtype, ways: tuple[str, ...]) -> dict[str, Any]:
+def trained(dtype: torch.dtype, offload: bool, ways: tuple[str, ...]) -> dict[str, Any]:
     """Take two steps, sample in these ways, and take one more step."""
     import deepspeed
 
@@ -92,6 +92,8 @@ def trained(dtype: torch.dtype, ways: tuple[str, ...]) -> dict[str, Any]:
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "gradient_clipping": 0.0}
     config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     config |= {"bf16": {"enabled": True}} if dtype is torch.bfloat16 else {}
+    if offload:
+        config["zero_optimization"] |= {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     for p in network.parameters():
         split_weight(p, config)
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -111,34 +113,38 @@ def trained(dtype: torch.dtype, ways: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def everything(_: Any, dtypes: list[torch.dtype]) -> list[dict[str, Any]]:
-    """Train with and without samples, in each type."""
+def everything(_: Any, cases: list[tuple[torch.dtype, bool]]) -> list[dict[str, Any]]:
+    """Train with and without samples, in each type, on the device or with all offloaded."""
     os.environ["LOCAL_RANK"] = str(dist.get_rank())
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
     found = []
-    for dtype in dtypes:
-        without, sampled = trained(dtype, ()), trained(dtype, ("live", "exchanged", "whole_exchanged"))
+    for case in cases:
+        without, sampled = trained(*case, ()), trained(*case, ("live", "exchanged", "whole_exchanged"))
         sampled["goes on"] = same(without["after"], sampled.pop("after"))
         found.append(sampled)
     return found
 
 
-@pytest.mark.parametrize(("processes", "dtypes"), [(2, [torch.float32, torch.bfloat16]), (4, [torch.float32])])
-def test_averages_are_exchanged_part_by_part(processes: int, dtypes: list[torch.dtype]) -> None:
-    for rank in together(processes, everything, dtypes):
-        for found, dtype in zip(rank, dtypes, strict=True):
+# The type of the weights, and whether weights and state are offloaded to the host.
+TWO = [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+
+
+@pytest.mark.parametrize(("processes", "cases"), [(2, TWO), (4, [(torch.float32, False)])])
+def test_averages_are_exchanged_part_by_part(processes: int, cases: list[tuple[torch.dtype, bool]]) -> None:
+    for rank in together(processes, everything, cases):
+        for found, case in zip(rank, cases, strict=True):
             live, parts, whole = (found[way] for way in ("live", "exchanged", "whole_exchanged"))
-            assert parts["made"] == whole["made"], dtype
-            assert parts["made"] != live["made"], dtype
-            assert parts["same"], dtype
-            assert found["goes on"], dtype
-            layer = (WIDTH + 1) * WIDTH * dtype.itemsize
+            assert parts["made"] == whole["made"], case
+            assert parts["made"] != live["made"], case
+            assert parts["same"], case
+            assert found["goes on"], case
+            layer = (WIDTH + 1) * WIDTH * case[0].itemsize
             trained_bytes = (DEPTH - 1) * layer
             # The part that is kept aside, and two layers that are gathered for a moment.
             limit = trained_bytes // processes + 3 * layer
-            assert parts["more"] < limit < trained_bytes, dtype
+            assert parts["more"] < limit < trained_bytes, case
             # The way that holds all is seen by the same count: averages in float32, and weights.
-            assert whole["more"] > trained_bytes, dtype
+            assert whole["more"] > trained_bytes, case

@@ -151,7 +151,7 @@ class ZeroEngine:
         Not if weights lie on a disk, or if each node keeps another copy of them (`zero_hpz_partition_size`).
         """
         return all(
-            hasattr(p, "ds_id") and p.ds_tensor.final_location is None and p.ds_zero_param_process_group is None
+            hasattr(p, "ds_id") and p.ds_tensor.final_location != "nvme" and p.ds_zero_param_process_group is None
             for p in parameters.values()
         )
 
