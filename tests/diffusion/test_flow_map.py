@@ -127,7 +127,7 @@ def test_the_network_takes_the_first_part_of_a_step_itself_and_the_velocity_the_
         told.append(rho)
         return Exact(path)(z, tau, rho, place)
 
-    objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=32)
+    objective = FlowMap(path, NoiseLevels(), prediction="v", pieces=32, spread=0.0)
     there = objective.follow(network, z, levels, {"place": place}, {}, z)
     torch.testing.assert_close(there, flow(path, z, tau, rho), rtol=0, atol=1e-2)
     assert len(told) == objective.forwards == 33
@@ -154,7 +154,7 @@ def test_known_frames_guide_the_way_but_not_the_step_of_the_network_itself() -> 
         # All frames count in each frame.
         return torch.sin(z) + (z + per_frame(tau)).mean(2, keepdim=True) + (0.0 if rho is None else 0.3)
 
-    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, history=1.75, lead=1)
+    objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, history=1.75, lead=1, spread=0.0)
     there = objective.follow(network, z, levels, {"place": place}, {}, noise)
     assert passes == [False, True, True]
     assert objective.forwards == len(passes)
@@ -179,8 +179,9 @@ def test_a_clip_with_no_more_known_frames_than_lead_is_guided_by_its_caption() -
         return torch.sin(z) + (z + per_frame(tau)).mean(2, keepdim=True) + words.view(-1, 1, 1, 1, 1)
 
     objective = FlowMap(path, NoiseLevels(), prediction="x", pieces=1, own=0.0, history=1.7, scale=2.3, lead=1)
-    alone = FlowMap(path, NoiseLevels(), pieces=3, own=0.0, scale=2.0)
-    assert (objective.forwards, alone.forwards) == (2, 6), "either guidance takes a second pass"
+    alone = FlowMap(path, NoiseLevels(), pieces=3, own=0.0, scale=2.0, spread=0.0)
+    assert (objective.forwards, alone.forwards) == (3, 6), "either guidance takes a second pass, and another noise one"
+    assert (objective.own_steps, alone.own_steps) == (1, 0)
     # Lightning sets the type that torch makes tensors of in a training in half precision.
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -205,6 +206,83 @@ def test_the_error_of_a_frame_is_that_of_its_pixels_of_their_means_around_and_of
     wanted[0, 0] = 25 / 25 + 3.0 * 25 / 625 + 20.0 * 25 / 625
     wanted[0, 1] = 2 * 25 / 25 + 3.0 * 25 / 625 * 5 / 25
     torch.testing.assert_close(frame_error(difference, 3.0, 20.0), wanted)
+
+
+@pytest.mark.parametrize("lead", [0, 1])
+def test_ends_from_two_noises_are_held_apart_where_no_more_frames_are_known_than_lead(lead: int) -> None:
+    path, place, noises = RectifiedFlow(), torch.arange(SHAPE[0]), []
+    tau = torch.full((SHAPE[0], SHAPE[2]), 0.9, dtype=torch.float64)
+    tau[0, 0] = tau[1, :2] = 0.0
+    rho = torch.cat([0.0 * tau[:, :4], tau[:, 4:]], 1)
+
+    class Noisy:
+        """A map whose ends lie as far from the exact one as each element's noise says."""
+
+        def __call__(self, z: Tensor, tau: Tensor, rho: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+            exact = Exact(path)(z, tau, rho, place)
+            if rho is None:
+                return exact
+            noises.append((z - per_frame(path.alpha(tau)) * x) * per_frame((tau > rho).double()) / 0.9)
+            return exact + 0.1 * noises[-1]
+
+    x, condition, seeds = MEAN + SPREAD * randn(5), {"place": place}, clip_seeds(3, 0, range(SHAPE[0]))
+    shape = {"pieces": 64, "width": 0.5, "near": 3.0, "whole": 20.0, "lead": lead, "own": 0.0}
+    levels, alike = ways(tau, rho, 64), {"caption_dropout": 0.0} | shape
+
+    class Fixed(FlowMap):
+        def way(self, clip: Tensor, seed: int) -> Tensor:
+            return levels[:, list(seeds).index(seed)]
+
+    def losses(spread: float) -> Tensor:
+        noises.clear()
+        return Fixed(path, NoiseLevels(), prediction="v", spread=spread, **alike)(Noisy(), x, condition, {}, seeds)
+
+    alone, proper = losses(0.0), losses(0.75)
+    second, first = noises
+    assert not torch.allclose(first, second), "the second noise is another"
+    objective = FlowMap(path, NoiseLevels(), **shape)
+    # Both steps begin at other places, so their exact ends differ too.
+    exact = [Exact(path)(path.mix(x, eps, tau), tau, rho, place) + 0.1 * eps for eps in noises]
+    ends = [convert(v, path.mix(x, e, tau), tau, path, "v").v for v, e in zip(exact, noises, strict=True)]
+    apart = objective.distance(*ends)[:, :4]
+    moving = (tau > rho)[:, :4]
+    apart = (apart * moving).sum(1) / moving.sum(1)
+    known = (tau == 0).sum(1)
+    wanted = torch.where(known <= lead, alone - 0.75 * apart, alone)
+    torch.testing.assert_close(proper, wanted, rtol=1e-6, atol=1e-9)
+    assert (known > lead).any()
+    assert ((alone - proper)[known <= lead] > 1e-3).all()
+
+
+def test_a_map_that_cannot_know_its_end_learns_one_of_the_ends_and_not_the_blur_between() -> None:
+    # Clips are +1 or -1, and the noise does not tell which. All signs of clip, noise and other noise, equally often.
+    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=3)), dtype=torch.float64)
+    truth, noise, other = (sign.view(-1, 1, 1, 1, 1).expand(-1, 1, 1, 5, 5) for sign in signs.T)
+    levels = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64).view(3, 1, 1).expand(3, len(signs), 1)
+
+    def slope(size: float, spread: float) -> float:
+        """Return the slope of the mean loss of a map that gives `size` with the sign of its noise."""
+        scale = torch.tensor(size, dtype=torch.float64, requires_grad=True)
+        shape = {"width": 1e-4, "near": 0.0, "whole": 0.0, "pieces": 1, "own": 0.0, "spread": spread}
+        objective = FlowMap(RectifiedFlow(), NoiseLevels(), "x", "x", **shape)
+
+        def network(z: Tensor, tau: Tensor, rho: Tensor | None = None) -> Tensor:
+            return truth if rho is None else scale * noise
+
+        loss = objective.map_error(network, truth, noise, levels, {}, {}, size * other)
+        # An error counts twice the width times its size.
+        (gradient,) = torch.autograd.grad(loss.mean() / 2e-4, scale)
+        return float(gradient)
+
+    # A distance alone is as good anywhere between the ends. With it the slope leads to the ends from both sides.
+    for size, spread, wanted in [
+        (0.5, 0.0, 0.0),
+        (0.5, 1.0, -0.5),
+        (0.5, 0.5, -0.25),
+        (1.5, 1.0, 0.5),
+        (1.5, 0.5, 0.75),
+    ]:
+        assert slope(size, spread) == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_frame_that_waits_does_not_thin_out_the_error_of_those_that_move() -> None:
@@ -399,6 +477,16 @@ def test_steps_have_weights_of_their_own_and_the_velocity_never_meets_them() -> 
                 change[1].weight.zero_()
                 change[1].bias.zero_()
     torch.testing.assert_close(network(z, tau, rho=0.3 * tau, **condition), step)
+
+
+def test_nothing_learns_through_the_end_from_another_noise() -> None:
+    network, (x, condition) = small(), inputs(2)
+    levels = torch.tensor([1.0, 1.0, 0.0]).double().view(3, 1, 1).expand(3, 2, 5)
+    objective = FlowMap(RectifiedFlow(), NoiseLevels(), "x", "x")
+    second = objective.second(network, x, levels, condition, (3, 4))
+    assert second.shape == x.shape
+    assert not second.requires_grad
+    assert not torch.equal(second, objective.second(network, x, levels, condition, (5, 6)))
 
 
 POLICIES = {"shared": 1.0, "prefix": 1.0, "ends": 1.0, "independent": 1.0, "lead": 1.0}

@@ -81,4 +81,4 @@ def test_weights_for_steps_cost_only_where_steps_are_taken():
     path, levels = RectifiedFlow(), NoiseLevels()
     plain, mapped = (network_of_run(CONFIG, kind(path, levels)) for kind in (Objective, FlowMap))
     assert plain == network_of_run(CONFIG)
-    assert mapped == plain._replace(step_rank=3, forwards=6.0, own=1.0)
+    assert mapped == plain._replace(step_rank=3, forwards=7.0, own=2.0)

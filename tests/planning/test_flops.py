@@ -126,12 +126,14 @@ def test_an_objective_takes_the_passes_that_it_states(name: str) -> None:
         forwards=objective.forwards,
         own=objective.own_steps,
     )
-    assert objective.forwards == pytest.approx({"denoising": 0, "flow map": 6, "distillation": 2}[name])
+    assert objective.forwards == pytest.approx({"denoising": 0, "flow map": 7, "distillation": 2}[name])
     assert counter.get_total_flops() == clips * forward_and_backward(frames, side * side // 16, shape)
 
 
-def test_a_flow_map_states_its_pieces_and_its_own_step() -> None:
-    assert [FlowMap(RectifiedFlow(), NoiseLevels(), pieces=4, own=own).forwards for own in (0.0, 0.5)] == [4.0, 5.0]
+def test_a_flow_map_states_its_pieces_and_its_own_steps() -> None:
+    for own, spread, passes in ((0.0, 0.0, 4.0), (0.5, 0.0, 5.0), (0.5, 0.5, 6.0), (0.0, 1.0, 5.0)):
+        objective = FlowMap(RectifiedFlow(), NoiseLevels(), pieces=4, own=own, spread=spread)
+        assert objective.forwards == passes
 
 
 @pytest.mark.parametrize("how", [{"level": "full"}, {"level": "full", "every": 2}, {"level": "none"}])

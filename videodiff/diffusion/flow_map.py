@@ -18,6 +18,10 @@ sampler a second pass of the network (Meng et al. 2023, arXiv 2210.03142, at one
 Some steps are followed from their middle, to which the network's own step leads: that of the sampler with twice as many
 steps, which it learns too. Then v comes last, sees the clip that the network made, and sharpens that one (a Lagrangian
 target: Boffi et al. 2025, arXiv 2505.18825, without its derivative).
+
+A step from noise to a clip ends at one clip of many, and the network is unsure which, so the best answer to a distance
+alone lies between all. Where next to no frame is known, the loss is therefore an energy score (Gneiting and Raftery
+2007, equation 22; De Bortoli et al. 2025, arXiv 2502.02483): two steps from two noises also keep a distance.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from videodiff.device import send
 from videodiff.diffusion.guidance import denoise_function, with_history
 from videodiff.diffusion.objective import Condition, Denoiser, Objective, drop, mean_where
 from videodiff.diffusion.path import per_frame
-from videodiff.diffusion.prediction import convert, divide
+from videodiff.diffusion.prediction import Prediction, convert, divide
 from videodiff.diffusion.sampler import dpm_solver_2m, flow_map
 
 
@@ -47,8 +51,10 @@ class FlowMap(Objective):
     number of steps of DPM-Solver++ that the target follows on the way. Where `steps` has a number and its double, the
     network's own step takes the first half of a share `own` of the longer steps. `frame_error` measures a frame, with
     the weights `near` and `whole`; its root counts by its square where it is small, by its size where it is beyond
-    `width`. `history` is the scale at which known frames guide the way; 1 is no guidance. With a `scale` other than 1
-    the caption guides clips with at most `lead` known frames instead, as many as lead in a sampler.
+    `width`. From the error of a clip with at most `lead` known frames, as many as lead in a sampler, comes off `spread`
+    times the distance to the end of a step from another noise; 1 makes an energy score. `history` is the scale at which
+    known frames guide the way; 1 is no guidance. With a `scale` other than 1 the caption guides clips with at most
+    `lead` known frames instead.
     """
 
     takes_steps = True
@@ -59,13 +65,14 @@ class FlowMap(Objective):
     width: float = 0.1
     near: float = 3.0
     whole: float = 20.0
+    spread: float = 0.5
     history: float = 1.0
     scale: float = 1.0
     lead: int = 0
 
     @property
     def forwards(self) -> float:
-        """The passes without a gradient of a clip: one a piece, two where it is guided, and one for the own step."""
+        """The passes without a gradient of a clip: one a piece, two where it is guided, and those for own steps."""
         return self.pieces * (2.0 if self.guided else 1.0) + self.own_steps
 
     @property
@@ -75,8 +82,8 @@ class FlowMap(Objective):
 
     @property
     def own_steps(self) -> float:
-        """The own step, 0 or 1: it costs every clip a pass, also a clip that stays."""
-        return float(self.own > 0)
+        """The own steps, from 0 to 2: to the middle, and from another noise. Each costs every clip a pass."""
+        return float(self.own > 0) + float(self.spread > 0)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, condition: Condition, null: Condition, seeds: Sequence[int]
@@ -85,7 +92,9 @@ class FlowMap(Objective):
         draws = [self.draw(clip, seed) for clip, seed in zip(x, seeds, strict=True)]
         dropped, eps = torch.stack([d[2] for d in draws]), torch.stack([d[1] for d in draws])
         levels = send(torch.stack([self.way(clip, seed) for clip, seed in zip(x, seeds, strict=True)], 1), x.device)
-        return self.map_error(denoiser, x, eps, levels, drop(condition, null, send(dropped, x.device)), null)
+        condition = drop(condition, null, send(dropped, x.device))
+        second = self.second(denoiser, x, levels, condition, seeds) if self.spread else None
+        return self.map_error(denoiser, x, eps, levels, condition, null, second)
 
     def way(self, clip: Tensor, seed: int) -> Tensor:
         """Return the levels `pieces + 2, t` that a clip passes, on the host; known and waiting frames stay.
@@ -93,7 +102,7 @@ class FlowMap(Objective):
         The network's own step leads from the first to the second level, or the clip stays there.
         """
         _, t, h, w = clip.shape
-        draw = Generator().manual_seed(second_seed(seed))
+        draw = Generator().manual_seed(further_seed(seed, 1))
         steps = self.steps[int(torch.randint(len(self.steps), (), generator=draw))]
         begin = float(torch.randint(steps, (), generator=draw))
         halved = 2 * steps in self.steps and float(torch.rand((), generator=draw, dtype=torch.float32)) < self.own
@@ -107,23 +116,59 @@ class FlowMap(Objective):
         return torch.stack([at(0.0), *(at(part) for part in np.linspace(middle, 1.0, self.pieces + 1).tolist())])
 
     def map_error(
-        self, denoiser: Denoiser, x: Tensor, eps: Tensor, levels: Tensor, condition: Condition, null: Condition
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        eps: Tensor,
+        levels: Tensor,
+        condition: Condition,
+        null: Condition,
+        second: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean error over the moving frames of each clip (b,), at given noise and levels `n b t`."""
+        """Return the mean error over the moving frames of each clip (b,), at given noise and levels `n b t`.
+
+        `second`: what the network makes of these clips from another noise, where that counts.
+        """
         tau, rho = levels[0], levels[-1]
-        z, step = self.path.mix(x, eps, tau), per_frame(tau - rho)
+        z = self.path.mix(x, eps, tau)
         there = self.follow(denoiser, z, levels, condition, null, eps)
-        average = divide(z - there, step, 0.0)
-        made = convert(denoiser(z, tau, rho=rho, **condition), z, tau, self.path, self.prediction, self.floor)
+        average = divide(z - there, per_frame(tau - rho), 0.0)
+        made = getattr(self.step(denoiser, z, levels, condition), self.loss)
         # The target goes through the same floor, so that the exact output has no error at any level.
         output = getattr(convert(average, z, tau, self.path, "v"), self.prediction)
-        wanted = convert(output, z, tau, self.path, self.prediction, self.floor)
-        squared = frame_error(getattr(made, self.loss) - getattr(wanted, self.loss), self.near, self.whole)
-        # The end of a path is one clip, but the network is unsure which. By the square its best answer is the mean of
-        # all ends, a blur; by the size of each pixel's error it is each pixel's median, which has no small ball.
-        sharp = 2 * self.width * ((squared + self.width**2).sqrt() - self.width)
+        wanted = getattr(convert(output, z, tau, self.path, self.prediction, self.floor), self.loss)
+        error = self.distance(made, wanted)
+        if second is not None:
+            few = (tau == 0).sum(1, keepdim=True) <= self.lead
+            error = error - self.spread * few * self.distance(made, second)
         # A frame that waits while others move learns nothing new. If it counted, it would only dilute their errors.
-        return mean_where(sharp, tau > rho)
+        return mean_where(error, tau > rho)
+
+    def step(self, denoiser: Denoiser, z: Tensor, levels: Tensor, condition: Condition) -> Prediction:
+        """Return what the network predicts for its one step over all these levels `n b t`."""
+        output = denoiser(z, levels[0], rho=levels[-1], **condition)
+        return convert(output, z, levels[0], self.path, self.prediction, self.floor)
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return how far apart the frames are (b, t): by the square up to `width`, by the size beyond.
+
+        The end of a path is one clip, but the network is unsure which. By the square its best answer is the mean of
+        all ends, a blur; by the size of each pixel's error it is each pixel's median, which has no small ball.
+        """
+        squared = frame_error(one - other, self.near, self.whole)
+        return 2 * self.width * ((squared + self.width**2).sqrt() - self.width)
+
+    @torch.no_grad()
+    def second(
+        self, denoiser: Denoiser, x: Tensor, levels: Tensor, condition: Condition, seeds: Sequence[int]
+    ) -> Tensor:
+        """Return what the network makes in its one step of the same clips from another noise, without a gradient.
+
+        By symmetry the gradient of one of the two is half of that of both, in the mean over noises.
+        """
+        eps = torch.stack([self.draw(clip, further_seed(seed, 2))[1] for clip, seed in zip(x, seeds, strict=True)])
+        z = self.path.mix(x, eps, levels[0])
+        return getattr(self.step(denoiser, z, levels, condition), self.loss)
 
     @torch.no_grad()
     def follow(
@@ -160,6 +205,6 @@ def frame_error(difference: Tensor, near: float, whole: float) -> Tensor:
     return rearrange(errors, "(b t) -> b t", b=len(difference))
 
 
-def second_seed(seed: int) -> int:
-    """Return a second seed, so that further draws leave those of `Objective.draw` unchanged."""
-    return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0] >> 1)
+def further_seed(seed: int, which: int) -> int:
+    """Return another seed of a clip, so that further draws leave those of `Objective.draw` unchanged."""
+    return int(np.random.SeedSequence([seed, which]).generate_state(1, np.uint64)[0] >> 1)

@@ -192,6 +192,7 @@ CLASSES: dict[str, Kind] = {
         width=number(above=0),
         near=number(0),
         whole=number(0),
+        spread=number(0),
         history=number(),
         scale=number(),
         lead=whole(0),
