@@ -13,6 +13,7 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import ColorRange
 
+from videodiff.data.video.color import BT601
 from videodiff.data.video.encode import CODECS, LEAST_FPS, MOST_FPS, Encoder
 from videodiff.data.video.geometry import Display, Orientation, even_size
 from videodiff.data.video.screen import is_clear, is_plain, rgb_format, to_standard
@@ -34,8 +35,6 @@ DEINTERLACE = ("auto", "off", "on")
 HARDWARE_FIRST = ("h264_nvenc", "libx264")
 # The slowest constant frame rate that mp4 can state, in frames a second.
 SLOWEST_EVEN = Fraction(1, 1000)
-# Unspecified, BT.470 BG and SMPTE 170M, in the numbers of ITU-T H.273.
-BT601 = (2, 5, 6)
 
 
 @dataclass(frozen=True)

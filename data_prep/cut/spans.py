@@ -315,7 +315,7 @@ def read_from(
                 time = next(ranked, timeline.end) if timeline.ranked else clock(stamp(frame))
                 if frame.is_corrupt:
                     spoil(time)
-                frame.opaque = screen.display_of(frame)
+                frame.opaque = screen.display_of(screen.complete(frame))
                 yield time, frame
 
 

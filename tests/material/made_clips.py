@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import decord
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
@@ -47,6 +48,24 @@ def write_video(
         out.mux(stream.encode(None))
     # SVT-AV1 gives the thread that calls it real-time priority where it may: then nothing else runs on this core.
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return file.getvalue()
+
+
+def untold(video: bytes, container: str) -> bytes:
+    """Return HEVC with the same pictures whose colours the container alone states, no longer the stream."""
+    file, names = io.BytesIO(), ("colour_primaries", "transfer_characteristics", "matrix_coefficients")
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as out:
+        stream = source.streams.video[0]
+        made = out.add_stream_from_template(stream)
+        silent = BitStreamFilterContext("hevc_metadata=" + ":".join(f"{name}=2" for name in names), stream, made)
+        for packet in source.demux(stream):
+            for kept in silent.filter(packet if packet.dts is not None else None):
+                kept.stream = made
+                out.mux(kept)
+    with av.open(io.BytesIO(file.getvalue())) as found:
+        stream = found.streams.video[0]
+        assert stream.codec_context.color_trc != 2, "the container says it"
+        assert int(next(found.decode(stream)).color_trc) == 2, "the stream does not"
     return file.getvalue()
 
 

@@ -19,12 +19,12 @@ from data_prep.cut.clips import make_clips
 from data_prep.cut.encode import EncodePolicy
 from data_prep.cut.footage import FitPolicy, fit_video
 from data_prep.cut.spans import Span
-from tests.material.made_clips import write_video
+from tests.material.made_clips import untold, write_video
 from tests.material.packing import pack
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_sample
 from videodiff.data.video.color import compress, hlg_light, pq_light, to_sdr
-from videodiff.data.video.decode import decode, decode_into, probe
+from videodiff.data.video.decode import decode, decode_into, probe, read_frames
 
 # Bars of 75 %, as monitors are lined up by, the same darker, greys, and white.
 BARS = np.array([(r, g, b) for g in (0, 1) for r in (0, 1) for b in (0, 1)], float)
@@ -199,6 +199,21 @@ def shown_by_all(video: bytes, folder: Path) -> dict[str, np.ndarray]:
     packed, _, _ = fit_video(video, FitPolicy(720, 1))[:3]
     again = {"prep": clip.video, "pack": packed, "decode": video}
     return {"decode_into": out[0]} | {path: decode(made, [0])[0] for path, made in again.items()}
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize("transfer", ["pq", "sdr"])
+def test_colours_that_only_the_container_states_count(transfer, container, tmp_path):
+    image = patches(PATCHES) if transfer == "sdr" else signal(patches(PATCHES), transfer)
+    told = hdr_video(image, transfer, container=container)
+    (tmp_path / "told").mkdir()
+    (tmp_path / "untold").mkdir()
+    frames = [next(read_frames(video)) for video in (told, untold(told, container))]
+    assert len({(frame.colorspace, frame.color_primaries, frame.color_trc) for frame in frames}) == 1
+    wanted = shown_by_all(told, tmp_path / "told")
+    found = shown_by_all(untold(told, container), tmp_path / "untold")
+    for path, image in wanted.items():
+        assert np.array_equal(found[path], image), path
 
 
 def test_the_curves_are_those_of_the_standards():

@@ -12,7 +12,7 @@ import pytest
 
 from tests.data.video.test_decode import KINDS, LONG
 from tests.material import numbered_clips
-from tests.material.made_clips import moving_square, write_video
+from tests.material.made_clips import moving_square, untold, write_video
 from videodiff.data.video.decode import DecodeError, decode, decode_into, probe
 from videodiff.data.video.decoders import DECODERS, decoder_named
 from videodiff.data.video.encode import encode
@@ -103,6 +103,33 @@ def shown_otherwise(ratio: Fraction) -> bytes:
 def test_what_decord_would_show_otherwise_is_refused(video, reason):
     with pytest.raises(DecodeError, match=f"decord may give wrong frames of it: .*{reason}"):
         decode(video, [0], by_decord)
+
+
+def of_bt709(container: str) -> bytes:
+    """Return HEVC with the matrix of BT.709, as its container says."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream("libx265", rate=25, options={"x265-params": "log-level=none:bframes=0:open-gop=0"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.colorspace = stream.codec_context.color_trc = stream.codec_context.color_primaries = 1
+        for image in moving_square(6, 64, 64):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            out.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1)))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_matrix_that_the_container_alone_states_counts_and_is_none_for_decord(container):
+    told = of_bt709(container)
+    hidden = untold(told, container)
+    found = decode(hidden, [0, 5])
+    assert np.array_equal(found, decode(told, [0, 5]))
+    # As BT.601, which is what nobody says, the red of the square would be off by tens of levels.
+    assert np.abs(found.astype(int) - moving_square(6, 64, 64)[[0, 5]].astype(int)).mean() < 4
+    assert np.array_equal(decode(told, [0, 5], by_decord), decode(told, [0, 5]))
+    with pytest.raises(DecodeError, match=r"decord may give wrong frames of it: the matrix .* in the container alone"):
+        decode(hidden, [0], by_decord)
 
 
 @pytest.mark.parametrize("name", DECODERS)

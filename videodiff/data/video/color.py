@@ -8,6 +8,8 @@ from functools import cache, lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
+# Matrices of BT.601: unspecified, BT.470 BG and SMPTE 170M, in the numbers of ITU-T H.273.
+UNSPECIFIED, BT601 = 2, (2, 5, 6)
 # Transfer characteristics of high dynamic range, in the numbers of ITU-T H.273.
 HDR = {16: "pq", 18: "hlg"}
 # Any other transfer: only the primaries are converted to BT.709.

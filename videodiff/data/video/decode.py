@@ -295,9 +295,9 @@ def decode_from_start(video: bytes, numbers: Sequence[int]) -> Iterator[tuple[in
 def read_frames(video: bytes) -> Iterator[av.VideoFrame]:
     """Yield every frame in the order of display; DecodeError if one is damaged or there is none."""
     frame = None
-    with opened(video) as (container, stream, _):
+    with opened(video) as (container, stream, screen):
         for frame in decoded(container.demux(stream), stream):
-            yield frame
+            yield screen.complete(frame)
     if frame is None:
         raise DecodeError("found no frame, expected at least one")
 

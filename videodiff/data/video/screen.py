@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from videodiff.data.video.color import HDR, ORDINARY, WIDE, by_profile, on_white, to_sdr, to_srgb
+from videodiff.data.video.color import HDR, ORDINARY, UNSPECIFIED, WIDE, by_profile, on_white, to_sdr, to_srgb
 from videodiff.data.video.geometry import (
     UPRIGHT,
     Display,
@@ -23,6 +23,8 @@ from videodiff.data.video.info import DecodeError, is_still, read_still
 
 # These decoders name the colour profile beside a frame; PyAV frees the name, as ffmpeg does, and the process crashes.
 NAMING = ("png", "apng")
+# What a frame says of its colours, and values that say nothing (unspecified, reserved) or are of no yuv (RGB).
+COLORS, NOTHING = ("colorspace", "color_primaries", "color_trc"), (0, UNSPECIFIED, 3)
 # Brands of files of pictures in the boxes of MP4. In videos players follow the transfer, not a colour profile.
 PICTURES = ("avif", "avis", "heic", "heix", "mif1")
 
@@ -40,6 +42,9 @@ class Screen:
         stream: av.VideoStream,
     ) -> None:
         self.context = stream.codec_context
+        # Before anything is decoded the context says what the container does; the decoders of HEVC and VP9 forget it.
+        stated = {name: int(getattr(self.context, name)) for name in COLORS}
+        self.stated = {name: value for name, value in stated.items() if value not in NOTHING}
         found = read_still(source) if is_still(container) or container.format.name == "apng" else None
         self.still = orientation_of_exif(found.exif) if found else None
         self.profile = usable(found.profile) if found else b""
@@ -52,6 +57,13 @@ class Screen:
             self.ratio, self.fixed = Fraction(1), True
         self.size: tuple[int, int] | None = None
         self.reformatter = VideoReformatter()
+
+    def complete(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Write into a frame what the container alone says of its colours; return the frame."""
+        for name, value in self.stated.items():
+            if int(getattr(frame, name)) == UNSPECIFIED:
+                setattr(frame, name, value)
+        return frame
 
     def display_of(self, frame: av.VideoFrame) -> Display:
         """Return how the last decoded frame is shown."""
@@ -69,7 +81,7 @@ class Screen:
 
     def show(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the last decoded frame: uint8 `h w c`, RGB; DecodeError if its aspect ratio differs from the first."""
-        display = self.display_of(frame)
+        display = self.display_of(self.complete(frame))
         shown = display.size(frame.width, frame.height)
         self.size = self.size or shown
         if shown != self.size and not same_shape(shown, self.size):
