@@ -20,6 +20,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from tests.conftest import tiny
 from tests.material.runs.ranks import Ranks
 from tests.material.runs.saved_state import tensors_of
+from videodiff.data.video.decode import read_frames
 from videodiff.parallel.zero.nvme import load_kernels
 from videodiff.report.run import read_run
 from videodiff.training.state.checkpoint import AVERAGE, latest_checkpoint
@@ -30,6 +31,7 @@ RECIPE = [
     *("model.width=128", "model.heads=4", "model.depth=3", "optimizer=adamw", "optimizer.lr=1e-3"),
     *("optimizer.ema_decay=0.9", "schedule=constant", "trainer.log_every_n_steps=1"),
     *("callbacks.checkpoints.every=3", "callbacks.checkpoints.keep=0"),
+    *("callbacks.samples.every=3", "callbacks.samples.clips=2"),
 ]
 
 
@@ -82,6 +84,18 @@ def test_the_curves_and_the_average_are_those_of_state_in_memory(folder: Path) -
 def test_all_of_the_state_is_saved_and_comes_back(folder: Path) -> None:
     wanted, found = (tensors_of(latest_checkpoint(folder / "runs" / name)) for name in ("memory", "disk"))
     assert_near(wanted, found)
+
+
+def test_samples_are_made_with_the_averages_on_the_disk(folder: Path) -> None:
+    wanted, found = (sorted((folder / "runs" / name / "samples").rglob("*.mp4")) for name in ("memory", "disk"))
+    assert len(wanted) == len(found) >= 4
+    for one, other in zip(wanted, found, strict=True):
+        assert one.name == other.name
+        clips = [
+            np.stack([frame.to_ndarray(format="rgb24") for frame in read_frames(path.read_bytes())]).astype(int)
+            for path in (one, other)
+        ]
+        assert np.abs(clips[0] - clips[1]).max() <= 1, one
 
 
 def assert_near(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
