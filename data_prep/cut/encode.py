@@ -56,11 +56,11 @@ class EncodePolicy:
     deinterlace: str = "off"
 
     def __post_init__(self) -> None:
-        rate = self.fps is None or LEAST_FPS <= self.fps < MOST_FPS
+        rate = self.fps is None or LEAST_FPS <= self.fps <= MOST_FPS
         if self.short_side < 2 or not 0 <= self.crf <= 51 or not rate:
             raise ValueError(
                 f"encode: found short_side={self.short_side} crf={self.crf} fps={self.fps}, expected at least 2, 0 to "
-                f"51, at least {LEAST_FPS} and below {MOST_FPS} or null"
+                f"51, {LEAST_FPS} to {MOST_FPS} or null"
             )
         if self.codec not in (*CODECS, "auto"):
             raise ValueError(f"encode.codec: found {self.codec!r}, expected one of {', '.join(CODECS)}, auto")

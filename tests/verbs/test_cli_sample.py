@@ -463,7 +463,7 @@ MISTAKES = {
     "shift=0": "'shift=0': found 0, expected a number above 0",
     f'prompts=["{RED}","a large rad ball"]': "prompts[1]: caption 'a large rad ball': found the word 'rad'",
     "checkpoint=nowhere": "checkpoint: found no checkpoint.json in nowhere, expected one of ",
-    "fps=1e-9": "'fps=1e-9': found 1e-09, expected a number of at least 0.001 and below 1000",
+    "fps=1e-9": "'fps=1e-9': found 1e-09, expected a number from 0.001 to 500",
     'captions={1: "a", 1.0: "b"}': "found the key 1 and 1.0, expected each key once",
     "prompts=": "prompts: found none, expected for example prompts=",
     "batch=0": "'batch=0': found 0, expected a whole number of at least 1",

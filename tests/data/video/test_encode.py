@@ -11,7 +11,7 @@ from av.video.frame import PictureType
 
 from tests.material.made_clips import by_decord, moving_square, write_video
 from videodiff.data.video.decode import decode, probe
-from videodiff.data.video.encode import encode
+from videodiff.data.video.encode import LEAST_FPS, MOST_FPS, encode
 
 
 @pytest.mark.parametrize("side", [32, 96, 1088])
@@ -135,7 +135,17 @@ def test_frames_that_cannot_be_encoded_are_an_error(frames):
         encode(frames, 5.0)
 
 
-@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("fps", [LEAST_FPS, 24000 / 1001, 240.0, MOST_FPS])
+def test_every_rate_that_is_written_is_read_back_with_all_frames(fps):
+    frames = moving_square(40)
+    video = encode(frames, fps)
+    found = probe(video)
+    assert (found.frames, found.fps) == (40, pytest.approx(fps))
+    shown = decode(video, range(40)).astype(int)
+    assert np.abs(shown - frames.astype(int)).mean() < 5
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf"), 0.99 * LEAST_FPS, 1.001 * MOST_FPS])
 def test_a_frame_rate_that_is_none_is_an_error(fps):
     with pytest.raises(ValueError, match="fps: found"):
         encode(moving_square(), fps)

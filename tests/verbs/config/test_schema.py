@@ -232,5 +232,5 @@ def test_what_is_not_given_is_missing() -> None:
 
 
 def test_the_rates_that_configuration_takes_are_those_of_a_file() -> None:
-    taken = [not list(RATE.check("fps", fps)) for fps in (0.9 * LEAST_FPS, LEAST_FPS, 0.999 * MOST_FPS, MOST_FPS)]
+    taken = [not list(RATE.check("fps", fps)) for fps in (0.9 * LEAST_FPS, LEAST_FPS, MOST_FPS, 1.001 * MOST_FPS)]
     assert taken == [False, True, True, False]

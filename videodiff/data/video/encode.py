@@ -10,15 +10,17 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
+from videodiff.data.video.timing import FASTEST_CLOCK
+
 GOP = 12
-# Frames a second of a file: at least so many, and fewer than so many.
-LEAST_FPS, MOST_FPS = 0.001, 1000
+# Frames a second of a file; of a faster one readers take the clock on which uneven frames are laid.
+LEAST_FPS, MOST_FPS = 0.001, int(FASTEST_CLOCK)
 
 
 def check_rate(fps: float) -> None:
     """Raise if a file cannot have so many frames a second."""
-    if not LEAST_FPS <= fps < MOST_FPS:
-        raise ValueError(f"fps: found {fps}, expected a number of at least {LEAST_FPS} and below {MOST_FPS}")
+    if not LEAST_FPS <= fps <= MOST_FPS:
+        raise ValueError(f"fps: found {fps}, expected a number from {LEAST_FPS} to {MOST_FPS}")
 
 
 def encode(frames: Iterable[np.ndarray], fps: float, crf: int = 18, preset: str = "veryfast") -> bytes:

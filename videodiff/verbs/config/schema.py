@@ -39,7 +39,7 @@ from videodiff.verbs.config.kinds import (
 COUNT, SHARE, SECONDS = whole(1), number(0, 1), number(above=0)
 STEPS = whole(1, 100_000)
 # Frames a second that a file can have: the limits of `data/video/encode.py`, which would import ffmpeg here.
-RATE = number(least=0.001, below=1000)
+RATE = number(least=0.001, most=500)
 TRUST = many(NAME)
 
 
