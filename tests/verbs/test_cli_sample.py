@@ -440,7 +440,7 @@ MISTAKES = {
     "height=0": "'height=0': found 0, expected a whole number of at least 1",
     "frames=0": "'frames=0': found 0, expected a whole number of at least 1",
     "frames=-4": "'frames=-4': found -4, expected a whole number of at least 1",
-    "fps=0": "'fps=0': found 0, expected a number of at least 0.001",
+    "fps=0": "'fps=0': found 0, expected a number from 0.001 to 500",
     "steps=0": "'steps=0': found 0, expected a whole number from 1 to 100000",
     "strength=0": "'strength=0': found 0, expected a number of at most 1 and above 0",
     "strength=0.5": "strength: found 0.5 without given=, expected a video or a picture",
