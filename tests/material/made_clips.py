@@ -51,9 +51,12 @@ def write_video(
     return file.getvalue()
 
 
-def untold(video: bytes, container: str) -> bytes:
-    """Return HEVC with the same pictures whose colours the container alone states, no longer the stream."""
-    file, names = io.BytesIO(), ("colour_primaries", "transfer_characteristics", "matrix_coefficients")
+COLOURS = ("colour_primaries", "transfer_characteristics", "matrix_coefficients")
+
+
+def untold(video: bytes, container: str, names: tuple[str, ...] = COLOURS) -> bytes:
+    """Return HEVC with the same pictures, of whose colours the container alone states these, no longer the stream."""
+    file = io.BytesIO()
     with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as out:
         stream = source.streams.video[0]
         made = out.add_stream_from_template(stream)

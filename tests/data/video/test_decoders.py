@@ -105,13 +105,14 @@ def test_what_decord_would_show_otherwise_is_refused(video, reason):
         decode(video, [0], by_decord)
 
 
-def of_bt709(container: str) -> bytes:
-    """Return HEVC with the matrix of BT.709, as its container says."""
+def of_bt709(container: str, transfer: int = 1) -> bytes:
+    """Return HEVC with the matrix of BT.709, tagged as of this transfer."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream("libx265", rate=25, options={"x265-params": "log-level=none:bframes=0:open-gop=0"})
         stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
-        stream.codec_context.colorspace = stream.codec_context.color_trc = stream.codec_context.color_primaries = 1
+        stream.codec_context.colorspace = stream.codec_context.color_primaries = 1
+        stream.codec_context.color_trc = transfer
         for image in moving_square(6, 64, 64):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             out.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1)))
@@ -130,6 +131,12 @@ def test_a_matrix_that_the_container_alone_states_counts_and_is_none_for_decord(
     assert np.array_equal(decode(told, [0, 5], by_decord), decode(told, [0, 5]))
     with pytest.raises(DecodeError, match=r"decord may give wrong frames of it: the matrix .* in the container alone"):
         decode(hidden, [0], by_decord)
+
+
+def test_a_transfer_that_the_container_alone_states_is_none_for_decord():
+    video = untold(of_bt709("mp4", transfer=16), "mp4", ("transfer_characteristics",))
+    with pytest.raises(DecodeError, match=r"decord may give wrong frames of it: .* transfer 16"):
+        decode(video, [0], by_decord)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -92,7 +92,9 @@ def why_not(
         return "pictures are shown before the keyframe that they follow (open groups)"
     if first is None or first.interlaced_frame:
         return "its frames are woven of two fields"
-    if int(first.colorspace) == UNSPECIFIED and int(screen.complete(first).colorspace) not in BT601:
+    matrix = int(first.colorspace)
+    screen.complete(first)
+    if matrix == UNSPECIFIED and int(first.colorspace) not in BT601:
         return "the matrix of its colours stands in the container alone"
     if first.format.name not in PIXELS or not is_plain(first):
         return f"its pixels are {first.format.name} with transfer {int(first.color_trc)}, not ordinary 8 bit"
