@@ -49,11 +49,10 @@ class ProgressiveDistillation(Objective):
             for back in (0.0, 0.5, 1.0)
         ]
         condition, z = drop(condition, null, dropped), self.path.mix(x, eps, taus[0])
-        made = convert(denoiser(z, taus[0], **condition), z, taus[0], self.path, self.prediction, self.floor)
+        made = self.for_loss(denoiser(z, taus[0], **condition), z, taus[0])
         answer = self.answer(z, taus, condition)
         output = getattr(convert(answer, z, taus[0], self.path, "x"), self.prediction)
-        wanted = convert(output, z, taus[0], self.path, self.prediction, self.floor)
-        return mean_over_noisy(getattr(made, self.loss) - getattr(wanted, self.loss), taus[0])
+        return mean_over_noisy(made - self.for_loss(output, z, taus[0]), taus[0])
 
     def on_grid(self, clip: Tensor, seed: int, back: float) -> Tensor:
         """Return the drawn levels (t,) of a clip, rounded to the grid and `back` steps nearer to clean, on the host."""

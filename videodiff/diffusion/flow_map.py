@@ -39,7 +39,7 @@ from videodiff.device import send
 from videodiff.diffusion.guidance import denoise_function, with_history
 from videodiff.diffusion.objective import Condition, Denoiser, Objective, drop, mean_where
 from videodiff.diffusion.path import per_frame
-from videodiff.diffusion.prediction import Prediction, convert, divide
+from videodiff.diffusion.prediction import convert, divide
 from videodiff.diffusion.sampler import dpm_solver_2m, flow_map
 
 
@@ -72,7 +72,7 @@ class FlowMap(Objective):
 
     @property
     def forwards(self) -> float:
-        """The passes without a gradient of a clip: one a piece, two where it is guided, and those for own steps."""
+        """The passes without a gradient of a clip: one a piece, two where it is guided, and the own steps."""
         return self.pieces * (2.0 if self.guided else 1.0) + self.own_steps
 
     @property
@@ -133,21 +133,15 @@ class FlowMap(Objective):
         z = self.path.mix(x, eps, tau)
         there = self.follow(denoiser, z, levels, condition, null, eps)
         average = divide(z - there, per_frame(tau - rho), 0.0)
-        made = getattr(self.step(denoiser, z, levels, condition), self.loss)
+        made = self.for_loss(denoiser(z, tau, rho=rho, **condition), z, tau)
         # The target goes through the same floor, so that the exact output has no error at any level.
         output = getattr(convert(average, z, tau, self.path, "v"), self.prediction)
-        wanted = getattr(convert(output, z, tau, self.path, self.prediction, self.floor), self.loss)
-        error = self.distance(made, wanted)
+        error = self.distance(made, self.for_loss(output, z, tau))
         if second is not None:
             few = (tau == 0).sum(1, keepdim=True) <= self.lead
             error = error - self.spread * few * self.distance(made, second)
         # A frame that waits while others move learns nothing new. If it counted, it would only dilute their errors.
         return mean_where(error, tau > rho)
-
-    def step(self, denoiser: Denoiser, z: Tensor, levels: Tensor, condition: Condition) -> Prediction:
-        """Return what the network predicts for its one step over all these levels `n b t`."""
-        output = denoiser(z, levels[0], rho=levels[-1], **condition)
-        return convert(output, z, levels[0], self.path, self.prediction, self.floor)
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Return how far apart the frames are (b, t): by the square up to `width`, by the size beyond.
@@ -167,8 +161,9 @@ class FlowMap(Objective):
         By symmetry the gradient of one of the two is half of that of both, in the mean over noises.
         """
         eps = torch.stack([self.draw(clip, further_seed(seed, 2))[1] for clip, seed in zip(x, seeds, strict=True)])
-        z = self.path.mix(x, eps, levels[0])
-        return getattr(self.step(denoiser, z, levels, condition), self.loss)
+        tau, rho = levels[0], levels[-1]
+        z = self.path.mix(x, eps, tau)
+        return self.for_loss(denoiser(z, tau, rho=rho, **condition), z, tau)
 
     @torch.no_grad()
     def follow(

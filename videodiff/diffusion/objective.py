@@ -108,11 +108,13 @@ class Objective:
         z = self.path.mix(x, eps, tau)
         truth = Prediction(x, eps, self.path.velocity(x, eps, tau))
         # The truth is converted with the same floor, so that an exact output has no error at any level.
-        made, wanted = (
-            convert(output, z, tau, self.path, self.prediction, self.floor)
-            for output in (denoiser(z, tau, **condition), getattr(truth, self.prediction))
-        )
-        return mean_over_noisy(getattr(made, self.loss) - getattr(wanted, self.loss), tau)
+        outputs = denoiser(z, tau, **condition), getattr(truth, self.prediction)
+        made, wanted = (self.for_loss(output, z, tau) for output in outputs)
+        return mean_over_noisy(made - wanted, tau)
+
+    def for_loss(self, output: Tensor, z: Tensor, tau: Tensor) -> Tensor:
+        """Return an output of the network `b c t h w` as what the loss compares."""
+        return getattr(convert(output, z, tau, self.path, self.prediction, self.floor), self.loss)
 
 
 def mean_over_noisy(difference: Tensor, tau: Tensor) -> Tensor:

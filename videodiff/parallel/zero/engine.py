@@ -138,7 +138,7 @@ class ZeroEngine:
 
     @contextmanager
     def exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Exchange the weights for their averages, under ZeRO 3 part by part: no process holds them whole.
+        """Exchange the weights for their averages, part by part where a process can.
 
         An error inside ends the training with the averages in place: a rank that fails alone must not wait for others.
         """
