@@ -20,7 +20,7 @@ STILL = 0.01
 # Side of the neighbourhood over which the detail of a pixel is averaged.
 ABOUT = 9
 # The speed of one pair of frames is limited to BURST times the mean: flow of very fast motion is a guess.
-BURST = 2.0
+BURST = 1.5
 
 
 def motion(frames: np.ndarray, fps: float) -> dict[str, float]:
