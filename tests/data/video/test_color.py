@@ -352,6 +352,32 @@ def test_matrix_and_range_are_those_of_the_tags(matrix, full, file, tmp_path):
         assert np.abs(colours(image) - values).max() <= 6, path
 
 
+# Depth.
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "pixels"),
+    [("png", "image2pipe", one) for one in ("rgb48be", "rgba64be", "gray16be", "ya16be")]
+    + [("ffv1", "matroska", one) for one in ("gbrp10le", "gbrp16le", "gray16le")],
+)
+def test_a_picture_of_more_than_eight_bits_has_the_levels_of_one_of_eight(codec, container, pixels):
+    levels = np.broadcast_to(np.arange(256, dtype=np.uint16)[None, :, None], (16, 256, 3))
+    deep = io.BytesIO()
+    with av.open(deep, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=1)
+        stream.height, stream.width, stream.pix_fmt = 16, 256, pixels
+        grey = pixels.startswith(("gray", "ya"))
+        given, kind = (levels[..., 0] * 257, "gray16le") if grey else (levels * 257, "rgb48le")
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(given, format=kind).reformat(format=pixels)))
+        out.mux(stream.encode(None))
+    assert np.array_equal(decode(deep.getvalue(), [0])[0], levels)
+    flat = saved(Image.fromarray(levels.astype(np.uint8)), "PNG")
+    packed, wanted = (decode(fit_video(one, FitPolicy(720, 1))[0], [0])[0] for one in (deep.getvalue(), flat))
+    # Half a level too bright would be a step of the mean.
+    assert abs(packed.astype(int) - wanted).max() <= 2
+    assert abs(packed.mean() - wanted.mean()) < 0.1
+
+
 # Transparency.
 
 

@@ -149,15 +149,26 @@ def has_alpha(pixels: str) -> bool:
     return pixels == "pal8" or any(part.is_alpha for part in av.VideoFormat(pixels).components)
 
 
+@cache
+def is_deep(pixels: str) -> bool:
+    """Return whether pictures of this pixel format are RGB or grey with more than 8 bits.
+
+    ffmpeg makes 8 bits of them by 256 instead of 257: half a level too bright, in a pattern.
+    """
+    form = av.VideoFormat(pixels)
+    return (form.is_rgb or pixels.startswith(("gray", "ya"))) and any(part.bits > 8 for part in form.components)
+
+
 def is_plain(frame: av.VideoFrame, profile: bytes = b"") -> bool:
-    """Return whether a frame has the colours of ordinary video and no transparent parts."""
-    return not profile and not converted(frame) and not has_alpha(frame.format.name)
+    """Return whether a frame is opaque, of ordinary colours, and in a format that ffmpeg converts well."""
+    unlike = profile or converted(frame) or has_alpha(frame.format.name) or is_deep(frame.format.name)
+    return not unlike
 
 
 def rgb_format(frame: av.VideoFrame, profile: bytes = b"") -> str:
     """Return the pixel format in which `to_standard` takes this frame."""
     form = "rgba" if has_alpha(frame.format.name) else "rgb"
-    deep = converted(frame) and not profile
+    deep = is_deep(frame.format.name) or (converted(frame) and not profile)
     return form + ({"rgba": "64le", "rgb": "48le"} if deep else {"rgba": "", "rgb": "24"})[form]
 
 
@@ -167,10 +178,12 @@ def to_standard(image: np.ndarray, frame: av.VideoFrame, profile: bytes = b"") -
     profile: the ICC profile of a picture, whose word goes before that of the frame.
     """
     color = np.ascontiguousarray(image[..., :3])
+    if not profile and (transfer := converted(frame)):
+        color = to_sdr(color, transfer, int(frame.color_primaries))
+    elif color.dtype == np.uint16:
+        color = ((color.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if profile:
         color = by_profile(color, profile)
-    elif transfer := converted(frame):
-        color = to_sdr(color, transfer, int(frame.color_primaries))
     if image.shape[-1] == 3:
         return color
     return on_white(color, image[..., 3:] >> 8 if image.dtype == np.uint16 else image[..., 3:])
