@@ -120,6 +120,23 @@ def test_a_mistake_is_answered_by_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("logger", ["wandb", "csv", "[csv,wandb]"])
+def test_the_jobs_of_a_sweep_do_not_share_the_id_of_a_tracker(
+    call: Call, logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["train", "data.root=.", "--multirun", f"logger={logger}"]
+    monkeypatch.setenv("WANDB_RUN_ID", "one4all")
+    _, _, err = call(*sweep, "seed=0,1")
+    assert ("found 'one4all' for several jobs of the sweep" in err) == (logger != "csv")
+    # One job may have it, and without it each job makes its own.
+    assert "several jobs" not in call(*sweep, "seed=0")[2]
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert "several jobs" not in call(*sweep, "seed=0,1")[2]
+    if logger == "wandb":
+        assert "found 'mine' for several jobs" in call(*sweep, "logger.wandb.id=mine", "seed=0,1")[2]
+
+
 RECIPE = """# @package _global_
 defaults:
   - override /model: tiny

@@ -66,7 +66,7 @@ def check(verb: str, arguments: Arguments) -> None:
             raise FileNotFoundError(
                 f"--config-dir: found no folder {folder}, expected one with files like those of conf/"
             )
-    runs = []
+    runs, ids = [], []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         for lines in combinations([list(swept(override)) for override in overrides]):
             cfg = composed(verb, lines, config_dirs(arguments))
@@ -74,8 +74,10 @@ def check(verb: str, arguments: Arguments) -> None:
                 check_composed(verb, cfg, lines)
                 check_folders(verb, cfg, arguments.has("--multirun"))
                 runs.append(cfg.get("run"))
+                ids.append(tracked_as(cfg))
     if verb == "train" and arguments.has("--multirun"):
         check_sweep(runs, overrides)
+        check_ids(ids)
 
 
 def check_sweep(runs: Sequence[str], overrides: Sequence[Override]) -> None:
@@ -91,6 +93,23 @@ def check_sweep(runs: Sequence[str], overrides: Sequence[Override]) -> None:
         raise ValueError(
             f"run: found {twice[0]} for several jobs of the sweep, expected a folder for each: 'name={name}', or no "
             f"name=, which numbers them"
+        )
+
+
+def tracked_as(cfg: DictConfig) -> str | None:
+    """Return the id that a training is told to have at Weights & Biases; None: it makes its own."""
+    logger = (cfg.get("logger") or {}).get("wandb")
+    return (logger.get("id") or os.environ.get("WANDB_RUN_ID") or None) if logger else None
+
+
+def check_ids(ids: Sequence[str | None]) -> None:
+    """Raise if two trainings of a sweep would be one run at Weights & Biases: the curves of all would be one."""
+    told = [one for one in ids if one]
+    twice = [one for i, one in enumerate(told) if one in told[:i]]
+    if twice:
+        raise ValueError(
+            f"logger.wandb.id or WANDB_RUN_ID: found {twice[0]!r} for several jobs of the sweep, expected neither: "
+            f"each job makes its own"
         )
 
 
