@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -152,9 +153,16 @@ def shortened(command: Shown, chat: str) -> list[str]:
     return [*found, *SHORT.get(verb, []), *answers, *large]
 
 
-def clip(path: Path, seed: int, caption: str, frames: int = 24) -> None:
-    path.write_bytes(encode(moving_square(frames, 64, 64, seed=seed), 8.0))
+def clip(path: Path, frames: np.ndarray, caption: str) -> None:
+    path.write_bytes(encode(frames, 8.0))
     path.with_suffix(".txt").write_text(caption)
+
+
+def two_shots(seed: int) -> np.ndarray:
+    """Return frames `t h w c` of a camera that moves along one wall, and from the middle on along another."""
+    walls = np.random.default_rng(seed).integers(40, 216, (2, 16, 24, 3), np.uint8)
+    large = walls.repeat(4, axis=1).repeat(4, axis=2)
+    return np.stack([large[number // 24, :, number % 24 : number % 24 + 64] for number in range(48)])
 
 
 def furnish() -> None:
@@ -162,14 +170,15 @@ def furnish() -> None:
     for folder in ("my_clips", "footage", "pictures", "tars"):
         Path(folder).mkdir()
     for number in range(6):
-        clip(Path("my_clips") / f"{number}.mp4", number, ("a dog runs on the beach", "a red kite")[number % 2])
+        square = moving_square(24, 64, 64, seed=number)
+        clip(Path("my_clips") / f"{number}.mp4", square, ("a dog runs on the beach", "a red kite")[number % 2])
         Image.new("RGB", (160, 144), (40 * number, 99, 50)).save(f"pictures/{number}.png")
         Path(f"pictures/{number}.txt").write_text("a picture of a beach")
-        clip(Path("footage") / f"{number}.mp4", 10 + number, "a dog runs", frames=48)
+        clip(Path("footage") / f"{number}.mp4", two_shots(number), "a dog runs")
     mask = Image.new("L", (160, 144))
     mask.paste(255, (40, 40, 120, 104))
     mask.save("mask.png")
-    clip(Path("clip.mp4"), 8, "a dog runs on the beach")
+    clip(Path("clip.mp4"), moving_square(24, 64, 64, seed=8), "a dog runs on the beach")
     Path("list.csv").write_text("path,from,to,text,licence\n1.mp4,0,2,a dog runs,CC0-1.0\n")
     Path("gone.txt").write_text("one\n")
     Path("prompts.txt").write_text("a red kite\na dog runs on the beach\n")

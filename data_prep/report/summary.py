@@ -138,12 +138,32 @@ def format_summary(
         example = examples.get((reason, kind))
         lines.append(f"{count:,} failed: {reason} ({kind})" + (f"; the first one: {example}" if example else ""))
     lines += [f"{ends.open:,} not worked on yet"] * bool(ends.open)
-    if clips.made and not clips.kept:
-        lines.append(f"no clip is kept, so {out} is no dataset; other limits (prep.filter), or prep=all, keep more")
     lines += [f"{count_text(clips.without_caption, 'clip has', 'clips have')} no caption"] * bool(clips.without_caption)
     lines += [f"passed over: {Passed(summary.passed_over)}"] * bool(summary.passed_over)
     lines += format_captions(summary.captions) if summary.captions else []
     return "\n".join(map(printable, lines))
+
+
+def nothing_kept(summary: Summary, out: str | Path) -> str:
+    """Return a line on why there is no dataset and what may help; empty where a clip is kept."""
+    ends, clips = summary.ends, summary.clips
+    if clips.kept:
+        return ""
+    failed = failures(ends.failed)
+    counts = {
+        "filtered": sum(ends.filtered.values()),
+        "failed": sum(count for *_, count in failed),
+        "not worked on yet": ends.open,
+    }
+    told = ", ".join(f"{count:,} {how}" for how, count in counts.items() if count)
+    advice = {
+        "other limits (prep.filter), or prep=all, keep more": clips.made,
+        "retry=failed works again on what may succeed now": any(kind == "retryable" for _, kind, _ in failed),
+        "retry=all works again on inputs that you have mended": any(kind == "permanent" for _, kind, _ in failed),
+    }
+    help = "".join(f"; {line}" for line, holds in advice.items() if holds)
+    found = count_text(ends.inputs, "input") + f" ({told})" * bool(told)
+    return f"no clip is kept of {found}, so {out} is no dataset{help}"
 
 
 def format_captions(found: CaptionCounts) -> list[str]:

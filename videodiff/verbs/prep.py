@@ -24,7 +24,7 @@ from data_prep.rate.models import find_models
 from data_prep.report.figures import examples, figures
 from data_prep.report.page import write_preparation
 from data_prep.report.progress import Meter
-from data_prep.report.summary import format_summary
+from data_prep.report.summary import format_summary, nothing_kept
 from data_prep.score.pixel_score import check_limits, known_scores
 from data_prep.settings import Output, Processes, RatePolicy, Settings, Source
 from data_prep.sources.reader import Reader
@@ -48,6 +48,8 @@ def run(cfg: DictConfig) -> None:
         say(f"report: {write_preparation(Path(cfg.out), found)}")
     if summary.captions and summary.captions.stopped:
         raise ConnectionError(summary.captions.stopped)
+    if nothing := nothing_kept(summary, cfg.out):
+        raise ValueError(nothing)
 
 
 def settings_of(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.books.ledger import Ends
 from data_prep.books.request import ClipRequest, Place
 from data_prep.fetch.acquire import Acquirer, check_local
 from data_prep.fetch.failures import AcquireError
 from data_prep.report.figures import examples, figures
 from data_prep.report.page import write_preparation
-from data_prep.report.summary import ClipCounts, Summary, format_summary
+from data_prep.report.summary import ClipCounts, Summary, format_summary, nothing_kept
 from tests.material.made_clips import moving_square, write_video
 from tests.material.preparing import prep
 from videodiff.data.samples.manifest import Manifest
@@ -81,12 +82,45 @@ def test_an_input_of_each_class_that_failed_is_named_with_its_cause(prepared):
     assert "link to 'nowhere', which does not exist" in starts[1][2]
 
 
-@pytest.mark.parametrize(("kept", "told"), [(0, True), (1, False)])
-def test_a_call_that_keeps_no_clip_says_that_there_is_no_dataset(kept, told):
-    lines = format_summary(Summary(clips=ClipCounts(made=2, kept=kept)), "out").splitlines()
-    assert (
-        "no clip is kept, so out is no dataset; other limits (prep.filter), or prep=all, keep more" in lines
-    ) == told
+STATUS = {
+    "good and broken": (("a.mp4", "b.mp4"), [], 0, ""),
+    "all broken": (("b.mp4",), [], 1, "1 input (1 failed), so out is no dataset; retry=all works again on inputs"),
+    "all filtered": (
+        ("a.mp4",),
+        ["+prep.filter.frames.min=99"],
+        1,
+        "1 input (1 filtered), so out is no dataset; other",
+    ),
+}
+
+
+@pytest.mark.parametrize(("names", "keys", "expected", "line"), STATUS.values(), ids=STATUS)
+def test_prep_and_pack_end_with_status_1_where_they_leave_no_dataset(
+    call, tmp_path, monkeypatch, names, keys, expected, line
+):
+    monkeypatch.chdir(tmp_path)
+    files = {"a.mp4": GOOD, "b.mp4": b"no video"}
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(files[name])
+    how = ["prep=all", *keys, "encode.short_side=32"]
+    status, printed, errors = call("prep", "source=in", "out=out", "workers=1", *how)
+    assert (status, (tmp_path / "out" / "manifest.parquet").exists()) == (expected, not expected)
+    assert "report: out/report.html" in printed, errors
+    assert (f"videodiff prep: error: no clip is kept of {line}" in errors) == bool(expected)
+    if not keys:
+        status, _, errors = call("pack", "source=in", "out=packed", "workers=1", "require_caption=false")
+        assert (status, (tmp_path / "packed" / "manifest.parquet").exists()) == (expected, not expected)
+        assert ("found no clip in in that can be packed: 1 rejected" in errors) == bool(expected)
+
+
+def test_a_call_that_keeps_no_clip_tells_what_may_help():
+    ends = Ends(3, 0, {"no caption": 1}, {"missing": {"permanent": 1}, "timeout": {"retryable": 1}}, 0)
+    assert nothing_kept(Summary(ends, ClipCounts(made=1)), "out") == (
+        "no clip is kept of 3 inputs (1 filtered, 2 failed), so out is no dataset; other limits (prep.filter), or "
+        "prep=all, keep more; retry=failed works again on what may succeed now; retry=all works again on inputs that "
+        "you have mended"
+    )
 
 
 def test_the_page_tells_it_too(prepared):
