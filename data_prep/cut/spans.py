@@ -13,7 +13,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from videodiff.data.video.fields import Fields
+from videodiff.data.video.fields import Fields, check_whole
 from videodiff.data.video.info import DecodeError, best_stream, decoder_of, open_video, stated_rate
 from videodiff.data.video.screen import Screen
 from videodiff.data.video.timing import MICROSECOND, PAUSE, begins_anew, end_of, even_rate, is_even, usual_rate
@@ -315,6 +315,7 @@ def read_from(
                 time = next(ranked, timeline.end) if timeline.ranked else clock(stamp(frame))
                 if frame.is_corrupt:
                     spoil(time)
+                check_whole(frame, decoder.name)
                 frame.opaque = screen.display_of(screen.complete(frame))
                 yield time, frame
 

@@ -6,12 +6,14 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.cut.footage import FitPolicy, fit_video
+from data_prep.cut.footage import FitPolicy, first_frame, fit_video
 from data_prep.cut.spans import Shown, Span, cut, read_timeline
-from tests.material.made_clips import write_video
+from tests.material.made_clips import moving_square, write_video
 from tests.material.numbered_clips import numbered, read_number
+from videodiff.data.video.by_decord import frames_by_decord
 from videodiff.data.video.decode import decode, probe
 from videodiff.data.video.fields import Fields
+from videodiff.data.video.info import DecodeError
 
 # Width, height and number of the pictures that are made here, of 25 a second.
 WIDTH, HEIGHT, COUNT = 64, 64, 10
@@ -122,6 +124,32 @@ def test_a_stream_without_a_container_has_the_rate_of_its_header(tmp_path, kind,
     fit = fit_video(video, FitPolicy())
     assert (fit.info.frames, fit.info.fps, probe(video).fps) == (20, 10, 10)
     assert [read_number(frame) for frame in decode(fit.video, range(20))] == list(range(20))
+    with pytest.raises(DecodeError, match=f"its container is {kind}, which has no index of frames"):
+        list(frames_by_decord(video, [3]))
     found = [item for _, item in cut(path, [Span(0.5, 1.2)])]
     assert [read_number(item.frame.to_ndarray(format="rgb24")) for item in found[:-1]] == [5, 6, 7, 8, 9, 10, 11]
     assert found[-1] is None
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mpegts", "matroska", "hevc"])
+def test_hevc_by_fields_is_refused_by_every_reader(tmp_path, kind):
+    whole, path = tmp_path / "whole.mp4", tmp_path / "fields"
+    whole.write_bytes(write_video(moving_square(8, HEIGHT, WIDTH)))
+    coded = ["-vf", "separatefields", "-c:v", "libx265", "-x265-params", "interlace=tff:log-level=none"]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", whole, *coded, "-f", kind, path], check=True)
+    video, told = path.read_bytes(), rf"HEVC coded by fields, {WIDTH} x {HEIGHT // 2} is half a picture"
+    readers = {
+        "probe": lambda: probe(video),
+        "decode": lambda: decode(video, [3]),
+        "decord": lambda: list(frames_by_decord(video, [3])),
+        "pack": lambda: first_frame(video),
+        "prep": lambda: list(cut(path, [Span(0.0, 0.2)])),
+    }
+    for name, read in readers.items():
+        with pytest.raises(DecodeError, match=told):
+            raise AssertionError(f"{name} takes it: {read()}")
+    # What the message advises makes whole frames of it.
+    advised = ["-vf", "weave=top", "-f", "mp4", tmp_path / "woven.mp4"]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", path, *advised], check=True)
+    info = probe((tmp_path / "woven.mp4").read_bytes())
+    assert (info.width, info.height, info.frames) == (WIDTH, HEIGHT, 8)

@@ -44,10 +44,11 @@ def frames_by_decord(video: bytes, indices: Sequence[int]) -> Iterator[tuple[int
 
     decord.logging.set_level(decord.logging.QUIET)
     numbers = ascending_numbers(indices)
-    with opened(video) as (container, stream, screen):
+    with opened(video) as (container, stream, _):
         pictures = read_index(container, stream)
         ticks, _ = lay_pictures(pictures, stream)
-        container.seek(0)
+    # Opened again, as a stream without a container cannot seek.
+    with opened(video) as (container, stream, screen):
         first = next(decoded(container.demux(stream), stream), None)
         if reason := why_not(container, stream, screen, first, pictures):
             raise refusal(reason)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from videodiff.data.video.fields import Fields
+from videodiff.data.video.fields import Fields, check_whole
 from videodiff.data.video.info import (
     QUICK,
     DecodeError,
@@ -324,7 +324,7 @@ def opened(video: bytes, quick: bool = False) -> Iterator[tuple[av.container.Inp
 def decoded(
     packets: Iterable[av.Packet], stream: av.VideoStream, only: Collection[int] | None = None
 ) -> Iterator[av.VideoFrame]:
-    """Yield the frames of these packets; DecodeError if one is damaged.
+    """Yield the frames of these packets; DecodeError if one is damaged or a single field.
 
     With `only`, times of display, other pictures are left out, but for those that these may refer to.
     """
@@ -335,6 +335,7 @@ def decoded(
         for frame in decoder.decode(packet):
             if frame.is_corrupt:
                 raise DecodeError(f"the frame at {frame.time} s is damaged")
+            check_whole(frame, decoder.name)
             yield frame
 
 

@@ -1,4 +1,7 @@
-"""Fields: television and camcorders code H.264 field by field, so that a decoder makes one frame of two packets."""
+"""Fields: television and camcorders code H.264 field by field, so that a decoder makes one frame of two packets.
+
+The decoder of HEVC gives each field as a frame of half the height, which no player shows so: such a file is refused.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
+
+from videodiff.data.video.info import DecodeError
 
 # Types of units of H.264 (ITU-T H.264, table 7-1): slices, and the sets of parameters that they refer to.
 SLICES, SEQUENCE, PICTURE = (1, 5), 7, 8
@@ -44,6 +49,16 @@ class Bits:
         zeros = self.text.index("1", self.place) - self.place
         self.place += zeros
         return self.take(zeros + 1) - 1
+
+
+def check_whole(frame: av.VideoFrame, codec: str) -> None:
+    """Raise DecodeError if a decoded frame is a single field; codec: the name of its stream's codec."""
+    # Of HEVC ffmpeg calls only those pictures interlaced that say they are fields (D.3.3: pic_struct 1, 2, 9 to 12).
+    if codec == "hevc" and frame.interlaced_frame:
+        raise DecodeError(
+            f"found HEVC coded by fields, {frame.width} x {frame.height} is half a picture; expected whole frames, as "
+            "`ffmpeg -i IN -vf weave=top OUT` makes them (weave=bottom where the bottom field is first)"
+        )
 
 
 class Fields:
