@@ -219,7 +219,7 @@ def videodiff(*arguments: str) -> str:
 @contextlib.contextmanager
 def watched(*callbacks: Any) -> Iterator[None]:
     """Add callbacks of Lightning to the runs of `videodiff train` in this process."""
-    from videodiff.verbs import train
+    from videodiff.verbs.train import command as train
 
     build = train.build_callbacks
     train.build_callbacks = lambda *arguments: [*build(*arguments), *callbacks]

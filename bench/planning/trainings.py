@@ -25,9 +25,9 @@ from lightning.pytorch.callbacks import Callback  # noqa: E402
 from videodiff.parallel.launcher import meeting_port  # noqa: E402
 from videodiff.planning.forecast.choice import Choice, Plan, evaluate  # noqa: E402
 from videodiff.planning.forecast.hardware import Cluster  # noqa: E402
-from videodiff.verbs import train as verb  # noqa: E402
 from videodiff.verbs.config.groups import conf_dir  # noqa: E402
 from videodiff.verbs.plan.job import job_of  # noqa: E402
+from videodiff.verbs.train import command as verb  # noqa: E402
 from videodiff.worlds.bouncing import Bouncing  # noqa: E402
 
 SIDE, FRAMES, CLIPS = 64, 16, 24

@@ -224,7 +224,7 @@ def import_all() -> None:
     import videodiff.verbs.evaluate
     import videodiff.verbs.prep
     import videodiff.verbs.sample
-    import videodiff.verbs.train  # noqa: F401
+    import videodiff.verbs.train.command  # noqa: F401
     from tests.material import composing
     from videodiff.verbs.config.groups import conf_dir
 

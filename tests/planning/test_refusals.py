@@ -14,7 +14,7 @@ from videodiff.planning.forecast.memory import SPLIT
 from videodiff.verbs.config.build import instantiate_partial
 from videodiff.verbs.config.groups import conf_dir
 from videodiff.verbs.plan.job import refused
-from videodiff.verbs.train import check_strategy
+from videodiff.verbs.train.command import check_strategy
 
 
 @pytest.mark.parametrize("name", [name for name in SPLIT if name != "single"])

@@ -120,7 +120,7 @@ def test_the_policies_of_a_recipe_are_those_that_it_writes_and_no_others() -> No
 
 def test_a_recipe_is_taken_apart_into_objects_by_the_train_verb(world_dataset: Path, tmp_path: Path) -> None:
     from videodiff.verbs.config.build import build_data, build_model, fill_text
-    from videodiff.verbs.train import build_trainer
+    from videodiff.verbs.train.command import build_trainer
 
     cfg = composed("train", [*tiny(world_dataset), f"run={tmp_path}", "data.micro_batch=1", "logger=[csv,tensorboard]"])
     fill_text(cfg)

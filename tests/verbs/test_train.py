@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from tests.conftest import tiny
 from videodiff.codec.pixels import Pixels
-from videodiff.verbs.train import check_same, never_warm, rarely_begun
+from videodiff.verbs.train.advice import never_warm, rarely_begun
+from videodiff.verbs.train.resume import check_same
 
 
 def test_a_key_that_a_later_version_added_does_not_stop_a_resume() -> None:

@@ -38,7 +38,7 @@ from videodiff.parallel.recompute import recompute_blocks
 from videodiff.text.words import Words
 from videodiff.training.module import VideoDiffusion
 from videodiff.training.optimizer import AdamW, Muon
-from videodiff.verbs import train
+from videodiff.verbs.train import command as train
 
 LEVELS = NoiseLevels(dict.fromkeys(POLICIES, 1.0))
 CAPTIONS = ["a red ball", "", "a ball"]

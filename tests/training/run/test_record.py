@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from videodiff.training.run.record import to_tell, write_record
-from videodiff.verbs.train import to_keep
+from videodiff.verbs.train.resume import to_keep
 
 ROOT = "https://me:hunter2@host/set?X-Amz-Signature=hunter2&part=3"
 

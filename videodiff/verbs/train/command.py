@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
-import math
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
@@ -31,7 +30,6 @@ from videodiff.data.loader.datamodule import BatchModule, ClipDataModule
 from videodiff.data.loader.trained import write_trained
 from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
-from videodiff.diffusion.levels import NoiseLevels
 from videodiff.generation.known import mixed
 from videodiff.generation.sampling import is_no_room, latent_shape
 from videodiff.machine import memory
@@ -51,14 +49,10 @@ from videodiff.planning.work import Shapes, work_of
 from videodiff.printing import say, say_lines
 from videodiff.training.guard import Diverged
 from videodiff.training.module import VideoDiffusion
-from videodiff.training.rollback import batches_to_leave
 from videodiff.training.run.attempts import check_links, set_aside
 from videodiff.training.run.logging import check_tables, log_configuration
 from videodiff.training.run.record import to_tell, write_record
 from videodiff.training.start import freeze, parts_of
-from videodiff.training.state.before import is_before_pieces
-from videodiff.training.state.checkpoint import checkpoints, choose_checkpoint, leave_behind, step_of
-from videodiff.training.state.mirror import bring, place_of
 from videodiff.verbs.config.build import (
     Model,
     build_data,
@@ -67,31 +61,15 @@ from videodiff.verbs.config.build import (
     fill_text,
     instantiate_partial,
     network_of_run,
-    read_run,
 )
-from videodiff.verbs.config.checking import touches
-from videodiff.verbs.config.expand import AUTO, OVERRIDES
+from videodiff.verbs.config.expand import AUTO
 from videodiff.verbs.config.origin import find_start, find_teacher
-from videodiff.verbs.config.stored import dotted, is_magic, is_only_here, key_of, leaves, names_command, read_plain
+from videodiff.verbs.config.stored import dotted, is_only_here, key_of, leaves
 from videodiff.verbs.config.versions import signed
 from videodiff.verbs.plan.job import remedies_of
+from videodiff.verbs.train.advice import below_limit, levels_apart, never_warm, off_the_steps, rarely_begun
+from videodiff.verbs.train.resume import choose_start, go_on_from, to_keep
 from videodiff.words import count_text
-
-# Keys that may change at a resume: they do not change the weights, or are meant to.
-FREE = (
-    *("trainer", "strategy", "recompute", "compile", "fp8", "callbacks", "logger", "resume", "checkpoint", "trust"),
-    *("run", "name", "hydra", "sampler", "data.num_workers", "optimizer.fused", "text.long", "text.unknown"),
-)
-FREE_DATA = tuple(
-    f"data.{name}"
-    for name in (
-        *("micro_batch", "cache_gib", "disk_cache", "disk_cache_gib", "validation_root", "validation_clips", "root"),
-        *("timeout", "budget", "quarantine"),
-        *("urls", "validation_urls", "readers", "wait", "pipes"),
-        # The data module refuses changes that concern steps already taken.
-        *("stages", "buckets", "weights"),
-    )
-)
 
 
 def run(cfg: DictConfig) -> None:
@@ -156,43 +134,11 @@ def name_of_job(cfg: DictConfig) -> list[str]:
     return [f"name='{cfg.name}'"]
 
 
-def choose_start(cfg: DictConfig, overrides: list[str], folder: Path) -> Path | None:
-    """Return the checkpoint to resume from, None for a new run; a new run over an existing one is an error."""
-    first, found = is_first_process(), cfg.resume == AUTO
-    if found:
-        if mirror := OmegaConf.select(cfg, "callbacks.checkpoints.mirror"):
-            bring(place_of(mirror, folder), folder, needed=False)
-        cfg.resume = str(folder) if checkpoints(folder) else None
-    if cfg.resume is not None:
-        if Path(cfg.resume).resolve() != folder.resolve():
-            raise ValueError(
-                f"run: found {folder} beside resume={cfg.resume}, expected no other folder, as a run goes on in its "
-                f"own; start_from={cfg.resume} begins a new run with its weights"
-            )
-        before = read_run(folder, cfg.trust)
-        fill_text(cfg, before)
-        for line in keep_defaults(cfg, before, folder, overrides):
-            if first:
-                say(f"videodiff train: {line}")
-        check_same(cfg, before, folder, overrides)
-        checkpoint = choose_checkpoint(folder, cfg.checkpoint, hashed=world_size(cfg) == 1)
-        is_before_pieces(checkpoint)
-        if first and found:
-            say(f"videodiff train: goes on from {checkpoint}")
-        if first and step_of(checkpoint) >= (last := cfg.trainer.max_steps):
-            say(f"videodiff train: takes no step: {checkpoint} has reached trainer.max_steps={last}")
-        return checkpoint
-    if cfg.checkpoint is not None:
-        raise ValueError(f"checkpoint: found {cfg.checkpoint} without resume=, expected the run of this checkpoint")
-    if first and checkpoints(folder):
-        raise ValueError(f"run: {folder} already holds a run; continue it with resume={folder} or choose another name=")
-    return None
-
-
 def train(cfg: DictConfig, overrides: list[str]) -> None:
     """Build and fit."""
     folder, first = Path(cfg.run), is_first_process()
-    checkpoint = choose_start(cfg, overrides, folder)
+    world = world_size(cfg)
+    checkpoint = choose_start(cfg, overrides, folder, world)
     start = find_start(cfg) if checkpoint is None else None
     check_kept(cfg)
     place = str(cfg.data.get("root") or cfg.data.get("urls"))
@@ -201,7 +147,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     quiet_and_quick()
     fill_text(cfg)
     optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
-    data, world = build_data(cfg), world_size(cfg)
+    data = build_data(cfg)
     data.check(world)
     strategy = for_world(instantiate(cfg.strategy), world)
     check_strategy(cfg, strategy)
@@ -247,30 +193,10 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         fit(trainer, module, data)
 
 
-def go_on_from(folder: Path, data: BatchModule, checkpoint: Path) -> None:
-    """Put newer checkpoints aside, and have the data leave out what a rollback to this checkpoint says."""
-    first, batches = is_first_process(), batches_to_leave(folder, checkpoint) if data.ordered else 0
-    if first:
-        leave_behind(folder, checkpoint)
-    data.leave_out = batches
-    if first and batches:
-        say(
-            f"videodiff train: leaves out {count_text(batches, 'batch')} after {checkpoint.name}: there training had "
-            "diverged"
-        )
-
-
 def forget(copies: NodeCopies, trainer: lightning.Trainer, module: VideoDiffusion) -> None:
     """Remove the copies of encoders that the processes of this node shared: each has loaded its own by now."""
     if trainer.local_rank == 0:
         copies.remove()
-
-
-def below_limit(cfg: DictConfig, data: BatchModule, world: int) -> Iterator[str]:
-    """Yield a line if the processes take fewer clips at once than data.micro_batch allows, as their share is odd."""
-    limit, share = cfg.data.micro_batch, data.global_batch // data.mesh(world).data_world
-    if limit is not None and (taken := data.at_once(world)) < min(limit, share):
-        yield f"data.micro_batch: takes {taken} at once, not {limit}: the {share} clips of a process divide by no more"
 
 
 @contextmanager
@@ -327,17 +253,6 @@ def fit(trainer: lightning.Trainer, module: VideoDiffusion, data: BatchModule) -
         sys.exit(AGAIN)
 
 
-def to_keep(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides to store for a resume, without trust and secrets: each command line gives these."""
-    return [
-        override
-        for override in overrides
-        if key_of(override) not in ("resume", "checkpoint", "trust", "data.pipes")
-        and without_secrets(override) == override
-        and not names_command(override)
-    ]
-
-
 def check_strategy(cfg: DictConfig, strategy: Strategy | str) -> None:
     """Raise if compiled blocks or products in FP8 are asked for and cannot work here, or gain nothing."""
     stage = getattr(engine_of(strategy), "stage", None) if isinstance(strategy, Strategy) else None
@@ -347,62 +262,6 @@ def check_strategy(cfg: DictConfig, strategy: Strategy | str) -> None:
         return
     gpu, precision = cfg.trainer.accelerator not in ("cpu", "mps", "tpu"), str(cfg.trainer.precision)
     check_training(cfg.fp8.emulate, bool(cfg.get("compile")), precision, stage, gpu)
-
-
-def off_the_steps(cfg: DictConfig, model: Model) -> Iterator[str]:
-    """Yield a line if an objective that trains the steps of a sampler trains those of another one than the run's."""
-    if not model.objective.forwards:
-        return
-    tokens = math.prod(latent_shape(model.codec, cfg.data.frames, cfg.data.height, cfg.data.width)[1:])
-    trained = model.objective.levels.shift(tokens)
-    if not math.isclose(trained, cfg.sampler.shift, rel_tol=0.01):
-        yield (
-            f"sampler.shift: found {cfg.sampler.shift:g}, expected {trained:.3g}, at which objective.levels trains the "
-            "steps: samples fall between them"
-        )
-
-
-def rarely_begun(cfg: DictConfig, model: Model, data: BatchModule) -> Iterator[str]:
-    """Yield a line for clips no longer than the frames that lead, if they are trained at much lower levels.
-
-    A shift that grows with the number of tokens gives a single frame few high levels. At high levels the network
-    decides what is where.
-    """
-    lead, shift, levels = cfg.sampler.lead, cfg.sampler.shift, noise_levels(model)
-    for shape in dict.fromkeys(one.shape for one in data.trained) if lead and levels else ():
-        _, t, h, w = latent_shape(model.codec, *shape)
-        found = levels.shift(t * h * w)
-        if t <= lead and found < shift / 2:
-            yield (
-                f"objective.levels: found a shift of {found:.3g} for clips of {' x '.join(map(str, shape))}, expected "
-                f"about {shift:g}, with which sampler.lead={lead} begins every clip; objective.levels.base_tokens=null "
-                "gives all shapes the same shift"
-            )
-
-
-def never_warm(cfg: DictConfig) -> Iterator[str]:
-    """Yield a line if a run ends before its learning rate has risen: a short trial then learns next to nothing."""
-    warmup, steps = cfg.schedule.get("warmup"), cfg.trainer.max_steps
-    if isinstance(warmup, int) and warmup > steps:
-        yield (
-            f"schedule.warmup: found {warmup} with trainer.max_steps={steps}: the learning rate reaches at most "
-            f"{100 * steps // warmup} % of optimizer.lr"
-        )
-
-
-def noise_levels(model: Model) -> NoiseLevels | None:
-    """Return the noise levels of the objective, None if a class of the user's draws them in its own way."""
-    levels = getattr(model.objective, "levels", None)
-    return levels if isinstance(levels, NoiseLevels) else None
-
-
-def levels_apart(model: Model, data: BatchModule) -> dict[str, Sequence[int]]:
-    """Return the latents that a policy gives levels of their own in the longest clips, by its key."""
-    levels = noise_levels(model)
-    if levels is None:
-        return {}
-    longest = model.codec.latent_frames(max(shape.frames for shape in data.trained))
-    return {f"objective.levels.policies.{name}": at for name, at in levels.apart(longest).items()}
 
 
 def check_kept(cfg: DictConfig) -> None:
@@ -473,57 +332,6 @@ def processes_of_node(cfg: DictConfig) -> int:
     """Return how many processes train on each node."""
     devices = cfg.trainer.devices
     return count_processes(list(devices) if isinstance(devices, ListConfig) else devices)
-
-
-def keep_defaults(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """Give every key without an override the value that it had in the run, and return one line for each.
-
-    A default may have changed since the run began.
-    """
-    given = [key_of(override) for override in overrides]
-    # Only compared: what may be taken from it was checked when it was read for the command line.
-    stored = read_plain(folder / OVERRIDES) if (folder / OVERRIDES).is_file() else []
-    if any(override not in (stored or []) for override in overrides if key_of(override) == "experiment"):
-        return []
-    today = flatten(to_tell(OmegaConf.to_container(new, resolve=True)))
-    lines = []
-    for key, value in flatten(OmegaConf.to_container(old, resolve=True)).items():
-        by_user = any(touches(name, key) for name in given)
-        if key in today and today[key] != value and not (by_user or is_free(key) or is_magic(key.rpartition(".")[2])):
-            OmegaConf.update(new, key, value)
-            lines.append(
-                f"{key}: continues with {value!r} as in {folder}/config.yaml, today's default is {today[key]!r}"
-            )
-    return lines
-
-
-def check_same(new: DictConfig, old: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> None:
-    """Raise if the new configuration would train something else than the old one.
-
-    A key that the old one lacks, and that no override sets, came with a later version: see `versions.MEANT`.
-    """
-    new = flatten(to_tell(OmegaConf.to_container(new, resolve=True)))
-    old = flatten(OmegaConf.to_container(old, resolve=True))
-    for key in sorted(new.keys() | old.keys()):
-        later = key not in old and not any(touches(key_of(override), key) for override in overrides)
-        same = new.get(key) == old.get(key) or later
-        if not same and not is_free(key):
-            found = repr(new[key]) if key in new else "no such key in this version"
-            raise ValueError(
-                f"resume={folder}: {key}: found {found}, expected {old.get(key)!r} as in {folder}/config.yaml"
-            )
-
-
-def is_free(key: str) -> bool:
-    """Return whether a key may change at a resume."""
-    return any(key == name or key.startswith(f"{name}.") for name in (*FREE, *FREE_DATA, "text.vocabulary"))
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a nested dictionary with dotted keys."""
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {k: v for key, value in node.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
 
 
 def quiet_and_quick() -> None:

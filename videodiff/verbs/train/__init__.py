@@ -1,0 +1,3 @@
+"""videodiff train."""
+
+from videodiff.verbs.train.command import run as run
