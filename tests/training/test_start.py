@@ -256,8 +256,11 @@ def test_a_piece_gets_its_values_and_one_that_the_file_lacks_keeps_its_own(tmp_p
     assert absent.tolist() == [1, 1]
 
 
-def test_values_that_are_no_numbers_are_named_with_their_weight(tmp_path: Path) -> None:
-    weights = {"weight": torch.zeros(3, 2), "bias": torch.tensor([1.0, float("nan"), float("inf")])}
+@pytest.mark.parametrize("wrong", [[float("nan"), float("inf")], [1e300, -1e19]], ids=["not finite", "too large"])
+def test_values_that_are_no_numbers_to_train_with_are_named_with_their_weight(
+    wrong: list[float], tmp_path: Path
+) -> None:
+    weights = {"weight": torch.zeros(3, 2), "bias": torch.tensor([1e17, *wrong], dtype=torch.float64)}
     save_file(weights, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"w\.safetensors: weight bias: found 2 of 3 values that are not finite"):
         Start(find_source(str(tmp_path / "w.safetensors"))).check(torch.nn.Linear(2, 3), (3, 4, 8, 8))
@@ -283,3 +286,19 @@ def test_mistakes_are_one_line_before_the_first_step(
         assert (status, err.count("\n")) == (1, 1), err
         assert message in err
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_source_whose_configuration_was_edited_is_refused(
+    source: Path, call: Call, tmp_path: Path, world_dataset: Path
+) -> None:
+    edited = Path(shutil.copytree(source, tmp_path / "edited"))
+    config = (edited / "config.yaml").read_text()
+    (edited / "config.yaml").write_text(config.replace("  depth: 2", "  depth: 3"))
+    train = ["train", *tiny(world_dataset), "trainer.max_steps=1", f"run={tmp_path / 'run'}"]
+    status, _, err = call(*train, f"start_from={edited}")
+    assert (status, err.count("\n")) == (1, 1), err
+    place = latest_checkpoint(edited) / "average.safetensors"
+    assert f"{edited}/config.yaml: found a network with other weights than those in {place} (denoiser.blocks.2." in err
+    # The command goes on as if nothing had been.
+    status, _, err = call(*train, f"start_from={source}")
+    assert status == 0, err

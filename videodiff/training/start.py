@@ -35,6 +35,8 @@ ORIGIN = "origin.json"
 MOST_COMPARED = 4 * 2**30
 PROBE_SEED, PROBE_WORDS, PROBE_RATE = 0x5EED, 8, 8.0
 FLOATING = ("F64", "F32", "F16", "BF16")
+# The norm of larger weights overflows in float32, and the guard would blame the first step for it.
+MOST = 1e18
 
 
 class Source(NamedTuple):
@@ -98,13 +100,13 @@ class Weights(Saved):
         self.shapes = {(name, WEIGHT): shape for name, shape in self.held.items()}
 
     def check_finite(self) -> None:
-        """Raise a one-line error if a value is not finite."""
+        """Raise a one-line error if a value is not finite, or too large to train with."""
         for name in self.held:
-            finite = self.file.get_tensor(name).isfinite()
-            if not finite.all():
+            fine = self.file.get_tensor(name).float().abs() <= MOST
+            if not fine.all():
                 raise ValueError(
-                    f"start_from: {self.path}: weight {name}: found {int((~finite).sum()):,} of {finite.numel():,} "
-                    "values that are not finite, expected numbers; use an older checkpoint"
+                    f"start_from: {self.path}: weight {name}: found {int((~fine).sum()):,} of {fine.numel():,} "
+                    f"values that are not finite, or beyond {MOST:g}, expected numbers; use an older checkpoint"
                 )
 
     def fill(self, places: Iterable[Piece]) -> None:
@@ -173,6 +175,13 @@ class Start:
         """Return the source's own network with its weights."""
         with torch.random.fork_rng(devices=[]):
             network = self.network()
+        shapes = {f"denoiser.{name}": shape for name, shape in shapes_in(network).items()}
+        held = {name: shape for name, shape in self.weights.held.items() if name.startswith("denoiser.")}
+        if others := sorted(name for name in shapes.keys() | held.keys() if shapes.get(name) != held.get(name)):
+            raise ValueError(
+                f"start_from: {self.source.run}/config.yaml: found a network with other weights than those in "
+                f"{self.source.file} ({compact(others)}), expected the configuration that they were trained with"
+            )
         self.weights.fill(
             Piece(f"denoiser.{name}", WEIGHT, 0, p.detach().view(-1), tuple(p.shape))
             for name, p in network.named_parameters()
