@@ -21,12 +21,12 @@ def test_any_frames_of_a_codec_by_frames_may_be_given() -> None:
     assert find_known([0, -1], BY_FRAMES, 8) == (0, 7)
     assert find_known([2, 0, 1, -8], BY_FRAMES, 8) == (0, 1, 2)
     assert known_latents(BY_FRAMES, (0, 7)) == [0, 7]
-    assert first_frames(BY_FRAMES, 4) == [1, 2, 3]
+    assert list(first_frames(BY_FRAMES, 4)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("frames", "ft", "fits"), [(9, 4, [1, 5]), (17, 8, [1, 9]), (5, 4, [1]), (5, 1, [1, 2, 3, 4])])
 def test_of_a_causal_codec_the_first_frames_that_make_whole_latents(frames: int, ft: int, fits: list[int]) -> None:
-    assert first_frames(causal(ft), frames) == fits
+    assert list(first_frames(causal(ft), frames)) == fits
     for number in fits:
         assert find_known(range(number), causal(ft), frames) == tuple(range(number))
         assert known_latents(causal(ft), range(number)) == list(range(1 + (number - 1) // ft))
@@ -77,6 +77,15 @@ def test_the_usual_number_of_given_frames_is_the_nearest_to_three_that_fits() ->
     # A network of the user's own does not say what its patches are.
     assert [usual_given(codec, 9, object()) for codec in (BY_FRAMES, causal(2), causal(4), causal(8))] == [3, 3, 1, 1]
     assert [usual_given(BY_FRAMES, frames, object()) for frames in (1, 2, 3, 4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("codec", [BY_FRAMES, causal(4)], ids=lambda codec: codec.name)
+def test_a_window_of_any_length_costs_no_time(codec: SimpleNamespace) -> None:
+    # A list of these numbers would not fit into the memory.
+    frames = 10**12 + 1
+    assert usual_given(codec, frames, SimpleNamespace(patch=(2, 4, 4))) == (5 if codec.causal else 2)
+    with pytest.raises(ValueError, match=r"here: found 0, expected .*the clip's 1,000,000,000,001 frames"):
+        check_given("here", 0, codec, frames)
 
 
 @pytest.mark.parametrize("codec", [BY_FRAMES, causal(2), causal(4)], ids=lambda codec: codec.name)

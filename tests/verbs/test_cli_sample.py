@@ -402,10 +402,7 @@ def test_a_long_clip_begins_with_given_frames_of_its_first_window(call: Call, tr
 def test_each_verb_says_which_of_its_own_keys_need_less_memory(
     call: Call, trained: Path, world_dataset: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(parts: object, shape: tuple[int, int, int], clips: int) -> None:
-        raise sampling.no_room(shape, clips)
-
-    monkeypatch.setattr(sampling, "check_memory", full)
+    monkeypatch.setattr(sampling, "memory", lambda: 0)
     training = [*tiny(world_dataset), "data.frames=4", "callbacks.samples.every=1", "callbacks.samples.clips=1"]
     for words, advice in (
         (
@@ -467,6 +464,7 @@ MISTAKES = {
     'captions={1: "a", 1.0: "b"}': "found the key 1 and 1.0, expected each key once",
     "prompts=": "prompts: found none, expected for example prompts=",
     "batch=0": "'batch=0': found 0, expected a whole number of at least 1",
+    "seconds=3 window=100000000 overlap=99999999": "memory: found too little for a clip of 100,000,000 frames of 16",
     "dimensions=[color]": "dimensions: found ['color'], expected none, or VBench's list in JSON",
 }
 
@@ -476,7 +474,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     call: Call, trained: Path, tmp_path: Path, mistake: str
 ) -> None:
     prompts = [] if mistake.startswith("prompts") else [f'prompts=["{RED}"]']
-    words = mistake.split() if mistake.startswith("seed") else [mistake]
+    words = mistake.split() if mistake.startswith(("seed", "seconds=3")) else [mistake]
     status, _, err = call("sample", str(trained), *prompts, *words, f"out={tmp_path / 'made'}")
     assert (status, err.count("\n")) == (1, 1), err
     assert MISTAKES[mistake] in err

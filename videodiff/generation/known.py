@@ -14,9 +14,9 @@ from typing import Any
 from videodiff.words import count_text
 
 
-def first_frames(codec: Any, frames: int) -> list[int]:
+def first_frames(codec: Any, frames: int) -> range:
     """Return the allowed numbers of given first frames; at least one frame is left to sample."""
-    return list(range(1, frames, codec.compression[0] if codec.causal else 1))
+    return range(1, frames, codec.compression[0] if codec.causal else 1)
 
 
 def usual_given(codec: Any, frames: int, denoiser: Any, wanted: int = 3) -> int:
@@ -29,7 +29,9 @@ def usual_given(codec: Any, frames: int, denoiser: Any, wanted: int = 3) -> int:
     def farness(number: int) -> tuple[bool, int, int]:
         return len(known_latents(codec, range(number))) % patch > 0, abs(number - wanted), number
 
-    return min(first_frames(codec, frames), key=farness, default=0)
+    # Beyond these the nearest one does not lie, however long a clip is asked for.
+    near = wanted + 1 + patch * (codec.compression[0] if codec.causal else 1)
+    return min(first_frames(codec, min(frames, near)), key=farness, default=0)
 
 
 def check_given(name: str, given: int, codec: Any, frames: int) -> None:
@@ -81,8 +83,7 @@ def fitting(codec: Any, frames: int) -> str:
         return f"none: a clip of {frames} frame has no other frame"
     if not codec.causal:
         return f"1 to {fits[-1]} of the clip's {count_text(frames, 'frame')}"
-    shown = [str(number) for number in fits]
-    listed = ", ".join([*shown[:3], *(["..."] if len(shown) > 4 else []), *shown[3:][-1:]])
+    listed = ", ".join(map(str, [*fits[:3], *(["..."] if len(fits) > 4 else []), *fits[3:][-1:]]))
     return (
         f"the first {listed} of the clip's {count_text(frames, 'frame')}: the codec {codec.name} makes one latent from "
         f"the first frame and one from every {codec.compression[0]} after it"

@@ -21,7 +21,7 @@ from videodiff.generation.given import Footage, read_footage, read_known, read_m
 from videodiff.generation.known import known_latents, mixed
 from videodiff.generation.prompts import check_prompts, find_prompts
 from videodiff.generation.rollout import KINDS, Rollout, overlap_of, with_keys
-from videodiff.generation.sampling import NotFiniteError, Wanted, needing_less, sample_each
+from videodiff.generation.sampling import NotFiniteError, Wanted, check_memory, needing_less, sample_each
 from videodiff.generation.settings import Generation, check_seeds
 from videodiff.generation.shape import (
     SIDES,
@@ -320,6 +320,8 @@ def given_to(
     cfg: DictConfig, given: Sequence[Footage], model: Model, shape: tuple[int, int, int], fps: float
 ) -> dict[str, Any]:
     """Return what is given of each clip, as `Wanted` takes it."""
+    # Before anything of this size is read or listed.
+    check_memory(model, shape, cfg.batch)
     around = cfg.strength is not None or cfg.mask is not None
     if not given:
         for name in ("known", "strength", "mask", "start"):
