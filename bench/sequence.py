@@ -176,7 +176,7 @@ def share_by_heads(denoiser: SpaceTimeTransformer, group: SequenceGroup) -> None
         x, modulation = denoiser.tokens(own(z, 2, group)), own(known.modulation, 1, group)
         rotary = {**known.rotary, "time": Spread(known.rotary["time"], shares(t, group.size))}
         for block in denoiser.blocks:
-            x = block(x, modulation, known.text, text_mask, rotary[block.axes])
+            x = block(x, modulation, known.text, known.text_mask, rotary[block.axes])
         return denoiser.clip(gather(denoiser.predict(x, own(level, 1, group)), group, 1, t), h)
 
     denoiser.forward = forward

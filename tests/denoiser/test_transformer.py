@@ -158,12 +158,28 @@ def test_a_patch_of_two_frames_takes_the_mean_of_their_levels() -> None:
     torch.testing.assert_close(net(**clips), net(**{**clips, "tau": pairs}), rtol=0, atol=1e-4)
 
 
-def test_what_stands_behind_the_mask_of_the_text_has_no_influence() -> None:
-    net, clips = model(), inputs()
+@pytest.mark.parametrize("padding", ["masked", "learned"])
+def test_what_stands_behind_the_mask_of_the_text_has_no_influence(padding: str) -> None:
+    net, clips = model(padding=padding), inputs()
     padding = {**clips, "text": torch.where(clips["text_mask"][..., None], clips["text"], 1e3)}
     words = {**clips, "text": torch.where(clips["text_mask"][..., None], -clips["text"], clips["text"])}
     assert torch.equal(net(**clips), net(**padding))
     assert changed_frames(net, clips, words) == [True] * 4
+
+
+def test_learned_padding_needs_no_mask_and_changes_nothing_where_every_place_has_a_word() -> None:
+    masked, learned, clips = model(), model(padding="learned"), inputs()
+    assert learned.load_state_dict(masked.state_dict(), strict=False).missing_keys == ["padding"]
+    level, rotary = learned.level(clips["tau"], clips["fps"]), learned.rotary(4, 3, 2, clips["z"].device)
+    for net, needed in ((masked, True), (learned, False)):
+        known = net.conditions(level, clips["text"], clips["text_mask"], rotary)
+        assert (known.text_mask is not None) == needed
+    # The last clip has five words of five, the second has one.
+    one, other = masked(**clips), learned(**clips)
+    torch.testing.assert_close(one[2], other[2], rtol=0, atol=1e-6)
+    assert not torch.allclose(one[1], other[1], atol=1e-3)
+    with pytest.raises(ValueError, match=r"model\.padding: found 'none', expected one of masked, learned"):
+        model(padding="none")
 
 
 def test_the_frame_rate_and_the_level_matter_to_a_trained_network_and_the_rate_not_to_a_new_one() -> None:
@@ -179,7 +195,7 @@ def test_the_frame_rate_and_the_level_matter_to_a_trained_network_and_the_rate_n
 
 @each_axes
 def test_every_parameter_learns(axes: list[str]) -> None:
-    net = model(axes)
+    net = model(axes, padding="learned")
     net(**inputs()).square().sum().backward()
     assert [name for name, p in net.named_parameters() if not p.grad.any()] == []
 
@@ -250,7 +266,7 @@ def test_the_largest_has_as_many_parameters_as_the_published_adaln_single_networ
     feed_forward = (4 * w * w + 4 * w) + (4 * w * w + w)
     block = self_attention + cross_attention + feed_forward + 6 * w
     two_layers = {name: n * w + w + w * w + w for name, n in (("tau", 256), ("fps", 256), ("text", words))}
-    ends = (pixels * w + w) + (w * pixels + pixels) + 2 * w
+    ends = (pixels * w + w) + (w * pixels + pixels) + 2 * w + w
     expected = layers * block + sum(two_layers.values()) + 6 * (w * w + w) + ends
 
     net, _ = from_conf("XL", channels=channels, text_width=words)

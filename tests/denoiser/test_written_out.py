@@ -25,10 +25,10 @@ TOKENS = list(itertools.product(range(T), range(H), range(W)))
 Linear = Callable[[str, Tensor], Tensor]
 
 
-def network() -> SpaceTimeTransformer:
+def network(padding: str) -> SpaceTimeTransformer:
     """Return a network of all kinds of block, every weight away from its start."""
     how = {"axes": ("space", "time", "spacetime"), "captioned": (True, False), "mlp_ratio": 3.0, "step_rank": 2}
-    net = SpaceTimeTransformer(2, PATCH, WIDTH, 4, HEADS, text_width=6, **how)
+    net = SpaceTimeTransformer(2, PATCH, WIDTH, 4, HEADS, text_width=6, padding=padding, **how)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in net.parameters():
@@ -115,9 +115,9 @@ def through(block: nn.Module, linear: Linear, x: Tensor, modulation: Tensor, wor
 
 
 def predicted(
-    net: SpaceTimeTransformer, z: Tensor, tau: Tensor, text: Tensor, fps: float, rho: Tensor | None
+    net: SpaceTimeTransformer, z: Tensor, tau: Tensor, text: Tensor, spare: int, fps: float, rho: Tensor | None
 ) -> Tensor:
-    """Return the prediction for one clip `c t h w`; `text` has no padding."""
+    """Return the prediction for one clip `c t h w`; behind the words of `text` are `spare` places without one."""
     weights, (pt, ph, pw) = dict(net.named_parameters()), PATCH
 
     def linear(name: str, x: Tensor) -> Tensor:
@@ -139,6 +139,8 @@ def predicted(
     # Of a frame, for each of its tokens.
     level = level.repeat_interleave(H * W, 0)
     modulation, words = linear("modulate.1", silu(level)).view(-1, 6, WIDTH), two_layers("embed_text", text)
+    if net.padding is not None:
+        words = torch.cat([words, *[net.padding[None]] * spare])
     for i, block in enumerate(net.blocks):
         own = partial(lambda i, name, x: linear(f"blocks.{i}.{name}", x), i)
         x = through(block, own, x, modulation, words, rho is not None)
@@ -150,10 +152,11 @@ def predicted(
     return made
 
 
+@pytest.mark.parametrize("padding", ["masked", "learned"])
 @pytest.mark.parametrize("step", [False, True])
 @torch.no_grad()
-def test_the_network_is_what_its_description_says(step: bool) -> None:
-    net, generator = network(), torch.Generator().manual_seed(1)
+def test_the_network_is_what_its_description_says(step: bool, padding: str) -> None:
+    net, generator = network(padding), torch.Generator().manual_seed(1)
     z = torch.randn(2, 2, T * PATCH[0], H * PATCH[1], W * PATCH[2], generator=generator)
     tau, part = torch.rand(2, 2, T * PATCH[0], generator=generator)
     text, fps = torch.randn(2, 5, 6, generator=generator), torch.tensor([24.0, 5.0])
@@ -164,5 +167,6 @@ def test_the_network_is_what_its_description_says(step: bool) -> None:
     found = net(z, tau, text, mask, fps, *([tau * part] if step else []))
     for clip in range(2):
         rho = tau[clip] * part[clip] if step else None
-        wanted = predicted(net, z[clip], tau[clip], text[clip, mask[clip]], float(fps[clip]), rho)
+        words, spare = text[clip, mask[clip]], int((~mask[clip]).sum())
+        wanted = predicted(net, z[clip], tau[clip], words, spare, float(fps[clip]), rho)
         torch.testing.assert_close(found[clip], wanted, rtol=0, atol=1e-5 * float(wanted.std()))

@@ -30,9 +30,10 @@ def fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def denoiser(*axes: str, depth: int = 2) -> SpaceTimeTransformer:
+def denoiser(*axes: str, depth: int = 2, padding: str = "masked") -> SpaceTimeTransformer:
     """Return a network with weights that matter everywhere; the same each time."""
-    network = SpaceTimeTransformer(patch=(1, 4, 4), width=16, depth=depth, heads=2, axes=axes, text_width=8)
+    how = {"axes": axes, "text_width": 8, "padding": padding}
+    network = SpaceTimeTransformer(patch=(1, 4, 4), width=16, depth=depth, heads=2, **how)
     torch.manual_seed(0)
     for p in network.parameters():
         nn.init.normal_(p, std=0.1)
@@ -53,8 +54,9 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def test_compiled_blocks_give_the_same_numbers_under_the_same_names() -> None:
-    plain, compiled = denoiser("space", "time", depth=4), denoiser("space", "time", depth=4)
+@pytest.mark.parametrize("padding", ["masked", "learned"])
+def test_compiled_blocks_give_the_same_numbers_under_the_same_names(padding: str) -> None:
+    plain, compiled = (denoiser("space", "time", depth=4, padding=padding) for _ in range(2))
     names = list(compiled.state_dict())
     compile_blocks(compiled, backend="aot_eager")
     assert list(compiled.state_dict()) == names

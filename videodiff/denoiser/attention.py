@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token looks at the words of the caption; padding words are masked."""
+    """Every token looks at the words of the caption, and at no place that is masked."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class CrossAttention(nn.Module):
         self.norm_k = HeadNorm(width // heads, eps=1e-6)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Map `b t s d` with text `b l d` and its mask `b l` (True: a word) to `b t s d`."""
+    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+        """Map `b t s d` with text `b l d` and its mask `b l` (True: visible; None: all are) to `b t s d`."""
         q = rearrange(self.q(x), "b t s (m e) -> b m (t s) e", m=self.heads)
         k, v = rearrange(self.kv(text), "b l (two m e) -> two b m l e", two=2, m=self.heads)
         y = self.attend(q, k, v, text_mask)
         return self.out(rearrange(y, "b m (t s) e -> b t s (m e)", t=x.shape[1]))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None) -> Tensor:
         """Map queries `b m n e` with keys and values `b m l e` to `b m n e`."""
         return attend(self.norm_q(q), self.norm_k(k), v, text_mask)
 

@@ -56,7 +56,7 @@ class Block(nn.Module):
             nn.init.zeros_(self.cross_attention.out.bias)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor, rotary: Tensor, step: bool = False
+        self, x: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor | None, rotary: Tensor, step: bool = False
     ) -> Tensor:
         """Map `b t s d` to the same.
 

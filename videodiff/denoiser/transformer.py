@@ -26,13 +26,18 @@ from videodiff.denoiser.position import (
     space_sinusoid,
 )
 
+PADDING = ("masked", "learned")
+
 
 class Conditions(NamedTuple):
-    """The inputs of all blocks beside the tokens: `b t 6 d`, `b l d`, `b l`, and a table for each kind of block."""
+    """The inputs of all blocks beside the tokens: `b t 6 d`, `b l d`, `b l`, and a table for each kind of block.
+
+    Without a `text_mask` all places of the text are visible.
+    """
 
     modulation: Tensor
     text: Tensor
-    text_mask: Tensor
+    text_mask: Tensor | None
     rotary: dict[str, Tensor]
 
 
@@ -44,6 +49,9 @@ class SpaceTimeTransformer(nn.Module):
     features. With a `step_rank` the network may be told to which level each frame is to go (`diffusion/flow_map.py`).
     On such a step its blocks take changes of this rank; as built, it gives what the network without gives. A call that
     is told of no step never meets the weights for steps.
+
+    `padding` says what stands in the places of a caption behind its last word. "masked": nothing. "learned": a vector
+    that learns, which all tokens see, so attention to the text needs no mask; with a mask CUDA's flash kernel is off.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class SpaceTimeTransformer(nn.Module):
         gate: float = 0.0,
         captioned: Sequence[bool] = (True,),
         step_rank: int = 0,
+        padding: str = "masked",
     ) -> None:
         super().__init__()
         unit = math.lcm(4, 2 * heads)
@@ -68,6 +77,8 @@ class SpaceTimeTransformer(nn.Module):
             raise ValueError(
                 f"model.captioned: found {list(captioned)}, expected true for at least one of {depth} blocks"
             )
+        if padding not in PADDING:
+            raise ValueError(f"model.padding: found {padding!r}, expected one of {', '.join(PADDING)}")
         self.patch, self.width, self.heads = tuple(patch), width, heads
         pixels = channels * self.patch[0] * self.patch[1] * self.patch[2]
         self.embed = nn.Linear(pixels, width)
@@ -76,6 +87,7 @@ class SpaceTimeTransformer(nn.Module):
         # No part of it where it is not asked for: checkpoints keep their names.
         self.embed_step = step_embedding(width) if step_rank else None
         self.embed_text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.padding = nn.Parameter(torch.zeros(width)) if padding == "learned" else None
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(
             Block(width, heads, axes[i % len(axes)], mlp_ratio, gate, captioned[i % len(captioned)], step_rank)
@@ -135,7 +147,10 @@ class SpaceTimeTransformer(nn.Module):
     def conditions(self, level: Tensor, text: Tensor, text_mask: Tensor, rotary: dict[str, Tensor]) -> Conditions:
         """Return the inputs of all blocks beside the tokens."""
         modulation = self.modulate(level).unflatten(-1, (6, self.width))
-        return Conditions(modulation, self.embed_text(text.to(self.table.dtype)), text_mask, rotary)
+        text, seen = self.embed_text(text.to(self.table.dtype)), text_mask
+        if self.padding is not None:
+            text, seen = torch.where(text_mask[..., None], text, self.padding.to(text.dtype)), None
+        return Conditions(modulation, text, seen, rotary)
 
     def predict(self, x: Tensor, level: Tensor) -> Tensor:
         """Map the tokens after the last block to patches `b t s p`; `level` belongs to the same frames."""

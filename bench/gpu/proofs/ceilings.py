@@ -35,6 +35,8 @@ def run(check: Check) -> None:
         ("time, 18 heads of 64", n // 16, 18, 16, 64),
     ):
         check.part(f"attention over {what}", lambda a=(what, batch, heads, tokens, head): attention(check, *a, rounds))
+    for masked in (True, False):
+        check.part("attention to the text", lambda masked=masked: text_attention(check, n // 4096, masked, rounds))
     copied = copy(check, rounds)
     check.figure("copy from memory to memory, GB/s read and written", copied)
     peak = peak_tflops(check)
@@ -61,9 +63,26 @@ def attention(check: Check, what: str, batch: int, heads: int, tokens: int, head
     check.figure(f"attention over {what}, ns a token forward and backward", 1e9 * seconds / (max(batch, 1) * tokens))
 
 
-def forward_and_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+def text_attention(check: Check, batch: int, masked: bool, rounds: int) -> None:
+    """Record how long the tokens of XL take to attend to 226 words, forward and backward, with a mask and without."""
+    batch, tokens, words = (1, 64, 8) if check.tiny else (batch, 4096, 226)
+    q, k, v = (
+        torch.randn(batch, 16, length, 72, device=check.device, dtype=torch.bfloat16, requires_grad=True)
+        for length in (tokens, words, words)
+    )
+    grad, repeat = torch.randn_like(q), 1 if check.tiny else 10
+    mask = torch.arange(words, device=check.device) < words // 4
+    mask = mask.expand(batch, 1, 1, words) if masked else None
+    seconds = seconds_of(lambda: forward_and_backward(q, k, v, grad, mask), check.device, rounds, repeat)
+    how = "with a mask" if masked else "without a mask"
+    check.figure(f"attention to the text {how}, ns a token forward and backward", 1e9 * seconds / (batch * tokens))
+
+
+def forward_and_backward(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Return the gradients of attention, where `grad` is that of its output; nothing is left for the next call."""
-    return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), grad)
+    return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), (q, k, v), grad)
 
 
 def copy(check: Check, rounds: int) -> float:

@@ -111,7 +111,9 @@ def compiled_twin(
 def network(check: Check, size: Size, recompute: bool = False) -> SpaceTimeTransformer:
     """Return our network in bfloat16, as ZeRO trains it, with weights that matter everywhere."""
     with torch.device(check.device):
-        made = SpaceTimeTransformer(4, (1, 2, 2), size.width, size.depth, size.heads, text_width=TEXT_WIDTH, gate=0.1)
+        made = SpaceTimeTransformer(
+            4, (1, 2, 2), size.width, size.depth, size.heads, text_width=TEXT_WIDTH, gate=0.1, padding="learned"
+        )
         nn.init.normal_(made.head.weight, std=0.02)
     recompute_blocks(made, "full" if recompute else "none")
     return made.to(torch.bfloat16)

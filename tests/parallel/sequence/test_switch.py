@@ -38,6 +38,7 @@ class Case(NamedTuple):
     recompute: str = "none"
     steps: bool = False
     captioned: tuple[bool, ...] = (True,)
+    padding: str = "masked"
 
 
 ALL = ("space", "time", "spacetime")
@@ -51,6 +52,7 @@ CASES = {
     "recomputed": Case(ALL, 3, 3, 8, 8, recompute="full"),
     "told where a step ends": Case(ALL, 3, 5, 8, 8, recompute="full", steps=True),
     "a block without the caption": Case(ALL, 3, 5, 8, 8, captioned=(True, False)),
+    "learned padding": Case(ALL, 3, 5, 8, 8, padding="learned"),
 }
 SMALL = Asked(width=16, depth=6, frames=8, side=16)
 LARGE = Asked(width=128, depth=4, frames=16, side=32)
@@ -67,6 +69,7 @@ def built(case: Case) -> SpaceTimeTransformer:
         text_width=8,
         step_rank=4 * case.steps,
         captioned=case.captioned,
+        padding=case.padding,
     )
     torch.manual_seed(0)
     for p in made.parameters():

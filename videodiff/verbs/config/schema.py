@@ -180,6 +180,7 @@ CLASSES: dict[str, Kind] = {
         gate=number(),
         step_rank=whole(0, 65_536),
         captioned=many(FLAG, 1),
+        padding=choice("masked", "learned"),
     ),
     "videodiff.diffusion.path.RectifiedFlow": record(),
     "videodiff.diffusion.path.Cosine": record(),
