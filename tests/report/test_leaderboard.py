@@ -269,6 +269,15 @@ def test_the_commit_is_that_of_the_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "b.jsonl").read_text())["commit"] == "0123456789ab"
 
 
+def test_a_name_is_no_link_and_no_picture_that_would_be_fetched(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard.jsonl"
+    add(board, "![a](run)", dataset="[set](https://example.com/set)", velocity_error=0.5)
+    table = board.with_suffix(".md").read_text()
+    assert "![a]\\(run)" in table
+    assert "[set]\\(https://example.com/set)" in table
+    assert "](" not in table
+
+
 def test_names_stay_in_their_cells_and_are_no_html(tmp_path: Path) -> None:
     board = tmp_path / "leaderboard.jsonl"
     add(board, "a\n| b | <i>x<i>", dataset="set\n# <b>", velocity_error=0.5)

@@ -80,5 +80,8 @@ def line(cells: list[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text for a line of Markdown: a bar would end its cell, an end of a line the table, < begins HTML."""
-    return in_line(text).replace("<", "&lt;").replace("|", "\\|")
+    """Return text for a line of Markdown: a bar would end its cell, an end of a line the table.
+
+    < begins HTML, and ]( a link or a picture that a reader's browser would fetch.
+    """
+    return in_line(text).replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
