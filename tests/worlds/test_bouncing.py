@@ -139,6 +139,8 @@ def test_the_same_seed_gives_the_same_scene_and_another_one_another():
         ({"held_out": [], "split": "held_out"}, "held_out: found no pair"),
         ({"held_out": [["red", "slowly"], ["red", "quickly"]]}, "every pace of red"),
         ({"balls": {7: 1.0}}, "balls: found"),
+        ({"balls": {1: 0.0, 2: 0.0}}, "balls: found .* expected shares of 1 to 6 discs, one of them above 0"),
+        ({"balls": {1: 1e308, 2: 1e308}}, "balls: found"),
     ],
 )
 def test_an_impossible_world_is_refused(options, message):

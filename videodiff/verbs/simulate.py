@@ -27,16 +27,23 @@ def run(cfg: DictConfig) -> None:
     """Write the clips into a temporary folder and rename it when all are written."""
     out = Path(cfg.out)
     world = instantiate(cfg.world)
+    check_new(out)
     work = out.with_name(f".{out.name}.partial")
     with owning(work, "simulate"):
-        if out.exists():
-            raise FileExistsError(f"out: {out} exists already, expected the name of a new folder")
+        # Another process may have made it meanwhile.
+        check_new(out)
         try:
             simulate(cfg, world, work / "clips")
             os.replace(work / "clips", out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     say(f"videodiff simulate: {count_text(cfg.clips, 'clip')} of {cfg.size} px in {out}")
+
+
+def check_new(out: Path) -> None:
+    """Raise if a folder that is to be made is there."""
+    if out.exists():
+        raise FileExistsError(f"out: {out} exists already, expected the name of a new folder")
 
 
 def simulate(cfg: DictConfig, world: Any, folder: Path) -> None:

@@ -7,6 +7,7 @@ them has combined two words that it never saw together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,8 +62,11 @@ class Bouncing:
         full = [colour for colour in PALETTE if all((colour, pace) in self.held_out for pace in SPEEDS)]
         if full and self.split != "all":
             raise ValueError(f"held_out: found every pace of {full[0]}, expected at least one left for training")
-        if not all(1 <= n <= len(PALETTE) and share >= 0 for n, share in self.balls.items()):
-            raise ValueError(f"balls: found {self.balls}, expected shares of 1 to {len(PALETTE)} discs")
+        fine = all(1 <= n <= len(PALETTE) and share >= 0 for n, share in self.balls.items())
+        if not fine or not 0 < sum(self.balls.values()) < math.inf:
+            raise ValueError(
+                f"balls: found {self.balls}, expected shares of 1 to {len(PALETTE)} discs, one of them above 0"
+            )
 
     @staticmethod
     def words() -> list[str]:
