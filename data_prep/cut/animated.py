@@ -20,7 +20,10 @@ def is_animated(data: bytes) -> bool:
 
 
 def as_video(data: bytes) -> bytes:
-    """Return the frames of an animated WebP, with their alpha, without loss in a Matroska file."""
+    """Return the frames of an animated WebP, with their alpha, without loss in a Matroska file.
+
+    Its orientation and its profile of colours are ignored, as Chromium does, although it heeds both in an animated PNG.
+    """
     file = io.BytesIO()
     try:
         with Image.open(io.BytesIO(data), formats=("WEBP",)) as image, av.open(file, "w", format="matroska") as out:

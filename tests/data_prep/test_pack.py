@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data_prep.cut.footage import FitPolicy, every_frame, fit_video, read_header, unfit
 from tests.material.made_clips import by_decord, moving_square, write_video
@@ -518,7 +518,13 @@ def test_an_animated_webp_is_packed_with_its_times_and_on_white(tmp_path, in_pro
     frames = [Image.new("RGBA", (48, 32), (255, 0, 0, 255 - 51 * number)) for number in range(5)]
     file = io.BytesIO()
     times = [100, 100, 300, 100, 100]
-    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], duration=times, lossless=True)
+    # Chromium 156 ignores orientation and profile of an animated WebP; this profile swaps red and blue.
+    exif, profile = Image.Exif(), bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    exif[0x0112] = 6
+    red, blue = (slice(profile.index(tag, 128) + 4, profile.index(tag, 128) + 12) for tag in (b"rXYZ", b"bXYZ"))
+    profile[red], profile[blue] = profile[blue], profile[red]
+    more = {"append_images": frames[1:], "duration": times, "exif": exif.tobytes(), "icc_profile": bytes(profile)}
+    frames[0].save(file, "WEBP", save_all=True, lossless=True, **more)
     source = fill(
         tmp_path / "in", {"a.webp": file.getvalue(), "b.webp": file.getvalue()[:150], "c.webp": picture("WEBP")}
     )
@@ -527,6 +533,7 @@ def test_an_animated_webp_is_packed_with_its_times_and_on_white(tmp_path, in_pro
     manifest = Manifest.load(tmp_path / "out")
     rows = [manifest.row(number) for number in range(2)]
     assert [(row["key"], row["frames"], row["fps"]) for row in rows] == [("a", 7, 10.0), ("c", 1, rows[1]["fps"])]
+    assert (rows[0]["width"], rows[0]["height"]) == (48, 32)
     shown = decode(read_sample(tmp_path / "out", rows[0])["mp4"], range(7))[:, 16, 24].astype(int)
     # Red over white of these opacities: green is what shines through.
     assert np.abs(shown[:, 1] - [0, 51, 102, 102, 102, 153, 204]).max() < 8
