@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,3 +30,16 @@ def test_a_sample_is_called_by_its_caption_and_by_the_frames_that_it_continues(
         "clip_1": f"(no caption) (continued from {told})",
         "clip_2": "(no caption)",
     }
+
+
+def test_a_resumed_run_does_not_sample_its_step_again(
+    trained: Path, cwd: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    shutil.copytree(trained, cwd / "runs" / "small")
+    clip = cwd / "runs" / "small" / "samples" / "step_00000004" / "clip_0.mp4"
+    assert clip.is_file()
+    clip.write_bytes(b"made before")
+    # The first micro-batches end at the same step as the checkpoint.
+    status, _, err = call("train", "resume=runs/small", "trainer.max_steps=5", "data.micro_batch=1")
+    assert status == 0, err
+    assert clip.read_bytes() == b"made before"

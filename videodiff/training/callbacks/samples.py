@@ -87,6 +87,8 @@ class SampleClips(Callback):
         missing = not self.folder_of(trainer.global_step).is_dir()
         if trainer.global_step and trainer.strategy.broadcast(missing):
             self.sample_at(trainer, module)
+        # Without this, the first micro-batch would sample for that step again.
+        self.sampled = trainer.global_step
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.sample_at(trainer, module)
