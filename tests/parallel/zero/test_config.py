@@ -12,6 +12,7 @@ import torch
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from videodiff.parallel.zero.config import check_nvme, configuration
+from videodiff.parallel.zero.engine import check_copies
 
 PLAIN: dict[str, Any] = {"offload": None, "nvme": None, "pin": True}
 
@@ -43,6 +44,13 @@ def test_state_is_offloaded_alone_or_with_the_weights() -> None:
         (2, {"bucket": 4}, "strategy.bucket: found 4, expected a setting of ZeRO"),
         (2, {"reduce_bucket_size": "many"}, "strategy.reduce_bucket_size: found 'many', expected another value"),
         (2, {"round_robin_gradients": True}, "strategy.round_robin_gradients: found true, expected false"),
+        (
+            3,
+            {"zero_quantized_nontrainable_weights": True},
+            "strategy.zero_quantized_nontrainable_weights: found true, ",
+        ),
+        (3, {"zero_quantized_weights": True}, "strategy.zero_quantized_weights: found true without CUDA, expected f"),
+        (3, {"zero_quantized_gradients": True}, "strategy.zero_quantized_gradients: found true without CUDA, expect"),
     ],
 )
 def test_a_setting_that_does_not_fit_is_one_line(stage: int, settings: dict[str, Any], told: str) -> None:
@@ -50,6 +58,16 @@ def test_a_setting_that_does_not_fit_is_one_line(stage: int, settings: dict[str,
         configuration(stage, **{**PLAIN, **settings})
     assert str(error.value).startswith(told)
     assert "\n" not in str(error.value)
+
+
+def test_second_copies_are_of_equal_groups_of_processes() -> None:
+    for size, world in ((1, 3), (2, 4), (3, 3), (8, 3)):
+        check_copies({"zero_hpz_partition_size": size}, world)
+    check_copies({}, 3)
+    with pytest.raises(
+        ValueError, match=r"strategy\.zero_hpz_partition_size: found 2 with 3 processes, expected a num"
+    ):
+        check_copies({"zero_hpz_partition_size": 2}, 3)
 
 
 def test_a_disk_has_to_be_there_and_writable(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from videodiff.training.state.pieces import Piece, kept
 from videodiff.training.state.saved import Saved
 from videodiff.training.state.saving import write_pieces
 
-LAYOUTS = ("zero1", "zero2", "zero3", "fsdp2")
+# The last one keeps a second copy of the weights on the processes of each node, here on all three.
+LAYOUTS = ("zero1", "zero2", "zero3", "fsdp2", "copies3")
 STEPS = 2
 
 
@@ -70,6 +71,7 @@ def begun(layout: str, seed: int) -> tuple[nn.Module, Any, Any]:
     stage = int(layout[-1])
     # At most 4 values are kept whole.
     zero = {"stage": stage, "stage3_param_persistence_threshold": 4}
+    zero |= {"zero_hpz_partition_size": 3} if layout == "copies3" else {}
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "gradient_clipping": 0.0}
     config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     for p in network.parameters() if stage == 3 else ():
@@ -208,6 +210,6 @@ def test_every_trained_weight_is_looked_at_before_it_is_kept(found: list[dict[An
     wanted = float(sum(p.double().square().sum() for p in network.parameters() if p.requires_grad).detach())
     seen = [rank[f"{layout} weights"] for rank in found]
     # Either all of them on every process, or each on one.
-    split = layout in ("zero3", "fsdp2")
+    split = layout in ("zero3", "fsdp2", "copies3")
     for one in [sum(seen)] if split else seen:
         assert one == pytest.approx(wanted)

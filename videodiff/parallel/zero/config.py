@@ -16,6 +16,9 @@ BUFFERS = 5
 # Under stage 3 DeepSpeed has other names for them.
 STAGE_3 = ("prefetch_bucket_size", "param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
 
+# What DeepSpeed sends quantised, and the setting with which it keeps frozen weights so.
+QUANTISED, FROZEN = ("zero_quantized_weights", "zero_quantized_gradients"), "zero_quantized_nontrainable_weights"
+
 
 def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, **options: Any) -> dict[str, Any]:
     """Return DeepSpeed's configuration; ValueError or OSError if it cannot work here."""
@@ -26,6 +29,7 @@ def configuration(stage: int, offload: str | None, nvme: str | None, pin: bool, 
             "weight for those of another"
         )
     check_options(options)
+    check_quantized(options)
     settings = {f"stage3_{key}" if key in STAGE_3 else key: value for key, value in options.items()}
     config = {
         "zero_optimization": {"stage": stage, **settings},
@@ -58,6 +62,18 @@ def check_options(options: Mapping[str, Any]) -> None:
         # The error is pydantic's: a list of places and reasons.
         (name, *_), told = error.errors()[0]["loc"] or ("options",), error.errors()[0]
         raise ValueError(f"strategy.{name}: found {told['input']!r}, expected another value: {told['msg']}") from error
+
+
+def check_quantized(options: Mapping[str, Any]) -> None:
+    """Raise where DeepSpeed would quantise values that cannot be brought back, or has no kernels to do it."""
+    if options.get(FROZEN):
+        raise ValueError(
+            f"strategy.{FROZEN}: found true, expected false: checkpoints would hold the quantised values of frozen "
+            "weights without their scales"
+        )
+    for name in QUANTISED:
+        if options.get(name) and not torch.cuda.is_available():
+            raise ValueError(f"strategy.{name}: found true without CUDA, expected false: DeepSpeed's kernels need it")
 
 
 def check(stage: int, offload: str | None, nvme: str | None, pin: bool) -> None:

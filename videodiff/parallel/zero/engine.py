@@ -24,6 +24,8 @@ from videodiff.words import count_text
 
 # The attributes of DeepSpeed's scaler of losses that change while it trains.
 SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+# How many processes keep a second copy of the weights together: those of a node.
+COPIES = "zero_hpz_partition_size"
 
 
 class ZeroEngine:
@@ -148,40 +150,45 @@ class ZeroEngine:
     def by_parts(self, parameters: Mapping[str, nn.Parameter]) -> bool:
         """Return whether a process can exchange its own part of each weight.
 
-        Not if weights lie on a disk, or if each node keeps another copy of them (`zero_hpz_partition_size`).
+        Not if weights lie on a disk.
         """
-        return all(
-            hasattr(p, "ds_id") and p.ds_tensor.final_location != "nvme" and p.ds_zero_param_process_group is None
-            for p in parameters.values()
-        )
+        return all(hasattr(p, "ds_id") and p.ds_tensor.final_location != "nvme" for p in parameters.values())
 
     @contextmanager
     def parts_exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Exchange this process's parts; DeepSpeed then gathers averages where it would gather weights.
-
-        What is gathered is released before, and what DeepSpeed keeps gathered is gathered again after.
-        """
-        zero = self.strategy.optimizers[0]
-        zero.checkpoint_event_prologue()
-        weights = self.fragments.exchange(parameters)
-        zero.checkpoint_event_epilogue()
+        """Exchange this process's parts; DeepSpeed then gathers averages where it would gather weights."""
+        with self.released():
+            weights = self.fragments.exchange(parameters)
         yield
-        zero.checkpoint_event_prologue()
-        with torch.no_grad():
+        with self.released(), torch.no_grad():
             for name, part in weights.items():
                 parameters[name].ds_tensor[: part.numel()].copy_(part)
-        zero.checkpoint_event_epilogue()
 
     @contextmanager
     def whole_exchanged(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Exchange whole weights; every process holds all averages and weights, and gets what the first rank writes."""
-        averages = self.averages(parameters)
-        with self.gathered(parameters.values()):
-            weights = {name: p.detach().clone() for name, p in parameters.items()}
-            write(parameters, averages)
+        with self.released():
+            averages = self.averages(parameters)
+            with self.gathered(parameters.values()):
+                weights = {name: p.detach().clone() for name, p in parameters.items()}
+                write(parameters, averages)
         yield
-        with self.gathered(parameters.values()):
+        with self.released(), self.gathered(parameters.values()):
             write(parameters, weights)
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Under ZeRO 3 release what is gathered, or on its way; at the end gather what DeepSpeed keeps gathered.
+
+        What it has read ahead is of the old values, and so are second copies of weights (`zero_hpz_partition_size`),
+        which it forgets at the end.
+        """
+        zero = self.strategy.optimizers[0]
+        if self.split:
+            zero.checkpoint_event_prologue()
+        yield
+        if self.split:
+            zero.checkpoint_event_epilogue()
 
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
         """Return a context in which parameters are whole that ZeRO 3 has split; the first rank may change them."""
@@ -198,6 +205,8 @@ class ZeroEngine:
             world = self.strategy.world_size
             weights = self.count(p for p in module.parameters() if p.requires_grad) // world
             agree(world, self.folder.lack_of_room(weights, self.strategy.num_processes))
+        if self.split:
+            check_copies(self.strategy.config["zero_optimization"], self.strategy.world_size)
         if not is_unborn(module.denoiser):
             return
         dtype, split = self.weight_type(), partial(split_weight, config=self.strategy.config)
@@ -216,14 +225,27 @@ class ZeroEngine:
         return next((types[key] for key in types if self.strategy.config.get(key, {}).get("enabled")), torch.float32)
 
 
+def check_copies(zero: Mapping[str, Any], world: int) -> None:
+    """Raise if the processes do not form equal groups, each of which keeps a second copy of the weights."""
+    size = zero.get(COPIES, 1)
+    if size > 1 and world % min(size, world):
+        raise ValueError(
+            f"strategy.{COPIES}: found {size} with {count_text(world, 'process')}, expected a number that divides them"
+        )
+
+
 def split_weight(p: nn.Parameter, config: dict[str, Any]) -> nn.Parameter:
     """Split a weight over all processes as ZeRO 3 does, and return it; what fills the last part up is zero.
 
     DeepSpeed leaves unset memory there, which would look like a weight that is not finite.
     """
     import deepspeed
+    from deepspeed.utils import groups
 
-    deepspeed.zero.Init(module=nn.ParameterList([p]), config_dict_or_path=config)
+    # The first weight makes the groups of processes that keep second copies; they may be made only once.
+    copied = config["zero_optimization"].get(COPIES, 1) > 1
+    made = groups._get_zero_param_intra_parallel_group() if copied else None
+    deepspeed.zero.Init(module=nn.ParameterList([p]), config_dict_or_path=config, zero_param_parallel_group=made)
     part, rank = p.ds_tensor, torch.distributed.get_rank(p.ds_process_group)
     part[max(0, p.ds_numel - rank * part.numel()) :].zero_()
     return p

@@ -180,6 +180,7 @@ class Partitions(Fragments):
     def load(self, values: Mapping[str, Tensor], saved: Saved) -> None:
         """Fill what this process holds, then update the weights; before, split small parameters that are kept whole."""
         self.zero.checkpoint_event_prologue()
+        forget_copies(values)
         super().load(values, saved)
 
     def follow(self) -> None:
@@ -187,6 +188,13 @@ class Partitions(Fragments):
         for group in range(len(self.zero.fp32_partitioned_groups_flat)):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
         self.zero.checkpoint_event_epilogue()
+
+
+def forget_copies(values: Mapping[str, Tensor]) -> None:
+    """Forget second copies of weights (`zero_hpz_partition_size`): DeepSpeed keeps those of frozen weights for good."""
+    for value in values.values():
+        if hasattr(value, "ds_secondary_tensor"):
+            value.ds_secondary_tensor = None
 
 
 def shape_of(p: Tensor) -> torch.Size:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from videodiff.parallel.zero.fragments import Partitions
+from videodiff.parallel.zero.fragments import Partitions, forget_copies
 from videodiff.training.state.pieces import AVERAGE, Piece, share
 from videodiff.training.state.saved import Saved
 
@@ -35,6 +35,7 @@ class Swapped(Partitions):
     def load(self, values: Mapping[str, Tensor], saved: Saved) -> None:
         """Fill what this process holds and write it to the disk, one group at a time; then update the weights."""
         self.zero.checkpoint_event_prologue()
+        forget_copies(values)
         for group, names in self.by_group(values).items():
             with self.in_memory(group, write=True):
                 places: list[Piece] = []
