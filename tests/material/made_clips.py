@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import decord
 import numpy as np
-from av.bitstream import BitStreamFilterContext
 
 from videodiff.data.samples.shards import ShardWriter, clip_sample
 from videodiff.data.video.decode import probe
@@ -46,30 +47,45 @@ def write_video(
             frame.pts, frame.time_base = number if times is None else times[number], Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    # SVT-AV1 gives the thread that calls it real-time priority where it may: then nothing else runs on this core.
+    share_the_core()
+    return file.getvalue()
+
+
+def share_the_core() -> None:
+    """Undo what SVT-AV1 does where it may: the thread that calls it has real-time priority, and nothing else runs."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    return file.getvalue()
 
 
-COLOURS = ("colour_primaries", "transfer_characteristics", "matrix_coefficients")
+# What takes from a stream of each codec what it says of its colours. VP9 has one number, of the matrix.
+SILENCE = {
+    "hevc": "hevc_metadata=colour_primaries=2:transfer_characteristics=2:matrix_coefficients=2",
+    "vp9": "vp9_metadata=color_space=unknown",
+    "av1": "av1_metadata=color_primaries=2:transfer_characteristics=2:matrix_coefficients=2",
+}
 
 
-def untold(video: bytes, container: str, names: tuple[str, ...] = COLOURS) -> bytes:
-    """Return HEVC with the same pictures, of whose colours the container alone states these, no longer the stream."""
-    file = io.BytesIO()
-    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format=container) as out:
-        stream = source.streams.video[0]
-        made = out.add_stream_from_template(stream)
-        silent = BitStreamFilterContext("hevc_metadata=" + ":".join(f"{name}=2" for name in names), stream, made)
-        for packet in source.demux(stream):
-            for kept in silent.filter(packet if packet.dts is not None else None):
-                kept.stream = made
-                out.mux(kept)
-    with av.open(io.BytesIO(file.getvalue())) as found:
-        stream = found.streams.video[0]
-        assert stream.codec_context.color_trc != 2, "the container says it"
-        assert int(next(found.decode(stream)).color_trc) == 2, "the stream does not"
-    return file.getvalue()
+def untold(video: bytes, container: str, *names: str) -> bytes:
+    """Return a video with the same pictures, of whose colours the container alone states these, no longer the stream.
+
+    names: of the codec's numbers of colours, all of them without any.
+    """
+    with av.open(io.BytesIO(video)) as source:
+        name, _, numbers = SILENCE[source.streams.video[0].codec_context.codec.canonical_name].partition("=")
+    chosen = ":".join(number for number in numbers.split(":") if not names or number.partition("=")[0] in names)
+    with TemporaryDirectory() as folder:
+        told, silent = Path(folder) / "told", Path(folder) / "silent"
+        told.write_bytes(video)
+        how = ["-c", "copy", "-bsf:v", f"{name}={chosen}", "-f", container]
+        subprocess.run(["ffmpeg", "-v", "error", "-i", told, *how, silent], check=True)
+        found = silent.read_bytes()
+    with av.open(io.BytesIO(found)) as container_of:
+        stream = container_of.streams.video[0]
+        stated = [int(getattr(stream.codec_context, key)) for key in ("colorspace", "color_trc")]
+        frame = next(container_of.decode(stream))
+        coded = [int(frame.colorspace), int(frame.color_trc)]
+    assert 2 not in stated, "the container says it"
+    assert 2 in coded, "the stream does not"
+    return found
 
 
 def sample(number: int, frames: int = 8, captions: tuple[str, ...] | None = None, truth=None):

@@ -19,7 +19,7 @@ from data_prep.cut.clips import make_clips
 from data_prep.cut.encode import EncodePolicy
 from data_prep.cut.footage import FitPolicy, fit_video
 from data_prep.cut.spans import Span
-from tests.material.made_clips import untold, write_video
+from tests.material.made_clips import share_the_core, untold, write_video
 from tests.material.packing import pack
 from videodiff.data.samples.manifest import Manifest
 from videodiff.data.samples.shards import read_sample
@@ -166,10 +166,12 @@ def hdr_video(
     image: np.ndarray, transfer: str, codec: str = "libx265", container: str = "mp4", primaries: int = 9
 ) -> bytes:
     """Return two frames of an image, RGB from 0 to 1, in ten bits of BT.2020, tagged as of this transfer."""
+    # libvpx is built for eight bits here.
+    form = "yuv420p" if codec == "libvpx-vp9" else "yuv420p10le"
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=25, options=QUALITY[codec])
-        stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p10le"
+        stream.height, stream.width, stream.pix_fmt = *image.shape[:2], form
         context = stream.codec_context
         context.time_base = Fraction(1, 25)
         context.colorspace, context.color_range, context.color_primaries, context.color_trc = (
@@ -181,11 +183,12 @@ def hdr_video(
         pixels = np.round(65535 * np.clip(image, 0, 1)).astype(np.uint16)
         for number in range(2):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb48le")
-            frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, dst_color_range=1)
+            frame = frame.reformat(format=form, dst_colorspace=9, dst_color_range=1)
             frame.color_primaries, frame.color_trc = primaries, TAGS[transfer]
             frame.pts, frame.time_base = number, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    share_the_core()
     return file.getvalue()
 
 
@@ -203,9 +206,10 @@ def shown_by_all(video: bytes, folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
 @pytest.mark.parametrize("transfer", ["pq", "sdr"])
-def test_colours_that_only_the_container_states_count(transfer, container, tmp_path):
+@pytest.mark.parametrize("codec", ["libx265", "libvpx-vp9", "libsvtav1"])
+def test_colours_that_only_the_container_states_count(codec, transfer, container, tmp_path):
     image = patches(PATCHES) if transfer == "sdr" else signal(patches(PATCHES), transfer)
-    told = hdr_video(image, transfer, container=container)
+    told = hdr_video(image, transfer, codec, container)
     hidden = untold(told, container)
     (tmp_path / "told").mkdir()
     (tmp_path / "untold").mkdir()
