@@ -270,6 +270,52 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            ["metric=[physics]", "tasks=[text_to_video]"],
+            "metric: found nothing that measures text_to_video of these clips: metric.physics measures continuation",
+        ),
+        (
+            ["metric=[fidelity]", "given=2"],
+            "metric: found nothing that measures continuation, text_to_video of these clips: metric.fidelity measures "
+            "clips of footage",
+        ),
+    ],
+)
+def test_an_evaluation_that_would_measure_nothing_is_refused_and_replaces_none(
+    run: Path, world_dataset: Path, call: Call, how: list[str], message: str
+) -> None:
+    evaluate = ["evaluate", str(run), f"dataset={world_dataset}", "clips=2"]
+    assert call(*evaluate, "metric=[consistency]")[0] == 0
+    former = made(run)
+    status, _, err = call(*evaluate, *how)
+    assert (status, err.strip().splitlines()[-1]) == (1, f"videodiff evaluate: error: {message}")
+    assert made(run) == former
+    assert len((run.parent / "leaderboard.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_a_killed_evaluation_was_writing_is_not_published(
+    run: Path, world_dataset: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = ["evaluate", str(run), f"dataset={world_dataset}", "clips=4", "batch=2", "metric=[consistency]"]
+    write = Unfinished.write
+
+    def dying(self: Unfinished, number: int, batch: Batch) -> None:
+        # As SIGKILL leaves a file that is being written.
+        for folder in (self.path, self.clips):
+            (folder / ".a.mp4.0123456789ab.partial").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Unfinished, "write", dying)
+    assert call(*how)[0] == 130
+    monkeypatch.setattr(Unfinished, "write", write)
+    status, _, err = call(*how)
+    assert status == 0, err
+    assert not list(run.rglob("*.partial"))
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_that_names_the_key(run: Path, world_dataset: Path, call: Call, mistake: str) -> None:
     words = [f"dataset={world_dataset}", *mistake.format(run=run).split()]

@@ -131,7 +131,7 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     left_out |= broken | failed | unfit
     for reason in left_out.values():
         remark(f"left out: {reason}")
-    metrics = applying(metrics, [bool(one.truth) for one in chosen], remark)
+    metrics = measuring(applying(metrics, [bool(one.truth) for one in chosen], remark), metrics, tasks)
     batch = min(cfg.batch, len(chosen))
     check_memory(model, shape.shape, batch)
     job = Job(model, generation, shape, held_out, chosen, captions, tasks, given, metrics, cfg.seed, batch, cfg.keep)
@@ -145,6 +145,18 @@ def evaluate(cfg: DictConfig, ranks: Ranks) -> None:
     ranks.wait()
     if ranks.first:
         finish(cfg, job, unfinished, {"checkpoint": str(checkpoint)}, targets_of(cfg, run_cfg), left_out)
+
+
+def measuring(
+    applied: Mapping[str, AnyMetric], asked: Mapping[str, AnyMetric], tasks: Sequence[str]
+) -> Mapping[str, AnyMetric]:
+    """Return the metrics that these clips take, of those asked for; ValueError if none of them measures a task."""
+    if any(set(metric.tasks) & set(tasks) for metric in applied.values()):
+        return applied
+    own = {key: f"measures {', '.join(metric.tasks)}" for key, metric in asked.items()}
+    own |= {key: f"measures clips of {metric.clips}" for key, metric in asked.items() if key not in applied}
+    needs = [f"metric.{key} {what}" for key, what in own.items()]
+    raise ValueError(f"metric: found nothing that measures {', '.join(tasks)} of these clips: {'; '.join(needs)}")
 
 
 def check(cfg: DictConfig) -> None:

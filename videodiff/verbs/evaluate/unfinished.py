@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from videodiff.data.storage.files import write_whole
+from videodiff.data.storage.files import remove_abandoned, write_whole
 from videodiff.generation.files import write_clip
 from videodiff.metrics.evaluation import AnyMetric, Batch, Measured
 from videodiff.metrics.metric import Case
@@ -40,6 +40,9 @@ class Unfinished:
             self.remove()
             self.clips.mkdir(parents=True)
             write_whole(self.identity, self.record(identity))
+        # What a killed process was writing would be published with the clips.
+        for folder in (self.path, self.clips):
+            remove_abandoned(folder)
         return len(list(self.path.glob("batch_*.json")))
 
     def record(self, identity: Mapping[str, Any]) -> bytes:
