@@ -282,6 +282,11 @@ MISTAKES = {
             "metric: found nothing that measures continuation, text_to_video of these clips: metric.fidelity measures "
             "clips of footage",
         ),
+        # Of four frames the last one alone is predicted: it has no velocity.
+        (
+            ["metric=[physics]", "given=3"],
+            "metric: found no figure of these 2 clips by physics, for the reasons above, expected at least one",
+        ),
     ],
 )
 def test_an_evaluation_that_would_measure_nothing_is_refused_and_replaces_none(

@@ -263,6 +263,12 @@ def finish(
     }
     result |= {"seed": job.seed, "batch": job.batch}
     result |= figures(job.metrics, batch, remark_aloud)
+    if not result["metrics"]:
+        # Nothing would replace the former figures.
+        raise ValueError(
+            f"metric: found no figure of these {count_text(len(job.chosen), 'clip')} by {', '.join(job.metrics)}, for "
+            "the reasons above, expected at least one"
+        )
     result["metrics"] = {name: to_publish(record) for name, record in result["metrics"].items()}
     result["targets"] = reachable(targets, result)
     left_out = {**left_out, **result.get("left_out", {})}
