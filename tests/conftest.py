@@ -120,6 +120,12 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     return run
 
 
+@pytest.fixture
+def float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have DeepSpeed compute in float16 on any processor: it refuses where that is slow, as without AVX-512."""
+    monkeypatch.setattr("deepspeed.accelerator.cpu_accelerator.CPU_Accelerator.is_fp16_supported", lambda self: True)
+
+
 def tiny(dataset: Path) -> list[str]:
     """Return the overrides of a run that takes a second: the tests' own recipe, a network of two blocks.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 
 from videodiff.codec.autoencoder import Autoencoder, shared_pixels
 
+# Products of another size add in another order.
+near = partial(torch.testing.assert_close, rtol=0, atol=1e-4)
 FOUR = (8, 8, 8, 8)
 MODELS = {
     "image": lambda: diffusers.AutoencoderKL(
@@ -92,21 +95,21 @@ def test_a_clip_of_1_plus_k_ft_frames_becomes_1_plus_k_latents_and_comes_back_in
 def test_the_first_latent_frame_of_a_causal_model_is_that_of_the_first_frame_alone(load):
     codec, video = load("wan"), clip(1, 9, 16, 16)
     alone = codec.encode(video[:, :, :1])
-    torch.testing.assert_close(codec.encode(video)[:, :, :1], alone)
+    near(codec.encode(video)[:, :, :1], alone)
     assert (codec.encode(video)[:, :, 1:] - alone).abs().max() > 1e-3
 
 
 def test_an_image_model_encodes_and_decodes_each_frame_by_itself(load):
     codec, video = load("image"), clip(2, 3, 8, 8)
     latent = codec.encode(video)
-    torch.testing.assert_close(latent[:, :, 1:2], codec.encode(video[:, :, 1:2]))
-    torch.testing.assert_close(codec.decode(latent)[:, :, 1:2], codec.decode(latent[:, :, 1:2]))
+    near(latent[:, :, 1:2], codec.encode(video[:, :, 1:2]))
+    near(codec.decode(latent)[:, :, 1:2], codec.decode(latent[:, :, 1:2]))
 
 
 def test_an_even_number_of_latent_frames_decodes_in_cogvideox_as_the_start_of_a_longer_clip(load):
     codec = local(load("cogvideox"))
     latent = torch.randn(1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(codec.decode(latent[:, :, :2]), codec.decode(latent)[:, :, :5])
+    near(codec.decode(latent[:, :, :2]), codec.decode(latent)[:, :, :5])
 
 
 def test_image_latents_are_those_of_the_diffusers_pipeline(folder, load):
@@ -116,8 +119,8 @@ def test_image_latents_are_those_of_the_diffusers_pipeline(folder, load):
         expected = (vae.encode(image).latent_dist.mean - 0.25) * 0.5
         decoded = vae.decode(expected / 0.5 + 0.25).sample
     latent = load("image").encode(image[:, :, None])
-    torch.testing.assert_close(latent[:, :, 0], expected)
-    torch.testing.assert_close(load("image").decode(latent)[:, :, 0], decoded.clamp(-1, 1))
+    near(latent[:, :, 0], expected)
+    near(load("image").decode(latent)[:, :, 0], decoded.clamp(-1, 1))
 
 
 def test_video_latents_are_those_of_the_diffusers_pipeline(folder, load):
@@ -128,8 +131,8 @@ def test_video_latents_are_those_of_the_diffusers_pipeline(folder, load):
         expected = (vae.encode(video).latent_dist.mean - mean) / std
         decoded = vae.decode(expected * std + mean).sample
     latent = load("wan").encode(video)
-    torch.testing.assert_close(latent, expected)
-    torch.testing.assert_close(load("wan").decode(latent), decoded)
+    near(latent, expected)
+    near(load("wan").decode(latent), decoded)
 
 
 def test_statistics_that_travel_with_the_weights_are_used(tmp_path):
@@ -154,8 +157,8 @@ def test_slices_give_the_plain_result_and_bound_what_goes_through_at_once(load, 
     plain, sliced, video = load(name), load(name, slice_frames=4), clip(3, 5, 16, 16)
     encoded, decoded = sizes_seen(sliced, "encoder"), sizes_seen(sliced, "decoder")
     latent = plain.encode(video)
-    torch.testing.assert_close(sliced.encode(video), latent)
-    torch.testing.assert_close(sliced.decode(latent), plain.decode(latent))
+    near(sliced.encode(video), latent)
+    near(sliced.decode(latent), plain.decode(latent))
     assert {s[0] for s in encoded[:-1]} == {s[0] for s in decoded[:-1]} == {rows}
 
 

@@ -141,7 +141,7 @@ def test_a_bad_clip_and_a_spike_cost_their_steps_and_nothing_else_under_every_st
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
 def test_a_scale_of_the_loss_in_float16_makes_no_spike_and_is_found_once(
-    call: Call, shout: Callable[..., None], world_dataset: Path, cwd: Path, strategy: str
+    call: Call, float16: None, shout: Callable[..., None], world_dataset: Path, cwd: Path, strategy: str
 ) -> None:
     # Too much for the scale that DeepSpeed begins with.
     shout(*EVERY, by=16)

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -326,14 +327,27 @@ def test_a_tracker_that_cannot_start_is_said_once_and_ends_nothing(
 
 
 def records(folder: Path) -> list[Record]:
-    """Return what an offline run of wandb holds: LevelDB's log, parts of records in blocks of 32 KiB."""
+    """Return what an offline run of wandb holds, once the process that writes it has written its end."""
     (file,) = folder.glob("run-*.wandb")
-    data, place, found, parts = file.read_bytes(), 7, [], b""
+    deadline = time.monotonic() + 60
+    while True:
+        found = whole_records(file.read_bytes())
+        if any(record.HasField("exit") for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{file}: {len(found)} records without an end"
+        time.sleep(0.1)
+
+
+def whole_records(data: bytes) -> list[Record]:
+    """Return the whole records of LevelDB's log: parts of records in blocks of 32 KiB."""
+    place, found, parts = 7, [], b""
     while place + 7 <= len(data):
         if place % 2**15 > 2**15 - 7:
             place += 2**15 - place % 2**15
             continue
         _, length, kind = struct.unpack_from("<IHB", data, place)
+        if place + 7 + length > len(data):
+            break
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
