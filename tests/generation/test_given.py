@@ -139,6 +139,13 @@ def test_a_video_of_a_mask_runs_beside_the_given_one(tmp_path: Path) -> None:
         assert [np.flatnonzero(one.all(axis=0))[0] // 2 for one in new] == list(range(first, first + 4))
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    # Its first page is no memory: reading it is an error of the device, as of a disk that fails.
+    (tmp_path / "broken.mp4").symlink_to("/proc/self/mem")
+    with pytest.raises(ValueError, match=r"mask: .*broken\.mp4: found no readable video or picture \(\[Errno 5\]"):
+        read_footage("mask", str(tmp_path / "broken.mp4"))
+
+
 @pytest.mark.parametrize(("name", "data"), [("a.png", b"no picture"), ("a.mp4", b"no video"), ("a.mp4", b"")])
 def test_a_file_that_is_no_picture_and_no_video_is_named(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)

@@ -123,6 +123,13 @@ def test_a_text_that_may_be_a_file_is_told_how_it_is_a_prompt(tmp_path: Path) ->
     assert find_prompts(" ") == []
 
 
+def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    # Its first page is no memory: reading it is an error of the device, as of a disk that fails.
+    (tmp_path / "broken.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(ValueError, match=r"prompts: .*broken\.txt: \[Errno 5\] Input/output error"):
+        find_prompts(str(tmp_path / "broken.txt"))
+
+
 def test_a_list_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large.txt").open("wb") as file:
         # A file with a hole, which takes no room.

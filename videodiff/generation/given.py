@@ -49,8 +49,8 @@ def read_footage(key: str, name: str) -> Footage:
     path = Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"{key}: found {no_file(path)}, expected a video or a picture")
-    data = path.read_bytes()
     try:
+        data = path.read_bytes()
         info = probe(data)
         picture = decode(data, [0])[0] if info.frames == 1 else None
     except (DecodeError, OSError) as error:

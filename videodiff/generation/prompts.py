@@ -45,7 +45,8 @@ def find_prompts(given: str | Sequence[Any], dimensions: Sequence[str] = ()) -> 
         found = parse_prompts(path.read_bytes().decode("utf-8-sig"), path.suffix.lower(), dimensions)
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path}: found bytes that are no UTF-8 at {error.start}, expected text") from error
-    except (ValueError, RecursionError) as error:
+    # An error of reading an open file names no file.
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"prompts: {path}: {error}") from error
     if not found:
         raise ValueError(f"prompts: {path}: found none, expected prompts, one a line, or a list in JSON")
