@@ -158,7 +158,9 @@ def spans_of(
     request: ClipRequest, missing: Callable[[], str], timeline: Timeline, scenes: list[Span] | None, cut: CutPolicy
 ) -> list[Span] | Outcome:
     """Return the spans to cut for a request, or its outcome if there are none; missing: see `missing_end`."""
-    span = Span(0.0, timeline.end / MICROSECOND) if request.span is None else Span(*map(float, request.span))
+    # Before the first frame, as where the sound begins earlier, a video shows nothing.
+    whole = Span(max(int(timeline.times[0]), 0) / MICROSECOND, timeline.end / MICROSECOND)
+    span = whole if request.span is None else Span(*map(float, request.span))
     reason = refuse(span, timeline)
     if span.end * MICROSECOND >= timeline.end and (found := missing()):
         return Outcome(request.id, "failed", "truncated", detail=found)

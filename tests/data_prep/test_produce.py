@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from data_prep.books.ledger import Outcome
 from data_prep.books.request import ClipRequest, Part, Place
 from data_prep.cut.policy import CutPolicy, MakePolicy
-from data_prep.cut.spans import Span, Timeline
+from data_prep.cut.spans import Span, Timeline, read_timeline
 from data_prep.engine.local import Node
 from data_prep.produce import Making, clip_id, ends, spans_of
-from tests.material.made_clips import moving_square
+from tests.material.made_clips import moving_square, write_video
+from tests.material.numbered_clips import numbered, read_number
+from tests.material.preparing import prep
+from videodiff.data.samples.manifest import Manifest
+from videodiff.data.samples.shards import read_sample
+from videodiff.data.video.decode import decode
 from videodiff.data.video.encode import encode
 
 # Ten frames at two a second, with nothing between 2 s and 4 s but the frame that stays.
@@ -44,6 +51,28 @@ def test_without_scenes_a_request_is_one_span() -> None:
     assert spans((1.0, 6.55)) == [(1.0, 6.55)], "annotations round"
     for wrong in ((1.0, 7.0), (2.0, 1.0), (-1.0, 2.0)):
         assert spans(wrong) == ("failed", "bad-span")
+
+
+@pytest.mark.parametrize("kind", ["begins inside a group", "sound begins earlier"])
+def test_a_whole_video_begins_with_its_first_frame(tmp_path: Path, kind: str) -> None:
+    file, path = tmp_path / "whole.ts", tmp_path / "in" / "a.ts"
+    path.parent.mkdir()
+    file.write_bytes(write_video(numbered(40), container="mpegts", g="8", bf="0", sc_threshold="0", crf="10"))
+    if kind == "begins inside a group":
+        with av.open(str(file)) as container:
+            places = [packet.pos for packet in container.demux(video=0) if packet.size]
+        path.write_bytes(file.read_bytes()[places[3] :])
+    else:
+        sound = ["-f", "lavfi", "-i", "sine=d=3", "-itsoffset", "1", "-i", file, "-c:v", "copy", "-c:a", "mp2"]
+        subprocess.run(["ffmpeg", "-v", "error", *sound, path], check=True)
+    assert read_timeline(path).times[0] > 100_000
+    summary = prep(tmp_path / "out", path.parent, workers=1, score=False, encode={"short_side": 32, "crf": 10})
+    assert summary["ok"] == 1
+    row = (manifest := Manifest.load(tmp_path / "out")).row(0)
+    video = read_sample(tmp_path / "out", row)["mp4"]
+    seen = [read_number(frame) for frame in decode(video, range(row["frames"]))]
+    first = 8 if kind == "begins inside a group" else 0
+    assert (len(manifest), seen) == (1, list(range(first, 40)))
 
 
 def test_only_a_span_that_reaches_the_end_of_a_truncated_file_is_truncated() -> None:
