@@ -94,6 +94,18 @@ def test_in_a_window_that_slides_noise_grows_with_time_and_each_step_ends_a_fram
 
 
 @each_kind
+def test_every_frame_begins_with_noise_of_the_size_that_is_asked_for(kind: str) -> None:
+    begun = []
+    for size in (1.0, 0.5):
+        model = parts()
+        list(KINDS[kind](model, Generation(euler, steps=6, noise=size), ONE, SHAPE, HOW))
+        begun.append([z[:, :, tau[0] == 1] for z, tau in model.denoiser.calls if (tau == 1).any()])
+    assert len(begun[0]) == len(begun[1]) > 6
+    for usual, half in zip(*begun, strict=True):
+        torch.testing.assert_close(half, usual / 2)
+
+
+@each_kind
 def test_frames_are_made_when_they_are_asked_for(kind: str) -> None:
     model = parts()
     frames = KINDS[kind](model, Generation(euler, steps=6), ONE, SHAPE, HOW._replace(total=10**9))

@@ -147,12 +147,12 @@ def test_a_frame_that_leads_apart_is_a_clip_of_its_own_that_the_others_then_know
 
     seen: list[Tensor] = []
     known, clip, eps = torch.tensor([[False] * 4, [False, True, False, False]]), torch.randn(2, 2, 4, 3, 3), noise(2)
-    how = Generation(sampler, steps=3, shift=3.0, scale=2.0, lead=1, apart=True)
+    how = Generation(sampler, steps=3, shift=3.0, scale=2.0, lead=1, apart=True, noise=0.8)
     made = how(asked(network, 0.5, 0.7), eps, given(clip, known))
     assert {tau.shape[1] for tau in seen} == {1, 4}
     assert all(tau[0, 0] == 0 and tau[1, 1] == 0 for tau in seen if tau.shape[1] == 4)
     # By hand: a clip of one frame, then the others around it.
-    plain = Generation(sampler, steps=3, shift=3.0, scale=2.0)
+    plain = Generation(sampler, steps=3, shift=3.0, scale=2.0, noise=0.8)
     first = plain(asked(network, 0.5), eps[:1, :, :1])
     led = torch.cat([first, clip[:1, :, 1:]], 2)
     rest = plain(asked(network, 0.5), eps[:1], given(led, torch.tensor([[True, False, False, False]])))
@@ -240,9 +240,24 @@ def test_noise_on_known_frames_is_told_and_does_not_come_back() -> None:
         torch.testing.assert_close(z[:, :, :2], 0.75 * clip[:, :, :2] + 0.25 * eps[:, :, :2])
 
 
+def test_frames_that_begin_as_noise_have_it_at_the_size_asked_for_and_others_as_the_network_is_told() -> None:
+    seen: list[Tensor] = []
+
+    def network(z: Tensor, tau: Tensor, text: Tensor, fps: Tensor) -> Tensor:
+        seen.append(z)
+        return torch.zeros_like(z)
+
+    known, clip, eps = torch.tensor([[True, False, False, False]]), torch.randn(1, 2, 4, 3, 3), noise(1)
+    around = given(clip, known, held=torch.tensor([0.25]), begin=torch.tensor([[1.0, 0.5, 1.0, 1.0]]))
+    Generation(euler, steps=1, noise=0.7)(asked(network, 0.5), eps, around)
+    torch.testing.assert_close(seen[0][:, :, 0], 0.75 * clip[:, :, 0] + 0.25 * eps[:, :, 0])
+    torch.testing.assert_close(seen[0][:, :, 1], 0.5 * clip[:, :, 1] + 0.5 * eps[:, :, 1])
+    torch.testing.assert_close(seen[0][:, :, 2:], 0.7 * eps[:, :, 2:])
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("shift", 0.0), ("scale", float("nan")), ("lead", -1), ("rescale", 1.5), ("history", float("inf")),
+    [("shift", 0.0), ("noise", 0.0), ("scale", float("nan")), ("lead", -1), ("rescale", 1.5), ("history", float("inf")),
      ("history_level", 0.0), ("reconstruction", -1.0), ("interval", (0.8, 0.2)), ("steps", True), ("steps", 1.5),
      ("apart", True)],
 )  # fmt: skip

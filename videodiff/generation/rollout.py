@@ -167,7 +167,7 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
         history = torch.cat([history[:, :, 1:], ready], dim=2)
         fresh = frame_noise(size, one.seed, [shape[0] + number], device)
         noise = torch.cat([noise[:, :, 1:], fresh], dim=2)
-        z = torch.cat([z[:, :, 1:], fresh], dim=2)
+        z = torch.cat([z[:, :, 1:], settings.noise * fresh], dim=2)
 
 
 def ramp_of(noisy: int, generation: Generation, how: Rollout, device: torch.device) -> Tensor:

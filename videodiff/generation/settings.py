@@ -82,7 +82,7 @@ MOST_STEPS = 100_000
 GUIDES = ("caption", "history")
 SETTINGS = (
     *("steps", "scale", "shift", "interval", "lead", "apart", "rescale"),
-    *("history", "history_level", "reconstruction", "guide"),
+    *("history", "history_level", "reconstruction", "guide", "noise"),
 )
 
 
@@ -95,6 +95,8 @@ class Generation:
     guidance by the known frames, against the same frames at `history_level`; `reconstruction`: the weight of guidance
     by the kept pixels. `diffusion/guidance.py` has the formulas. `guide`: what guides a clip with known frames, its
     `caption` or the frames alone (`history`), which take the scale of the caption if they have none of their own.
+    `noise`: the standard deviation of the noise that frames begin with; below 1 clips differ less, and fewer are
+    strange (the temperature of Kingma and Dhariwal 2018, arXiv 1807.03039, section 6).
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Generation:
         reconstruction: float = 0.0,
         guide: str = "caption",
         apart: bool = False,
+        noise: float = 1.0,
     ) -> None:
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
             raise ValueError(f"sampler.steps: found {steps}, expected a whole number from 1 to {MOST_STEPS}")
@@ -132,12 +135,14 @@ class Generation:
             raise ValueError(f"sampler.history_level: found {history_level}, expected a level above 0, at most 1")
         if not 0 <= reconstruction < math.inf:
             raise ValueError(f"sampler.reconstruction: found {reconstruction}, expected 0 or more; 0 is no guidance")
+        if not 0 < noise < math.inf:
+            raise ValueError(f"sampler.noise: found {noise}, expected a number above 0; 1 is the noise of training")
         if guide not in GUIDES:
             raise ValueError(f"sampler.guide: found {guide!r}, expected {' or '.join(GUIDES)}")
         self.sampler, self.steps, self.shift, self.scale, self.lead = sampler, steps, shift, scale, lead
         self.interval = (float(interval[0]), float(interval[1]))
         self.rescale, self.history, self.history_level = rescale, history, history_level
-        self.reconstruction, self.guide, self.apart = reconstruction, guide, apart
+        self.reconstruction, self.guide, self.apart, self.noise = reconstruction, guide, apart, noise
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain values, with the name of the sampler."""
@@ -168,7 +173,9 @@ class Generation:
         denoise = self.denoise(network, noise, given)
         given = self.led(network, noise, given) if self.apart else given
         taus = schedule(self.steps, given.known, self.shift, self.lead, given.begin, given.held)
-        made = generate(self.sampler, denoise, network.path, noise, given.clip, taus)
+        # A known frame, or one that begins with a video, has as much noise as the network is told.
+        begun = torch.where(per_frame(taus[0] == 1), self.noise * noise, noise)
+        made = generate(self.sampler, denoise, network.path, begun, given.clip, taus)
         return torch.where(per_frame(given.known) | given.kept, given.clip, made)
 
     def led(self, network: Network, noise: Tensor, given: Given) -> Given:

@@ -248,6 +248,7 @@ def idle(cfg: DictConfig, order: Order, prompted: bool) -> list[str]:
         "history": unknown,
         "history_level": unknown or ("" if how.history_scale != 1 else "history=1 is no guidance"),
         "reconstruction": "" if "new" in order.given else "there is no mask=",
+        "noise": "" if order.given.get("strength", 1) == 1 else "the clip begins with the given video",
         "rollout_caption": single,
         "history_noise": single,
     }

@@ -225,6 +225,7 @@ CLASSES: dict[str, Kind] = {
         history_level=number(above=0, most=1),
         reconstruction=number(0),
         guide=choice("caption", "history"),
+        noise=number(above=0),
     ),
     "videodiff.codec.pixels.Pixels": record(channels=COUNT),
     "videodiff.codec.autoencoder.Autoencoder": record(
@@ -498,6 +499,7 @@ SAMPLING = {
     "scale": optional(number()),
     "shift": optional(number(above=0)),
     "guide": optional(choice("caption", "history")),
+    "noise": optional(number(above=0)),
     "trust": TRUST,
 }
 LIMITS = record(min=optional(number()), max=optional(number()))

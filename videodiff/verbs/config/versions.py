@@ -15,7 +15,7 @@ from typing import Any
 
 from videodiff import __version__
 
-RECORD, VERSION = "record", 20
+RECORD, VERSION = "record", 21
 # For each version the keys that it introduced, by class, with the value that means what the class did before. Records
 # without a version are of version 1.
 MEANT: dict[int, dict[str, dict[str, Any]]] = {
@@ -59,6 +59,7 @@ MEANT: dict[int, dict[str, dict[str, Any]]] = {
     18: {"videodiff.diffusion.flow_map.FlowMap": {"scale": 1.0, "lead": 0, "near": 0.0, "whole": 0.0}},
     19: {"videodiff.diffusion.flow_map.FlowMap": {"spread": 0.0}},
     20: {"videodiff.denoiser.transformer.SpaceTimeTransformer": {"padding": "masked"}},
+    21: {"videodiff.generation.settings.Generation": {"noise": 1.0}},
 }
 # For each version the keys that went with it, by class.
 GONE: dict[int, dict[str, tuple[str, ...]]] = {
