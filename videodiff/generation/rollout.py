@@ -153,7 +153,7 @@ def rolled(parts: Parts, generation: Generation, one: Wanted, shape: Shape, how:
     path, history = parts.objective.path, clean[:, :, : how.overlap]
     # An encoder may be larger than the denoiser, and a caption holds for many frames.
     told = cache(lambda caption: network(parts, [one._replace(caption=caption)], device))
-    z = path.mix(clean, noise, ramp[0])
+    z = path.mix(clean, generation.begun(noise, ramp[0]), ramp[0])
     for number in range(how.total - shape[0]):
         given = nothing_given(noise)
         given.known[:, : how.overlap] = True

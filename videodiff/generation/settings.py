@@ -173,10 +173,13 @@ class Generation:
         denoise = self.denoise(network, noise, given)
         given = self.led(network, noise, given) if self.apart else given
         taus = schedule(self.steps, given.known, self.shift, self.lead, given.begin, given.held)
-        # A known frame, or one that begins with a video, has as much noise as the network is told.
-        begun = torch.where(per_frame(taus[0] == 1), self.noise * noise, noise)
-        made = generate(self.sampler, denoise, network.path, begun, given.clip, taus)
+        made = generate(self.sampler, denoise, network.path, self.begun(noise, taus[0]), given.clip, taus)
         return torch.where(per_frame(given.known) | given.kept, given.clip, made)
+
+    def begun(self, noise: Tensor, tau: Tensor) -> Tensor:
+        """Return the noise `b c t h w` of frames that begin at the levels `b t`: of size `self.noise` at level 1."""
+        # A known frame, or one that begins with a video, has as much noise as the network is told.
+        return torch.where(per_frame(tau == 1), self.noise * noise, noise)
 
     def led(self, network: Network, noise: Tensor, given: Given) -> Given:
         """Make the frames that lead, as clips of their own, and return `given` with these frames known."""
