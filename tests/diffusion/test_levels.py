@@ -178,7 +178,9 @@ def test_an_unknown_policy_is_an_error_that_names_the_known_ones(name: str) -> N
         policy(name)
 
 
-@pytest.mark.parametrize("weights", [{"shared": -1.0, "ends": 2.0}, {"shared": 0.0}, {"shared": math.nan}])
+@pytest.mark.parametrize(
+    "weights", [{"shared": -1.0, "ends": 2.0}, {"shared": 0.0}, {"shared": math.nan}, {"shared": 1e308, "ends": 1.0}]
+)
 def test_weights_that_are_no_weights_are_an_error(weights: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"levels\.policies: found the weights .*shared"):
         NoiseLevels(weights)

@@ -87,6 +87,8 @@ MISTAKES = {
     "source": (["pack", "source=nowhere", "out=there"], "nowhere"),
     "clips": (["simulate", "out=there", "clips=0"], "'clips=0': found 0, expected a whole number of at least 1"),
     "size": (["simulate", "out=there", "size=33"], "'size=33': found 33, expected an even number of at least 2"),
+    "large frames": (["simulate", "out=there", "size=1000000"], "found 8 frames of 1000000 x 1000000 pixels, which"),
+    "many frames": (["simulate", "out=there", "world.frames=10000000000000"], "10,000,000,000,000 frames of 64 x 64 p"),
     "here": (["simulate", "out=.", "clips=1"], "out: . exists already, expected the name of a new folder"),
     "root": (["simulate", "out=/", "clips=1"], "out: / exists already, expected the name of a new folder"),
     "shares": (["simulate", "out=there", "world.balls={1: 0}"], "balls: found {1: 0}, expected shares of 1 to 6 discs"),

@@ -242,7 +242,7 @@ def test_every_mode_keeps_what_is_given_to_the_bit(call: Call, trained: Path, tm
         assert (status, err.count("\n")) == (1, 1), err
         assert message in err
     facts = [json.loads((out / f"{number:03d}.json").read_text()) for number in range(4)]
-    assert [one["known"] for one in facts] == [[0], [0, 3], [], []]
+    assert [one["known"] for one in facts] == [[0], [0, 3], None, None]
     assert facts[2]["strength"] == 0.5
     assert facts[3]["mask"]["sha256"] == hashlib.sha256((tmp_path / "mask.png").read_bytes()).hexdigest()
     assert facts[0]["sampler"]["rescale"] == 0.5

@@ -111,9 +111,11 @@ class NoiseLevels:
     ) -> None:
         names = dict(USUAL if policies is None else policies)
         self.policies, self.names = [policy(name) for name in names], list(names)
-        self.weights = torch.tensor([float(weight) for weight in names.values()])
-        if not all(weight >= 0 for weight in self.weights) or not self.weights.sum() > 0:
-            raise ValueError(f"levels.policies: found the weights {names}, expected none negative and one positive")
+        self.weights = torch.tensor([float(weight) for weight in names.values()], dtype=torch.float64).float()
+        if not all(weight >= 0 for weight in self.weights) or not 0 < self.weights.sum() < math.inf:
+            raise ValueError(
+                f"levels.policies: found the weights {names}, expected none negative, one positive, and a finite sum"
+            )
         if distribution not in ("uniform", "logit_normal"):
             raise ValueError(f"levels.distribution: found {distribution!r}, expected uniform or logit_normal")
         self.base: Draw = uniform if distribution == "uniform" else partial(logit_normal, mean=mean, std=std)

@@ -357,7 +357,7 @@ def facts_of(cfg: DictConfig, order: Order, given: Sequence[Footage], origin: di
     }
     # In the order of the setting: pictures belong to these frames one by one.
     known = [number % order.shape[0] for number in cfg.known or order.given.get("known", ())]
-    facts |= {"known": known, "given": None}
+    facts |= {"known": known or None, "given": None}
     if given:
         facts["given"] = given[0].facts() if len(given) == 1 else [one.facts() for one in given]
         facts |= {"start": cfg.start, "strength": cfg.strength}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from videodiff.data.processes.pool import run_all
 from videodiff.data.storage.files import owning, room_at
 from videodiff.data.video.encode import encode
-from videodiff.machine import cores
+from videodiff.machine import cores, memory
 from videodiff.printing import say
 from videodiff.words import count_text
 from videodiff.worlds.scene import render
@@ -26,6 +26,7 @@ from videodiff.worlds.scene import render
 def run(cfg: DictConfig) -> None:
     """Write the clips into a temporary folder and rename it when all are written."""
     out = Path(cfg.out)
+    check_memory(cfg.world.get("frames") or 1, cfg.size)
     world = instantiate(cfg.world)
     check_new(out)
     work = out.with_name(f".{out.name}.partial")
@@ -38,6 +39,16 @@ def run(cfg: DictConfig) -> None:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     say(f"videodiff simulate: {count_text(cfg.clips, 'clip')} of {cfg.size} px in {out}")
+
+
+def check_memory(frames: int, size: int) -> None:
+    """Raise if the frames of one clip, which are drawn in double precision, do not fit into the memory."""
+    needed, there = 8 * 3 * frames * size**2, memory()
+    if needed > there:
+        raise ValueError(
+            f"world.frames, size: found {count_text(frames, 'frame')} of {size} x {size} pixels, which take "
+            f"{needed / 2**30:,.0f} GiB while they are drawn, expected at most the {there / 2**30:,.0f} GiB of memory"
+        )
 
 
 def check_new(out: Path) -> None:
