@@ -65,10 +65,11 @@ class Decision(NamedTuple):
 def decide(candidates: Iterable[Candidate], rules: Rules) -> Decision:
     """Return what the rules say of all clips, given in the order of the inputs.
 
-    An input is ok if one of its clips is kept; else it is filtered for the reason of its first clip. The first of
-    several duplicates is kept. Memory: 100 bytes a clip, for its hashes.
+    An input is ok if one of its clips is kept; else it is filtered for the reason of its first clip. Of several
+    duplicates the first that has a caption is kept, or else the first. Memory: 100 bytes a clip, for its hashes.
     """
-    reasons, digests, hashes, hashed, firsts, lost, last = [], bytearray(), bytearray(), bytearray(), [], 0, None
+    reasons, digests, hashes, firsts, lost, last = [], bytearray(), bytearray(), [], 0, None
+    hashed, mute = bytearray(), bytearray()
     for number, candidate in enumerate(candidates):
         if candidate.request.id != last:
             firsts.append(number)
@@ -77,10 +78,12 @@ def decide(candidates: Iterable[Candidate], rules: Rules) -> Decision:
         digests += candidate.sha256[:DIGEST]
         hashes += candidate.perceptual or bytes(BITS // 8)
         hashed.append(bool(candidate.perceptual))
-    for number in repeated(reasons, digests):
+        mute.append(not candidate.captions)
+    order = np.argsort(np.frombuffer(mute, bool), kind="stable")
+    for number in repeated(order[left_in(reasons)[order]], digests):
         reasons[number] = "duplicate"
     if rules.near is not None:
-        left = np.flatnonzero(left_in(reasons) & np.frombuffer(hashed, bool))
+        left = order[(left_in(reasons) & np.frombuffer(hashed, bool))[order]]
         table = np.frombuffer(hashes, np.uint8).reshape(-1, BITS // 8)[left]
         for number in left[near_duplicates(table, rules.near) >= 0]:
             reasons[number] = "near duplicate"
@@ -117,8 +120,7 @@ def left_in(reasons: Sequence[str]) -> np.ndarray:
     return np.fromiter((not reason for reason in reasons), bool, len(reasons))
 
 
-def repeated(reasons: Sequence[str], digests: bytearray) -> np.ndarray:
-    """Return the indices of the kept clips that have the same digest as an earlier kept clip."""
-    left = np.flatnonzero(left_in(reasons))
+def repeated(left: np.ndarray, digests: bytearray) -> np.ndarray:
+    """Return those of the clips `left` whose digest an earlier one of them has."""
     found = np.frombuffer(digests, f"V{DIGEST}")[left]
     return np.delete(left, np.unique(found, return_index=True)[1])

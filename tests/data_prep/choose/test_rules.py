@@ -41,6 +41,13 @@ def test_near_duplicates_differ_in_so_many_bits_at_most_and_need_a_hash() -> Non
     assert reasons(*clips, near=8, licences=["CC0"]) == ["licence", "", "", "near duplicate"]
 
 
+def test_of_copies_one_that_has_a_caption_is_kept() -> None:
+    clips = [clip("a", 1, None, captions=()), clip("b", 1, None), clip("c", 1, None), clip("d", 2, None, captions=())]
+    assert reasons(*clips) == ["duplicate", "", "duplicate", ""]
+    clips = [clip("a", 1, 0, captions=()), clip("b", 2, 8), clip("c", 3, 99, captions=()), clip("d", 4, 99)]
+    assert reasons(*clips, near=8) == ["near duplicate", "", "near duplicate", ""]
+
+
 def test_a_clip_has_the_first_reason_in_the_order_of_the_rules() -> None:
     wrong = {"licence": "none", "scores": {"motion": 0.1}, "captions": ()}
     rules = {"licences": ["CC0"], "filter": {"motion": {"min": 0.5}}, "require_caption": True}
