@@ -64,7 +64,8 @@ def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path: Path, world_datase
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
     assert first.returncode == 0, out[-3000:]
-    assert "MEMBER: 1/2" in out, "it began with both"
+    # Which node has the first rank is chance.
+    assert "MEMBER: 1/2" in out or "MEMBER: 2/2" in out, "it began with both"
     assert "MEMBER: 1/1" in out, "it went on with one"
     assert "goes on from" in out
     assert read_run(tmp_path / "run").metrics["train/loss"][0].astype(int).tolist() == list(range(1, STEPS + 1))
