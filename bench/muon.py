@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from bench.sequence import together
-from bench.subjects.harness import as_trained
+from videodiff.machine import keep_freed_memory
 from videodiff.parallel.fsdp.engine import whole as full
 from videodiff.parallel.muon.rows import ShardedMuon
 from videodiff.parallel.muon.whole import SharedMuon
@@ -50,7 +50,7 @@ def main() -> None:
 
 def compare(asked: argparse.Namespace) -> None:
     """Step ours and torch's in turn."""
-    as_trained()
+    keep_freed_memory()
     shapes = shapes_of(asked)
     start = noise(shapes, 0, asked.device)
     ours, torchs = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
@@ -90,7 +90,7 @@ class Gathering(Muon):
 
 def shared(group: object, asked: argparse.Namespace) -> list[str]:
     """Step in turn, in this process, optimizers that do everything and ones that share the work; return lines."""
-    as_trained()
+    keep_freed_memory()
     shapes, world = shapes_of(asked), dist.get_world_size()
     mesh = init_device_mesh("cpu", (world,))
     split = partial(distribute_tensor, device_mesh=mesh, placements=[Shard(0)], src_data_rank=None)

@@ -13,7 +13,9 @@ import importlib
 import sys
 
 import torch
-from subjects.harness import Settings, as_trained, record
+from subjects.harness import Settings, record
+
+from videodiff.machine import keep_freed_memory
 
 SUBJECTS = ("denoiser", "step", "sampling", "encoding", "checkpoint", "compile", "loader", "fp8")
 
@@ -29,7 +31,8 @@ def main() -> None:
     if unknown := set(asked.subjects) - set(SUBJECTS):
         parser.error(f"found the subjects {', '.join(sorted(unknown))}, expected some of {', '.join(SUBJECTS)}")
     torch.set_num_threads(asked.threads)
-    as_trained()
+    # As `videodiff train` does, for all that is compared.
+    keep_freed_memory()
     settings = Settings(1 if asked.tiny else asked.rounds, asked.tiny)
     command = " ".join(["python bench/run.py", *sys.argv[1:]])
     for name in asked.subjects or SUBJECTS:

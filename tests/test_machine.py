@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,3 +108,19 @@ def test_nothing_else_asks_what_the_machine_has() -> None:
     asks = re.compile(r"cpu_count|sched_getaffinity|SC_PHYS_PAGES|MemTotal|virtual_memory")
     files = [path for room in ("videodiff", "data_prep") for path in (ROOT / room).rglob("*.py")]
     assert [path.name for path in files if asks.search(path.read_text())] == ["machine.py"]
+
+
+@pytest.mark.parametrize("most", [2**25, 2**31])
+def test_freed_memory_is_kept_up_to_the_size_that_glibc_takes(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+
+    def mallopt(name: int, size: int) -> int:
+        # The limit is one of mmap's threshold, -3.
+        taken = name != -3 or size <= most
+        found.update({name: size} if taken else {})
+        return int(taken)
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    machine.keep_freed_memory()
+    assert found == {-1: 2**30, -3: min(most, 2**30)}

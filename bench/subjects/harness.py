@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,14 +34,6 @@ class Figure(NamedTuple):
     high: float
     key: str | None = None
     aim: str = ""
-
-
-def as_trained() -> None:
-    """Keep glibc from returning large blocks to the kernel, as `videodiff train` does, for all compared works."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        for threshold in (-1, -3):
-            libc.mallopt(threshold, 1 << 30)
 
 
 def clock() -> float:

@@ -19,6 +19,7 @@ import yaml
 
 from videodiff.denoiser.target import targeting
 from videodiff.denoiser.transformer import SpaceTimeTransformer
+from videodiff.machine import keep_freed_memory
 from videodiff.parallel.launcher import meeting_port
 from videodiff.parallel.recompute import recompute_blocks
 from videodiff.planning.forecast.calibration import QUANTILE, Pace, Speed, fit, once, paced, settled
@@ -78,6 +79,8 @@ def of_processor(like: Cluster, rounds: int = 6) -> tuple[Cluster, float]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # As training does.
+    keep_freed_memory()
     pace, samples = Pace(), [sample(network) for network in NETWORKS]
     repeating = sample(NETWORKS[0], "selective")
     timed, steps, repeated, paces = [], [], [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -32,7 +31,7 @@ from videodiff.data.storage.address import without_secrets
 from videodiff.data.storage.files import owning
 from videodiff.generation.known import mixed
 from videodiff.generation.sampling import is_no_room, latent_shape
-from videodiff.machine import memory
+from videodiff.machine import keep_freed_memory, memory
 from videodiff.node_copy import NodeCopies
 from videodiff.parallel import environment
 from videodiff.parallel.compile import check_stage
@@ -144,7 +143,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     place = str(cfg.data.get("root") or cfg.data.get("urls"))
     if cfg.resume is not None and first and "://" in place:
         say(f"videodiff train: reads {without_secrets(place)}, the data of the run")
-    quiet_and_quick()
+    quiet()
+    keep_freed_memory()
     fill_text(cfg)
     optimizer, schedule = (instantiate_partial(name, cfg[name]) for name in ("optimizer", "schedule"))
     data = build_data(cfg)
@@ -334,16 +334,8 @@ def processes_of_node(cfg: DictConfig) -> int:
     return count_processes(list(devices) if isinstance(devices, ListConfig) else devices)
 
 
-def quiet_and_quick() -> None:
-    """Silence Lightning's advice, and keep glibc from returning large blocks to the kernel at every step.
-
-    On a CPU a third of a step is page faults otherwise.
-    """
+def quiet() -> None:
+    """Silence Lightning's advice."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Each process would print it on every machine with Slurm; `videodiff doctor` reports what is wrong with a launch.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(trim_threshold, 1 << 30)
-        libc.mallopt(mmap_threshold, 1 << 30)
